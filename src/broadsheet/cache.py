@@ -1,0 +1,108 @@
+"""The cache folder, and the three habits that keep it trustworthy: lock, write aside then rename, name by content.
+
+Everything kept between runs lies under `home()`. A file or folder that stands under its final name is whole: it was
+written under a temporary name in the same folder, flushed to disk, and renamed. A killed run leaves only temporaries,
+which the next run removes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from broadsheet.console import InputError, say
+
+
+def home() -> Path:
+    """The cache folder: `$BROADSHEET_HOME`, by default `~/.cache/broadsheet`. Made on first use.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+    folder = Path(os.environ.get("BROADSHEET_HOME") or "~/.cache/broadsheet").expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the cache folder {folder}: {error.strerror}; set BROADSHEET_HOME to a writable folder") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write to the cache folder {folder}; set BROADSHEET_HOME to a writable folder")
+    return folder
+
+
+def fingerprint(value: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of `value` as canonical JSON (keys sorted, no spaces).
+
+    Raises:
+        TypeError: `value` holds something JSON cannot express.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock named after `path` (`<path>.lock`) across processes; says so when it has to wait."""
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0.2)
+    except Timeout:
+        say(f"waiting for another broadsheet that is preparing {path.name} …")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; on success flush it to disk and rename it to `path`, else remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder; on success rename it to `path` (replacing what stood there), else remove it.
+
+    Call it under `locked(path)`: leftovers of killed runs are swept here.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

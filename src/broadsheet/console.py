@@ -1,0 +1,71 @@
+"""What broadsheet says while it works: one-line messages and progress bars on stderr, and the error a user can mend.
+
+stdout is kept for results, so that every command can be piped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The message is one line: what was got, what was expected, the remedy.
+
+    The command prints it without a traceback and ends with exit status 2; any other exception is a bug and shows whole.
+    """
+
+
+def stderr() -> Console:
+    """The console for messages; made on each call so that a redirected `sys.stderr` is honoured."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """Print one plain line on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(description: str, total: float | None = None) -> Iterator[Progress]:
+    """A Rich progress display on stderr with one task, silent when stderr is not a terminal.
+
+    Example:
+        with progress("scoring", total=len(texts)) as bar:
+            for text in texts:
+                ...
+                bar.advance(bar.task_ids[0])
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = stderr()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        bar.add_task(description, total=total)
+        yield bar
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yield `items` while a progress bar counts them; silent when stderr is not a terminal."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    with progress(description, total) as bar:
+        for item in items:
+            yield item
+            bar.advance(bar.task_ids[0])
