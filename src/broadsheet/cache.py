@@ -29,7 +29,9 @@ def home() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make the cache folder {folder}: {error.strerror}; set BROADSHEET_HOME to a writable folder") from None
+        raise InputError(
+            f"cannot make the cache folder {folder}: {error.strerror}; set BROADSHEET_HOME to a writable folder"
+        ) from None
     if not os.access(folder, os.W_OK):
         raise InputError(f"cannot write to the cache folder {folder}; set BROADSHEET_HOME to a writable folder")
     return folder

@@ -46,7 +46,14 @@ def progress(description: str, total: float | None = None) -> Iterator[Progress]
                 ...
                 bar.advance(bar.task_ids[0])
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = stderr()
     columns = (

@@ -1,0 +1,62 @@
+# `make demo` and `make test` set up everything they need: a virtual environment, the package, the default model.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help demo test lint format docs evidence bench clean
+
+help:  ## list these commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.installed  ## see in a few minutes whether a paper helps, on a real model and real text
+	@$(BIN)/broadsheet demo
+
+test: $(VENV)/.installed-dev  ## unit tests, the default model on real text, and the numeric oracles
+	$(BIN)/python -m pytest
+	$(BIN)/python tests/oracles.py tests/oracles
+
+lint: $(VENV)/.installed-dev  ## formatting, lint, types, one-way imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev  ## let ruff mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.installed-docs  ## build the documentation into site/
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+evidence: $(VENV)/.installed-dev  ## record again what the pages and rungs rest on (tens of minutes)
+	$(BIN)/python tests/oracles.py tests/oracles --record
+	$(BIN)/broadsheet try lastde --record
+
+bench: $(VENV)/.installed-dev  ## measure speed ratios side by side
+	$(BIN)/python benchmarks/detect.py
+
+clean:  ## remove what the other commands made here; the model cache stays
+	rm -rf $(VENV) build dist site runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("broadsheet needs Python 3.11 or newer, got " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "installing broadsheet into $(VENV) (PyTorch is the largest part) …"
+	@$(PIP) install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	@echo "installing broadsheet and its development tools into $(VENV) …"
+	@$(PIP) install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python
+	@$(PIP) install --quiet --editable '.[docs]'
+	@touch $@

@@ -1,0 +1,330 @@
+"""The command `broadsheet`. Parses, calls one function of the library, prints.
+
+Knows: every command's arguments. Imports nothing heavy until a command needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from broadsheet import __version__
+from broadsheet.console import InputError, say
+
+app = typer.Typer(
+    name="broadsheet",
+    help="Every paper on one page of 79 papers about LLMs for text: run it on your model and your data, "
+    "and see in one run, against the plain baseline, whether it helps.",
+    epilog="Start with: broadsheet demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+_EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Model = Annotated[str, typer.Option(help="`default`, a hub id, a folder, or a .gguf file.")]
+Data = Annotated[str, typer.Option(help="`pydocs`, a file or folder of documents, or `hf:name[/config]:split`.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"broadsheet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: broadsheet papers detection --stage detect")
+def papers(
+    query: Annotated[str, typer.Argument(help="Words to find in id, title, arXiv id or class names.")] = "",
+    stage: Annotated[str, typer.Option(help="Only this stage, e.g. detect.")] = "",
+    kind: Annotated[str, typer.Option(help="Only method, study, benchmark or survey.")] = "",
+    rung: Annotated[int, typer.Option(min=0, max=4, help="Only papers that have reached at least this rung.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """List and search the page.
+
+    The rung is how far a paper's evidence reaches: 0 listed, 1 runs, 2 exact, 3 helps, 4 leads.
+    """
+    from broadsheet.papers import RUNGS, page, search
+
+    found = search(query, stage=stage, kind=kind, rung=rung)
+    if as_json:
+        print(json.dumps([paper.to_dict() for paper in found], indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("id", "stage", "rung"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("title", no_wrap=True, overflow="ellipsis")
+    for paper in found:
+        table.add_row(paper.id, paper.stage, f"{paper.rung} {RUNGS[paper.rung]}", paper.title)
+    console = Console(highlight=False)
+    if found:
+        console.print(table)
+    console.print(f"{len(found)} of {len(page())} papers", style="dim")
+
+
+@app.command(epilog="Example: broadsheet show lastde")
+def show(
+    paper_id: Annotated[str, typer.Argument(metavar="ID", help="A paper's id or arXiv id.")],
+    as_json: Json = False,
+) -> None:
+    """Say what a paper is, where it plugs in, how to call it, and where its evidence stands."""
+    from broadsheet import evidence
+    from broadsheet.papers import RUNGS, docstring, get
+
+    paper = get(paper_id)
+    recorded = evidence.read(paper.id)
+    if as_json:
+        print(json.dumps({**paper.to_dict(), "evidence": recorded}, indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.padding import Padding
+
+    console = Console(highlight=False)
+    console.print(f"[bold]{paper.title}[/bold]", soft_wrap=False)
+    console.print(
+        f"{paper.id} · {paper.url} · {paper.kind} · stage {paper.stage} · rung {paper.rung} {RUNGS[paper.rung]}"
+    )
+    if not paper.entry:
+        console.print("\nListed; not built yet. `broadsheet papers --rung 1` lists what runs.")
+    for entry in paper.entry:
+        module, name = entry.split(":")
+        console.print(f"\n[bold]from {'.'.join(module.split('.')[:2])} import {name}[/bold]")
+        console.print(Padding(docstring(entry), (0, 0, 0, 2)), markup=False)
+    if paper.trial:
+        console.print(f"\n[bold]broadsheet try {paper.id}[/bold]")
+        console.print(Padding(docstring(paper.trial), (0, 0, 0, 2)), markup=False)
+    if paper.apply:
+        console.print(f"\n[bold]broadsheet apply {paper.id} FILE --out OUT[/bold]")
+        console.print(Padding(docstring(paper.apply), (0, 0, 0, 2)), markup=False)
+    if recorded:
+        from broadsheet.report import terminal
+        from broadsheet.trial import TrialResult
+
+        console.print(f"\n[bold]Evidence[/bold] recorded {recorded['provenance']['date']}\n")
+        terminal(TrialResult.from_dict(recorded), console)
+
+
+@app.command("try", context_settings=_EXTRA, epilog="Example: broadsheet try lastde --quick")
+def try_(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="ID|STAGE", help="A paper, or a stage for all its methods at once.")],
+    model: Model = "default",
+    data: Data = "pydocs",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer items: minutes instead of tens of minutes.")] = False,
+    seed: Annotated[int, typer.Option(help="Of sampling, shuffling and the bootstrap.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the report (JSON and HTML).")] = Path("runs"),
+    record: Annotated[bool, typer.Option("--record", help="Keep the result as evidence/<id>.json.")] = False,
+) -> None:
+    """Try a paper against the plain baseline, on your model and your data.
+
+    Prints a table with intervals and one verdict a metric, and writes JSON and one HTML page. A trial's own options are
+    given as --name value; `broadsheet show ID` lists them.
+    """
+    from broadsheet.papers import get_trial
+
+    paper, entry = get_trial(name)
+    _run_trial(paper, entry, {"model": model, "data": data, "quick": quick, "seed": seed}, context.args, out, record)
+
+
+@app.command(epilog="Example: broadsheet demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report (JSON and HTML).")] = Path("runs"),
+) -> None:
+    """Try the first paper (lastde) quickly on the built-in model and corpus: the whole idea in a few minutes."""
+    from broadsheet.papers import get, get_trial
+
+    paper, entry = get_trial("lastde")
+    say(f"broadsheet: does a paper help on this machine? Trying “{get(paper).title}” ({get(paper).url}).")
+    say("The built-in model writes half of the texts; twelve detectors say which half. This takes a few minutes.")
+    _run_trial(paper, entry, {"quick": True}, [], out, record=False)
+
+
+def _run_trial(paper: str, entry: str, options: dict[str, Any], extra: list[str], out: Path, record: bool) -> None:
+    from broadsheet import evidence, report
+    from broadsheet.papers import load
+
+    _writable(out)
+    trial = load(entry)
+    result = _construct(trial, {**options, **_pairs(extra)}).run()
+    result.paper, result.command = paper, shlex.join(["broadsheet", *sys.argv[1:]])
+    json_path, html_path = report.write(result, out)
+    report.terminal(result)
+    print(f"report: {html_path}\ndata:   {json_path}")
+    if record:
+        path = evidence.record(paper, result.to_dict(), evidence.folder())
+        print(f"evidence: {path}")
+
+
+@app.command(epilog="Example: broadsheet compare samples_a.jsonl samples_b.jsonl")
+def compare(
+    a: Annotated[Path, typer.Argument(help="Per-item results of the baseline.")],
+    b: Annotated[Path, typer.Argument(help="Per-item results to compare with it.")],
+    qrels: Annotated[Path | None, typer.Option(help="Relevance judgements, when A and B are TREC runs.")] = None,
+    measure: Annotated[list[str] | None, typer.Option(help="TREC measure; may be repeated. Default: nDCG@10.")] = None,
+    lower_is_better: Annotated[
+        list[str] | None, typer.Option(help="A metric that should be low; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Give a paired verdict on two files of per-item results that other tools wrote.
+
+    Reads lm-evaluation-harness samples (--log_samples JSONL), TREC runs with --qrels, and plain JSONL, CSV or TSV with an
+    id column and numeric columns.
+    """
+    from dataclasses import asdict
+
+    from broadsheet import report
+    from broadsheet.compare import compare_files
+    from broadsheet.evidence import finite
+    from broadsheet.stats import multiplicity_warning
+
+    comparisons = compare_files(
+        a,
+        b,
+        qrels=qrels,
+        measures=tuple(measure or ("nDCG@10",)),
+        lower_is_better=tuple(lower_is_better or ()),
+        higher_is_better=tuple(higher_is_better or ()),
+        id_field=id_field,
+        score_field=score_field,
+    )
+    if as_json:
+        if warning := multiplicity_warning(comparisons):
+            say(warning)
+        print(json.dumps(finite([asdict(comparison) for comparison in comparisons]), indent=1, ensure_ascii=False))
+        return
+    report.comparison_table(comparisons)
+
+
+@app.command(context_settings=_EXTRA, epilog="Example: broadsheet apply lastde corpus.jsonl --out scores.jsonl")
+def apply(
+    context: typer.Context,
+    paper_id: Annotated[str, typer.Argument(metavar="ID", help="A paper's id or arXiv id.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file or folder of documents, `pydocs`, or `hf:…`.")],
+    out: Annotated[Path, typer.Option(help="The result; resumes where a killed run stopped.")],
+    model: Model = "default",
+    on_error: Annotated[
+        Literal["stop", "skip"], typer.Option(help="At a bad line: stop, or skip it (counted and said).")
+    ] = "stop",
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT and start over.")] = False,
+) -> None:
+    """Use a paper on a corpus. A method's own options are given as --name value; `broadsheet show ID` lists them."""
+    from broadsheet import corpora
+    from broadsheet.papers import get, load
+
+    paper = get(paper_id)
+    if not paper.apply:
+        raise InputError(f"{paper.id} has nothing to apply yet: `broadsheet show {paper.id}` says what it offers")
+    corpus = corpora.load(data, on_error=on_error)
+    method = _construct(load(paper.apply), {"method": paper.id, "model": model, **_pairs(context.args)})
+    print(method.run(corpus, out, force=force))
+
+
+@app.command(epilog="Example: broadsheet models")
+def models(as_json: Json = False) -> None:
+    """Show which models are cached, how large they are and where they lie."""
+    from broadsheet.models import cached
+
+    found = cached()
+    if as_json:
+        print(json.dumps([model._asdict() for model in found], indent=1, default=str))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("model", "size", "state", "path"):
+        table.add_column(column, overflow="fold")
+    for model in found:
+        table.add_row(model.name, f"{model.size / 1e6:,.0f} MB", "whole" if model.whole else "damaged", str(model.path))
+    Console(highlight=False).print(table if found else "no model is cached yet: `broadsheet demo` fetches the default")
+
+
+def _pairs(extra: list[str]) -> dict[str, str | bool]:
+    """`--name value`, `--name=value` and `--flag` to a dictionary.
+
+    Raises:
+        InputError: something that is not an option.
+    """
+    options: dict[str, str | bool] = {}
+    rest = list(extra)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("--") or token == "--":
+            raise InputError(f"got {token!r} where an option was expected; a trial's options are --name value")
+        name, equals, value = token[2:].partition("=")
+        follows = rest and not rest[0].startswith("--")
+        options[name.replace("-", "_")] = value if equals else rest.pop(0) if follows else True
+    return options
+
+
+def _construct(kind: type, options: dict[str, Any]) -> Any:
+    """An instance of dataclass `kind`, its options converted from text by the type of each field's default.
+
+    Raises:
+        InputError: an unknown option, or a value of the wrong type.
+    """
+    from dataclasses import fields
+
+    known = {field.name: field for field in fields(kind) if field.init}
+    values = {}
+    for name, value in options.items():
+        if name not in known:
+            raise InputError(f"no option --{name.replace('_', '-')}; expected one of {', '.join(_flags(known))}")
+        default = known[name].default
+        try:
+            values[name] = (
+                type(default)(value) if isinstance(value, str) and isinstance(default, int | float) else value
+            )
+        except ValueError:
+            raise InputError(f"got --{name} {value!r}; expected {type(default).__name__}") from None
+    return kind(**values)
+
+
+def _flags(names: Any) -> list[str]:
+    return [f"--{name.replace('_', '-')}" for name in names]
+
+
+def _writable(folder: Path) -> None:
+    """Say before hours of work, not after, that the report cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {folder}: {error.strerror}; give another folder with --out") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write to {folder}; give another folder with --out")
+
+
+def main() -> None:
+    """Run the command; what a user can mend is one line on stderr and exit status 2."""
+    try:
+        app()
+    except (InputError, FileNotFoundError, PermissionError) as error:
+        if os.environ.get("BROADSHEET_DEBUG"):
+            raise
+        print(f"broadsheet: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("broadsheet: stopped", file=sys.stderr)
+        sys.exit(130)

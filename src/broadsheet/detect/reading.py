@@ -1,0 +1,305 @@
+"""One forward pass over each text, kept as the few numbers per token that every detector is made from.
+
+Knows: causal LMs, token ids, windows over long texts, batches. Does not know: detectors. Nothing here is averaged over
+tokens: a `Reading` holds sequences, and a detector's statistic is a function of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from broadsheet.console import InputError, say
+from broadsheet.models import halve_on_oom, load, token_budget_batches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Need = Literal["rank", "entropy", "moments", "samples"]
+
+# torch's CPU attention changes its blocking, hence the order of its sums, where the padded length passes 192 and 768;
+# its matrix products where the number of rows is no multiple of 16. Batches that keep to one side of these edges give
+# each text the bits it gets alone, which Lastde needs: a histogram turns a difference of 1e-6 into a jump.
+_LENGTH_EDGES = (192, 768)
+_LENGTH_MULTIPLE = 16
+
+
+@dataclass
+class Reading:
+    """What a model made of one text of n + 1 tokens; every tensor is float64 on the model's device.
+
+    Attributes:
+        log_likelihood: (n,) log p(x_j | x_<j) of the scoring model, in nats. The first token is never scored.
+        rank: (n,) 1-based rank of x_j by probability.
+        entropy: (n,) entropy of p(· | x_<j), in nats.
+        mean, variance: (n,) of log p(v) with v drawn from the reference model q: μ_j and σ²_j of Fast-DetectGPT.
+        sampled: (n, K) ids of K tokens drawn at each position independently from q(· | x_<j).
+        samples: (n, K) log p of those tokens. A larger K with the same seed begins with the same draws.
+    """
+
+    log_likelihood: Tensor
+    rank: Tensor | None = None
+    entropy: Tensor | None = None
+    mean: Tensor | None = None
+    variance: Tensor | None = None
+    sampled: Tensor | None = None
+    samples: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.log_likelihood)
+
+    @staticmethod
+    def join(parts: Sequence[Reading]) -> Reading:
+        """One reading out of those of consecutive windows."""
+        if len(parts) == 1:
+            return parts[0]
+        columns: dict[str, Any] = {}
+        for name in Reading.__dataclass_fields__:
+            values = [getattr(part, name) for part in parts]
+            columns[name] = None if values[0] is None else torch.cat(values)
+        return Reading(**columns)
+
+
+def read_logits(
+    logits: Tensor,
+    labels: Tensor,
+    reference_logits: Tensor | None = None,
+    *,
+    needs: Iterable[Need] = (),
+    n_samples: int = 100,
+    generator: torch.Generator | None = None,
+    samples: Tensor | None = None,
+) -> Reading:
+    """The reading of one text from its logits.
+
+    Args:
+        logits: (n, vocabulary) of the scoring model p, row j predicting `labels[j]`; upcast to float32 or better first.
+        labels: (n,) token ids.
+        reference_logits: (n, vocabulary') of the reference model q, by default p itself. Vocabularies of different
+            sizes (padded embeddings) are cut to the smaller.
+        needs: which sequences to compute beside the log-likelihood.
+        n_samples: K, for `"samples"`.
+        generator: draws the samples; required for `"samples"` unless `samples` are given.
+        samples: (n, K) token ids to use instead of drawing.
+
+    Raises:
+        ValueError: shapes disagree, or samples are needed and there is neither a generator nor samples.
+    """
+    needs = set(needs)
+    if logits.shape[:1] != labels.shape:
+        raise ValueError(f"got logits for {logits.shape[0]} positions and {labels.shape[0]} labels; expected one each")
+    if reference_logits is not None and reference_logits.shape[-1] != logits.shape[-1]:
+        size = min(reference_logits.shape[-1], logits.shape[-1])
+        logits, reference_logits = logits[..., :size], reference_logits[..., :size]
+    log_p = _log_softmax(logits)
+    log_likelihood = log_p.gather(-1, labels[:, None]).squeeze(-1)
+    reading = Reading(log_likelihood.double())
+    if "rank" in needs:
+        reading.rank = (log_p > log_likelihood[:, None]).sum(-1).double() + 1
+    if not needs & {"entropy", "moments", "samples"}:
+        return reading
+
+    p = log_p.exp()
+    if "entropy" in needs:
+        reading.entropy = -_expectation(p, log_p)
+    if not needs & {"moments", "samples"}:
+        return reading
+
+    q = p if reference_logits is None else _log_softmax(reference_logits).exp()
+    if "moments" in needs:
+        reading.mean = _expectation(q, log_p)
+        reading.variance = _expectation(q, log_p.square()) - reading.mean.square()
+    if "samples" in needs:
+        if samples is None:
+            if generator is None:
+                raise ValueError("samples are needed: give a seeded torch.Generator, or the samples")
+            samples = _sample(q, n_samples, generator)
+        reading.sampled = samples.int()
+        reading.samples = log_p.gather(-1, samples).double()
+    return reading
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    # bf16 log-probabilities move the statistics by several per cent, so they are upcast before the softmax.
+    return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+
+
+def _expectation(q: Tensor, values: Tensor) -> Tensor:
+    """Σ_v q(v) values(v) in each row, in float64; where q is 0 nothing counts, even log p = −inf."""
+    products = q * values
+    return products.masked_fill_(q == 0, 0.0).sum(-1, dtype=torch.float64)
+
+
+def _sample(q: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+    """(n, K) independent draws from each row of `q` by inverting its cumulative distribution."""
+    cumulative = q.cumsum(-1, dtype=torch.float64)
+    # Drawn sample by sample: the generator's next numbers are the next sample's, so the first k do not depend on K.
+    uniform = torch.rand(n_samples, len(q), generator=generator, dtype=torch.float64).T.to(q.device).contiguous()
+    drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+    return drawn.clamp_(max=q.shape[-1] - 1)
+
+
+@dataclass
+class Pass:
+    """Logits of one text, or of one window of a long one: row j of `logits` (n, vocabulary) predicts `labels[j]`."""
+
+    text: int  # index of the text
+    start: int  # the window's first token
+    labels: Tensor
+    logits: Tensor
+    reference_logits: Tensor | None
+
+
+class Reader:
+    """Reads texts with a causal LM, and with a reference model that shares its tokenizer, in batches.
+
+    Texts longer than the context are read in windows that overlap by half, each token scored once with at least half a
+    context before it (but for the first window); how many texts were so read is said once a call. Batches are
+    padded on the right, where causal attention never looks, so a text's reading does not depend on its neighbours: on
+    the CPU in float32 it is the same to the bit.
+
+    Args:
+        model: what `models.load` takes, or a loaded `(model, tokenizer)`.
+        reference: the same, for the model the samples and moments are drawn from; by default `model` itself.
+        device, dtype: as in `models.load`. The default dtype is float32 on every device: statistics of differences
+            between log-probabilities need it.
+        token_budget: padded tokens in one forward pass; by default as many as keep the logits under 512 MiB.
+        context: tokens in one window; by default the models' own `max_position_embeddings`, at most 4,096.
+
+    Raises:
+        InputError: the two models' tokenizers differ.
+    """
+
+    def __init__(
+        self,
+        model: Any = "default",
+        reference: Any = None,
+        *,
+        device: str | None = None,
+        dtype: str = "float32",
+        token_budget: int | None = None,
+        context: int | None = None,
+    ):
+        self.model, self.tokenizer = _loaded(model, device, dtype)
+        self.reference: PreTrainedModel | None = None
+        if reference is not None:
+            self.reference, reference_tokenizer = _loaded(reference, device, dtype)
+            _check_same_tokenizer(self.tokenizer, reference_tokenizer)
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        self.token_budget = token_budget or max(256, 2**29 // 4 // vocabulary)
+        limits = [m.config.get_text_config().max_position_embeddings for m in (self.model, self.reference) if m]
+        self.context = context or min([*limits, 4096])
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with what the tokenizer adds by itself and no chat template."""
+        return self.tokenizer(text, verbose=False).input_ids
+
+    def read(
+        self,
+        texts: Sequence[str | list[int]],
+        needs: Iterable[Need] = (),
+        *,
+        n_samples: int = 100,
+        seed: int = 0,
+        passes: Iterable[Pass] | None = None,
+    ) -> list[Reading]:
+        """Readings of `texts` (strings or token ids), in their order.
+
+        Args:
+            needs: see `read_logits`.
+            n_samples, seed: of the samples; those of a text depend on the seed and on the text alone.
+            passes: the texts' forward passes where they have been made already.
+        """
+        parts: list[list[tuple[int, Reading]]] = [[] for _ in texts]
+        for one in self.passes(texts) if passes is None else passes:
+            generator = torch.Generator().manual_seed(seed_of(seed, texts[one.text], one.start))
+            reading = read_logits(
+                one.logits, one.labels, one.reference_logits, needs=needs, n_samples=n_samples, generator=generator
+            )
+            parts[one.text].append((one.start, reading))
+        return [Reading.join([reading for _, reading in sorted(p, key=lambda part: part[0])]) for p in parts]
+
+    def passes(self, texts: Sequence[str | list[int]]) -> Iterator[Pass]:
+        """The forward passes over `texts`, batch by batch in order of length; a batch's logits are free after it."""
+        ids = [self.encode(text) if isinstance(text, str) else text for text in texts]
+        windows = [window for index, tokens in enumerate(ids) for window in self._windows(index, tokens)]
+        long = len({window.text for window in windows if window.start > 0})
+        if long:
+            say(f"{long} of {len(texts)} texts are longer than the context ({self.context:,} tokens): read in windows")
+        for batch in self._batches([len(window.tokens) for window in windows]):
+            chosen = [windows[i] for i in batch]
+            logits = _logits(self.model, chosen)
+            reference = [None] * len(chosen) if self.reference is None else _logits(self.reference, chosen)
+            for window, p, q in zip(chosen, logits, reference, strict=True):
+                labels = torch.tensor(window.tokens[1:], dtype=torch.long, device=p.device)
+                keep = slice(window.skip, len(labels))
+                yield Pass(window.text, window.start, labels[keep], p[keep], None if q is None else q[keep])
+
+    def _windows(self, index: int, tokens: list[int]) -> Iterator[_Window]:
+        """Cut one text so that every token but the first is scored once."""
+        if len(tokens) <= self.context:
+            yield _Window(index, tokens, 0, 0)
+            return
+        stride = self.context // 2
+        for start in range(0, len(tokens) - self.context + stride, stride):
+            part = tokens[start : start + self.context]
+            # A later window repeats `context − stride` tokens of the one before; those were scored there.
+            yield _Window(index, part, start, self.context - stride - 1 if start else 0)
+
+    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
+        """Batches of windows whose padded lengths lie between the same edges."""
+        for low, high in zip((0, *_LENGTH_EDGES), (*_LENGTH_EDGES, 1 << 62), strict=True):
+            group = [i for i, length in enumerate(lengths) if low <= _padded(length) < high]
+            for batch in token_budget_batches([_padded(lengths[i]) for i in group], self.token_budget):
+                yield [group[i] for i in batch]
+
+
+@dataclass
+class _Window:
+    text: int  # index of the text
+    tokens: list[int]
+    start: int  # where in the text the window starts
+    skip: int  # predictions at its head that an earlier window has scored
+
+
+def _padded(length: int) -> int:
+    return max(1, -(-length // _LENGTH_MULTIPLE)) * _LENGTH_MULTIPLE
+
+
+def _logits(model: PreTrainedModel, windows: list[_Window]) -> list[Tensor]:
+    def forward(part: Sequence[_Window]) -> list[Tensor]:
+        width = max(_padded(len(window.tokens)) for window in part)
+        ids = torch.zeros(len(part), width, dtype=torch.long)
+        for row, window in zip(ids, part, strict=True):
+            row[: len(window.tokens)] = torch.tensor(window.tokens, dtype=torch.long)
+        with torch.inference_mode():
+            logits = model(ids.to(model.device), use_cache=False).logits
+        return [row[: max(0, len(window.tokens) - 1)] for row, window in zip(logits, part, strict=True)]
+
+    return halve_on_oom(forward, windows)
+
+
+def _loaded(model: Any, device: str | None, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if isinstance(model, str):
+        model = load(model, device=device, dtype=dtype)
+    network, tokenizer = model
+    return network, tokenizer
+
+
+def _check_same_tokenizer(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> None:
+    if ours.get_vocab() != theirs.get_vocab():
+        raise InputError(
+            f"the model's tokenizer ({len(ours):,} tokens) and the reference's ({len(theirs):,} tokens) differ: "
+            "token probabilities cannot be compared; give a reference of the same family"
+        )
+
+
+def seed_of(seed: int, text: str | list[int], start: int = 0) -> int:
+    """A 63-bit seed that depends on the given seed, the text and the place in it, and on nothing else in the batch."""
+    digest = hashlib.sha256(f"{seed}\0{start}\0{text}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
