@@ -2,7 +2,7 @@
 
 A case holds `input`, `expected` and `tolerance`; an adapter turns the input into a dictionary that has at least the
 expected keys. A tolerance is absolute: one number for all keys, or one per key; the keys `relative` and
-`relative_scores` give a relative tolerance for every key that has none of its own. A slug without an adapter is skipped.
+`relative_scores` give a relative tolerance for every key that has none of its own. A slug without adapter is skipped.
 
 `--record` writes how many cases passed to the evidence folder, which the second rung rests on.
 """

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chisquare
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from broadsheet.console import InputError
 from broadsheet.teacher import Budget, BudgetExhausted, Teacher
@@ -98,6 +98,18 @@ def test_greedy_is_generate_token_for_token(model, tokenizer):
         assert answer.finish_reason == ("stop" if expected[-1] == 1 else "length")
 
 
+def test_padding_does_not_shift_the_positions_of_a_model_that_counts_them(tokenizer):
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": len(tokenizer)}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.3, bos_token_id=0, eos_token_id=1)).eval()
+    together, alone = teach(model, tokenizer), teach(model, tokenizer, batch_tokens=1)
+    assert together.chat(PROMPTS, max_tokens=20) == alone.chat(PROMPTS, max_tokens=20)
+    choices = ["bad", "a gold mine"]
+    np.testing.assert_allclose(together.score(PROMPTS, choices), alone.score(PROMPTS, choices), atol=1e-5)
+    expected = direct_score(model, tokenizer, "a", choices[1])
+    assert together.score(["a", *PROMPTS], choices, raw=True)[0, 1] == pytest.approx(expected, abs=1e-5)
+
+
 def test_answers_do_not_depend_on_batch_or_order(model, tokenizer):
     settings = {"n": 3, "max_tokens": 30, "top_p": 0.9, "logprobs": True}
     together = teach(model, tokenizer).chat(PROMPTS, **settings)
@@ -169,7 +181,7 @@ def test_logprobs_are_the_models_own(model, tokenizer):
 
 def test_stop_strings_cut_exactly(model, tokenizer):
     recite(model, tokenizer, "hello world, and more")
-    [[answer]] = teach(model, tokenizer).chat(["a"], stop=["lo wo", "nothing"], logprobs=True, temperature=0)
+    [[answer]] = teach(model, tokenizer).chat(["a"], stop=["wo", "lo wo", "nothing"], logprobs=True, temperature=0)
     assert (answer.text, answer.finish_reason, answer.tokens) == ("hel", "stop", len("hello wo"))
     assert [token.token for token in answer.logprobs] == list("hel")
 

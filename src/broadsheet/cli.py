@@ -32,7 +32,7 @@ app = typer.Typer(
 _EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Model = Annotated[str, typer.Option(help="`default`, a hub id, a folder, or a .gguf file.")]
-Data = Annotated[str, typer.Option(help="`pydocs`, a file or folder of documents, or `hf:name[/config]:split`.")]
+Data = Annotated[str, typer.Option(help="`pydocs`, a file or folder of documents, or `hf:[org/]name:split`.")]
 
 
 def _version(wanted: bool) -> None:
@@ -68,19 +68,16 @@ def papers(
     if as_json:
         print(json.dumps([paper.to_dict() for paper in found], indent=1, ensure_ascii=False))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from shutil import get_terminal_size
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("id", "stage", "rung"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("title", no_wrap=True, overflow="ellipsis")
-    for paper in found:
-        table.add_row(paper.id, paper.stage, f"{paper.rung} {RUNGS[paper.rung]}", paper.title)
-    console = Console(highlight=False)
-    if found:
-        console.print(table)
-    console.print(f"{len(found)} of {len(page())} papers", style="dim")
+    width = get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    first = max((len(paper.id) for paper in found), default=2)
+    for row in [("id", "stage", "rung", "title")] * bool(found) + [
+        (paper.id, paper.stage, f"{paper.rung} {RUNGS[paper.rung]}", paper.title) for paper in found
+    ]:
+        line = f"{row[0]:{first}}  {row[1]:10}  {row[2]:8}  {row[3]}"
+        print(line if len(line) <= width else line[: width - 1] + "…")
+    say(f"{len(found)} of {len(page())} papers")
 
 
 @app.command(epilog="Example: broadsheet show lastde")
@@ -110,19 +107,36 @@ def show(
     for entry in paper.entry:
         module, name = entry.split(":")
         console.print(f"\n[bold]from {'.'.join(module.split('.')[:2])} import {name}[/bold]")
-        console.print(Padding(docstring(entry), (0, 0, 0, 2)), markup=False)
+        console.print(Padding(_reflowed(docstring(entry)), (0, 0, 0, 2)), markup=False)
     if paper.trial:
         console.print(f"\n[bold]broadsheet try {paper.id}[/bold]")
-        console.print(Padding(docstring(paper.trial), (0, 0, 0, 2)), markup=False)
+        console.print(Padding(_reflowed(docstring(paper.trial)), (0, 0, 0, 2)), markup=False)
     if paper.apply:
         console.print(f"\n[bold]broadsheet apply {paper.id} FILE --out OUT[/bold]")
-        console.print(Padding(docstring(paper.apply), (0, 0, 0, 2)), markup=False)
+        console.print(Padding(_reflowed(docstring(paper.apply)), (0, 0, 0, 2)), markup=False)
     if recorded:
         from broadsheet.report import terminal
         from broadsheet.trial import TrialResult
 
         console.print(f"\n[bold]Evidence[/bold] recorded {recorded['provenance']['date']}\n")
         terminal(TrialResult.from_dict(recorded), console)
+
+
+def _reflowed(text: str) -> str:
+    """A docstring with its wrapped lines joined, for a terminal of any width.
+
+    Sources wrap at 120 columns: a line that goes on in the next one is long, and the next one is not less indented.
+    """
+    lines: list[str] = []
+    wrapped_at = -1
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if line.strip() and 0 <= wrapped_at <= indent:
+            lines[-1] += " " + line.strip()
+        else:
+            lines.append(line)
+        wrapped_at = indent if len(line) > 102 else -1
+    return "\n".join(lines)
 
 
 @app.command("try", context_settings=_EXTRA, epilog="Example: broadsheet try lastde --quick")
@@ -168,9 +182,7 @@ def _run_trial(paper: str, entry: str, options: dict[str, Any], extra: list[str]
     trial = load(entry)
     result = _construct(trial, {**options, **_pairs(extra)}).run()
     result.paper, result.command = paper, shlex.join(["broadsheet", *sys.argv[1:]])
-    json_path, html_path = report.write(result, out)
-    report.terminal(result)
-    print(f"report: {html_path}\ndata:   {json_path}")
+    report.terminal(result, written=report.write(result, out))
     if record:
         path = evidence.record(paper, result.to_dict(), evidence.folder())
         print(f"evidence: {path}")
@@ -185,12 +197,19 @@ def compare(
     lower_is_better: Annotated[
         list[str] | None, typer.Option(help="A metric that should be low; may be repeated.")
     ] = None,
+    higher_is_better: Annotated[
+        list[str] | None, typer.Option(help="A metric that should be high, whatever its name says; may be repeated.")
+    ] = None,
+    id_field: Annotated[str | None, typer.Option(help="The field or column that names an item.")] = None,
+    score_field: Annotated[
+        str | None, typer.Option(help="The field or column to compare; by default every number.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Give a paired verdict on two files of per-item results that other tools wrote.
 
-    Reads lm-evaluation-harness samples (--log_samples JSONL), TREC runs with --qrels, and plain JSONL, CSV or TSV with an
-    id column and numeric columns.
+    Reads lm-evaluation-harness samples (--log_samples JSONL), TREC runs with --qrels, and plain JSONL, CSV or TSV with
+    an id column and numeric columns.
     """
     from dataclasses import asdict
 
@@ -227,6 +246,8 @@ def apply(
     on_error: Annotated[
         Literal["stop", "skip"], typer.Option(help="At a bad line: stop, or skip it (counted and said).")
     ] = "stop",
+    text_field: Annotated[str, typer.Option(help="The field that holds a document's text.")] = "text",
+    id_field: Annotated[str, typer.Option(help="The field that holds a document's id.")] = "id",
     force: Annotated[bool, typer.Option("--force", help="Replace OUT and start over.")] = False,
 ) -> None:
     """Use a paper on a corpus. A method's own options are given as --name value; `broadsheet show ID` lists them."""
@@ -236,9 +257,10 @@ def apply(
     paper = get(paper_id)
     if not paper.apply:
         raise InputError(f"{paper.id} has nothing to apply yet: `broadsheet show {paper.id}` says what it offers")
-    corpus = corpora.load(data, on_error=on_error)
+    corpus = corpora.load(data, on_error=on_error, text_field=text_field, id_field=id_field)
     method = _construct(load(paper.apply), {"method": paper.id, "model": model, **_pairs(context.args)})
-    print(method.run(corpus, out, force=force))
+    if not method.run(corpus, out, force=force).finished:
+        raise KeyboardInterrupt
 
 
 @app.command(epilog="Example: broadsheet models")
@@ -325,6 +347,6 @@ def main() -> None:
             raise
         print(f"broadsheet: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("broadsheet: stopped", file=sys.stderr)
         sys.exit(130)

@@ -6,7 +6,7 @@ stdout is kept for results, so that every command can be piped.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -70,7 +70,7 @@ def progress(description: str, total: float | None = None) -> Iterator[Progress]
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Yield `items` while a progress bar counts them; silent when stderr is not a terminal."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with progress(description, total) as bar:
         for item in items:

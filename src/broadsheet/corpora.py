@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from broadsheet import pydocs
 from broadsheet.cache import fingerprint, sha256_file
 from broadsheet.console import InputError, say
+from broadsheet.models.embedded import DEFAULT
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
@@ -65,7 +66,8 @@ def load(
         on_error: at a bad row, `"stop"` raises an InputError that names file and line; `"skip"` counts it by reason.
         text_field: the field that holds the text.
         id_field: the field that holds the id; a row without one is called `file:line`.
-        tokenizer_file: the `tokenizer.json` that counts the tokens of `pydocs`; None leaves them uncounted.
+        tokenizer_file: the `tokenizer.json` that counts the tokens of `pydocs`, once; by default the default model's,
+            where that is prepared.
 
     Raises:
         InputError: nothing is there (near names are suggested), the format is unknown, a folder holds no documents, or
@@ -195,7 +197,10 @@ class PydocsCorpus(Corpus):
 
     def __init__(self, tokenizer_file: Path | None = None) -> None:
         super().__init__("pydocs", "stop", "text", "id")
-        self.folder, self.stats = pydocs.prepare(tokenizer_file=tokenizer_file)
+        prepared = DEFAULT.folder / "tokenizer.json"
+        self.folder, self.stats = pydocs.prepare(
+            tokenizer_file=tokenizer_file or (prepared if prepared.exists() else None)
+        )
         self.count = self.stats.documents
         say(self.describe())
 

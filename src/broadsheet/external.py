@@ -98,6 +98,8 @@ class ExternalProcess:
         try:
             line = self._lines.get(timeout=self.timeout)
         except queue.Empty:
+            assert self._process is not None
+            self._process.kill()
             raise RuntimeError(f"{self.command[0]}: no answer within {self.timeout:g} s") from None
         if line is None:
             raise RuntimeError(self._ended())

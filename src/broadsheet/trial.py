@@ -13,6 +13,7 @@ has to clear.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -76,6 +77,7 @@ class Metric:
         higher_is_better: the direction of `helps`.
         binary: values are 0/1 per item, so the comparison is an exact McNemar test.
         unit: printed after the number.
+        bounds: the metric's range; an arm's own interval is cut to it.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Metric:
     higher_is_better: bool = True
     binary: bool = False
     unit: str = ""
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
 
 @dataclass
@@ -381,7 +384,9 @@ def _summarise(
             raise ValueError(record.error)
         for metric in metrics:
             values = _values(record, metric)
-            result.values[metric.name] = interval(values, metric.statistic, seed=seed, resamples=resamples)
+            span = interval(values, metric.statistic, seed=seed, resamples=resamples)
+            low, high = metric.bounds
+            result.values[metric.name] = Interval(span.estimate, max(low, span.low), min(high, span.high))
         result.items_per_second = _speed(record.seconds, [per_item * len(block) for block in blocks])
     except ValueError as error:
         result.status, result.error = "failed", str(error)

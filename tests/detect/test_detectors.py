@@ -32,10 +32,10 @@ from broadsheet.detect import (
 from broadsheet.detect.reading import read_logits
 
 TEXTS = [
-    "The cache keeps one entry for each request; when it is full, the oldest entry is dropped and its memory reused.",
-    "Return the number of items in the container, or raise TypeError when it has none.\n\nThe result is never negative.",
+    "The cache keeps one entry for each request; when it is full, the oldest is dropped and its memory reused.",
+    "Return the number of items in the container, or raise TypeError if it has none.\n\nThe result is never negative.",
     "a short one, but with more than fourteen words in it so that every method has something it can really mask out",
-    "Numbers: 3.14159, 2.71828 and 1.41421. Ünïcode too: naïve café — 日本語. And some more plain words to follow here.",
+    "Numbers: 3.14159, 2.71828 and 1.41421. Ünïcode too: naïve café — 日本語. And some more plain words here.",
     "the the the the the the the the the the the the the the the the the the the the the the the the the the",
 ]
 ALL = [
@@ -98,7 +98,7 @@ def test_the_same_seed_gives_the_same_scores(detector, tiny):
     assert on(detector, tiny).score(TEXTS[:2]).tolist() == first.tolist()
 
 
-@pytest.mark.parametrize("detector", [d for d in ALL if d.draws], ids=[n for n, d in zip(names, ALL, strict=True) if d.draws])
+@pytest.mark.parametrize("detector", [d for d in ALL if d.draws], ids=lambda d: type(d).__name__)
 def test_another_seed_gives_other_samples(detector, tiny):
     first = on(detector, tiny).score(TEXTS[:2])
     assert on(dataclasses.replace(detector, seed=1), tiny).score(TEXTS[:2]).tolist() != first.tolist()
@@ -245,7 +245,7 @@ def test_a_text_longer_than_the_context_is_read_in_windows(tiny, capsys):
 def test_a_reference_with_another_tokenizer_is_refused(tiny, tiny_model, tiny_tokenizer):
     other = tiny_tokenizer()
     other.add_tokens(["<extra>"])
-    with pytest.raises(InputError, match="tokenizer .* differ"):
+    with pytest.raises(InputError, match=r"tokenizer .* differ"):
         Reader(tiny, (tiny_model(seed=1), other))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def by_the_book(series: list[float], window: int, bins: int, scales: int) -> lis
         averages = [sum(series[i : i + scale]) / scale for i in range(len(series) - scale + 1)]
         orbits = [averages[i : i + window] for i in range(len(averages) - window + 1)]
         counts: dict[int, int] = {}
-        for a, b in zip(orbits, orbits[1:], strict=False):
+        for a, b in pairwise(orbits):
             cosine = sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
             index = min(bins - 1, int((min(1.0, max(-1.0, cosine)) + 1) / 2 * bins))
             counts[index] = counts.get(index, 0) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from broadsheet.detect import NPR, DetectGPT, Reader, Reading
 from broadsheet.detect.fill import T5Fill, fill_spans, mask, unmask
 from broadsheet.detect.resampling import _keep_words, mask_spans
 
-TEXT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
+TEXT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def test_gaps_are_as_many_as_published_and_apart(seed, n_words):
     assert len(spans) == int(0.3 * n_words / 4)
     covered = [text[:low].count(" ") for low, _ in spans]
     assert all(text[low:high].count(" ") == 1 for low, high in spans)
-    assert all(b - a >= 3 for a, b in zip(covered, covered[1:], strict=False))
+    assert all(b - a >= 3 for a, b in pairwise(covered))
 
 
 def test_every_word_can_be_masked():

@@ -147,9 +147,7 @@ class OnePassDetector(Detector):
     def scores_from_logits(self, logits: Tensor, labels: Tensor, ref_logits: Tensor | None = None) -> float:
         """The score of one text from logits (n, vocabulary) that predict `labels` (n,), with no model at hand."""
         generator = torch.Generator().manual_seed(self.seed)
-        reading = read_logits(
-            logits, labels, ref_logits, needs=self.needs, n_samples=self.draws, generator=generator
-        )
+        reading = read_logits(logits, labels, ref_logits, needs=self.needs, n_samples=self.draws, generator=generator)
         return self.statistic(reading)
 
 

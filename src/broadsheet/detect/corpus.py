@@ -17,7 +17,7 @@ from broadsheet.detect.base import Detector
 from broadsheet.detect.curvature import Binoculars, FastDetectGPT
 from broadsheet.detect.lastde import Lastde, LastdePP
 from broadsheet.detect.likelihood import LRR, Entropy, Likelihood, LogRank, Rank
-from broadsheet.detect.resampling import NPR, DetectGPT, DNAGPT
+from broadsheet.detect.resampling import DNAGPT, NPR, DetectGPT
 
 DETECTORS: dict[str, type[Detector]] = {
     "likelihood": Likelihood,

@@ -44,6 +44,7 @@ class DetectTrial:
         --reference MODEL: what Fast-DetectGPT, Binoculars and Lastde++ compare with or sample from.
         --perturbations N, --regenerations N: of DetectGPT and NPR (10; the papers use 100), and of DNA-GPT (10).
             With --quick, and with 0, these slow detectors are left out.
+        --text-field NAME: the field of the data that holds the text (text).
         --device NAME, --dtype NAME: as in models.load; float32 by default.
     """
 
@@ -56,6 +57,7 @@ class DetectTrial:
     reference: str = ""
     perturbations: int = -1
     regenerations: int = -1
+    text_field: str = "text"
     device: str = ""
     dtype: str = "float32"
 
@@ -69,7 +71,7 @@ class DetectTrial:
         if n_pairs < 2:
             raise InputError(f"got --pairs {self.pairs}; expected at least 2")
         reader = Reader(self.model, self.reference or None, device=self.device or None, dtype=self.dtype)
-        corpus = corpora.load(self.data)
+        corpus = corpora.load(self.data, text_field=self.text_field)
         protocol = Protocol(max_new_tokens=120) if self.quick else Protocol()
         human = passages(corpus, 2 * n_pairs, protocol, self.seed)
         written, dropped = self._write(human, n_pairs, reader, protocol)
@@ -80,8 +82,8 @@ class DetectTrial:
         metrics = []
         for setting in reversed(settings):
             suffix = "" if setting == "white-box" else ", black-box"
-            metrics.append(Metric(f"AUROC{suffix}", of=setting, statistic=auroc))
-            metrics.append(Metric(f"TPR at 1 % FPR{suffix}", of=setting, statistic=tpr_at_fpr(0.01)))
+            metrics.append(Metric(f"AUROC{suffix}", of=setting, statistic=auroc, bounds=(0, 1)))
+            metrics.append(Metric(f"TPR at 1 % FPR{suffix}", of=setting, statistic=tpr_at_fpr(0.01), bounds=(0, 1)))
 
         facts = {
             "seed": self.seed,
@@ -229,9 +231,7 @@ def _arms(detectors: dict[str, Detector], reader: Reader, settings: list[str]) -
     def score(detector: Detector) -> Any:
         def run(shared: tuple[list[str], list[Pass]]) -> dict[str, np.ndarray]:
             texts, passes = shared
-            readings = reader.read(
-                texts, detector.needs, n_samples=detector.draws, seed=detector.seed, passes=passes
-            )
+            readings = reader.read(texts, detector.needs, n_samples=detector.draws, seed=detector.seed, passes=passes)
             scores = detector.score_readings(texts, readings, reader).reshape(-1, 1 + len(settings))
             return {setting: scores[:, [0, 1 + i]] for i, setting in enumerate(settings)}
 

@@ -63,7 +63,7 @@ def folder(spec: str) -> Path:
             raise InputError(
                 f"{spec} has no safetensors weights on the hub; choose a model that has, or convert it first"
             )
-        (lambda p: p)(Path(hf_hub_download(repository, "config.json", revision=revision or "main")).parent)
+        check_config(Path(hf_hub_download(repository, "config.json", revision=revision or "main")).parent)
         say(f"downloading {spec} from the hub: {len(files)} files, {sum(files.values()) / 1e6:,.1f} MB (safetensors)")
         with _bars_on_terminals_only():
             return Path(

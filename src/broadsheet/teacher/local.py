@@ -343,9 +343,9 @@ class Local:
         logprobs = logits.log_softmax(-1)[owner].gather(-1, ids[:, :1])
         if longest > 1:
             cache.batch_select_indices(owner)
-            following = self._forward(
-                ids[:, :-1], torch.cat([mask[owner], real[:, :-1]], dim=1), cache, keep=longest - 1
-            )
+            # A choice's padding lies to its right, where none of its tokens looks.
+            seen = torch.cat([mask[owner], torch.ones_like(ids[:, :-1])], dim=1)
+            following = self._forward(ids[:, :-1], seen, cache, keep=longest - 1)
             logprobs = torch.cat([logprobs, following.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]], dim=1)
         totals = iter((logprobs.cpu().double() * real.cpu()).sum(-1).tolist())
         return [[(next(totals), len(choice)) for choice in own] for _, own in pairs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from broadsheet.cache import home
@@ -52,7 +53,7 @@ class Teacher:
 
     @classmethod
     def load(
-        cls, spec: str | None = None, *, cache: bool = True, budget: Budget | None = None, **options: Any
+        cls, spec: str | Path | None = None, *, cache: bool = True, budget: Budget | None = None, **options: Any
     ) -> Teacher:
         """Load a teacher.
 
@@ -70,7 +71,7 @@ class Teacher:
         Raises:
             InputError: no such model, no key, a package is missing, an option the backend does not have.
         """
-        spec = spec or os.environ.get("BROADSHEET_TEACHER") or "default"
+        spec = str(spec or os.environ.get("BROADSHEET_TEACHER") or "default")
         kind, _, name = spec.partition(":")
         build: Callable[..., Backend]
         if kind == "endpoint":
