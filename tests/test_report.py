@@ -222,7 +222,7 @@ def test_pictures_are_named_and_described_for_those_who_cannot_see_them():
 
 
 def test_baseline_comes_first_and_what_failed_last():
-    names = [one.name for one in report.View(example()).arms]
+    names = [one.name for one in view.View(example()).arms]
     assert (names[0], names[1], names[-1]) == ("Likelihood", "LastdePP", "DNAGPT")
     lower = [replace(c, higher_is_better=False) for c in example().comparisons]
     assert report.View(replace(example(), comparisons=lower)).arms[1].name == "LogRank"
@@ -307,8 +307,19 @@ def test_terminal_keeps_within_its_columns(width):
     text = " ".join(" ".join(lines).split())
     for one in example().arms:
         assert one.name in text
+    methods = {arm.name for arm in example().arms if arm.role == "method"}
     for comparison in example().comparisons:
-        assert sentence(comparison) in " ".join(re.sub(r"\s+", " ", text).split())
+        if comparison.arm in methods:
+            assert sentence(comparison) in text
+    siblings = view.View(example()).groups("sibling", "peer")
+    summary = view.View(example()).summary(siblings)
+    assert summary
+    for line in summary:
+        assert line in text
+    marks = {(c.metric, c.arm): view.MARKS[c.verdict] for _, comparisons in siblings for c in comparisons}
+    for (metric, arm), mark in marks.items():
+        [line] = [line for line in summary if line.startswith(f"{metric} against")]
+        assert re.search(rf"{mark} [^;]*\b{re.escape(arm)}\b", line)
     assert "DNAGPT failed: InputError: text 17" in text
     assert "Likelihood *" in text
 

@@ -301,6 +301,12 @@ def _pairs(extra: list[str]) -> dict[str, str | bool]:
     return options
 
 
+_KINDS = {int: "a whole number", float: "a number", str: "text"}
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "text"}
+
+
 def _construct(kind: type, options: dict[str, Any]) -> Any:
     """An instance of dataclass `kind`, its options converted from text by the type of each field's default.
 
@@ -313,19 +319,19 @@ def _construct(kind: type, options: dict[str, Any]) -> Any:
     values = {}
     for name, value in options.items():
         if name not in known:
-            raise InputError(f"no option --{name.replace('_', '-')}; expected one of {', '.join(_flags(known))}")
-        default = known[name].default
+            raise InputError(f"no option {_flag(name)}; expected one of {', '.join(map(_flag, known))}")
+        wanted: Any = type(known[name].default)
+        if value is True and wanted is not bool:
+            raise InputError(f"got {_flag(name)} without a value; expected {_KINDS[wanted]}")
         try:
-            values[name] = (
-                type(default)(value) if isinstance(value, str) and isinstance(default, int | float) else value
-            )
+            values[name] = value if isinstance(value, wanted) else wanted(value)
         except ValueError:
-            raise InputError(f"got --{name} {value!r}; expected {type(default).__name__}") from None
+            raise InputError(f"got {_flag(name)} {value!r}; expected {_KINDS[wanted]}") from None
     return kind(**values)
 
 
-def _flags(names: Any) -> list[str]:
-    return [f"--{name.replace('_', '-')}" for name in names]
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _writable(folder: Path) -> None:

@@ -30,7 +30,7 @@ STYLES = {"helps": "green", "hurts": "red", "no measurable difference": "dim", "
 
 
 def terminal(result: TrialResult, console: Console | None = None, written: Sequence[Path] = ()) -> None:
-    """Print a trial: the question, a row per arm, a line per verdict, the notes, and where the rest is.
+    """Print a trial: the question, a row per arm, the methods' verdicts, the others' in short, the notes, the files.
 
     Args:
         result: a finished trial.
@@ -54,8 +54,11 @@ def terminal(result: TrialResult, console: Console | None = None, written: Seque
     _print(console, (line for line in head if line), [Text()], _tables(("", names), columns, width))
     _print(console, [Text("* baseline; ranges are 95 % intervals", "dim")])
     _print(console, (Text(f"{arm.name} failed: {arm.error}", "red") for arm in failed))
-    for _, comparisons in view.groups("method") + view.groups("baseline", "sibling", "peer"):
+    methods, others = view.groups("method"), view.groups("baseline", "sibling", "peer")
+    for _, comparisons in methods or others:
         _print(console, [Text(), _sentences(comparisons)])
+    if methods and others:
+        _print(console, [Text(), _hanging([("·", line, "dim") for line in view.summary(others)])])
     _print(console, _notes(view.warning, *result.notes))
     for path in written:
         console.print(Text(f"wrote   {_short(path)}", "dim"), soft_wrap=True)

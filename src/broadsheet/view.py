@@ -109,6 +109,17 @@ class View:
             row[comparison.verdict] += 1
         return counts
 
+    def summary(self, groups: Iterable[tuple[str, list[Comparison]]]) -> list[str]:
+        """For each metric one line: which arms ended in which verdict against the baseline."""
+        arms: dict[tuple[str, str], dict[str, list[str]]] = {}
+        for c in (c for _, comparisons in groups for c in comparisons):
+            arms.setdefault((c.metric, c.baseline), {}).setdefault(c.verdict, []).append(c.arm)
+        return [
+            f"{metric} against {baseline}: "
+            + "; ".join(f"{MARKS[verdict]} {', '.join(verdicts[verdict])}" for verdict in MARKS if verdict in verdicts)
+            for (metric, baseline), verdicts in arms.items()
+        ]
+
     def pictures(self) -> list[plots.Drawing]:
         """A dot-and-whisker drawing per metric, then speed against quality where three arms have both."""
         drawings = []

@@ -105,13 +105,16 @@ def test_another_seed_gives_other_samples(detector, tiny):
 
 
 def test_one_forward_pass_serves_all_and_changes_none(tiny):
-    model, tokenizer = tiny
+    model, _ = tiny
     calls = []
     handle = model.register_forward_hook(lambda *_: calls.append(1))
+    reader = Reader(tiny)
+    assert len(list(reader.passes(TEXTS))) == len(TEXTS)
+    once = len(calls)
     one_pass = {name: d for name, d in zip(names, ALL, strict=True) if not isinstance(d, DetectGPT | NPR | DNAGPT)}
-    shared = score_all(one_pass, TEXTS, Reader((model, tokenizer), token_budget=10_000))
+    shared = score_all(one_pass, TEXTS, reader)
     handle.remove()
-    assert len(calls) == 1
+    assert len(calls) == 2 * once
     for name, detector in one_pass.items():
         assert shared[name] == pytest.approx(on(detector, tiny).score(TEXTS), abs=1e-6), name
 

@@ -9,24 +9,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from broadsheet.console import InputError, say
-from broadsheet.models import halve_on_oom, load, token_budget_batches
+from broadsheet.models import halve_on_oom, load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Need = Literal["rank", "entropy", "moments", "samples"]
 
-# torch's CPU attention changes its blocking, hence the order of its sums, where the padded length passes 192 and 768;
-# its matrix products where the number of rows is no multiple of 16. Batches that keep to one side of these edges give
-# each text the bits it gets alone, which Lastde needs: a histogram turns a difference of 1e-6 into a jump.
-_LENGTH_EDGES = (192, 768)
-_LENGTH_MULTIPLE = 16
+# Matrix products and attention change the order of their sums with the shape of the batch. On the CPU a text's batch
+# therefore has a shape that its own length decides: its width is the length rounded up, its rows fill the token budget
+# (with empty ones if need be). So a text gets the bits it gets alone, which Lastde needs: its histogram turns a
+# difference of 1e-6 into a jump. 512 tokens at once are also where a CPU's throughput peaks.
+_WIDTH_MULTIPLE = 64
+_CPU_TOKENS = 512
+# On an accelerator: as many as keep float32 logits under 2 GiB.
+_LOGITS = 2**29
 
 
 @dataclass
@@ -168,7 +172,7 @@ class Reader:
         reference: the same, for the model the samples and moments are drawn from; by default `model` itself.
         device, dtype: as in `models.load`. The default dtype is float32 on every device: statistics of differences
             between log-probabilities need it.
-        token_budget: padded tokens in one forward pass; by default as many as keep the logits under 512 MiB.
+        token_budget: padded tokens in one forward pass; by default 512 on the CPU, else as many as fit 2 GiB of logits.
         context: tokens in one window; by default the models' own `max_position_embeddings`, at most 4,096.
 
     Raises:
@@ -191,7 +195,7 @@ class Reader:
             self.reference, reference_tokenizer = _loaded(reference, device, dtype)
             _check_same_tokenizer(self.tokenizer, reference_tokenizer)
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
-        self.token_budget = token_budget or max(256, 2**29 // 4 // vocabulary)
+        self.token_budget = token_budget or (_CPU_TOKENS if self.model.device.type == "cpu" else _LOGITS // vocabulary)
         limits = [m.config.get_text_config().max_position_embeddings for m in (self.model, self.reference) if m]
         self.context = context or min([*limits, 4096])
 
@@ -231,11 +235,10 @@ class Reader:
         long = len({window.text for window in windows if window.start > 0})
         if long:
             say(f"{long} of {len(texts)} texts are longer than the context ({self.context:,} tokens): read in windows")
-        for batch in self._batches([len(window.tokens) for window in windows]):
-            chosen = [windows[i] for i in batch]
-            logits = _logits(self.model, chosen)
-            reference = [None] * len(chosen) if self.reference is None else _logits(self.reference, chosen)
-            for window, p, q in zip(chosen, logits, reference, strict=True):
+        for batch in self._batches(windows):
+            logits = self._logits(self.model, batch)
+            reference = [None] * len(batch) if self.reference is None else self._logits(self.reference, batch)
+            for window, p, q in zip(batch, logits, reference, strict=True):
                 labels = torch.tensor(window.tokens[1:], dtype=torch.long, device=p.device)
                 keep = slice(window.skip, len(labels))
                 yield Pass(window.text, window.start, labels[keep], p[keep], None if q is None else q[keep])
@@ -251,12 +254,27 @@ class Reader:
             # A later window repeats `context − stride` tokens of the one before; those were scored there.
             yield _Window(index, part, start, self.context - stride - 1 if start else 0)
 
-    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
-        """Batches of windows whose padded lengths lie between the same edges."""
-        for low, high in zip((0, *_LENGTH_EDGES), (*_LENGTH_EDGES, 1 << 62), strict=True):
-            group = [i for i, length in enumerate(lengths) if low <= _padded(length) < high]
-            for batch in token_budget_batches([_padded(lengths[i]) for i in group], self.token_budget):
-                yield [group[i] for i in batch]
+    def _batches(self, windows: list[_Window]) -> Iterator[list[_Window]]:
+        """Windows of one width each, at most as many as fill the token budget."""
+        for width, group in groupby(sorted(windows, key=lambda window: window.width), key=lambda window: window.width):
+            rows = max(1, self.token_budget // width)
+            while batch := list(islice(group, rows)):
+                yield batch
+
+    def _logits(self, model: PreTrainedModel, windows: Sequence[_Window]) -> list[Tensor]:
+        """Logits (n, vocabulary) of each window's next-token predictions; the windows have one width."""
+        width = windows[0].width
+        n_rows = max(1, self.token_budget // width) if model.device.type == "cpu" else 0
+
+        def forward(part: Sequence[_Window]) -> list[Tensor]:
+            ids = torch.zeros(max(len(part), n_rows), width, dtype=torch.long)
+            for row, window in zip(ids, part, strict=False):
+                row[: len(window.tokens)] = torch.tensor(window.tokens, dtype=torch.long)
+            with torch.inference_mode():
+                logits = model(ids.to(model.device), use_cache=False).logits
+            return [row[: max(0, len(window.tokens) - 1)] for row, window in zip(logits, part, strict=False)]
+
+        return halve_on_oom(forward, windows)
 
 
 @dataclass
@@ -266,22 +284,10 @@ class _Window:
     start: int  # where in the text the window starts
     skip: int  # predictions at its head that an earlier window has scored
 
-
-def _padded(length: int) -> int:
-    return max(1, -(-length // _LENGTH_MULTIPLE)) * _LENGTH_MULTIPLE
-
-
-def _logits(model: PreTrainedModel, windows: list[_Window]) -> list[Tensor]:
-    def forward(part: Sequence[_Window]) -> list[Tensor]:
-        width = max(_padded(len(window.tokens)) for window in part)
-        ids = torch.zeros(len(part), width, dtype=torch.long)
-        for row, window in zip(ids, part, strict=True):
-            row[: len(window.tokens)] = torch.tensor(window.tokens, dtype=torch.long)
-        with torch.inference_mode():
-            logits = model(ids.to(model.device), use_cache=False).logits
-        return [row[: max(0, len(window.tokens) - 1)] for row, window in zip(logits, part, strict=True)]
-
-    return halve_on_oom(forward, windows)
+    @property
+    def width(self) -> int:
+        """The padded length."""
+        return max(1, -(-len(self.tokens) // _WIDTH_MULTIPLE)) * _WIDTH_MULTIPLE
 
 
 def _loaded(model: Any, device: str | None, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

