@@ -104,7 +104,9 @@ def all_papers() -> str:
         parts += [f"## {stage.id}", f"{about} {counted(stage)}.", table(("paper", "id", "kind", "rung"), rows)]
         for paper in stage.papers:
             if found := claims(paper):
-                parts.append(f"What `{paper.id}` claims:\n\n" + "\n".join(f"- {sentence}" for sentence in found))
+                parts.append(
+                    f"What became of the claims of `{paper.id}`:\n\n" + "\n".join(f"- {sentence}" for sentence in found)
+                )
     return "\n\n".join(parts)
 
 
@@ -145,6 +147,7 @@ def _recorded(paper: Paper, result: TrialResult) -> str:
     ]
     first = view.qualities[0]
     verdicts = {c.arm: c for c in result.comparisons if c.metric == first and c.baseline == view.arms[0].name}
+    step = words.grain(c.difference for c in verdicts.values())
     rows = []
     for arm in view.arms:
         cells = [_value(view, arm, metric) for metric in view.metrics]
@@ -153,10 +156,11 @@ def _recorded(paper: Paper, result: TrialResult) -> str:
         if arm.status == "failed":
             amount = f"failed: {arm.error}"
         elif comparison:
-            estimate, ends = words.bracket(comparison.difference)
+            estimate, ends = words.bracket(comparison.difference, step)
             amount = f"{comparison.verdict}: {'' if estimate.startswith('−') else '+'}{estimate} [{ends}]"
         rows.append((f"**{arm.name}**" if arm.role == "method" else arm.name, *cells, amount))
-    lines.append(table(("method", *view.metrics, f"{first} against {view.arms[0].name}"), rows))
+    numbers = table(("method", *view.metrics, f"{first} against {view.arms[0].name}"), rows)
+    lines.append(f'<div class="numbers" markdown>\n\n{numbers}\n\n</div>')
     lines.append("Brackets are 95 % intervals. Methods of the paper are bold; the rest is what it is compared with.")
     if said := claims(paper):
         lines.append("What the paper claims, on this model and these texts:\n\n" + "\n".join(f"- {s}" for s in said))
@@ -184,7 +188,7 @@ def options(entry: str) -> str:
             rows[-1][1] += " " + line.strip()
         else:
             rows.append(line.strip().split(": ", 1))
-    return table(("option", "what"), ((f"`{option}`", about) for option, about in rows))
+    return table(("option", "what"), ((f"`{names}`".replace(", ", "`, `"), about) for names, about in rows))
 
 
 PARTS: dict[str, Callable[[], str]] = {

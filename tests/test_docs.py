@@ -23,7 +23,7 @@ from broadsheet import detect, evidence
 from broadsheet.cli import app
 from broadsheet.papers import RUNGS, docstring, get, get_trial, page
 from broadsheet.trial import Arm, Metric, TrialResult, run_arms
-from broadsheet.words import number
+from broadsheet.words import bracket, number
 from loopback import Loopback
 
 ROOT = Path(__file__).parents[1]
@@ -138,7 +138,7 @@ def test_recorded_numbers_reach_the_pages(generate: ModuleType, recorded: TrialR
     method = next(arm for arm in recorded.arms if arm.name == "Lastde")
     assert number(method.values["AUROC"].estimate, step=0.01) in rows["Lastde"]
     claimed = next(c for c in recorded.comparisons if c.arm == "Lastde" and c.metric == "AUROC")
-    assert f"helps: +{claimed.difference.estimate:.2f}" in rows["Lastde"]
+    assert f"helps: +{bracket(claimed.difference)[0]} [" in rows["Lastde"]
     assert "AUROC: Lastde helps" in text
     assert "- A note." in text
     assert "`broadsheet try lastde --record`" in text

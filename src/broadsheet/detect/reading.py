@@ -104,7 +104,7 @@ def read_logits(
     log_likelihood = log_p.gather(-1, labels[:, None]).squeeze(-1)
     reading = Reading(log_likelihood.double())
     if "rank" in needs:
-        reading.rank = (log_p > log_likelihood[:, None]).sum(-1).double() + 1
+        reading.rank = (log_p > log_likelihood[:, None]).sum(-1, dtype=torch.int32).double() + 1
     if not needs & {"entropy", "moments", "samples"}:
         return reading
 
@@ -134,18 +134,35 @@ def _log_softmax(logits: Tensor) -> Tensor:
 
 
 def _expectation(q: Tensor, values: Tensor) -> Tensor:
-    """Σ_v q(v) values(v) in each row, in float64; where q is 0 nothing counts, even log p = −inf."""
-    products = q * values
-    return products.masked_fill_(q == 0, 0.0).sum(-1, dtype=torch.float64)
+    """Σ_v q(v) values(v) in each row; where q is 0 nothing counts, even log p = −inf."""
+    sums = (q * values).sum(-1)
+    if sums.isnan().any():
+        sums = (q * values).masked_fill_(q == 0, 0.0).sum(-1)
+    return sums.double()
+
+
+_BLOCK = 64
 
 
 def _sample(q: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
-    """(n, K) independent draws from each row of `q` by inverting its cumulative distribution."""
-    cumulative = q.cumsum(-1, dtype=torch.float64)
+    """(n, K) independent draws from each row of `q` (n, vocabulary), by inverting its cumulative distribution.
+
+    First the block of 64 tokens that a uniform number falls into, then the token in it: cumulative sums need float64
+    (in float32 the tail of a large vocabulary would never be drawn), and this way few are made.
+    """
+    n, vocabulary = q.shape
+    if rest := vocabulary % _BLOCK:
+        q = torch.nn.functional.pad(q, (0, _BLOCK - rest))
+    blocks = q.view(n, q.shape[1] // _BLOCK, _BLOCK)
+    upper = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
     # Drawn sample by sample: the generator's next numbers are the next sample's, so the first k do not depend on K.
-    uniform = torch.rand(n_samples, len(q), generator=generator, dtype=torch.float64).T.to(q.device).contiguous()
-    drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-    return drawn.clamp_(max=q.shape[-1] - 1)
+    uniform = torch.rand(n_samples, n, generator=generator, dtype=torch.float64).T.to(q.device).contiguous()
+    target = uniform * upper[:, -1:]
+    block = torch.searchsorted(upper, target, right=True).clamp_(max=upper.shape[1] - 1)
+    below = torch.cat([torch.zeros_like(upper[:, :1]), upper], dim=1).gather(1, block)
+    within = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK)).cumsum(-1, dtype=torch.float64)
+    place = (within <= (target - below)[..., None]).sum(-1).clamp_(max=_BLOCK - 1)
+    return (block * _BLOCK + place).clamp_(max=vocabulary - 1)
 
 
 @dataclass

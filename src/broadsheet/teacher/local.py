@@ -90,7 +90,7 @@ class Local:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         truncate: Literal["error", "left"] = "error",
     ) -> None:
         if model._is_stateful:
@@ -101,7 +101,7 @@ class Local:
             raise InputError(f"truncate={truncate!r}: expected 'error' or 'left'")
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or (8192 if model.device.type == "cpu" else 65_536)
         self.truncate = truncate
         self._context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._accepts = set(inspect.signature(model.forward).parameters)
