@@ -30,7 +30,7 @@ format: $(VENV)/.installed-dev  ## let ruff mend what it can
 
 docs: $(VENV)/.installed-docs  ## build the documentation into site/
 	$(BIN)/python docs/generate.py
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 evidence: $(VENV)/.installed-dev  ## record again what the pages and rungs rest on (tens of minutes)

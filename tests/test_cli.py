@@ -302,7 +302,7 @@ def test_try_runs_end_to_end_on_a_tiny_model(run, tiny, tmp_path):
     assert errors.keys() <= {"DetectGPT", "NPR"}
     assert all("are NaN" in error and error in out.replace("\n", " ") for error in errors.values())
     assert len(result["arms"]) == 12
-    assert result["setting"]["pairs"] == 6
+    assert result["setting"]["pairs"].startswith("6, passages")
     assert Path("runs/lastde.html").read_text().startswith("<!DOCTYPE html>") or Path("runs/lastde.html").exists()
     assert not list((tmp_path / "home" / "trials").iterdir())
     assert result["command"].startswith("broadsheet try lastde --model")
@@ -310,3 +310,17 @@ def test_try_runs_end_to_end_on_a_tiny_model(run, tiny, tmp_path):
 
 def test_the_runner_of_other_tools_works_too():
     assert CliRunner().invoke(app, ["--version"]).output.startswith("broadsheet 0.")
+
+
+def test_try_takes_machine_texts_that_are_there(run, tiny, tmp_path):
+    for name, word in (("human", "bird"), ("machine", "engine")):
+        texts = [" ".join(f"{word}{(i * j) % 17}" for j in range(1, 40)) for i in range(1, 9)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    common = ("try", "detect", "--quick", "--model", tiny, "--data", "human.jsonl")
+    assert run(*common, "--machine", "machine.jsonl", "--pairs", "8")[0] == 0
+    result = json.loads(Path("runs/detect.json").read_text())
+    assert result["setting"]["pairs"].startswith("8, as given")
+    assert result["setting"]["settings"] == "given: machine.jsonl wrote"
+    status, _, err = run(*common, "--machine", "machine.jsonl", "--generator", tiny)
+    assert status == 2
+    assert "got --machine and --generator" in err

@@ -170,7 +170,7 @@ def demo(
 
     paper, entry = get_trial("lastde")
     say(f"broadsheet: does a paper help on this machine? Trying “{get(paper).title}” ({get(paper).url}).")
-    say("The built-in model writes half of the texts; twelve detectors say which half. This takes a few minutes.")
+    say("The built-in model writes half of the texts; nine detectors say which half. This takes a few minutes.")
     _run_trial(paper, entry, {"quick": True}, [], out, record=False)
 
 

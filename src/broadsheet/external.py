@@ -9,7 +9,7 @@ line `{"items": […]}` on its stdin, it prints one line on stdout:
 
 `seconds` and `peak_bytes` may be left out: then the round trip is timed here, and the process's resident memory is
 read here. `{"error": "…"}` in place of outputs fails the arm. What it prints on stderr is shown when it fails. It ends
-when its stdin is closed. A skeleton in Python is in `docs/verdicts.md`.
+when its stdin is closed. A skeleton in Python is in `docs/external.md`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 
 from broadsheet.console import InputError
 from broadsheet.corpora import Document
-from broadsheet.detect.pairs import Protocol, first_words, passages, write_pairs
+from broadsheet.detect.pairs import Protocol, first_words, match, passages, write_pairs
 from broadsheet.teacher import Completion
 
 PROTOCOL = Protocol(min_words=25, prompt_tokens=4, max_new_tokens=30, min_new_tokens=5)
@@ -76,3 +76,16 @@ def test_first_words_keep_white_space():
     assert first_words(" a\n\n  b c", 2) == " a\n\n  b"
     assert first_words("a b", 9) == "a b"
     assert first_words("a b", 0) == ""
+
+
+def test_given_texts_are_matched_by_id_or_else_by_order():
+    human = [Document("a", "one two three"), Document("b", "four five"), Document("c", "")]
+    machine = [Document("b", "B1 B2 B3"), Document("a", "A1"), Document("c", "C1")]
+    assert [(p.id, p.human, p.machine) for p in match(human, machine)] == [
+        ("a", "one", "A1"),
+        ("b", "four five", "B1 B2"),
+    ]
+    other = [Document("x", "X1 X2"), Document("y", "Y1"), Document("z", "Z1")]
+    assert [(p.id, p.machine) for p in match(human, other)] == [("a", "X1 X2"), ("b", "Y1")]
+    with pytest.raises(InputError, match="3 human and 2 machine texts"):
+        match(human, other[:2])

@@ -118,6 +118,31 @@ def write_pairs(
     return pairs, dropped
 
 
+def match(human: Iterable[Document], machine: Iterable[Document]) -> list[Pair]:
+    """Pairs of texts that are there: by id where every human text's id has a machine text, else by order.
+
+    The two texts of a pair are cut to the same number of words; pairs with an empty side are left out.
+
+    Raises:
+        InputError: the ids do not match, and there are not as many texts of one kind as of the other.
+    """
+    ours, theirs = list(human), list(machine)
+    by_id = {document.id: document for document in theirs}
+    if all(document.id in by_id for document in ours):
+        theirs = [by_id[document.id] for document in ours]
+    elif len(ours) != len(theirs):
+        raise InputError(
+            f"got {len(ours):,} human and {len(theirs):,} machine texts whose ids do not match; "
+            "expected the same ids, or as many of one kind as of the other, in the same order"
+        )
+    pairs = []
+    for document, other in zip(ours, theirs, strict=True):
+        words = min(len(_WORD.findall(document.text)), len(_WORD.findall(other.text)))
+        if words:
+            pairs.append(Pair(document.id, first_words(document.text, words), first_words(other.text, words)))
+    return pairs
+
+
 def _prompt(text: str, tokenizer: PreTrainedTokenizerBase, n_tokens: int) -> str:
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids[:n_tokens]
     prompt = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -5,6 +5,7 @@ Knows: the stage's detectors, pairs of texts, the A/B engine.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,11 +15,12 @@ import numpy as np
 from broadsheet import corpora, models
 from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError, say
+from broadsheet.corpora import Corpus
 from broadsheet.detect.base import Detector
 from broadsheet.detect.curvature import Binoculars, FastDetectGPT
 from broadsheet.detect.lastde import Lastde, LastdePP
 from broadsheet.detect.likelihood import LRR, Entropy, Likelihood, LogRank, Rank
-from broadsheet.detect.pairs import Pair, Protocol, passages, write_pairs
+from broadsheet.detect.pairs import Pair, Protocol, match, passages, write_pairs
 from broadsheet.detect.reading import Pass, Reader
 from broadsheet.detect.resampling import DNAGPT, NPR, DetectGPT
 from broadsheet.evidence import provenance
@@ -28,6 +30,32 @@ from broadsheet.trial import Arm, ArmResult, Distribution, Metric, TrialResult, 
 _PAPER = ("Lastde", "Lastde++")
 # What the paper says its two detectors beat: the best detector of one pass, and the best that samples.
 _RIVALS = {"Lastde": "LRR", "Lastde++": "Fast-DetectGPT"}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a trial scores.
+
+    Args:
+        pairs: by setting; the first one decides the headline. All settings have the same human texts in the same order.
+        writers: who wrote the machine texts of each setting, as printed.
+        dropped: human texts that gave no pair, because the model stopped early.
+        how: how the pairs were made, as printed.
+    """
+
+    pairs: dict[str, list[Pair]]
+    writers: dict[str, str]
+    dropped: int
+    how: str
+
+    @property
+    def settings(self) -> list[str]:
+        return list(self.pairs)
+
+    @property
+    def items(self) -> list[tuple[Pair, ...]]:
+        """One item a human text: its pair in each setting."""
+        return list(zip(*self.pairs.values(), strict=True))
 
 
 @dataclass
@@ -41,9 +69,11 @@ class DetectTrial:
         --pairs N: pairs of texts (60; with --quick 24).
         --generator MODEL: a second model writes, and the scoring model judges without having written (black-box),
             beside the white-box setting, where the scoring model judges its own text.
+        --machine FILE: texts that a machine wrote, one for each document of the data, matched by id where the ids agree
+            and else by order; nothing is generated then.
         --reference MODEL: what Fast-DetectGPT, Binoculars and Lastde++ compare with or sample from.
-        --perturbations N, --regenerations N: of DetectGPT and NPR (10; the papers use 100), and of DNA-GPT (10).
-            With --quick, and with 0, these slow detectors are left out.
+        --perturbations N, --regenerations N: of DetectGPT and NPR (5; the paper compares with 100), and of DNA-GPT (3;
+            the paper 10). With --quick, and with 0, these slow detectors are left out.
         --text-field NAME: the field of the data that holds the text (text).
         --device NAME, --dtype NAME: as in models.load; float32 by default.
     """
@@ -54,6 +84,7 @@ class DetectTrial:
     seed: int = 0
     pairs: int = 0
     generator: str = ""
+    machine: str = ""
     reference: str = ""
     perturbations: int = -1
     regenerations: int = -1
@@ -67,101 +98,105 @@ class DetectTrial:
         Raises:
             InputError: an option, the model or the data cannot be used.
         """
-        n_pairs = self.pairs or (24 if self.quick else 60)
-        if n_pairs < 2:
+        self.pairs = self.pairs or (24 if self.quick else 60)
+        if self.pairs < 2:
             raise InputError(f"got --pairs {self.pairs}; expected at least 2")
+        if self.machine and self.generator:
+            raise InputError(
+                "got --machine and --generator; expected texts that are there, or a model that writes them"
+            )
         reader = Reader(self.model, self.reference or None, device=self.device or None, dtype=self.dtype)
         corpus = corpora.load(self.data, text_field=self.text_field)
-        protocol = Protocol(max_new_tokens=120) if self.quick else Protocol()
-        human = passages(corpus, 2 * n_pairs, protocol, self.seed)
-        written, dropped = self._write(human, n_pairs, reader, protocol)
-        items = list(zip(*written.values(), strict=False))
-
+        texts = self._given(corpus) if self.machine else self._written(corpus, reader)
         detectors = self._detectors()
-        settings = sorted(written)  # black-box only beside white-box
-        metrics = []
-        for setting in reversed(settings):
-            suffix = "" if setting == "white-box" else ", black-box"
-            metrics.append(Metric(f"AUROC{suffix}", of=setting, statistic=auroc, bounds=(0, 1)))
-            metrics.append(Metric(f"TPR at 1 % FPR{suffix}", of=setting, statistic=tpr_at_fpr(0.01), bounds=(0, 1)))
-
         facts = {
             "seed": self.seed,
             "model": {"name": self.model, "fingerprint": models.fingerprint(reader.model)},
             "data": {"name": self.data, "fingerprint": corpus.fingerprint()},
-            "texts": fingerprint(
-                [asdict(pair) for pair in items[0]] + [asdict(pair) for item in items for pair in item]
-            ),
+            "texts": fingerprint([asdict(pair) for item in texts.items for pair in item]),
         }
-        key = fingerprint([facts, asdict(self), sorted(detectors)])
+        key = fingerprint([facts, asdict(self), [repr(detector) for detector in detectors.values()]])
         journal = home() / "trials" / f"detect-{key}.jsonl"
         journal.parent.mkdir(exist_ok=True)
-        arms = _arms(detectors, reader, list(written))
-        say(f"scoring {len(items) * (1 + len(written))} texts with {len(arms)} detectors")
-        results, comparisons = run_arms(
-            arms,
-            items,
-            metrics,
+        per_item = 1 + len(texts.settings)
+        say(f"scoring {len(texts.items) * per_item} texts with {len(detectors)} detectors")
+        arms, comparisons = run_arms(
+            _arms(detectors, reader, texts.settings),
+            texts.items,
+            _metrics(texts.settings),
             block_size=4,
             pairs=[(_RIVALS[name], name) for name in _PAPER],
             item="text",
-            per_item=1 + len(written),
+            per_item=per_item,
             seed=self.seed,
             journal=journal,
         )
         result = TrialResult(
             paper="detect",
             title="Detect: is this text machine-written?",
-            question=(
-                f"Can a detector tell documents of {self.data} from what {self.generator or self.model} writes "
-                f"after their first {protocol.prompt_tokens} tokens?"
-            ),
+            question=f"Which detector tells human texts ({self.data}) from those of "
+            f"{' and '.join(texts.writers.values())}?",
             setting={
-                "scoring model": self.model,
-                "reference model": self.reference or "the scoring model",
-                "generator": "the scoring model (white-box)"
-                + (f" and {self.generator} (black-box)" if self.generator else ""),
+                "scoring model": _name(self.model),
+                "reference model": _name(self.reference) if self.reference else "the scoring model",
+                "settings": "; ".join(f"{setting}: {writer} wrote" for setting, writer in texts.writers.items()),
                 "data": corpus.describe(),
-                "pairs": len(items),
-                "human passages": f"at least {protocol.min_words} words",
-                "continuations": f"at most {protocol.max_new_tokens} tokens, temperature 1, cut to equal word counts",
+                "pairs": f"{len(texts.items)}, {texts.how}",
                 "dtype": self.dtype,
                 "device": str(reader.model.device),
             },
-            arms=results,
+            arms=arms,
             comparisons=comparisons,
             item="text",
             claims=[("AUROC", _RIVALS[name], name) for name in _PAPER],
-            figures=_figures(results, list(written)),
-            notes=self._notes(results, items, dropped, list(written)),
+            figures=_figures(arms, texts.settings),
+            notes=_notes(arms, texts),
             provenance=provenance(**facts),
         )
         journal.unlink(missing_ok=True)
         return result
 
-    def _write(self, human: list[Any], n: int, reader: Reader, protocol: Protocol) -> tuple[dict[str, list[Pair]], int]:
-        """Pairs by setting; both settings have the same documents, in the same order."""
+    def _written(self, corpus: Corpus, reader: Reader) -> Texts:
+        """Have the model, and the second one if there is one, continue human passages."""
         from broadsheet.teacher import Teacher
         from broadsheet.teacher.local import Local
 
-        generators = {"white-box": (reader.model, reader.tokenizer)}
+        protocol = Protocol(max_new_tokens=120) if self.quick else Protocol()
+        human = passages(corpus, 2 * self.pairs, protocol, self.seed)
+        generators = {"white-box": (self.model, (reader.model, reader.tokenizer))}
         if self.generator:
-            generators["black-box"] = tuple(models.load(self.generator, device=self.device or None, dtype=self.dtype))
-        written = {}
+            loaded = models.load(self.generator, device=self.device or None, dtype=self.dtype)
+            generators["black-box"] = (self.generator, (loaded.model, loaded.tokenizer))
+        pairs = {}
         dropped = 0
-        for setting, (model, tokenizer) in generators.items():
-            say(f"writing {n} continuations of human passages ({setting})")
-            pairs, lost = write_pairs(human, n, Teacher(Local(model, tokenizer)), tokenizer, protocol, self.seed)
-            written[setting] = pairs
+        for setting, (name, (model, tokenizer)) in generators.items():
+            say(f"{name} writes {self.pairs} continuations of human passages ({setting})")
+            teacher = Teacher(Local(model, tokenizer))
+            pairs[setting], lost = write_pairs(human, self.pairs, teacher, tokenizer, protocol, self.seed)
             dropped += lost
-            chosen = {pair.id for pair in pairs}
-            human = [document for document in human if document.id in chosen]
-        both = set.intersection(*({pair.id for pair in pairs} for pairs in written.values()))
-        return {setting: [p for p in pairs if p.id in both] for setting, pairs in written.items()}, dropped
+        common = set.intersection(*({pair.id for pair in found} for found in pairs.values()))
+        if len(common) < 2:
+            raise InputError("fewer than 2 passages were continued by both generators; give more --pairs")
+        return Texts(
+            {setting: [pair for pair in found if pair.id in common] for setting, found in pairs.items()},
+            {setting: _name(name) for setting, (name, _) in generators.items()},
+            dropped,
+            f"passages of at least {protocol.min_words} words, continued from their first {protocol.prompt_tokens} "
+            f"tokens by at most {protocol.max_new_tokens} at temperature 1, cut to equal word counts",
+        )
+
+    def _given(self, corpus: Corpus) -> Texts:
+        """Pair the data with machine texts that are there."""
+        machine = corpora.load(self.machine, text_field=self.text_field)
+        pairs = match(corpus, machine)
+        if len(pairs) < 2:
+            raise InputError(f"{self.data} and {self.machine} give {len(pairs)} pairs of texts; expected at least 2")
+        chosen = random.Random(self.seed).sample(pairs, min(self.pairs, len(pairs)))
+        return Texts({"given": chosen}, {"given": self.machine}, 0, "as given, cut to equal word counts")
 
     def _detectors(self) -> dict[str, Detector]:
-        perturbations = self.perturbations if self.perturbations >= 0 else (0 if self.quick else 10)
-        regenerations = self.regenerations if self.regenerations >= 0 else (0 if self.quick else 10)
+        perturbations = self.perturbations if self.perturbations >= 0 else (0 if self.quick else 5)
+        regenerations = self.regenerations if self.regenerations >= 0 else (0 if self.quick else 3)
         detectors: dict[str, Detector] = {
             "Likelihood": Likelihood(),
             "Rank": Rank(),
@@ -173,6 +208,11 @@ class DetectTrial:
             "Lastde": Lastde(),
             "Lastde++": LastdePP(),
         }
+        if not self.quick:
+            # The paper's other aggregates (App. D); the authors now advise ExpStd for closed-source generators.
+            detectors["Lastde, ExpStd"] = Lastde(how="expstd")
+            detectors["Lastde++, ExpStd"] = LastdePP(how="expstd")
+            detectors["Lastde++, 2-norm"] = LastdePP(how="2norm")
         if perturbations:
             detectors["DetectGPT"] = DetectGPT(n_perturbations=perturbations)
             detectors["NPR"] = NPR(n_perturbations=perturbations)
@@ -182,40 +222,57 @@ class DetectTrial:
             detector.seed = self.seed
         return detectors
 
-    def _notes(
-        self, results: list[ArmResult], items: Sequence[tuple[Pair, ...]], dropped: int, settings: list[str]
-    ) -> list[str]:
-        """What a reader should know before trusting the numbers; each note is made from this run."""
-        notes = []
-        characters = np.array([[len(item[0].human), len(item[0].machine)] for item in items], dtype=np.float64)
-        length = float(auroc(characters, np.ones((1, len(items))))[0])
+
+def _name(model: str) -> str:
+    return "the default model (SmolLM2-135M-Instruct)" if model == "default" else model
+
+
+def _metrics(settings: list[str]) -> list[Metric]:
+    metrics = []
+    for i, setting in enumerate(settings):
+        suffix = f", {setting}" if i else ""
+        metrics.append(Metric(f"AUROC{suffix}", of=setting, statistic=auroc, bounds=(0, 1)))
+        metrics.append(Metric(f"TPR at 1 % FPR{suffix}", of=setting, statistic=tpr_at_fpr(0.01), bounds=(0, 1)))
+    return metrics
+
+
+def _notes(arms: list[ArmResult], texts: Texts) -> list[str]:
+    """What a reader should know before trusting the numbers; each note is made from this run."""
+    notes = []
+    first, n = texts.settings[0], len(texts.items)
+    characters = np.array([[len(item[0].human), len(item[0].machine)] for item in texts.items], dtype=np.float64)
+    length = float(auroc(characters, np.ones((1, n)))[0])
+    notes.append(
+        "The two texts of a pair have the same number of words. Their number of characters alone gives an AUROC of "
+        f"{length:.2f}: how far that lies from 0.5 is what length gives away."
+    )
+    baseline = next(arm for arm in arms if arm.role == "baseline")
+    if baseline.status == "ok" and baseline.values["AUROC"].high < 0.5:
+        human, machine = np.asarray(baseline.samples[first]).mean(0)
         notes.append(
-            "The two texts of a pair have the same number of words and begin alike. Their number of characters alone "
-            f"gives an AUROC of {length:.2f}: how far that lies from 0.5 is what length gives away."
+            "Likelihood points the wrong way here: the model finds these human texts more predictable "
+            f"({human:.2f} nats a token) than the machine's ({machine:.2f})"
+            + (": they are formulaic, and a sample at temperature 1 wanders. " if first != "given" else ". ")
+            + "Whatever asks only how likely a text is (Likelihood, Rank, LogRank, LRR, the numerator of Lastde) "
+            "inherits this, and Entropy gains from it. Fast-DetectGPT, Binoculars and Lastde++ compare a text with what "
+            "the model expected, which takes most of it out."
         )
-        baseline = next(result for result in results if result.role == "baseline")
-        if baseline.status == "ok" and baseline.values["AUROC"].estimate < 0.5:
-            scores = np.asarray(baseline.samples["white-box"]).mean(0)
-            notes.append(
-                "Likelihood points the wrong way here. The model finds these human texts more predictable "
-                f"({scores[0]:.2f} nats a token) than its own samples at temperature 1 ({scores[1]:.2f}): "
-                "documentation is formulaic, and a sample wanders. Whatever asks only how likely a text is (Likelihood,"
-                " Rank, LogRank, LRR, the numerator of Lastde) inherits this; detectors that compare it with what the "
-                "model expected (Fast-DetectGPT, Binoculars, Lastde++) do not."
-            )
-        if dropped:
-            notes.append(f"{dropped} documents gave no pair, because the model stopped early; others took their place.")
-        if any(result.name in ("DetectGPT", "NPR") for result in results):
-            notes.append(
-                "DetectGPT and NPR fill their gaps from the scoring model's own predictions instead of T5-3B, "
-                "and with fewer copies than the 100 of their papers unless --perturbations 100 was given."
-            )
-        if len(items) < 100:
-            notes.append(
-                f"With {len(items)} pairs no false positive at all is allowed at a false-positive rate of 1 %: "
-                "read that column as the share of machine texts above the highest human score."
-            )
-        return notes
+    if texts.dropped:
+        notes.append(
+            f"{texts.dropped} passages gave no pair, because the model stopped early; others took their place."
+        )
+    if any(arm.name in ("DetectGPT", "NPR", "DNA-GPT") for arm in arms):
+        notes.append(
+            "DetectGPT, NPR and DNA-GPT are shown below their strength: gaps are filled from the scoring model's own "
+            "predictions instead of T5-3B, and there are fewer copies than in the paper unless --perturbations 100 "
+            "--regenerations 10 were given."
+        )
+    if n < 100:
+        notes.append(
+            f"With {n} pairs no false positive at all is allowed at a false-positive rate of 1 %: "
+            "read that column as the share of machine texts above the highest human score."
+        )
+    return notes
 
 
 def _arms(detectors: dict[str, Detector], reader: Reader, settings: list[str]) -> list[Arm]:

@@ -73,8 +73,8 @@ class Local:
     choice gets that space.
 
     Parameters:
-        batch_tokens: the most tokens in a batch, prompts and answers at full length. A batch that does not fit the
-            device's memory is halved and retried.
+        batch_tokens: the most tokens in a batch, prompts and answers at full length; by default 8,192 on the CPU and
+            65,536 elsewhere. A batch that does not fit the device's memory is halved and retried.
         truncate: what happens to a prompt longer than the context: "error" raises; "left" drops its first tokens to
             leave room for the answer, and says for how many prompts. An answer that meets the end of the context ends
             there with finish_reason "length".
