@@ -102,6 +102,7 @@ def test_show_teaches_and_says_where_a_paper_stands(run):
         (["try", "lastde", "--pairs", "many"], "got --pairs 'many'; expected a whole number"),
         (["try", "lastde", "stray"], "got 'stray' where an option was expected"),
         (["try", "lastde", "--pairs", "1"], "expected at least 2"),
+        (["try", "lastde", "--model", "tiny", "--temperatures", "hot"], "expected numbers such as 1,0.8"),
         (["try", "lastde", "--model", "no-such-model"], "unknown model 'no-such-model'"),
         (["apply", "lastde", "nowhere.jsonl", "--out", "o"], "no corpus at nowhere.jsonl"),
         (["apply", "salmonn", "corpus.jsonl", "--out", "o"], "nothing to apply yet"),
@@ -294,13 +295,13 @@ def test_try_runs_end_to_end_on_a_tiny_model(run, tiny, tmp_path):
         *("--generator", tiny, "--perturbations", "2", "--regenerations", "2", "--quick"),
     )
     assert status == 0
-    for name in ("Likelihood *", "Lastde++", "DetectGPT", "NPR", "DNA-GPT", "AUROC, black-box"):
+    for name in ("Likelihood *", "Lastde++", "DetectGPT", "NPR", "DNA-GPT", "AUROC, black-box", "T=0.8"):
         assert name in out
     result = json.loads(Path("runs/lastde.json").read_text())
     # A random model writes hardly any spaces: too few words to mask, which is said and not dropped.
     errors = {arm["name"]: arm["error"] for arm in result["arms"] if arm["error"]}
     assert errors.keys() <= {"DetectGPT", "NPR"}
-    assert all("are NaN" in error and error in out.replace("\n", " ") for error in errors.values())
+    assert all("are NaN" in error and error in " ".join(out.split()) for error in errors.values())
     assert len(result["arms"]) == 12
     assert result["setting"]["pairs"].startswith("6, passages")
     assert Path("runs/lastde.html").read_text().startswith("<!DOCTYPE html>") or Path("runs/lastde.html").exists()
@@ -320,7 +321,7 @@ def test_try_takes_machine_texts_that_are_there(run, tiny, tmp_path):
     assert run(*common, "--machine", "machine.jsonl", "--pairs", "8")[0] == 0
     result = json.loads(Path("runs/detect.json").read_text())
     assert result["setting"]["pairs"].startswith("8, as given")
-    assert result["setting"]["settings"] == "given: machine.jsonl wrote"
+    assert result["setting"]["written by"] == "machine.jsonl (given)"
     status, _, err = run(*common, "--machine", "machine.jsonl", "--generator", tiny)
     assert status == 2
     assert "got --machine and --generator" in err

@@ -10,7 +10,7 @@ import pytest
 
 from broadsheet import corpora
 from broadsheet.detect import FastDetectGPT, Lastde, LastdePP, Likelihood, LogRank, Reader, score_all
-from broadsheet.detect.pairs import Protocol, first_words, passages, write_pairs
+from broadsheet.detect.pairs import Protocol, Writer, first_words, passages, write_pairs
 from broadsheet.teacher import Teacher
 from broadsheet.teacher.local import Local
 
@@ -53,11 +53,11 @@ def test_pairs_are_real_and_of_equal_length(default_model, texts, monkeypatch, t
     documents = [corpora.Document(str(i), text) for i, text in enumerate(texts)]
     human = passages(documents, 4, protocol, seed=0)
     model, tokenizer = default_model
-    pairs, dropped = write_pairs(human, 3, Teacher(Local(model, tokenizer)), tokenizer, protocol, seed=0)
-    assert len(pairs) + dropped >= 3
-    for pair in pairs:
+    writers = {"own": Writer(Teacher(Local(model, tokenizer)), tokenizer, protocol)}
+    pairs, dropped = write_pairs(human, 3, writers, seed=0)
+    assert len(pairs["own"]) + dropped >= 3
+    for pair in pairs["own"]:
         assert len(pair.human.split()) == len(pair.machine.split())
         assert pair.human[:60] == pair.machine[:60]
         assert pair.human != pair.machine
-    again, _ = write_pairs(human, 3, Teacher(Local(model, tokenizer)), tokenizer, protocol, seed=0)
-    assert again == pairs
+    assert write_pairs(human, 3, writers, seed=0) == (pairs, dropped)

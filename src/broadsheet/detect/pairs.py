@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,12 +40,15 @@ class Protocol:
         prompt_tokens: of the passage that the model is given.
         max_new_tokens: of a continuation.
         min_new_tokens: a continuation that the model ends before so many is not used.
+        temperature, top_p: of the sampling (the paper: 1 and 1; its decoding ablation: 0.8, and 0.96).
     """
 
     min_words: int = 150
     prompt_tokens: int = 30
     max_new_tokens: int = 200
     min_new_tokens: int = 100
+    temperature: float = 1.0
+    top_p: float = 1.0
 
 
 def passages(documents: Iterable[Document], n: int, protocol: Protocol, seed: int) -> list[Document]:
@@ -78,44 +81,72 @@ def _eligible(documents: Iterable[Document], protocol: Protocol, beginnings: set
             yield document
 
 
-def write_pairs(
-    documents: list[Document],
-    n: int,
-    teacher: Teacher,
-    tokenizer: PreTrainedTokenizerBase,
-    protocol: Protocol,
-    seed: int,
-) -> tuple[list[Pair], int]:
-    """The first `n` usable pairs, and how many documents gave none because the model stopped too early.
+@dataclass(frozen=True)
+class Writer:
+    """A model that continues passages, under a protocol.
 
     Args:
-        documents: human passages; more than `n`, to make up for those that give no pair.
-        teacher: continues the prompts at temperature 1; it batches them, and keeps what it wrote.
+        teacher: continues the prompts; it batches them, and keeps what it wrote.
         tokenizer: counts the prompt's tokens.
+    """
+
+    teacher: Teacher
+    tokenizer: PreTrainedTokenizerBase
+    protocol: Protocol
+
+    def pairs(self, documents: list[Document], seed: int) -> list[Pair | None]:
+        """A pair for each document, None where the model stopped too early."""
+        protocol = self.protocol
+        prompts = [self._prompt(document.text) for document in documents]
+        written = self.teacher.complete(
+            prompts,
+            temperature=protocol.temperature,
+            top_p=protocol.top_p,
+            max_tokens=protocol.max_new_tokens,
+            seed=seed,
+        )
+        pairs: list[Pair | None] = []
+        for document, prompt, [completion] in zip(documents, prompts, written, strict=True):
+            enough = (completion.tokens or 0) >= protocol.min_new_tokens
+            pairs.append(_pair(document.id, document.text, prompt + completion.text) if enough else None)
+        return pairs
+
+    def _prompt(self, text: str) -> str:
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids[: self.protocol.prompt_tokens]
+        prompt = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return prompt.rstrip("\N{REPLACEMENT CHARACTER}")  # the cut may fall inside a character of several tokens
+
+
+def write_pairs(
+    documents: list[Document], n: int, writers: Mapping[str, Writer], seed: int
+) -> tuple[dict[str, list[Pair]], int]:
+    """The first `n` documents that every writer continued, as pairs by writer; and how many were passed over.
+
+    Args:
+        documents: human passages; more than `n`, to make up for those that a model stopped on.
 
     Raises:
-        InputError: not one pair came out.
+        InputError: not one document was continued by every writer.
     """
-    pairs: list[Pair] = []
+    kept: list[tuple[Pair, ...]] = []
     dropped = 0
     rest = list(documents)
-    while rest and len(pairs) < n:
-        wanted = n - len(pairs)
+    while rest and len(kept) < n:
+        wanted = n - len(kept)
         batch, rest = rest[:wanted], rest[wanted:]
-        prompts = [_prompt(document.text, tokenizer, protocol.prompt_tokens) for document in batch]
-        written = teacher.complete(prompts, max_tokens=protocol.max_new_tokens, seed=seed)
-        for document, prompt, completions in zip(batch, prompts, written, strict=True):
-            if (completions[0].tokens or 0) < protocol.min_new_tokens:
-                dropped += 1
-                continue
-            machine = prompt + completions[0].text
-            words = min(len(_WORD.findall(document.text)), len(_WORD.findall(machine)))
-            pairs.append(Pair(document.id, first_words(document.text, words), first_words(machine, words)))
-    if not pairs:
-        raise InputError(
-            f"the model ended every continuation before {protocol.min_new_tokens} tokens; give another generator"
-        )
-    return pairs, dropped
+        made = [writer.pairs(batch, seed) for writer in writers.values()]
+        whole = [tuple(pair for pair in row if pair) for row in zip(*made, strict=True)]
+        kept += [row for row in whole if len(row) == len(writers)]
+        dropped += sum(len(row) < len(writers) for row in whole)
+    if not kept:
+        raise InputError(f"all {dropped} continuations ended too early; give another generator")
+    return {name: [row[i] for row in kept] for i, name in enumerate(writers)}, dropped
+
+
+def _pair(name: str, human: str, machine: str) -> Pair:
+    """Both texts cut to the word count of the shorter."""
+    words = min(len(_WORD.findall(human)), len(_WORD.findall(machine)))
+    return Pair(name, first_words(human, words), first_words(machine, words))
 
 
 def match(human: Iterable[Document], machine: Iterable[Document]) -> list[Pair]:
@@ -135,18 +166,8 @@ def match(human: Iterable[Document], machine: Iterable[Document]) -> list[Pair]:
             f"got {len(ours):,} human and {len(theirs):,} machine texts whose ids do not match; "
             "expected the same ids, or as many of one kind as of the other, in the same order"
         )
-    pairs = []
-    for document, other in zip(ours, theirs, strict=True):
-        words = min(len(_WORD.findall(document.text)), len(_WORD.findall(other.text)))
-        if words:
-            pairs.append(Pair(document.id, first_words(document.text, words), first_words(other.text, words)))
-    return pairs
-
-
-def _prompt(text: str, tokenizer: PreTrainedTokenizerBase, n_tokens: int) -> str:
-    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids[:n_tokens]
-    prompt = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return prompt.rstrip("\N{REPLACEMENT CHARACTER}")  # the cut may fall inside a character of several tokens
+    pairs = [_pair(document.id, document.text, other.text) for document, other in zip(ours, theirs, strict=True)]
+    return [pair for pair in pairs if pair.human]
 
 
 def first_words(text: str, n: int) -> str:

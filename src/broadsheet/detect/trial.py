@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from broadsheet.detect.base import Detector
 from broadsheet.detect.curvature import Binoculars, FastDetectGPT
 from broadsheet.detect.lastde import Lastde, LastdePP
 from broadsheet.detect.likelihood import LRR, Entropy, Likelihood, LogRank, Rank
-from broadsheet.detect.pairs import Pair, Protocol, match, passages, write_pairs
+from broadsheet.detect.pairs import Pair, Protocol, Writer, match, passages, write_pairs
 from broadsheet.detect.reading import Pass, Reader
 from broadsheet.detect.resampling import DNAGPT, NPR, DetectGPT
 from broadsheet.evidence import provenance
@@ -66,11 +66,14 @@ class DetectTrial:
     human ones are flagged. The plain baseline is the mean log-likelihood.
 
     Options:
-        --pairs N: pairs of texts (60; with --quick 24).
+        --pairs N: pairs of texts (60; with --quick 20).
         --generator MODEL: a second model writes, and the scoring model judges without having written (black-box),
             beside the white-box setting, where the scoring model judges its own text.
         --machine FILE: texts that a machine wrote, one for each document of the data, matched by id where the ids agree
             and else by order; nothing is generated then.
+        --temperatures LIST: at which the scoring model writes (1,0.8: the paper's setting, which decides the headline,
+            and one nearer to what people use).
+        --top-p P: of the sampling (1).
         --reference MODEL: what Fast-DetectGPT, Binoculars and Lastde++ compare with or sample from.
         --perturbations N, --regenerations N: of DetectGPT and NPR (5; the paper compares with 100), and of DNA-GPT (3;
             the paper 10). With --quick, and with 0, these slow detectors are left out.
@@ -86,6 +89,8 @@ class DetectTrial:
     generator: str = ""
     machine: str = ""
     reference: str = ""
+    temperatures: str = "1,0.8"
+    top_p: float = 1.0
     perturbations: int = -1
     regenerations: int = -1
     text_field: str = "text"
@@ -98,16 +103,17 @@ class DetectTrial:
         Raises:
             InputError: an option, the model or the data cannot be used.
         """
-        self.pairs = self.pairs or (24 if self.quick else 60)
+        self.pairs = self.pairs or (20 if self.quick else 60)
         if self.pairs < 2:
             raise InputError(f"got --pairs {self.pairs}; expected at least 2")
+        temperatures = self._temperatures()
         if self.machine and self.generator:
             raise InputError(
                 "got --machine and --generator; expected texts that are there, or a model that writes them"
             )
         reader = Reader(self.model, self.reference or None, device=self.device or None, dtype=self.dtype)
         corpus = corpora.load(self.data, text_field=self.text_field)
-        texts = self._given(corpus) if self.machine else self._written(corpus, reader)
+        texts = self._given(corpus) if self.machine else self._written(corpus, reader, temperatures)
         detectors = self._detectors()
         facts = {
             "seed": self.seed,
@@ -135,11 +141,11 @@ class DetectTrial:
             paper="detect",
             title="Detect: is this text machine-written?",
             question=f"Which detector tells human texts ({self.data}) from those of "
-            f"{' and '.join(texts.writers.values())}?",
+            f"{_name(self.generator or self.model) if not self.machine else self.machine}?",
             setting={
                 "scoring model": _name(self.model),
                 "reference model": _name(self.reference) if self.reference else "the scoring model",
-                "settings": "; ".join(f"{setting}: {writer} wrote" for setting, writer in texts.writers.items()),
+                "written by": "; ".join(f"{writer} ({setting})" for setting, writer in texts.writers.items()),
                 "data": corpus.describe(),
                 "pairs": f"{len(texts.items)}, {texts.how}",
                 "dtype": self.dtype,
@@ -156,34 +162,38 @@ class DetectTrial:
         journal.unlink(missing_ok=True)
         return result
 
-    def _written(self, corpus: Corpus, reader: Reader) -> Texts:
+    def _written(self, corpus: Corpus, reader: Reader, temperatures: list[float]) -> Texts:
         """Have the model, and the second one if there is one, continue human passages."""
         from broadsheet.teacher import Teacher
         from broadsheet.teacher.local import Local
 
-        protocol = Protocol(max_new_tokens=120) if self.quick else Protocol()
-        human = passages(corpus, 2 * self.pairs, protocol, self.seed)
-        generators = {"white-box": (self.model, (reader.model, reader.tokenizer))}
+        human = passages(corpus, 2 * self.pairs, Protocol(), self.seed)
+        own = (self.model, reader.model, reader.tokenizer)
+        plans = {"white-box": (*own, temperatures[0])}
         if self.generator:
             loaded = models.load(self.generator, device=self.device or None, dtype=self.dtype)
-            generators["black-box"] = (self.generator, (loaded.model, loaded.tokenizer))
-        pairs = {}
-        dropped = 0
-        for setting, (name, (model, tokenizer)) in generators.items():
-            say(f"{name} writes {self.pairs} continuations of human passages ({setting})")
-            teacher = Teacher(Local(model, tokenizer))
-            pairs[setting], lost = write_pairs(human, self.pairs, teacher, tokenizer, protocol, self.seed)
-            dropped += lost
-        common = set.intersection(*({pair.id for pair in found} for found in pairs.values()))
-        if len(common) < 2:
-            raise InputError("fewer than 2 passages were continued by both generators; give more --pairs")
+            plans["black-box"] = (self.generator, loaded.model, loaded.tokenizer, temperatures[0])
+        plans |= {f"T={temperature:g}": (*own, temperature) for temperature in temperatures[1:]}
+        protocol = Protocol(max_new_tokens=120 if self.quick else 200, top_p=self.top_p)
+        writers = {
+            setting: Writer(Teacher(Local(model, tokenizer)), tokenizer, replace(protocol, temperature=temperature))
+            for setting, (_, model, tokenizer, temperature) in plans.items()
+        }
+        say(f"continuing {self.pairs} human passages: {', '.join(plans)}")
+        pairs, dropped = write_pairs(human, self.pairs, writers, self.seed)
         return Texts(
-            {setting: [pair for pair in found if pair.id in common] for setting, found in pairs.items()},
-            {setting: _name(name) for setting, (name, _) in generators.items()},
+            pairs,
+            {setting: f"{_name(plan[0])} at temperature {plan[-1]:g}" for setting, plan in plans.items()},
             dropped,
             f"passages of at least {protocol.min_words} words, continued from their first {protocol.prompt_tokens} "
-            f"tokens by at most {protocol.max_new_tokens} at temperature 1, cut to equal word counts",
+            f"tokens by at most {protocol.max_new_tokens}, top-p {self.top_p:g}, cut to equal word counts",
         )
+
+    def _temperatures(self) -> list[float]:
+        try:
+            return [float(value) for value in self.temperatures.split(",")]
+        except ValueError:
+            raise InputError(f"got --temperatures {self.temperatures!r}; expected numbers such as 1,0.8") from None
 
     def _given(self, corpus: Corpus) -> Texts:
         """Pair the data with machine texts that are there."""
@@ -251,11 +261,10 @@ def _notes(arms: list[ArmResult], texts: Texts) -> list[str]:
         human, machine = np.asarray(baseline.samples[first]).mean(0)
         notes.append(
             "Likelihood points the wrong way here: the model finds these human texts more predictable "
-            f"({human:.2f} nats a token) than the machine's ({machine:.2f})"
-            + (": they are formulaic, and a sample at temperature 1 wanders. " if first != "given" else ". ")
-            + "Whatever asks only how likely a text is (Likelihood, Rank, LogRank, LRR, the numerator of Lastde) "
-            "inherits this, and Entropy gains from it. Fast-DetectGPT, Binoculars and Lastde++ compare a text with what "
-            "the model expected, which takes most of it out."
+            f"({human:.2f} nats a token) than the machine's ({machine:.2f}). Documentation is formulaic, and a sample "
+            "from the whole distribution of a small model wanders. What asks only how likely a text is (Likelihood, "
+            "Rank, LogRank, LRR, the numerator of Lastde) inherits this; Entropy gains from it. Fast-DetectGPT, "
+            "Binoculars and Lastde++ compare a text with what the model expected, which takes most of it out."
         )
     if texts.dropped:
         notes.append(
