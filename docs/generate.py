@@ -17,8 +17,8 @@ from pathlib import Path
 from broadsheet import evidence, words
 from broadsheet.models.embedded import DEFAULT
 from broadsheet.papers import RUNGS, Paper, Stage, docstring, get, page, stages
+from broadsheet.results import ArmResult, TrialResult
 from broadsheet.stats import sentence
-from broadsheet.trial import ArmResult, TrialResult
 from broadsheet.view import View
 
 ROOT = Path(__file__).parents[1]

@@ -22,7 +22,8 @@ import broadsheet
 from broadsheet import detect, evidence
 from broadsheet.cli import app
 from broadsheet.papers import RUNGS, docstring, get, get_trial, page
-from broadsheet.trial import Arm, Metric, TrialResult, run_arms
+from broadsheet.results import TrialResult
+from broadsheet.trial import Arm, Metric, run_arms
 from broadsheet.words import bracket, number
 from loopback import Loopback
 

@@ -19,8 +19,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from broadsheet import plots, report, view, words
+from broadsheet.results import ArmResult, Curve, Distribution, TrialResult
 from broadsheet.stats import Interval, auroc, compare_samples, compare_seconds, interval, sentence, tpr_at_fpr
-from broadsheet.trial import ArmResult, Curve, Distribution, TrialResult
 
 # name, role, shift of machine scores in standard deviations, texts per second
 DETECTORS = [

@@ -16,8 +16,9 @@ from scipy import stats as distributions
 
 from broadsheet.evidence import finite, record
 from broadsheet.external import external_arm
+from broadsheet.results import TrialResult
 from broadsheet.stats import auroc
-from broadsheet.trial import RERUN, Arm, Measured, Metric, TrialResult, run_arms
+from broadsheet.trial import RERUN, Arm, Measured, Metric, run_arms
 
 MEAN = Metric("value")
 

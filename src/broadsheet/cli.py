@@ -116,7 +116,7 @@ def show(
         console.print(Padding(_reflowed(docstring(paper.apply)), (0, 0, 0, 2)), markup=False)
     if recorded:
         from broadsheet.report import terminal
-        from broadsheet.trial import TrialResult
+        from broadsheet.results import TrialResult
 
         console.print(f"\n[bold]Evidence[/bold] recorded {recorded['provenance']['date']}\n")
         terminal(TrialResult.from_dict(recorded), console)
@@ -179,13 +179,14 @@ def _run_trial(paper: str, entry: str, options: dict[str, Any], extra: list[str]
     from broadsheet.papers import load
 
     _writable(out)
-    trial = load(entry)
-    result = _construct(trial, {**options, **_pairs(extra)}).run()
+    trial = _construct(load(entry), {**options, **_pairs(extra)})
+    result = trial.run()
     result.paper, result.command = paper, shlex.join(["broadsheet", *sys.argv[1:]])
     report.terminal(result, written=report.write(result, out))
     if record:
         path = evidence.record(paper, result.to_dict(), evidence.folder())
-        print(f"evidence: {path}")
+        print(f"evidence {path}")
+    trial.finish()
 
 
 @app.command(epilog="Example: broadsheet compare samples_a.jsonl samples_b.jsonl")

@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from broadsheet.trial import Arm, Measured, Role
+from broadsheet.results import Role
+from broadsheet.trial import Arm, Measured
 
 
 class ExternalProcess:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from broadsheet.results import Curve, Distribution
     from broadsheet.stats import Interval
-    from broadsheet.trial import Curve, Distribution
 
 WIDTH = 320.0
 CHARACTER = 7.8  # units a character of the 14-unit sans takes, on the wide side

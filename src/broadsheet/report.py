@@ -22,8 +22,8 @@ from broadsheet.stats import multiplicity_warning, sentence
 from broadsheet.view import MARKS, View
 
 if TYPE_CHECKING:
+    from broadsheet.results import TrialResult
     from broadsheet.stats import Comparison, Interval
-    from broadsheet.trial import TrialResult
 
 WIDEST = 100  # columns of terminal output that still read well
 STYLES = {"helps": "green", "hurts": "red", "no measurable difference": "dim", "not measured": "dim"}

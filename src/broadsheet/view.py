@@ -19,8 +19,8 @@ from broadsheet.papers import page
 from broadsheet.stats import multiplicity_warning
 
 if TYPE_CHECKING:
+    from broadsheet.results import ArmResult, TrialResult
     from broadsheet.stats import Comparison, Interval
-    from broadsheet.trial import ArmResult, TrialResult
 
 MARKS = {"helps": "▲", "hurts": "▼", "no measurable difference": "=", "not measured": "?"}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from broadsheet import corpora, models
+from broadsheet import __version__, corpora, models
 from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError, say
 from broadsheet.corpora import Corpus
@@ -24,8 +24,9 @@ from broadsheet.detect.pairs import Pair, Protocol, Writer, match, passages, wri
 from broadsheet.detect.reading import Pass, Reader
 from broadsheet.detect.resampling import DNAGPT, NPR, DetectGPT
 from broadsheet.evidence import provenance
+from broadsheet.results import ArmResult, Distribution, TrialResult
 from broadsheet.stats import auroc, tpr_at_fpr
-from broadsheet.trial import Arm, ArmResult, Distribution, Metric, TrialResult, run_arms
+from broadsheet.trial import Arm, Metric, run_arms
 
 _PAPER = ("Lastde", "Lastde++")
 # What the paper says its two detectors beat: the best detector of one pass, and the best that samples.
@@ -121,9 +122,9 @@ class DetectTrial:
             "data": {"name": self.data, "fingerprint": corpus.fingerprint()},
             "texts": fingerprint([asdict(pair) for item in texts.items for pair in item]),
         }
-        key = fingerprint([facts, asdict(self), [repr(detector) for detector in detectors.values()]])
-        journal = home() / "trials" / f"detect-{key}.jsonl"
-        journal.parent.mkdir(exist_ok=True)
+        key = fingerprint([__version__, facts, asdict(self), [repr(detector) for detector in detectors.values()]])
+        self.journal_ = home() / "trials" / f"detect-{key}.jsonl"
+        self.journal_.parent.mkdir(exist_ok=True)
         per_item = 1 + len(texts.settings)
         say(f"scoring {len(texts.items) * per_item} texts with {len(detectors)} detectors")
         arms, comparisons = run_arms(
@@ -135,9 +136,9 @@ class DetectTrial:
             item="text",
             per_item=per_item,
             seed=self.seed,
-            journal=journal,
+            journal=self.journal_,
         )
-        result = TrialResult(
+        return TrialResult(
             paper="detect",
             title="Detect: is this text machine-written?",
             question=f"Which detector tells human texts ({self.data}) from those of "
@@ -159,8 +160,10 @@ class DetectTrial:
             notes=_notes(arms, texts),
             provenance=provenance(**facts),
         )
-        journal.unlink(missing_ok=True)
-        return result
+
+    def finish(self) -> None:
+        """Forget what `run` kept to go on from; called when its result is written."""
+        self.journal_.unlink(missing_ok=True)
 
     def _written(self, corpus: Corpus, reader: Reader, temperatures: list[float]) -> Texts:
         """Have the model, and the second one if there is one, continue human passages."""
