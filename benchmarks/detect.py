@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from broadsheet import corpora, evidence
+from broadsheet import corpora, evidence, models
 from broadsheet.detect import (
     LRR,
     Binoculars,
@@ -32,7 +34,8 @@ from broadsheet.detect import (
     Reading,
 )
 from broadsheet.detect.pairs import Protocol, first_words, passages
-from broadsheet.stats import sentence
+from broadsheet.results import ArmResult
+from broadsheet.stats import Comparison, sentence
 from broadsheet.trial import Arm, Metric, run_arms
 
 DETECTORS: dict[str, Detector] = {
@@ -73,13 +76,58 @@ def loop(method: LastdePP, reading: Reading) -> float:
     return (one(reading.log_likelihood) - float(samples.mean())) / float(samples.std())
 
 
+def report(results: Sequence[ArmResult], comparisons: Sequence[Comparison]) -> None:
+    for result in results:
+        speed = result.items_per_second
+        print(f"  {result.name:18} {speed.estimate:8.2f} texts/s [{speed.low:.2f}, {speed.high:.2f}] {result.error}")
+    for comparison in comparisons:
+        print(f"  {sentence(comparison)}")
+
+
+def race(items: Sequence[Any], method: LastdePP, shared: Any = None, block_size: int = 4) -> list[Comparison]:
+    """Loop against tensor over readings, or over texts when `shared` reads them; the scores must agree too."""
+
+    def arm(name: str, score: Any, role: str = "method") -> Arm:
+        return Arm(name, lambda readings: {"score": [score(one) for one in readings]}, role, shared=shared)
+
+    arms = [arm("loop over samples", lambda one: loop(method, one), "baseline"), arm("one tensor", method.statistic)]
+    results, comparisons = run_arms(arms, items, [Metric("score")], block_size=block_size, item="text")
+    report(results, comparisons)
+    return comparisons
+
+
+def shares(texts: list[str], reader: Reader) -> dict[str, float]:
+    """Seconds a text of the forward pass, and of each detector after it."""
+
+    def speed(work: Any, items: Sequence[Any], block_size: int, per_item: int) -> float:
+        arm = Arm("work", lambda block: {"done": [float(work(block))] * len(block)}, "baseline")
+        [result], _ = run_arms([arm], items, [Metric("done")], block_size=block_size, per_item=per_item)
+        return 1 / result.items_per_second.estimate
+
+    groups = [texts[i : i + 4] for i in range(0, len(texts), 4)]
+    seconds = {"forward pass": speed(lambda block: sum(len(p.labels) for p in reader.passes(block)), texts, 4, 1)}
+    # The passes are made outside the clock: what is timed is what each detector does with them.
+    passes = [(group, list(reader.passes(group))) for group in groups]
+    for name, detector in DETECTORS.items():
+
+        def score(block: Any, detector: Detector = detector) -> float:
+            [(group, made)] = block
+            readings = reader.read(group, detector.needs, n_samples=detector.draws, passes=made)
+            return detector.score_readings(group, readings, reader).sum()
+
+        seconds[name] = speed(score, passes, 1, 4)
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=24)
+    parser.add_argument("--texts", type=int, default=24, help="a multiple of 4")
     parser.add_argument("--model", default="default")
     parser.add_argument("--device", default=None)
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
+    if arguments.texts % 4:
+        parser.error("--texts must be a multiple of 4")
 
     documents = passages(corpora.load("pydocs"), arguments.texts, Protocol(), seed=0)
     texts = [first_words(document.text, 150) for document in documents]
@@ -89,85 +137,25 @@ def main() -> None:
     def read(block: list[str]) -> list[Reading]:
         return reader.read(block, {"samples"}, n_samples=method.n_samples)
 
-    def statistic(score: Any) -> Any:
-        return lambda readings: {"score": [score(reading) for reading in readings]}
-
-    vectorised, looped = statistic(method.statistic), statistic(lambda reading: loop(method, reading))
-    score = Metric("score")
-    print("1. Lastde++, statistic alone (100 samples, 15 scales)")
-    readings = read(texts)
-    results, comparisons = run_arms(
-        [Arm("loop over samples", looped, "baseline"), Arm("one tensor", vectorised)],
-        readings,
-        [score],
-        block_size=2,
-        item="text",
-    )
-    report(results, comparisons)
-    alone = comparisons
-
+    print("1. Lastde++, the statistic alone (100 samples, 15 scales)")
+    alone = race(read(texts), method, block_size=2)
     print("2. Lastde++, forward pass included")
-    results, comparisons = run_arms(
-        [Arm("loop over samples", looped, "baseline", shared=read), Arm("one tensor", vectorised, shared=read)],
-        texts,
-        [score],
-        block_size=4,
-        item="text",
-    )
-    report(results, comparisons)
-    whole = comparisons
-
+    whole = race(texts, method, shared=read)
     print("3. Seconds a text: the shared forward pass, and each detector's own work after it")
-    passes = Arm("forward pass", lambda block: {"score": [len(one.labels) for one in reader.passes(block)]}, "baseline")
-    own = [
-        Arm(
-            name,
-            lambda shared, detector=detector: {
-                "score": detector.score_readings(
-                    shared[0],
-                    reader.read(shared[0], detector.needs, n_samples=detector.draws, passes=shared[1]),
-                    reader,
-                )
-            },
-            "sibling",
-        )
-        for name, detector in DETECTORS.items()
-    ]
-    # The passes are made outside the clock: what is timed is what each detector does with them.
-    blocks = [(texts[i : i + 4], list(reader.passes(texts[i : i + 4]))) for i in range(0, len(texts), 4)]
-    forward, _ = run_arms([passes], texts, [score], block_size=4, item="text")
-    shares = {"forward pass": 1 / forward[0].items_per_second.estimate}  # type: ignore[union-attr]
-    for arm in own:
-        timed, _ = run_arms(
-            [Arm(arm.name, lambda block, run=arm.run: {"score": [sum(run(block[0])["score"])]}, "baseline")],
-            blocks,
-            [score],
-            block_size=1,
-            item="text",
-            per_item=4,
-        )
-        shares[arm.name] = 1 / timed[0].items_per_second.estimate  # type: ignore[union-attr]
-    for name, seconds in shares.items():
-        print(f"  {name:16} {1000 * seconds:9.1f} ms   {seconds / shares['forward pass']:7.1%} of a forward pass")
+    seconds = shares(texts, reader)
+    for name, value in seconds.items():
+        print(f"  {name:16} {1000 * value:9.1f} ms   {value / seconds['forward pass']:7.1%} of a forward pass")
 
     if arguments.record:
         result = {
             "texts": len(texts),
-            "tokens_per_text": sum(map(len, readings)) / len(readings),
-            "statistic_alone": [vars(c) | {"difference": vars(c.difference)} for c in alone],
-            "forward_included": [vars(c) | {"difference": vars(c.difference)} for c in whole],
-            "seconds_per_text": shares,
-            "provenance": evidence.provenance(model=arguments.model, seed=0),
+            "statistic_alone": [asdict(comparison) for comparison in alone],
+            "forward_included": [asdict(comparison) for comparison in whole],
+            "seconds_per_text": seconds,
+            "command": "python benchmarks/detect.py --record",
+            "provenance": evidence.provenance(model=models.fingerprint(reader.model), seed=0),
         }
         print(evidence.record("lastde.benchmark", result, evidence.folder()))
-
-
-def report(results: Any, comparisons: Any) -> None:
-    for result in results:
-        speed = result.items_per_second
-        print(f"  {result.name:18} {speed.estimate:8.2f} texts/s [{speed.low:.2f}, {speed.high:.2f}] {result.error}")
-    for comparison in comparisons:
-        print(f"  {sentence(comparison)}")
 
 
 if __name__ == "__main__":

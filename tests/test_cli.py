@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -322,6 +323,17 @@ def test_try_takes_machine_texts_that_are_there(run, tiny, tmp_path):
     result = json.loads(Path("runs/detect.json").read_text())
     assert result["setting"]["pairs"].startswith("8, as given")
     assert result["setting"]["written by"] == "machine.jsonl (given)"
+    peer = tmp_path / "peer.py"
+    peer.write_text(
+        "import json, sys\nprint(json.dumps({'ready': True}), flush=True)\nfor line in sys.stdin:\n"
+        "    scores = [float('engine' in text) for text in json.loads(line)['items']]\n"
+        "    print(json.dumps({'outputs': {'score': scores}}), flush=True)\n"
+    )
+    command = shlex.join([sys.executable, str(peer)])
+    assert run(*common, "--machine", "machine.jsonl", "--pairs", "8", "--peer", command)[0] == 0
+    arms = {arm["name"]: arm for arm in json.loads(Path("runs/detect.json").read_text())["arms"]}
+    assert arms["peer: peer.py"]["values"]["AUROC"]["estimate"] == 1.0
+    assert arms["peer: peer.py"]["role"] == "peer"
     status, _, err = run(*common, "--machine", "machine.jsonl", "--generator", tiny)
     assert status == 2
     assert "got --machine and --generator" in err

@@ -6,8 +6,10 @@ Knows: the stage's detectors, pairs of texts, the A/B engine.
 from __future__ import annotations
 
 import random
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from broadsheet import __version__, corpora, models
 from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError, say
 from broadsheet.corpora import Corpus
-from broadsheet.detect.base import Detector
+from broadsheet.detect.base import Detector, Scores
 from broadsheet.detect.curvature import Binoculars, FastDetectGPT
 from broadsheet.detect.lastde import Lastde, LastdePP
 from broadsheet.detect.likelihood import LRR, Entropy, Likelihood, LogRank, Rank
@@ -24,9 +26,10 @@ from broadsheet.detect.pairs import Pair, Protocol, Writer, match, passages, wri
 from broadsheet.detect.reading import Pass, Reader
 from broadsheet.detect.resampling import DNAGPT, NPR, DetectGPT
 from broadsheet.evidence import provenance
-from broadsheet.results import ArmResult, Distribution, TrialResult
+from broadsheet.external import ExternalProcess
+from broadsheet.results import ArmResult, Distribution, Role, TrialResult
 from broadsheet.stats import auroc, tpr_at_fpr
-from broadsheet.trial import Arm, Metric, run_arms
+from broadsheet.trial import Arm, Measured, Metric, run_arms
 
 _PAPER = ("Lastde", "Lastde++")
 # What the paper says its two detectors beat: the best detector of one pass, and the best that samples.
@@ -78,6 +81,8 @@ class DetectTrial:
         --reference MODEL: what Fast-DetectGPT, Binoculars and Lastde++ compare with or sample from.
         --perturbations N, --regenerations N: of DetectGPT and NPR (5; the paper compares with 100), and of DNA-GPT (3;
             the paper 10). With --quick, and with 0, these slow detectors are left out.
+        --peer COMMAND: a program that scores texts, measured beside ours (docs/external.md; items are texts, and the
+            output `score` has one number for each).
         --text-field NAME: the field of the data that holds the text (text).
         --device NAME, --dtype NAME: as in models.load; float32 by default.
     """
@@ -94,6 +99,7 @@ class DetectTrial:
     top_p: float = 1.0
     perturbations: int = -1
     regenerations: int = -1
+    peer: str = ""
     text_field: str = "text"
     device: str = ""
     dtype: str = "float32"
@@ -128,7 +134,7 @@ class DetectTrial:
         per_item = 1 + len(texts.settings)
         say(f"scoring {len(texts.items) * per_item} texts with {len(detectors)} detectors")
         arms, comparisons = run_arms(
-            _arms(detectors, reader, texts.settings),
+            _arms(detectors, reader, texts.settings, self.peer),
             texts.items,
             _metrics(texts.settings),
             block_size=4,
@@ -287,35 +293,51 @@ def _notes(arms: list[ArmResult], texts: Texts) -> list[str]:
     return notes
 
 
-def _arms(detectors: dict[str, Detector], reader: Reader, settings: list[str]) -> list[Arm]:
-    """One arm a detector; the forward pass over a block's texts is shared by all."""
-
-    def texts_of(block: Sequence[tuple[Pair, ...]]) -> list[str]:
-        return [text for item in block for text in (item[0].human, *(pair.machine for pair in item))]
+def _arms(detectors: dict[str, Detector], reader: Reader, settings: list[str], peer: str) -> list[Arm]:
+    """One arm a detector, with one forward pass over a block's texts for all of them; and the peer, if there is one."""
 
     def read(block: Sequence[tuple[Pair, ...]]) -> tuple[list[str], list[Pass]]:
-        texts = texts_of(block)
+        texts = _texts_of(block)
         return texts, list(reader.passes(texts))
 
-    def score(detector: Detector) -> Any:
-        def run(shared: tuple[list[str], list[Pass]]) -> dict[str, np.ndarray]:
+    def arm(name: str, detector: Detector) -> Arm:
+        def run(shared: tuple[list[str], list[Pass]]) -> dict[str, Any]:
             texts, passes = shared
             readings = reader.read(texts, detector.needs, n_samples=detector.draws, seed=detector.seed, passes=passes)
-            scores = detector.score_readings(texts, readings, reader).reshape(-1, 1 + len(settings))
-            return {setting: scores[:, [0, 1 + i]] for i, setting in enumerate(settings)}
+            return _by_setting(detector.score_readings(texts, readings, reader), settings)
 
-        return run
+        role: Role = "baseline" if name == "Likelihood" else "method" if name in _PAPER else "sibling"
+        return Arm(name, run, role, (type(detector).__doc__ or "").split("\n", 1)[0], shared=read)
 
-    return [
-        Arm(
-            name,
-            score(detector),
-            role="baseline" if name == "Likelihood" else "method" if name in _PAPER else "sibling",
-            description=(type(detector).__doc__ or "").split("\n", 1)[0],
-            shared=read,
-        )
-        for name, detector in detectors.items()
-    ]
+    arms = [arm(name, detector) for name, detector in detectors.items()]
+    return [*arms, _peer(shlex.split(peer), settings)] if peer else arms
+
+
+def _peer(command: list[str], settings: list[str]) -> Arm:
+    """A detector that is a program of its own: its items are texts, its output `score` has one number for each."""
+    process = ExternalProcess(command)
+
+    def run(block: Sequence[tuple[Pair, ...]]) -> Measured:
+        texts = _texts_of(block)
+        measured = process.run(texts)
+        scores = np.asarray(measured.outputs.get("score", []), dtype=np.float64)
+        if scores.shape != (len(texts),):
+            raise ValueError(f"expected one `score` for each of {len(texts)} texts, got shape {scores.shape}")
+        return replace(measured, outputs=_by_setting(scores, settings))
+
+    name = f"peer: {Path(command[-1]).name}"
+    return Arm(name, run, "peer", shlex.join(command), prepare=process.start, close=process.close)
+
+
+def _texts_of(block: Sequence[tuple[Pair, ...]]) -> list[str]:
+    """A human text and its machine texts, item by item."""
+    return [text for item in block for text in (item[0].human, *(pair.machine for pair in item))]
+
+
+def _by_setting(scores: Scores, settings: list[str]) -> dict[str, Any]:
+    """Scores of `_texts_of` as (items, 2) human and machine scores of each setting."""
+    rows = scores.reshape(-1, 1 + len(settings))
+    return {setting: rows[:, [0, 1 + i]] for i, setting in enumerate(settings)}
 
 
 def _figures(results: list[ArmResult], settings: list[str]) -> list[Any]:
