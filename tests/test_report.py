@@ -493,3 +493,9 @@ def test_colours_follow_roles():
 def test_chance_is_drawn_only_where_it_is_known(metric, level):
     assert view.chance(metric) == level
     assert ("chance" in str(plots.whiskers(metric, [], level).svg())) == (level is not None)
+
+
+def test_a_metric_with_a_chance_level_is_drawn_evenly():
+    rows = [plots.Row("a", "baseline", Interval(0.05, 0.04, 0.06)), plots.Row("b", "method", Interval(0.9, 0.8, 0.99))]
+    assert ">0.5<" in plots.whiskers("AUROC", rows, chance=0.5).svg()
+    assert ">0.5<" not in plots.whiskers("seconds", rows).svg()

@@ -176,12 +176,13 @@ def demo(
 
 def _run_trial(paper: str, entry: str, options: dict[str, Any], extra: list[str], out: Path, record: bool) -> None:
     from broadsheet import evidence, report
-    from broadsheet.papers import load
+    from broadsheet.papers import load, page
 
     _writable(out)
     trial = _construct(load(entry), {**options, **_pairs(extra)})
     result = trial.run()
     result.paper, result.command = paper, shlex.join(["broadsheet", *sys.argv[1:]])
+    result.title = next((row.title for row in page() if row.id == paper), result.title)
     report.terminal(result, written=report.write(result, out))
     if record:
         path = evidence.record(paper, result.to_dict(), evidence.folder())

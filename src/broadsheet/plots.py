@@ -162,7 +162,8 @@ def whiskers(title: str, rows: Sequence[Row], chance: float | None = None) -> Dr
     bottom = top + pitch * len(rows)
     ends = [end for value in known for end in (value.low, value.estimate, value.high)]
     positive = [end for end in ends if drawable(end)]
-    wide = bool(positive) and min(positive) > 0 and max(positive) / min(positive) > 10
+    # A metric with a chance level has a bounded range, and reads evenly; costs may span orders of magnitude.
+    wide = chance is None and bool(positive) and min(positive) > 0 and max(positive) / min(positive) > 10
     axis = scale([*ends, chance], left, right, log=wide)
     drawing = Drawing(title, bottom + 24)
     _across(drawing, axis, bottom, ticks(axis, 3), top)
