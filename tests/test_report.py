@@ -497,5 +497,5 @@ def test_chance_is_drawn_only_where_it_is_known(metric, level):
 
 def test_a_metric_with_a_chance_level_is_drawn_evenly():
     rows = [plots.Row("a", "baseline", Interval(0.05, 0.04, 0.06)), plots.Row("b", "method", Interval(0.9, 0.8, 0.99))]
-    assert ">0.5<" in plots.whiskers("AUROC", rows, chance=0.5).svg()
-    assert ">0.5<" not in plots.whiskers("seconds", rows).svg()
+    assert ">0.0<" in plots.whiskers("AUROC", rows, chance=0.5).svg()
+    assert ">0.0<" not in plots.whiskers("seconds", rows).svg()
