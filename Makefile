@@ -35,7 +35,7 @@ docs: $(VENV)/.installed-docs  ## build the documentation into site/
 
 evidence: $(VENV)/.installed-dev  ## record again what the pages and rungs rest on (tens of minutes)
 	$(BIN)/python tests/oracles.py tests/oracles --record
-	$(BIN)/broadsheet try lastde --perturbations 3 --regenerations 2 --record
+	$(BIN)/broadsheet try lastde --pairs 40 --perturbations 3 --regenerations 2 --record
 
 bench: $(VENV)/.installed-dev  ## measure speed ratios side by side
 	$(BIN)/python benchmarks/detect.py

@@ -116,7 +116,7 @@ class View:
             arms.setdefault((c.metric, c.baseline), {}).setdefault(c.verdict, []).append(c.arm)
         return [
             f"{metric} against {baseline}: "
-            + "; ".join(f"{MARKS[verdict]} {', '.join(verdicts[verdict])}" for verdict in MARKS if verdict in verdicts)
+            + "; ".join(f"{MARKS[verdict]} {' · '.join(verdicts[verdict])}" for verdict in MARKS if verdict in verdicts)
             for (metric, baseline), verdicts in arms.items()
         ]
 
