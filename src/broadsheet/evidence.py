@@ -71,7 +71,7 @@ def record(name: str, result: dict[str, Any], folder: Path) -> Path:
     """Write what a command measured as `<folder>/<name>.json`: the only way a number gets into the evidence."""
     path = folder / f"{name}.json"
     with atomic_write(path) as file:
-        json.dump(finite(result), file, indent=1, ensure_ascii=False, sort_keys=True)
+        json.dump(finite(result), file, indent=1, ensure_ascii=False)
         file.write("\n")
     return path
 

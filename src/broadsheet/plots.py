@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -125,7 +125,7 @@ def scale(values: Iterable[float | None], start: float, end: float, log: bool = 
 
 
 def ticks(axis: Scale, count: int) -> list[float]:
-    """About `count` round values on the axis: 1, 2 or 5 times a power of ten, evenly or by the logarithm."""
+    """About `count` round values on the axis, at least two: 1, 2 or 5 times a power of ten, evenly or by logarithm."""
     if axis.log:
         first, last = math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high))
         stride = max(1, round((last - first) / count))
@@ -137,7 +137,8 @@ def ticks(axis: Scale, count: int) -> list[float]:
     rough = (axis.high - axis.low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = power * min((1, 2, 5, 10), key=lambda multiple: abs(math.log(multiple * power / rough)))
-    return [i * step for i in range(math.ceil(axis.low / step), math.floor(axis.high / step) + 1)]
+    even = [i * step for i in range(math.ceil(axis.low / step), math.floor(axis.high / step) + 1)]
+    return even if len(even) > 1 or count > 9 else ticks(replace(axis, log=False), count + 1)
 
 
 def shorten(name: str, cells: int) -> str:
