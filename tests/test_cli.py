@@ -145,6 +145,14 @@ def test_no_network_on_first_use_is_one_line_with_the_remedy(run, monkeypatch, c
     assert "PIP_FIND_LINKS" in err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("arguments", [["show", "lastde"], ["show", "lastd"], ["papers"]])
+def test_a_terminal_without_unicode_is_served(arguments):
+    command = [str(Path(sys.executable).with_name("broadsheet")), *arguments]
+    done = subprocess.run(command, capture_output=True, check=False, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert b"Traceback" not in done.stderr
+    assert done.stdout.isascii()
+
+
 def test_bugs_keep_their_traceback(monkeypatch):
     monkeypatch.setattr("broadsheet.papers.search", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["broadsheet", "papers"])

@@ -5,6 +5,7 @@ Knows: every command's arguments. Imports nothing heavy until a command needs it
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -348,6 +349,9 @@ def _writable(folder: Path) -> None:
 
 def main() -> None:
     """Run the command; what a user can mend is one line on stderr and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show “−” shows “?” instead of a traceback
+            stream.reconfigure(errors="replace")
     try:
         app()
     except (InputError, FileNotFoundError, PermissionError) as error:

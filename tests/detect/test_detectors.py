@@ -252,6 +252,12 @@ def test_a_reference_with_another_tokenizer_is_refused(tiny, tiny_model, tiny_to
         Reader(tiny, (tiny_model(seed=1), other))
 
 
+def test_a_tokenizer_of_another_model_is_refused(tiny_model, tiny_tokenizer):
+    small = tiny_model(vocab_size=100)
+    with pytest.raises(InputError, match="do not belong together"):
+        on(Likelihood(), (small, tiny_tokenizer())).score(TEXTS)
+
+
 def test_a_reference_changes_what_is_expected_and_not_the_likelihood(tiny, tiny_model, tiny_tokenizer):
     pair = (tiny_model(seed=1), tiny_tokenizer())
     assert on(Likelihood(reference=pair), tiny).score(TEXTS) == pytest.approx(on(Likelihood(), tiny).score(TEXTS))

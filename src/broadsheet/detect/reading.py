@@ -246,8 +246,13 @@ class Reader:
         return [Reading.join([reading for _, reading in sorted(p, key=lambda part: part[0])]) for p in parts]
 
     def passes(self, texts: Sequence[str | list[int]]) -> Iterator[Pass]:
-        """The forward passes over `texts`, batch by batch in order of length; a batch's logits are free after it."""
+        """The forward passes over `texts`, batch by batch in order of length; a batch's logits are free after it.
+
+        Raises:
+            InputError: the tokenizer gives a token that a model does not know.
+        """
         ids = [self.encode(text) if isinstance(text, str) else text for text in texts]
+        self._check_known(max((token for tokens in ids for token in tokens), default=0))
         windows = [window for index, tokens in enumerate(ids) for window in self._windows(index, tokens)]
         long = len({window.text for window in windows if window.start > 0})
         if long:
@@ -259,6 +264,14 @@ class Reader:
                 labels = torch.tensor(window.tokens[1:], dtype=torch.long, device=p.device)
                 keep = slice(window.skip, len(labels))
                 yield Pass(window.text, window.start, labels[keep], p[keep], None if q is None else q[keep])
+
+    def _check_known(self, largest: int) -> None:
+        for model in filter(None, (self.model, self.reference)):
+            size = model.get_input_embeddings().weight.shape[0]
+            if largest >= size:
+                raise InputError(
+                    f"the tokenizer gives token {largest:,}, and the model knows {size:,}: they do not belong together"
+                )
 
     def _windows(self, index: int, tokens: list[int]) -> Iterator[_Window]:
         """Cut one text so that every token but the first is scored once."""
