@@ -160,6 +160,12 @@ def test_bugs_keep_their_traceback(monkeypatch):
         cli.main()
 
 
+def test_a_negative_seed_is_refused(run):
+    status, _, err = run("try", "lastde", "--seed", "-1")
+    assert status == 2
+    assert "--seed" in err
+
+
 def test_options_of_a_trial_are_converted_by_their_defaults():
     assert _pairs(["--pairs", "3", "--text-field=body", "--flag"]) == {"pairs": "3", "text_field": "body", "flag": True}
     trial = _construct(DetectTrial, {"quick": True, **_pairs(["--pairs", "3", "--text-field=body"])})

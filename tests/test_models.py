@@ -913,3 +913,13 @@ def test_quiet_restores_what_it_silences() -> None:
         assert not logging.is_progress_bar_enabled()
     assert logging.get_verbosity() == logging.WARNING
     assert logging.is_progress_bar_enabled()
+
+
+def test_a_class_without_sdpa_gets_eager_attention(tmp_path, tiny_tokenizer):
+    from transformers import GPTJConfig, GPTJForCausalLM
+
+    config = GPTJConfig(vocab_size=272, n_embd=32, n_layer=1, n_head=2, rotary_dim=8, n_positions=64)
+    GPTJForCausalLM(config).save_pretrained(tmp_path / "gptj")
+    tiny_tokenizer().save_pretrained(tmp_path / "gptj")
+    model, _ = models.load(tmp_path / "gptj", device="cpu")
+    assert model.config._attn_implementation == "eager"

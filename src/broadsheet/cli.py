@@ -147,7 +147,7 @@ def try_(
     model: Model = "default",
     data: Data = "pydocs",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer items: minutes instead of tens of minutes.")] = False,
-    seed: Annotated[int, typer.Option(help="Of sampling, shuffling and the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling, shuffling and the bootstrap.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the report (JSON and HTML).")] = Path("runs"),
     record: Annotated[bool, typer.Option("--record", help="Keep the result as evidence/<id>.json.")] = False,
 ) -> None:

@@ -252,6 +252,33 @@ def test_a_reference_with_another_tokenizer_is_refused(tiny, tiny_model, tiny_to
         Reader(tiny, (tiny_model(seed=1), other))
 
 
+@pytest.mark.parametrize("name", ["Bloom", "GPT2", "Mamba", "GPTNeoX"])
+def test_other_architectures_are_read_alike(name, tiny_tokenizer):
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 272, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    names = {
+        "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 272},
+        "Bloom": sizes | {"n_head": 4, "n_layer": 2},
+    }
+    config = getattr(transformers, f"{name}Config")(**names.get(name, sizes))
+    architecture = {"GPT2": "GPT2LMHeadModel"}.get(name, f"{name}ForCausalLM")
+    model = (getattr(transformers, architecture)(config).eval(), tiny_tokenizer())
+    together = on(FastDetectGPT(), model).score(TEXTS)
+    alone = [on(FastDetectGPT(), model).score([text])[0] for text in TEXTS]
+    assert np.isfinite(together).all()
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_model_that_predicts_nan_is_said_and_not_taken_for_short_texts(tiny_model, tiny_tokenizer):
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(math.nan)
+    with pytest.raises(InputError, match="not numbers"):
+        on(Lastde(), (model, tiny_tokenizer())).score(TEXTS)
+
+
 def test_a_tokenizer_of_another_model_is_refused(tiny_model, tiny_tokenizer):
     small = tiny_model(vocab_size=100)
     with pytest.raises(InputError, match="do not belong together"):

@@ -31,6 +31,8 @@ _WIDTH_MULTIPLE = 64
 _CPU_TOKENS = 512
 # On an accelerator: as many as keep float32 logits under 2 GiB.
 _LOGITS = 2**29
+# Tokens in a window, at most.
+_CONTEXT = 4096
 
 
 @dataclass
@@ -213,8 +215,10 @@ class Reader:
             _check_same_tokenizer(self.tokenizer, reference_tokenizer)
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         self.token_budget = token_budget or (_CPU_TOKENS if self.model.device.type == "cpu" else _LOGITS // vocabulary)
-        limits = [m.config.get_text_config().max_position_embeddings for m in (self.model, self.reference) if m]
-        self.context = context or min([*limits, 4096])
+        configs = [m.config.get_text_config() for m in (self.model, self.reference) if m]
+        # Models without learnt or rotary positions (BLOOM, Mamba) state no limit.
+        limits = [getattr(config, "max_position_embeddings", None) or _CONTEXT for config in configs]
+        self.context = context or min(*limits, _CONTEXT)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with what the tokenizer adds by itself and no chat template."""
@@ -235,6 +239,9 @@ class Reader:
             needs: see `read_logits`.
             n_samples, seed: of the samples; those of a text depend on the seed and on the text alone.
             passes: the texts' forward passes where they have been made already.
+
+        Raises:
+            InputError: the model's predictions are NaN; or as `passes`.
         """
         parts: list[list[tuple[int, Reading]]] = [[] for _ in texts]
         for one in self.passes(texts) if passes is None else passes:
@@ -242,6 +249,11 @@ class Reader:
             reading = read_logits(
                 one.logits, one.labels, one.reference_logits, needs=needs, n_samples=n_samples, generator=generator
             )
+            if reading.log_likelihood.isnan().any():
+                raise InputError(
+                    "the model's predictions are not numbers (NaN): its weights are damaged, or they overflow in half "
+                    "precision, which dtype float32 mends"
+                )
             parts[one.text].append((one.start, reading))
         return [Reading.join([reading for _, reading in sorted(p, key=lambda part: part[0])]) for p in parts]
 

@@ -54,7 +54,7 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
 ) -> Loaded:
     """Load a causal language model and its tokenizer.
 
@@ -66,7 +66,8 @@ def load(
             dequantized), or a hub id `org/name` or `org/name@revision`. A folder comes before a hub id of that name.
         device: by default CUDA, then MPS, then CPU.
         dtype: by default bfloat16 on CUDA and float32 elsewhere; ask for "float32" wherever exactness is claimed.
-        attn_implementation: the attention function's name in transformers.
+        attn_implementation: the attention function's name in transformers; by default sdpa, or eager where the model's
+            class has no sdpa (GPT-J, BLOOM).
 
     Raises:
         InputError: nothing of that name, or it is damaged, unsafe, or cannot be fetched; or the device or dtype cannot

@@ -27,9 +27,11 @@ _PLAIN_BYTE_LEVEL = {"gpt-2", "gpt2", "default"}
 
 
 def from_folder(
-    folder: Path, *, device: torch.device, dtype: torch.dtype, attn_implementation: str
+    folder: Path, *, device: torch.device, dtype: torch.dtype, attn_implementation: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read a Hugging Face model folder; nothing is fetched and none of its code is run.
+
+    Without an `attn_implementation`, sdpa is used where the model's class has it, and eager attention elsewhere.
 
     Raises:
         InputError: see `safefiles.check_folder`; the model is not a causal LM that transformers knows; weights or
@@ -41,11 +43,12 @@ def from_folder(
     if "auto_map" in config:
         say(f"{folder} comes with code of its own, which is not run: the class transformers has for it is used")
     with quiet():
-        return _read(folder, str(folder), device, dtype=dtype, attn_implementation=attn_implementation)
+        attention = attn_implementation or _attention(config["model_type"])
+        return _read(folder, str(folder), device, dtype=dtype, attn_implementation=attention)
 
 
 def from_gguf(
-    file: Path, *, device: torch.device, dtype: torch.dtype, attn_implementation: str
+    file: Path, *, device: torch.device, dtype: torch.dtype, attn_implementation: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read a GGUF file into a plain model of `dtype`: quantized weights are dequantized, and the model can be saved.
 
@@ -65,7 +68,7 @@ def from_gguf(
             device,
             gguf_file=str(file.resolve()),
             dtype=dtype,
-            attn_implementation=attn_implementation,
+            attn_implementation=attn_implementation or "sdpa",
             quantization_config=GgufConfig(dequantize=True),
         )
     model.config.name_or_path = tokenizer.name_or_path = str(file)
@@ -118,6 +121,15 @@ def _check_model_type(path: Path, config: dict[str, Any]) -> None:
         )
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise InputError(f"{path}: model_type {model_type!r} is not a causal language model")
+
+
+def _attention(model_type: str) -> str:
+    """The fastest attention that every machine has, for this type of model. Never left to a config file to choose."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+    return "sdpa" if kind._supports_sdpa else "eager"
 
 
 def _mend_splitting(tokenizer: PreTrainedTokenizerBase, header: GGUFHeader, file: Path) -> None:
