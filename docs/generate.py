@@ -16,7 +16,7 @@ from pathlib import Path
 
 from broadsheet import evidence, words
 from broadsheet.models.embedded import DEFAULT
-from broadsheet.papers import RUNGS, Paper, Stage, docstring, get, page, stages
+from broadsheet.papers import RUNGS, Paper, Stage, docstring, get, get_trial, page, stages
 from broadsheet.results import ArmResult, TrialResult
 from broadsheet.stats import sentence
 from broadsheet.view import View
@@ -196,7 +196,15 @@ PARTS: dict[str, Callable[[], str]] = {
     "downloads": downloads,
     "papers, folded": readme_papers,
     "papers": all_papers,
+    "evidence of attend": lambda: stage_evidence("attend"),
+    "evidence of decode": lambda: stage_evidence("decode"),
     "evidence of detect": lambda: stage_evidence("detect"),
+    "evidence of evaluate": lambda: stage_evidence("evaluate"),
+    "options of try attend": lambda: options(get_trial("attend")[1]),
+    "options of try transnormer": lambda: options(get("transnormer").trial),
+    "options of try aded": lambda: options(get("aded").trial),
+    "options of apply aded": lambda: options(get("aded").apply),
+    "options of try loogle": lambda: options(get("loogle").trial),
     "options of try lastde": lambda: options(get("lastde").trial),
     "options of apply lastde": lambda: options(get("lastde").apply),
 }

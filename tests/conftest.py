@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     from broadsheet.models import Loaded
 
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizers library warns about it after a fork
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

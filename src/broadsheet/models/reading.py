@@ -110,26 +110,24 @@ def _read(
 
 def _check_model_type(path: Path, config: dict[str, Any]) -> None:
     import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
+    # These also hold what was registered, such as the models of `broadsheet.attend` once that is imported.
     model_type = config.get("model_type")
-    if model_type not in CONFIG_MAPPING_NAMES:
+    if model_type not in CONFIG_MAPPING:
         raise InputError(
             f"{path}: model_type {model_type!r} is not one that transformers {transformers.__version__} knows"
             " (a model's own code is never run)"
         )
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(f"{path}: model_type {model_type!r} is not a causal language model")
 
 
 def _attention(model_type: str) -> str:
     """The fastest attention that every machine has, for this type of model. Never left to a config file to choose."""
-    import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
-    kind = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
-    return "sdpa" if kind._supports_sdpa else "eager"
+    return "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]._supports_sdpa else "eager"
 
 
 def _mend_splitting(tokenizer: PreTrainedTokenizerBase, header: GGUFHeader, file: Path) -> None:

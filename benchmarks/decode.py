@@ -1,0 +1,158 @@
+"""How fast ADED writes beside greedy decoding and prompt lookup: `python benchmarks/decode.py`.
+
+For each dtype, arms on the same prompts in interleaved runs (see `broadsheet.trial`), one run for each kind of prompt:
+copying a passage, going on with documentation, and answering freely. ADED starts each prompt anew with a table built
+from other documents; it never saw the texts it writes. What a step costs by its size is measured first, once for a
+dtype. In float32 all texts must be identical; in bfloat16 the share that is, is reported.
+
+`--record` keeps the result as evidence/aded.benchmark.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from broadsheet import corpora, evidence, models
+from broadsheet.console import InputError
+from broadsheet.decode import ADED, TrigramTable
+from broadsheet.decode import prompts as tasks
+from broadsheet.decode.prompts import KINDS, Prompt
+from broadsheet.decode.trial import Reference, Writer, Written, measured, step_seconds
+from broadsheet.results import ArmResult
+from broadsheet.stats import Comparison, sentence
+from broadsheet.trial import Arm, Measured, Metric, run_arms
+
+METRICS = [Metric("identical output", binary=True, bounds=(0, 1)), Metric("tokens per forward")]
+
+
+def race(
+    writer: Writer, prompts: Sequence[Prompt], table: TrigramTable, seconds: dict[int, float]
+) -> tuple[list[ArmResult], list[Comparison]]:
+    """Greedy decoding, prompt lookup and ADED, as a tree and as a chain, on the same prompts."""
+    reference = Reference(writer)
+    aded, chain = ADED(table, step_seconds=seconds), ADED(table, chain=True, step_seconds=seconds)
+
+    def arm(name: str, write: Callable[[Prompt], Written], role: Any) -> Arm:
+        def run(block: Sequence[Prompt]) -> Measured:
+            return measured([(write(prompt), reference.tokens(prompt)) for prompt in block])
+
+        return Arm(name, run, role)
+
+    arms = [
+        arm("greedy", reference.write, "baseline"),
+        arm("prompt lookup", lambda prompt: writer(prompt, prompt_lookup_num_tokens=10), "peer"),
+        arm("ADED", lambda prompt: writer(prompt, custom_generate=aded.fork()), "method"),
+        arm("ADED, chain", lambda prompt: writer(prompt, custom_generate=chain.fork()), "sibling"),
+    ]
+    return run_arms(
+        arms,
+        prompts,
+        METRICS,
+        block_size=1,
+        pairs=[("prompt lookup", "ADED"), ("prompt lookup", "ADED, chain")],
+        item="token",
+        per_item=writer.tokens,
+    )
+
+
+def report(results: Sequence[ArmResult], comparisons: Sequence[Comparison]) -> None:
+    plain = results[0].samples.get("seconds", [])
+    for result in results:
+        if result.status != "ok":
+            print(f"    {result.name:14} failed: {result.error}")
+            continue
+        ratios = sorted(p / mine for p, mine in zip(plain, result.samples["seconds"], strict=True))
+        print(
+            f"    {result.name:14} {result.items_per_second.estimate:7.1f} tokens/s"
+            f"   {result.values['tokens per forward'].estimate:5.2f} tokens a forward"
+            f"   identical {result.values['identical output'].estimate:4.0%}"
+            f"   times greedy {sum(plain) / sum(result.samples['seconds']):.2f}, by prompt"
+            f" {ratios[0]:.2f} to {ratios[-1]:.2f}"
+        )
+        if "steps" in result.samples:
+            total = {name: sum(values) for name, values in result.samples.items()}
+            steps, accepted = max(1, total["steps"]), max(1, total["accepted"])
+            print(
+                f"    {'':14} drafting {1000 * total['drafting seconds'] / steps:.2f} ms a step; no successor in"
+                f" {total['unknown'] / steps:.0%} of the steps; {total['accepted'] / max(1, total['drafted']):.0%} of"
+                f" the drafts accepted, {total['from corpus'] / accepted:.0%} of them from the corpus"
+            )
+    for comparison in comparisons:
+        if comparison.metric == "tokens/s":
+            print(f"    {sentence(comparison)}")
+
+
+def build(data: str, excluded: set[str], tokenizer: Any, megabytes: float, seed: int) -> tuple[TrigramTable, float]:
+    """A table from other documents, and the seconds it took once they were read."""
+    texts, size = [], 0
+    for document in corpora.load(data).take(30_000, seed):
+        if size < 1e6 * megabytes and tasks.beginning(document) not in excluded:
+            texts.append(document.text)
+            size += len(document.text.encode("utf-8", "replace"))
+    start = time.perf_counter()
+    table = TrigramTable.from_texts(texts, tokenizer)
+    return table, time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=8, help="of each kind")
+    parser.add_argument("--tokens", type=int, default=96, help="written after each prompt")
+    parser.add_argument("--megabytes", type=float, default=8, help="of other documents for the table")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--data", default="pydocs")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", action="store_true")
+    arguments = parser.parse_args()
+
+    documents = tasks.choose(corpora.load(arguments.data), len(KINDS) * arguments.prompts, arguments.seed)
+    excluded = {tasks.beginning(document) for document in documents}
+    table, prompts, result = None, [], {}
+    fingerprints = {}
+    for dtype in arguments.dtypes.split(","):
+        try:
+            model, tokenizer = models.load(arguments.model, device=arguments.device, dtype=dtype)
+        except InputError as error:
+            parser.error(str(error))
+        fingerprints[dtype] = models.fingerprint(model)
+        if table is None:
+            prompts = tasks.make(documents, tokenizer)
+            table, took = build(arguments.data, excluded, tokenizer, arguments.megabytes, arguments.seed)
+            print(
+                f"the table: {len(table):,} tri-grams of {arguments.megabytes:g} MB in {took:.1f} s, "
+                f"{table.nbytes / 1e6:.1f} MB"
+            )
+            result["table"] = {"trigrams": len(table), "bytes": table.nbytes, "build_seconds": took}
+        writer = Writer(model, arguments.tokens)
+        seconds = step_seconds(writer, prompts[0])
+        print(f"{dtype}: a step over n tokens, ms and single steps")
+        print("  " + "  ".join(f"{n}: {1000 * s:.0f} ({s / seconds[1]:.2f})" for n, s in seconds.items()))
+        result[dtype] = {"step_seconds": seconds}
+        for kind in KINDS:
+            print(f"  {kind}")
+            results, comparisons = race(writer, [p for p in prompts if p.kind == kind], table, seconds)
+            report(results, comparisons)
+            result[dtype][kind] = {
+                "arms": [asdict(arm) for arm in results],
+                "comparisons": [asdict(comparison) for comparison in comparisons],
+            }
+
+    if arguments.record:
+        facts = {"model": fingerprints, "data": arguments.data, "seed": arguments.seed}
+        result |= {
+            "prompts": arguments.prompts,
+            "tokens": arguments.tokens,
+            "command": "python benchmarks/decode.py --record",
+            "provenance": evidence.provenance(**facts),
+        }
+        print(evidence.record("aded.benchmark", result, evidence.folder()))
+
+
+if __name__ == "__main__":
+    main()

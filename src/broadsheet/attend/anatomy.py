@@ -1,0 +1,201 @@
+"""Where a model attends, found by watching it read two tokens, and the proof that its rotation can be moved out.
+
+Knows: how transformers' decoders call the attention interface. Does not know: any one model class, or any method.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.cache_utils import Cache
+
+from broadsheet.attend.rotary import IdentityRotary, Rotary
+from broadsheet.console import InputError
+
+SUPPORTED = (
+    "a decoder-only model with rotary position encoding whose layers all use transformers' attention interface, "
+    "such as Llama, Qwen2, Qwen3, Mistral, Gemma, Phi, OLMo or SmolLM3"
+)
+
+_PROBE = "broadsheet_probe"
+_POSITIONS = [3, 10]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """An attention module of a model, as `read_anatomy` found it."""
+
+    module: nn.Module
+    layer: dict[str, Any]  # what `Layer` is made from, but for its rotary encoding
+    layer_type: str | None
+    has_positions: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """Where a model attends.
+
+    Attributes:
+        decoder: the module that makes masks and calls the layers.
+        parts: its attention modules, in order.
+        rotary: its rotary module; `apply` puts that module's cosines and sines on queries and keys.
+        rotary_owner: the module whose attribute `rotary_emb` it is.
+        context: positions that the model was trained on; None where its config does not say.
+    """
+
+    decoder: Any
+    parts: list[Part]
+    rotary: nn.Module
+    rotary_owner: nn.Module
+    apply: Callable[..., Any]
+    context: int | None
+
+
+def find_decoder(model: nn.Module) -> Any:
+    """The part of a model that makes masks and calls the layers."""
+    return model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+
+
+def read_anatomy(model: nn.Module) -> Anatomy:
+    """Find a model's attention layers and prove that their rotary encoding can be moved out of them.
+
+    Two tokens are read twice, as the model does it and with its rotary module giving the angle zero: what the model's
+    own rotation function makes of the second run's queries and keys has to be the first run's, in every layer.
+
+    Raises:
+        InputError: the model is not supported, and why.
+    """
+    name = type(model).__name__
+    decoder = find_decoder(model)
+    config = decoder.config.get_text_config(decoder=True)
+    owners = [module for module in decoder.modules() if isinstance(getattr(module, "rotary_emb", None), nn.Module)]
+    if len(owners) != 1:
+        raise InputError(f"{name} has {len(owners)} rotary position encodings in its decoder; expected {SUPPORTED}")
+    owner, rotary = owners[0], owners[0].rotary_emb
+    kinds = getattr(config, "layer_types", None) or []
+    if odd := set(kinds) - {"full_attention", "sliding_attention"}:
+        raise InputError(f"{name} has layers of kind {', '.join(sorted(odd))}; expected {SUPPORTED}")
+
+    if not getattr(config, "is_causal", True):
+        raise InputError(f"{name} attends in both directions; expected {SUPPORTED}")
+
+    stock, cache = _probe(decoder)
+    if len(stock) != config.num_hidden_layers:
+        raise InputError(
+            f"{name} calls the attention interface in {len(stock)} of {config.num_hidden_layers} layers; "
+            f"expected {SUPPORTED}"
+        )
+    if cache.get_seq_length() != 2 or any(layer.get_seq_length() != 2 for layer in cache.layers):
+        raise InputError(f"{name} shares keys between layers; expected {SUPPORTED}")
+    with ExitStack() as undo:
+        swap(undo, owner, "rotary_emb", IdentityRotary(rotary))
+        bare, _ = _probe(decoder)
+
+    apply = getattr(sys.modules[type(stock[0].module).__module__], "apply_rotary_pos_emb", None)
+    if apply is None:
+        raise InputError(f"{name} keeps its rotation elsewhere than in apply_rotary_pos_emb; expected {SUPPORTED}")
+    by_kind = "layer_type" in inspect.signature(rotary.forward).parameters and bool(kinds)
+    parts = [
+        _read_part(name, before, after, rotary, apply, kinds[i] if by_kind else None)
+        for i, (before, after) in enumerate(zip(stock, bare, strict=True))
+    ]
+    if not any(part.has_positions for part in parts):
+        raise InputError(f"{name} does not use its rotary encoding; expected {SUPPORTED}")
+    return Anatomy(decoder, parts, rotary, owner, apply, getattr(config, "max_position_embeddings", None))
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One call of the attention interface."""
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    kwargs: dict[str, Any]
+
+
+_CALLS: list[_Call] = []
+
+
+def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+    """An attention function whose output does not depend on queries and keys, so that rotation does not spread."""
+    _CALLS.append(_Call(module, query, key, value, kwargs))
+    spread = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+    return spread.transpose(1, 2).contiguous(), None
+
+
+def _probe(decoder: Any) -> tuple[list[_Call], Cache]:
+    """Every call of the attention interface while two tokens are read."""
+    device = next(decoder.parameters()).device
+    config = decoder.config.get_text_config(decoder=True)
+    cache = DynamicCache(config=config)
+    _CALLS.clear()
+    with ExitStack() as undo, torch.no_grad():
+        for each in {id(c): c for c in (decoder.config, config)}.values():
+            swap(undo, each, "_attn_implementation", _PROBE)
+        undo.callback(decoder.train, decoder.training)
+        decoder.eval()
+        try:
+            # A padding token may be embedded as zero, which no rotation moves.
+            ids = torch.tensor([[i for i in range(1, 4) if i != config.pad_token_id][:2]], device=device)
+            positions = torch.tensor([_POSITIONS], device=device)
+            decoder(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+            return list(_CALLS), cache
+        except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+            raise InputError(f"{type(decoder).__name__} cannot be read: {error}; expected {SUPPORTED}") from error
+        finally:
+            _CALLS.clear()
+
+
+def _read_part(
+    name: str, before: _Call, after: _Call, rotary: nn.Module, apply: Callable[..., Any], layer_type: str | None
+) -> Part:
+    """One layer, from the calls it made with rotation and without."""
+    index = getattr(before.module, "layer_idx", None)
+    if before.kwargs.get("s_aux") is not None or before.kwargs.get("position_bias") is not None:
+        raise InputError(f"{name} adds sinks or biases to its attention; expected {SUPPORTED}")
+    if before.query.shape[-1] != before.value.shape[-1] or index is None:
+        raise InputError(f"{name} attends in a compressed space; expected {SUPPORTED}")
+    positions = torch.tensor(_POSITIONS, device=before.query.device)
+    encoding = Rotary(rotary, apply, layer_type)
+    moved = all(
+        torch.allclose(encoding.rotate(bare, positions), rotated, rtol=1e-3, atol=1e-4)
+        for bare, rotated in ((after.query, before.query), (after.key, before.key))
+    )
+    plain = torch.equal(after.query, before.query) and torch.equal(after.key, before.key)
+    if not (moved or plain):
+        raise InputError(f"the rotary encoding of {name}'s layer {index} cannot be moved out; expected {SUPPORTED}")
+    layer = {
+        "index": index,
+        "heads": before.query.shape[1],
+        "kv_heads": before.key.shape[1],
+        "head_dim": before.query.shape[-1],
+        "scaling": before.kwargs.get("scaling") or before.query.shape[-1] ** -0.5,
+        "softcap": before.kwargs.get("softcap"),
+        "sliding_window": before.kwargs.get("sliding_window"),
+    }
+    return Part(before.module, layer, layer_type, has_positions=not plain)
+
+
+def padding_mask(kv_length: int, attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
+    """A mask function for attention that knows causality itself: the padding mask, (batch, keys), or None."""
+    return None if attention_mask is None or attention_mask.all() else attention_mask
+
+
+def swap(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an attribute until `undo` is closed."""
+    undo.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
+
+
+AttentionInterface.register(_PROBE, _record)
+AttentionMaskInterface.register(_PROBE, padding_mask)

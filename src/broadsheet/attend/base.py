@@ -1,0 +1,324 @@
+"""The socket of the stage: a method is installed around a model and taken off again, and the model is what it was.
+
+Knows: how transformers finds attention functions, mask functions and caches. Does not know: any one method.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+from weakref import WeakKeyDictionary, WeakSet
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.masking_utils import sdpa_mask
+
+from broadsheet.attend.anatomy import Anatomy, find_decoder, padding_mask, read_anatomy, swap
+from broadsheet.attend.memory import Layer, MemoryLayer, State
+from broadsheet.attend.rotary import IdentityRotary, Rotary
+from broadsheet.console import InputError
+
+_MEMORY, _ROTATED = "broadsheet_memory", "broadsheet_rotated"
+_INSTALLED: WeakKeyDictionary[nn.Module, _Installation] = WeakKeyDictionary()  # by decoder
+_LAYERS: WeakKeyDictionary[nn.Module, _Installation] = WeakKeyDictionary()  # by attention module
+
+
+class Attention(ABC):
+    """Changes how a model attends. A method is a dataclass whose fields are the paper's hyperparameters.
+
+    Example:
+        >>> with LMInfinite(n_local=2048)(model):  # doctest: +SKIP
+        ...     model.generate(**inputs)
+    """
+
+    @contextmanager
+    def __call__(self, model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+        """Install it for the length of a `with`; afterwards the model is what it was, whatever happened inside."""
+        self.install(model)
+        try:
+            yield model
+        finally:
+            self.remove(model)
+
+    def install(self, model: PreTrainedModel) -> Self:
+        """Install it until `remove`.
+
+        Raises:
+            InputError: the model is not supported, a hyperparameter does not suit it, or a method is installed already
+                (methods replace the same function, so they do not nest).
+        """
+        decoder = find_decoder(model)
+        if decoder in _INSTALLED:
+            raise InputError(f"got a model under {_INSTALLED[decoder].method}; expected that to be removed first")
+        anatomy = read_anatomy(model)
+        self.check(anatomy)
+        with ExitStack() as undo:
+            undo.callback(_INSTALLED.pop, decoder, None)
+            _INSTALLED[decoder] = self._install(anatomy, undo)
+            _INSTALLED[decoder].undo = undo.pop_all()
+        return self
+
+    def remove(self, model: PreTrainedModel | None = None) -> None:
+        """Take it off `model`, or off the one model it is installed on.
+
+        Raises:
+            InputError: it is not installed, or on several models and none is named.
+        """
+        where = [decoder for decoder, installed in _INSTALLED.items() if installed.method is self]
+        if model is not None:
+            where = [decoder for decoder in where if decoder is find_decoder(model)]
+        if len(where) != 1:
+            raise InputError(f"{self} is installed on {len(where)} such models; expected one to remove it from")
+        _INSTALLED[where[0]].undo.close()
+
+    def check(self, anatomy: Anatomy) -> None:  # noqa: B027 - most methods suit every model
+        """Refuse, by an InputError, a model that the hyperparameters do not suit."""
+
+    @abstractmethod
+    def _install(self, anatomy: Anatomy, undo: ExitStack) -> _Installation: ...
+
+
+class Memory(Attention):
+    """A method that remembers something else than all rotated keys.
+
+    Its layers read un-rotated queries and keys through `State`s; layers of the model that have a sliding window of
+    their own keep it, in constant space, and the method works on the others. Any cache handed to the model meanwhile
+    becomes the method's (`generate`'s own, or an empty `DynamicCache`), and can be read on later under an equal method.
+    """
+
+    @abstractmethod
+    def state(self, layer: Layer) -> State:
+        """A new, empty state of a layer without a sliding window."""
+
+    @property
+    @abstractmethod
+    def reach(self) -> int:
+        """The longest distance, in tokens, at which a key is placed."""
+
+    def check(self, anatomy: Anatomy) -> None:
+        """Refuse a reach beyond the positions that the model was trained on."""
+        if anatomy.context and self.reach > anatomy.context:
+            raise InputError(
+                f"{type(self).__name__} places keys up to {self.reach} tokens away, but the model was trained on "
+                f"{anatomy.context} positions; expected a window of at most that"
+            )
+
+    def cache(self, model: PreTrainedModel) -> Cache:
+        """An empty cache to hand to a model on which this method is installed.
+
+        Raises:
+            InputError: it is not installed on `model`.
+        """
+        installed = _INSTALLED.get(find_decoder(model))
+        if not isinstance(installed, _MemoryInstallation) or installed.method is not self:
+            raise InputError(f"expected {self} to be installed on the model")
+        return Cache(layers=installed.layers())
+
+    def _install(self, anatomy: Anatomy, undo: ExitStack) -> _MemoryInstallation:
+        rotaries = {
+            kind: Rotary(anatomy.rotary, anatomy.apply, kind, min(self.reach, anatomy.context or self.reach))
+            for kind in {part.layer_type for part in anatomy.parts}
+        }
+        installed = _MemoryInstallation(self, anatomy, rotaries)
+        _enter(installed, anatomy, _MEMORY, undo)
+        swap(undo, anatomy.rotary_owner, "rotary_emb", IdentityRotary(anatomy.rotary))
+        hook = anatomy.decoder.register_forward_pre_hook(installed.before, with_kwargs=True)
+        undo.callback(hook.remove)
+        undo.callback(installed.forget)
+        return installed
+
+
+class Rotated(Attention):
+    """A method that reads rotated keys and leaves the cache alone: it only computes attention in another way."""
+
+    @abstractmethod
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Tensor:
+        """Attention of a layer.
+
+        Args:
+            module: the model's attention module.
+            query: (batch, heads, queries, head_dim), rotated.
+            key, value: (batch, kv_heads, keys, head_dim), rotated, the queries' own among them.
+            attention_mask: (batch, 1, queries, keys) bool, True where visible; None when that is plain causality.
+            kwargs: `scaling`, `softcap`, `sliding_window`, as the model gives them.
+
+        Returns:
+            (batch, queries, heads, head_dim), as transformers' attention functions do.
+        """
+
+    def _install(self, anatomy: Anatomy, undo: ExitStack) -> _Installation:
+        installed = _RotatedInstallation(self)
+        _enter(installed, anatomy, _ROTATED, undo)
+        return installed
+
+
+class _Installation:
+    """A method on a model, and how to take it off."""
+
+    undo: ExitStack
+
+    def __init__(self, method: Attention) -> None:
+        self.method = method
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Tensor:
+        raise NotImplementedError
+
+
+class _RotatedInstallation(_Installation):
+    method: Rotated
+
+    def attend(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.method.attend(*args, **kwargs)
+
+
+class _MemoryInstallation(_Installation):
+    """A `Memory` on a model: turns the model's caches into the method's and hands new keys to them."""
+
+    method: Memory
+
+    def __init__(self, method: Memory, anatomy: Anatomy, rotaries: dict[str | None, Rotary]) -> None:
+        super().__init__(method)
+        self._layers = [
+            Layer(**part.layer, rotary=rotaries[part.layer_type] if part.has_positions else Rotary(None, None))
+            for part in anatomy.parts
+        ]
+        self._pending: MemoryLayer | None = None
+        self._announcing: WeakSet[MemoryLayer] = WeakSet()
+
+    def layers(self) -> list[Any]:
+        """Empty cache layers."""
+        return [self._layer(layer) for layer in self._layers]
+
+    def before(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Look at what the decoder is about to read: its cache becomes the method's."""
+        self._pending = None
+        if args:
+            kwargs |= zip(inspect.signature(decoder.forward).parameters, args, strict=False)
+        read = kwargs.get("inputs_embeds") if kwargs.get("input_ids") is None else kwargs["input_ids"]
+        if read is not None and 0 in read.shape[:2]:
+            raise InputError("got no tokens to read; expected a prompt of at least one")
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() > 2:
+            raise InputError(
+                f"got an attention mask of {mask.dim()} dimensions; expected a padding mask (batch, length)"
+            )
+        if not _consecutive(kwargs.get("position_ids"), mask):
+            raise InputError("got position_ids that jump; expected one text a row, not several packed into one")
+        if kwargs.get("output_attentions"):
+            raise InputError("got output_attentions=True; no matrix of attention weights is ever made here")
+        cache = kwargs.get("past_key_values")
+        if cache is None:
+            wanted = kwargs.get("use_cache")
+            if decoder.config.get_text_config(decoder=True).use_cache if wanted is None else wanted:
+                kwargs["past_key_values"] = Cache(layers=self.layers())
+        else:
+            self._take_over(cache)
+        return (), kwargs
+
+    def _take_over(self, cache: Any) -> None:
+        """Make a cache ours, or see that it is."""
+        ours = isinstance(cache, Cache) and cache.layers and all(isinstance(each, MemoryLayer) for each in cache.layers)
+        if ours:
+            if any(layer.method != self.method for layer in cache.layers) or len(cache.layers) != len(self._layers):
+                raise InputError(
+                    f"got a cache that was filled under {cache.layers[0].method}; expected {self.method}'s"
+                )
+            for layer in cache.layers:
+                layer.announce = self._announce
+                self._announcing.add(layer)
+            return
+        stock = isinstance(cache, Cache) and all(
+            type(each) in (DynamicLayer, DynamicSlidingWindowLayer) for each in cache.layers
+        )
+        if not stock or cache.offloading:
+            raise InputError(f"got a {type(cache).__name__}; expected an empty DynamicCache, or none")
+        if cache.get_seq_length():
+            raise InputError("got a cache that was filled without the method; expected an empty one, or none")
+        cache.layers = self.layers()
+        cache.layer_class_to_replicate = None
+
+    def _layer(self, layer: Layer) -> MemoryLayer:
+        from broadsheet.attend.window import WindowState
+
+        made = MemoryLayer(
+            self.method,
+            layer,
+            (lambda: WindowState(layer, n_global=0, n_local=layer.sliding_window))  # type: ignore[arg-type]
+            if layer.sliding_window
+            else (lambda: self.method.state(layer)),
+        )
+        made.announce = self._announce
+        self._announcing.add(made)
+        return made
+
+    def _announce(self, layer: MemoryLayer) -> None:
+        self._pending = layer
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Tensor:
+        if kwargs.get("dropout"):
+            raise InputError("got a model in training mode with attention dropout; expected model.eval()")
+        memory, self._pending = self._pending, None
+        if memory is None:  # read without a cache
+            memory = self._layer(next(layer for layer in self._layers if layer.index == module.layer_idx))
+            memory.update(key, value)
+            self._pending = None
+        real = None
+        if attention_mask is not None:
+            if attention_mask.shape[-1] != memory.seen:
+                raise InputError(
+                    f"got an attention mask over {attention_mask.shape[-1]} tokens; expected one over all "
+                    f"{memory.seen} that were read, the cached ones included"
+                )
+            real = attention_mask[:, -query.shape[2] :]
+            real = None if bool(real.all()) else real
+        return memory.attend(query, key, value, real).transpose(1, 2).contiguous()
+
+    def forget(self) -> None:
+        """Let caches that stay behind know that they cannot be read on."""
+        for layer in self._announcing:
+            layer.announce = None
+        self._announcing.clear()
+
+
+def _consecutive(position_ids: Tensor | None, mask: Tensor | None) -> bool:
+    """Whether the tokens of a row that are no padding follow one another."""
+    if position_ids is None or position_ids.shape[-1] < 2:
+        return True
+    jumps = position_ids.diff() != 1
+    if mask is not None:
+        real = mask[:, -position_ids.shape[-1] :].bool()
+        jumps = jumps & real[:, 1:] & real[:, :-1]
+    return not bool(jumps.any())
+
+
+def _dispatch(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+    """The attention function of every installed method: ask the one that is installed on this module."""
+    return _LAYERS[module].attend(module, query, key, value, mask, **kwargs), None
+
+
+AttentionInterface.register(_MEMORY, _dispatch)
+AttentionInterface.register(_ROTATED, _dispatch)
+AttentionMaskInterface.register(_MEMORY, padding_mask)
+AttentionMaskInterface.register(_ROTATED, sdpa_mask)
+
+
+def _enter(installed: _Installation, anatomy: Anatomy, name: str, undo: ExitStack) -> None:
+    """Send the attention of every layer to `installed`."""
+    configs = {id(part.module.config): part.module.config for part in anatomy.parts}
+    for config in (anatomy.decoder.config, anatomy.decoder.config.get_text_config(decoder=True)):
+        configs[id(config)] = config
+    for config in configs.values():
+        swap(undo, config, "_attn_implementation", name)
+    for part in anatomy.parts:
+        _LAYERS[part.module] = installed
+        undo.callback(_LAYERS.pop, part.module, None)

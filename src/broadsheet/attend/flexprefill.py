@@ -1,0 +1,449 @@
+"""FlexPrefill (Lai et al., 2025, arXiv:2502.20766): which blocks of attention are worth computing, by text and head.
+
+Knows: rotated queries, keys and values, and the mask of a padded batch. Does not know: caches, decoding, how the chosen
+blocks are computed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+from weakref import ReferenceType, ref
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from broadsheet.attend.base import Anatomy, Rotated
+from broadsheet.attend.blocksparse import blocks_attention, flex_attention
+from broadsheet.attend.softmax import attention_logits, attention_part
+from broadsheet.console import InputError
+
+Rounding = Literal["paper", "code"]
+Backend = Literal["auto", "blocks", "flex"]
+
+_Count = tuple[int, int, float, int]  # blocks computed, causal blocks, query-aware heads, heads
+
+_PROBED = 1 << 20  # weights of a probe held at once: 4 MiB, so that a CPU sums them up before they leave its cache
+
+
+def js_distance(p: Tensor, q: Tensor) -> Tensor:
+    """D = √JS(p‖q), natural logarithm: (…, n), (…, n) -> (…), symmetric, 0 where equal, at most √ln 2 ≈ 0.8326."""
+    middle = (p + q) / 2
+    divergence = (torch.special.xlogy(p, p) + torch.special.xlogy(q, q)) / 2 - torch.special.xlogy(middle, middle)
+    return divergence.sum(-1).clamp_min(0).sqrt()
+
+
+def cover_count(scores: Tensor, gamma: float, rounding: Rounding = "paper") -> Tensor:
+    """How many of the largest scores it takes to reach the share `gamma`: (…, n) that sum to 1 -> (…).
+
+    Where a sum hits `gamma` exactly, or none reaches it, the authors' code counts one more.
+    """
+    total = scores.sort(dim=-1, descending=True).values.cumsum(-1)
+    if rounding == "code":
+        return (total <= gamma).sum(-1) + 1
+    return ((total < gamma).sum(-1) + 1).clamp_max(scores.shape[-1])
+
+
+def diagonal_sums(matrix: Tensor) -> Tensor:
+    """Sums along the diagonals of the last rows of a square map.
+
+    Args:
+        matrix: (…, rows, n), row i being row n - rows + i of the map.
+
+    Returns:
+        (…, n) by distance: how far the column lies before the row's own.
+    """
+    *lead, rows, n = matrix.shape
+    # Each row is read from one place further on than the row above it, so that a diagonal becomes a column.
+    padded = pad(matrix, (rows, 0)).reshape(-1, rows, n + rows)
+    skewed = padded.as_strided((len(padded), rows, n), (padded.stride(0), n + rows + 1, 1), 1)
+    return skewed.sum(1).flip(-1).reshape(*lead, n)
+
+
+def probe_sums(probe: Tensor, key: Tensor, *, scaling: float, softcap: float | None = None) -> tuple[Tensor, Tensor]:
+    """The true attention of the last queries, averaged over them by column and by distance (Algorithm 3: a_v, a_s).
+
+    Args:
+        probe: (rows, heads, queries, head_dim), the last queries.
+        key: (rows, kv_heads, keys, head_dim).
+
+    Returns:
+        By column and by distance, each (rows, heads, keys) of sum 1, float32 or wider.
+    """
+    rows, heads, queries, _ = probe.shape
+    kv_heads, n = key.shape[1:3]
+    groups = heads // kv_heads
+    dtype = torch.promote_types(probe.dtype, torch.float32)
+    vertical, slash = (torch.zeros(rows, heads, n, dtype=dtype, device=probe.device) for _ in range(2))
+    step = max(1, _PROBED // (rows * groups * n)) if probe.device.type == "cpu" else queries
+    for j in range(kv_heads):
+        mine = slice(j * groups, (j + 1) * groups)
+        for i in range(0, queries, step):
+            some = probe[:, mine, i : i + step]
+            end = n - queries + i + some.shape[2]
+            logits = attention_logits(some, key[:, j : j + 1, :end], scaling=scaling, softcap=softcap)
+            own = logits[..., end - some.shape[2] :]
+            own.masked_fill_(torch.ones_like(own[0, 0], dtype=torch.bool).triu(1), -torch.inf)
+            weights = logits.softmax(-1)
+            vertical[:, mine, :end] += weights.sum(-2)
+            slash[:, mine, :end] += diagonal_sums(weights)
+    return vertical / queries, slash / queries
+
+
+def block_means(tokens: Tensor, size: int, cut: int = 0) -> Tensor:
+    """(rows, heads, length, head_dim) -> (rows, heads, N, head_dim), the first block lacking its first `cut` tokens."""
+    after = -(cut + tokens.shape[2]) % size
+    if cut or after:
+        tokens = pad(tokens, (0, 0, cut, after))
+    blocks = tokens.unflatten(2, (-1, size))
+    sums = blocks.sum(3, dtype=torch.promote_types(tokens.dtype, torch.float32))
+    held = sums.new_full((sums.shape[2], 1), size)
+    held[0] -= cut
+    held[-1] -= after
+    return sums / held
+
+
+def vertical_slash(columns: Tensor, distances: Tensor, rows: int) -> Tensor:
+    """The causal blocks in chosen columns or at chosen distances: 2 × (…, N) bool -> the last rows, (…, rows, N)."""
+    n = columns.shape[-1]
+    distance = torch.arange(n - rows, n, device=columns.device)[:, None] - torch.arange(n, device=columns.device)
+    return (columns[..., None, :] | distances[..., distance.clamp_min(0)]) & (distance >= 0)
+
+
+def top_share(weights: Tensor, gamma: float, rounding: Rounding = "paper") -> Tensor:
+    """The largest weights that together hold the share `gamma` of a map: (…, rows, N), rows of sum 1 -> bool alike.
+
+    One budget for the whole map (Algorithm 4). The authors' code drops the weight that crosses `gamma`.
+    """
+    ordered, order = weights.flatten(-2).sort(dim=-1, descending=True)
+    total = ordered.cumsum(-1)
+    share = gamma * weights.shape[-2]
+    kept = total <= share if rounding == "code" else total - ordered < share
+    return torch.zeros_like(kept).scatter(-1, order, kept).view(weights.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """What one probe says of the heads; N blocks of keys.
+
+    Attributes:
+        columns, distances: (rows, heads, N) bool, the vertical-slash index; at the least budget where `query_aware`.
+        query_aware: (rows, heads) bool.
+        true, estimated: (rows, heads, N), the probe's attention to each block, and what block means make of it.
+    """
+
+    columns: Tensor
+    distances: Tensor
+    query_aware: Tensor
+    true: Tensor
+    estimated: Tensor
+
+
+@dataclass
+class FlexPrefill(Rotated):
+    """Read a long prompt by computing, in each head, only the blocks of its attention map that hold most of the weight.
+
+    A probe, the last `block_size` queries, attends in full. Where the means of blocks tell its attention to each block
+    well (√JS below `tau`), the head is *query-aware*: the blocks of its map are ranked by products of means. Else it is
+    *vertical-slash*: every query attends the columns, and the distances, that hold the share `gamma` of the probe's
+    weight. The first column and the diagonal are always attended. Chosen blocks are attended exactly. Decoding, prompts
+    of at most `max(2 * block_size, min_budget)` tokens and layers with a sliding window of their own stay as they are.
+
+    Use when prompts are long and the time to read them is what hurts. Prefer `LMInfinite` or `InfLLM` where the cache
+    does not fit or the text outgrows the model's context: nothing is forgotten here, and nothing extended.
+
+    Inputs: prompts of thousands of tokens. Padding on either side never changes a row: each is selected on its own
+    tokens. Chunked prefill is ours: a chunk is probed by its own last queries, and one of at most `block_size` tokens
+    attends in full.
+    Relation: the Λ of `LMInfinite` is a vertical-slash index of the first column and the nearest distances, the same in
+    all heads. MInference fixes the pattern and budget of a head offline; here both follow from the text.
+
+    **Causality.** No query ever attends a later key. But the paper's probe lies at the end of the prompt, so the last
+    tokens have a say in *which* earlier blocks all queries attend: within one call, another last token can change
+    earlier outputs. That is harmless when generation starts behind the prompt, not when loss is measured by position.
+    `segment` (ours) makes the choice causal too: each segment of so many tokens is probed by its first block, which
+    attends in full; queries attend all of their own segment; a query-aware row is ranked by itself, by the mean of the
+    block before it. Then chunks that are multiples of `segment` equal one piece.
+
+    Args:
+        gamma: share of the attention weight to keep; at 1 attention is full (the authors' scripts: 0.95 for Llama-3.1
+            and GLM-4, 0.9 for Qwen2 and Yi).
+        tau: a head is query-aware below this √JS; 0 for none, more than √ln 2 ≈ 0.83 for all (the scripts: 0.1).
+        block_size: tokens (the scripts: 128).
+        min_budget: tokens; every head keeps at least so much of columns, and of distances (the scripts: 1024; the
+            README's examples: 512).
+        max_budget: tokens; a vertical-slash head keeps at most so much of each (the scripts: None).
+        rounding: `"paper"` keeps the smallest number of entries that reaches `gamma`, in as many blocks of `block_size`
+            as hold it. `"code"` is the authors' implementation: the number is divided by 128 whatever the block size,
+            plus one, and in a query-aware head the block that crosses `gamma` is dropped.
+        segment: tokens, a multiple of `block_size`; None for the paper's one probe.
+        backend: `"blocks"` gathers blocks for the ordinary kernel; `"flex"` compiles FlexAttention, on a CPU some ten
+            seconds for every new shape; `"auto"` is `"flex"` on CUDA, else `"blocks"`.
+
+    Attributes:
+        computed_ratio_: by layer, the share of causal blocks that the last prefill call computed.
+        query_aware_: by layer, the share of heads that were query-aware in it.
+
+    Example:
+        >>> with FlexPrefill(gamma=0.95)(model):  # doctest: +SKIP
+        ...     model.generate(**tokenizer(long_text, return_tensors="pt"))
+
+    Source: arXiv:2502.20766, Algorithms 1–4; authors' code bytedance/FlexPrefill.
+    """
+
+    gamma: float = 0.95
+    tau: float = 0.1
+    block_size: int = 128
+    min_budget: int = 1024
+    max_budget: int | None = None
+    rounding: Rounding = "paper"
+    segment: int | None = None
+    backend: Backend = "auto"
+    computed_ratio_: dict[int, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    query_aware_: dict[int, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _read: tuple[ReferenceType[Tensor], int, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def check(self, anatomy: Anatomy) -> None:
+        """Refuse hyperparameters out of range, and a backend that the model's device does not have."""
+        wrong = [
+            f"{name}={getattr(self, name)!r} (expected {expected})"
+            for name, expected, right in (
+                ("gamma", "more than 0", self.gamma > 0),
+                ("tau", "at least 0", self.tau >= 0),
+                ("block_size", "at least 1 token", self.block_size >= 1),
+                ("min_budget", "at least 0 tokens", self.min_budget >= 0),
+                ("max_budget", "at least min_budget", self.max_budget is None or self.max_budget >= self.min_budget),
+                ("rounding", " or ".join(get_args(Rounding)), self.rounding in get_args(Rounding)),
+                ("backend", ", ".join(get_args(Backend)), self.backend in get_args(Backend)),
+            )
+            if not right
+        ]
+        if not wrong and self.segment is not None and (self.segment < 1 or self.segment % self.block_size):
+            wrong = [f"segment={self.segment} (expected a multiple of block_size={self.block_size})"]
+        if wrong:
+            raise InputError(f"FlexPrefill got {', '.join(wrong)}")
+        device = next(anatomy.decoder.parameters()).device.type
+        if self.backend == "flex" and device not in ("cpu", "cuda"):
+            raise InputError(f"got backend='flex' on {device}; expected a CPU or CUDA device, or backend='blocks'")
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Tensor:
+        if kwargs.get("dropout"):
+            raise InputError("got a model in training mode with attention dropout; expected model.eval()")
+        queries = query.shape[2]
+        if attention_mask is None and queries > 1:  # a static cache has room for more keys than were read
+            key, value = key[:, :, :queries], value[:, :, :queries]
+        if queries <= self.block_size or kwargs.get("sliding_window"):
+            return _stock(module, query, key, value, attention_mask, **kwargs)
+        layer: Any = module.layer_idx
+        if self._in_full(queries, key.shape[2]):
+            self.computed_ratio_[layer], self.query_aware_[layer] = 1.0, 0.0
+            return _stock(module, query, key, value, attention_mask, **kwargs)
+
+        settings = {"scaling": kwargs.get("scaling") or query.shape[-1] ** -0.5, "softcap": kwargs.get("softcap")}
+        counts: list[_Count] = []
+        real = None if attention_mask is None else self._real_keys(attention_mask, layer)
+        if real is None or bool(real.all()):
+            output = self._attend(query, key, value, counts, **settings)
+        else:
+            output = query.new_zeros(len(query), queries, query.shape[1], query.shape[3])
+            for rows in _alike(real, queries):
+                own, asking = [real[row] for row in rows], [real[row, -queries:] for row in rows]
+                q = torch.stack([query[row][:, mine] for row, mine in zip(rows, asking, strict=True)])
+                k = torch.stack([key[row][:, mine] for row, mine in zip(rows, own, strict=True)])
+                v = torch.stack([value[row][:, mine] for row, mine in zip(rows, own, strict=True)])
+                for row, mine, part in zip(rows, asking, self._attend(q, k, v, counts, **settings), strict=True):
+                    output[row, mine] = part
+        computed, causal, aware, heads = (sum(each) for each in zip(*counts, strict=True))
+        self.computed_ratio_[layer], self.query_aware_[layer] = computed / causal, aware / heads
+        return output
+
+    @torch.no_grad()
+    def select(
+        self, query: Tensor, key: Tensor, *, scaling: float, softcap: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Which blocks to compute (Algorithm 1).
+
+        Args:
+            query: (rows, heads, queries, head_dim), the last `queries` tokens, without padding.
+            key: (rows, kv_heads, keys, head_dim).
+            scaling: what the logits are multiplied by.
+            softcap: caps the logits at ±softcap by tanh.
+
+        Returns:
+            The active blocks, (rows, heads, query blocks, key blocks) bool, counted from the first key; and how often a
+            probe found a head query-aware, (rows, heads) in [0, 1]: 0 or 1 with the paper's single probe.
+        """
+        size, before = self.block_size, key.shape[2] - query.shape[2]
+        first, n = before // size, _blocks(key.shape[2], size)
+        if self.segment is None:
+            pattern = self.probe(query[:, :, -size:], key, scaling=scaling, softcap=softcap)
+            active = vertical_slash(pattern.columns, pattern.distances, n - first)
+            if bool(pattern.query_aware.any()):
+                ranked = top_share(_block_map(query, key, size, scaling, softcap), self.gamma, self.rounding)
+                active |= ranked & pattern.query_aware[..., None, None]
+            return active, pattern.query_aware.float()
+
+        length = self.segment // size
+        active = torch.zeros(*query.shape[:2], n - first, n, dtype=torch.bool, device=query.device)
+        aware = []
+        starts = [first, *range((first // length + 1) * length, n, length)]
+        for start, stop in zip(starts, [*starts[1:], n], strict=True):
+            part, found = self._select_segment(query, key, start, stop, scaling, softcap)
+            active[:, :, start - first : stop - first, :stop] = part
+            aware.append(found)
+        return active, torch.stack(aware).mean(0)
+
+    @torch.no_grad()
+    def probe(self, probe: Tensor, key: Tensor, *, scaling: float, softcap: float | None = None) -> Pattern:
+        """Read the pattern of each head off its last queries (Algorithms 2 and 3).
+
+        Args:
+            probe: (rows, heads, queries, head_dim), the last queries.
+            key: (rows, kv_heads, keys, head_dim).
+        """
+        size = self.block_size
+        by_column, by_distance = probe_sums(probe, key, scaling=scaling, softcap=softcap)
+        true, nearness = _block_sums(by_column, size), _block_sums(by_distance, size)
+        means = probe.to(by_column.dtype).mean(2, keepdim=True)
+        logits = attention_logits(means, block_means(key, size), scaling=scaling, softcap=softcap)
+        estimated = logits[:, :, 0].softmax(-1)
+        aware = js_distance(true.double(), estimated.double()) < self.tau
+        columns, distances = (
+            self._largest(blocks, cover_count(entries, self.gamma, self.rounding), aware)
+            for blocks, entries in ((true, by_column), (nearness, by_distance))
+        )
+        return Pattern(columns, distances, aware, true, estimated)
+
+    def _largest(self, blocks: Tensor, budget: Tensor, least: Tensor) -> Tensor:
+        """The first block and the heaviest others: as many as hold `budget` entries, or the fewest where `least`."""
+        n, size = blocks.shape[-1], self.block_size
+        count = budget // 128 + 1 if self.rounding == "code" else _blocks(budget, size)
+        fewest = min(n, max(1, _blocks(self.min_budget, size)))
+        most = n if self.max_budget is None else min(n, max(1, _blocks(self.max_budget, size)))
+        count = count.clamp(fewest, most).masked_fill(least, fewest)
+        order = blocks.index_fill(-1, torch.zeros(1, dtype=torch.long, device=blocks.device), torch.inf)
+        order = order.sort(dim=-1, descending=True, stable=True).indices
+        kept = torch.arange(n, device=blocks.device) < count[..., None]
+        return torch.zeros_like(kept).scatter(-1, order, kept)
+
+    def _select_segment(
+        self, query: Tensor, key: Tensor, start: int, stop: int, scaling: float, softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """The blocks of the rows start … stop-1, (rows, heads, stop - start, stop), chosen by row `start`."""
+        size, rows, before = self.block_size, stop - start, key.shape[2] - query.shape[2]
+        begin, end = max(0, start * size - before), (start + 1) * size - before
+        pattern = self.probe(query[:, :, begin:end], key[:, :, : end + before], scaling=scaling, softcap=softcap)
+        columns, distances = (pad(each, (0, rows - 1)) for each in (pattern.columns, pattern.distances))
+        columns[..., start:] = True
+        active = vertical_slash(columns, distances, rows)
+        active[:, :, 0, : start + 1] = True
+        if rows > 1 and bool(pattern.query_aware.any()):
+            end = (stop - 1) * size - before
+            weights = _block_map(query[:, :, begin:end], key[:, :, : end + before], size, scaling, softcap)
+            ranked = top_share(weights[..., None, :], self.gamma, self.rounding)[..., 0, :]
+            active[:, :, 1:, :-1] |= ranked & pattern.query_aware[..., None, None]
+        return active, pattern.query_aware.float()
+
+    def _in_full(self, queries: int, keys: int) -> bool:
+        """Whether there is nothing to choose."""
+        size = self.block_size
+        return self.gamma >= 1 or queries <= size or keys <= size * max(2, _blocks(self.min_budget, size))
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        counts: list[_Count],
+        *,
+        scaling: float,
+        softcap: float | None,
+    ) -> Tensor:
+        """Rows of equal length without padding: (rows, queries, heads, head_dim)."""
+        rows, heads, queries, _ = query.shape
+        first, n = (key.shape[2] - queries) // self.block_size, _blocks(key.shape[2], self.block_size)
+        causal = rows * heads * (n * (n + 1) - first * (first + 1)) // 2
+        if self._in_full(queries, key.shape[2]):
+            counts.append((causal, causal, 0, rows * heads))
+            return attention_part(query, key, value, scaling=scaling, softcap=softcap, causal=True)[0].transpose(1, 2)
+        active, aware = self.select(query, key, scaling=scaling, softcap=softcap)
+        counts.append((int(active.sum()), causal, float(aware.sum()), rows * heads))
+        flex = self.backend == "flex" or (self.backend == "auto" and query.device.type == "cuda")
+        compute = flex_attention if flex else blocks_attention
+        return compute(query, key, value, active, block_size=self.block_size, scaling=scaling, softcap=softcap)
+
+    def _real_keys(self, mask: Tensor, layer: int) -> Tensor:
+        """Which keys are no padding, (batch, keys) bool; read once a forward pass, whose layers share their mask."""
+        if self._read is None or self._read[0]() is not mask or self._read[1] >= layer:
+            real = _read_mask(mask)
+        else:
+            real = self._read[2]
+        self._read = ref(mask), layer, real
+        return real
+
+
+def _read_mask(mask: Tensor) -> Tensor:
+    """The padding behind a causal mask.
+
+    Raises:
+        InputError: the mask is not causality and padding.
+    """
+    if mask.dtype == torch.bool and mask.shape[1] == 1:
+        real = mask[:, 0, -1]
+        causal = torch.ones_like(mask[0, 0]).tril(mask.shape[3] - mask.shape[2])
+        if all(torch.equal(row[0], causal & own) for row, own in zip(mask, real, strict=True)):
+            return real
+    raise InputError(
+        "got an attention mask that is not plain causality and padding (packed texts, a static cache continued, or a "
+        "mask of one's own); expected a padding mask (batch, length) and a growing cache"
+    )
+
+
+def _alike(real: Tensor, queries: int) -> Iterable[list[int]]:
+    """The rows that hold real queries, those of equal lengths together."""
+    rows = defaultdict(list)
+    for row, lengths in enumerate(zip(real.sum(1).tolist(), real[:, -queries:].sum(1).tolist(), strict=True)):
+        if lengths[1]:
+            rows[lengths].append(row)
+    return rows.values()
+
+
+def _stock(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> Tensor:
+    """The model's attention as it is without the method; torch's kernel knows no softcap."""
+    softcap = kwargs.get("softcap")
+    if softcap is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
+    mask = None
+    if attention_mask is not None:
+        mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(~attention_mask, -torch.inf)
+    scaling, causal = kwargs.get("scaling") or query.shape[-1] ** -0.5, mask is None and query.shape[2] > 1
+    output, _ = attention_part(query, key, value, scaling=scaling, mask=mask, causal=causal, softcap=softcap)
+    return output.transpose(1, 2)
+
+
+def _blocks(tokens: Any, size: int) -> Any:
+    """How many blocks hold so many tokens; int or tensor."""
+    return -(-tokens // size)
+
+
+def _block_sums(entries: Tensor, size: int) -> Tensor:
+    """(…, n) -> (…, N)."""
+    return pad(entries, (0, -entries.shape[-1] % size)).unflatten(-1, (-1, size)).sum(-1)
+
+
+def _block_map(query: Tensor, key: Tensor, size: int, scaling: float, softcap: float | None) -> Tensor:
+    """Attention between the means of blocks, (rows, heads, query blocks, key blocks), causal, each row of sum 1."""
+    before = key.shape[2] - query.shape[2]
+    logits = attention_logits(
+        block_means(query, size, before % size), block_means(key, size), scaling=scaling, softcap=softcap
+    )
+    acausal = torch.ones_like(logits[0, 0], dtype=torch.bool).triu(before // size + 1)
+    return logits.masked_fill(acausal, -torch.inf).softmax(-1)

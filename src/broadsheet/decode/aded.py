@@ -1,0 +1,282 @@
+"""ADED (Adaptive Draft-Verification, arXiv:2407.12021): draft from a table of tri-grams that follows what is written.
+
+Knows: the table, the search, the history of a sequence, what a step costs. Does not know: how a draft is verified
+(`base`), tokenizers.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
+
+from broadsheet.console import InputError
+from broadsheet.decode.acceptance import Acceptance, Bin, copied, tabled
+from broadsheet.decode.base import Drafter
+from broadsheet.decode.draft import Draft
+from broadsheet.decode.history import LONGEST, SURE, History
+from broadsheet.decode.pace import Pace, measure
+from broadsheet.decode.search import Reward, TreeSearch
+from broadsheet.decode.table import TrigramTable
+
+if TYPE_CHECKING:
+    from broadsheet.decode.target import Target
+
+_SLIGHT = 0.05  # successors below this share of their pair are not offered: hardly one in fifty is written
+_PAPER_DEPTH = 4
+Offer = tuple[int, float, Bin]  # a token, the chance that it is written here, and what that rests on
+
+
+@dataclass
+class ADED(Drafter):
+    """Write greedy decoding's output in fewer steps, drafting from tri-grams instead of a second model.
+
+    Use when: a model repeats its prompt or itself (code, templates, summaries, documentation), or texts like those it
+        writes are at hand for a table. Without a table it copies from what it has read and written.
+    Prefer `prompt_lookup_num_tokens` when: several sequences are written at once, or the cache is not a plain one.
+    Inputs: one prompt, any decoder-only model of transformers with full attention and a `DynamicCache`; any logits
+        processors and stopping criteria. Sampling, beams, batches, sliding windows, static caches are refused.
+    Relation: prompt lookup copies one fixed number of tokens from the last bigram's first occurrence; here several
+        continuations are weighed by how often their kind was right, and verified at once when, and as far as, the
+        measured cost of a step makes that pay. Lookahead, Medusa and assisted decoding make drafts with a model.
+
+    Parameters:
+        table: T[(a, b)] = {c: value}; an empty one when left out. It learns: two requests never leave it alike.
+        search: `"best-first"` (ours, the default) expands the likeliest node next; `"mcts"` is the paper's search.
+        chain: draft the best path alone, which needs no tree mask (ours; any attention function will do).
+        tree_size: draft tokens a step; `"auto"` (ours) measures on first use what steps of 1 to 64 tokens take and
+            verifies as many as pay, often none. The authors' code: 64.
+        depth: tokens of the longest path; `"auto"` is 4 with the paper's search (the authors' code) and as far as
+            chances go with ours, since copying pays at 16 and more.
+        recency: also copy from the latest places where the pair stood, the longest agreement first (ours). The pair
+            alone says little about which of its occurrences is being copied. Used by `"best-first"`.
+        feed_prompt: adapt to the whole prompt once (ours); the paper sees its last 16 tokens only.
+        increment, window, cap: after each step every tri-gram of the last `window` tokens gains `increment`, up to
+            `cap` (the authors' code: 0.04, 16, 3.0). The window slides by less than its length, so one occurrence is
+            counted up to 14 times, as there.
+        iterations, c1, c2, prefixes: of the paper's search (the authors' code: 150, 32, 8, 24).
+        reward: of the paper's search: `"sum"`, one plus the table values of the new tokens, is what is meant; the
+            authors' code looks them up at the token before, so that it is nearly always one: `"authors"`.
+        seed: of the paper's search.
+        step_seconds: tokens read in a step → its seconds, instead of measuring.
+
+    Attributes:
+        account_: what the last call did.
+        history_, acceptance_: what was read and written, and how often proposals of a kind were right.
+        paces_: by model, the seconds of steps as measured.
+
+    Raises:
+        InputError: a parameter is out of range; and on use, what `Drafter` refuses, or a table of another vocabulary.
+
+    Example:
+        >>> from broadsheet import models
+        >>> from broadsheet.decode import ADED, TrigramTable
+        >>> model, tokenizer = models.load("default", dtype="float32")
+        >>> aded = ADED(TrigramTable.from_texts(["The cat sat on the mat. The cat sat on the hat."], tokenizer))
+        >>> inputs = tokenizer("The cat sat", return_tensors="pt").to(model.device)
+        >>> text = model.generate(**inputs, custom_generate=aded, do_sample=False, max_new_tokens=40)
+        >>> aded.account_.tokens_per_forward > 1
+        True
+
+    Source: arXiv:2407.12021; authors' code liuxukun2000/Adaptix. In float32 the output is greedy decoding's; in half
+    precision near-ties can fall the other way.
+    """
+
+    table: TrigramTable = field(default_factory=TrigramTable)
+    search: Literal["best-first", "mcts"] = field(default="best-first", kw_only=True)
+    chain: bool = field(default=False, kw_only=True)
+    tree_size: int | Literal["auto"] = field(default="auto", kw_only=True)
+    depth: int | Literal["auto"] = field(default="auto", kw_only=True)
+    recency: bool = field(default=True, kw_only=True)
+    feed_prompt: bool = field(default=True, kw_only=True)
+    increment: float = field(default=0.04, kw_only=True)
+    window: int = field(default=16, kw_only=True)
+    cap: float = field(default=3.0, kw_only=True)
+    iterations: int = field(default=150, kw_only=True)
+    c1: float = field(default=32.0, kw_only=True)
+    c2: float = field(default=8.0, kw_only=True)
+    prefixes: int = field(default=24, kw_only=True)
+    reward: Reward = field(default="sum", kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+    step_seconds: Mapping[int, float] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.search not in ("best-first", "mcts"):
+            raise InputError(f"got search {self.search!r}; expected 'best-first' or 'mcts'")
+        if self.reward not in ("sum", "authors"):
+            raise InputError(f"got reward {self.reward!r}; expected 'sum' or 'authors'")
+        for name in ("tree_size", "depth"):
+            value = getattr(self, name)
+            if value != "auto" and (not isinstance(value, int) or value < 1):
+                raise InputError(f"got {name} {value!r}; expected 'auto' or a whole number from 1")
+        self.history_ = History()
+        self.acceptance_ = Acceptance()
+        self._pace = Pace(self.step_seconds) if self.step_seconds is not None else None
+        self.paces_: WeakKeyDictionary[Any, dict[tuple[Any, ...], Pace]] = WeakKeyDictionary()
+        self._checked: tuple[TrigramTable | None, int] = (None, 0)
+        self._tail: list[int] = []
+
+    @classmethod
+    def as_published(cls, table: TrigramTable, **parameters: Any) -> ADED:
+        """The method as the authors' code has it, with the reward that is meant: 64 draft tokens, 4 deep, always."""
+        published = {"search": "mcts", "tree_size": 64, "depth": 4, "recency": False, "feed_prompt": False}
+        return cls(table, **{**published, **parameters})
+
+    def fork(self) -> ADED:
+        """An instance that knows the same and learns on its own; the corpus's part of the table is shared."""
+        twin = copy.copy(self)
+        twin.table, twin.history_, twin.acceptance_ = self.table.fork(), self.history_.fork(), self.acceptance_.fork()
+        twin._tail = []
+        return twin
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        self._tail = list(prompt[-max(LONGEST, self.window) :])
+        if self.feed_prompt:
+            self.table.adapt(prompt, increment=self.increment, cap=self.cap)
+        if self.recency:
+            self.history_.end()
+            self.history_.extend(prompt)
+
+    def prepare(self, target: Target, room: int) -> None:
+        if room < 2:  # the trial steps read two tokens ahead, where there might be no position for them
+            return
+        self._check_table(target.model.get_input_embeddings().num_embeddings)
+        if not self.chain:
+            target.check_tree()
+        if self.tree_size == "auto" and self.step_seconds is None:
+            self._pace = self._measured(target)
+
+    def _check_table(self, vocabulary: int) -> None:
+        """See that all tokens of the table are tokens of the model; once for a table, which then grows by those alone.
+
+        Raises:
+            InputError: they are not.
+        """
+        if self._checked[0] is self.table and self._checked[1] == vocabulary:
+            return
+        if self.table.largest >= vocabulary:
+            raise InputError(
+                f"the table has token {self.table.largest}, the model {vocabulary} tokens: "
+                "build a table with this model's tokenizer"
+            )
+        self._checked = (self.table, vocabulary)
+
+    def _measured(self, target: Target) -> Pace:
+        """The pace of this model at about this length of context, measured once."""
+
+        def step(size: int) -> None:
+            extra = size - 1
+            target.read(0, Draft([0] * extra, [-1] * extra, [1.0] * extra)).argmax(-1).tolist()
+            target.forget(size)
+
+        known = self.paces_.setdefault(target.model, {})
+        context = max(target.length, 512).bit_length() // 2  # up to 2,047 tokens, 8,191, 32,767, …
+        key = (target.model.dtype, target.device, target.attention, self.chain, context)
+        if key not in known:
+            known[key] = measure(step)
+        return known[key]
+
+    def draft(self, room: int) -> Draft:
+        if room < 1 or len(self._tail) < 2 or (self.tree_size == "auto" and self._pace is None):
+            return Draft()
+        self.account_.unknown += not self.table.successors(*self._tail[-2:])
+        if self.search == "mcts":
+            draft = self._searched(room)
+        else:
+            draft = self._likeliest(room if self.depth == "auto" else min(room, self.depth))
+        if self.tree_size != "auto":
+            return draft.best(self.tree_size)
+        assert self._pace
+        return draft.best(self._pace.worth(list(accumulate(sorted(draft.chances, reverse=True), initial=1.0))))
+
+    def wrote(self, tokens: Sequence[int], accepted: int) -> None:
+        for i, token in enumerate(tokens):
+            if len(self._tail) >= 2:
+                if i < accepted:
+                    source = "corpus" if self.table.from_corpus(self._tail[-2], self._tail[-1], token) else "adapted"
+                    self.account_.accepted_from[source] = self.account_.accepted_from.get(source, 0) + 1
+                for offered, _, place in self._offers(self._tail):
+                    self.acceptance_.observe(place, offered == token)
+            if self.recency:
+                self.history_.extend([token])
+            self._tail.append(token)
+        self._tail = self._tail[-max(LONGEST, self.window) :]
+        self.table.adapt(self._tail[-self.window :], increment=self.increment, cap=self.cap)
+
+    def _offers(self, tail: Sequence[int]) -> list[Offer]:
+        """What may come after `tail`, with its chances."""
+        offers: list[Offer] = []
+        found = self.history_.followers(tail) if self.recency else {}
+        if found:
+            ranked = sorted(found, key=lambda token: -found[token])
+            for rank, token in enumerate(ranked):
+                place, guess = copied(found[token], rank, len(ranked) - 1)
+                offers.append((token, self.acceptance_.chance(place, guess), place))
+            if found[ranked[0]] >= SURE:
+                return offers
+        row = self.table.successors(tail[-2], tail[-1])
+        if not row:
+            return offers
+        total = self.table.total(tail[-2], tail[-1])
+        # Probabilities may add up to less than one (only the first twelve are kept), adapted values to more.
+        scale = max(1.0, sum(row.values())) if total else sum(row.values())
+        for token, value in row.items():
+            if value >= _SLIGHT * scale and token not in found:
+                place, guess = tabled(value / scale, total, bool(found))
+                offers.append((token, self.acceptance_.chance(place, guess), place))
+        return offers
+
+    def _likeliest(self, depth: int) -> Draft:
+        """Best-first expansion: the nodes of the highest chance, parents first."""
+        limit, least = (self.tree_size, 0.0) if self.tree_size != "auto" else self._limits()
+        draft = Draft()
+        waiting: list[tuple[float, int, int, int, int]] = []  # −chance, order, parent, token, depth
+
+        def expand(node: int, level: int, chance: float) -> None:
+            if level == depth:
+                return
+            offers = self._offers([*self._tail, *draft.path(node)][-LONGEST:])
+            if self.chain:
+                offers = sorted(offers, key=lambda offer: -offer[1])[:1]
+            for token, share, _ in offers:
+                if chance * share > least:
+                    heapq.heappush(waiting, (-chance * share, len(draft) + len(waiting), node, token, level + 1))
+
+        expand(-1, 0, 1.0)
+        while waiting and len(draft) < limit:
+            chance, _, parent, token, level = heapq.heappop(waiting)
+            expand(draft.add(parent, token, -chance), level, -chance)
+        return draft
+
+    def _limits(self) -> tuple[int, float]:
+        assert self._pace
+        return self._pace.largest, self._pace.least_chance
+
+    def _searched(self, room: int) -> Draft:
+        """The paper's search, each node with its chance."""
+        search = TreeSearch(
+            self.iterations,
+            depth=min(room, _PAPER_DEPTH if self.depth == "auto" else self.depth),
+            prefixes=self.prefixes,
+            max_draft_tokens=64 if self.tree_size == "auto" else self.tree_size,
+            c1=self.c1,
+            c2=self.c2,
+            reward=self.reward,
+            seed=self.seed,
+        )
+        paths = search.paths(self.table, (self._tail[-2], self._tail[-1]))
+        if self.chain and paths:
+            paths = [max(paths, key=len)]  # the most visited of the longest
+        draft = Draft.from_paths(paths)
+        chances: dict[int, dict[int, float]] = {}
+        for i, (parent, token) in enumerate(zip(draft.parents, draft.tokens, strict=True)):
+            if parent not in chances:
+                tail = [*self._tail, *draft.path(parent)]
+                chances[parent] = {offered: chance for offered, chance, _ in self._offers(tail)}
+            before = draft.chances[parent] if parent >= 0 else 1.0
+            draft.chances[i] = before * chances[parent].get(token, _SLIGHT / 2)
+        return draft

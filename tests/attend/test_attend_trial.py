@@ -1,0 +1,381 @@
+"""The trial of the stage: every arm on the same tokens, findings follow from what was read, a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from io import StringIO
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch.nn.functional import cross_entropy
+
+from broadsheet import corpora, report
+from broadsheet.attend import reader, streaming, trial
+from broadsheet.attend.findings import FULL, ONE_PIECE, TRUNCATION, Plan
+from broadsheet.attend.lm_infinite import LMInfinite
+from broadsheet.attend.longtexts import long_texts
+from broadsheet.attend.trial import (
+    METHODS,
+    AttendTrial,
+    FlexPrefillTrial,
+    InfLLMTrial,
+    LMInfiniteTrial,
+    LongHeadsTrial,
+)
+from broadsheet.console import InputError
+from broadsheet.evidence import finite
+from broadsheet.results import TrialResult
+
+TRIALS = [LMInfiniteTrial, InfLLMTrial, LongHeadsTrial, FlexPrefillTrial, AttendTrial]
+# The tiny model was trained on 256 positions, as it says: 200 lies within them, 300 and 360 beyond.
+OPTIONS = {"lengths": "200,300,360", "window": 64, "scored": 32, "texts": 2, "questions": 3}
+LENGTHS, WINDOW, SCORED = (200, 300, 360), 64, 32
+
+
+@dataclass
+class Bystander:
+    """Stands in for a method and does nothing."""
+
+    @contextmanager
+    def __call__(self, model):
+        yield model
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_model, tiny_tokenizer):
+    """A tiny model and a small corpus, as a trial's options."""
+    folder = tmp_path_factory.mktemp("made")
+    tiny_model(pad_token_id=0).save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    words = np.random.default_rng(0).choice(["the", "cat", "and", "a", "dog", "sat", "on", "red", "mats"], (60, 40))
+    data = folder / "corpus.jsonl"
+    data.write_text("".join(json.dumps({"text": " ".join(row)}) + "\n" for row in words))
+    return OPTIONS | {"model": str(folder / "model"), "data": str(data)}
+
+
+@pytest.fixture
+def setting(made, tmp_path, monkeypatch):
+    """The options, in a cache folder of this test's own."""
+    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def texts(made, tiny_tokenizer):
+    clear = [range(length - SCORED, length + reader.DECODED) for length in LENGTHS]
+    corpus = corpora.load(made["data"])
+    return long_texts(corpus, tiny_tokenizer(), 2, LENGTHS[-1] + reader.DECODED, questions=3, clear=clear)
+
+
+@pytest.fixture(scope="module")
+def result(made, tmp_path_factory):
+    """An undisturbed trial of LM-Infinite."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BROADSHEET_HOME", str(tmp_path_factory.mktemp("home")))
+        return LMInfiniteTrial(**made, n_global=2).run()
+
+
+@pytest.fixture
+def bystanders(monkeypatch):
+    for key, method in METHODS.items():
+        stub = trial.Method(
+            method.name, lambda _: Bystander(), method.claims, method.against, method.beside, method.one_piece
+        )
+        monkeypatch.setitem(METHODS, key, stub)
+
+
+def tail_loss(model, ids):
+    """The mean loss of the last `SCORED` of these tokens, from one forward pass over them."""
+    text = torch.tensor([ids])
+    with torch.no_grad():
+        losses = cross_entropy(model(text).logits[0, :-1], text[0, 1:], reduction="none")
+    return float(losses[-SCORED:].mean())
+
+
+def test_every_arm_is_scored_on_the_same_tokens(result, texts, tiny_model):
+    arms = {arm.name: arm for arm in result.arms}
+    model = tiny_model(pad_token_id=0)
+    expected = {
+        FULL: [[tail_loss(model, text.ids[:n]) for n in LENGTHS] for text in texts],
+        TRUNCATION: [[tail_loss(model, text.ids[n - SCORED - WINDOW : n]) for n in LENGTHS] for text in texts],
+    }
+    with LMInfinite(n_global=2, n_local=WINDOW)(model):
+        expected["LM-Infinite"] = [[tail_loss(model, text.ids[:n]) for n in LENGTHS] for text in texts]
+    for name, losses in expected.items():
+        np.testing.assert_allclose(arms[name].samples["losses"], losses, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(arms[name].samples["loss"], np.array(losses)[:, 0], atol=2e-5)
+        np.testing.assert_allclose(arms[name].samples["loss beyond 256"], np.array(losses)[:, 1:].mean(1), atol=2e-5)
+    assert not np.allclose(expected[FULL], expected[TRUNCATION], atol=1e-3)
+    by_position = np.array(arms[FULL].samples["by position"])
+    assert by_position.shape == (2, LENGTHS[-1] // SCORED)
+
+
+def test_cost_is_that_at_the_last_length(result, tiny_model):
+    arms = {arm.name: arm for arm in result.arms}
+    config = tiny_model().config
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4 / 2**20
+    assert arms[FULL].samples["cache MiB"] == pytest.approx([360 * token] * 2)
+    assert arms[FULL].samples["held"] == [pytest.approx([n * token for n in LENGTHS])] * 2
+    assert arms[TRUNCATION].samples["cache MiB"] == pytest.approx([(WINDOW + SCORED) * token] * 2)
+    for arm in arms.values():
+        seconds = np.array(arm.samples["seconds"])
+        np.testing.assert_array_equal(seconds[:, -1], arm.samples["prefill seconds"])
+        np.testing.assert_array_equal(np.array(arm.samples["decode"])[:, -1], arm.samples["decode ms/token"])
+        assert arm.items_per_second.estimate == pytest.approx(2 / seconds[:, -1].sum())
+    assert (np.diff(arms[FULL].samples["seconds"]) > 0).all()  # one pass: time adds up
+
+
+def test_a_password_counts_once_it_is_told_and_its_word_comes_first(setting, texts, monkeypatch):
+    asked = []
+
+    def answer(model, cache, questions):
+        """Knows the text's first password only, and would never say it."""
+        asked.append(questions)
+        [text] = [text for text in texts if text.questions[0].ids == questions[0]]
+        logits = torch.zeros(len(questions), 272)
+        logits[:, text.answers[0]] = 1
+        logits[:, 0] = 2
+        return logits
+
+    monkeypatch.setattr(streaming, "ask", answer)
+    arms = LMInfiniteTrial(**setting).run().arms
+    for arm in arms:
+        for text, right, said, share in zip(
+            texts, arm.samples["right"], arm.samples["said"], arm.samples["retrieval beyond 256"], strict=True
+        ):
+            told = [[q.position < n for q in text.questions] for n in LENGTHS]
+            np.testing.assert_array_equal(~np.isnan(right), told)
+            known = np.where(told, [1.0, 0.0, 0.0], np.nan)
+            np.testing.assert_array_equal(right, known)
+            np.testing.assert_array_equal(said, known * 0)
+            assert share == pytest.approx(np.nanmean(known[1:]))
+    assert {len(questions) for questions in asked} == {2, 3}  # what is told behind the length is not asked for
+
+
+def test_what_is_reported_of_a_papers_trial(result):
+    assert [(arm.name, arm.role, arm.status) for arm in result.arms] == [
+        (FULL, "baseline", "ok"),
+        (TRUNCATION, "sibling", "ok"),
+        ("LM-Infinite", "method", "ok"),
+    ]
+    assert list(result.arms[0].values) == [
+        "loss",
+        "loss beyond 256",
+        "retrieval",
+        "retrieval beyond 256",
+        "prefill seconds",
+        "decode ms/token",
+        "cache MiB",
+    ]
+    assert result.arms[2].description == "LMInfinite(n_global=2, n_local=64)"
+    assert result.paper == "lm_infinite"
+    assert result.claims == [("loss beyond 256", FULL, "LM-Infinite")]
+    pairs = {(c.baseline, c.arm) for c in result.comparisons}
+    assert pairs == {(FULL, TRUNCATION), (FULL, "LM-Infinite"), (TRUNCATION, "LM-Infinite")}
+    assert all(
+        c.higher_is_better == (c.metric.startswith("retrieval") or c.metric == "texts/s") for c in result.comparisons
+    )
+    assert all(figure.x == list(LENGTHS) for figure in result.figures[:5])
+    assert {figure.title for figure in result.figures[5:]} == {
+        "Passwords found at 200 tokens",
+        "Passwords found at 360 tokens",
+        "Loss by position, 32 tokens a point",
+    }
+    assert any(note.startswith("From 200 tokens, within") for note in result.notes)
+    assert result.setting["trained positions"] == "256"
+    assert {"model", "data", "texts", "seed"} <= set(result.provenance)
+
+    read = TrialResult.from_dict(json.loads(json.dumps(finite(result.to_dict()), allow_nan=False)))
+    page = report.html(read)
+    assert "Loss by position" in page
+    console = Console(file=StringIO(), width=100)
+    report.terminal(result, console)
+    assert "LM-Infinite" in console.file.getvalue()
+
+
+def test_within_the_trained_positions_nothing_is_claimed_and_that_is_said(setting):
+    result = LMInfiniteTrial(**setting | {"lengths": "100,200"}).run()
+    assert "loss beyond 256" not in result.arms[0].values
+    assert result.claims == []
+    assert any("shows with a length of at least 288" in note for note in result.notes)
+
+
+def test_without_questions_only_losses_and_costs_are_measured(setting):
+    result = LMInfiniteTrial(**setting | {"questions": 0}).run()
+    assert not any(name.startswith("retrieval") for name in result.arms[0].values)
+    assert not any("Passwords" in figure.title for figure in result.figures)
+
+
+def test_the_stage_reads_all_methods_and_a_prefill_in_one_piece_beside_flexprefill(setting, bystanders):
+    result = AttendTrial(**setting).run()
+    roles = {arm.name: arm.role for arm in result.arms}
+    assert roles == {
+        FULL: "baseline",
+        TRUNCATION: "sibling",
+        ONE_PIECE: "sibling",
+        "LM-Infinite": "method",
+        "InfLLM": "method",
+        "LongHeads": "method",
+        "FlexPrefill": "method",
+    }
+    assert result.claims == [
+        ("loss beyond 256", FULL, "LM-Infinite"),
+        ("retrieval beyond 256", "LM-Infinite", "InfLLM"),
+        ("loss beyond 256", "LM-Infinite", "LongHeads"),
+        ("prefill seconds", ONE_PIECE, "FlexPrefill"),
+    ]
+    compared = {(c.metric, c.baseline, c.arm) for c in result.comparisons}
+    assert set(result.claims) <= compared
+    # A prefill in one piece gives what reading in chunks gives; only by position it was not scored.
+    losses = {arm.name: arm.samples["losses"] for arm in result.arms}
+    np.testing.assert_allclose(losses[ONE_PIECE], losses[FULL], atol=2e-5)
+    [by_position] = [figure for figure in result.figures if figure.title.startswith("Loss by position")]
+    assert list(by_position.lines) == [FULL, "LM-Infinite", "InfLLM", "LongHeads"]
+
+
+def test_methods_can_be_chosen(setting, bystanders):
+    result = AttendTrial(**setting, methods="longheads,infllm").run()
+    assert [arm.name for arm in result.arms] == [FULL, TRUNCATION, "LongHeads", "InfLLM"]
+    assert result.claims == []  # both are measured against LM-Infinite, which does not take part
+    for methods in ("infllm,infllm", "attend", ""):
+        with pytest.raises(InputError, match="expected some of lm_infinite,infllm"):
+            AttendTrial(**setting, methods=methods).run()
+
+
+def test_flexprefill_is_compared_with_full_attention_in_one_piece(setting, bystanders):
+    result = FlexPrefillTrial(**setting).run()
+    assert [arm.name for arm in result.arms] == [FULL, TRUNCATION, "FlexPrefill"]
+    assert result.arms[0].description == "each length anew, in one piece"
+    assert result.claims == [("prefill seconds", FULL, "FlexPrefill")]
+    assert "FlexPrefill changes the loss by +0.00 % [+0.00, +0.00] against full attention." in result.notes
+
+
+def test_methods_are_made_from_the_trials_options():
+    from broadsheet.attend.flexprefill import FlexPrefill
+    from broadsheet.attend.infllm import InfLLM
+    from broadsheet.attend.longheads import LongHeads
+
+    options = AttendTrial(window=512, n_global=3, n_init=5, memory_block=8, top_k=2, gamma=0.9, tau=0.2, min_budget=64)
+    made = {key: method.make(options) for key, method in METHODS.items()}
+    assert made == {
+        "lm_infinite": LMInfinite(n_global=3, n_local=512),
+        "infllm": InfLLM(n_local=512, n_init=5, block_size=8, top_k=2),
+        "longheads": LongHeads(chunk_size=64, attention_length=512),
+        "flexprefill": FlexPrefill(gamma=0.9, tau=0.2, min_budget=64),
+    }
+    assert METHODS["longheads"].make(LongHeadsTrial(window=512, chunk_size=32)).chunk_size == 32
+
+
+@pytest.mark.parametrize("kind", TRIALS, ids=lambda kind: kind.__name__)
+def test_the_docstring_names_every_option(kind):
+    own = {field.name for field in fields(kind)} - {"model", "data", "quick", "seed"}
+    said = kind.__doc__
+    if kind is AttendTrial:
+        assert "those of its methods' trials" in said
+        said += "".join(other.__doc__ for other in TRIALS)
+    assert [name for name in own if f"--{name.replace('_', '-')} " not in said] == []
+
+
+def test_a_killed_run_goes_on_where_it_was(result, setting, monkeypatch, capsys):
+    read, calls = streaming.read, []
+
+    def killed(*args, **options):
+        calls.append(args)
+        if len(calls) == 13:
+            raise KeyboardInterrupt
+        return read(*args, **options)
+
+    monkeypatch.setattr(streaming, "read", killed)
+    with pytest.raises(KeyboardInterrupt):
+        LMInfiniteTrial(**setting, n_global=2).run()
+    before = len(calls)
+    again = LMInfiniteTrial(**setting, n_global=2)
+    resumed = again.run()
+    assert "going on after 1 blocks" in capsys.readouterr().err
+    # A text takes six reads: the baseline two, truncation one for each length; each arm warms up with one.
+    assert len(calls) - before == 3 + 6
+    for one, other in zip(result.arms, resumed.arms, strict=True):
+        assert one.samples["losses"] == other.samples["losses"]
+    assert again.journal_.exists()
+    again.finish()
+    assert not again.journal_.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lengths": "400,200"}, "--lengths '400,200'; expected ascending whole numbers, such as 1024,2048,4096"),
+        ({"lengths": "1k,2k"}, "--lengths '1k,2k'; expected ascending whole numbers"),
+        ({"lengths": "0,200"}, "expected ascending whole numbers"),
+        ({"lengths": "200,210"}, "the lengths to lie at least so far apart"),
+        ({"scored": 8}, "expected --scored to be more than 8"),
+        ({"texts": 1}, "got --texts 1"),
+        ({"window": -1}, "--window -1"),
+        ({"questions": -1}, "--questions -1"),
+        ({"window": 300}, "got --window 300; expected at most the model's 256 trained positions"),
+        ({"window": 190, "lengths": "100,200"}, "lengths up to 200; expected one of at least 222"),
+        ({"lengths": "200,90000"}, "fewer than 90,008 tokens of text; give more documents, or shorter --lengths"),
+        ({"questions": 26}, "at most 25"),
+    ],
+)
+def test_bad_options_are_one_line(setting, options, message):
+    with pytest.raises(InputError) as caught:
+        LMInfiniteTrial(**setting | options).run()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_without_text_is_refused(setting, tmp_path):
+    for name, rows in {"empty": "", "blank": '{"text": " "}\n'}.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(rows)
+        with pytest.raises(InputError, match=r"holds no documents|fewer than"):
+            LMInfiniteTrial(**setting | {"data": str(path)}).run()
+
+
+def test_a_model_that_a_method_refuses_is_refused_before_it_reads(setting, tmp_path, tiny_tokenizer, monkeypatch):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path / "gpt2"
+    GPT2LMHeadModel(GPT2Config(vocab_size=272, n_positions=256, n_embd=32, n_layer=2, n_head=4)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    monkeypatch.setattr(streaming, "read", None)
+    with pytest.raises(InputError, match="rotary"):
+        LMInfiniteTrial(**setting | {"model": str(folder)}).run()
+
+
+def test_losses_that_are_not_numbers_fail_the_arms_and_are_told(setting, tmp_path, tiny_model, tiny_tokenizer):
+    model = tiny_model(pad_token_id=0)
+    model.lm_head.weight.data[5] = torch.nan
+    model.save_pretrained(tmp_path / "broken")
+    tiny_tokenizer().save_pretrained(tmp_path / "broken")
+    result = LMInfiniteTrial(**setting | {"model": str(tmp_path / "broken")}).run()
+    assert {arm.status for arm in result.arms} == {"failed"}
+    assert "2 of 2 values of 'loss' are NaN" in result.arms[0].error
+    assert (result.comparisons, result.figures) == ([], [])
+    assert "failed" in report.html(result)
+
+
+def test_groups_of_lengths():
+    plan = Plan((1024, 2048, 4096, 8192, 8448, 12288, 16384), 2048, 512, 8192)
+    # 8,448 straddles the border with its scored tokens and is of neither.
+    assert plan.groups == {"": [2, 3], " beyond 8,192": [5, 6]}
+    assert Plan((512, 1024), 256, 128, None).groups == {"": [0, 1]}
+    assert Plan((16384,), 2048, 512, 8192).groups == {" beyond 8,192": [0]}
+
+
+@pytest.mark.real
+def test_full_attention_knows_more_than_truncation(tmp_path, monkeypatch, default_model):
+    monkeypatch.setattr(trial.models, "load", lambda *_, **__: default_model)
+    monkeypatch.setattr(reader, "DECODED", 2)
+    monkeypatch.setattr(trial, "DECODED", 2)
+    options = {"lengths": "320", "window": 64, "scored": 64, "texts": 2, "questions": 2}
+    full, truncated, infinite = LMInfiniteTrial(**options).run().arms
+    assert full.values["loss"].estimate < truncated.values["loss"].estimate < full.values["loss"].estimate + 2
+    assert full.values["loss"].estimate < infinite.values["loss"].estimate < full.values["loss"].estimate + 2
+    assert full.values["cache MiB"].estimate == pytest.approx(320 * 30 * 2 * 3 * 64 * 4 / 2**20)
+    assert infinite.values["cache MiB"].estimate < full.values["cache MiB"].estimate / 2

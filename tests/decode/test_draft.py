@@ -1,0 +1,234 @@
+"""The draft as a tree, where pairs went on, how likely a proposal is, and what a step may cost."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broadsheet.console import InputError
+from broadsheet.decode import TrigramTable
+from broadsheet.decode.acceptance import Acceptance, copied, tabled
+from broadsheet.decode.draft import Draft
+from broadsheet.decode.history import LONGEST, SURE, History
+from broadsheet.decode.pace import Pace, measure
+from broadsheet.decode.search import TreeSearch, cut, puct
+
+PATHS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), max_size=12)
+
+
+@given(PATHS)
+def test_a_trie_holds_every_prefix_once_parents_first(paths):
+    draft = Draft.from_paths(paths)
+    prefixes = {tuple(path[:n]) for path in paths for n in range(1, len(path) + 1)}
+    assert sorted(map(tuple, map(draft.path, range(len(draft))))) == sorted(prefixes)
+    assert all(parent < node for node, parent in enumerate(draft.parents))
+    assert draft.depths() == sorted(draft.depths())
+
+
+@given(PATHS)
+def test_a_row_of_the_mask_has_the_node_and_its_ancestors(paths):
+    draft = Draft.from_paths(paths)
+    mask = draft.mask()
+    assert mask[:, 0].all()
+    np.testing.assert_array_equal(mask[1:, 1:].sum(1), draft.depths())
+    for node in range(len(draft)):
+        seen = [draft.tokens[other] for other in range(len(draft)) if mask[node + 1, other + 1]]
+        assert seen == draft.path(node)
+
+
+@given(PATHS, st.integers(0, 1000))
+def test_the_longest_path_that_the_target_writes_is_accepted(paths, seed):
+    draft = Draft.from_paths(paths)
+    generator = random.Random(seed)
+    choices = [generator.randrange(4) for _ in range(len(draft) + 1)]
+    chosen = {tuple(draft.path(node)): choice for node, choice in enumerate(choices[1:])} | {(): choices[0]}
+
+    def matching(path: list[int]) -> int:
+        depth = 0
+        while depth < len(path) and chosen[tuple(path[:depth])] == path[depth]:
+            depth += 1
+        return depth
+
+    longest = max(paths, key=matching, default=[])
+    nodes = draft.accept(choices)
+    assert [draft.tokens[node] for node in nodes] == longest[: matching(longest)]
+
+
+@given(PATHS, st.integers(0, 20), st.integers(0, 1000))
+def test_the_best_nodes_are_a_tree(paths, size, seed):
+    draft = Draft.from_paths(paths)
+    generator = random.Random(seed)
+    for node, parent in enumerate(draft.parents):
+        above = draft.chances[parent] if parent >= 0 else 1.0
+        draft.chances[node] = above * generator.choice([1.0, 0.5, 0.1])
+    best = draft.best(size)
+    assert len(best) == min(size, len(draft))
+    assert sorted(best.chances) == sorted(sorted(draft.chances, reverse=True)[:size])
+    paths_before = set(map(tuple, map(draft.path, range(len(draft)))))
+    assert set(map(tuple, map(best.path, range(len(best))))) <= paths_before
+
+
+def occurrences(tokens: list[int], tail: list[int]) -> dict[int, int]:
+    """What `History.followers` should find, by looking everywhere."""
+    found: dict[int, int] = {}
+    for place in range(len(tokens) - 1, 1, -1):
+        common = 0
+        while common < min(place, len(tail), LONGEST) and tokens[place - 1 - common] == tail[-1 - common]:
+            common += 1
+        if common >= 2:
+            found[tokens[place]] = max(common, found.get(tokens[place], 0))
+            if common >= SURE:
+                break
+    return found
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=20), st.integers(2, 6))
+def test_followers_are_what_came_after_the_longest_agreements(tokens, repeats):
+    history = History()
+    history.extend(tokens)
+    if tokens.count(tokens[-2]) <= 8:  # beyond, only the latest occurrences are looked at
+        assert history.followers(tokens) == occurrences(tokens, tokens)
+    history.extend(tokens * repeats)
+    assert history.followers(history.tokens[-LONGEST:])[tokens[0]] >= min(len(tokens), SURE)
+
+
+def test_nothing_is_found_across_sequences_and_old_tokens_are_forgotten():
+    history = History(capacity=20)
+    history.extend([1, 2])
+    history.end()
+    history.end()
+    history.extend([1, 2, 7])
+    assert history.followers([1, 2]) == {7: 2}
+    fork = history.fork()
+    fork.extend([1, 2, 8])
+    assert history.followers([1, 2]) == {7: 2}
+    assert set(fork.followers([1, 2])) == {7, 8}
+    history.extend([9] * 30)
+    assert len(history.tokens) <= 20
+    assert history.followers([1, 2]) == {}
+
+
+def test_a_chance_follows_the_hits_and_recent_ones_count_more():
+    acceptance = Acceptance()
+    assert acceptance.chance((0,), 0.3) == pytest.approx(0.3)
+    for _ in range(200):
+        acceptance.observe((0,), True)
+    assert acceptance.chance((0,), 0.3) > 0.9
+    assert acceptance.chance((1,), 0.3) == pytest.approx(0.3)
+    fork = acceptance.fork()
+    for _ in range(200):
+        fork.observe((0,), False)
+    assert fork.chance((0,), 0.3) < 0.2
+    assert acceptance.chance((0,), 0.3) > 0.9
+
+
+def test_guesses_rise_with_what_speaks_for_a_token():
+    lengths = [copied(n, 0, 0)[1] for n in (2, 4, 8, 16, 32)]
+    assert lengths == sorted(lengths)
+    assert copied(4, 1, 1)[1] < copied(4, 0, 1)[1] < copied(4, 0, 0)[1] < 1
+    totals = [tabled(0.5, total, False)[1] for total in (0, 3, 10, 1000)]
+    assert totals == sorted(totals)
+    assert tabled(0.5, 10, True)[1] < tabled(0.5, 10, False)[1] < tabled(0.9, 10, False)[1] < 1
+
+
+def test_as_many_draft_tokens_as_pay():
+    chain = [1 + sum(0.9**d for d in range(1, n + 1)) for n in range(64)]
+    hopeless = [1 + 0.02 * n for n in range(64)]
+    flat = Pace(dict.fromkeys((1, 2, 4, 8, 16, 32, 64), 1.0))
+    steep = Pace({n: float(n) for n in (1, 2, 4, 8)})
+    bumpy = Pace({1: 57, 2: 99, 4: 92, 8: 87, 16: 105})
+    assert flat.worth(chain) == 63
+    assert flat.worth(chain[:10]) == 7
+    assert flat.worth([1.0]) == 0
+    assert steep.worth(chain) == 0
+    assert bumpy.worth(chain) == 15
+    assert bumpy.worth(hopeless) == 0
+    assert bumpy.worth(chain[:4]) == 3
+    assert flat.least_chance == 0.01
+    assert steep.least_chance == 1.0
+    assert steep.largest == 7
+
+
+def test_the_shortest_round_counts(monkeypatch):
+    clock = iter([0, 5, 5, 7, 10, 13, 20, 29, 30, 33, 40, 47, 50, 54, 60, 66])
+    monkeypatch.setattr("broadsheet.decode.pace.time.perf_counter", lambda: next(clock))
+    read: list[int] = []
+    assert measure(read.append, sizes=(1, 2), rounds=3).seconds == {1: 2, 2: 2}
+    assert read == [1, 2] * 3
+    assert measure(read.append, sizes=(1, 2), rounds=1).seconds == {1: 4, 2: 6}
+
+
+@pytest.mark.parametrize("seconds", [{}, {2: 1.0}, {1: 0.0}, {0: 1.0, 1: 1.0}])
+def test_impossible_times_are_refused(seconds):
+    with pytest.raises(InputError, match="step seconds"):
+        Pace(seconds)
+
+
+@given(
+    st.integers(1, 200),
+    st.integers(1, 50),
+    st.floats(0, 100),
+    st.floats(0, 3),
+    st.floats(0, 3),
+)
+def test_a_larger_prior_or_fewer_visits_never_lower_a_score(parent, visits, reward, prior, more):
+    score = puct(visits, reward, prior, parent)
+    assert puct(visits, reward, prior + more, parent) >= score
+    mean = reward / visits
+    assert puct(visits + 1, mean * (visits + 1), prior, parent) <= score * (1 + 1e-12)
+    assert puct(0, 0.0, prior, parent) == math.inf
+
+
+TABLE = TrigramTable.from_sequences(
+    [np.random.default_rng(seed).integers(0, 12, 60).tolist() for seed in range(20)] + [[20, 21, 22]]
+)
+
+
+def test_a_search_depends_on_its_seed_and_pair_alone():
+    search = TreeSearch(seed=3)
+    first = search.paths(TABLE, (1, 2))
+    search.paths(TABLE, (5, 5))
+    assert search.paths(TABLE, (1, 2)) == first == TreeSearch(seed=3).paths(TABLE, (1, 2))
+    assert len({tuple(TreeSearch(seed=seed, iterations=20).paths(TABLE, (1, 2))) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("reward", ["sum", "authors"])
+def test_paths_follow_the_table_within_the_limits(reward):
+    paths = TreeSearch(reward=reward, prefixes=40, max_draft_tokens=100).paths(TABLE, (1, 2))
+    assert 1 <= len(paths) <= 40
+    assert max(map(len, paths)) == 4
+    assert sum(len(set(path)) for path in paths) <= 100
+    for path in paths:
+        states = (1, 2, *path)
+        for a, b, c in zip(states, states[1:], states[2:], strict=False):
+            assert c in TABLE.successors(a, b)
+        row = TABLE.successors(*states[-3:-1])
+        assert row[path[-1]] == max(row.values())  # the last token is the likeliest one
+
+
+def test_the_reward_that_is_meant_finds_the_valuable_branch():
+    # Both first tokens are as likely; what follows the second one is adapted to the cap, what follows the other not.
+    table = TrigramTable.from_sequences([[1, 2, 3, 4, 5, 6], [1, 2, 7, 8, 9, 10]])
+    for _ in range(200):
+        table.adapt([2, 7, 8, 9, 10])
+    first = {reward: TreeSearch(reward=reward, c1=0.5).paths(table, (1, 2))[0][0] for reward in ("sum", "authors")}
+    assert first == {"sum": 7, "authors": 3}
+
+
+def test_no_successor_no_paths_and_a_dead_end_ends_a_path():
+    search = TreeSearch()
+    assert search.paths(TABLE, (70, 71)) == []
+    assert search.paths(TABLE, (20, 21)) == [(22,)]
+    assert search.paths(TrigramTable(), (1, 2)) == []
+
+
+def test_paths_of_many_different_tokens_are_cut_first():
+    paths = [(1, 2), (1, 2, 3), (1, 1, 1, 1), (4,)]
+    assert cut(paths, 7) == paths
+    assert cut(paths, 6) == [(1, 2), (1, 1, 1, 1), (4,)]
+    assert cut(paths, 2) == [(1, 1, 1, 1), (4,)]
