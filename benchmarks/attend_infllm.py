@@ -12,60 +12,18 @@ looks up other blocks than its neighbours, which is the hard case.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from layer import HEADS, KV_HEADS, WIDTH, layer, least_seconds, text
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from broadsheet.attend.infllm import InfLLM
-from broadsheet.attend.memory import Layer
-from broadsheet.attend.rotary import Rotary
-
-HEADS, KV_HEADS, WIDTH = 9, 3, 64
-
-
-def text(length: int, drift: float = 0.9, seed: int = 0) -> list[Tensor]:
-    """Queries, keys and values of a layer before rotary encoding, (1, heads, length, head_dim).
-
-    Args:
-        drift: how alike neighbours are, 0 to 1: the correlation of an entry with the next token's.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    weights = drift ** torch.arange(64)[None, None] * (1 - drift**2) ** 0.5
-    tensors = []
-    for heads in (HEADS, KV_HEADS, KV_HEADS):
-        noise = torch.randn(heads * WIDTH, 1, length + 63, generator=generator)
-        smooth = torch.nn.functional.conv1d(noise, weights.flip(-1))
-        tensors.append(smooth.reshape(1, heads, WIDTH, length).transpose(2, 3).contiguous())
-    return tensors
-
-
-def layer() -> Layer:
-    """A layer as in the default model."""
-    config = LlamaConfig(hidden_size=HEADS * WIDTH, num_attention_heads=HEADS)
-    rotary = Rotary(LlamaRotaryEmbedding(config), apply_rotary_pos_emb)
-    return Layer(0, HEADS, KV_HEADS, WIDTH, WIDTH**-0.5, None, None, rotary)
-
-
-def least_seconds(arms: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The least time of each arm in so many turns, after one that does not count."""
-    seconds = dict.fromkeys(arms, float("inf"))
-    for turn in range(repeats + 1):
-        for name, run in arms.items():
-            begin = time.perf_counter()
-            run()
-            if turn:
-                seconds[name] = min(seconds[name], time.perf_counter() - begin)
-    return seconds
 
 
 def prefill(method: InfLLM, length: int, *, drift: float = 0.9, repeats: int = 3) -> dict[str, float]:
-    """Seconds of one layer's attention over a prompt: `own` and `shared` from un-rotated keys on, `sdpa` from others."""
+    """Seconds of one layer's attention over a prompt; `own` and `shared` also rotate the keys, `sdpa` gets them so."""
     query, key, value = text(length, drift)
     here, shared = layer(), replace(method, execution_block=128)
     return least_seconds(

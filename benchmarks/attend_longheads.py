@@ -9,45 +9,13 @@ what disturbs a run only ever adds to it. Random text is the hard case: every he
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from layer import HEADS, KV_HEADS, WIDTH, layer, least_seconds, text
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from broadsheet.attend.longheads import LongHeads
-from broadsheet.attend.memory import Layer
-from broadsheet.attend.rotary import Rotary
-
-HEADS, KV_HEADS, WIDTH = 9, 3, 64
-
-
-def text(length: int, seed: int = 0) -> list[Tensor]:
-    """Queries, keys and values of a layer before rotary encoding, (1, heads, length, head_dim)."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(1, heads, length, WIDTH, generator=generator) for heads in (HEADS, KV_HEADS, KV_HEADS)]
-
-
-def layer() -> Layer:
-    """A layer as in the default model."""
-    config = LlamaConfig(hidden_size=HEADS * WIDTH, num_attention_heads=HEADS)
-    rotary = Rotary(LlamaRotaryEmbedding(config), apply_rotary_pos_emb)
-    return Layer(0, HEADS, KV_HEADS, WIDTH, WIDTH**-0.5, None, None, rotary)
-
-
-def least_seconds(arms: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The least time of each arm in so many turns, after one that does not count."""
-    seconds = dict.fromkeys(arms, float("inf"))
-    for turn in range(repeats + 1):
-        for name, run in arms.items():
-            begin = time.perf_counter()
-            run()
-            if turn:
-                seconds[name] = min(seconds[name], time.perf_counter() - begin)
-    return seconds
 
 
 def prefill(method: LongHeads, length: int, repeats: int = 3) -> dict[str, float]:

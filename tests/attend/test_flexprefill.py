@@ -524,7 +524,7 @@ def test_training_with_dropout_is_refused(tiny_model) -> None:
 
 
 @pytest.mark.real
-def test_on_real_text_the_loss_hardly_changes(default_model) -> None:
+def test_on_real_text_the_share_that_is_kept_decides_the_loss(default_model) -> None:
     from broadsheet import corpora
 
     model, tokenizer = default_model
@@ -534,11 +534,11 @@ def test_on_real_text_the_loss_hardly_changes(default_model) -> None:
         if len(text) > 9_000:
             break
     tokens = tokenizer(text, return_tensors="pt").input_ids[:, :1500]
-    found = {}
-    for gamma in (1.0, 0.95):
-        method = FlexPrefill(gamma=gamma, min_budget=512)
+    found, computed = {}, {}
+    for gamma in (1.0, 0.95, 0.5):
+        method = FlexPrefill(gamma=gamma, min_budget=128)
         with method(model):
             found[gamma] = float(cross_entropy(logits(model, tokens)[0, :-1], tokens[0, 1:]))
-    assert found[0.95] == pytest.approx(found[1.0], rel=0.03)
-    assert found[0.95] != found[1.0]
-    assert sum(method.computed_ratio_.values()) < 0.9 * len(method.computed_ratio_)
+        computed[gamma] = sum(method.computed_ratio_.values())
+    assert abs(found[0.95] - found[1.0]) < abs(found[0.5] - found[1.0])
+    assert computed[0.5] < computed[0.95] < 0.95 * len(method.computed_ratio_)

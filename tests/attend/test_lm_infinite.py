@@ -40,7 +40,7 @@ CUTS = [[LENGTH], [7, 1, 1, 12, 2, 6, 1], [1] * LENGTH]
 
 
 def random_text(length: int = LENGTH, rows: int = 2, seed: int = 0, values: bool = False) -> list[Tensor]:
-    """Queries and keys before rotary encoding; values, or else the unit vector j as value j: outputs are then weights."""
+    """Queries and keys before rotary encoding; values, or unit vector j as value j: outputs are then weights."""
     source = torch.Generator().manual_seed(seed)
     query = torch.randn(rows, HEADS, length, WIDTH, generator=source) * 3
     key, value = torch.randn(2, rows, KV_HEADS, length, WIDTH, generator=source)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from broadsheet.attend.softmax import weigh
 
-_CACHED, _HELD = 1 << 20, 1 << 28  # bytes of logits at once: what a core's cache holds; what another device may hold
+_CACHED, _HELD = 1 << 22, 1 << 28  # bytes of logits at once: what cores have cache for; what another device may hold
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def attend_jointly(sets: Sequence[Keys], *, scaling: float, softcap: float | Non
     """Attention under one softmax over several sets of keys, and what the keys of the first set receive of it.
 
     No kernel tells how much a key receives, so that the logits are laid out in memory: those of a few heads at a time,
-    as many as a core's cache holds.
+    as many as the cores have cache for.
 
     Args:
         sets: of the same queries, the first one with the fewest key heads.

@@ -409,8 +409,20 @@ class AttendTrial(InfLLMTrial, LongHeadsTrial, FlexPrefillTrial):
     Each claims what its own trial says. FlexPrefill, and full attention once more to compare it with, read up to each
     length anew, in one piece; the others read once, in chunks.
 
-    Options: those of its methods' trials, and
+    Options:
         --methods LIST: which of them (lm_infinite,infllm,longheads,flexprefill).
+        --lengths LIST: where one looks, in tokens (1024,2048,4096,8192,12288,16384; with --quick 1024,2048).
+        --window N: tokens that the methods see beside what they look up, and that truncation keeps (2048; with --quick
+            512).
+        --n-global N: first tokens that LM-Infinite sees (10), and --n-init N: that InfLLM sees (64).
+        --memory-block N: tokens of a block of InfLLM (32), and --top-k N: blocks that it looks up (16).
+        --chunk-size N: tokens of a chunk of LongHeads (an eighth of the window).
+        --gamma X: share of the attention that FlexPrefill's blocks hold (0.95), --tau X: below which its estimates are
+            trusted (0.1), and --min-budget N: tokens that each head reads at least (512).
+        --texts N: texts (3), and --questions N: passwords in each (10).
+        --scored N: tokens before each length whose loss is measured (512; with --quick 256).
+        --text-field NAME: the field of the data that holds the text (text).
+        --device NAME, --dtype NAME: as in models.load; float32 by default.
     """
 
     paper: ClassVar[str] = ""

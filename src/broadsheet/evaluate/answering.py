@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.cache_utils import Cache
 
-# Sec. 4.1 and the authors' config/task2maxlen.json.
+# The authors' config/task2maxlen.json.
 MAX_NEW_TOKENS: dict[Task, int] = {
     "shortdep_qa": 300,
     "longdep_qa": 500,

@@ -93,7 +93,7 @@ class LooGLE:
 
     Args:
         max_length: tokens of a prompt. A longer one keeps its first and last halves, so that the instruction and the
-            question survive (Sec. 4.1: the input length of each model, e.g. 32,000); None cuts nothing.
+            question survive (the paper takes each model's own limit, up to 32,000); None cuts nothing.
         truncate: "middle" as above; "error" refuses a longer prompt.
         judge: called as judge(question, gold, answer) on each QA answer for True, False or None (cannot tell). The
             paper asks GPT-4; any callable will do, for instance one that asks a `broadsheet.teacher.Teacher`.
@@ -114,7 +114,7 @@ class LooGLE:
         >>> answers = answering.answers(questions, model, tokenizer, loogle=loogle)  # doctest: +SKIP
         >>> loogle.summary(questions, [answer.text for answer in answers])  # doctest: +SKIP
 
-    Source: arXiv:2311.04939, Sec. 3–4; authors' code and data bigai-nlco/LooGLE.
+    Source: arXiv:2311.04939; authors' code and data bigai-nlco/LooGLE.
     """
 
     max_length: int | None = None

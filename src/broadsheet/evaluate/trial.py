@@ -124,7 +124,9 @@ class LooGLETrial:
             seed=self.seed,
             journal=self.journal_,
         )
-        comparisons += _score(arms, asked, self.seed)
+        speed = [comparison for comparison in comparisons if comparison.metric == "questions/s"]
+        quality = [comparison for comparison in comparisons if comparison not in speed]
+        comparisons = [*quality, *_score(arms, asked, self.seed), *speed]
         return TrialResult(
             paper="loogle",
             title="LooGLE: can a language model use a long document?",
