@@ -82,10 +82,9 @@ def test_js_distance_is_a_bounded_symmetric_distance() -> None:
     assert float(apart) == pytest.approx(LN2, abs=1e-6)
 
 
-def test_cover_count_is_the_smallest_set() -> None:
+def test_cover_count_goes_past_gamma() -> None:
     scores = torch.tensor([0.125, 0.5, 0.125, 0.25])
-    assert [int(cover_count(scores, gamma)) for gamma in (0.4, 0.5, 0.51, 0.75, 0.8, 0.9, 1.0)] == [1, 1, 2, 2, 3, 4, 4]
-    assert int(cover_count(scores, 0.75, "code")) == 3  # the authors' code goes on when it hits gamma exactly
+    assert [int(cover_count(scores, gamma)) for gamma in (0.4, 0.5, 0.7, 0.75, 0.8, 0.9)] == [1, 2, 2, 3, 3, 4]
 
 
 def test_top_share_is_one_budget_for_the_whole_map() -> None:
@@ -179,22 +178,30 @@ def test_tau_decides_which_heads_are_query_aware() -> None:
     assert not shares[0.1][:, 1:].any()
 
 
-def test_chosen_columns_hold_gamma_of_the_probe() -> None:
+def test_chosen_columns_and_distances_each_hold_gamma_and_no_fewer_would() -> None:
     query, key, _ = tensors(60, 60)
+    by_column, by_distance = probe_sums(query[:, :, -4:], key, scaling=SCALING)
     for gamma in (0.5, 0.8, 0.95):
-        by_column, by_distance = probe_sums(query[:, :, -4:], key, scaling=SCALING)
-        for scores in (by_column, by_distance):
-            count = cover_count(scores, gamma)
-            largest = scores.sort(-1, descending=True).values.cumsum(-1)
-            assert (largest.gather(-1, count[..., None] - 1) >= gamma).all()
-            assert (largest.gather(-1, (count[..., None] - 2).clamp_min(0))[count > 1] < gamma).all()
+        pattern = small(gamma=gamma, tau=0).probe(query[:, :, -4:], key, scaling=SCALING)
+        for entries, chosen in ((by_column, pattern.columns), (by_distance, pattern.distances)):
+            blocks = entries.unflatten(-1, (15, 4)).sum(-1)
+            held = (blocks * chosen).sum(-1)
+            smallest = blocks.masked_fill(~chosen, torch.inf)[..., 1:].amin(-1)
+            assert (held >= gamma).all()
+            assert (held - smallest < gamma)[chosen.sum(-1) > 1].all()
+
+
+def test_the_authors_budget_is_a_128th_of_the_entries_plus_one() -> None:
+    query, key, _ = tensors(600, 600)
+    pattern = small(gamma=0.9, tau=0, rounding="code").probe(query[:, :, -4:], key, scaling=SCALING)
+    for entries, chosen in zip(
+        probe_sums(query[:, :, -4:], key, scaling=SCALING), (pattern.columns, pattern.distances), strict=True
+    ):
+        assert torch.equal(chosen.sum(-1), cover_count(entries, 0.9) // 128 + 1)
 
 
 def test_uniform_attention_takes_the_share_gamma_of_the_columns() -> None:
-    key = tensors(80, 80)[1]
-    query = torch.zeros(2, 4, 80, 16)
-    by_column, _ = probe_sums(query[:, :, -4:], key, scaling=SCALING)
-    assert (cover_count(by_column, 0.6) - 0.6 * 80).abs().max() <= 3
+    key, query = tensors(80, 80)[1], torch.zeros(2, 4, 80, 16)
     pattern = small(gamma=0.6, tau=0).probe(query[:, :, -4:], key, scaling=SCALING)
     assert ((pattern.columns.sum(-1) - 12).abs() <= 1).all()
 
@@ -367,7 +374,8 @@ def test_padding_never_changes_a_row(model, length: int, segment: int | None) ->
             for i, n in enumerate((length, 50, 6)):
                 places.append(slice(length - n, length) if side == "left" else slice(0, n))
                 padded[i, places[i]], mask[i, places[i]] = tokens[i, :n], 1
-            batch = logits(model, padded, attention_mask=mask)
+            # The same positions as alone, so that the model rotates by the same angles to the last bit.
+            batch = logits(model, padded, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0))
             for i, place in enumerate(places):
                 assert torch.allclose(batch[i, None, place], alone[i], atol=1e-5)
 

@@ -364,6 +364,38 @@ def test_the_choice_is_measured_once_said_and_kept(
     assert len(ran) == 16
 
 
+def test_a_kernel_that_cannot_be_compiled_is_not_faster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path))
+    monkeypatch.setattr(flex, "_CHOSEN", {})
+
+    def refused() -> None:
+        raise InputError("no compiler here")
+
+    for _ in range(2):
+        flex._CHOSEN.clear()
+        assert not flex.faster(torch.device("cpu"), {}, lambda: None, refused)
+        assert "by chunks" in (said := capsys.readouterr().err)
+        assert "no compiler here" in said
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.usefixtures("uncompiled")
+def test_what_is_asked_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways on the prompt's shape, up to a stretch that is read at once."""
+    asked: list[Any] = []
+
+    def faster(device: Any, shape: dict[str, Any], chunked: Callable, kernel: Callable) -> bool:
+        asked.extend((shape["query"], list(chunked().shape), list(kernel().shape)))
+        return True
+
+    monkeypatch.setattr(flex, "faster", faster)
+    query, _, value = random_text(1100, rows=1, values=True)
+    assert LMInfinite(3, 7).state(LAYER)._kernel_is_faster(query, value)
+    assert [list(each) for each in asked] == [[1, HEADS, 1024, WIDTH]] * 3
+
+
 def test_on_a_cpu_auto_means_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "faster", None)
     monkeypatch.setattr(flex, "lambda_tiles", None)

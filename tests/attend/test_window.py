@@ -145,6 +145,7 @@ def test_space_is_constant_and_a_short_text_takes_less() -> None:
     token = 2 * KV_HEADS * WIDTH * 4
     assert held[64] == held[400] == (3 + 64) * token + 3 * token // 2  # the first keys are also kept un-rotated
     assert held[1] < held[8] < held[64]
+    assert len(set(held.values())) == 7  # it grows by doubling
     read(state, text, [400])
     assert state.bytes().on_device == held[400]
 

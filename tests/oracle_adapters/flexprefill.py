@@ -24,7 +24,7 @@ def _js(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cover(case: dict[str, Any]) -> dict[str, Any]:
-    return {"count_including_crossing_item": int(cover_count(_tensor(case["scores"]), case["gamma"], "code"))}
+    return {"count_including_crossing_item": int(cover_count(_tensor(case["scores"]), case["gamma"]))}
 
 
 def _diagonals(case: dict[str, Any]) -> dict[str, Any]:

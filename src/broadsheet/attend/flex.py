@@ -168,12 +168,12 @@ def _run(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def faster(device: torch.device, shape: dict[str, Any], chunked: Callable[[], Any], flex: Callable[[], Any]) -> bool:
-    """Whether the kernel takes less time than chunks on this machine; measured once, and kept in the cache folder.
+    """Whether the kernel takes less time than chunks on this machine: measured once, said, kept in the cache folder.
 
     Args:
         device: where both run; the name of a GPU, or the processor's, is part of what is kept.
         shape: what else the answer depends on, as JSON can express it.
-        chunked, flex: run the same attention either way.
+        chunked, flex: run the same attention either way. Where `flex` raises an InputError it is not faster.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     asked = {"device": name, "torch": torch.__version__, **shape}
@@ -184,16 +184,20 @@ def faster(device: torch.device, shape: dict[str, Any], chunked: Callable[[], An
     with cache.locked(path):
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if key not in known:
-            known[key] = {**asked, "seconds": {"chunks": _seconds(chunked, device), "kernel": _seconds(flex, device)}}
+            chunks = _seconds(chunked, device)
+            try:
+                kernel, reason = _seconds(flex, device), None
+            except InputError as error:
+                kernel, reason = None, str(error)
+            known[key] = {**asked, "seconds": {"chunks": chunks, "kernel": kernel}, "reason": reason}
             with cache.atomic_write(path) as file:
                 json.dump(known, file, indent=1)
-    kernel, chunks = known[key]["seconds"]["kernel"], known[key]["seconds"]["chunks"]
-    _CHOSEN[key] = kernel < chunks
-    say(
-        f"prompts attend by {'the compiled kernel' if kernel < chunks else 'chunks'}: on {name} the kernel took "
-        f"{1000 * kernel:.1f} ms and chunks {1000 * chunks:.1f} ms (see {path})"
-    )
-    return _CHOSEN[key]
+    seconds, reason = known[key]["seconds"], known[key]["reason"]
+    wins = reason is None and seconds["kernel"] < seconds["chunks"]
+    why = reason or f"the kernel took {1000 * seconds['kernel']:.1f} ms, chunks {1000 * seconds['chunks']:.1f} ms"
+    say(f"prompts attend by {'the compiled kernel' if wins else 'chunks'} on {name}: {why} (kept in {path})")
+    _CHOSEN[key] = wins
+    return wins
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:

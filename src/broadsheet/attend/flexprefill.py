@@ -37,15 +37,9 @@ def js_distance(p: Tensor, q: Tensor) -> Tensor:
     return divergence.sum(-1).clamp_min(0).sqrt()
 
 
-def cover_count(scores: Tensor, gamma: float, rounding: Rounding = "paper") -> Tensor:
-    """How many of the largest scores it takes to reach the share `gamma`: (…, n) that sum to 1 -> (…).
-
-    Where a sum hits `gamma` exactly, or none reaches it, the authors' code counts one more.
-    """
-    total = scores.sort(dim=-1, descending=True).values.cumsum(-1)
-    if rounding == "code":
-        return (total <= gamma).sum(-1) + 1
-    return ((total < gamma).sum(-1) + 1).clamp_max(scores.shape[-1])
+def cover_count(scores: Tensor, gamma: float) -> Tensor:
+    """How many of the largest scores it takes to pass the share `gamma`: (…, n) that sum to 1 -> (…), at most n + 1."""
+    return (scores.sort(dim=-1, descending=True).values.cumsum(-1) <= gamma).sum(-1) + 1
 
 
 def diagonal_sums(matrix: Tensor) -> Tensor:
@@ -177,9 +171,10 @@ class FlexPrefill(Rotated):
         min_budget: tokens; every head keeps at least so much of columns, and of distances (the scripts: 1024; the
             README's examples: 512).
         max_budget: tokens; a vertical-slash head keeps at most so much of each (the scripts: None).
-        rounding: `"paper"` keeps the smallest number of entries that reaches `gamma`, in as many blocks of `block_size`
-            as hold it. `"code"` is the authors' implementation: the number is divided by 128 whatever the block size,
-            plus one, and in a query-aware head the block that crosses `gamma` is dropped.
+        rounding: `"paper"` keeps the fewest blocks that hold `gamma`. `"code"` is the authors' implementation, which
+            keeps less: it counts the single columns, and distances, that hold `gamma`, takes a 128th of that number
+            (whatever the block size) plus one as the number of blocks, and drops the block that crosses `gamma` in a
+            query-aware head.
         segment: tokens, a multiple of `block_size`; None for the paper's one probe.
         backend: `"blocks"` gathers blocks for the ordinary kernel; `"flex"` compiles FlexAttention, on a CPU some ten
             seconds for every new shape; `"auto"` is `"flex"` on CUDA, else `"blocks"`.
@@ -314,21 +309,21 @@ class FlexPrefill(Rotated):
         logits = attention_logits(means, block_means(key, size), scaling=scaling, softcap=softcap)
         estimated = logits[:, :, 0].softmax(-1)
         aware = js_distance(true.double(), estimated.double()) < self.tau
-        columns, distances = (
-            self._largest(blocks, cover_count(entries, self.gamma, self.rounding), aware)
-            for blocks, entries in ((true, by_column), (nearness, by_distance))
-        )
+        columns, distances = self._largest(true, by_column, aware), self._largest(nearness, by_distance, aware)
         return Pattern(columns, distances, aware, true, estimated)
 
-    def _largest(self, blocks: Tensor, budget: Tensor, least: Tensor) -> Tensor:
-        """The first block and the heaviest others: as many as hold `budget` entries, or the fewest where `least`."""
+    def _largest(self, blocks: Tensor, entries: Tensor, least: Tensor) -> Tensor:
+        """The first block and the heaviest others, until they hold `gamma`; the least budget where `least`."""
         n, size = blocks.shape[-1], self.block_size
-        count = budget // 128 + 1 if self.rounding == "code" else _blocks(budget, size)
+        order = blocks.index_fill(-1, torch.zeros(1, dtype=torch.long, device=blocks.device), torch.inf)
+        order = order.sort(dim=-1, descending=True, stable=True).indices
+        if self.rounding == "code":
+            count = cover_count(entries, self.gamma) // 128 + 1
+        else:
+            count = (blocks.gather(-1, order).cumsum(-1) < self.gamma).sum(-1) + 1
         fewest = min(n, max(1, _blocks(self.min_budget, size)))
         most = n if self.max_budget is None else min(n, max(1, _blocks(self.max_budget, size)))
         count = count.clamp(fewest, most).masked_fill(least, fewest)
-        order = blocks.index_fill(-1, torch.zeros(1, dtype=torch.long, device=blocks.device), torch.inf)
-        order = order.sort(dim=-1, descending=True, stable=True).indices
         kept = torch.arange(n, device=blocks.device) < count[..., None]
         return torch.zeros_like(kept).scatter(-1, order, kept)
 
@@ -429,8 +424,8 @@ def _stock(
     return output.transpose(1, 2)
 
 
-def _blocks(tokens: Any, size: int) -> Any:
-    """How many blocks hold so many tokens; int or tensor."""
+def _blocks(tokens: int, size: int) -> int:
+    """How many blocks hold so many tokens."""
     return -(-tokens // size)
 
 

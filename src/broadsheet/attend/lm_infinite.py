@@ -58,7 +58,7 @@ class LMInfinite(Memory):
             every one, in time quadratic in the prompt's length.
         backend: how a prompt attends; single tokens always read the ring. `"chunked"`: in chunks of 256 queries, by
             PyTorch's attention. `"flex"`: by a compiled FlexAttention kernel, in tiles of 1024 queries; a new batch
-            size costs a compilation. `"auto"`: on a CPU in chunks, because there the kernel takes 1.7 to 2.4 times as
+            size costs a compilation. `"auto"`: on a CPU in chunks, because there the kernel takes more than twice as
             long, after 4 to 27 seconds of compilation (`python benchmarks/attend_lm_infinite.py --flex`); on a GPU, for
             prompts of 4096 tokens and more, by whichever is measured to be faster the first time, which is said, and
             kept in the cache folder.
@@ -126,8 +126,9 @@ class LambdaState(WindowState):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Read the next tokens, as `State.attend` says."""
-        if self.method.backend == "auto" and query.device.type != "cpu" and query.shape[2] >= LONG:
-            self._flex = self._kernel_is_faster(query, value)
+        if self.method.backend == "auto":
+            long = query.device.type != "cpu" and query.shape[2] >= LONG
+            self._flex = long and self._kernel_is_faster(query, value)
         return super().attend(query, key, value)
 
     def _meet(self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor) -> Tensor | None:
@@ -151,19 +152,19 @@ class LambdaState(WindowState):
 
     def _kernel_is_faster(self, query: Tensor, value: Tensor) -> bool:
         """Asked of a stretch of random text, as long as one that is read at once."""
-        new = min(query.shape[2], self.stride)
-        given = [torch.randn_like(each[:, :, :new]) for each in (query, value, value)]
+        stretch = slice(min(query.shape[2], self.stride))
+
+        def run(backend: Backend) -> Tensor:
+            given = (torch.randn_like(each[:, :, stretch]) for each in (query, value, value))
+            return LambdaState(self.layer, replace(self.method, backend=backend)).attend(*given)
+
         shape = {
-            "query": list(given[0].shape),
+            "query": [*query.shape[:2], stretch.stop, query.shape[3]],
             "kv_heads": self.layer.kv_heads,
             "dtype": str(query.dtype),
             "n_global": self.n_global,
             "n_local": self.n_local,
         }
-
-        def run(backend: Backend) -> Tensor:
-            return LambdaState(self.layer, replace(self.method, backend=backend)).attend(*given)
-
         return flex.faster(query.device, shape, lambda: run("chunked"), lambda: run("flex"))
 
 

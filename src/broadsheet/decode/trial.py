@@ -264,7 +264,7 @@ class DecodeTrial:
 
         arms = [
             arm(GREEDY, reference.write, "baseline", "model.generate, one token a step"),
-            arm(LOOKUP, lookup, "peer", "transformers: copies what followed the last two tokens before"),
+            arm(LOOKUP, lookup, "sibling", "transformers: copies what followed the last two tokens before"),
         ]
         for name, (aded, description) in self._drafters(table, seconds).items():
 
