@@ -16,9 +16,10 @@ from broadsheet.attend.memory import Layer, State
 from broadsheet.attend.rotary import Rotary
 from broadsheet.attend.softmax import attention_logits, attention_part, merge_parts, weigh
 
-# Queries of a prompt that meet their keys together. The CPU kernel is no faster for more, and what is made of a chunk
-# stays in the processor's cache.
+# Queries of a prompt that share a set of keys. The kernel is no faster for more, and they see few keys in vain.
 CHUNK = 256
+# Logits of the chunks that one call of the kernel computes; where it is not fused, they are a tensor.
+TOGETHER = 2**25
 
 
 class WindowState(State):
@@ -137,38 +138,67 @@ class WindowState(State):
     def _meet(self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor) -> Tensor | None:
         """Attention of a block of queries to rotated keys in order, the last of which are their own."""
         assert self._value is not None
-        new, size = query.shape[2], min(CHUNK, self.n_local)
-        sums = []
-        for start in range(0, new, size):
-            asking, seen = query[:, :, start : start + size], self.seen + start
+        new, kept = query.shape[2], keys.shape[2] - query.shape[2]
+        start, sums = 0, []
+        while start < new:
+            size = min(CHUNK, self.n_local, new - start)
+            count = 1
+            if kept + start >= self.n_local - 1:  # the window is full from here on
+                logits = query[:, :, 0, 0].numel() * size * self.n_local
+                count = max(1, min((new - start) // size, TOGETHER // logits))
+            span, seen = slice(start, start + count * size), self.seen + start
             position = seen - self._origin
-            rotated = self.layer.rotary.rotate(asking, range(position, position + asking.shape[2]))
-            parts = self._near(rotated, keys, values, keys.shape[2] - new + start)
-            logits = self._first_logits(asking, rotated, seen)
-            if logits is not None:
-                total = torch.logsumexp(logits, dim=-1)
-                weights = torch.exp(logits - total.clamp_min(torch.finfo(total.dtype).min)[..., None])
+            rotated = self.layer.rotary.rotate(query[:, :, span], range(position, position + count * size))
+            parts = self._near(rotated, keys, values, kept + start, count)
+            first = self._first_logits(query[:, :, span], rotated, seen)
+            if first is not None:
+                total = torch.logsumexp(first, dim=-1)
+                weights = torch.exp(first - total.clamp_min(torch.finfo(total.dtype).min)[..., None])
                 parts.append((weigh(weights, self._value[:, :, : self.n_global]), total))
-            output[:, :, start : start + size] = merge_parts(parts)
+            output[:, :, span] = merge_parts(parts)
             sums.append(torch.logsumexp(torch.stack([part[1] for part in parts]), dim=0))
+            start = span.stop
         return torch.cat(sums, dim=2)
 
-    def _near(self, rotated: Tensor, keys: Tensor, values: Tensor, before: int) -> list[tuple[Tensor, Tensor]]:
-        """A chunk, at most a window, meets the window: keys that every query sees, and those at the two edges.
+    def _near(
+        self, rotated: Tensor, keys: Tensor, values: Tensor, before: int, count: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Chunks of queries meet their windows: the keys that all of a chunk see, and those at the two edges.
 
         Args:
-            before: keys before the chunk's own.
+            rotated: `count` chunks of equal size, at most a window; more than one only if their windows are full.
+            before: keys before the first chunk's own.
         """
-        new = rotated.shape[2]
+        rows, heads, new, width = rotated.shape
+        size = new // count
         left = before - self.n_local + 1  # the first key that the first query sees, if there is one
-        inner = max(0, left + new - 1)  # the first that all see
-        edge, own = slice(max(0, left), inner), slice(before, before + new)
-        mask = _edges(new, rotated.dtype, rotated.device)[:, new - 1 - (edge.stop - edge.start) :]
-        at_edges = [torch.cat((each[:, :, edge], each[:, :, own]), dim=2) for each in (keys, values)]
-        parts = [self._part(rotated, at_edges[0], at_edges[1], mask)]
+        inner = max(0, left + size - 1)  # the first that its whole chunk sees
+        edge = inner - max(0, left)
+
+        def of_each(tensor: Tensor, start: int, length: int) -> Tensor:
+            """What stands there for the first chunk, and as far on for the others: (rows · count, heads, length, …)."""
+            span = tensor[:, :, start : start + new - size + length].unfold(2, length, size)
+            return span.permute(0, 2, 1, 4, 3).reshape(rows * count, -1, length, width)
+
+        queries = of_each(rotated, 0, size)
+        at_edges = [
+            torch.cat((of_each(each, max(0, left), edge), of_each(each, before, size)), dim=2)
+            if edge
+            else of_each(each, before, size)
+            for each in (keys, values)
+        ]
+        mask = _edges(size, rotated.dtype, rotated.device)[:, size - 1 - edge :]
+        parts = [self._part(queries, at_edges[0], at_edges[1], mask)]
         if inner < before:
-            parts.append(self._part(rotated, keys[:, :, inner:before], values[:, :, inner:before]))
-        return parts
+            within = [of_each(each, inner, before - inner) for each in (keys, values)]
+            parts.append(self._part(queries, within[0], within[1]))
+        return [
+            (
+                output.transpose(1, 2).reshape(rows, new, heads, width).transpose(1, 2),
+                sums.transpose(1, 2).reshape(rows, new, heads).transpose(1, 2),
+            )
+            for output, sums in parts
+        ]
 
     def _first_logits(self, query: Tensor, rotated: Tensor, seen: int) -> Tensor | None:
         """What the first tokens are to queries `seen`, `seen` + 1, …: logits, (rows, heads, queries, n_global).
