@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LlamaConfig, MistralConfig, MistralForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
+from broadsheet.attend import window
 from broadsheet.attend.lm_infinite import LMInfinite
 from broadsheet.attend.memory import Layer
 from broadsheet.attend.rotary import Rotary
@@ -95,14 +96,29 @@ def test_every_token_sees_the_first_and_the_last_ones_at_no_more_than_the_ceilin
             torch.testing.assert_close(output[:, :, i].double(), truth, atol=2e-6, rtol=0, msg=f"token {i}, {name}")
 
 
-@pytest.mark.parametrize("shape", [(3, 7, 7), (3, 7, 20), (0, 7, 7), (5, 40, 40)])
+@pytest.mark.parametrize("shape", [(3, 7, 7), (3, 7, 20), (0, 7, 7), (5, 40, 40), (5, CHUNK + 30, CHUNK + 30)])
 @pytest.mark.parametrize("softcap", [None, 1.5])
 def test_a_text_may_be_cut_anywhere(shape: tuple[int, int, int], softcap: float | None) -> None:
-    text = random_text(3 * CHUNK, rows=1)
+    length = 5 * CHUNK + 7
+    text = random_text(length, rows=2)
     layer = replace(LAYER, softcap=softcap)
-    whole = read(WindowState(layer, *shape), text, [3 * CHUNK])
-    for cuts in ([1] * 50 + [CHUNK + 1, 3 * CHUNK - 51 - CHUNK], [CHUNK - 1, 1, 2, 2 * CHUNK - 2], [5] * 153 + [3]):
-        torch.testing.assert_close(read(WindowState(layer, *shape), text, cuts), whole, atol=5e-6, rtol=0)
+    whole = read(WindowState(layer, *shape), text, [length])
+    for start in ([1] * 50 + [CHUNK + 1], [CHUNK - 1, 1, 2], [5] * 100, [shape[1] - 2], [2 * CHUNK, 1]):
+        cut = read(WindowState(layer, *shape), text, [*start, length - sum(start)])
+        torch.testing.assert_close(cut, whole, atol=5e-6, rtol=0)
+    for i in (CHUNK - 1, CHUNK, 3 * CHUNK + 1, length - 1):
+        truth = token_by_pairs(text, i, *shape, softcap=softcap or 0)
+        torch.testing.assert_close(whole[:, :, i].double(), truth, atol=2e-5, rtol=0)
+
+
+def test_how_many_chunks_attend_together_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = random_text(1000)
+    outputs = []
+    for together in (0, 20_000, 2**24):
+        monkeypatch.setattr(window, "TOGETHER", together)
+        outputs.append(read(WindowState(LAYER, 3, 20), text, [1000]))
+    for output in outputs[1:]:
+        torch.testing.assert_close(output, outputs[0], atol=2e-6, rtol=0)
 
 
 def test_softcap() -> None:
