@@ -128,14 +128,14 @@ def model_steps(
                 filled.layer = each.layer
                 each._parts = [(torch.zeros(1, dtype=torch.long), filled)]
                 each.seen = length
-        arms = {f"lm_infinite {length}": partial(model, token, past_key_values=ours[length]) for length in lengths}
+        arms = {f"lm_infinite {length}": partial(model, token, cache=ours[length]) for length in lengths}
         seconds = least_seconds(arms, repeats, clock)
         method.remove(model)
         for length in lengths:
             stock[length] = DynamicCache(config=model.config)
             for index in range(model.config.num_hidden_layers):
                 stock[length].update(*text(length, seed=index)[1:], index)
-        arms = {f"full {length}": partial(model, token, past_key_values=stock[length]) for length in lengths}
+        arms = {f"full {length}": partial(model, token, cache=stock[length]) for length in lengths}
         seconds |= least_seconds(arms, repeats, clock)
     held = {f"lm_infinite {length}": cache_bytes(ours[length]).on_device for length in lengths}
     return seconds, held | {f"full {length}": cache_bytes(stock[length]).on_device for length in lengths}

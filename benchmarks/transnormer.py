@@ -168,7 +168,7 @@ def decoding(contexts: Sequence[int], shape: Shape, steps: int) -> dict[str, Any
     for context in contexts:
         cache = TransNormerCache(models["TransNormer"].config)
         for chunk in text[:context].split(4096):
-            models["TransNormer"](chunk[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            models["TransNormer"](chunk[None], cache=cache, use_cache=True, logits_to_keep=1)
         caches["TransNormer", context] = cache
         caches["Llama", context] = filled(llama, context)
     seconds = decode_seconds(models, caches, text[-steps:])

@@ -916,10 +916,9 @@ def test_quiet_restores_what_it_silences() -> None:
 
 
 def test_a_class_without_sdpa_gets_eager_attention(tmp_path, tiny_tokenizer):
-    from transformers import GPTJConfig, GPTJForCausalLM
+    from transformers import BloomConfig, BloomForCausalLM
 
-    config = GPTJConfig(vocab_size=272, n_embd=32, n_layer=1, n_head=2, rotary_dim=8, n_positions=64)
-    GPTJForCausalLM(config).save_pretrained(tmp_path / "gptj")
-    tiny_tokenizer().save_pretrained(tmp_path / "gptj")
-    model, _ = models.load(tmp_path / "gptj", device="cpu")
+    BloomForCausalLM(BloomConfig(vocab_size=272, hidden_size=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "it")
+    tiny_tokenizer().save_pretrained(tmp_path / "it")
+    model, _ = models.load(tmp_path / "it", device="cpu")
     assert model.config._attn_implementation == "eager"

@@ -30,18 +30,23 @@ def read(name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def provenance(**facts: Any) -> dict[str, Any]:
-    """Where a result comes from: versions, machine and date, and the `facts` given (seeds, fingerprints)."""
+def versions() -> dict[str, str]:
+    """What a number may depend on: of Python, of broadsheet, and of the libraries that compute it."""
     from importlib.metadata import PackageNotFoundError, version
 
-    import psutil
-
-    versions = {"python": platform.python_version()}
+    found = {"python": platform.python_version()}
     for package in ("broadsheet", "torch", "transformers", "numpy", "scipy", "scikit-learn"):
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
             continue
+    return found
+
+
+def provenance(**facts: Any) -> dict[str, Any]:
+    """Where a result comes from: versions, machine and date, and the `facts` given (seeds, fingerprints)."""
+    import psutil
+
     machine: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -52,7 +57,7 @@ def provenance(**facts: Any) -> dict[str, Any]:
         machine["gpu"] = cuda.get_device_name()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions,
+        "versions": versions(),
         "machine": machine,
         **facts,
     }

@@ -367,6 +367,7 @@ def test_groups_of_lengths():
 @pytest.mark.real
 def test_full_attention_knows_more_than_truncation(tmp_path, monkeypatch, default_model):
     monkeypatch.setattr(trial.models, "load", lambda *_, **__: default_model)
+    monkeypatch.setattr(trial, "home", lambda: tmp_path)  # nothing is gone on from that an earlier run left
     monkeypatch.setattr(reader, "DECODED", 2)
     monkeypatch.setattr(trial, "DECODED", 2)
     options = {"lengths": "320", "window": 64, "scored": 64, "texts": 2, "questions": 2}

@@ -416,8 +416,8 @@ def test_chunks_of_whole_segments_equal_one_piece(model) -> None:
         whole = logits(model, tokens)
         cache, parts = None, []
         for start, stop in ((0, 24), (24, 36), (36, 72), (72, 77)):
-            output = model(tokens[:, start:stop], past_key_values=cache)
-            cache = output.past_key_values
+            output = model(tokens[:, start:stop], cache=cache)
+            cache = output.cache
             parts.append(output.logits)
         assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)
 
@@ -426,11 +426,11 @@ def test_a_chunk_is_probed_by_its_own_last_queries(model) -> None:
     tokens = ids(80)
     method = small()
     with method(model), torch.no_grad():
-        cache = model(tokens[:, :30]).past_key_values
-        found = logits(model, tokens[:, 30:], past_key_values=cache)
+        cache = model(tokens[:, :30]).cache
+        found = logits(model, tokens[:, 30:], cache=cache)
     reference, seen = logits(model, tokens), small(gamma=1.0)
     with seen(model), torch.no_grad():
-        full = logits(model, tokens[:, 30:], past_key_values=model(tokens[:, :30]).past_key_values)
+        full = logits(model, tokens[:, 30:], cache=model(tokens[:, :30]).cache)
     assert torch.allclose(full, reference[:, 30:], atol=1e-5)
     assert (found - full).abs().max() > 0.01
     assert all(0 < ratio < 1 for ratio in method.computed_ratio_.values())
@@ -439,12 +439,12 @@ def test_a_chunk_is_probed_by_its_own_last_queries(model) -> None:
 def test_decoding_is_left_as_it_is(model) -> None:
     tokens = ids(60)
     with torch.no_grad():
-        cache = model(tokens[:, :-3]).past_key_values
-        expected = [logits(model, tokens[:, [t]], past_key_values=cache) for t in (-3, -2, -1)]
-        cache = model(tokens[:, :-3]).past_key_values
+        cache = model(tokens[:, :-3]).cache
+        expected = [logits(model, tokens[:, [t]], cache=cache) for t in (-3, -2, -1)]
+        cache = model(tokens[:, :-3]).cache
         method = small()
         with method(model):
-            found = [logits(model, tokens[:, [t]], past_key_values=cache) for t in (-3, -2, -1)]
+            found = [logits(model, tokens[:, [t]], cache=cache) for t in (-3, -2, -1)]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert method.computed_ratio_ == {}
 

@@ -411,9 +411,7 @@ def test_a_model_reads_pieces_padding_and_beams_alike(tiny_model: Any) -> None:
     ids = torch.randint(3, 200, (1, 60), generator=torch.Generator().manual_seed(0))
     with replace(SMALL, offload=True)(model):
         whole = model(ids).logits
-        step = torch.cat(
-            [(out := model(ids[:, :31])).logits, model(ids[:, 31:], past_key_values=out.past_key_values).logits], 1
-        )
+        step = torch.cat([(out := model(ids[:, :31])).logits, model(ids[:, 31:], cache=out.cache).logits], 1)
         close(step, whole, 1e-4)
         both = torch.cat([torch.nn.functional.pad(ids, (9, 0)), ids.new_full((1, 69), 5)])
         mask = torch.ones_like(both)
@@ -425,7 +423,7 @@ def test_a_model_reads_pieces_padding_and_beams_alike(tiny_model: Any) -> None:
         settings = {"max_new_tokens": 12, "do_sample": False, "num_beams": 3}
         beams = model.generate(ids, **settings)
         assert torch.equal(beams, model.generate(ids, use_cache=False, **settings))
-        assert cache_bytes(out.past_key_values).off_device > 0
+        assert cache_bytes(out.cache).off_device > 0
 
 
 def test_a_text_may_be_read_on_in_another_mode_of_autograd() -> None:

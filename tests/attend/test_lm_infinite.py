@@ -158,7 +158,7 @@ def test_the_cache_stops_growing(tiny_model: Callable) -> None:
     with torch.no_grad(), LMInfinite(n_global=3, n_local=16)(model) as model:
         cache = None
         for start in range(0, 200, 20):
-            cache = model(ids[:, start : start + 20], past_key_values=cache).past_key_values
+            cache = model(ids[:, start : start + 20], cache=cache).cache
             held.append(cache_bytes(cache).on_device)
     assert len(set(held)) == 1
     assert cache.get_seq_length() == 200
@@ -215,7 +215,7 @@ def test_middle_tokens_begin_at_their_layer_and_take_room(tiny_model: Callable) 
     with torch.no_grad():
         for method in (without, middle):
             with method(model):
-                held[method.top_k] = [layer.bytes().on_device for layer in model(ids).past_key_values.layers]
+                held[method.top_k] = [layer.bytes().on_device for layer in model(ids).cache.layers]
         with middle(model):
             generated = model.generate(ids, max_new_tokens=8, do_sample=False, num_beams=2)
             assert torch.equal(

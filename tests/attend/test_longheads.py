@@ -375,9 +375,9 @@ def test_coverage_counts_what_the_heads_read_together(tiny_model: Callable[..., 
     ids = torch.randint(3, 250, (2, 45), generator=torch.Generator().manual_seed(0))
     method = LongHeads(W, A)
     with method(model):
-        assert coverage(model(ids[:, :18]).past_key_values) == [1.0, 1.0]
-        assert coverage(model(ids[:, : W - 1]).past_key_values) == [], "no chunk is complete"
-        cache = model(ids).past_key_values
+        assert coverage(model(ids[:, :18]).cache) == [1.0, 1.0]
+        assert coverage(model(ids[:, : W - 1]).cache) == [], "no chunk is complete"
+        cache = model(ids).cache
         shares = coverage(cache)
     states = [layer._parts[0][1] for layer in cache.layers]
     expected = [sum(len(set(row.flatten().tolist())) for row in state.chosen_) / 2 / 11 for state in states]

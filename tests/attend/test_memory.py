@@ -135,5 +135,5 @@ def test_bytes_are_those_of_the_tensors() -> None:
 def test_bytes_of_a_stock_cache(tiny_model: Any) -> None:
     cache = DynamicCache()
     assert cache_bytes(cache) == Bytes(0, 0)
-    tiny_model()(torch.ones(1, 5, dtype=torch.long), past_key_values=cache)
+    tiny_model()(torch.ones(1, 5, dtype=torch.long), cache=cache)
     assert cache_bytes(cache) == Bytes(on_device=2 * 2 * 2 * 5 * 8 * 4, off_device=0)

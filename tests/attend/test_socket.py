@@ -64,8 +64,8 @@ def in_chunks(model: Any, ids: Tensor, cuts: list[int], **kwargs: Any) -> Tensor
     cache, logits = None, []
     for start, end in zip(cuts, [*cuts[1:], ids.shape[1]], strict=True):
         given = {key: value[:, :end] for key, value in kwargs.items()}
-        output = model(ids[:, start:end], past_key_values=cache, use_cache=True, **given)
-        cache = output.past_key_values
+        output = model(ids[:, start:end], cache=cache, use_cache=True, **given)
+        cache = output.cache
         logits.append(output.logits)
     return torch.cat(logits, 1)
 
@@ -158,8 +158,8 @@ def test_a_finished_cache_is_read_on(llama: Any, method: str) -> None:
     with NARROW[method]()(llama):
         first = llama.generate(ids[:, :20], **settings)
         more = torch.cat([first.sequences, ids[:, 20:]], 1)
-        goes_on = llama.generate(more, past_key_values=first.past_key_values, **settings)
-        assert goes_on.past_key_values.get_seq_length() == more.shape[1] + 3
+        goes_on = llama.generate(more, cache=first.cache, **settings)
+        assert goes_on.cache.get_seq_length() == more.shape[1] + 3
         logits = in_chunks(llama, goes_on.sequences, [0, *range(20, 24), *range(44, 48)])
         if method in MEMORIES:
             assert torch.equal(goes_on.sequences[0, -4:], logits[0, -5:-1].argmax(-1))
@@ -228,19 +228,19 @@ def test_nested_installs_are_refused(llama: Any) -> None:
 @pytest.mark.parametrize("method", MEMORIES)
 def test_caches_that_do_not_fit_are_refused(llama: Any, method: str) -> None:
     ids = tokens(1)
-    stock = llama(ids, use_cache=True).past_key_values
+    stock = llama(ids, use_cache=True).cache
     with NARROW[method]()(llama) as model:
         with pytest.raises(InputError, match="filled without the method"):
-            model(ids, past_key_values=stock)
+            model(ids, cache=stock)
         with pytest.raises(InputError, match="got a StaticCache"):
-            model(ids, past_key_values=StaticCache(config=llama.config, max_cache_len=64))
-        mine = model(ids).past_key_values
+            model(ids, cache=StaticCache(config=llama.config, max_cache_len=64))
+        mine = model(ids).cache
     with pytest.raises(ValueError, match="to be installed still"):
-        llama(ids, past_key_values=mine)
+        llama(ids, cache=mine)
     with WIDE[method]()(llama), pytest.raises(InputError, match="filled under"):
-        llama(ids, past_key_values=mine)
+        llama(ids, cache=mine)
     with NARROW[method]()(llama):
-        llama(ids, past_key_values=mine)  # an equal method reads on
+        llama(ids, cache=mine)  # an equal method reads on
     assert mine.get_seq_length() == 2 * LENGTH
 
 
@@ -250,9 +250,9 @@ def test_an_empty_cache_becomes_the_methods(llama: Any, method: str) -> None:
     cache = DynamicCache(config=llama.config)
     installed = NARROW[method]()
     with installed(llama):
-        llama(ids, past_key_values=cache)
+        llama(ids, cache=cache)
         own = installed.cache(llama)
-        llama(ids, past_key_values=own)
+        llama(ids, cache=own)
     assert cache.get_seq_length() == own.get_seq_length() == LENGTH
     assert cache_bytes(cache) == cache_bytes(own)
     assert cache_bytes(cache).on_device > 0
@@ -273,9 +273,9 @@ def test_what_cannot_be_done_is_refused_in_one_line(llama: Any, method: str) -> 
         with pytest.raises(InputError, match="no tokens to read"):
             llama(ids[:, :0])
         with pytest.raises(InputError, match="mask over 3 tokens"):
-            cache = llama(ids).past_key_values
-            llama(ids[:, :3], attention_mask=torch.tensor([[0, 1, 1]]), past_key_values=cache)
-        with pytest.raises(ValueError, match="cannot take back tokens"):
+            cache = llama(ids).cache
+            llama(ids[:, :3], attention_mask=torch.tensor([[0, 1, 1]]), cache=cache)
+        with pytest.raises(ValueError, match="can be cropped"):
             llama.generate(ids.repeat(1, 2), prompt_lookup_num_tokens=4, max_new_tokens=8, do_sample=False)
 
 
@@ -327,7 +327,7 @@ def test_training_with_dropout_is_refused() -> None:
 
 def test_caches_are_let_go_while_the_method_is_installed(llama: Any) -> None:
     with LMInfinite(n_global=1, n_local=4)(llama):
-        layer = weakref.ref(llama(tokens()).past_key_values.layers[0])
+        layer = weakref.ref(llama(tokens()).cache.layers[0])
         gc.collect()
         assert layer() is None
 

@@ -81,7 +81,7 @@ def test_a_branch_reads_on_without_the_cache_it_came_from(attending, ids):
     def visitor(cache, stop):
         before = cache_bytes(cache), cache.get_seq_length()
         copied = branch(cache, 3)
-        attending(torch.tensor([[5, 6]] * 3), past_key_values=copied)
+        attending(torch.tensor([[5, 6]] * 3), cache=copied)
         assert copied.get_seq_length() == stop + 8 + 2
         assert (cache_bytes(cache), cache.get_seq_length()) == before
 

@@ -364,8 +364,8 @@ def test_chunks_and_single_tokens_equal_one_pass():
     for lengths in ([1] * 23, [10, 13], [9, 1, 13], [22, 1]):
         cache, parts = None, []
         for piece in ids.split(lengths, 1):
-            outputs = model(piece, past_key_values=cache, use_cache=True)
-            cache = outputs.past_key_values
+            outputs = model(piece, cache=cache, use_cache=True)
+            cache = outputs.cache
             parts.append(outputs.logits)
         assert apart(torch.cat(parts, 1), whole) < 1e-4
         assert cache.get_seq_length() == 23
@@ -375,7 +375,7 @@ def test_chunks_and_single_tokens_equal_one_pass():
 @torch.no_grad()
 def test_the_state_does_not_grow():
     model = make()
-    caches = [model(tokens(length, batch=2), use_cache=True).past_key_values for length in (1, 9, 90)]
+    caches = [model(tokens(length, batch=2), use_cache=True).cache for length in (1, 9, 90)]
     for cache in caches:
         assert [tuple(layer.state.shape) for layer in cache.layers] == [(2, 3, 8, 4), (2, 3, 4, 4), (2, 3, 8, 4)]
         assert {layer.state.dtype for layer in cache.layers} == {torch.float32}
@@ -403,7 +403,7 @@ def test_a_padded_row_equals_the_row_alone_and_can_be_read_on(where):
     more = tokens(5, batch=3, seed=9)
     outputs = model(ids, attention_mask=mask, use_cache=True)
     longer = torch.cat([mask, torch.ones(3, 5, dtype=torch.long)], 1)
-    after = model(more, attention_mask=longer, past_key_values=outputs.past_key_values).logits
+    after = model(more, attention_mask=longer, cache=outputs.cache).logits
     for i, row in enumerate(rows):
         alone = model(torch.cat([row, more[i]])[None]).logits[0]
         assert apart(outputs.logits[i][mask[i].bool()], alone[: len(row)]) < 1e-4
@@ -416,8 +416,8 @@ def test_a_row_of_padding_alone_leaves_no_trace():
     ids, mask = tokens(4, batch=2), torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]])
     outputs = model(ids, attention_mask=mask, use_cache=True)
     assert outputs.logits.isfinite().all()
-    assert outputs.past_key_values.layers[0].position.tolist() == [4, 0]
-    assert not outputs.past_key_values.layers[1].state[1].any()
+    assert outputs.cache.layers[0].position.tolist() == [4, 0]
+    assert not outputs.cache.layers[1].state[1].any()
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -435,7 +435,7 @@ def test_a_token_never_moves_what_came_before(batch, where):
             cache, parts, end = TransNormerCache(model.config), [], 0
             for piece in text.split(lengths, 1):
                 end += piece.shape[1]
-                parts.append(model(piece, attention_mask=mask[:, :end], past_key_values=cache).logits)
+                parts.append(model(piece, attention_mask=mask[:, :end], cache=cache).logits)
             logits.append(torch.cat(parts, 1))
         assert torch.equal(logits[0][:, :8], logits[1][:, :8])
         assert apart(logits[0][0, 8:], logits[1][0, 8:]) > 1e-3
@@ -464,7 +464,7 @@ def test_generation_goes_on_from_a_finished_cache():
     model, ids = make(), tokens(7)
     whole = model.generate(ids, max_new_tokens=10, do_sample=False)
     first = model.generate(ids, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
-    rest = model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=6, do_sample=False)
+    rest = model.generate(first.sequences, cache=first.cache, max_new_tokens=6, do_sample=False)
     assert torch.equal(rest, whole)
 
 
@@ -473,15 +473,15 @@ def test_rows_of_a_state_can_be_reordered_repeated_and_reset():
     model, ids = make(), tokens(6, batch=3)
     nxt = tokens(1, batch=4, seed=5)
     mask = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1], [1] * 6])
-    cache = model(ids, attention_mask=mask, use_cache=True).past_key_values
+    cache = model(ids, attention_mask=mask, use_cache=True).cache
     order = torch.tensor([2, 1, 1, 0])
-    expected = model(nxt, past_key_values=model(ids[order], attention_mask=mask[order], use_cache=True).past_key_values)
+    expected = model(nxt, cache=model(ids[order], attention_mask=mask[order], use_cache=True).cache)
     cache.reorder_cache(order)
-    assert apart(model(nxt, past_key_values=cache).logits, expected.logits) < 1e-5
+    assert apart(model(nxt, cache=cache).logits, expected.logits) < 1e-5
     cache.batch_repeat_interleave(2)
     assert cache.layers[0].position.tolist() == [7, 7, 5, 5, 5, 5, 7, 7]
     cache.reset()
-    assert apart(model(ids, past_key_values=cache).logits, model(ids).logits) < 1e-6
+    assert apart(model(ids, cache=cache).logits, model(ids).logits) < 1e-6
     assert cache.get_seq_length() == 6
 
 
@@ -601,7 +601,7 @@ def test_what_does_not_fit_is_said():
     with pytest.raises(InputError, match="for 2 × 4 tokens"):
         model(ids, attention_mask=torch.ones(2, 3))
     with pytest.raises(InputError, match=r"expected TransNormerCache\(model.config\)"):
-        model(ids, past_key_values=DynamicCache())
+        model(ids, cache=DynamicCache())
     with pytest.raises(InputError, match="packed"):
         model(ids, position_ids=torch.tensor([[0, 1, 0, 1]]))
     with pytest.raises(InputError, match="no tokens"):
@@ -619,7 +619,7 @@ def test_what_does_not_fit_is_said():
 @torch.no_grad()
 def test_nothing_can_be_taken_back():
     model, ids = make(), tokens(6)
-    cache = model(ids, use_cache=True).past_key_values
+    cache = model(ids, use_cache=True).cache
     assert not cache.is_croppable
     before = copy.deepcopy(cache)
     with pytest.raises(InputError, match="take back 2 tokens"):

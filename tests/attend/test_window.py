@@ -244,16 +244,16 @@ def test_sliding_layers_are_the_models_own() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = MistralConfig(**{**settings, "model_type": "mistral", "sliding_window": 8})
-        model = MistralForCausalLM._from_config(config, attn_implementation="sdpa").eval()
+        model = MistralForCausalLM._from_config(config, attn_implementation="sdpa").double().eval()
         ids = torch.randint(3, 100, (2, 40))
     with torch.no_grad():
         stock = model(ids).logits
         with LMInfinite(n_local=64)(model):
-            cache = model(ids[:, :25]).past_key_values
-            steps = [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(25, 40)]
+            cache = model(ids[:, :25]).cache
+            steps = [model(ids[:, i : i + 1], cache=cache).logits for i in range(25, 40)]
             whole = model(ids).logits
-    torch.testing.assert_close(whole, stock, atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.cat(steps, 1), stock[:, 25:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole, stock, atol=1e-10, rtol=0)
+    torch.testing.assert_close(torch.cat(steps, 1), stock[:, 25:], atol=1e-10, rtol=0)
 
 
 def test_what_calls_share_serves_a_model_with_gradients_on() -> None:

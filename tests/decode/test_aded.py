@@ -172,7 +172,7 @@ def test_logits_at_every_node_are_those_of_its_path_alone(models, name, padded):
     root, draft = 5, Draft.from_paths([[1, 2, 3], [1, 2, 4], [6, 7], [8], [1, 9]])
     with torch.no_grad():
         cache = DynamicCache(config=model.config)
-        model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
+        model(ids, attention_mask=mask, position_ids=positions, cache=cache)
         target = Target(model, cache, mask if padded else None, 9 - padded, tree=True)
         logits = target.read(root, draft)
         for node in range(-1, len(draft)):
@@ -191,11 +191,11 @@ def test_the_cache_after_a_step_is_that_of_a_plain_run(llama, path):
         nodes.append(draft.child(nodes[-1] if nodes else -1, token))
     with torch.no_grad():
         cache, plain = DynamicCache(config=llama.config), DynamicCache(config=llama.config)
-        llama(ids, past_key_values=cache)
+        llama(ids, cache=cache)
         target = Target(llama, cache, None, 9, tree=True)
         target.read(root, draft)
         target.keep(nodes, len(draft))
-        llama(torch.cat([ids, torch.tensor([[root, *path]])], 1), past_key_values=plain)
+        llama(torch.cat([ids, torch.tensor([[root, *path]])], 1), cache=plain)
     assert (target.length, target.position) == (10 + len(path), 10 + len(path))
     for mine, other in zip(cache.layers, plain.layers, strict=True):
         torch.testing.assert_close(mine.keys, other.keys, atol=1e-5, rtol=1e-4)
@@ -213,9 +213,9 @@ def test_everything_that_generate_returns_is_the_same(llama, variant):
     for name in ("scores", "logits"):
         assert len(got[name]) == len(expected[name]) == TOKENS
         torch.testing.assert_close(torch.cat(got[name]), torch.cat(expected[name]), atol=1e-4, rtol=1e-4)
-    lengths = [cache.get_seq_length() for cache in (got.past_key_values, expected.past_key_values)]
+    lengths = [cache.get_seq_length() for cache in (got.cache, expected.cache)]
     assert lengths == [ids.shape[1] + TOKENS - 1] * 2
-    for mine, other in zip(got.past_key_values.layers, expected.past_key_values.layers, strict=True):
+    for mine, other in zip(got.cache.layers, expected.cache.layers, strict=True):
         torch.testing.assert_close(mine.keys, other.keys, atol=1e-4, rtol=1e-4)
 
 
@@ -229,7 +229,7 @@ def test_an_end_inside_an_accepted_draft_ends_the_text_there(llama, n, chain):
     aded = ADED(own_text(llama, ids), step_seconds=FREE, chain=chain)
     got = greedy(llama, ids, custom_generate=aded, **ends)
     assert got.sequences.tolist() == expected.sequences.tolist()
-    assert got.past_key_values.get_seq_length() == expected.past_key_values.get_seq_length()
+    assert got.cache.get_seq_length() == expected.cache.get_seq_length()
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 5, 17])
@@ -274,11 +274,11 @@ def test_a_finished_cache_goes_on(llama, whole):
     first = prompt()
     done = greedy(llama, first, max_new_tokens=7, return_dict_in_generate=True)
     text = torch.cat([done.sequences, prompt(4, seed=5)], 1)
-    given = text if whole else text[:, done.past_key_values.get_seq_length() :]
+    given = text if whole else text[:, done.cache.get_seq_length() :]
     results = []
     for aded in (None, ADED(step_seconds=FREE), ADED(step_seconds=FREE, chain=True)):
-        cache = copy.deepcopy(done.past_key_values)
-        options = {"past_key_values": cache, "attention_mask": torch.ones_like(text), "custom_generate": aded}
+        cache = copy.deepcopy(done.cache)
+        options = {"cache": cache, "attention_mask": torch.ones_like(text), "custom_generate": aded}
         results.append((greedy(llama, given, **options).tolist(), cache.get_seq_length()))
     assert results[0] == results[1] == results[2]
     assert results[0][0][0][-TOKENS:] == greedy(llama, text)[0, -TOKENS:].tolist()
@@ -452,7 +452,7 @@ def test_steps_are_measured_once_for_a_model_and_leave_its_cache_alone(llama, mo
     for _ in range(2):
         got = greedy(llama, ids, custom_generate=aded, return_dict_in_generate=True)
         assert got.sequences.tolist() == expected.sequences.tolist()
-        assert got.past_key_values.get_seq_length() == expected.past_key_values.get_seq_length()
+        assert got.cache.get_seq_length() == expected.cache.get_seq_length()
     assert calls == [1]
 
 
@@ -499,11 +499,11 @@ def test_batches_and_empty_prompts_are_refused(llama):
 def test_caches_that_cannot_drop_tokens_are_refused(llama):
     static = StaticCache(config=llama.config, max_cache_len=64)
     with pytest.raises(InputError, match=r"StaticLayer.*expected a DynamicCache"):
-        greedy(llama, prompt(), custom_generate=ADED(), past_key_values=static)
+        greedy(llama, prompt(), custom_generate=ADED(), cache=static)
     sliding = build(MistralForCausalLM, MistralConfig(**SIZE, sliding_window=8))
     for cache in (None, DynamicCache()):
         with pytest.raises(InputError, match=r"MistralForCausalLM.*SlidingWindow"):
-            greedy(sliding, prompt(), custom_generate=ADED(), past_key_values=cache)
+            greedy(sliding, prompt(), custom_generate=ADED(), cache=cache)
     recurrent = build(
         MambaForCausalLM, MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1), "eager"
     )

@@ -148,7 +148,7 @@ def _probe(decoder: Any) -> tuple[list[_Call], Cache]:
             # A padding token may be embedded as zero, which no rotation moves.
             ids = torch.tensor([[i for i in range(1, 4) if i != config.pad_token_id][:2]], device=device)
             positions = torch.tensor([_POSITIONS], device=device)
-            decoder(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+            decoder(input_ids=ids, position_ids=positions, cache=cache, use_cache=True)
             return list(_CALLS), cache
         except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
             raise InputError(f"{type(decoder).__name__} cannot be read: {error}; expected {SUPPORTED}") from error

@@ -214,11 +214,11 @@ class _MemoryInstallation(_Installation):
             raise InputError("got position_ids that jump; expected one text a row, not several packed into one")
         if kwargs.get("output_attentions"):
             raise InputError("got output_attentions=True; no matrix of attention weights is ever made here")
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache")
         if cache is None:
             wanted = kwargs.get("use_cache")
             if decoder.config.get_text_config(decoder=True).use_cache if wanted is None else wanted:
-                kwargs["past_key_values"] = Cache(layers=self.layers())
+                kwargs["cache"] = Cache(layers=self.layers())
         else:
             self._take_over(cache)
         return (), kwargs

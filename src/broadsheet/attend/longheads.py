@@ -295,7 +295,7 @@ def coverage(cache: Cache) -> list[float]:
 
     Example:
         >>> with LongHeads()(model):  # doctest: +SKIP
-        ...     coverage(model(input_ids).past_key_values)
+        ...     coverage(model(input_ids).cache)
     """
     shares = []
     for layer in cache.layers:

@@ -141,9 +141,7 @@ def ask(model: PreTrainedModel, cache: Cache, questions: Sequence[Sequence[int]]
             group = alike[start : start + rows]
             ids = torch.tensor([list(questions[i]) for i in group], device=model.device)
             with torch.no_grad():
-                output = model(
-                    input_ids=ids, past_key_values=branch(cache, len(group)), use_cache=True, logits_to_keep=1
-                )
+                output = model(input_ids=ids, cache=branch(cache, len(group)), use_cache=True, logits_to_keep=1)
             found.update(zip(group, output.logits[:, -1].float().cpu(), strict=True))
     return torch.stack([found[i] for i in range(len(questions))])
 
@@ -165,9 +163,7 @@ def _read(
     def forward(start: int, end: int, keep: int) -> Tensor:
         """Read tokens start … end-1; the logits that the last `keep` of them give, (keep, vocabulary)."""
         tokens = text[:, start:end]
-        logits: Tensor = model(
-            input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=max(1, keep)
-        ).logits[0]
+        logits: Tensor = model(input_ids=tokens, cache=cache, use_cache=True, logits_to_keep=max(1, keep)).logits[0]
         return logits[len(logits) - keep :]
 
     def score(logits: Tensor, end: int) -> None:

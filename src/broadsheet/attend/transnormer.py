@@ -65,7 +65,7 @@ class TransNormerConfig(PreTrainedConfig):
     """
 
     model_type = "transnormer"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache"]  # noqa: RUF012
 
     vocab_size: int = 32000
     hidden_size: int = 1024
@@ -144,14 +144,14 @@ class GatedLinearAttention(nn.Module):
         log_decay: Tensor,
         positions: Tensor,
         real: Tensor | None,
-        past_key_values: TransNormerCache | None = None,
+        cache: TransNormerCache | None = None,
     ) -> Tensor:
         q, k, v, gate = self.in_proj(hidden_states).chunk(4, dim=-1)
         heads = (self.config.num_attention_heads, -1)
         q, k, v = (x.unflatten(-1, heads).transpose(1, 2) for x in (silu(q), silu(k), v))
         if self.layer in self.config.lrpe_layers:
             q, k = lrpe(q, self.theta, positions), lrpe(k, self.theta, positions)
-        memory = past_key_values.layers[self.layer] if past_key_values is not None else None
+        memory = cache.layers[self.layer] if cache is not None else None
         mixed, state = decayed_attention(
             q,
             k,
@@ -196,9 +196,9 @@ class TransNormerBlock(GradientCheckpointingLayer):
         log_decay: Tensor,
         positions: Tensor,
         real: Tensor | None,
-        past_key_values: TransNormerCache | None = None,
+        cache: TransNormerCache | None = None,
     ) -> Tensor:
-        mixed = self.attention(srmsnorm(hidden_states), log_decay, positions, real, past_key_values)
+        mixed = self.attention(srmsnorm(hidden_states), log_decay, positions, real, cache)
         hidden_states = hidden_states + mixed
         return hidden_states + self.mlp(srmsnorm(hidden_states))
 
@@ -242,12 +242,12 @@ class TransNormerModel(TransNormerPreTrainedModel):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: TransNormerCache | None = None,
+        cache: TransNormerCache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Hidden states (batch, length, D) of a text, or of the tokens after those in `past_key_values`.
+        """Hidden states (batch, length, D) of a text, or of the tokens after those in `cache`.
 
         Args:
             attention_mask: (batch, length), or as long as the text with the tokens already read; 1 for tokens, 0 for
@@ -266,9 +266,9 @@ class TransNormerModel(TransNormerPreTrainedModel):
         if self.config.scale_embedding:
             hidden_states = hidden_states * sqrt(self.config.hidden_size)
 
-        if use_cache and past_key_values is None and not self.training:
-            past_key_values = TransNormerCache(self.config)
-        past = _position(past_key_values, self.config)
+        if use_cache and cache is None and not self.training:
+            cache = TransNormerCache(self.config)
+        past = _position(cache, self.config)
         real = _real_tokens(attention_mask, batch, length)
         _refuse_packing(kwargs.get("position_ids"), real)
         if real is None:
@@ -280,8 +280,8 @@ class TransNormerModel(TransNormerPreTrainedModel):
 
         decays = torch.tensor(self.log_decay, device=hidden_states.device)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, decays, positions, real, past_key_values=past_key_values)
-        return BaseModelOutputWithPast(last_hidden_state=srmsnorm(hidden_states), past_key_values=past_key_values)
+            hidden_states = layer(hidden_states, decays, positions, real, cache=cache)
+        return BaseModelOutputWithPast(last_hidden_state=srmsnorm(hidden_states), cache=cache)
 
 
 class TransNormerForCausalLM(TransNormerPreTrainedModel, GenerationMixin):
@@ -314,7 +314,7 @@ class TransNormerForCausalLM(TransNormerPreTrainedModel, GenerationMixin):
         >>> model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False).shape
         torch.Size([1, 7])
         >>> out = model(torch.randint(300, (1, 50)), use_cache=True)
-        >>> out.past_key_values.bytes()  # the same after 5 tokens, and after 50,000
+        >>> out.cache.bytes()  # the same after 5 tokens, and after 50,000
         Bytes(on_device=1536, off_device=0)
 
     Source: arXiv:2307.14995 (GLA, SGLU, SRMSNorm, LRPE-d, Eq. 2 and the robust inference recurrence); authors' code
@@ -334,7 +334,7 @@ class TransNormerForCausalLM(TransNormerPreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: TransNormerCache | None = None,
+        cache: TransNormerCache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -344,13 +344,13 @@ class TransNormerForCausalLM(TransNormerPreTrainedModel, GenerationMixin):
         """Logits (batch, length, V), and the loss if there are `labels` (−100 where none is counted).
 
         Args:
-            attention_mask, past_key_values: as in `TransNormerModel.forward`.
+            attention_mask, cache: as in `TransNormerModel.forward`.
             logits_to_keep: compute the logits of this many last tokens only; 0 for all.
         """
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -362,7 +362,7 @@ class TransNormerForCausalLM(TransNormerPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
         )
 
@@ -373,8 +373,8 @@ class TransNormerForCausalLM(TransNormerPreTrainedModel, GenerationMixin):
         wanted = generation_config.cache_implementation
         if wanted not in (None, "dynamic"):
             raise InputError(f"got cache_implementation {wanted!r}; expected none: a TransNormer's state does not grow")
-        if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = TransNormerCache(self.config)
+        if generation_config.use_cache is not False and model_kwargs.get("cache") is None:
+            model_kwargs["cache"] = TransNormerCache(self.config)
 
 
 def _position(cache: Cache | None, config: TransNormerConfig) -> Tensor | None:

@@ -23,12 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from broadsheet import __version__, corpora
+from broadsheet import corpora
 from broadsheet.attend.memory import cache_bytes
 from broadsheet.attend.transnormer import TransNormerCache, TransNormerConfig, TransNormerForCausalLM
 from broadsheet.cache import atomic_folder, fingerprint, home, locked
 from broadsheet.console import InputError, progress, say
-from broadsheet.evidence import provenance
+from broadsheet.evidence import provenance, versions
 from broadsheet.results import Curve, Role, TrialResult
 from broadsheet.trial import Arm, Metric, run_arms
 
@@ -171,7 +171,7 @@ class TransNormerTrial:
             "data": {"name": self.data, "fingerprint": corpus.fingerprint()},
             "texts": fingerprint([int(texts.stream.sum()), len(texts.stream), texts.held_out.tolist()]),
         }
-        self.folder_ = home() / "trials" / f"transnormer-{fingerprint([__version__, facts, asdict(self)])}"
+        self.folder_ = home() / "trials" / f"transnormer-{fingerprint([versions(), facts, asdict(self)])}"
         self.folder_.mkdir(parents=True, exist_ok=True)
         self.trained_: dict[str, PreTrainedModel] = {}
         self.histories_: dict[str, dict[str, float]] = {}
@@ -382,7 +382,7 @@ def decode_cost(
     held: dict[str, list[float]] = {name: [] for name in models}
     for context in DECODE_CONTEXTS:
         for name, model in models.items():
-            cache = model(ids[None, :context], use_cache=True, logits_to_keep=1).past_key_values
+            cache = model(ids[None, :context], use_cache=True, logits_to_keep=1).cache
             size = cache.bytes() if isinstance(cache, TransNormerCache) else cache_bytes(cache)
             held[name].append(float(size.on_device))
             caches[name, context] = cache
@@ -405,7 +405,7 @@ def decode_seconds(
     for token in ids.split(1):
         for (name, context), cache in caches.items():
             start = time.perf_counter()
-            models[name](token[None], past_key_values=cache, use_cache=True)
+            models[name](token[None], cache=cache, use_cache=True)
             if ids.is_cuda:
                 torch.cuda.synchronize()
             seconds[name, context].append(time.perf_counter() - start)

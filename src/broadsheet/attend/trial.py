@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
-from broadsheet import __version__, corpora, models
+from broadsheet import corpora, models
 from broadsheet.attend.base import Attention
 from broadsheet.attend.findings import FULL, ONE_PIECE, TRUNCATION, Plan, figures, metrics, notes, outputs
 from broadsheet.attend.flexprefill import FlexPrefill
@@ -24,7 +24,7 @@ from broadsheet.attend.longtexts import LongText, long_texts
 from broadsheet.attend.reader import DECODED, Reader, Reading
 from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError, say
-from broadsheet.evidence import provenance
+from broadsheet.evidence import provenance, versions
 from broadsheet.results import Role, TrialResult
 from broadsheet.trial import Arm, Measured, Outputs, run_arms
 
@@ -139,7 +139,7 @@ class LongTextTrial:
             "data": {"name": self.data, "fingerprint": corpus.fingerprint()},
             "texts": fingerprint([asdict(text) for text in texts]),
         }
-        key = fingerprint([__version__, facts, asdict(self), [repr(method) for method in methods.values()]])
+        key = fingerprint([versions(), facts, asdict(self), [repr(method) for method in methods.values()]])
         self.journal_ = home() / "trials" / f"attend-{key}.jsonl"
         self.journal_.parent.mkdir(exist_ok=True)
         arms = self._arms(methods, Reader(loaded.model, plan))

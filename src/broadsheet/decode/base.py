@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from broadsheet.decode.target import Target
 
-_INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "inputs_embeds"}
+_INPUTS = {"attention_mask", "position_ids", "cache", "use_cache", "logits_to_keep", "inputs_embeds"}
 
 
 @dataclass
@@ -117,14 +117,14 @@ class Drafter(ABC):
 
         check_model(model, tree=not self.chain)
         _check_request(type(self).__name__, generation_config, input_ids, synced_gpus, model_kwargs)
-        check_cache(model_kwargs.get("past_key_values"))
+        check_cache(model_kwargs.get("cache"))
         writer = _Writer(
             input_ids, logits_processor, stopping_criteria, generation_config, streamer or _streamer_of_caller()
         )
         self.account_ = account = Account()
         # The prompt is read exactly as plain greedy decoding reads it: chunks, continued caches, padding, embeddings.
         outputs = model._prefill(input_ids, generation_config, model_kwargs)
-        cache = outputs.past_key_values
+        cache = outputs.cache
         check_cache(cache)  # a cache made without the config grows its layers here
         account.forwards = 1
         positions = model_kwargs.get("position_ids")
@@ -259,7 +259,7 @@ class _Writer:
             sequences=sequences,
             scores=None if self._scores is None else tuple(self._scores),
             logits=None if self._logits is None else tuple(self._logits),
-            past_key_values=cache,
+            cache=cache,
         )
 
     def _choose_plain(self, logits: Tensor) -> Callable[[int], int]:

@@ -119,7 +119,7 @@ class Target:
         mask = self._tree_mask(draft) if self.tree and len(draft) else self._row_mask(1 + len(draft))
         if mask is not None:
             inputs["attention_mask"] = mask
-        return self.model(**inputs, past_key_values=self.cache, use_cache=True, return_dict=True).logits[0]
+        return self.model(**inputs, cache=self.cache, use_cache=True, return_dict=True).logits[0]
 
     def keep(self, nodes: Sequence[int], size: int) -> None:
         """Drop from the cache what the last `read` of `size` draft tokens added, but for the root and `nodes`.

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from broadsheet import __version__, corpora, models
+from broadsheet import corpora, models
 from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError, say, track
 from broadsheet.corpora import Corpus
@@ -20,7 +20,7 @@ from broadsheet.decode.aded import ADED
 from broadsheet.decode.base import Account
 from broadsheet.decode.prompts import KINDS, Prompt
 from broadsheet.decode.table import TrigramTable
-from broadsheet.evidence import provenance
+from broadsheet.evidence import provenance, versions
 from broadsheet.results import ArmResult, Distribution, Role, TrialResult
 from broadsheet.trial import Arm, Measured, Metric, run_arms
 
@@ -167,7 +167,7 @@ class DecodeTrial:
             "data": {"name": self.data, "fingerprint": corpus.fingerprint()},
             "prompts": fingerprint([asdict(prompt) for prompt in items]),
         }
-        self.journal_ = home() / "trials" / f"decode-{fingerprint([__version__, facts, asdict(self)])}.jsonl"
+        self.journal_ = home() / "trials" / f"decode-{fingerprint([versions(), facts, asdict(self)])}.jsonl"
         self.journal_.parent.mkdir(exist_ok=True)
         say(f"writing {self.tokens} tokens after each of {len(items)} prompts")
         arms, comparisons = run_arms(

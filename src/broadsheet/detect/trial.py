@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from broadsheet import __version__, corpora, models
+from broadsheet import corpora, models
 from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError, say
 from broadsheet.corpora import Corpus
@@ -25,7 +25,7 @@ from broadsheet.detect.likelihood import LRR, Entropy, Likelihood, LogRank, Rank
 from broadsheet.detect.pairs import Pair, Protocol, Writer, match, passages, write_pairs
 from broadsheet.detect.reading import Pass, Reader
 from broadsheet.detect.resampling import DNAGPT, NPR, DetectGPT
-from broadsheet.evidence import provenance
+from broadsheet.evidence import provenance, versions
 from broadsheet.external import ExternalProcess
 from broadsheet.results import ArmResult, Distribution, Role, TrialResult
 from broadsheet.stats import auroc, tpr_at_fpr
@@ -128,7 +128,7 @@ class DetectTrial:
             "data": {"name": self.data, "fingerprint": corpus.fingerprint()},
             "texts": fingerprint([asdict(pair) for item in texts.items for pair in item]),
         }
-        key = fingerprint([__version__, facts, asdict(self), [repr(detector) for detector in detectors.values()]])
+        key = fingerprint([versions(), facts, asdict(self), [repr(detector) for detector in detectors.values()]])
         self.journal_ = home() / "trials" / f"detect-{key}.jsonl"
         self.journal_.parent.mkdir(exist_ok=True)
         per_item = 1 + len(texts.settings)

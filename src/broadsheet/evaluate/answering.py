@@ -283,7 +283,7 @@ class Reader:
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             logits_to_keep=keep,
         )
@@ -314,7 +314,7 @@ class Reader:
         written = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=cache,
+            cache=cache,
             max_new_tokens=max(limits),
             do_sample=False,
             temperature=None,

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from broadsheet import __version__, corpora, models
+from broadsheet import corpora, models
 from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError, say
 from broadsheet.evaluate import documentation
 from broadsheet.evaluate.answering import Method, Reader, Route
 from broadsheet.evaluate.loogle import LooGLE, Question, Score, evidence_depth
 from broadsheet.evaluate.methods import attend_methods, describe_methods, options_of, parse_methods
-from broadsheet.evidence import provenance
+from broadsheet.evidence import provenance, versions
 from broadsheet.results import ArmResult, Curve, TrialResult
 from broadsheet.stats import Comparison, Floats, Interval, Statistic, compare_samples, interval
 from broadsheet.stats import mean as mean_statistic
@@ -110,7 +110,7 @@ class LooGLETrial:
             "model": {"name": self.model, "fingerprint": models.fingerprint(model)},
             "data": {"name": self.data, "fingerprint": fingerprint([asdict(question) for question in asked])},
         }
-        key = fingerprint([__version__, facts, asdict(self), [repr(route) for route in routes]])
+        key = fingerprint([versions(), facts, asdict(self), [repr(route) for route in routes]])
         self.journal_ = home() / "trials" / f"loogle-{key}.jsonl"
         self.journal_.parent.mkdir(exist_ok=True)
         n_documents = len({question.document for question in asked})

@@ -67,7 +67,7 @@ def load(
         device: by default CUDA, then MPS, then CPU.
         dtype: by default bfloat16 on CUDA and float32 elsewhere; ask for "float32" wherever exactness is claimed.
         attn_implementation: the attention function's name in transformers; by default sdpa, or eager where the model's
-            class has no sdpa (GPT-J, BLOOM).
+            class has no sdpa (BLOOM).
 
     Raises:
         InputError: nothing of that name, or it is damaged, unsafe, or cannot be fetched; or the device or dtype cannot

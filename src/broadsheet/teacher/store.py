@@ -21,6 +21,7 @@ from broadsheet.console import InputError, say
 T = TypeVar("T")
 
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_PATIENCE = 60.0  # seconds that one process waits for another
 
 
 def digest(value: Any) -> str:
@@ -101,9 +102,9 @@ class Store:
                         f"cannot make {self._path.parent}: {error.strerror}; "
                         "set BROADSHEET_HOME to a writable folder or pass cache=False"
                     ) from None
-            # Waits up to 60 s for another process's write, which takes milliseconds.
-            self._connection = sqlite3.connect(self._path or ":memory:", timeout=60)
-            self._connection.execute("PRAGMA journal_mode = WAL")
+            # Waits for another process's write, which takes milliseconds.
+            self._connection = sqlite3.connect(self._path or ":memory:", timeout=_PATIENCE)
+            _write_ahead(self._connection)
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute(
                 "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
@@ -131,3 +132,16 @@ class Store:
 
     def _unusable(self, error: sqlite3.Error) -> InputError:
         return InputError(f"cannot use the teacher's cache {self._path}: {error}; mend that or pass cache=False")
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Change to write-ahead mode. It is the one statement that fails at once while another process does the same."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
