@@ -56,7 +56,7 @@ class LMInfinite(Memory):
         middle_rows: which queries add middle tokens. `"last"`: the last of each forward pass, as in the authors' code,
             so the prompt's last token and every decoded one; how a prompt is cut then makes a difference. `"all"`:
             every one, in time quadratic in the prompt's length.
-        backend: how a prompt attends; single tokens always read the ring. `"chunked"`: in chunks of 256 queries, by
+        backend: how a prompt attends; single tokens always read the ring. `"chunked"`: in chunks of 192 queries, by
             PyTorch's attention. `"flex"`: by a compiled FlexAttention kernel, in tiles of 1024 queries; a new batch
             size costs a compilation. `"auto"`: on a CPU in chunks, because there the kernel takes about twice as
             long, after 4 to 27 seconds of compilation (`python benchmarks/attend_lm_infinite.py --flex`); on a GPU, for

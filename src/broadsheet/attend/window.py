@@ -17,9 +17,9 @@ from broadsheet.attend.rotary import Rotary
 from broadsheet.attend.softmax import attention_logits, attention_part, merge_parts, weigh
 
 # Queries of a prompt that share a set of keys. The kernel is no faster for more, and they see few keys in vain.
-CHUNK = 256
+CHUNK = 192
 # Logits of the chunks that one call of the kernel computes; where it is not fused, they are a tensor.
-TOGETHER = 2**25
+TOGETHER = 2**23
 
 
 class WindowState(State):
