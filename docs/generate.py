@@ -177,6 +177,106 @@ def _value(view: View, arm: ArmResult, metric: str) -> str:
     return f"{estimate} [{ends}]"
 
 
+def attend_speed() -> str:
+    """What `benchmarks/attend.py` recorded: each method's attention beside full attention's and the floor."""
+    found = evidence.read("attend.benchmark")
+    if found is None:
+        return "Nothing is recorded yet. `python benchmarks/attend.py --record` records it."
+    kinds = [("prompt", "a prompt of {:,} tokens"), ("token", "one more token after {:,}")]
+    columns = {
+        about.format(int(length)): arms
+        for kind, about in kinds
+        for length, arms in found[kind].items()
+        if isinstance(arms, dict)
+    }
+    names = dict.fromkeys(name for arms in columns.values() for name in arms)
+    rows = [[name, *(_speed(arms.get(name)) for arms in columns.values())] for name in names]
+    sparse, steps = found["flexprefill"], found["whole_token_seconds"]
+    said = [
+        f"FlexPrefill, on what five layers make of {int(length):,} tokens of documentation: {row['speedup']:.1f} times "
+        f"as fast as sdpa, {row['selection_share']:.0%} of its time for the selection, {row['computed']:.0%} of the "
+        f"blocks computed, at {row['of_floor']:.0%} of the speed of sdpa on that many."
+        for length, row in sparse["attention"].items()
+    ]
+    said += [
+        f"With it, at {int(length):,} tokens the loss changes by {100 * change['loss_change']:+.2f} %, and the whole "
+        f"prefill takes {change['prefill_seconds']:.1f} s instead of {change['prefill_seconds_full']:.1f} s.".replace(
+            "-", "−"
+        )
+        for length, change in sparse["loss"].items()
+    ]
+    said += [
+        f"The whole default model reads {int(length):,} tokens in "
+        + " s, with ".join(f"{name} in {seconds:.1f}" for name, seconds in arms.items())
+        + " s."
+        for length, arms in found["whole_prompt_seconds"].items()
+    ]
+    lengths = [name.split()[1] for name in steps if name.startswith("full")]
+    said.append(
+        "One more token of the whole default model, in ms, with LM-Infinite and as it is: "
+        + "; ".join(
+            f"after {int(n):,} tokens {1000 * steps[f'lm_infinite {n}']:.0f} and {1000 * steps[f'full {n}']:.0f}"
+            for n in lengths
+        )
+        + "."
+    )
+    return "\n\n".join(
+        [
+            _benchmark(found, "attend"),
+            table(("attention of one layer", *columns), rows),
+            "\n".join(f"- {s}" for s in said),
+        ]
+    )
+
+
+def _speed(row: dict[str, float] | None) -> str:
+    if row is None:
+        return "–"
+    if "times_sdpa" not in row:
+        return f"{1000 * row['seconds']:,.0f} ms"
+    seconds, floor = row["seconds"], row["floor_seconds"] / row["seconds"]
+    return f"{1000 * seconds:,.{0 if seconds > 0.1 else 2}f} ms; {row['times_sdpa']:.1f}×; {floor:.0%}"
+
+
+def decode_speed() -> str:
+    """What `benchmarks/decode.py` recorded: tokens/s by dtype and kind of prompt, and what a step costs."""
+    found = evidence.read("aded.benchmark")
+    if found is None:
+        return "Nothing is recorded yet. `python benchmarks/decode.py --record` records it."
+    parts = [_benchmark(found, "aded")]
+    dtypes = [key for key, value in found.items() if isinstance(value, dict) and "step_seconds" in value]
+    for dtype in dtypes:
+        steps = found[dtype]["step_seconds"]
+        kinds = {kind: value["arms"] for kind, value in found[dtype].items() if kind != "step_seconds"}
+        names = [arm["name"] for arm in next(iter(kinds.values()))]
+        rows = [[name, *(_tokens(arms[i], arms[0]) for arms in kinds.values())] for i, name in enumerate(names)]
+        parts.append(
+            f"**{dtype}.** A step over n tokens, in steps over one: "
+            + ", ".join(f"{n}: {seconds / steps['1']:.2f}" for n, seconds in steps.items() if n != "1")
+            + "."
+        )
+        parts.append(table(("tokens/s", *kinds), rows))
+    return "\n\n".join(parts)
+
+
+def _tokens(arm: dict, greedy: dict) -> str:
+    if arm["status"] != "ok":
+        return f"failed: {arm['error']}"
+    times = sum(greedy["samples"]["seconds"]) / sum(arm["samples"]["seconds"])
+    same = arm["values"]["identical output"]["estimate"]
+    return f"{arm['items_per_second']['estimate']:.1f}; {times:.2f}×; {same:.0%} identical"
+
+
+def _benchmark(found: dict, name: str) -> str:
+    made = found["provenance"]
+    machine, versions = made["machine"], made["versions"]
+    return (
+        f"Recorded {made['date'][:10]} by `{found['command']}` on {machine['system']}, {machine['processor']}, "
+        f"{machine['cores']} cores, with torch {versions['torch']}, transformers {versions['transformers']}. "
+        f"Everything measured is in `evidence/{name}.benchmark.json`."
+    )
+
+
 def options(entry: str) -> str:
     """The options that the docstring of a trial, or of what `apply` runs, documents."""
     lines = docstring(entry).split("\nOptions:\n")[1].splitlines()
@@ -197,6 +297,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "papers, folded": readme_papers,
     "papers": all_papers,
     "evidence of attend": lambda: stage_evidence("attend"),
+    "speed of attend": attend_speed,
+    "speed of decode": decode_speed,
     "evidence of decode": lambda: stage_evidence("decode"),
     "evidence of detect": lambda: stage_evidence("detect"),
     "evidence of evaluate": lambda: stage_evidence("evaluate"),
