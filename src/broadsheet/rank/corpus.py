@@ -11,6 +11,7 @@ of the test comes from a package that no training list has seen.
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _TEST_SHARE = 0.3  # of the packages
 _QUERY_WORDS = (4, 25)
+_NO_QUERY = re.compile(r"->|>>>|::|\.\. |----|====|^\w+\(")
 _BODY_WORDS = 12  # that a passage has at least
 
 
@@ -85,7 +87,7 @@ class Documentation:
         return fingerprint([[entry.id, entry.summary, self._shown(entry)] for entry in self.entries])
 
     def held_out(self, package: str) -> bool:
-        """Whether a package belongs to the test. Hangs on its name and the seed alone, not on what else is installed."""
+        """Whether a package belongs to the test: by its name and the seed alone, not by what else is installed."""
         return random.Random(f"{self.seed}/{package}").random() < _TEST_SHARE
 
     def test(self, queries: int = 100, candidates: int = 20) -> list[RankList]:
@@ -194,12 +196,17 @@ def _entries(documents: Iterable[Document], words: int) -> tuple[list[Entry], Co
     kept = [row for row, new in zip(rows, distinct(row[-1] for row in rows), strict=True) if new]
     dropped["near-duplicate"] = len(rows) - len(kept)
     asked = Counter(_normal(summary) for *_, summary, _ in rows)  # also by a passage that was dropped as a duplicate
-    low, high = _QUERY_WORDS
     entries = [
-        Entry(name, title, package, summary, text, low <= len(summary.split()) <= high and asked[_normal(summary)] == 1)
+        Entry(name, title, package, summary, text, _asks(summary) and asked[_normal(summary)] == 1)
         for name, title, package, summary, text in kept
     ]
     return entries, dropped
+
+
+def _asks(summary: str) -> bool:
+    """Whether a summary reads as a sentence of a query's length, not as a signature, an example or a table."""
+    low, high = _QUERY_WORDS
+    return low <= len(summary.split()) <= high and summary[0].isalpha() and not _NO_QUERY.search(summary)
 
 
 def _normal(summary: str) -> str:
