@@ -84,7 +84,7 @@ def full(n: int, window: int, step: int) -> Sweep:
 
 
 def multipass(n: int, window: int, step: int) -> Sweep:
-    """Sweep, freeze the first `step` places, sweep the rest, and so on; the last `window` items are ordered in one call.
+    """Sweep, freeze the first `step` places, sweep the rest, and so on; the last `window` items are one call.
 
     With an exact comparison every place is right. Steps of more than half a window freeze `window − step` places: no
     more are sure after a sweep.
