@@ -123,11 +123,14 @@ class Documentation:
     def _choose(self, n: int, *, held_out: bool, at_most: bool = False) -> list[int]:
         """Places of entries whose summary is a query, in random order, no package with more than a tenth of them."""
         able = [i for i, entry in enumerate(self.entries) if entry.unique and self.held_out(entry.package) == held_out]
-        random.Random(f"{self.seed}/{held_out}").shuffle(able)
+        # An order by names: a passage more or less in the corpus leaves the others where they were.
+        able.sort(key=lambda i: fingerprint([self.seed, self.entries[i].id]))
         if len(able) < n and not at_most:
             raise InputError(f"the corpus has {len(able)} queries from held-out packages; expected {n}: ask for fewer")
         # In rounds, so that the first queries are the same however many are asked for.
-        cap, taken, chosen, later = max(1, -(-n // 10)), Counter[str](), [], []
+        cap, taken = max(1, -(-n // 10)), Counter[str]()
+        chosen: list[int] = []
+        later: list[int] = []
         for i in able:
             taken[self.entries[i].package] += 1
             (chosen if taken[self.entries[i].package] <= cap else later).append(i)

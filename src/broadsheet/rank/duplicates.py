@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 _WORD = re.compile(r"\w+")
 _SHINGLE = 3  # words; passages are short, and one changed word breaks three shingles
 _BANDS, _ROWS = 16, 4  # two texts meet in a band with probability 1 − (1 − J⁴)¹⁶: 0.3 at J = 0.4, 0.99 at J = 0.7
-_PRIME = (1 << 61) - 1
+_PRIME = (1 << 32) + 15  # just above the hashes: products wrap around it often enough to mix
 
 
 def distinct(texts: Iterable[str], *, jaccard: float = 0.6) -> Iterator[bool]:
