@@ -89,7 +89,7 @@ def _adapted(folder: Path, base: str, options: dict[str, Any]) -> tuple[PreTrain
     strange = [name for name in ("megatron_config", "auto_mapping", "corda_config", "eva_config") if config.get(name)]
     if config.get("peft_type") != "LORA" or strange:
         raise InputError(
-            f"{folder / _ADAPTER}: got {config.get('peft_type')} {' '.join(strange)}; only plain LoRA adapters are read:"
+            f"{folder / _ADAPTER}: got {config.get('peft_type')} {' '.join(strange)}; only plain LoRA is read:"
             " merge it into its base model and save that"
         )
     if not (folder / _ADAPTER_WEIGHTS).is_file():

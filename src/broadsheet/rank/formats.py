@@ -1,0 +1,300 @@
+"""Files and interfaces of other rerankers: TREC runs and qrels, rank_llm's requests and templates, `rerankers`.
+
+Knows those formats. Does not know models. Ids are strings everywhere; a damaged line is named by file and number.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from broadsheet.cache import atomic_write
+from broadsheet.console import InputError, say
+from broadsheet.rank.prompt import Prompt
+
+if TYPE_CHECKING:
+    from broadsheet.rank.base import ListwiseReranker
+
+Run = dict[str, dict[str, float]]
+Qrels = dict[str, dict[str, int]]
+
+# Where rank_llm looks for a candidate's text, in this order.
+_TEXT_FIELDS = ("text", "segment", "contents", "content", "body", "passage")
+
+
+def read_run(path: Path) -> Run:
+    """A TREC run (`query Q0 document rank score tag` a line) as scores by query and document, best first.
+
+    Equal scores keep the order of the file; the column of ranks is not used, as trec_eval does not use it.
+
+    Raises:
+        InputError: no such file, a line that is none, a score that is no number, a document named twice for a query.
+    """
+    found: Run = {}
+    for number, fields in _lines(path, 6, "query Q0 document rank score tag"):
+        query, _, document, _, score, _ = fields
+        scores = found.setdefault(query, {})
+        if document in scores:
+            raise InputError(f"{path}:{number}: names document {document!r} twice for query {query!r}; leave one out")
+        scores[document] = _number(score, path, number)
+    return {
+        query: {document: scores[document] for document in sorted(scores, key=scores.__getitem__, reverse=True)}
+        for query, scores in found.items()
+    }
+
+
+def write_run(run: Mapping[str, Mapping[str, float]], path: Path, tag: str = "broadsheet") -> None:
+    """Write scores by query and document as a TREC run, best first; the file is whole or not there.
+
+    Raises:
+        InputError: an id holds a space, which the format cannot carry.
+    """
+    with atomic_write(path) as file:
+        for query, scores in run.items():
+            for rank, name in enumerate(sorted(scores, key=scores.__getitem__, reverse=True), start=1):
+                file.write(f"{_id(query)} Q0 {_id(name)} {rank} {scores[name]!r} {tag}\n")
+
+
+def read_qrels(path: Path, queries: Collection[str] | None = None, documents: Collection[str] | None = None) -> Qrels:
+    """TREC judgements (`query 0 document relevance` a line) by query and document.
+
+    Args:
+        queries: ids there are; judgements of others are left out, counted and said.
+        documents: ids there are; judgements of others stay, as an ideal ranking would have them, counted and said.
+
+    Raises:
+        InputError: no such file, a line that is none, or none of it is about `queries`.
+    """
+    found: Qrels = {}
+    strangers: set[str] = set()
+    missing: set[str] = set()
+    for number, (query, _, document, relevance) in _lines(path, 4, "query 0 document relevance"):
+        value = _number(relevance, path, number)
+        if value != int(value):
+            raise InputError(f"{path}:{number}: relevance is {relevance!r}; expected a whole number")
+        if queries is not None and query not in queries:
+            strangers.add(query)
+            continue
+        if documents is not None and document not in documents:
+            missing.add(document)
+        found.setdefault(query, {})[document] = int(value)
+    if strangers and not found:
+        raise InputError(f"{path} judges none of the queries, but {min(strangers)!r}: do they belong together?")
+    unknown = [
+        f"{len(names):,} {kind} that are not there, such as {min(names)!r}"
+        for kind, names in (("queries", strangers), ("documents", missing))
+        if names
+    ]
+    if unknown:
+        say(f"{path} names {' and '.join(unknown)}")
+    return found
+
+
+def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: Path) -> None:
+    """Write judgements in TREC's format; the file is whole or not there."""
+    with atomic_write(path) as file:
+        for query, judged in qrels.items():
+            for name, relevance in judged.items():
+                file.write(f"{_id(query)} 0 {_id(name)} {int(relevance)}\n")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A query and its candidates in order, as rank_llm's `Request` and `Result` hold them.
+
+    Attributes:
+        qid, query: the query's id and text.
+        docids, scores: of the candidates, best first.
+        docs: their fields, a text under one of rank_llm's names among them.
+    """
+
+    qid: str
+    query: str
+    docids: list[str]
+    scores: list[float]
+    docs: list[dict[str, Any]]
+
+    def documents(self) -> list[dict[str, Any]]:
+        """The candidates as `ListwiseReranker` reads them: text and title."""
+        return [
+            {"title": doc.get("title"), "text": next(doc[name] for name in _TEXT_FIELDS if name in doc)}
+            for doc in self.docs
+        ]
+
+
+def read_requests(path: Path) -> list[Request]:
+    """rank_llm's requests or results from a `.json` array or `.jsonl` file.
+
+    Raises:
+        InputError: no such file, not JSON, or an entry without query, ids or text.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    if path.suffix == ".jsonl":
+        lines = [(f"{path}:{number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        return [_request(_json(line, place), place) for place, line in lines]
+    entries = _json(text, str(path))
+    if not isinstance(entries, list):
+        raise InputError(f"{path} holds a JSON {type(entries).__name__}; expected an array of requests, or .jsonl")
+    return [_request(entry, f"{path}, request {number}") for number, entry in enumerate(entries, 1)]
+
+
+def write_requests(requests: Iterable[Request], path: Path) -> None:
+    """Write requests or results for rank_llm, as a `.json` array or, by the name, as `.jsonl`."""
+    rows = [
+        {
+            "query": {"text": one.query, "qid": one.qid},
+            "candidates": [
+                {"docid": docid, "score": score, "doc": doc}
+                for docid, score, doc in zip(one.docids, one.scores, one.docs, strict=True)
+            ],
+        }
+        for one in requests
+    ]
+    with atomic_write(path) as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        else:
+            json.dump(rows, file, indent=2, ensure_ascii=False)
+
+
+def rerank_requests(reranker: ListwiseReranker, requests: Sequence[Request]) -> list[Request]:
+    """Each request with its candidates reordered; scores are the reranker's, strictly decreasing."""
+    asked = [one for one in requests if one.docids]
+    found = iter(reranker.rank_batch([one.query for one in asked], [one.documents() for one in asked]))
+    return [_reordered(one, next(found)) if one.docids else one for one in requests]
+
+
+def read_template(path: Path) -> Prompt:
+    """The wording in one of rank_llm's YAML templates of the method `singleturn_listwise`.
+
+    A published reranker ranks best with the words it was trained with: give it `prompt=read_template(…)`.
+
+    Raises:
+        InputError: no such file, another method, or passages that are not written as `[{rank}] {candidate}`.
+    """
+    import yaml
+
+    try:
+        template = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(template, dict) or template.get("method") != "singleturn_listwise":
+        raise InputError(f"{path} is no template of the method singleturn_listwise; others cannot be used here")
+    if not re.fullmatch(r"\[\{rank\}\] \{candidate\}\s*", str(template.get("body"))):
+        raise InputError(f"{path}: body is {template.get('body')!r}; expected '[{{rank}}] {{candidate}}'")
+    values = {
+        "system": template.get("system_message"),
+        "intro": template.get("prefix"),
+        "outro": template.get("suffix"),
+    }
+    outro = str(values["outro"]).replace("{example_ordering}", "{example}")
+    return Prompt.from_dict(values | {"outro": outro})
+
+
+def as_rerankers(reranker: ListwiseReranker) -> Any:
+    """`reranker` as a ranker of the library `rerankers`: `rank(query, docs, doc_ids)` gives its `RankedResults`.
+
+    Raises:
+        InputError: `rerankers` is not installed.
+    """
+    try:
+        from rerankers.models.ranker import BaseRanker  # type: ignore[import-not-found, unused-ignore]
+        from rerankers.results import RankedResults, Result  # type: ignore[import-not-found, unused-ignore]
+        from rerankers.utils import prep_docs  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise InputError("the library rerankers is not installed: pip install rerankers") from None
+
+    class Ranker(BaseRanker):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            self.verbose = 0
+
+        def score(self, query: str, doc: str) -> float:
+            raise InputError("a listwise reranker gives no score to a document alone; use rank")
+
+        def rank(self, query: str, docs: Any, doc_ids: Any = None, metadata: Any = None) -> Any:
+            documents = prep_docs(docs, doc_ids, metadata)
+            hits = reranker.rank(query, [document.text for document in documents])
+            results = [
+                Result(document=documents[hit["corpus_id"]], score=hit["score"], rank=place)
+                for place, hit in enumerate(hits, start=1)
+            ]
+            return RankedResults(results=results, query=query, has_scores=True)
+
+    return Ranker()
+
+
+def _reordered(request: Request, hits: Sequence[Mapping[str, Any]]) -> Request:
+    order = [hit["corpus_id"] for hit in hits]
+    return replace(
+        request,
+        docids=[request.docids[item] for item in order],
+        scores=[hit["score"] for hit in hits],
+        docs=[request.docs[item] for item in order],
+    )
+
+
+def _lines(path: Path, columns: int, form: str) -> Iterator[tuple[int, list[str]]]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                fields = line.split()
+                if not fields:
+                    continue
+                if len(fields) != columns:
+                    raise InputError(f"{path}:{number}: has {len(fields)} columns; expected {columns}: {form}")
+                yield number, fields
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _number(text: str, path: Path, line: int) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if value != value or value in (float("inf"), float("-inf")):
+        raise InputError(f"{path}:{line}: {text!r} is not a number")
+    return value
+
+
+def _id(name: str) -> str:
+    if not name or len(name.split()) != 1 or name != name.strip():
+        raise InputError(f"the id {name!r} holds spaces or nothing; TREC's formats part columns by spaces: rename it")
+    return name
+
+
+def _json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError(f"{place}: not JSON; get the file again") from None
+
+
+def _request(entry: Any, place: str) -> Request:
+    try:
+        query, candidates = entry["query"], entry["candidates"]
+        docs = [dict(one["doc"]) for one in candidates]
+        request = Request(
+            qid=str(query["qid"]),
+            query=query["text"],
+            docids=[str(one["docid"]) for one in candidates],
+            scores=[float(one["score"]) for one in candidates],
+            docs=docs,
+        )
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{place}: no request of rank_llm ({error}); expected query (text, qid) and candidates (docid, score, doc)"
+        ) from None
+    for docid, doc in zip(request.docids, docs, strict=True):
+        if not any(isinstance(doc.get(name), str) for name in _TEXT_FIELDS):
+            raise InputError(f"{place}: candidate {docid!r} has no text; expected one of {', '.join(_TEXT_FIELDS)}")
+    return request
