@@ -118,7 +118,7 @@ def test_no_package_has_more_than_its_share_while_others_have_queries():
 
 def test_training_lists_hold_the_right_passage_and_draw_others_from_the_depth():
     docs = Documentation(rows())
-    near, far = docs.train(40, 5), docs.train(40, 5, depth=40)
+    near, far = docs.train(40, 5), docs.train(40, 5, depth=300)
     assert all(each.found and len(each.ids) == 5 for each in near + far)
     found = {each.id: each for each in near}
     assert any(each.id not in found for each in far)  # what stood below the fifth place can be learned from
