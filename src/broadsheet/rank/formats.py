@@ -121,7 +121,10 @@ class Request:
     def documents(self) -> list[dict[str, Any]]:
         """The candidates as `ListwiseReranker` reads them: text and title."""
         return [
-            {"title": doc.get("title"), "text": next(doc[name] for name in _TEXT_FIELDS if name in doc)}
+            {
+                "title": doc.get("title"),
+                "text": next(doc[name] for name in _TEXT_FIELDS if isinstance(doc.get(name), str)),
+            }
             for doc in self.docs
         ]
 
@@ -179,7 +182,7 @@ def read_template(path: Path) -> Prompt:
     Raises:
         InputError: no such file, another method, or passages that are not written as `[{rank}] {candidate}`.
     """
-    import yaml
+    import yaml  # type: ignore[import-untyped, unused-ignore]
 
     try:
         template = yaml.safe_load(path.read_text("utf-8"))

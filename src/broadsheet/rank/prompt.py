@@ -423,7 +423,7 @@ def document_text(document: Document) -> str:
         return document
     text = document.get("text") if isinstance(document, Mapping) else None
     if not isinstance(text, str):
-        raise InputError(f"a document is {str(document)[:60]!r}; expected a text, or a mapping with 'text' ('title')")
+        raise InputError(f"a document is {repr(document)[:60]}; expected a text, or a mapping with 'text' ('title')")
     title = document.get("title") if isinstance(document, Mapping) else None
     return f"Title: {title} Content: {text}" if title else text
 

@@ -85,8 +85,8 @@ def _adapted(folder: Path, base: str, options: dict[str, Any]) -> tuple[PreTrain
     from transformers import AutoTokenizer
 
     config = read_json(folder / _ADAPTER)
-    # Other kinds of adapter, and these fields, make peft import modules or fetch weights that the file names.
-    strange = [name for name in ("megatron_config", "auto_mapping", "corda_config", "eva_config") if config.get(name)]
+    # Other kinds of adapter, and these fields, make peft import what the file names, or do more than add matrices.
+    strange = [name for name in ("megatron_config", "corda_config", "eva_config") if config.get(name)]
     if config.get("peft_type") != "LORA" or strange:
         raise InputError(
             f"{folder / _ADAPTER}: got {config.get('peft_type')} {' '.join(strange)}; only plain LoRA is read:"
