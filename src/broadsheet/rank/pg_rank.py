@@ -12,12 +12,16 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from broadsheet.console import InputError
+
+if TYPE_CHECKING:
+    from broadsheet.rank.objective import ListReading
+    from broadsheet.rank.prompt import Target
 
 Baseline = Literal["loo", "none"]
 _PADDING = -1e30  # as a score: no probability, yet finite, since -inf makes NaN in the gradient of a logcumsumexp
@@ -421,6 +425,58 @@ class PlackettLucePolicyGradient(nn.Module):
             "baseline": self.baseline,
             "reward_to_go": self.reward_to_go,
             "temperature": self.temperature,
+        }
+
+
+@dataclass(frozen=True)
+class PGRank:
+    """PG-RANK as a training objective of a listwise reranker: the identifier logits are the policy's scores.
+
+    Use after FIRST, which makes those logits a ranking, to tune them for the metric; labels tell what is relevant.
+    Parameters: see `PlackettLucePolicyGradient`. `fit(reranker, rows, PGRank("mrr@10"))` trains with it.
+    """
+
+    utility: str | Utility = "ndcg@10"
+    n_samples: int = 32
+    baseline: Baseline = "loo"
+    reward_to_go: bool | None = None
+    temperature: float = 1.0
+    standardize: bool = False
+
+    def __post_init__(self) -> None:
+        self._loss()
+
+    def _loss(self) -> PlackettLucePolicyGradient:
+        return PlackettLucePolicyGradient(
+            utility=self.utility,
+            n_samples=self.n_samples,
+            baseline=self.baseline,
+            reward_to_go=self.reward_to_go,
+            temperature=self.temperature,
+            standardize=self.standardize,
+        )
+
+    @property
+    def wants_target(self) -> bool:
+        return False
+
+    @property
+    def wants_scores(self) -> bool:
+        return True
+
+    def token_weights(self, target: Target) -> list[float]:
+        return [1.0] * len(target.ids)
+
+    def terms(self, reading: ListReading) -> dict[str, Tensor]:
+        """`loss`, and `utility`: what the order by score is worth now, the mean over lists."""
+        loss = self._loss()
+        with torch.no_grad():
+            scores = torch.where(reading.mask, reading.scores.float(), -torch.inf)
+            present = scores.argsort(dim=1, descending=True, stable=True)[:, None]
+            value = loss.utility(present, reading.relevance.float(), reading.mask).mean()
+        return {
+            "loss": loss.loss(reading.scores, reading.relevance, reading.mask, generator=reading.generator),
+            "utility": value,
         }
 
 
