@@ -107,7 +107,7 @@ def test_a_passage_is_the_same_ids_in_every_window_and_is_tokenized_once(tiny_to
     prompter = Prompter(tiny_tokenizer())
     read = []
     original = prompter._pieces
-    prompter._pieces = lambda texts: read.extend(texts) or original(texts)
+    prompter._pieces = lambda texts, control=False: read.extend(texts) or original(texts, control)
     first = prompter.build("q", ["alpha beta", "gamma"])
     count = len(read)
     second = prompter.build("q", ["gamma", "alpha beta"])
@@ -301,3 +301,29 @@ def test_wording_reads_back_and_strangers_are_refused():
         Prompt.from_dict({"colour": "red"})
     with pytest.raises(InputError, match="system=3"):
         Prompt.from_dict({"system": 3})
+
+
+def test_a_tokenizer_that_puts_a_space_before_every_text_writes_bare_identifiers():
+    """SentencePiece's habit: "A" alone is "▁A", another token than the letter after a bracket."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = sorted({*map(chr, range(33, 127)), "\n", "▁"})
+    pieces = ["<unk>", "</s>", *characters, *(f"▁{one}" for one in characters if one != "▁")]
+    backend = Tokenizer(
+        models.BPE(
+            vocab={piece: i for i, piece in enumerate(pieces)},
+            merges=[("▁", one) for one in characters if one != "▁"],
+            unk_token="<unk>",
+        )
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+    assert tokenizer("A").tokens() == ["▁A"]
+    prompter = Prompter(tokenizer, passages=20)
+    assert tokenizer.convert_ids_to_tokens(prompter.identifier_ids(3)) == ["A", "B", "C"]
+    target = prompter.target([1, 0], eos=False)
+    assert tokenizer.convert_ids_to_tokens(target.ids) == ["[", "B", "]", "▁>", "▁[", "A", "]"]
+    text = decoded(prompter, prompter.build("q", ["one two", "x"]))
+    assert "\n[A] one two\n[B] x\n" in text

@@ -162,15 +162,15 @@ class Prompter:
         self.max_length = max_length
         self.truncate = truncate
         head, tail = self._frame()
+        self._anchors = {anchor: self._encode(anchor) for anchor in ("\n", "a")}
         self._head = self._encode(head, control=True)
-        self._tail = self._encode(tail, control=True)
-        self._anchor = self._encode("\n")
+        self._tail = self._piece(tail, control=True)
         self._bracket = self._piece("[")
         self._next_bracket = self._piece(" [")
         self._close = self._piece("]")
         self._separator = self._piece(" >")
         self._newline = self._piece("\n")
-        opened = self._encode(f"{tail}[", control=True)
+        opened = self._piece(f"{tail}[", control=True)
         joins = opened[: len(self._tail)] != self._tail or len(opened) == len(self._tail)
         #: The bracket that opens the answer; its last token's logits are where a ranking is read off.
         self.opening: list[int] = self._bracket if joins else opened[len(self._tail) :]
@@ -392,24 +392,27 @@ class Prompter:
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not control)
         return list(encoded.input_ids)
 
-    def _piece(self, text: str) -> list[int]:
-        return self._pieces([text])[0]
+    def _piece(self, text: str, control: bool = False) -> list[int]:
+        return self._pieces([text], control)[0]
 
-    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text as it is written within a line.
+    def _pieces(self, texts: Sequence[str], control: bool = False) -> list[list[int]]:
+        """Ids of each text as it is written after other text.
 
-        Tokenizers of SentencePiece's kind put a space before whatever they are given; after a newline, which is cut off
-        again, they do not.
+        Tokenizers of SentencePiece's kind put a space before whatever they are given; after a newline (or, where the
+        text begins with one, a letter), which is cut off again, they do not.
         """
         if not texts:
             return []
+        anchors = ["a" if text.startswith("\n") else "\n" for text in texts]
         anchored = self.tokenizer(
-            [f"\n{text}" for text in texts], add_special_tokens=False, split_special_tokens=True
+            [anchor + text for anchor, text in zip(anchors, texts, strict=True)],
+            add_special_tokens=False,
+            split_special_tokens=not control,
         ).input_ids
-        size = len(self._anchor)
+        known = [self._anchors[anchor] for anchor in anchors]
         return [
-            list(ids[size:]) if ids[:size] == self._anchor and not text.startswith("\n") else self._encode(text)
-            for text, ids in zip(texts, anchored, strict=True)
+            list(ids[len(start) :]) if ids[: len(start)] == start else self._encode(text, control)
+            for text, start, ids in zip(texts, known, anchored, strict=True)
         ]
 
 
