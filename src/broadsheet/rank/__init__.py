@@ -1,0 +1,42 @@
+"""Rank: putting documents in order for a query, with any causal LM that reads several of them at once.
+
+`ListwiseReranker` has `rank(query, documents)`. `FIRST` and `FullRank` train it on lists, `PGRank` (or
+`PlackettLucePolicyGradient`, on any scores) for the metric itself; `fit` does the training.
+"""
+
+from broadsheet.rank.base import Account, ListwiseReranker
+from broadsheet.rank.beir import Beir
+from broadsheet.rank.corpus import Documentation
+from broadsheet.rank.first import FIRST, WeightedRankNetScheme
+from broadsheet.rank.fitting import Fitted, fit
+from broadsheet.rank.formats import as_rerankers
+from broadsheet.rank.fullrank import FullRank, complete_labels, reranker_comparator, teacher_comparator
+from broadsheet.rank.lists import RankList, training_rows
+from broadsheet.rank.metrics import evaluate, evaluate_lists
+from broadsheet.rank.pg_rank import MRR, NDCG, PGRank, PlackettLucePolicyGradient
+from broadsheet.rank.prompt import Prompt
+
+__all__ = [
+    "FIRST",
+    "MRR",
+    "NDCG",
+    "Account",
+    "Beir",
+    "Documentation",
+    "Fitted",
+    "FullRank",
+    "ListwiseReranker",
+    "PGRank",
+    "PlackettLucePolicyGradient",
+    "Prompt",
+    "RankList",
+    "WeightedRankNetScheme",
+    "as_rerankers",
+    "complete_labels",
+    "evaluate",
+    "evaluate_lists",
+    "fit",
+    "reranker_comparator",
+    "teacher_comparator",
+    "training_rows",
+]

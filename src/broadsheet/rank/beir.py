@@ -9,7 +9,7 @@ Knows: these files, run files. Does not know: models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,14 +114,7 @@ class Beir:
         """
         judged = self.qrels(split)
         if run is None:
-            names = list(self.documents)
-            if self._index is None:
-                self._index = BM25([searched(self.documents[name]) for name in names])
-            found = self._index.search([self.queries[query] for query in judged], candidates)
-            hits = {
-                query: [(names[place], score) for place, score in zip(*result, strict=True)]
-                for query, result in zip(judged, found, strict=True)
-            }
+            hits = {query: list(found.items()) for query, found in self.search(candidates, judged).items()}
         else:
             hits = self._from_run(run, judged, candidates)
         return [
@@ -135,6 +128,18 @@ class Beir:
             )
             for query, ranked in hits.items()
         ]
+
+    def search(self, k: int, queries: Iterable[str] | None = None) -> dict[str, dict[str, float]]:
+        """BM25's best `k` documents with their scores, best first, for the queries of these names (all)."""
+        asked = list(self.queries if queries is None else queries)
+        names = list(self.documents)
+        if self._index is None:
+            self._index = BM25([searched(self.documents[name]) for name in names])
+        found = self._index.search([self.queries[query] for query in asked], k)
+        return {
+            query: {names[place]: score for place, score in zip(places, scores, strict=True)}
+            for query, (places, scores) in zip(asked, found, strict=True)
+        }
 
     def fingerprint(self) -> str:
         """16 hex digits that change when a file of the collection does."""

@@ -133,9 +133,8 @@ class PGRankTrial:
             question="Does a scorer trained for a metric by policy gradient win on that metric, at equal steps?",
             setting={
                 "model": f"linear scorers over {_FEATURES} features",
-                "data": f"synthetic: {_TRAINING} training queries of {_DOCUMENTS} documents, {n} others to evaluate on; in "
-                f"each {_CERTAIN} document of relevance 1 that is told for certain, and {_MANY} of relevance 2 that others "
-                "resemble",
+                "data": f"synthetic: {_TRAINING} training queries of {_DOCUMENTS} documents, {n} others to evaluate on",
+                "relevance": f"{_CERTAIN} document of 1 that is told for certain, {_MANY} of 2 that others resemble",
                 "training": f"{self.steps} steps of {_BATCH} queries, Adam, learning rate {_RATE:g}, {self.samples} "
                 "rankings drawn a query",
             },
