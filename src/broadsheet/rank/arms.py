@@ -129,8 +129,10 @@ def account(arms: Sequence[ArmResult], lists: Sequence[RankList]) -> list[str]:
     for arm in arms:
         if arm.status != "ok":
             continue
-        among = float(np.mean([arm.samples["nDCG@10"][i] for i in found])) if found else float("nan")
-        said = f"{arm.name}: nDCG@10 {among:.3f} over the queries whose right passage was found"
+        said = f"{arm.name}: nothing to find among the candidates"
+        if found:
+            among = float(np.mean([arm.samples["nDCG@10"][i] for i in found]))
+            said = f"{arm.name}: nDCG@10 {among:.3f} over the {len(found)} queries whose right passage was found"
         if "calls" in arm.samples and arm.items_per_second:
             mean = {name: float(np.mean(arm.samples[name])) for name in _COUNTS}
             said += (

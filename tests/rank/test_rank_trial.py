@@ -1,0 +1,273 @@
+"""The trials of the stage on a tiny model and a small collection: what is compared, said, resumed and refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broadsheet.console import InputError
+from broadsheet.rank import arms as parts
+from broadsheet.rank.arms import FIRST_STAGE
+from broadsheet.rank.base import ListwiseReranker
+from broadsheet.rank.fullrank_trial import FULL, SLIDING, FullRankTrial, noisy_labels
+from broadsheet.rank.items import Source
+from broadsheet.rank.lists import RankList
+from broadsheet.rank.pg_trial import AFTER, BEFORE, FOR_MRR, FOR_NDCG, LISTNET, PGRankTrial, synthetic
+from broadsheet.rank.trial import MAIN, PERMUTATION, SHUFFLED, UNTRAINED, RankTrial
+
+WORDS = ["hat", "mat", "red", "sea", "reed", "inn", "tree", "near", "rat", "stone"]
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Path:
+    """Twelve queries over thirty documents; the right one shares a word with its query."""
+    generator = random.Random(0)
+    folder = tmp_path / "collection"
+    (folder / "qrels").mkdir(parents=True)
+    documents = {f"d{i}": " ".join(generator.choices(WORDS, k=6)) + f" n{i}" for i in range(30)}
+    queries = {f"q{i}": f"{documents[f'd{i}'].split()[0]} n{i if i % 4 else 99}" for i in range(12)}
+    for name, texts in (("corpus", documents), ("queries", queries)):
+        lines = [json.dumps({"_id": key, "text": text}) + "\n" for key, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    for split in ("test", "train"):
+        lines = [f"q{i}\td{i}\t1\n" for i in range(12)]
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> Path:
+    folder = tmp_path / "model"
+    tiny_model(max_position_embeddings=4096).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def options(collection: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
+    return {"model": str(model), "data": str(collection), "queries": 6, "candidates": 5}
+
+
+def test_a_trial_compares_the_arms_on_the_same_lists_and_explains(options):
+    trial = RankTrial(**options)
+    result = trial.run()
+    assert [(arm.name, arm.status) for arm in result.arms] == [
+        (name, "ok") for name in (FIRST_STAGE, PERMUTATION, MAIN, SHUFFLED)
+    ]
+    arms = {arm.name: arm for arm in result.arms}
+    lists = Source(options["data"]).test(6, 5).lists
+    first_stage = [each.labels.index(1) if each.found else None for each in lists]
+    assert arms[FIRST_STAGE].samples["RR@10"] == [0.0 if place is None else 1 / (place + 1) for place in first_stage]
+    for arm in result.arms:
+        assert all(sorted(order) == list(range(5)) for order in arm.samples["order"])
+    assert arms[MAIN].samples["output_tokens"] == [0] * 6
+    assert min(arms[PERMUTATION].samples["output_tokens"]) > 0
+    assert arms[MAIN].samples["prompt_tokens"] == arms[PERMUTATION].samples["prompt_tokens"]
+    assert arms[SHUFFLED].samples["order"] != arms[MAIN].samples["order"]
+    compared = {(c.metric, c.baseline, c.arm) for c in result.comparisons}
+    assert set(result.claims) <= compared
+    assert ("nDCG@10", MAIN, SHUFFLED) in compared
+    notes = "\n".join(result.notes)
+    for words in ("found a right passage for", "prompt tokens", "Position bias", "same passage first", "not trained"):
+        assert words in notes
+    assert trial.journal_.exists()
+    trial.finish()
+    assert not trial.journal_.exists()
+
+
+def test_the_reranker_ranks_what_the_arm_says(options, model):
+    """The arm's orders are those of `rank`, list by list: nothing is mixed up between lists, shuffles and blocks."""
+    lists = Source(options["data"]).test(6, 5).lists
+    result = {arm.name: arm for arm in RankTrial(**options).run().arms}
+    reranker = ListwiseReranker.load(model)
+    for index, each in enumerate(lists):
+        expected = [hit["corpus_id"] for hit in reranker.rank(each.query, each.documents)]
+        assert result[MAIN].samples["order"][index] == expected
+        shuffled, order = each.shuffled(0)
+        again = [order[hit["corpus_id"]] for hit in reranker.rank(shuffled.query, shuffled.documents)]
+        assert result[SHUFFLED].samples["order"][index] == again
+
+
+def test_a_trained_reranker_is_tried_beside_the_model_it_was_and_others(
+    options, model, tiny_model, tiny_tokenizer, tmp_path
+):
+    trained = ListwiseReranker(tiny_model(seed=3, max_position_embeddings=4096), tiny_tokenizer(), window=4, step=2)
+    trained.save(tmp_path / "trained")
+    trained.save(tmp_path / "other")
+    result = RankTrial(**options, reranker=str(tmp_path / "trained"), also=str(tmp_path / "other")).run()
+    arms = {arm.name: arm for arm in result.arms}
+    assert {UNTRAINED, "other"} <= arms.keys()
+    assert arms["other"].samples["order"] == arms[MAIN].samples["order"]
+    assert arms[UNTRAINED].samples["order"] != arms[MAIN].samples["order"]
+    assert arms[UNTRAINED].samples["calls"] == arms[MAIN].samples["calls"] == [2.0] * 6
+    assert not any("not trained" in note for note in result.notes)
+
+
+def test_an_interrupted_trial_goes_on_and_measures_the_same(options, monkeypatch):
+    whole = RankTrial(**options)
+    expected = whole.run()
+    lines = whole.journal_.read_text().splitlines(keepends=True)
+    assert len(lines) == 2
+    whole.journal_.write_text(lines[0])
+    asked: list[int] = []
+    rank_batch = ListwiseReranker.rank_batch
+
+    def counted(self: ListwiseReranker, queries: list[str], *rest: Any) -> Any:
+        asked.append(len(queries))
+        return rank_batch(self, queries, *rest)
+
+    monkeypatch.setattr(ListwiseReranker, "rank_batch", counted)
+    again = RankTrial(**options).run()
+    assert sorted(asked) == [1] * 6  # three arms: a warm-up and the block that was not done, of one list each
+    for mine, other in zip(again.arms, expected.arms, strict=True):
+        assert mine.samples["order"] == other.samples["order"]
+
+
+def test_lists_of_different_lengths_and_a_run_as_first_stage(options, tmp_path):
+    run = tmp_path / "run.trec"
+    run.write_text("".join(f"q{i} Q0 d{j} 1 {9 - j} x\n" for i in range(6) for j in range(1 + i % 3)))
+    result = RankTrial(**options, first_stage=str(run)).run()
+    assert [arm.status for arm in result.arms] == ["ok"] * 4
+    lengths = sorted(len(order) for order in parts.orders_of(result.arms[2]))
+    assert lengths == [1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"candidates": 0}, "0 candidates"),
+        ({"split": "dev"}, "has qrels for test, train"),
+        ({"data": "pydocs", "first_stage": "x"}, "BEIR folder"),
+        ({"first_stage": "missing.trec"}, "missing.trec"),
+        ({"data": "nowhere"}, "no BEIR folder"),
+        ({"window": 1}, "window is 1"),
+    ],
+)
+def test_impossible_options_are_refused_before_anything_is_ranked(options, changes, message):
+    with pytest.raises(InputError, match=message):
+        RankTrial(**options | changes).run()
+
+
+# What is said
+
+
+def lists_of(*labels: int | None) -> list[RankList]:
+    """A list a label: the right passage at that place of three, or nowhere."""
+    return [
+        RankList(
+            str(n), "q", ("a", "b", "c"), ("", "", ""), judged={"abc"[place]: 1} if place is not None else {"z": 1}
+        )
+        for n, place in enumerate(labels)
+    ]
+
+
+def test_the_ceiling_is_what_the_best_order_would_reach():
+    said = parts.ceiling(lists_of(0, 2, None, None))
+    assert "for 2 of 4 queries" in said
+    assert "0.500" in said
+
+
+def test_success_counts_right_passages_among_the_first_k():
+    lists = lists_of(0, 2, None)
+    arm = parts.first_stage("baseline", 3)
+    result = run_alone(arm, lists)
+    assert parts.success([result], lists, "t").lines[FIRST_STAGE] == pytest.approx([1 / 3, 1 / 3, 2 / 3])
+
+
+def run_alone(arm: Any, lists: list[RankList]) -> Any:
+    from broadsheet.trial import run_arms
+
+    return run_arms([arm], lists, parts.METRICS, item="list", resamples=100)[0][0]
+
+
+def test_position_bias_tells_a_copying_reranker_from_one_that_looks(monkeypatch):
+    lists = [RankList(str(n), "q", tuple("abcdef"), tuple("abcdef"), judged={"a": 1}) for n in range(8)]
+
+    class Fake:
+        def __init__(self, key: Any) -> None:
+            from broadsheet.rank.base import Account
+
+            self.key, self.account_ = key, Account()
+
+        def rank_batch(self, queries: Any, documents: Any) -> Any:
+            return [
+                [{"corpus_id": i} for i in sorted(range(len(d)), key=lambda i: self.key(i, d[i]))] for d in documents
+            ]
+
+    for key, agreement, follows in ((lambda i, text: i, None, 1.0), (lambda i, text: text, 1.0, None)):
+        given, shuffled = (
+            run_alone(parts.reranking("x", Fake(key), "baseline", "", width=6, shuffle=shuffle), lists)  # type: ignore[arg-type]
+            for shuffle in (None, 0)
+        )
+        said = parts.bias(given, shuffled, lists, 0)
+        assert ("inputs: 1.00" in said) == (agreement == 1.0)
+        assert ("of it: 1.00" in said) == (follows == 1.0)
+
+
+# Full ranking
+
+
+def test_full_ranking_reads_each_passage_once_and_windows_read_some_again(options):
+    result = FullRankTrial(**options | {"candidates": 8}).run()
+    arms = {arm.name: arm for arm in result.arms}
+    assert [arm.status for arm in result.arms] == ["ok"] * 3
+    assert arms[FULL].samples["passages"] == [8.0] * 6
+    assert arms[FULL].samples["calls"] == [1.0] * 6
+    assert arms[SLIDING].samples["passages"] == [12.0] * 6  # windows of 4, step 2: three calls
+    assert arms[SLIDING].samples["calls"] == [3.0] * 6
+    assert set(result.claims) <= {(c.metric, c.baseline, c.arm) for c in result.comparisons}
+    assert "Label builder" in "\n".join(result.notes)
+    with pytest.raises(InputError, match="is full ranking"):
+        FullRankTrial(**options | {"window": 5}).run()
+
+
+def test_several_passes_beat_one_sweep_and_are_exact_without_noise():
+    curve, said = noisy_labels(0)
+    sweep, passes = curve.lines.values()
+    assert passes[0] == 1.0
+    assert all(one < other for one, other in zip(sweep, passes, strict=True))
+    assert passes == sorted(passes, reverse=True)
+    assert "(9 calls)" in said
+    assert "(45 calls)" in said
+    assert noisy_labels(0) == (curve, said)
+
+
+# PG-RANK
+
+
+def test_scorers_trained_for_a_metric_win_on_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path))
+    result = PGRankTrial(queries=200, steps=100).run()
+    values = {arm.name: {name: span.estimate for name, span in arm.values.items()} for arm in result.arms}
+    assert values.keys() == {LISTNET, FOR_NDCG, FOR_MRR}
+    assert values[FOR_MRR]["RR@10"] > values[FOR_NDCG]["RR@10"] > values[LISTNET]["RR@10"]
+    assert values[FOR_NDCG]["nDCG@10"] > values[FOR_MRR]["nDCG@10"]
+    assert set(result.claims) <= {(c.metric, c.baseline, c.arm) for c in result.comparisons}
+
+
+def test_synthetic_lists_are_seeded_and_training_differs_from_test():
+    features, labels = synthetic(50, 0, 0)
+    assert features.equal(synthetic(50, 0, 0)[0])
+    assert not features.equal(synthetic(50, 0, 1)[0])
+    assert not features.equal(synthetic(50, 1, 0)[0])
+    assert sorted(labels.unique().tolist()) == [0, 1, 2]
+    assert (labels == 1).sum(1).tolist() == [1] * 50
+    assert np.unique(labels.argmax(1)).size > 3  # relevant documents stand anywhere
+
+
+def test_tuned_rerankers_are_compared_on_real_lists(options, tiny_model, tiny_tokenizer, tmp_path):
+    for name, seed in (("before", 3), ("after", 4)):
+        model = tiny_model(seed=seed, max_position_embeddings=4096)
+        ListwiseReranker(model, tiny_tokenizer()).save(tmp_path / name)
+    given = {key: options[key] for key in ("data", "queries", "candidates")}
+    result = PGRankTrial(**given, reranker=str(tmp_path / "before"), tuned=str(tmp_path / "after")).run()
+    assert [arm.name for arm in result.arms] == [BEFORE, AFTER, FIRST_STAGE]
+    assert result.arms[0].samples["order"] != result.arms[1].samples["order"]
+    with pytest.raises(InputError, match="expected both"):
+        PGRankTrial(**given, reranker="x").run()
