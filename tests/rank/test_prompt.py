@@ -194,6 +194,23 @@ def test_a_bracket_and_a_letter_that_merge_are_still_two_ids(tiny_tokenizer):
     assert vocabulary["[A"] not in prompter.build("q", ["x"]).ids
 
 
+def test_a_template_whose_end_merges_with_a_bracket_still_opens_with_one(tiny_tokenizer):
+    import json
+
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    data = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    data["model"]["vocab"]["Ċ["] = len(data["model"]["vocab"])
+    data["model"]["merges"].append(["Ċ", "["])
+    data["pre_tokenizer"]["pretokenizers"][1]["use_regex"] = False
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(data)), eos_token="<|im_end|>")
+    assert len(tokenizer("\n[").input_ids) == 1
+    prompter = Prompter(tokenizer)
+    assert tokenizer.decode(prompter.opening) == "["
+    assert tokenizer.decode(prompter.build("q", ["x"]).ids + prompter.target([0]).ids).endswith("\n[A]<|im_end|>")
+
+
 def test_numbers_of_two_digits_cannot_be_scored_by_one_token(tokenizer):
     prompter = Prompter(tokenizer, "numeric")
     assert len(prompter.identifier_ids(9)) == 9

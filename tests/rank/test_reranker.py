@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -255,6 +256,42 @@ def test_a_model_that_cannot_keep_some_logits_only_is_read_whole(tokenizer, mode
     torch.testing.assert_close(decoding.last_logits(Whole(), padded, last), decoding.last_logits(model, padded, last))
 
 
+SIZE: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+KINDS = {
+    "bloom": lambda: hf.BloomConfig(vocab_size=40, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2),
+    "gemma2": lambda: hf.Gemma2Config(**SIZE, head_dim=8, sliding_window=4),
+    "gpt2": lambda: hf.GPT2Config(vocab_size=40, n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2),
+    "mamba": lambda: hf.MambaConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, state_size=8),
+    "mistral, sliding": lambda: hf.MistralConfig(**SIZE, sliding_window=4),
+    "qwen3": lambda: hf.Qwen3Config(**SIZE, head_dim=8),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_no_logit_in_any_architecture(kind):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = hf.AutoModelForCausalLM.from_config(KINDS[kind](), attn_implementation="eager").eval()
+    prompts = [[5, 6, 7], list(range(3, 21)), [9, 9, 8, 7, 6, 5, 4]]
+    names = [[3, 4], [5, 6, 7], [8]]
+    together = decoding.first_token(model, prompts, names, batch_tokens=1000)
+    for prompt, letters, row in zip(prompts, names, together, strict=True):
+        plain = model(torch.tensor([prompt])).logits[0, -1, letters]
+        torch.testing.assert_close(torch.tensor(row), plain, atol=1e-5, rtol=0)
+
+
 def test_both_decodings_agree_on_the_first_when_the_likeliest_token_is_an_identifier(tokenizer, model):
     letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "ABCDE"]
     lettered = copy.deepcopy(model)
@@ -320,6 +357,18 @@ def test_the_context_of_the_model_is_the_limit(tokenizer, tiny_model):
     reranker.rank("q", ["red " * 300] * 3)
     assert reranker.account_.cut_passages == 3
     assert reranker.account_.prompt_tokens <= 700
+
+
+@pytest.mark.parametrize("decode", ["first_token", "permutation"])
+def test_prompt_and_answer_fill_the_context_to_the_last_token(tokenizer, decode):
+    documents = documents_of([1, 2, 3])
+    whole = ListwiseReranker(Scripted(tokenizer), tokenizer).prompter
+    answer = len(whole.opening) if decode == "first_token" else whole.answer_length(3)
+    length = len(whole.build("q", documents).ids) + answer
+    for limit, cut in ((length, False), (length - 1, True)):
+        reranker = ListwiseReranker(Scripted(tokenizer), tokenizer, decode=decode, max_length=limit)
+        reranker.rank("q", documents)
+        assert bool(reranker.account_.cut_passages) == cut
 
 
 def test_a_model_without_a_chat_template_ranks(tiny_tokenizer):
@@ -483,6 +532,9 @@ def test_adapters_that_could_run_code_are_refused(tiny_folder, tmp_path, change,
         ListwiseReranker.load(folder, device="cpu")
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     with pytest.raises(InputError, match=r"lacks adapter_model\.safetensors"):
+        ListwiseReranker.load(folder, device="cpu")
+    (folder / "adapter_model.safetensors").write_bytes(b"pickled, perhaps")
+    with pytest.raises(InputError, match="is not a whole safetensors file"):
         ListwiseReranker.load(folder, device="cpu")
 
 

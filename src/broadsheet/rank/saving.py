@@ -41,7 +41,8 @@ def save(reranker: ListwiseReranker, folder: Path) -> None:
         settings["base_model"] = reranker.spec or config.base_model_name_or_path
     try:
         with locked(folder), atomic_folder(folder) as temporary:
-            reranker.model.save_pretrained(temporary)
+            # Left to itself, peft asks the hub whether the embeddings have grown.
+            reranker.model.save_pretrained(temporary, **({"save_embedding_layers": False} if adapter else {}))
             reranker.tokenizer.save_pretrained(temporary)
             (temporary / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
     except OSError as error:
