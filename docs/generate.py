@@ -267,6 +267,38 @@ def _tokens(arm: dict, greedy: dict) -> str:
     return f"{arm['items_per_second']['estimate']:.1f}; {times:.2f}×; {same:.0%} identical"
 
 
+def rank_speed() -> str:
+    """What `benchmarks/rank.py` recorded: both decodings by passages and their length, the limit, PG-RANK's step."""
+    found = evidence.read("rank.benchmark")
+    if found is None:
+        return "Nothing is recorded yet. `python benchmarks/rank.py --record` records it."
+    near = found["limit"]
+    rate = near["operations"] / near["seconds"]
+    rows = [
+        [
+            name,
+            f"{row['calls']:.0f}",
+            f"{row['tokens']:,.0f}",
+            f"{row['first token']:.2f} s",
+            f"{row['permutation']:.2f} s",
+            f"{row['permutation'] / row['first token']:.2f}×",
+        ]
+        for name, row in found["growth"].items()
+    ]
+    window = ", ".join(f"{name} {row['seconds']:.2f} s" for name, row in found["window"].items())
+    said = [
+        f"A window of 20 passages of {found['words']} words, each in turn: {window}.",
+        f"Reading {near['tokens']:,.0f} tokens of a window runs at {rate / 1e9:,.0f} GFLOP/s: "
+        f"{near['products_seconds'] / near['seconds']:.0%} of the speed of the bare matrix products it consists of, "
+        f"{rate / near['peak']:.0%} of that of a large square product ({near['peak'] / 1e9:,.0f} GFLOP/s).",
+        f"A step of PG-RANK on scores of 64 queries × 100 documents with 32 rankings each takes "
+        f"{1000 * found['policy_gradient_seconds']:.0f} ms, forward and backward.",
+        *found["comparisons"],
+    ]
+    header = ("a query with", "calls", "prompt tokens", "first token", "permutation", "times")
+    return "\n\n".join([_benchmark(found, "rank"), table(header, rows), "\n".join(f"- {s}" for s in said)])
+
+
 def _benchmark(found: dict, name: str) -> str:
     made = found["provenance"]
     machine, versions = made["machine"], made["versions"]
@@ -301,12 +333,18 @@ PARTS: dict[str, Callable[[], str]] = {
     "speed of decode": decode_speed,
     "evidence of decode": lambda: stage_evidence("decode"),
     "evidence of detect": lambda: stage_evidence("detect"),
+    "speed of rank": rank_speed,
+    "evidence of rank": lambda: stage_evidence("rank"),
     "evidence of evaluate": lambda: stage_evidence("evaluate"),
     "options of try attend": lambda: options(get_trial("attend")[1]),
     "options of try transnormer": lambda: options(get("transnormer").trial),
     "options of try aded": lambda: options(get("aded").trial),
     "options of apply aded": lambda: options(get("aded").apply),
     "options of try loogle": lambda: options(get("loogle").trial),
+    "options of try first": lambda: options(get("first").trial),
+    "options of try fullrank": lambda: options(get("fullrank").trial),
+    "options of try pg_rank": lambda: options(get("pg_rank").trial),
+    "options of apply first": lambda: options(get("first").apply),
     "options of try lastde": lambda: options(get("lastde").trial),
     "options of apply lastde": lambda: options(get("lastde").apply),
 }
