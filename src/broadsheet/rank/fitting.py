@@ -230,7 +230,7 @@ def _train(
         gradient_accumulation_steps=settings["lists_per_step"] // settings["lists_per_pass"],
         num_train_epochs=1,  # of the data set, which holds all of ours
         neftune_noise_alpha=settings["neftune"],
-        gradient_checkpointing=gradient_checkpointing,
+        activation_checkpointing=gradient_checkpointing,
         use_cpu=reranker.model.device.type == "cpu",
         seed=settings["seed"],
         save_strategy="no",  # by the clock instead

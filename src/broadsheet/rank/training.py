@@ -211,14 +211,14 @@ class RerankTrainer(Trainer):
         loss = terms["loss"]
         if not torch.isfinite(loss):
             raise InputError(
-                f"the loss is {float(loss)} at step {self.state.global_step}: the model has diverged or its weights are"
+                f"the loss is {loss.item()} at step {self.state.global_step}: the model has diverged or its weights are"
                 " damaged; start again with a lower learning rate, or in float32"
             )
         if model.training:
             self.lists_seen += len(reading.mask)
             self.tokens_seen += int(inputs["attention_mask"].sum())
             for name, value in terms.items():
-                self._terms.setdefault(name, []).append(float(value))
+                self._terms.setdefault(name, []).append(value.item())
         return (loss, {"loss": loss, "scores": reading.scores}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
