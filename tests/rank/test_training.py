@@ -369,6 +369,19 @@ def test_half_precision_weights_are_trained_in_float32_and_given_back(reranker):
     assert not same(before, weights_of(ranker.model))
 
 
+def test_forward_passes_may_run_in_bfloat16_but_weights_stay(reranker):
+    narrow, wide = reranker(), reranker()
+    one = fit(narrow, make_rows(8), FIRST(), **QUICK | {"autocast": "bfloat16"})
+    other = fit(wide, make_rows(8), FIRST(), **QUICK)
+    assert narrow.model.dtype == torch.float32
+    assert one.history[0]["loss"] == pytest.approx(other.history[0]["loss"], rel=0.02)
+    assert one.history[0]["loss"] != other.history[0]["loss"]
+    moved = (narrow.model.lm_head.weight - wide.model.lm_head.weight).abs().max()
+    assert 0 < moved < 0.01
+    with torch.no_grad():  # nothing of it is left behind in the model
+        assert narrow.model(torch.tensor([[5, 6]])).logits.dtype == torch.float32
+
+
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path

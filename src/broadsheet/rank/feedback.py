@@ -140,7 +140,7 @@ def _descend(vectors: Tensor, loss: Callable[[], Tensor], steps: int, rate: floa
     optimizer = torch.optim.Adam([vectors], lr=rate)
     for _ in range(steps):
         optimizer.zero_grad()
-        loss().backward()  # type: ignore[no-untyped-call]
+        loss().backward()
         optimizer.step()
 
 

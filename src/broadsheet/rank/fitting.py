@@ -106,7 +106,7 @@ def fit(
         minutes: of training, checkpoints included; None for all `epochs`. What ends first ends it.
         epochs: how often each list may come.
         method: `"full"`, all weights (kept in float32 meanwhile); or `"lora"`, adapters of `lora_rank` on all linear
-            layers: about a third less time per list and far smaller checkpoints, but slower to learn.
+            layers: no gradients of the weights themselves, and far smaller checkpoints.
         learning_rate: by default 5e-5 for full, 5e-4 for LoRA. FIRST's authors: 5e-6 for 7B parameters.
         warmup: share of the training in which the rate rises.
         schedule: how it falls to 0 at the end of the time or the epochs, whichever is nearer: `"cosine"`, `"linear"`;
@@ -116,9 +116,9 @@ def fit(
         sizes, shuffle, negatives: of each list when it comes: see `rows.ListDataset`.
         neftune: noise α on embeddings, by HF `Trainer`. The paper: 5.
         weight_decay: of AdamW.
-        gradient_checkpointing: less memory, a third more time.
+        gradient_checkpointing: less memory, more time (activations are computed twice).
         autocast: `"bfloat16"` for forward passes, float32 for weights; `"auto"` where the device has it.
-        checkpoint_minutes: between checkpoints. A full one takes 12 bytes per parameter, twice.
+        checkpoint_minutes: between checkpoints. A full one takes 12 bytes per parameter; two are kept.
         seed: of shapes, order, adapters and noise.
         force: replace a finished `out`, and start over rather than go on.
         clock: seconds, for `minutes`.
