@@ -111,7 +111,7 @@ class Documentation:
             depth: how deep BM25's list goes from which the wrong candidates are drawn at random, and in which the
                 right one must be; by default just the candidates.
         """
-        chosen = self._choose(lists * 4, held_out=False, at_most=True)
+        chosen = self._choose(2 * lists, held_out=False, at_most=True)
         made: list[RankList] = []
         for start in range(0, len(chosen), 256):
             found = self._search(chosen[start : start + 256], candidates, max(depth, candidates), everything=False)
@@ -121,7 +121,10 @@ class Documentation:
         return made[:lists]
 
     def _choose(self, n: int, *, held_out: bool, at_most: bool = False) -> list[int]:
-        """Places of entries whose summary is a query, in random order, no package with more than a tenth of them."""
+        """Places of `n` entries whose summary is a query, in random order, no package with more than a tenth of them.
+
+        With `at_most` all there are, those beyond their package's tenth behind.
+        """
         able = [i for i, entry in enumerate(self.entries) if entry.unique and self.held_out(entry.package) == held_out]
         # An order by names: a passage more or less in the corpus leaves the others where they were.
         able.sort(key=lambda i: fingerprint([self.seed, self.entries[i].id]))
@@ -134,7 +137,7 @@ class Documentation:
         for i in able:
             taken[self.entries[i].package] += 1
             (chosen if taken[self.entries[i].package] <= cap else later).append(i)
-        return (chosen + later)[:n]
+        return chosen + later if at_most else (chosen + later)[:n]
 
     def _search(self, chosen: Sequence[int], candidates: int, depth: int, *, everything: bool) -> list[RankList]:
         if candidates < 1:
