@@ -86,7 +86,7 @@ def map_corpus(
                    batch_size=64, settings={"method": "length"})
     """
     partial = out.with_name(f"{out.name}.partial")
-    with _alone(out, partial), _interrupt() as interrupted:
+    with _alone(out, partial), interruptible() as interrupted:
         _claim(out, partial, {"settings": settings, "corpus": corpus.identity()}, force)
         started = time.perf_counter()
         documents = iter(corpus)
@@ -149,7 +149,7 @@ def _alone(out: Path, partial: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _interrupt() -> Iterator[threading.Event]:
+def interruptible() -> Iterator[threading.Event]:
     """An event that the first Ctrl-C sets; the second acts as ever. Python handles signals in the main thread alone."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():

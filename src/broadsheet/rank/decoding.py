@@ -83,7 +83,7 @@ def last_logits(model: PreTrainedModel, input_ids: Tensor, positions: Tensor) ->
 
     positions = positions.to(input_ids.device)
     rows = torch.arange(len(input_ids), device=input_ids.device)
-    if not _keeps_logits(model):
+    if not keeps_logits(model):
         return model(input_ids=input_ids, use_cache=False).logits[rows, positions]
     kept, place = positions.unique(return_inverse=True)
     logits: Tensor = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
@@ -158,7 +158,7 @@ def _padded(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=model.device)
 
 
-def _keeps_logits(model: PreTrainedModel) -> bool:
+def keeps_logits(model: PreTrainedModel) -> bool:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(inner.forward).parameters
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from broadsheet.apply import _interrupt
+from broadsheet.apply import interruptible
 from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, progress, say
 from broadsheet.rank.first import FIRST
@@ -252,7 +252,7 @@ def _train(
     trainer.remove_callback(PrinterCallback)
     trainer.lists_seen, trainer.tokens_seen = record.get("lists", 0), record.get("tokens", 0)
 
-    with _interrupt() as interrupted, progress("training", budget or len(dataset) // settings["lists_per_step"]) as bar:
+    with interruptible() as interrupted, progress("training", budget or len(dataset) // settings["lists_per_step"]) as bar:
 
         class Watch(TrainerCallback):
             """Stops in time, asks for checkpoints, and moves the bar."""

@@ -211,8 +211,8 @@ def surrogate(
         rankings: (batch, samples, n), drawn from these scores.
         utilities: (batch, samples), one per ranking; or (batch, samples, n), what each place adds: then the choice at
             place k is credited with the sum from k on alone (reward-to-go), which has the same mean, as places before
-            k do not depend on it, and less variance: a fifth to a hundredth with the baseline on lists of 10 to 100,
-            though none less on four items all of whose places count.
+            k do not depend on it, and less variance: with the baseline between half and a fiftieth on lists of 10 to
+            100, though none less on four items all of whose places count.
         baseline: `"loo"` subtracts the mean of the other samples (at the same place, with reward-to-go); or `"none"`.
     """
     detached = utilities.detach().to(scores.dtype)

@@ -26,7 +26,7 @@ from transformers import Trainer, TrainingArguments
 
 from broadsheet.cache import atomic_write
 from broadsheet.console import InputError
-from broadsheet.rank.decoding import _keeps_logits
+from broadsheet.rank.decoding import keeps_logits
 from broadsheet.rank.objective import ListReading, Objective
 from broadsheet.rank.prompt import Prompter
 from broadsheet.rank.rows import ListDataset, ListItem, Row, list_item
@@ -136,7 +136,7 @@ def read_lists(model: Any, batch: Mapping[str, Tensor], generator: torch.Generat
     needed[position] = True
     columns = needed.nonzero()[:, 0]
     inner = model.module if hasattr(model, "module") else model  # as it is wrapped for several devices
-    if _keeps_logits(inner):
+    if keeps_logits(inner):
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=columns).logits
     else:
         logits = model(input_ids=ids, use_cache=False).logits[:, columns]
