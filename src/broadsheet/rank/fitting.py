@@ -252,7 +252,8 @@ def _train(
     trainer.remove_callback(PrinterCallback)
     trainer.lists_seen, trainer.tokens_seen = record.get("lists", 0), record.get("tokens", 0)
 
-    with interruptible() as interrupted, progress("training", budget or len(dataset) // settings["lists_per_step"]) as bar:
+    total = budget or len(dataset) // settings["lists_per_step"]
+    with interruptible() as interrupted, progress("training", total) as bar:
 
         class Watch(TrainerCallback):
             """Stops in time, asks for checkpoints, and moves the bar."""
