@@ -7,6 +7,7 @@
 from broadsheet.rank.base import Account, ListwiseReranker
 from broadsheet.rank.beir import Beir
 from broadsheet.rank.corpus import Documentation
+from broadsheet.rank.feedback import RelevanceFeedback
 from broadsheet.rank.first import FIRST, WeightedRankNetScheme
 from broadsheet.rank.fitting import Fitted, fit
 from broadsheet.rank.formats import as_rerankers
@@ -30,6 +31,7 @@ __all__ = [
     "PlackettLucePolicyGradient",
     "Prompt",
     "RankList",
+    "RelevanceFeedback",
     "WeightedRankNetScheme",
     "as_rerankers",
     "complete_labels",
