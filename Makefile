@@ -33,12 +33,22 @@ docs: $(VENV)/.installed-docs  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-evidence: $(VENV)/.installed-dev  ## record again what the pages and rungs rest on (tens of minutes)
+evidence: $(VENV)/.installed-dev  ## record again what the pages and rungs rest on (hours)
 	$(BIN)/python tests/oracles.py tests/oracles --record
 	$(BIN)/broadsheet try lastde --pairs 40 --perturbations 3 --regenerations 2 --record
+	$(BIN)/broadsheet try lm_infinite --lengths 1024,4096,8192,12288 --texts 3 --record
+	$(BIN)/broadsheet try infllm --lengths 1024,4096,8192,12288 --texts 3 --record
+	$(BIN)/broadsheet try longheads --lengths 1024,4096,8192 --texts 3 --record
+	$(BIN)/broadsheet try flexprefill --lengths 2048,4096,8192 --texts 3 --record
+	$(BIN)/broadsheet try transnormer --record
+	$(BIN)/broadsheet try aded --record
+	$(BIN)/broadsheet try loogle --questions 6 --record
 
 bench: $(VENV)/.installed-dev  ## measure speed ratios side by side
 	$(BIN)/python benchmarks/detect.py
+	$(BIN)/python benchmarks/attend.py
+	$(BIN)/python benchmarks/transnormer.py
+	$(BIN)/python benchmarks/decode.py
 
 clean:  ## remove what the other commands made here; the model cache stays
 	rm -rf $(VENV) build dist site runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -198,13 +198,16 @@ def attend_speed() -> str:
         f"blocks computed, at {row['of_floor']:.0%} of the speed of sdpa on that many."
         for length, row in sparse["attention"].items()
     ]
-    said += [
-        f"With it, at {int(length):,} tokens the loss changes by {100 * change['loss_change']:+.2f} %, and the whole "
-        f"prefill takes {change['prefill_seconds']:.1f} s instead of {change['prefill_seconds_full']:.1f} s.".replace(
-            "-", "−"
+    for length, changes in sparse["loss"].items():
+        low, high = (f"{100 * best(each['loss_change'] for each in changes):+.2f}" for best in (min, max))
+        sparse_seconds, full_seconds = (
+            sum(each[name] for each in changes) / len(changes) for name in ("prefill_seconds", "prefill_seconds_full")
         )
-        for length, change in sparse["loss"].items()
-    ]
+        said.append(
+            f"With it, the loss over all of a text of {int(length):,} tokens changes by "
+            f"{low.replace('-', '−')} to {high.replace('-', '−')} % on {len(changes)} texts, and the whole prefill "
+            f"takes {sparse_seconds:.1f} s instead of {full_seconds:.1f} s."
+        )
     said += [
         f"The whole default model reads {int(length):,} tokens in "
         + " s, with ".join(f"{name} in {seconds:.1f}" for name, seconds in arms.items())

@@ -210,7 +210,11 @@ def test_ctrl_c_stops_after_the_batch(tmp_path, corpus, undisturbed, capsys):
     assert out.read_bytes() == undisturbed
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path, corpus):
+def test_a_second_ctrl_c_stops_at_once(tmp_path, corpus, request):
+    # a shell starts its background jobs with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
     def interrupted(batch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -594,9 +595,19 @@ def test_addresses_are_left_out_of_what_pip_said() -> None:
 
 
 def test_no_pip(tiny_wheel: embedded.Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(embedded.importlib.machinery, "PathFinder", SimpleNamespace(find_spec=lambda name: None))
     with pytest.raises(InputError, match=r"no pip.*ensurepip"):
         embedded.gguf_file(tiny_wheel)
+
+
+def test_fetching_leaves_the_import_hooks_of_setuptools_alone(
+    tiny_wheel: embedded.Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    hook = SimpleNamespace(find_spec=lambda name, path=None, target=None: asked.append(name))
+    monkeypatch.setattr(sys, "meta_path", [hook, *sys.meta_path])
+    embedded.gguf_file(tiny_wheel)
+    assert "pip" not in asked
 
 
 def test_another_file_in_the_wheel_is_refused(tiny_wheel: embedded.Embedded, tmp_path: Path) -> None:

