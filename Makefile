@@ -37,12 +37,12 @@ evidence: $(VENV)/.installed-dev  ## record again what the pages and rungs rest 
 	$(BIN)/python tests/oracles.py tests/oracles --record
 	$(BIN)/broadsheet try lastde --pairs 40 --perturbations 3 --regenerations 2 --record
 	$(BIN)/broadsheet try lm_infinite --lengths 1024,4096,8192,12288 --texts 3 --record
-	$(BIN)/broadsheet try infllm --lengths 1024,4096,8192,12288 --texts 3 --record
-	$(BIN)/broadsheet try longheads --lengths 1024,4096,8192 --texts 3 --record
-	$(BIN)/broadsheet try flexprefill --lengths 2048,4096,8192 --texts 3 --record
-	$(BIN)/broadsheet try transnormer --record
-	$(BIN)/broadsheet try aded --record
-	$(BIN)/broadsheet try loogle --questions 6 --record
+	$(BIN)/broadsheet try infllm --lengths 4096,8192 --texts 3 --questions 6 --record
+	$(BIN)/broadsheet try longheads --lengths 4096 --texts 3 --questions 6 --record
+	$(BIN)/broadsheet try flexprefill --lengths 4096,8192 --texts 3 --questions 6 --record
+	$(BIN)/broadsheet try transnormer --steps 200 --record
+	$(BIN)/broadsheet try aded --tokens 40 --record
+	$(BIN)/broadsheet try loogle --documents 3 --questions 6 --record
 
 bench: $(VENV)/.installed-dev  ## measure speed ratios side by side
 	$(BIN)/python benchmarks/detect.py
