@@ -40,7 +40,7 @@ class FullRankTrial:
     Both arms write the permutation with numbered passages, by the same model; the sliding sweep reads passages several
     times and writes short lists, full ranking reads them once and writes one long list. What wins hangs on the context
     length, the machine, and on whether the model was trained on whole lists: give such a model as --reranker
-    (`broadsheet apply fullrank` makes labels for it, `broadsheet apply first --train --method fullrank` trains it).
+    (`broadsheet apply fullrank --labels` makes its labels, `broadsheet apply fullrank --train` trains it).
 
     Without any model, the label builder is tried on noisy comparisons: how near one sweep and several passes come to
     the true order.
