@@ -238,7 +238,7 @@ def _speed(row: dict[str, float] | None) -> str:
     if "times_sdpa" not in row:
         return f"{1000 * row['seconds']:,.0f} ms"
     seconds, floor = row["seconds"], row["floor_seconds"] / row["seconds"]
-    return f"{1000 * seconds:,.{0 if seconds > 0.1 else 2}f} ms; {row['times_sdpa']:.1f}×; {floor:.0%}"
+    return f"{1000 * seconds:,.{0 if seconds > 0.01 else 2}f} ms; {row['times_sdpa']:.1f}×; {floor:.0%}"
 
 
 def decode_speed() -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
 from broadsheet.rank.order import parse
-from broadsheet.rank.prompt import LETTERS, Prompt, Prompter
+from broadsheet.rank.prompt import BRIEF, LETTERS, Prompt, Prompter
 
 NO_SYSTEM = (
     "{% for message in messages %}"
@@ -311,9 +313,24 @@ def test_a_query_may_hold_braces(prompter):
     assert text.count("what is {num} {example} {0}?") == 2
 
 
+def test_a_brief_prompt_names_each_passage_before_and_behind(tokenizer):
+    brief = Prompter(tokenizer, prompt=BRIEF)
+    documents = ["one thing", "two things"]
+    text = decoded(brief, brief.build("what?", documents))
+    assert "Query: what?\n\n[A] one thing [A]\n[B] two things [B]\n\nQuery: what?\n" in text
+    once = Prompter(tokenizer, prompt=replace(BRIEF, repeat=False)).build("what?", documents)
+    assert len(brief.build("what?", documents).ids) > len(once.ids)
+    # what is said twice is counted where it has to fit
+    exact = len(brief.build("what?", documents).ids) + brief.answer_length(2)
+    assert Prompter(tokenizer, prompt=BRIEF, max_length=exact).build("what?", documents).cut == 0
+    assert Prompter(tokenizer, prompt=BRIEF, max_length=exact - 1).build("what?", documents).cut > 0
+
+
 def test_wording_reads_back_and_strangers_are_refused():
-    prompt = Prompt(system="Rank.")
-    assert Prompt.from_dict(prompt.to_dict()) == prompt
+    for prompt in (Prompt(system="Rank."), BRIEF):
+        assert Prompt.from_dict(prompt.to_dict()) == prompt
+    with pytest.raises(InputError, match="repeat='yes'"):
+        Prompt.from_dict({"repeat": "yes"})
     with pytest.raises(InputError, match="colour"):
         Prompt.from_dict({"colour": "red"})
     with pytest.raises(InputError, match="system=3"):

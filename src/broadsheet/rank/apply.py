@@ -20,6 +20,7 @@ from broadsheet.rank.beir import Beir
 from broadsheet.rank.formats import read_requests, read_run, rerank_requests, write_requests, write_run
 from broadsheet.rank.items import Source
 from broadsheet.rank.lists import training_rows, write_rows
+from broadsheet.rank.prompt import BRIEF
 
 if TYPE_CHECKING:
     from broadsheet.rank.base import ListwiseReranker
@@ -58,6 +59,7 @@ class ApplyRank:
         --split NAME: of the BEIR folder's qrels (test; for --train and --labels train).
         --minutes N: of training (30; 0: until all epochs are done).
         --epochs N: how often a list may come (3).
+        --brief: prompts with few words around the passages, kept in the reranker: for small models, short passages.
         --lora: train adapters instead of all weights.
         --learning-rate N: by default 5e-5, or 5e-4 with --lora.
         --loss NAME: of `first`: weighted_ranknet, ranknet, lambdarank, listnet, softmax (weighted_ranknet).
@@ -87,6 +89,7 @@ class ApplyRank:
     split: str = "test"
     minutes: float = 30.0
     epochs: int = 3
+    brief: bool = False
     lora: bool = False
     learning_rate: float = 0.0
     loss: str = "weighted_ranknet"
@@ -273,6 +276,8 @@ class ApplyRank:
         from broadsheet.rank.base import ListwiseReranker
 
         changes |= {key: value for key, value in (("window", self.window), ("step", self.step)) if value}
+        if self.brief:
+            changes["prompt"] = BRIEF
         return ListwiseReranker.load(
             self.reranker or self.model, device=self.device or None, dtype=self.dtype or None, **changes
         )

@@ -41,6 +41,9 @@ _CACHED_PASSAGES = 50_000
 class Prompt:
     """The wording, in four templates. Give a trained model the wording it was trained with.
 
+    `repeat` writes each identifier once more behind its passage, `[A] text [A]` (ours; off as in the papers): a causal
+    model has read the passage only there, so what it finds can be kept where the name to be answered stands.
+
     `{num}` is the number of passages, `{kind}` "alphabetical" or "numerical", `{query}` the query, `{example}` a
     ranking such as `[B] > [A]`. Identifier and passage stand between `intro` and `outro`, a line each.
 
@@ -59,6 +62,7 @@ class Prompt:
     )
     # Between prompt and answer where a tokenizer has no chat template.
     plain_tail: str = "\n\nRanking:\n"
+    repeat: bool = False
 
     def fill(self, template: str, query: str, n: int, identifiers: Identifiers) -> str:
         """A template with its fields filled in; the query last, as it may hold braces itself."""
@@ -66,17 +70,27 @@ class Prompt:
         filled = template.replace("{num}", str(n)).replace("{kind}", kind)
         return filled.replace("{example}", label_text([1, 0], identifiers)).replace("{query}", query)
 
-    def to_dict(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, str | bool]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Prompt:
-        """Raises InputError for a field that is unknown or no string."""
-        known = {one.name for one in fields(cls)}
+        """Raises InputError for a field that is unknown, or of another type."""
+        known = {one.name: type(one.default) for one in fields(cls)}
         for name, value in values.items():
-            if name not in known or not isinstance(value, str):
-                raise InputError(f"prompt has {name}={value!r}; expected strings named {', '.join(sorted(known))}")
+            if name not in known or not isinstance(value, known[name]):
+                kinds = ", ".join(f"{field} ({kind.__name__})" for field, kind in sorted(known.items()))
+                raise InputError(f"prompt has {name}={value!r}; expected {kinds}")
         return cls(**values)
+
+
+#: Few words around the passages, for small models and short passages, where instructions would be most of the reading.
+BRIEF = Prompt(
+    system="You rank passages.",
+    intro="Query: {query}\n\n",
+    outro="\nQuery: {query}\nRank the {num} passages by relevance, as in {example}.",
+    repeat=True,
+)
 
 
 @dataclass(frozen=True)
@@ -202,8 +216,10 @@ class Prompter:
         if not all(names):
             self.identifier_ids(n)
         intro, outro = self._intro_outro(query, n)
+        again = [[*self._next_bracket, *name, *self._close] if self.prompt.repeat else [] for name in names]
         marks = len(self._bracket) + len(self._close) + len(self._newline)
-        fixed = len(self._head) + len(intro) + len(outro) + len(self._tail) + n * marks + sum(map(len, names))
+        fixed = len(self._head) + len(intro) + len(outro) + len(self._tail) + n * marks
+        fixed += sum(map(len, names)) + sum(map(len, again))
         room = None
         if self.max_length is not None:
             room = self.max_length - (self.answer_length(n) if reserve is None else reserve)
@@ -230,8 +246,8 @@ class Prompter:
                 " truncate='shorten'"
             )
         ids = [*self._head, *intro]
-        for name, piece in zip(names, pieces, strict=True):
-            ids += [*self._bracket, *name, *self._close, *piece, *self._newline]
+        for name, piece, end in zip(names, pieces, again, strict=True):
+            ids += [*self._bracket, *name, *self._close, *piece, *end, *self._newline]
         ids += [*outro, *self._tail]
         return Built(ids, n, sum(map(bool, lost)), sum(lost))
 
