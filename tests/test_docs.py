@@ -51,7 +51,7 @@ def prose(path: Path) -> str:
 def in_fences(path: Path) -> Iterator[list[str]]:
     """The `broadsheet` commands a reader may copy."""
     for block in blocks(path, "sh", "console", "text", ""):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("broadsheet "):
                 yield shlex.split(line, comments=True)
 

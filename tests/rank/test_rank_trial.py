@@ -109,6 +109,19 @@ def test_a_trained_reranker_is_tried_beside_the_model_it_was_and_others(
     assert not any("not trained" in note for note in result.notes)
 
 
+def test_a_trial_says_how_the_reranker_was_trained(tmp_path, model):
+    from broadsheet.rank.first import FIRST
+    from broadsheet.rank.fitting import fit
+
+    assert parts.training("") == parts.training(str(model)) == {}
+    row = {"query": "q", "documents": ["hat", "mat", "sea"], "labels": [0, 1, 0]}
+    fit(ListwiseReranker.load(model), [row], FIRST(), out=tmp_path / "out", minutes=None, epochs=2, lists_per_step=1)
+    assert parts.training(str(tmp_path / "out")) == {
+        "training": "FIRST (kind weighted_ranknet, lm True), 2 lists in 2 steps and 0 minutes, full, "
+        "learning rate 5e-05"
+    }
+
+
 def test_an_interrupted_trial_goes_on_and_measures_the_same(options, monkeypatch):
     whole = RankTrial(**options)
     expected = whole.run()

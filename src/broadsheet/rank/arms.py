@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from broadsheet.models.safefiles import read_json
 from broadsheet.rank.bias import position_bias
 from broadsheet.rank.metrics import MEASURES, evaluate_lists
 from broadsheet.results import ArmResult, Curve, Role
@@ -35,6 +37,20 @@ def changed(reranker: ListwiseReranker, **settings: Any) -> ListwiseReranker:
     return type(reranker)(
         reranker.model, reranker.tokenizer, batch_tokens=reranker.batch_tokens, spec=reranker.spec, **given
     )
+
+
+def training(folder: str) -> dict[str, str]:
+    """How the reranker in `folder` was trained last, for a trial's setting; nothing where no record is kept."""
+    record = Path(folder).expanduser() / "training.json"
+    if not folder or not record.is_file():
+        return {}
+    kept = read_json(record)
+    settings, objective = kept["settings"], kept["settings"]["objective"]
+    how = ", ".join(f"{key} {value}" for key, value in objective.items() if key != "name" and value is not None)
+    return {
+        "training": f"{objective['name']} ({how}), {kept['lists']:,} lists in {kept['steps']:,} steps and "
+        f"{kept['seconds'] / 60:.0f} minutes, {settings['method']}, learning rate {settings['learning_rate']:g}"
+    }
 
 
 def first_stage(role: Role, width: int) -> Arm:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from broadsheet.cache import atomic_folder, locked
 from broadsheet.console import InputError
 from broadsheet.models import load as load_model
+from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import check_safetensors, read_json
 from broadsheet.rank.prompt import Prompt
 
@@ -40,7 +41,7 @@ def save(reranker: ListwiseReranker, folder: Path) -> None:
         config = reranker.model.peft_config["default"]
         settings["base_model"] = reranker.spec or config.base_model_name_or_path
     try:
-        with locked(folder), atomic_folder(folder) as temporary:
+        with locked(folder), atomic_folder(folder) as temporary, quiet():
             # Left to itself, peft asks the hub whether the embeddings have grown.
             reranker.model.save_pretrained(temporary, **({"save_embedding_layers": False} if adapter else {}))
             reranker.tokenizer.save_pretrained(temporary)

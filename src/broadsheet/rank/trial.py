@@ -117,6 +117,7 @@ class RankTrial:
             question=f"Does {name} order candidates better than the first stage, and what does a written order cost?",
             setting={
                 "model": name,
+                **parts.training(self.reranker),
                 "data": items.about,
                 "lists": f"{len(items.lists)} queries, at most {self.candidates} candidates each by "
                 f"{self.first_stage or 'BM25'}, {self.words or 'all'} words a passage" + ", titles shown" * self.titles,
