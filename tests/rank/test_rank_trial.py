@@ -155,6 +155,7 @@ def test_lists_of_different_lengths_and_a_run_as_first_stage(options, tmp_path):
     ("changes", "message"),
     [
         ({"candidates": 0}, "0 candidates"),
+        ({"queries": -5}, "-5 queries"),
         ({"split": "dev"}, "has qrels for test, train"),
         ({"data": "pydocs", "first_stage": "x"}, "BEIR folder"),
         ({"first_stage": "missing.trec"}, "missing.trec"),

@@ -148,7 +148,7 @@ class FullRankTrial:
 
     def _complete(self) -> None:
         """Fill in what was not given."""
-        self.queries = self.queries if self.queries >= 0 else (4 if self.quick else 40)
+        self.queries = self.queries if self.queries != -1 else (4 if self.quick else 40)
         self.candidates = self.candidates or (20 if self.decode == "first_token" else 40)
         self.window = self.window or max(2, self.candidates // 2)
         self.step = self.step or max(1, self.window // 2)

@@ -90,8 +90,10 @@ class PGRankTrial:
         if bool(self.reranker) != bool(self.tuned):
             raise InputError("got one of --reranker and --tuned; expected both, before and after PG-RANK, or neither")
         self.steps = self.steps or (100 if self.quick else 300)
-        if self.steps < 1 or self.samples < 2:
-            raise InputError(f"got --steps {self.steps} --samples {self.samples}; expected from 1 and 2")
+        if self.steps < 1 or self.samples < 2 or self.queries < -1:
+            raise InputError(
+                f"got --steps {self.steps} --samples {self.samples} --queries {self.queries}; expected from 1, 2 and 0"
+            )
         return self._tuned() if self.tuned else self._synthetic()
 
     def finish(self) -> None:
@@ -150,7 +152,7 @@ class PGRankTrial:
         from broadsheet.rank.base import ListwiseReranker
 
         source = Source(self.data, self.words, self.titles, self.first_stage, self.split, self.seed)
-        items = source.test(self.queries if self.queries >= 0 else (12 if self.quick else 100), self.candidates)
+        items = source.test(self.queries if self.queries != -1 else (12 if self.quick else 100), self.candidates)
         folders = {BEFORE: self.reranker, AFTER: self.tuned}
         folders |= {Path(name).name: name for name in filter(None, self.also.split(","))}
         rerankers: dict[str, ListwiseReranker] = {

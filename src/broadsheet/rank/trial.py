@@ -79,7 +79,7 @@ class RankTrial:
             InputError: an option, a model or the data cannot be used.
         """
         source = Source(self.data, self.words, self.titles, self.first_stage, self.split, self.seed)
-        items = source.test(self.queries if self.queries >= 0 else (12 if self.quick else 100), self.candidates)
+        items = source.test(self.queries if self.queries != -1 else (12 if self.quick else 100), self.candidates)
         main = self._load(self.reranker or self.model)
         rerankers = {MAIN: main}
         if self.reranker:
