@@ -43,12 +43,20 @@ evidence: $(VENV)/.installed-dev  ## record again what the pages and rungs rest 
 	$(BIN)/broadsheet try transnormer --steps 200 --record
 	$(BIN)/broadsheet try aded --tokens 40 --record
 	$(BIN)/broadsheet try loogle --documents 3 --questions 6 --record
+	$(BIN)/broadsheet apply first pydocs --train --out runs/easy --minutes 13 --brief --titles --words 20 \
+		--ranking-only --loss softmax --sizes 2-4 --depth 1000 --lists 7000 --learning-rate 1e-4
+	$(BIN)/broadsheet apply first pydocs --train --reranker runs/easy --out runs/first --minutes 15 --titles --words 20 \
+		--sizes 4-10 --shuffle 0.2 --lists 4000 --learning-rate 5e-5 --window 10 --step 5
+	$(BIN)/broadsheet try first --reranker runs/first --titles --words 20 --queries 100 --dtype bfloat16 --record
+	$(BIN)/broadsheet try pg_rank --record
+	$(BIN)/broadsheet try fullrank --reranker runs/first --candidates 20 --queries 40 --titles --words 20 --dtype bfloat16 --record
 
 bench: $(VENV)/.installed-dev  ## measure speed ratios side by side
 	$(BIN)/python benchmarks/detect.py
 	$(BIN)/python benchmarks/attend.py
 	$(BIN)/python benchmarks/transnormer.py
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/rank.py
 
 clean:  ## remove what the other commands made here; the model cache stays
 	rm -rf $(VENV) build dist site runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
