@@ -313,6 +313,24 @@ def test_a_query_may_hold_braces(prompter):
     assert text.count("what is {num} {example} {0}?") == 2
 
 
+def test_what_does_not_fit_is_not_said_by_the_tokenizer_as_well(tiny_tokenizer):
+    import logging
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 8
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = said.append
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        built = Prompter(tokenizer, max_length=600).build("a query of some words", ["many words " * 200, "few"])
+    finally:
+        logger.removeHandler(handler)
+    assert built.cut == 1
+    assert said == []
+
+
 def test_a_brief_prompt_names_each_passage_before_and_behind(tokenizer):
     brief = Prompter(tokenizer, prompt=BRIEF)
     documents = ["one thing", "two things"]

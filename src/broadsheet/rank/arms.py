@@ -19,7 +19,10 @@ from broadsheet.results import ArmResult, Curve, Role
 from broadsheet.trial import Arm, Measured, Metric
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from broadsheet.rank.base import ListwiseReranker
+    from broadsheet.rank.items import Lists
     from broadsheet.rank.lists import RankList
 
 FIRST_STAGE = "first stage"
@@ -37,6 +40,19 @@ def changed(reranker: ListwiseReranker, **settings: Any) -> ListwiseReranker:
     return type(reranker)(
         reranker.model, reranker.tokenizer, batch_tokens=reranker.batch_tokens, spec=reranker.spec, **given
     )
+
+
+def setting(
+    items: Lists, model: PreTrainedModel, *, candidates: int, words: int, titles: bool, first_stage: str
+) -> dict[str, str]:
+    """What every trial on lists of passages says of them, and of the model it ran."""
+    return {
+        "data": items.about,
+        "lists": f"{len(items.lists)} queries, at most {candidates} candidates each by {first_stage or 'BM25'}, "
+        f"{words or 'all'} words a passage" + ", titles shown" * titles,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+    }
 
 
 def training(folder: str) -> dict[str, str]:

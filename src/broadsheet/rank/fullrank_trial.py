@@ -125,13 +125,17 @@ class FullRankTrial:
             question=f"Does {name} rank {self.candidates} candidates better, or faster, in one call than in windows?",
             setting={
                 "model": name,
-                "data": items.about,
-                "lists": f"{len(items.lists)} queries, at most {self.candidates} candidates each by "
-                f"{self.first_stage or 'BM25'}, {self.words or 'all'} words a passage" + ", titles shown" * self.titles,
+                **parts.training(self.reranker),
+                **parts.setting(
+                    items,
+                    sliding.model,
+                    candidates=self.candidates,
+                    words=self.words,
+                    titles=self.titles,
+                    first_stage=self.first_stage,
+                ),
                 "windows": f"{self.window} passages, step {self.step}",
                 "decoding": f"{self.decode}, {sliding.identifiers} identifiers",
-                "dtype": str(sliding.model.dtype).removeprefix("torch."),
-                "device": str(sliding.model.device),
             },
             arms=arms,
             comparisons=comparisons,

@@ -192,11 +192,14 @@ class PGRankTrial:
             question="Does PG-RANK on the identifiers' logits improve a reranker that FIRST has trained?",
             setting={
                 "model": f"{self.reranker}, and {self.tuned}",
-                "data": items.about,
-                "lists": f"{len(items.lists)} queries, at most {self.candidates} candidates each by "
-                f"{self.first_stage or 'BM25'}, {self.words or 'all'} words a passage" + ", titles shown" * self.titles,
-                "dtype": str(rerankers[AFTER].model.dtype).removeprefix("torch."),
-                "device": str(rerankers[AFTER].model.device),
+                **parts.setting(
+                    items,
+                    rerankers[AFTER].model,
+                    candidates=self.candidates,
+                    words=self.words,
+                    titles=self.titles,
+                    first_stage=self.first_stage,
+                ),
             },
             arms=arms,
             comparisons=comparisons,

@@ -405,7 +405,7 @@ class Prompter:
         return str(text)
 
     def _encode(self, text: str, control: bool = False) -> list[int]:
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not control)
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not control, verbose=False)
         return list(encoded.input_ids)
 
     def _piece(self, text: str, control: bool = False) -> list[int]:
@@ -424,6 +424,7 @@ class Prompter:
             [anchor + text for anchor, text in zip(anchors, texts, strict=True)],
             add_special_tokens=False,
             split_special_tokens=not control,
+            verbose=False,  # how much fits is said here
         ).input_ids
         known = [self._anchors[anchor] for anchor in anchors]
         return [

@@ -118,12 +118,15 @@ class RankTrial:
             setting={
                 "model": name,
                 **parts.training(self.reranker),
-                "data": items.about,
-                "lists": f"{len(items.lists)} queries, at most {self.candidates} candidates each by "
-                f"{self.first_stage or 'BM25'}, {self.words or 'all'} words a passage" + ", titles shown" * self.titles,
+                **parts.setting(
+                    items,
+                    main.model,
+                    candidates=self.candidates,
+                    words=self.words,
+                    titles=self.titles,
+                    first_stage=self.first_stage,
+                ),
                 "windows": f"{main.window} passages, step {main.step}",
-                "dtype": str(main.model.dtype).removeprefix("torch."),
-                "device": str(main.model.device),
             },
             arms=arms,
             comparisons=comparisons,
