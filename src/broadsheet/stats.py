@@ -132,6 +132,39 @@ def tpr_at_fpr(fpr: float) -> Statistic:
     return statistic
 
 
+def spearman(values: Floats, weights: Floats) -> Floats:
+    """Spearman's rank correlation; equal values share the mean of their ranks.
+
+    Args:
+        values: (n, 2), each item's two numbers, such as a similarity and the one people gave.
+        weights: (resamples, n); an item of weight k takes k ranks.
+
+    Returns:
+        (resamples,): Pearson's correlation of the ranks; NaN where all items of a resample tie in one of the numbers.
+
+    Example:
+        `Metric("Spearman", of="similarity", statistic=spearman)`
+    """
+    total = weights.sum(axis=1, keepdims=True)
+    first, second = (_midranks(column, weights) - total / 2 for column in values.T)  # centred: the mean rank is total/2
+    covariance, *variances = (
+        np.einsum("bi,bi,bi->b", weights, a, b) for a, b in ((first, second), (first, first), (second, second))
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # A constant column's ranks are its centre up to rounding: no correlation, whatever is left of them.
+        flat = np.minimum(*variances) <= 1e-12 * total[:, 0] ** 3
+        return np.where(flat, np.nan, np.clip(covariance / np.sqrt(variances[0] * variances[1]), -1, 1))
+
+
+def _midranks(values: Floats, weights: Floats) -> Floats:
+    """(resamples, n): the weight below each value and half of the weight at it."""
+    ascending = np.argsort(values)
+    ranked = values[ascending]
+    lowest = np.concatenate([np.zeros((len(weights), 1)), np.cumsum(weights[:, ascending], axis=1)], axis=1)
+    ends = (lowest[:, np.searchsorted(ranked, values, side=side)] for side in ("left", "right"))
+    return sum(ends) / 2  # type: ignore[no-any-return, call-overload]
+
+
 def interval(values: ArrayLike, statistic: Statistic = mean, *, seed: int = 0, resamples: int = 4000) -> Interval:
     """A statistic of one arm with its 95 % confidence interval.
 
