@@ -66,6 +66,7 @@ class CausalEncoder(InputModule):
         "spec",
     ]
     save_in_root = True
+    tokenizer: PreTrainedTokenizerBase
 
     def __init__(
         self,
