@@ -15,9 +15,9 @@ from broadsheet.corpora import Document
 from broadsheet.rank import apply as command
 from broadsheet.rank.apply import ApplyRank
 from broadsheet.rank.base import ListwiseReranker
-from broadsheet.rank.beir import Beir
-from broadsheet.rank.corpus import Documentation
-from broadsheet.rank.formats import read_run
+from broadsheet.retrieval.beir import Beir
+from broadsheet.retrieval.documentation import Documentation
+from broadsheet.retrieval.trec import read_run
 
 WORDS = ["hat", "mat", "red", "sea", "reed", "inn", "tree", "near", "rat", "stone"]
 QUERIES = 20

@@ -16,9 +16,9 @@ from broadsheet.rank.arms import FIRST_STAGE
 from broadsheet.rank.base import ListwiseReranker
 from broadsheet.rank.fullrank_trial import FULL, SLIDING, FullRankTrial, noisy_labels
 from broadsheet.rank.items import Source
-from broadsheet.rank.lists import RankList
 from broadsheet.rank.pg_trial import AFTER, BEFORE, FOR_MRR, FOR_NDCG, LISTNET, PGRankTrial, synthetic
 from broadsheet.rank.trial import MAIN, PERMUTATION, SHUFFLED, UNTRAINED, RankTrial
+from broadsheet.retrieval.lists import RankList
 
 WORDS = ["hat", "mat", "red", "sea", "reed", "inn", "tree", "near", "rat", "stone"]
 

@@ -5,17 +5,18 @@
 """
 
 from broadsheet.rank.base import Account, ListwiseReranker
-from broadsheet.rank.beir import Beir
-from broadsheet.rank.corpus import Documentation
 from broadsheet.rank.feedback import RelevanceFeedback
 from broadsheet.rank.first import FIRST, WeightedRankNetScheme
 from broadsheet.rank.fitting import Fitted, fit
 from broadsheet.rank.formats import as_rerankers
 from broadsheet.rank.fullrank import FullRank, complete_labels, reranker_comparator, teacher_comparator
-from broadsheet.rank.lists import RankList, training_rows
-from broadsheet.rank.metrics import evaluate, evaluate_lists
 from broadsheet.rank.pg_rank import MRR, NDCG, PGRank, PlackettLucePolicyGradient
 from broadsheet.rank.prompt import Prompt
+from broadsheet.rank.rows import training_rows
+from broadsheet.retrieval.beir import Beir
+from broadsheet.retrieval.documentation import Documentation
+from broadsheet.retrieval.lists import RankList
+from broadsheet.retrieval.metrics import evaluate, evaluate_lists
 
 __all__ = [
     "FIRST",

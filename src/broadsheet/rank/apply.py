@@ -16,11 +16,12 @@ from broadsheet.apply import Summary, map_corpus
 from broadsheet.cache import fingerprint, locked
 from broadsheet.console import InputError, say
 from broadsheet.corpora import Corpus, Document, Place
-from broadsheet.rank.beir import Beir
-from broadsheet.rank.formats import read_requests, read_run, rerank_requests, write_requests, write_run
+from broadsheet.rank.formats import read_requests, rerank_requests, write_requests
 from broadsheet.rank.items import Source
-from broadsheet.rank.lists import training_rows, write_rows
 from broadsheet.rank.prompt import BRIEF
+from broadsheet.rank.rows import training_rows, write_rows
+from broadsheet.retrieval.beir import Beir
+from broadsheet.retrieval.trec import read_run, write_run
 
 if TYPE_CHECKING:
     from broadsheet.rank.base import ListwiseReranker

@@ -14,8 +14,8 @@ import numpy as np
 
 from broadsheet.models.safefiles import read_json
 from broadsheet.rank.bias import position_bias
-from broadsheet.rank.metrics import MEASURES, evaluate_lists
 from broadsheet.results import ArmResult, Curve, Role
+from broadsheet.retrieval.metrics import MEASURES, evaluate_lists
 from broadsheet.trial import Arm, Measured, Metric
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from broadsheet.rank.base import ListwiseReranker
     from broadsheet.rank.items import Lists
-    from broadsheet.rank.lists import RankList
+    from broadsheet.retrieval.lists import RankList
 
 FIRST_STAGE = "first stage"
 METRICS = [Metric(name, bounds=(0, 1)) for name in MEASURES]

@@ -12,10 +12,10 @@ from pathlib import Path
 from broadsheet import corpora
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
-from broadsheet.rank.beir import Beir
-from broadsheet.rank.corpus import Documentation
-from broadsheet.rank.formats import read_run
-from broadsheet.rank.lists import RankList
+from broadsheet.retrieval.beir import Beir
+from broadsheet.retrieval.documentation import Documentation
+from broadsheet.retrieval.lists import RankList
+from broadsheet.retrieval.trec import read_run
 
 
 @dataclass(frozen=True)

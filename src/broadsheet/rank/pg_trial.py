@@ -20,9 +20,9 @@ from broadsheet.evidence import provenance, versions
 from broadsheet.rank import arms as parts
 from broadsheet.rank.arms import METRICS, first_stage, reranking
 from broadsheet.rank.items import Source
-from broadsheet.rank.lists import RankList
-from broadsheet.rank.metrics import evaluate_lists
 from broadsheet.results import TrialResult
+from broadsheet.retrieval.lists import RankList
+from broadsheet.retrieval.metrics import evaluate_lists
 from broadsheet.trial import Arm, run_arms
 
 if TYPE_CHECKING:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from broadsheet.cache import atomic_write
 from broadsheet.console import InputError, say
+from broadsheet.retrieval.lists import RankList
 
 Row = Mapping[str, Any]
+Order = Literal["first_stage", "shuffled"]
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
@@ -45,6 +48,39 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, start=1):
         check_row(row, f"{path}, row {number}")
     return rows
+
+
+def training_rows(
+    lists: Iterable[RankList], *, order: Order = "shuffled", seed: int = 0, epoch: int = 0
+) -> list[dict[str, Any]]:
+    """Rows `query`, `documents`, `labels`, `ranking` to train a reranker on.
+
+    Args:
+        lists: their candidates become `documents`.
+        order: `"shuffled"` by seed, epoch and query, so that the place of a passage tells nothing about it; or
+            `"first_stage"`, as a reranker will be given them, where a model may learn to trust the first places.
+        seed, epoch: of the shuffling.
+
+    Returns:
+        Rows whose `ranking` holds indices into `documents`: the more relevant first, those alike in first-stage order.
+    """
+    rows = []
+    for each in lists:
+        places = list(range(len(each.ids)))
+        if order == "shuffled":
+            random.Random(f"{seed}/{epoch}/{each.id}").shuffle(places)
+        labels = [each.labels[i] for i in places]
+        ranking = sorted(range(len(places)), key=lambda i: (-labels[i], places[i]))
+        documents = [each.documents[i] for i in places]
+        rows.append({"query": each.query, "documents": documents, "labels": labels, "ranking": ranking})
+    return rows
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write rows as JSONL, under a temporary name until they are all there."""
+    with atomic_write(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def check_row(row: Any, place: str) -> None:

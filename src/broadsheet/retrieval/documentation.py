@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
-from broadsheet.rank.duplicates import distinct
-from broadsheet.rank.lists import Passage, RankList
-from broadsheet.rank.search import BM25
+from broadsheet.retrieval.duplicates import distinct
+from broadsheet.retrieval.lists import Passage, RankList
+from broadsheet.retrieval.search import BM25
 
 if TYPE_CHECKING:
     from broadsheet.corpora import Document
@@ -58,7 +58,7 @@ class Documentation:
         seed: of the split and of every choice below.
 
     Attributes:
-        entries: the passages, in corpus order.
+        entries: the passages, in corpus order: what the queries of `test` and of `pairs` search.
         dropped: rows that are no passage, by reason.
 
     Raises:
@@ -119,6 +119,27 @@ class Documentation:
             if len(made) >= lists:
                 break
         return made[:lists]
+
+    def pairs(self, n: int, *, held_out: bool) -> list[Entry]:
+        """Entries whose `summary` is a query and whose `text` alone answers it, in random order.
+
+        For what reads queries and passages apart, such as an embedder: search `entries` for the summaries of held-out
+        packages, and train on pairs of the others. No package has more than a tenth, as long as there are others.
+
+        Args:
+            n: how many; with `held_out=False` at most, as many as there are.
+            held_out: from the packages of the test, and then the queries of `test(n)`; or from the others.
+
+        Raises:
+            InputError: the held-out packages have fewer queries, or `n` is below 1.
+
+        Example:
+            queries = [entry.summary for entry in docs.pairs(100, held_out=True)]
+            texts = [entry.text for entry in docs.entries]  # searched
+        """
+        if n < 1:
+            raise InputError(f"got {n} pairs; expected one at least")
+        return [self.entries[i] for i in self._choose(n, held_out=held_out, at_most=not held_out)[:n]]
 
     def _choose(self, n: int, *, held_out: bool, at_most: bool = False) -> list[int]:
         """Places of `n` entries whose summary is a query, in random order, no package with more than a tenth of them.

@@ -1,22 +1,14 @@
-"""The retrieval sets: fair candidates, splits that share nothing, near-duplicates found, files read or refused."""
+"""The retrieval test made from documentation: fair candidates, splits that share nothing."""
 
 from __future__ import annotations
 
-import json
 import random
-from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from broadsheet.console import InputError
 from broadsheet.corpora import Document
-from broadsheet.rank.beir import Beir
-from broadsheet.rank.corpus import Documentation
-from broadsheet.rank.duplicates import distinct
-from broadsheet.rank.lists import RankList, training_rows
-from broadsheet.rank.search import BM25
+from broadsheet.retrieval.documentation import Documentation
 
 NOUNS = ["path", "list", "file", "graph", "matrix", "token", "socket", "queue", "image", "model", "tree", "lock"]
 VERBS = ["join", "sort", "close", "draw", "invert", "read", "open", "drain", "crop", "fit", "walk", "hold"]
@@ -48,9 +40,6 @@ def row(name: str, summary: str, body: str, package: str = "p") -> Document:
 
 
 BODY = "Every part after the first one is joined by a slash, and what is empty is left out of the result."
-
-
-# Documentation
 
 
 def test_candidates_are_never_shown_with_the_right_one_first_by_construction():
@@ -94,6 +83,22 @@ def test_test_and_training_share_no_package_and_no_training_passage_is_of_the_te
     shown = {identifier.split(".")[0] for each in train for identifier in each.ids}
     assert not any(docs.held_out(package) for package in shown)
     assert any(not docs.held_out(i.split(".")[0]) for each in test for i in each.ids)  # candidates are of everything
+
+
+def test_pairs_are_the_queries_of_the_test_or_come_from_packages_that_it_does_not_have():
+    docs = Documentation(rows())
+    test, train = docs.pairs(60, held_out=True), docs.pairs(90, held_out=False)
+    assert [(each.id, each.summary) for each in test] == [(each.id, each.query) for each in docs.test(60)]
+    assert {entry.package for entry in test}.isdisjoint({entry.package for entry in train})
+    assert all(entry.unique and entry in docs.entries for entry in test + train)
+    assert len({entry.id for entry in train}) == 90
+    assert docs.pairs(90, held_out=False) == train != Documentation(rows(), seed=1).pairs(90, held_out=False)
+    able = sum(entry.unique and not docs.held_out(entry.package) for entry in docs.entries)
+    assert len(docs.pairs(100_000, held_out=False)) == able
+    with pytest.raises(InputError, match="expected 100000: ask for fewer"):
+        docs.pairs(100_000, held_out=True)
+    with pytest.raises(InputError, match="got 0 pairs"):
+        docs.pairs(0, held_out=True)
 
 
 def test_the_same_seed_gives_the_same_lists_and_another_seed_others():
@@ -175,143 +180,3 @@ def test_a_corpus_without_docstrings_and_too_many_queries_are_refused():
         Documentation(rows()).test(5, candidates=0)
     with pytest.raises(InputError, match="-1 words"):
         Documentation(rows(), words=-1)
-
-
-# Near-duplicates
-
-
-def test_near_duplicates_are_found_whatever_their_distance_and_different_texts_kept():
-    generator = random.Random(0)
-    texts = [" ".join(f"w{generator.randrange(5000)}" for _ in range(60)) for _ in range(200)]
-    changed = [text.replace(text.split()[30], "other", 1).upper() for text in texts]
-    assert list(distinct(texts + changed)) == [True] * 200 + [False] * 200
-
-
-@given(st.lists(st.text(max_size=40), max_size=8))
-def test_any_text_is_distinct_once(texts):
-    kept = list(distinct(texts))
-    assert len(kept) == len(texts)
-    assert list(distinct([*texts, *texts]))[len(texts) :] == [False] * len(texts)
-    assert kept[:1] == [True][: len(texts)]
-
-
-# BM25
-
-
-def test_bm25_finds_what_shares_words_with_ties_in_order():
-    index = BM25(["paths paths", "a list", "paths paths", "graph of paths and trees"])
-    places, scores = index.search(["paths"], 3)[0]
-    assert places == [0, 2, 3]
-    assert scores[0] == scores[1] > scores[2] > 0
-
-
-def test_a_query_of_unknown_words_gives_the_first_texts_and_k_is_capped():
-    index = BM25(["join paths", "sort lists", "walk trees"])
-    for query in ("", "?!", "unheard-of vocabulary", "the"):
-        assert index.search([query], 2) == [([0, 1], [0.0, 0.0])]
-    assert index.search(["trees"], 10)[0][0] == [2, 0, 1]
-    assert BM25(["!", "?"]).search(["paths"], 1) == [([0], [0.0])]
-    with pytest.raises(InputError, match="no passages"):
-        BM25([])
-
-
-# Lists
-
-
-LIST = RankList(
-    "q", "query", ("a", "b", "c", "d"), ("A", "B", "C", "D"), (4.0, 3.0, 2.0, 1.0), {"c": 2, "a": 1, "z": 1}
-)
-
-
-def test_a_list_is_shuffled_by_seed_and_name_and_can_be_unshuffled():
-    shuffled, order = LIST.shuffled(3)
-    assert (shuffled, order) == LIST.shuffled(3)
-    assert any(LIST.shuffled(seed)[1] != order for seed in range(9))
-    assert [shuffled.ids[order.index(i)] for i in range(4)] == list(LIST.ids)
-    assert sorted(zip(shuffled.ids, shuffled.documents, shuffled.labels, strict=True)) == sorted(
-        zip(LIST.ids, LIST.documents, LIST.labels, strict=True)
-    )
-
-
-def test_training_rows_rank_by_relevance_then_by_first_stage_whatever_the_order_shown():
-    assert LIST.labels == [1, 0, 2, 0]
-    for order, epoch in (("first_stage", 0), ("shuffled", 0), ("shuffled", 1)):
-        [made] = training_rows([LIST], order=order, epoch=epoch)
-        assert [made["documents"][i] for i in made["ranking"]] == ["C", "A", "B", "D"]
-        assert [made["labels"][i] for i in made["ranking"]] == [2, 1, 0, 0]
-    orders = {tuple(training_rows([LIST], epoch=epoch)[0]["documents"]) for epoch in range(20)}
-    assert len(orders) > 5
-    assert training_rows([LIST], order="first_stage")[0]["documents"] == ["A", "B", "C", "D"]
-
-
-# BEIR folders and runs
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    corpus = {"d1": ("Paths", "Join two paths."), "d2": ("", "Sort a list of paths."), "d3": ("", "Walk a tree.")}
-    (tmp_path / "corpus.jsonl").write_text(
-        "".join(json.dumps({"_id": i, "title": t, "text": x}) + "\n" for i, (t, x) in corpus.items())
-    )
-    queries = {"q1": "join paths", "q2": "walk trees", "q3": "never judged"}
-    (tmp_path / "queries.jsonl").write_text(
-        "".join(json.dumps({"_id": i, "text": x}) + "\n" for i, x in queries.items())
-    )
-    (tmp_path / "qrels").mkdir()
-    write_qrels(tmp_path, "q1\td2\t2\nq1\td3\t0\nq2\td3\t1\n")
-    return tmp_path
-
-
-def write_qrels(folder: Path, lines: str) -> None:
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
-
-
-def test_a_beir_folder_gives_its_judged_queries_in_bm25_order(folder):
-    lists = Beir(folder).lists("test", candidates=2)
-    assert [each.id for each in lists] == ["q1", "q2"]
-    assert lists[0].ids == ("d1", "d2")
-    assert lists[0].documents == ({"title": "Paths", "text": "Join two paths."}, "Sort a list of paths.")
-    assert lists[0].labels == [0, 2]
-    assert Beir(folder, words=2).documents["d3"] == "Walk a"
-
-
-def test_a_run_is_the_first_stage_where_one_is_given(folder, capsys):
-    run = {"q1": {"d3": 1.0, "d2": 5.0, "d1": 1.0}}
-    lists = Beir(folder).lists(run=run, candidates=3)
-    assert [each.ids for each in lists] == [("d2", "d1", "d3")]
-    assert "lacks 1 judged queries, such as 'q2'" in capsys.readouterr().err
-    with pytest.raises(InputError, match=r"names 1 documents .* such as 'nowhere'"):
-        Beir(folder).lists(run={"q1": {"nowhere": 1.0}})
-    with pytest.raises(InputError, match="none of the 2 judged queries"):
-        Beir(folder).lists(run={"other": {"d1": 1.0}})
-
-
-def test_unknown_ids_in_qrels_are_said_in_one_line_each(folder, capsys):
-    write_qrels(folder, "q1\td2\t1\nq1\tgone\t1\nq9\td1\t1\n")
-    judged = Beir(folder).qrels("test")
-    assert judged == {"q1": {"d2": 1, "gone": 1}}  # trec_eval's way: what cannot be found still counts
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2
-    assert "1 queries that the collection lacks, such as 'q9'" in said[0]
-    assert "1 documents that the collection lacks, such as 'gone'" in said[1]
-    write_qrels(folder, "q9\tgone\t1\n")
-    with pytest.raises(InputError, match="judges no document"):
-        Beir(folder).qrels("test")
-
-
-def test_what_is_wrong_with_a_folder_is_named(folder, tmp_path):
-    with pytest.raises(InputError, match=r"no .*dev\.tsv; .* has qrels for test"):
-        Beir(folder).lists("dev")
-    write_qrels(folder, "q1\td2\tvery\n")
-    with pytest.raises(InputError, match=r"test\.tsv:2: expected query, document and a whole number"):
-        Beir(folder).qrels("test")
-    (folder / "corpus.jsonl").write_text('{"_id": "d1", "text": "a"}\n{"_id": "d1", "text": "b"}\n')
-    with pytest.raises(InputError, match="names document 'd1' twice"):
-        Beir(folder)
-    (folder / "corpus.jsonl").write_text('{"_id": "d1", "text": "a"}\nbroken\n')
-    with pytest.raises(InputError, match=r"corpus\.jsonl:2: "):
-        Beir(folder)
-    (folder / "queries.jsonl").unlink()
-    (folder / "corpus.jsonl").write_text('{"_id": "d1", "text": "a"}\n')
-    with pytest.raises(InputError, match=r"is no BEIR folder: it lacks queries\.jsonl"):
-        Beir(folder)

@@ -1,21 +1,16 @@
-"""What a reranker works on: a query, its candidates in first-stage order, and which of them are right.
+"""What is ranked: a query, its candidates in first-stage order, and which of them are right.
 
-Knows: queries, passages, judgements, seeds. Does not know: where they come from (`corpus`), or how they are ranked.
+Knows: queries, passages, judgements, seeds. Does not know: where they come from (`documentation`, `beir`), or how they
+are ranked.
 """
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
-
-from broadsheet.cache import atomic_write
 
 Passage = str | Mapping[str, str]
-Order = Literal["first_stage", "shuffled"]
 
 
 @dataclass(frozen=True)
@@ -67,36 +62,3 @@ class RankList:
         order = list(range(len(self.ids)))
         random.Random(f"{seed}/{self.id}").shuffle(order)
         return self.reordered(order), order
-
-
-def training_rows(
-    lists: Iterable[RankList], *, order: Order = "shuffled", seed: int = 0, epoch: int = 0
-) -> list[dict[str, Any]]:
-    """Rows `query`, `documents`, `labels`, `ranking` to train a reranker on.
-
-    Args:
-        lists: their candidates become `documents`.
-        order: `"shuffled"` by seed, epoch and query, so that the place of a passage tells nothing about it; or
-            `"first_stage"`, as a reranker will be given them, where a model may learn to trust the first places.
-        seed, epoch: of the shuffling.
-
-    Returns:
-        Rows whose `ranking` holds indices into `documents`: the more relevant first, those alike in first-stage order.
-    """
-    rows = []
-    for each in lists:
-        places = list(range(len(each.ids)))
-        if order == "shuffled":
-            random.Random(f"{seed}/{epoch}/{each.id}").shuffle(places)
-        labels = [each.labels[i] for i in places]
-        ranking = sorted(range(len(places)), key=lambda i: (-labels[i], places[i]))
-        documents = [each.documents[i] for i in places]
-        rows.append({"query": each.query, "documents": documents, "labels": labels, "ranking": ranking})
-    return rows
-
-
-def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Write rows as JSONL, under a temporary name until they are all there."""
-    with atomic_write(path) as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")

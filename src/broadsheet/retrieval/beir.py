@@ -16,8 +16,8 @@ from pathlib import Path
 from broadsheet import corpora
 from broadsheet.cache import fingerprint, sha256_file
 from broadsheet.console import InputError, say
-from broadsheet.rank.lists import Passage, RankList
-from broadsheet.rank.search import BM25
+from broadsheet.retrieval.lists import Passage, RankList
+from broadsheet.retrieval.search import BM25
 
 Run = Mapping[str, Mapping[str, float]]
 

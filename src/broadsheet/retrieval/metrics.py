@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from broadsheet.console import InputError
 
 if TYPE_CHECKING:
-    from broadsheet.rank.lists import RankList
+    from broadsheet.retrieval.lists import RankList
 
 MEASURES = ("nDCG@10", "RR@10")
 
