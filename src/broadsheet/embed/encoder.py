@@ -66,7 +66,7 @@ class CausalEncoder(InputModule):
         "spec",
     ]
     save_in_root = True
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase  # type: ignore[misc]
 
     def __init__(
         self,
