@@ -98,6 +98,7 @@ class CausalEncoder(InputModule):
         self.append = tuple(append)
         self.truncate = truncate
         self.spec = spec
+        self.autocast: torch.dtype | None = None  # while it is trained: the type of forward passes
         self.texts_ = self.truncated_ = self.empty_ = 0
         if layer is not None and not 1 <= layer <= len(self.layers):
             raise InputError(f"got layer {layer}; the model has layers 1 to {len(self.layers)}")
@@ -252,7 +253,7 @@ class CausalEncoder(InputModule):
         """
         causal = (attention or self.attention) == "causal"
         given = self._arguments(self.backbone, input_ids, attention_mask, causal)
-        with _leaving_after(self.layers, self.layer) as left:
+        with self._precision(), _leaving_after(self.layers, self.layer) as left:
             try:
                 output = self.backbone(input_ids=input_ids, use_cache=False, **given)
             except _Left:
@@ -262,7 +263,11 @@ class CausalEncoder(InputModule):
     def logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Next-token logits (batch, length, vocabulary) under causal attention, or under a mask of four dimensions."""
         given = self._arguments(self.model, input_ids, attention_mask, True)
-        return cast(Tensor, self.model(input_ids=input_ids, use_cache=False, **given).logits)
+        with self._precision():
+            return cast(Tensor, self.model(input_ids=input_ids, use_cache=False, **given).logits)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, dtype=self.autocast)
 
     def _arguments(
         self, model: PreTrainedModel, ids: Tensor, attention_mask: Tensor | None, causal: bool

@@ -7,7 +7,8 @@ refused on another base than it was trained on.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ _STRANGE = ("megatron_config", "corda_config", "eva_config")
 
 def has_adapter(model: PreTrainedModel) -> bool:
     """Whether there is an adapter in the model."""
-    return bool(getattr(model, "_hf_peft_config_loaded", False))
+    return hasattr(model, "peft_config")
 
 
 def add(
@@ -40,37 +41,54 @@ def add(
 ) -> None:
     """Put LoRA matrices of `rank` into all linear layers but the head (or into `modules`); they alone are trained.
 
+    The model stays what it is, with other layers inside: nothing is wrapped around it.
+
     Args:
         alpha: 2 × rank by default.
 
     Raises:
         InputError: peft is not installed, or the model has an adapter.
     """
-    try:
-        from peft import LoraConfig
-    except ImportError:
-        raise InputError("an adapter needs peft: pip install 'broadsheet[embed]'") from None
+    peft = _peft("an adapter")
     if has_adapter(model):
         raise InputError("the model has an adapter; go on with it, or merge it first")
-    model.base_ = {"fingerprint": fingerprint(model), "dtype": str(model.dtype).removeprefix("torch.")}
     targets: Any = list(modules) or "all-linear"
     settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha or 2 * rank, "lora_dropout": dropout}
-    model.add_adapter(LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **settings))
+    base = {"fingerprint": fingerprint(model), "dtype": str(model.dtype).removeprefix("torch.")}
+    _inject(model, peft.LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **settings))
+    model.base_ = base
+
+
+def layers(model: PreTrainedModel) -> dict[str, Any]:
+    """The layers that hold the adapter's matrices, by name."""
+    if not has_adapter(model):
+        return {}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: part for name, part in model.named_modules() if isinstance(part, BaseTunerLayer)}
+
+
+@contextmanager
+def disabled(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model computes as its base does, without the adapter; gradients are as they were afterwards."""
+    held = layers(model)
+    for part in held.values():
+        part._disable_adapters = True
+    try:
+        yield
+    finally:
+        for part in held.values():
+            part._disable_adapters = False
 
 
 def merge(model: PreTrainedModel) -> None:
     """Add the adapter's matrices to the weights and take it out; nothing happens where there is none."""
-    if not has_adapter(model):
-        return
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, part in list(model.named_modules()):
-        if isinstance(part, BaseTunerLayer):
-            part.merge()
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, part.get_base_layer())
-    model._hf_peft_config_loaded = False
-    del model.peft_config
+    for name, part in layers(model).items():
+        part.merge()
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, part.get_base_layer())
+    if has_adapter(model):
+        del model.peft_config
 
 
 def save(model: PreTrainedModel, folder: Path, spec: str) -> None:
@@ -85,8 +103,14 @@ def save(model: PreTrainedModel, folder: Path, spec: str) -> None:
             return
         if not spec:
             raise InputError("an adapter is saved beside its base's name, which is not known; merge it, or set spec")
+        from safetensors.torch import save_file
+
+        config = model.peft_config["default"]
         base = spec if spec == "default" or not Path(spec).exists() else str(Path(spec).resolve())
-        model.save_pretrained(folder, save_embedding_layers=False)
+        config.base_model_name_or_path = base
+        config.save_pretrained(str(folder))
+        weights = _peft("an adapter").get_peft_model_state_dict(model, save_embedding_layers=False)
+        save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, folder / WEIGHTS)
         record = {"spec": base, **model.base_}
         (folder / BASE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
@@ -145,18 +169,42 @@ def attach(model: PreTrainedModel, folder: Path, spec: str) -> None:
     """Put the checked adapter in `folder` into `model`.
 
     Raises:
-        InputError: peft is not installed, or shapes do not fit.
+        InputError: peft is not installed, or it does not fit.
     """
+    from safetensors.torch import load_file
+
+    peft = _peft(f"{folder} is an adapter, which")
+    weights = load_file(str(folder / WEIGHTS))
     try:
-        import peft  # noqa: F401
-    except ImportError:
-        raise InputError(f"{folder} is an adapter, which needs peft: pip install 'broadsheet[embed]'") from None
-    try:
-        with quiet():
-            model.load_adapter(str(folder), adapter_kwargs={"local_files_only": True})
-    except (RuntimeError, ValueError, KeyError) as error:
+        config = peft.LoraConfig.from_pretrained(str(folder), local_files_only=True)
+        _inject(model, config)
+        result = peft.set_peft_model_state_dict(model, weights)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the adapter in {folder} does not fit {spec}: {reason}") from None
+    missing = [name for name in result.missing_keys if "lora_" in name]
+    if missing or result.unexpected_keys:
+        raise InputError(
+            f"the adapter in {folder} does not fit {spec}: {len(missing)} matrices are missing and "
+            f"{len(result.unexpected_keys)} have no place; give the base it was trained on"
+        )
+
+
+def _inject(model: PreTrainedModel, config: Any) -> None:
+    """peft's layers in place, everything but their matrices frozen."""
+    peft = _peft("an adapter")
+    peft.inject_adapter_in_model(config, model)
+    model.peft_config = {"default": config}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def _peft(what: str) -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise InputError(f"{what} needs peft: pip install 'broadsheet[embed]'") from None
+    return peft
 
 
 def _dtype(name: Any) -> Any:
