@@ -56,7 +56,7 @@ class CausalEncoder(InputModule):
     """
 
     config_file_name = "encoder.json"
-    config_keys: ClassVar[list[str]] = [
+    config_keys: ClassVar[list[str]] = [  # type: ignore[misc]
         "attention",
         "layer",
         "template",
@@ -66,7 +66,7 @@ class CausalEncoder(InputModule):
         "spec",
     ]
     save_in_root = True
-    tokenizer: PreTrainedTokenizerBase  # type: ignore[misc]
+    tokenizer: PreTrainedTokenizerBase
 
     def __init__(
         self,

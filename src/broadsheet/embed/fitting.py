@@ -20,7 +20,7 @@ import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from broadsheet.cache import atomic_folder, atomic_write, fingerprint
 from broadsheet.console import InputError
@@ -127,7 +127,7 @@ def fit(
     Example:
         fit(embedder, pairs, MultipleNegativesRankingLoss(embedder, scale=50), "runs/contrastive", steps=200)
     """
-    if steps is not None and steps < 1 or epochs < 1 or batch_size < 1 or accumulate < 1:
+    if (steps is not None and steps < 1) or epochs < 1 or batch_size < 1 or accumulate < 1:
         raise InputError(
             f"got steps {steps}, epochs {epochs}, batch_size {batch_size}, accumulate {accumulate}; expected 1 or more"
         )
@@ -166,8 +166,7 @@ def fit(
         fingerprints=("model", "data"),
         kind="embedder",
     )
-    with place as folder, torch.random.fork_rng(), _trained(embedder, method, lora_rank, autocast):
-        torch.manual_seed(seed)
+    with place as folder, _seeded(seed), _trained(embedder, method, lora_rank, autocast):
         common: dict[str, Any] = {
             "learning_rate": made_from["learning_rate"],
             "weight_decay": weight_decay,
@@ -182,7 +181,7 @@ def fit(
             **arguments,
         }
         follow = {"progress": run.progress, "schedule": warmed_up(schedule, warmup)}
-        build = _on_items if isinstance(loss, Objective) else _on_columns
+        build: Any = _on_items if isinstance(loss, Objective) else _on_columns
         trainer = build(embedder, data, loss, str(folder), steps, epochs, common, follow)
         finished = run.train(trainer)
         fitted = Fitted(
@@ -382,7 +381,7 @@ def _on_columns(
     common: dict[str, Any],
     follow: dict[str, Any],
 ) -> _ColumnTrainer:
-    length = {"max_steps": steps} if steps is not None else {"num_train_epochs": epochs}
+    length: dict[str, Any] = {"max_steps": steps} if steps is not None else {"num_train_epochs": epochs}
     arguments = SentenceTransformerTrainingArguments(folder, **length, **common)
     sets = {name: _dataset(each) for name, each in data.items()} if isinstance(data, Mapping) else _dataset(data)
     return _ColumnTrainer(model=embedder, args=arguments, train_dataset=sets, loss=loss, **follow)
@@ -397,6 +396,14 @@ def _dataset(rows: Any) -> Any:
 def _world() -> int:
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's own generator begins at `seed` inside, and is as it was afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager
@@ -461,7 +468,8 @@ def _plain(value: Any) -> Any:
 def _fingerprint(embedder: SentenceTransformer) -> list[Any]:
     """What the embedder is made of: the model's weights, and each module's settings."""
     lm = embedder.transformers_model
-    settings = [_plain(part.get_config_dict()) for part in embedder if hasattr(part, "get_config_dict")]
+    parts: list[Any] = list(embedder)
+    settings = [_plain(part.get_config_dict()) for part in parts if hasattr(part, "get_config_dict")]
     return ["" if lm is None else model_fingerprint(lm), settings, _plain(embedder.prompts)]
 
 
