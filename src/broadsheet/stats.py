@@ -161,8 +161,9 @@ def _midranks(values: Floats, weights: Floats) -> Floats:
     ascending = np.argsort(values)
     ranked = values[ascending]
     lowest = np.concatenate([np.zeros((len(weights), 1)), np.cumsum(weights[:, ascending], axis=1)], axis=1)
-    ends = (lowest[:, np.searchsorted(ranked, values, side=side)] for side in ("left", "right"))
-    return sum(ends) / 2  # type: ignore[no-any-return, call-overload]
+    below = lowest[:, np.searchsorted(ranked, values, side="left")]
+    at_or_below = lowest[:, np.searchsorted(ranked, values, side="right")]
+    return (below + at_or_below) / 2
 
 
 def interval(values: ArrayLike, statistic: Statistic = mean, *, seed: int = 0, resamples: int = 4000) -> Interval:

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
 from broadsheet.retrieval.beir import Beir, searched
 from broadsheet.retrieval.documentation import Documentation
-from broadsheet.retrieval.duplicates import near
+from broadsheet.retrieval.duplicates import jaccard, near
 from broadsheet.stats import Floats, auroc, spearman
 from broadsheet.trial import Metric
 
@@ -114,7 +115,7 @@ def _file_rows(path: Path) -> Iterable[tuple[str, dict[str, object]]]:
     opened = gzip.open if path.suffix == ".gz" else open
     header: list[str] = []
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, **form)  # type: ignore[arg-type]
+        reader = csv.reader(file, **form)
         try:
             for cells in reader:
                 if not any(cells):
@@ -180,10 +181,15 @@ def _is_number(value: object) -> bool:
 # Retrieval
 
 
+@lru_cache(maxsize=1)
+def _pydocs() -> corpora.Corpus:
+    return corpora.load("pydocs")
+
+
 @lru_cache(maxsize=2)
 def documentation(words: int = 40, seed: int = 0) -> Documentation:
     """`pydocs` as passages of at most so many words; read once for all tasks of a trial."""
-    return Documentation(corpora.load("pydocs"), words=words, seed=seed)
+    return Documentation(_pydocs(), words=words, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -330,7 +336,7 @@ def duplicates(
         raise InputError(f"got {n} near-duplicates of {words} words; expected 1 or more")
     rows = [
         (document.id, str(document.metadata["package"]), " ".join(document.text.split()[:words]))
-        for document in (corpora.load("pydocs") if documents is None else documents)
+        for document in (_pydocs() if documents is None else documents)
         if document.metadata.get("kind") in ("function", "class") and len(document.text.split()) >= 12
     ]
     rows.sort(key=lambda row: fingerprint([seed, row[0]]))
@@ -341,11 +347,11 @@ def duplicates(
     for first, second, overlap in found:
         package, anchor = rows[first][1], rows[first][2]
         generator = random.Random(f"{seed}/{rows[first][0]}")
-        candidates = [text for text in of_package[package] if _jaccard(anchor, text) < _FAR]
-        if not candidates:
-            continue
         length = len(rows[second][2])
-        nearest = sorted(candidates, key=lambda text: abs(len(text) - length))[:5]
+        by_length = sorted(of_package[package], key=lambda text: abs(len(text) - length))
+        nearest = list(islice((text for text in by_length if jaccard(anchor, text) < _FAR), 5))
+        if not nearest:
+            continue
         taken[package] += 1
         into = triples if taken[package] <= max(1, -(-n // 10)) else later
         into.append(Triple(anchor, rows[second][2], generator.choice(nearest), overlap))
@@ -402,7 +408,7 @@ def clustering(packages: int = 10, per_package: int = 25, *, words: int = 40, se
     )
     if len(able) < packages:
         raise InputError(
-            f"the corpus has {len(able)} held-out packages with {per_package} passages; expected {packages}: ask for fewer"
+            f"{len(able)} held-out packages have {per_package} passages; expected {packages}: ask for fewer"
         )
     return [Labelled(text, name) for name in able[:packages] for _, text in sorted(by_package[name])[:per_package]]
 

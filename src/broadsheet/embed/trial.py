@@ -53,18 +53,23 @@ class Held:
         self._error: Exception | None = None
 
     def __call__(self) -> SentenceTransformer:
-        """The embedder."""
+        """The embedder, in eval mode."""
         from sentence_transformers import SentenceTransformer
 
         if self._error:
             raise self._error
         if self._made is None:
             try:
-                self._made = self.source if isinstance(self.source, SentenceTransformer) else self.source()
+                made = self.source if isinstance(self.source, SentenceTransformer) else self.source()
+                self._made = made.eval()
             except Exception as error:
                 self._error = error
                 raise
         return self._made
+
+    def prepare(self) -> None:
+        """Make it now."""
+        self()
 
     def drop(self) -> None:
         """Let go of what was made, and of its memory."""
@@ -80,7 +85,7 @@ def sts_arm(name: str, embedder: Source | Held, role: Role = "method", descripti
         cosines = _cosines(held(), [pair.a for pair in block], [pair.b for pair in block])
         return {"similarity": [[cosine, pair.score] for cosine, pair in zip(cosines, block, strict=True)]}
 
-    return Arm(name, run, role, description, prepare=lambda: _make(held))
+    return Arm(name, run, role, description, prepare=held.prepare)
 
 
 def duplicates_arm(name: str, embedder: Source | Held, role: Role = "method", description: str = "") -> Arm:
@@ -101,7 +106,7 @@ def duplicates_arm(name: str, embedder: Source | Held, role: Role = "method", de
         )
         return {"pair": np.stack([(anchors * far).sum(1), (anchors * near).sum(1)], axis=1)}  # type: ignore[dict-item]
 
-    return Arm(name, run, role, description, prepare=lambda: _make(held))
+    return Arm(name, run, role, description, prepare=held.prepare)
 
 
 def retrieval_arm(
@@ -125,7 +130,7 @@ def retrieval_arm(
     vectors: list[Floats] = []
 
     def prepare() -> None:
-        model = _make(held)
+        model = held()
         texts = list(task.corpus.values())
         vectors[:] = [_kept(kept, lambda: _unit(model.encode_document(texts, show_progress_bar=False)))]
 
@@ -169,7 +174,7 @@ def clustering_arm(
     def prepare() -> None:
         from sklearn.cluster import KMeans
 
-        model = _make(held)
+        model = held()
         texts = [document.text for document in documents]
         vectors = _kept(kept, lambda: _unit(model.encode(texts, show_progress_bar=False)))
         similarity = vectors @ vectors.T
@@ -230,7 +235,8 @@ class Job:
         """Similarity of sentence pairs."""
         return cls(
             "STS", pairs, [SPEARMAN], lambda name, held, role, said, _: sts_arm(name, held, role, said), 2,
-            f"{len(pairs)} sentence pairs" + f" of {about}" * bool(about), fingerprint([[p.a, p.b, p.score] for p in pairs]),
+            f"{len(pairs)} sentence pairs" + f" of {about}" * bool(about),
+            fingerprint([[p.a, p.b, p.score] for p in pairs]),
         )  # fmt: skip
 
     @classmethod
@@ -383,12 +389,6 @@ def _held(source: Source | Held) -> Held:
     return source if isinstance(source, Held) else Held(source)
 
 
-def _make(held: Held) -> SentenceTransformer:
-    """The embedder, in eval mode."""
-    model: SentenceTransformer = held().eval()
-    return model
-
-
 def _unit(vectors: Any) -> Floats:
     """(n, dimensions) in float64, of length 1 (0 where a vector is 0)."""
     array = np.asarray(vectors, dtype=np.float64)
@@ -408,4 +408,4 @@ def _kept(path: Path | None, compute: Callable[[], Floats]) -> Floats:
         vectors = compute()
         with atomic_write(path, "wb") as file:
             np.save(file, vectors)
-    return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
+    return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)

@@ -32,21 +32,46 @@ def distinct(texts: Iterable[str], *, jaccard: float = 0.6) -> Iterator[bool]:
         >>> list(distinct(["Return the sum of a and b.", "return the sum of a and b", "Join two paths."]))
         [True, False, True]
     """
+    return (found is None for found in near(texts, jaccard=jaccard))
+
+
+def near(texts: Iterable[str], *, jaccard: float = 0.6) -> Iterator[tuple[int, float] | None]:
+    """For each text in turn, the place of the kept text that it repeats most and their `jaccard`; None if it is kept.
+
+    Args:
+        texts, jaccard: as in `distinct`.
+
+    Example:
+        >>> list(near(["Return the sum of a and b.", "return the sum of a and b", "Join two paths."]))
+        [None, (0, 1.0), None]
+    """
     generator = np.random.default_rng(0)
     multipliers = generator.integers(1, 1 << 31, _BANDS * _ROWS, dtype=np.uint64)
     increments = generator.integers(0, 1 << 31, _BANDS * _ROWS, dtype=np.uint64)
     buckets: dict[bytes, list[int]] = defaultdict(list)
-    kept: list[frozenset[int]] = []
-    for text in texts:
+    kept: list[tuple[int, frozenset[int]]] = []
+    for place, text in enumerate(texts):
         shingles = _shingles(text)
         keys = _bands(np.fromiter(shingles, np.uint64, len(shingles)), multipliers, increments)
-        near = {other for key in keys for other in buckets[key]}
-        new = not any(_overlap(shingles, kept[other]) >= jaccard for other in near)
-        if new:
-            for key in keys:
-                buckets[key].append(len(kept))
-            kept.append(shingles)
-        yield new
+        met = sorted({other for key in keys for other in buckets[key]})
+        best = max(((_overlap(shingles, kept[other][1]), -kept[other][0]) for other in met), default=(0.0, 0))
+        if met and best[0] >= jaccard:
+            yield -best[1], best[0]
+            continue
+        for key in keys:
+            buckets[key].append(len(kept))
+        kept.append((place, shingles))
+        yield None
+
+
+def jaccard(one: str, other: str) -> float:
+    """The share of common three-word sequences of two texts, over their union.
+
+    Example:
+        >>> jaccard("Join two paths.", "join two  paths")
+        1.0
+    """
+    return _overlap(_shingles(one), _shingles(other))
 
 
 def _shingles(text: str) -> frozenset[int]:
