@@ -14,7 +14,11 @@ Similarity = Literal["cos", "l2"]
 
 
 def label_ntxent(
-    embeddings: Tensor, labels: Tensor, temperature: float = 0.05, similarity: Similarity = "cos"
+    embeddings: Tensor,
+    labels: Tensor,
+    temperature: float = 0.05,
+    similarity: Similarity = "cos",
+    hard: float | None = None,
 ) -> Tensor:
     """The normalised-temperature cross-entropy over every ordered pair of rows that share a label.
 
@@ -28,10 +32,19 @@ def label_ntxent(
     Use when … rows carry labels: synonym sets, or queries and passages pooled into one set (as ULLME does).
     Prefer a multiple-negatives loss when each query has its own list of candidates.
 
-    Parameters: embeddings (rows, width), of any length; labels (rows,) of whole numbers; temperature > 0; similarity
-    "cos", or "l2" for minus the Euclidean distance of the unit vectors (the default of the authors of ULLME).
-    Returns a scalar; zero, with a gradient of zero, where no two rows share a label.
-    Raises ValueError for other shapes, a temperature that is not positive, an unknown similarity.
+    Args:
+        embeddings: (rows, width), of any length.
+        labels: (rows,) whole numbers.
+        temperature: τ.
+        similarity: "cos", or "l2" for minus the Euclidean distance of the unit vectors (what ULLME's authors train by).
+        hard: of the rows with another label, count those alone that are at least this similar ("cos") or at most this
+            far ("l2"): the authors' miner has 0.5. None counts all.
+
+    Returns:
+        A scalar; zero, with a gradient of zero, where no two rows share a label.
+
+    Raises:
+        ValueError: other shapes, a temperature that is not positive, an unknown similarity.
 
     Example: label_ntxent(vectors, torch.tensor([0, 0, 1, 2]))
     Source: NT-Xent as arXiv:2408.03402 (ULLME) and pytorch-metric-learning compute it.
@@ -43,10 +56,14 @@ def label_ntxent(
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    scores = similarities(embeddings, similarity) / temperature
+    alike = similarities(embeddings, similarity)
+    scores = alike / temperature
     same = labels[:, None] == labels[None, :]
+    ignored = same
+    if hard is not None:
+        ignored = same | (alike < (hard if similarity == "cos" else -hard))
     # One log-sum over the other labels per row; a row without any is left with its pair alone: a loss of zero.
-    others = scores.masked_fill(same, -torch.inf).logsumexp(dim=1)
+    others = scores.masked_fill(ignored, -torch.inf).logsumexp(dim=1)
     positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=same.device)
     first, second = positive.nonzero(as_tuple=True)
     if not len(first):
@@ -59,10 +76,13 @@ def similarities(embeddings: Tensor, similarity: Similarity) -> Tensor:
     """(rows, rows) similarities of the rows' unit vectors."""
     if similarity not in get_args(Similarity):
         raise ValueError(f"similarity must be one of {get_args(Similarity)}, got {similarity!r}")
-    # Half precision would round a distance near zero away.
+    # Half precision, also that of an autocast around us, would round small differences away, and 1/τ magnifies them.
     wide = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
     units = torch.nn.functional.normalize(wide, dim=-1)
-    if similarity == "cos":
-        return units @ units.T
+    with torch.autocast(units.device.type, enabled=False):
+        return units @ units.T if similarity == "cos" else _minus_distance(units)
+
+
+def _minus_distance(units: Tensor) -> Tensor:
     # Differences one by one: √(2 − 2·cos) loses half its digits, and its slope, where two rows are nearly the same.
     return -torch.cdist(units, units, compute_mode="donot_use_mm_for_euclid_dist")
