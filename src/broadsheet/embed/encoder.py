@@ -220,9 +220,13 @@ class CausalEncoder(InputModule):
     def prompt_length(self, prompt: str | None) -> int:
         """Tokens before the text: a first special token, the template's prefix and the prompt."""
         if prompt not in self._prompt_lengths:
-            ids = self.tokenizer(self.template.prefix + (prompt or ""), verbose=False)["input_ids"]
-            closing = bool(ids) and ids[-1] in self.tokenizer.all_special_ids and len(ids) > 1
-            self._prompt_lengths[prompt] = len(ids) - closing
+            before = self.template.prefix + (prompt or "")
+            encoded = self.tokenizer(before + "x", verbose=False)  # a space at its end may be part of the text's word
+            count = len(encoded["input_ids"]) - 1
+            if encoded.is_fast:
+                ends = [end for _, end in encoded.encodings[0].offsets]
+                count = next(n for n, end in enumerate(ends) if end > len(before))
+            self._prompt_lengths[prompt] = count
         return self._prompt_lengths[prompt]
 
     # Tokens to vectors
