@@ -106,10 +106,10 @@ def test_what_stands_around_a_text_is_never_cut(tiny_model: Any, tiny_tokenizer:
 def test_a_prompt_stands_before_the_text_and_its_length_is_told(tiny_model: Any, tiny_tokenizer: Any) -> None:
     tokenizer = tiny_tokenizer()
     encoder = CausalEncoder(tiny_model(), tokenizer, template=Template("[", "]"))
-    features = encoder.preprocess(["abc"], prompt="query: ")
-    assert tokenizer.decode(features["input_ids"][0]) == "[query: abc]"
+    features = encoder.preprocess(["abc"], prompt="query:\n")
+    assert tokenizer.decode(features["input_ids"][0]) == "[query:\nabc]"
     before, after = features["input_ids"][0].tensor_split([features["prompt_length"]])
-    assert (tokenizer.decode(before), tokenizer.decode(after)) == ("[query:", " abc]")  # a word owns its space
+    assert (tokenizer.decode(before), tokenizer.decode(after)) == ("[query:\n", "abc]")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
