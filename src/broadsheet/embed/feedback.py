@@ -120,7 +120,7 @@ class LikelihoodScorer:
     ) -> None:
         if max_key < 1 or batch_tokens < 1 or (max_length is not None and max_length < 2):
             raise InputError(
-                f"got max_key {max_key}, max_length {max_length}, batch_tokens {batch_tokens}; expected positive numbers"
+                f"got max_key {max_key}, max_length {max_length}, batch_tokens {batch_tokens}; expected more than 0"
             )
         self.model = model
         self.tokenizer = tokenizer
@@ -203,8 +203,8 @@ class LikelihoodScorer:
             answer = [i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > start]
         else:  # the output begins where the prompt alone would have been tokenized otherwise
             alone = self.tokenizer(head, verbose=False)["input_ids"]
-            same = next((i for i, (a, b) in enumerate(zip(alone, ids, strict=False)) if a != b), min(len(alone), len(ids)))
-            answer = list(range(same, len(ids)))
+            same = [a == b for a, b in zip(alone, ids, strict=False)]
+            answer = list(range(same.index(False) if False in same else len(same), len(ids)))
         answer = [i for i in answer if i > 0]  # nothing predicts the first token
         if not answer:
             raise InputError(f"the output {request.output[:60]!r} has no token to score")
