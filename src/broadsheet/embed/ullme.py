@@ -260,7 +260,8 @@ class GRL(nn.Module):
             if self._all:
                 terms["consistency"] = self._consistency(read, batch["counts"])
             weights = dict(zip(("contrastive", "generation", "consistency"), self.weights, strict=True))
-            return {"loss": cast(Tensor, sum(weights[name] * term for name, term in terms.items())), **terms}
+            loss = cast(Tensor, sum(weights[name] * term for name, term in terms.items()))
+            return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
     def forward(self, embedder: Embedder, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `loss`, for wrappers that call modules."""
