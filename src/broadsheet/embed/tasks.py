@@ -340,7 +340,7 @@ def duplicates(
         if document.metadata.get("kind") in ("function", "class") and len(document.text.split()) >= 12
     ]
     rows.sort(key=lambda row: fingerprint([seed, row[0]]))
-    found, of_package = _near_pairs(rows)
+    found, of_package = _near_pairs(rows, 4 * n)
     triples: list[Triple] = []
     later: list[Triple] = []
     taken: dict[str, int] = defaultdict(int)
@@ -362,8 +362,10 @@ def duplicates(
     return (triples + later)[:n]
 
 
-def _near_pairs(rows: Sequence[tuple[str, str, str]]) -> tuple[list[tuple[int, int, float]], dict[str, list[str]]]:
-    """Places of texts and of their near-duplicates, each text in one pair at most; and distinct texts by package."""
+def _near_pairs(
+    rows: Sequence[tuple[str, str, str]], n: int
+) -> tuple[list[tuple[int, int, float]], dict[str, list[str]]]:
+    """Places of `n` texts and of their near-duplicates, no text in two pairs; and the distinct texts by package."""
     pairs: list[tuple[int, int, float]] = []
     used: set[int] = set()
     of_package: dict[str, list[str]] = defaultdict(list)
@@ -375,6 +377,8 @@ def _near_pairs(rows: Sequence[tuple[str, str, str]]) -> tuple[list[tuple[int, i
         if overlap < _COPY and other not in used:
             used.add(other)
             pairs.append((other, i, overlap))
+        if len(pairs) == n:
+            break
     return pairs, of_package
 
 

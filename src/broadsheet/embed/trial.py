@@ -331,7 +331,9 @@ def compare(
     return whole, [c for c in comparisons if {c.baseline, c.arm} <= usable]
 
 
-def trained(folder: Path, train: Callable[[Path], object]) -> Callable[[], SentenceTransformer]:
+def trained(
+    folder: Path, train: Callable[[Path], object], *, dtype: str | None = None
+) -> Callable[[], SentenceTransformer]:
     """A candidate's source that is trained on first use, and read back from its folder: a killed trial trains on.
 
     Args:
@@ -339,6 +341,7 @@ def trained(folder: Path, train: Callable[[Path], object]) -> Callable[[], Sente
         train: makes it there, such as `lambda out: fit(embedder(…), rows, loss, out=out, steps=100)`. It is called
             unless the folder holds an embedder. What it returns is let go of, so that training's memory is free again
             before anything is timed.
+        dtype: that it is read back in.
 
     Example:
         Candidate("contrastive", trained(folder / "contrastive", lambda out: fit(start(), rows, loss, out, steps=50)))
@@ -348,11 +351,31 @@ def trained(folder: Path, train: Callable[[Path], object]) -> Callable[[], Sente
         from broadsheet.embed.base import load
 
         if not (folder / "modules.json").exists():
-            train(folder)
+            made = train(folder)
+            if getattr(made, "finished", True) is False:
+                raise KeyboardInterrupt  # its checkpoint is kept, and the trial goes on from there
+            del made
             gc.collect()
-        return load(folder)
+        return load(folder, dtype=dtype)
 
     return make
+
+
+def training_note(name: str, folder: Path) -> str:
+    """How the embedder in `folder` was trained, from the record that `fit` leaves there; for a trial's notes.
+
+    Example:
+        "GEM: trained in 60 steps of 16, 41,230 tokens, 103 s (lora, learning rate 0.0002)."
+    """
+    from broadsheet.models.safefiles import read_json
+
+    kept = read_json(folder / "training.json")
+    how = kept["settings"]
+    return (
+        f"{name}: trained in {kept['steps']:,} steps of {how['batch_size'] * how['accumulate']}, "
+        f"{kept['tokens']:,} tokens, {kept['seconds']:,.0f} s ({how['method']}, learning rate "
+        f"{how['learning_rate']:g})."
+    )
 
 
 def workplace(*key: Any) -> Path:
