@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-__all__ = ["Similarity", "label_ntxent"]
+__all__ = ["Similarity", "csls", "label_ntxent"]
 
-Similarity = Literal["cos", "l2"]
+Similarity = Literal["cos", "l2", "csls"]
 
 
 def label_ntxent(
@@ -36,9 +36,10 @@ def label_ntxent(
         embeddings: (rows, width), of any length.
         labels: (rows,) whole numbers.
         temperature: τ.
-        similarity: "cos", or "l2" for minus the Euclidean distance of the unit vectors (what ULLME's authors train by).
-        hard: of the rows with another label, count those alone that are at least this similar ("cos") or at most this
-            far ("l2"): the authors' miner has 0.5. None counts all.
+        similarity: "cos", "l2" for minus the Euclidean distance of the unit vectors (what ULLME's authors train by), or
+            "csls", see `csls`.
+        hard: of the rows with another label, count those alone that are at least this similar ("cos", "csls") or at
+            most this far ("l2"): the authors' miner has 0.5. None counts all.
 
     Returns:
         A scalar; zero, with a gradient of zero, where no two rows share a label.
@@ -61,7 +62,7 @@ def label_ntxent(
     same = labels[:, None] == labels[None, :]
     ignored = same
     if hard is not None:
-        ignored = same | (alike < (hard if similarity == "cos" else -hard))
+        ignored = same | (alike < (-hard if similarity == "l2" else hard))
     # One log-sum over the other labels per row; a row without any is left with its pair alone: a loss of zero.
     others = scores.masked_fill(ignored, -torch.inf).logsumexp(dim=1)
     positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=same.device)
@@ -80,7 +81,23 @@ def similarities(embeddings: Tensor, similarity: Similarity) -> Tensor:
     wide = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
     units = torch.nn.functional.normalize(wide, dim=-1)
     with torch.autocast(units.device.type, enabled=False):
-        return units @ units.T if similarity == "cos" else _minus_distance(units)
+        if similarity == "l2":
+            return _minus_distance(units)
+        return csls(units @ units.T) if similarity == "csls" else units @ units.T
+
+
+def csls(cosines: Tensor) -> Tensor:
+    """Cosines of rows with each other, less what each has on average: 2 s_ij − mean_i − mean_j, against hubs.
+
+    A row's mean is over all others (BabelBERT, arXiv:2208.01018, authors' code), not over its k nearest, as CSLS was
+    introduced.
+
+    Args:
+        cosines: (rows, rows), at least 2.
+    """
+    count = len(cosines)
+    mean = cosines.masked_fill(torch.eye(count, dtype=torch.bool, device=cosines.device), 0).sum(1) / (count - 1)
+    return 2 * cosines - mean[:, None] - mean
 
 
 def _minus_distance(units: Tensor) -> Tensor:
