@@ -1,0 +1,112 @@
+"""GRL's trial on a tiny model and documentation of its own: equal data for all arms, and what it says about them."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broadsheet.console import InputError
+from broadsheet.corpora import Document
+from broadsheet.embed import tasks, triples, ullme_trial
+from broadsheet.embed.base import embedder
+from broadsheet.embed.trial import Held
+from broadsheet.retrieval.documentation import Documentation
+from broadsheet.retrieval.lists import RankList
+
+NOUNS = ["path", "list", "file", "graph", "matrix", "token", "socket", "queue", "image", "model", "tree", "lock"]
+
+
+def documents(n: int = 240) -> list[Document]:
+    """Docstrings whose body repeats a word that the summary alone has."""
+    generator = random.Random(0)
+    made = []
+    for i in range(n):
+        noun, package = generator.choice(NOUNS), f"package{i % 12}"
+        summary = f"Open the {noun} number{i} of it twice."
+        body = " ".join(
+            [f"number{i}", noun, *(f"{generator.choice(NOUNS)}{generator.randrange(9)}" for _ in range(14))]
+        )
+        metadata = {
+            "kind": "function", "package": package, "module": package, "title": f"{package}.f{i}",
+            "summary": summary, "body": body,
+        }  # fmt: skip
+        made.append(Document(f"{package}.f{i}", f"{summary}\n\n{body}", metadata))
+    return made
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """Documentation that is read in no time."""
+    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
+
+    def documentation(words: int = 40, seed: int = 0) -> Documentation:
+        return Documentation(documents(), words=words, seed=seed)
+
+    monkeypatch.setattr(tasks, "documentation", documentation)
+    monkeypatch.setattr(triples, "documentation", documentation)
+    return documentation
+
+
+def test_negatives_are_wrong_passages_of_training_packages(small):
+    items = triples.hard_triples(30, negatives=2, words=20)
+    docs = small(20)
+    of_text = {entry.text: entry for entry in docs.entries}
+    for item in items:
+        right = of_text[item["positive"]]
+        assert right.summary == item["query"]
+        assert item["positive"] not in item["negatives"]
+        assert not any(docs.held_out(of_text[text].package) for text in [item["positive"], *item["negatives"]])
+    assert items == triples.hard_triples(30, negatives=2, words=20)
+    with pytest.raises(InputError, match="expected 100000: ask for fewer"):
+        triples.hard_triples(100_000)
+
+
+def test_kendall_s_tau_is_one_where_cosine_and_likelihood_agree(tiny_model, tiny_tokenizer, monkeypatch):
+    model = embedder((tiny_model(), tiny_tokenizer()), "mean")
+    one = RankList("q", "a query", ("a", "b", "c"), ("one", "two words", "three of them"))
+    queries = model.encode_query(["a query"], normalize_embeddings=True)
+    cosines = model.encode_document(list(one.documents), normalize_embeddings=True) @ queries[0]
+    arm = ullme_trial.agreement([one]).arm("x", Held(model), "method", "", None)
+    for scores, tau in ((cosines, 1.0), (-cosines, -1.0), (np.zeros(3), 0.0)):
+        monkeypatch.setattr("broadsheet.embed.writing.mean_log_probs", lambda *_, scores=scores: np.asarray(scores))
+        assert arm.run([one])["Kendall τ"] == [pytest.approx(tau)]
+    assert arm.run([one])["sharpness"] == [pytest.approx(1 / 3)]
+
+
+def test_the_trial_trains_every_arm_on_the_same_and_reports_the_direct_claim(small, tiny_folder, tmp_path):
+    sts = tmp_path / "sts.tsv"
+    sts.write_text("score\tsentence1\tsentence2\n" + "".join(f"{i % 5}\tword {i}\tthing {i * i}\n" for i in range(12)))
+    options: dict[str, Any] = {"model": str(tiny_folder), "quick": True, "sts": str(sts), "steps": 2, "device": "cpu"}
+    trial = ullme_trial.UllmeTrial(**options)
+    result = trial.run()
+    arms = {arm.name: arm for arm in result.arms}
+    assert list(arms) == [ullme_trial.UNTRAINED, *ullme_trial.ARMS]
+    assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
+    metrics = {"nDCG@10", "RR@10", "Recall@100", "Kendall τ", "perplexity", "Spearman"}
+    assert all(set(arm.values) == metrics for arm in result.arms)
+    assert ("Kendall τ", ullme_trial.CONTRASTIVE, ullme_trial.GRL_CODE) in result.claims
+    told = {(c.metric, c.baseline, c.arm) for c in result.comparisons}
+    assert set(result.claims) <= told
+    # Every arm was trained: perplexity moves, and differs between arms that learn differently.
+    perplexities = [arms[name].values["perplexity"].estimate for name in arms]
+    assert len({round(value, 9) for value in perplexities}) == len(perplexities)
+    notes = [note for note in result.notes if ": trained in 2 steps of 4" in note]
+    assert len(notes) == len(ullme_trial.ARMS)
+    assert trial.folder_.is_dir()
+    again = ullme_trial.UllmeTrial(**options).run()  # what was trained is read back
+    assert {a.name: a.samples["nDCG@10"] for a in again.arms} == {a.name: a.samples["nDCG@10"] for a in result.arms}
+    trial.finish()
+    assert not trial.folder_.exists()
+
+
+def test_bad_options_are_named():
+    for options, said in (
+        ({"data": "other"}, "got --data other"),
+        ({"weights": "1,x,1"}, "got --weights '1,x,1'"),
+        ({"candidates": 1}, "2 candidates"),
+    ):
+        with pytest.raises(InputError, match=said):
+            ullme_trial.UllmeTrial(**options).run()
