@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.stats import binom, binomtest, norm
+from scipy.stats import binom, binomtest, norm, spearmanr
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from broadsheet.console import InputError
@@ -27,6 +27,7 @@ from broadsheet.stats import (
     mean,
     multiplicity_warning,
     sentence,
+    spearman,
     tpr_at_fpr,
     verdict,
 )
@@ -298,7 +299,14 @@ def test_tpr_at_fpr_is_sklearns_curve_read_at_the_last_allowed_point(values, rat
     assert tpr_at_fpr(rate)(values, np.ones((1, len(values))))[0] == pytest.approx(expected)
 
 
-@given(scores, st.data(), st.sampled_from([mean, auroc, tpr_at_fpr(0.1), tpr_at_fpr(0.5)]))
+@pytest.mark.filterwarnings("ignore:An input array is constant")
+@given(scores)
+def test_spearman_is_scipys_with_ties(values):
+    expected = spearmanr(*values.T).statistic if len(values) > 1 else math.nan
+    assert spearman(values, np.ones((1, len(values))))[0] == pytest.approx(expected, nan_ok=True)
+
+
+@given(scores, st.data(), st.sampled_from([mean, auroc, spearman, tpr_at_fpr(0.1), tpr_at_fpr(0.5)]))
 def test_a_weight_of_k_is_the_item_k_times(values, data, statistic):
     counts = data.draw(
         hnp.arrays(int, (3, len(values)), elements=st.integers(0, 3)).filter(lambda w: w.any(axis=1).all())
@@ -308,7 +316,7 @@ def test_a_weight_of_k_is_the_item_k_times(values, data, statistic):
     weighted = statistic(values, counts.astype(float))
     for row, got in zip(counts, weighted, strict=True):
         repeated = np.repeat(values, row, axis=0)
-        assert got == pytest.approx(statistic(repeated, np.ones((1, len(repeated))))[0])
+        assert got == pytest.approx(statistic(repeated, np.ones((1, len(repeated))))[0], nan_ok=True)
 
 
 # ---- the verdict

@@ -1,0 +1,423 @@
+"""The stage's tasks ask fairly: splits that share nothing, pairs that are what they are called, metrics that agree."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from documented import documents
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score, v_measure_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from broadsheet.console import InputError
+from broadsheet.embed import tasks
+from broadsheet.embed.base import baseline
+from broadsheet.embed.tasks import Labelled, Pair, Query, RetrievalTask, Triple, v_measure
+from broadsheet.embed.trial import (
+    Candidate,
+    Held,
+    Job,
+    clustering_arm,
+    compare,
+    duplicates_arm,
+    retrieval_arm,
+    sts_arm,
+)
+from broadsheet.retrieval.duplicates import jaccard
+from broadsheet.trial import run_arms
+
+
+@pytest.fixture
+def pydocs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A small corpus in the place of `pydocs`."""
+    monkeypatch.setattr(tasks, "_pydocs", documents)
+    tasks.documentation.cache_clear()
+    yield
+    tasks.documentation.cache_clear()
+
+
+@pytest.fixture
+def tiny(tiny_model: Callable, tiny_tokenizer: Callable) -> Any:
+    return baseline("mean", (tiny_model(), tiny_tokenizer()))
+
+
+class Table:
+    """An embedder that looks vectors up, and counts what it is asked."""
+
+    def __init__(self, vectors: dict[str, Any]) -> None:
+        self.vectors = vectors
+        self.asked: list[list[str]] = []
+
+    def eval(self) -> Table:
+        return self
+
+    def encode(self, texts: list[str], **_: Any) -> Any:
+        self.asked.append(list(texts))
+        return np.array([self.vectors[text] for text in texts])
+
+    encode_query = encode_document = encode
+
+
+# Sentence pairs
+
+
+ROWS = [("5.000", 'A "plane" takes off.', "An air plane takes off."), ("0.5", "A man eats.", "It's late.")]
+EXPECTED = [Pair(a, b, float(score)) for score, a, b in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.tsv", "score\tsentence1\tsentence2\n" + "".join("\t".join(row) + "\n" for row in ROWS)),
+        ("b.tsv", "".join("\t".join(row) + "\n" for row in ROWS)),
+        (
+            "c.tsv",
+            "pair_ID\tsentence_A\tsentence_B\trelatedness_score\n"
+            + "".join(f"{i}\t{a}\t{b}\t{s}\n" for i, (s, a, b) in enumerate(ROWS)),
+        ),
+        (
+            "d.csv",
+            'sentence1,sentence2,label\n"A ""plane"" takes off.",An air plane takes off.,5\n'
+            "A man eats.,It's late.,0.5\n",
+        ),
+        (
+            "e.jsonl",
+            "".join(json.dumps({"sentence1": a, "sentence2": b, "score": float(s)}) + "\n" for s, a, b in ROWS),
+        ),
+    ],
+)
+def test_sentence_pairs_are_read_whatever_their_columns_are_called(tmp_path: Path, name: str, text: str):
+    path = tmp_path / name
+    path.write_text("\ufeff" + text, encoding="utf-8")
+    assert tasks.sts(path) == EXPECTED
+    packed = tmp_path / f"{name}.gz"
+    packed.write_bytes(gzip.compress(text.encode()))
+    if not name.endswith(".jsonl"):
+        assert tasks.sts(packed) == EXPECTED
+
+
+def test_sentence_pairs_come_from_parquet_too(tmp_path: Path):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"sentence1": a, "sentence2": b, "score": float(s)} for s, a, b in ROWS]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    assert tasks.sts(tmp_path / "pairs.parquet") == EXPECTED
+
+
+def test_a_choice_of_pairs_follows_from_the_seed_and_keeps_the_files_order(tmp_path: Path):
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f"{i}\ta{i}\tb{i}\n" for i in range(50)))
+    chosen = tasks.sts(path, 10, seed=1)
+    assert chosen == tasks.sts(path, 10, seed=1) != tasks.sts(path, 10, seed=2)
+    assert [pair.score for pair in chosen] == sorted(pair.score for pair in chosen)
+    assert len(set(chosen)) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.tsv", "score\tsentence1\nx", "a.tsv:2: 1 columns"),
+        ("a.tsv", "score\tsentence1\tnote\n1\ta\tb", "a.tsv:2: no column for a second sentence"),
+        ("a.tsv", "score\tsentence1\tsentence2\n1\ta\tb\nhigh\tc\td", "a.tsv:3: the score 'high'"),
+        ("a.tsv", "score\tsentence1\tsentence2\nnan\ta\tb", "a.tsv:2: the score 'nan'"),
+        ("a.tsv", "1\ta\tb\tc", "a.tsv:1: no header, and 4 columns"),
+        ("a.tsv", "", "holds no sentence pairs"),
+        ("a.jsonl", "{}\n[1]\n", "a.jsonl:1: no column for a first sentence"),
+        ("a.jsonl", "nothing\n", "a.jsonl:1: not a JSON object"),
+    ],
+)
+def test_a_line_that_is_no_pair_is_named(tmp_path: Path, name: str, text: str, message: str):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        tasks.sts(tmp_path / name)
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path):
+    (tmp_path / "latin.tsv").write_bytes(b"1\ta\tb\n2\t\xe9\tb\n")
+    with pytest.raises(InputError, match=r"latin\.tsv.*UTF-8"):
+        tasks.sts(tmp_path / "latin.tsv")
+    with pytest.raises(InputError, match="no file"):
+        tasks.sts(tmp_path / "missing.tsv")
+    with pytest.raises(InputError, match="-1 sentence pairs"):
+        tasks.sts(tmp_path / "latin.tsv", -1)
+
+
+# Retrieval
+
+
+@pytest.mark.usefixtures("pydocs")
+def test_queries_find_their_passage_among_held_out_ones_and_training_shares_no_package():
+    task = tasks.retrieval(queries=10, passages=40, words=12)
+    docs = tasks.documentation(12)
+    package = {entry.id: entry.package for entry in docs.entries}
+    assert len(task.queries) == 10
+    assert len(task.corpus) == 40
+    assert all(task.corpus[query.id] and task.qrels[query.id] == {query.id: 1} for query in task.queries)
+    assert all(len(text.split()) <= 12 for text in task.corpus.values())
+    asked = {package[name] for name in task.corpus}
+    rows = tasks.training_pairs(100, words=12)
+    trained = {package[entry.id] for entry in docs.entries if entry.summary in {row["query"] for row in rows}}
+    assert rows
+    assert trained
+    assert asked
+    assert not asked & trained
+    assert {row["positive"] for row in rows}.isdisjoint(task.corpus.values())
+
+
+@pytest.mark.usefixtures("pydocs")
+def test_no_passage_nearly_repeats_another():
+    """A copy of the right passage would count as wrong."""
+    texts = list(tasks.retrieval(queries=10, passages=0, words=0).corpus.values())
+    pairs = [(a, b) for i, a in enumerate(texts) for b in texts[:i]]
+    assert max(jaccard(a, b) for a, b in pairs) < 0.6
+
+
+@pytest.mark.usefixtures("pydocs")
+def test_more_passages_keep_the_ones_there_were():
+    few, many = (set(tasks.retrieval(queries=10, passages=n).corpus) for n in (20, 60))
+    assert few < many
+    assert len(set(tasks.retrieval(queries=10, passages=3).corpus)) == 10  # the right ones at least
+    one, other = (tasks.retrieval(queries=10, passages=20, seed=seed) for seed in (0, 1))
+    assert one.fingerprint() != other.fingerprint()
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Path:
+    folder = tmp_path / "collection"
+    (folder / "qrels").mkdir(parents=True)
+    texts = {f"d{i}": f"text {i} of many words that follow it" for i in range(30)}
+    lines = [json.dumps({"_id": name, "title": f"T{name}", "text": text}) + "\n" for name, text in texts.items()]
+    (folder / "corpus.jsonl").write_text("".join(lines))
+    lines = [json.dumps({"_id": f"q{i}", "text": f"query {i}"}) + "\n" for i in range(8)]
+    (folder / "queries.jsonl").write_text("".join(lines))
+    judged = "".join(f"q{i}\td{i}\t2\nq{i}\td{i + 10}\t0\n" for i in range(8))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    return folder
+
+
+def test_a_beir_folder_keeps_its_judgements_and_all_right_passages(collection: Path):
+    task = tasks.retrieval(str(collection), 0, 0, words=0)
+    assert (len(task.queries), len(task.corpus)) == (8, 30)
+    assert task.corpus["d3"] == "Td3 text 3 of many words that follow it"
+    assert task.qrels["q3"] == {"d3": 2, "d13": 0}
+    part = tasks.retrieval(str(collection), 3, 12, words=2)
+    assert (len(part.queries), len(part.corpus)) == (3, 12)
+    assert {f"d{query.id[1:]}" for query in part.queries} <= set(part.corpus)
+    assert part.corpus[f"d{part.queries[0].id[1:]}"].split()[1:] == ["text", part.queries[0].id[1:]]
+
+
+def test_retrieval_is_scored_over_the_whole_corpus():
+    """Five passages by falling similarity; the right one third: RR 1/3, nDCG 1/log2(4)."""
+    vectors = {f"p{i}": [1.0, 0.1 * i] for i in range(5)} | {"query": [1.0, 0.0], "other": [1.0, 9.0]}
+    task = RetrievalTask(
+        [Query("q", "query"), Query("o", "other")],
+        {f"n{i}": f"p{i}" for i in range(5)},
+        {"q": {"n2": 1}, "o": {"n4": 1}},
+    )
+    table = Table(vectors)
+    job = Job.retrieval(task)
+    (result,), _ = run_arms([retrieval_arm("a", lambda: table, task, "baseline")], task.queries, job.metrics)  # type: ignore[arg-type,return-value]
+    assert result.error == ""
+    assert result.samples["RR@10"] == pytest.approx([1 / 3, 1])
+    assert result.samples["nDCG@10"] == pytest.approx([0.5, 1])
+    assert result.samples["R@100"] == [1, 1]
+    assert table.asked[0] == list(task.corpus.values())
+    assert sum(len(texts) > 2 for texts in table.asked) == 1  # the corpus is encoded once
+
+
+# Near-duplicates and clusters
+
+
+@pytest.mark.usefixtures("pydocs")
+def test_near_duplicates_are_near_and_the_others_are_not():
+    triples = tasks.duplicates(20, words=30)
+    by_text = {" ".join(row.text.split()[:30]): row.metadata["package"] for row in documents()}
+    assert len(triples) == 20
+    for triple in triples:
+        assert 0.4 <= triple.jaccard == jaccard(triple.anchor, triple.near) < 0.95
+        assert jaccard(triple.anchor, triple.far) < 0.05
+        assert by_text[triple.anchor] == by_text[triple.far]
+        assert abs(len(triple.far) - len(triple.near)) < 0.3 * len(triple.near)
+    texts = [text for triple in triples for text in (triple.anchor, triple.near)]
+    assert len(set(texts)) == len(texts)
+    assert triples == tasks.duplicates(20, words=30)
+    assert triples != tasks.duplicates(20, words=30, seed=1)
+    taken = Counter(by_text[triple.anchor] for triple in triples)
+    assert len(taken) > 5
+
+
+@pytest.mark.usefixtures("pydocs")
+def test_what_the_corpus_does_not_hold_is_named():
+    with pytest.raises(InputError, match="near-duplicates; expected 1000"):
+        tasks.duplicates(1000)
+    with pytest.raises(InputError, match="expected 50: ask for fewer"):
+        tasks.clustering(50, 5)
+    with pytest.raises(InputError, match="2 or more"):
+        tasks.clustering(1, 5)
+    with pytest.raises(InputError, match="1 or more"):
+        tasks.duplicates(0)
+    with pytest.raises(InputError, match="0 \\(all\\)"):
+        tasks.retrieval(queries=-1)
+
+
+@pytest.mark.usefixtures("pydocs")
+def test_clusters_are_even_and_of_held_out_packages():
+    found = tasks.clustering(3, 8)
+    assert set(Counter(document.label for document in found).values()) == {8}
+    docs = tasks.documentation(40)
+    assert all(docs.held_out(document.label) for document in found)
+    assert {document.label for document in tasks.clustering(2, 8)} < {document.label for document in found}
+
+
+labels = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=12)
+
+
+@given(labels, st.data())
+def test_v_measure_is_sklearns_for_weights_too(rows: list[tuple[int, ...]], data: st.DataObject):
+    counts = data.draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows)).filter(any))
+    values = np.array(rows, dtype=float)
+    got = v_measure(values, np.array([[1] * len(rows), counts], dtype=float))
+    for weights, value in zip(([1] * len(rows), counts), got, strict=True):
+        label, *runs = np.repeat(values, weights, axis=0).T
+        assert value == pytest.approx(np.mean([v_measure_score(label, run) for run in runs]), abs=1e-9)
+
+
+def test_clusters_of_a_perfect_and_of_a_blind_embedder():
+    rng = np.random.default_rng(0)
+    given_ = [Labelled(f"{label}{i}", f"l{label}") for label in range(3) for i in range(10)]
+    perfect = Table({d.text: np.eye(3)[int(d.label[1])] + 0.01 * rng.normal(size=3) for d in given_})
+    blind = Table({d.text: rng.normal(size=3) for d in given_})
+    arms = [
+        clustering_arm("blind", lambda: blind, given_, "baseline"),  # type: ignore[arg-type,return-value]
+        clustering_arm("perfect", lambda: perfect, given_),  # type: ignore[arg-type,return-value]
+    ]
+    job = Job.clustering(given_)
+    (worse, better), _ = run_arms(arms, list(job.items), job.metrics)
+    assert better.values["kNN accuracy"].estimate == 1
+    assert better.values["V-measure"].estimate == pytest.approx(1)
+    assert worse.values["V-measure"].estimate < 0.4
+    assert worse.values["kNN accuracy"].estimate < 0.7
+
+
+def test_the_nearest_neighbours_are_sklearns_without_the_document_itself():
+    rng = np.random.default_rng(1)
+    given_ = [Labelled(f"t{i}", f"l{i % 3}") for i in range(24)]
+    vectors = {d.text: rng.normal(size=4) for d in given_}
+    arm = clustering_arm("a", lambda: Table(vectors), given_, neighbours=1)  # type: ignore[arg-type,return-value]
+    assert arm.prepare
+    arm.prepare()
+    right = arm.run(range(24))["kNN accuracy"]
+    points = np.array([vectors[d.text] / np.linalg.norm(vectors[d.text]) for d in given_])
+    names = np.array([d.label for d in given_])
+    for i in range(24):
+        others = np.arange(24) != i
+        guess = KNeighborsClassifier(1, metric="cosine").fit(points[others], names[others]).predict(points[i : i + 1])
+        assert right[i] == float(guess[0] == names[i])
+
+
+# Arms
+
+
+def test_similarity_is_the_cosine_beside_the_gold_score(tiny):
+    pairs = [Pair(f"text {i} here", f"number {i * i}", float(i % 4)) for i in range(9)]
+    job = Job.sts(pairs)
+    (result,), _ = run_arms([sts_arm("a", tiny, "baseline")], pairs, job.metrics, block_size=4)
+    one, other = (tiny.encode([getattr(pair, side) for pair in pairs]).astype(float) for side in "ab")
+    cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    assert np.array(result.samples["similarity"])[:, 0] == pytest.approx(cosines, abs=1e-5)
+    expected = spearmanr(cosines, [pair.score for pair in pairs]).statistic
+    assert result.values["Spearman"].estimate == pytest.approx(expected)
+
+
+def test_near_duplicates_are_told_by_their_cosine(tiny):
+    triples = [Triple(f"text {i} of all", f"text {i} of it all", f"other {i * 7} things", 0.5) for i in range(8)]
+    job = Job.duplicates(triples)
+    (result,), _ = run_arms([duplicates_arm("a", tiny, "baseline")], triples, job.metrics, per_item=job.texts)
+    far, near = np.array(result.samples["pair"]).T
+    similarity = tiny.similarity(
+        tiny.encode([t.anchor for t in triples]), tiny.encode([t.near for t in triples])
+    ).diagonal()
+    assert near == pytest.approx(similarity.numpy(), abs=1e-5)
+    expected = roc_auc_score([0] * 8 + [1] * 8, [*far, *near])
+    assert result.values["duplicate AUROC"].estimate == pytest.approx(expected)
+
+
+def test_an_embedder_is_made_once_for_all_tasks_and_let_go(tmp_path: Path):
+    made = []
+
+    def make() -> Any:
+        made.append(Table({text: np.arange(3.0) + len(text) for text in ("a", "bb", "ccc", "dddd")}))
+        return made[-1]
+
+    pairs = [Pair("a", "bb", 1.0), Pair("a", "ccc", 2.0), Pair("bb", "dddd", 0.0), Pair("ccc", "dddd", 1.0)]
+    given_ = [Labelled(text, str(i % 2)) for i, text in enumerate(("a", "bb", "ccc", "dddd"))]
+    jobs = [Job.sts(pairs), Job.clustering(given_)]
+    (arm,), _ = compare([Candidate("one", make, "baseline")], jobs, tmp_path)
+    assert arm.error == ""
+    assert {"Spearman", "kNN accuracy", "V-measure"} == set(arm.values)
+    assert len(made) == 1
+    held = Held(make)
+    assert held() is held()
+    held.drop()
+    assert held() is made[-1] is not made[1]
+
+
+def test_a_candidate_that_cannot_be_made_fails_alone(tmp_path: Path):
+    calls = []
+
+    def fail() -> Any:
+        calls.append(1)
+        raise RuntimeError("no such | model")
+
+    table = Table({"a": [1.0, 0], "b": [1.0, 1.0]})
+    pairs = [Pair("a", "b", float(i)) for i in range(3)]
+    given_ = [Labelled("a", "0"), Labelled("b", "1")]
+    candidates = [Candidate("good", lambda: table, "baseline"), Candidate("bad", fail)]  # type: ignore[arg-type,return-value]
+    (good, bad), comparisons = compare(candidates, [Job.sts(pairs), Job.clustering(given_)], tmp_path)
+    assert good.status == "ok"
+    assert bad.status == "failed"
+    assert "STS: while preparing: RuntimeError: no such | model" in bad.error
+    assert len(calls) == 1
+    assert comparisons == []
+
+
+def test_a_stopped_trial_goes_on_with_the_vectors_and_blocks_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    given_ = [Labelled(f"t{i}", str(i % 2)) for i in range(8)]
+    vectors = {d.text: rng.normal(size=3) for d in given_}
+    pairs = [Pair(f"t{i}", f"t{i + 1}", float(i % 3)) for i in range(7)]
+    jobs = [Job.clustering(given_), Job.sts(pairs)]
+    first = Table(vectors)
+    whole, _ = compare([Candidate("a", lambda: first, "baseline")], jobs, tmp_path / "whole", blocks=3)  # type: ignore[arg-type,return-value]
+
+    class Stopping(Table):
+        def encode(self, texts: list[str], **_: Any) -> Any:
+            if "t6" in texts and len(texts) < 8:
+                raise KeyboardInterrupt
+            return super().encode(texts)
+
+    (tmp_path / "stopped").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        compare([Candidate("a", lambda: Stopping(vectors), "baseline")], jobs, tmp_path / "stopped", blocks=3)  # type: ignore[arg-type,return-value]
+    second = Table(vectors)
+    resumed, _ = compare([Candidate("a", lambda: second, "baseline")], jobs, tmp_path / "stopped", blocks=3)  # type: ignore[arg-type,return-value]
+    assert resumed[0].values == whole[0].values
+    assert resumed[0].samples == whole[0].samples
+    assert not any(len(texts) == 8 for texts in second.asked)
+    assert len(second.asked) < len(first.asked)
+
+
+def test_tasks_whose_metrics_have_one_name_are_refused(tmp_path: Path):
+    pairs = [Pair("a", "b", 1.0)]
+    with pytest.raises(ValueError, match="expected each name once"):
+        compare([], [Job.sts(pairs), Job.sts(pairs)], tmp_path)
