@@ -241,7 +241,7 @@ def special_states(states: Tensor, segments: Tensor) -> Tensor:
     some = counts[counts > 0]
     if len(some) and bool((some != some[0]).any()):
         raise ValueError(f"got rows with {sorted(set(some.tolist()))} special tokens; expected one number")
-    return states[special].view(len(some), -1, states.shape[-1])
+    return states[special].view(len(some), int(some[0]) if len(some) else 0, states.shape[-1])
 
 
 def corrupt(text: str, probability: float, generator: Random, word: str = "_") -> str:

@@ -1,0 +1,414 @@
+"""LLM-QL (2025, arXiv:2504.05216): before contrastive training, the model learns to write a document's query.
+
+Knows pairs of queries and documents, the prompts around them, and the end token between. Does not know masks
+(`bottleneck`) or how training runs (`fit`).
+
+The query may look at one token alone, the end token E behind the document's prompt; so E must carry the document. It is
+the token whose state the second, contrastive stage makes the embedding. Both stages tokenise through the same function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from broadsheet import models
+from broadsheet.console import InputError, say
+from broadsheet.embed.base import Embedder, embedder, load
+from broadsheet.embed.bottleneck import (
+    IGNORED,
+    Row,
+    Segment,
+    check_encoder,
+    collator_for,
+    corrupt,
+    read,
+    recall_logits,
+    remember,
+)
+from broadsheet.embed.devices import global_mean
+from broadsheet.embed.encoder import CausalEncoder
+from broadsheet.embed.template import Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from broadsheet.embed.fitting import Fitted
+
+QUERY = Template("Instruct: Find the passage that answers this query best.\nQuery: ", "\nThe most relevant passage:")
+DOCUMENT = Template("Instruct: Say in few words what this passage is about.\nPassage: ", "\nSummary:")
+_LABELS: dict[str, tuple[Segment, ...]] = {"live": ("prefix", "special", "suffix"), "query": ("suffix",)}
+
+
+class SidedEncoder(CausalEncoder):
+    """A causal encoder with another cue behind the text for each side: queries end otherwise than documents.
+
+    Args:
+        sides: templates by name. A text that comes with a side's prefix as its prompt gets that side's suffix too; any
+            other prompt gets the encoder's own template.
+
+    Raises:
+        InputError: two sides begin alike and end otherwise, so that a prompt does not tell them apart.
+    """
+
+    config_keys: ClassVar[list[str]] = [*CausalEncoder.config_keys, "sides"]  # type: ignore[misc]
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        sides: Mapping[str, Template | dict[str, Any]],
+        **settings: Any,
+    ) -> None:
+        super().__init__(model, tokenizer, **settings)
+        self.sides = {name: Template.of(side) for name, side in sides.items()}
+        self._by_prefix: dict[str, Template] = {}
+        for name, side in self.sides.items():
+            if self._by_prefix.setdefault(side.prefix, side) != side:
+                raise InputError(
+                    f"the side {name!r} begins like another and ends otherwise; give it a prefix of its own"
+                )
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings as saved."""
+        return super().get_config_dict() | {"sides": {name: side.to_dict() for name, side in self.sides.items()}}
+
+    def rows(self, texts: Sequence[str], prompt: str | None = None) -> list[list[int]]:
+        """As `CausalEncoder.rows`, with the suffix of the side whose prefix the prompt is."""
+        side = self._by_prefix.get(prompt or "")
+        if side is None:
+            return super().rows(texts, prompt)
+        own = self.template
+        self.template = replace(side, prefix=own.prefix)  # the side's prefix comes as the prompt
+        try:
+            return super().rows(texts, prompt)
+        finally:
+            self.template = own
+
+
+class QueryLikelihood:
+    """Stage 1: generate the query from its document, seeing the document through the end token alone.
+
+    A row is the document's prompt, the end token E, the query and the end token again. Query tokens see E and the query
+    before them; E sees the document. Words of the document are replaced by "_", anew each time it comes.
+
+    Inputs: pairs, `{"query": …, "positive": …}` (or `"document"`), or tuples of the two.
+    Use with: `fit(embedder, pairs, QueryLikelihood(embedder), out, merge=True)`, before contrastive training on the
+    same embedder. Use when there are pairs and the contrastive budget is small.
+    Relation: without block and corruption it is plain fine-tuning of a language model on document → query. GEM trains
+    the same bottleneck on texts without queries.
+
+    Args:
+        embedder: from `LLMQL.embedder`, or any whose rows end with one appended token; its prompts `"document"` and
+            `"query"` are used.
+        corruption: chance of each word of a document. Authors' command: 0.6 (their code's default: 0.45).
+        block: hide the document from the query. False is the ablation.
+        labels: `"live"`: document, E and query are all targets, as in the authors' running code; `"query"`: the query
+            alone, which stands there commented out. Which one the paper means is not known.
+        reverse: share of pairs that train query → passage instead: uncorrupted, the passage alone is the target. The
+            authors' command: 0; their other mode: 0.5.
+        max_target: tokens generated, the end token included (authors: 200). Longer ones are cut (`cut_` counts them).
+        gather_across_devices: average over the targets of all processes.
+        seed: of corruption and direction, drawn from it and the pair's place in the order of training.
+
+    Raises:
+        InputError: a parameter out of range, or an embedder that appends no token, or several.
+
+    Source: arXiv:2504.05216, Sec. 3; authors' code Trustworthy-Information-Access/llm-ql, whose end token stands at a
+    fixed index, behind a document padded and cut to it: here each row has its own, and the cue behind it is never cut.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        *,
+        corruption: float = 0.6,
+        block: bool = True,
+        labels: Literal["live", "query"] = "live",
+        reverse: float = 0.0,
+        max_target: int = 200,
+        gather_across_devices: bool = False,
+        seed: int = 0,
+    ) -> None:
+        for name, share in {"corruption": corruption, "reverse": reverse}.items():
+            if not 0 <= share <= 1:
+                raise InputError(f"got {name} {share}; expected 0 to 1")
+        if labels not in _LABELS:
+            raise InputError(f"got labels {labels!r}; expected one of {', '.join(_LABELS)}")
+        if max_target < 2:
+            raise InputError(f"got max_target {max_target}; expected room for one token and the end")
+        self.embedder = embedder
+        self.corruption = corruption
+        self.block = block
+        self.labels = labels
+        self.reverse = reverse
+        self.max_target = max_target
+        self.gather_across_devices = gather_across_devices
+        self.seed = seed
+        self.cut_ = 0
+        end_of(embedder)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings, as a run records them."""
+        names = ("corruption", "block", "labels", "reverse", "max_target", "gather_across_devices", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    def row(self, place: int, pair: Any) -> Row:
+        """What a pair becomes at its place in the order of training."""
+        query, document = _pair(pair)
+        generator = Random(f"{self.seed}/{place}")
+        if generator.random() < self.reverse:
+            ids = rows_of(self.embedder, "query", [query])[0]
+            return Row(ids[:-1], ids[-1:], self._target(document), ("suffix",))
+        ids = rows_of(self.embedder, "document", [corrupt(document, self.corruption, generator)])[0]
+        return Row(ids[:-1], ids[-1:], self._target(query), _LABELS[self.labels])
+
+    def _target(self, text: str) -> list[int]:
+        ids = target_ids(self.embedder, text)
+        if len(ids) > self.max_target:
+            self.cut_ += 1
+            ids = [*ids[: self.max_target - 1], ids[-1]]
+        return ids
+
+    def collate(self, items: Sequence[tuple[int, Any]]) -> dict[str, Tensor]:
+        """(place, pair) pairs to what `BottleneckCollator` gives for their rows."""
+        batch = collator_for(self.embedder.encoder, block=self.block)([self.row(place, pair) for place, pair in items])
+        return batch | {"tokens": (batch["segments"] > 0).sum()}
+
+    def loss(self, embedder: Embedder, batch: Mapping[str, Tensor], generator: Any = None) -> dict[str, Tensor]:
+        """`loss`: the mean cross-entropy over all targets of the batch."""
+        reading = read(embedder.encoder, batch)
+        total, count = reading.nll.sum(), reading.scored.sum()
+        return {"loss": global_mean(total, count) if self.gather_across_devices else total / count.clamp(min=1)}
+
+
+def end_of(embedder: Embedder) -> int:
+    """The id of the one token that is appended to each row, E.
+
+    Raises:
+        InputError: none is, or several are; or the encoder is not causal to the last layer.
+    """
+    encoder = embedder.encoder
+    check_encoder(encoder)
+    if len(encoder.append) != 1:
+        raise InputError(f"got an embedder that appends {list(encoder.append)}; LLM-QL needs one end token: use LLMQL")
+    return encoder.token_id(encoder.append[0])
+
+
+def rows_of(embedder: Embedder, side: str, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids exactly as `encode_query` or `encode_document` make them; the last one is E."""
+    return embedder.encoder.rows(list(texts), embedder.prompts.get(side) or None)
+
+
+def target_ids(embedder: Embedder, text: str) -> list[int]:
+    """A text's tokens as they are generated behind E, and the end token."""
+    ids: list[int] = embedder.encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return [*ids, end_of(embedder)]
+
+
+def _pair(pair: Any) -> tuple[str, str]:
+    if isinstance(pair, Mapping):
+        document = pair.get("positive", pair.get("document"))
+        query = pair.get("query")
+    else:
+        query, document = pair
+    if not (isinstance(query, str) and isinstance(document, str)):
+        raise InputError(f"got {pair!r}; expected a 'query' and a 'positive' text")
+    return query, document
+
+
+def log_likelihood(
+    embedder: Embedder, queries: Sequence[str], documents: Sequence[str], *, end: bool = False, batch_size: int = 32
+) -> Tensor:
+    """log P(query | E of the document), summed over the query's tokens, for every pair: ranking by query likelihood.
+
+    Each document is read once; a query then sees what E left in the cache, and nothing else.
+
+    Args:
+        end: count the end token behind the query too.
+        batch_size: documents, and pairs, in a forward pass.
+
+    Returns:
+        (queries, documents) in nats, float32.
+
+    Source: arXiv:2504.05216; the classical query-likelihood score with E in the place of the document.
+    """
+    encoder = embedder.encoder
+    targets = [target_ids(embedder, query)[: None if end else -1] for query in queries]
+    found = torch.zeros(len(queries), len(documents))
+    width = max(map(len, targets), default=0)
+    words = torch.full((len(targets), width), IGNORED)
+    for i, target in enumerate(targets):
+        words[i, : len(target)] = torch.tensor(target)
+    words = words.to(encoder.device)
+    for start in range(0, len(documents), batch_size):
+        ids = rows_of(embedder, "document", documents[start : start + batch_size])
+        memory = remember(encoder, [Row(row[:-1], row[-1:]) for row in ids])
+        pairs = torch.cartesian_prod(torch.arange(len(ids)), torch.arange(len(targets))).to(encoder.device)
+        for rows, which in zip(pairs[:, 0].split(batch_size), pairs[:, 1].split(batch_size), strict=True):
+            wanted = words[which]
+            logits = recall_logits(encoder, memory, rows, wanted[:, :-1].clamp(min=0)).float()
+            nll = torch.nn.functional.cross_entropy(
+                logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
+            )
+            found[which.cpu(), start + rows.cpu()] = -nll.sum(1).cpu()
+    return found
+
+
+@dataclass
+class LLMQL:
+    """Both stages with the same prompts: query likelihood, then contrastive training of the same end token.
+
+    Args:
+        query, document: what stands around each side's texts. No space at the end: E follows directly.
+        corruption, block, labels, reverse, max_target: of stage 1, see `QueryLikelihood`.
+        scale: of the contrastive loss's cosines, 1 / temperature. The authors: 100.
+        mini_batch_size: GradCache: so many texts a forward pass, the same loss for less memory; 0 for all at once.
+        gather_across_devices: of both losses.
+        seed: of stage 1's draws.
+
+    Example:
+        method = LLMQL()
+        made = method.embedder("default")
+        method.fit(made, pairs, "runs/llm_ql", ql_steps=60, steps=60)
+        embed.load("runs/llm_ql").encode_query("what is a monad")
+
+    Source: arXiv:2504.05216. The authors: Llama-2-7B, stage 1 full fine-tuning at 1e-5 for two epochs of MS MARCO,
+    stage 2 LoRA of rank 32 at 1e-4 for one epoch, 15 hard negatives a query.
+    """
+
+    query: Template = field(default=QUERY)
+    document: Template = field(default=DOCUMENT)
+    corruption: float = 0.6
+    block: bool = True
+    labels: Literal["live", "query"] = "live"
+    reverse: float = 0.0
+    max_target: int = 200
+    scale: float = 100.0
+    mini_batch_size: int = 0
+    gather_across_devices: bool = False
+    seed: int = 0
+
+    def embedder(self, model: Any = "default", *, end: str = "", **settings: Any) -> Embedder:
+        """The embedder that both stages train: prompts by side, E at the end, its state of unit length.
+
+        Args:
+            model: a name for `models.load`, what that returned, or a model with its tokenizer.
+            end: E; by default the tokenizer's end-of-text token.
+            settings: `max_seq_length`, `device`, `dtype`: see `broadsheet.embed.embedder`.
+
+        Raises:
+            InputError: the tokenizer has no end-of-text token and none is given.
+        """
+        options = {name: settings.get(name) for name in ("device", "dtype")}
+        lm, tokenizer = models.load(model, **options) if isinstance(model, str | Path) else model
+        end = end or tokenizer.eos_token or ""
+        if not end:
+            raise InputError("the tokenizer has no end-of-text token; name the token that shall end a document")
+        sides = {"query": self.query, "document": self.document}
+        return embedder(
+            (lm, tokenizer),
+            "last-token",
+            append=(end,),
+            prompts={name: side.prefix for name, side in sides.items()},
+            normalize=True,
+            encoder=SidedEncoder,
+            sides=sides,
+            **settings,
+        )
+
+    def likelihood(self, embedder: Embedder) -> QueryLikelihood:
+        """Stage 1's objective."""
+        return QueryLikelihood(
+            embedder,
+            corruption=self.corruption,
+            block=self.block,
+            labels=self.labels,
+            reverse=self.reverse,
+            max_target=self.max_target,
+            gather_across_devices=self.gather_across_devices,
+            seed=self.seed,
+        )
+
+    def contrastive(self, embedder: Embedder) -> Any:
+        """Stage 2's loss on (query, positive, negatives…): sentence-transformers', cached with `mini_batch_size`."""
+        from sentence_transformers.sentence_transformer.losses import (
+            CachedMultipleNegativesRankingLoss,
+            MultipleNegativesRankingLoss,
+        )
+
+        given: dict[str, Any] = {"scale": self.scale, "gather_across_devices": self.gather_across_devices}
+        if self.mini_batch_size:
+            return CachedMultipleNegativesRankingLoss(embedder, mini_batch_size=self.mini_batch_size, **given)
+        return MultipleNegativesRankingLoss(embedder, **given)
+
+    def fit(
+        self,
+        embedder: Embedder,
+        pairs: Sequence[Mapping[str, str]],
+        out: str | Path | None = None,
+        *,
+        ql_steps: int | None = None,
+        steps: int | None = None,
+        ql_learning_rate: float | None = None,
+        learning_rate: float | None = None,
+        **settings: Any,
+    ) -> tuple[Fitted | None, Fitted]:
+        """Stage 1, then stage 2, in place; what each did. With LoRA each adapter is merged before the next begins.
+
+        Args:
+            pairs: rows of `query`, `positive` and, for stage 2, any further columns of negatives.
+            out: where the embedder will stand; `<out>.ql` holds stage 1, so that a killed call goes on where it was.
+            ql_steps: of stage 1; 0 leaves it out (the plain baseline).
+            steps, learning_rate: of stage 2.
+            settings: of `fit`, for both stages.
+
+        Raises:
+            InputError: as `fit`.
+        """
+        from broadsheet.embed.fitting import fit
+
+        first: Fitted | None = None
+        settings = {"merge": settings.get("method", "lora") == "lora", **settings}
+        if ql_steps != 0:
+            dtype = embedder.encoder.model.dtype
+            place = None if out is None else Path(out).with_name(f"{Path(out).name}.ql")
+            if place is not None and (place / "modules.json").exists():
+                say(f"{place}: stage 1 is finished, going on from it")
+                embedder.encoder.model.load_state_dict(load(place, dtype=dtype).encoder.model.state_dict())
+            else:
+                first = fit(
+                    embedder,
+                    list(pairs),
+                    self.likelihood(embedder),
+                    place,
+                    steps=ql_steps,
+                    learning_rate=ql_learning_rate,
+                    **settings,
+                )
+        second = contrast(
+            embedder, pairs, self.contrastive(embedder), out, steps=steps, learning_rate=learning_rate, **settings
+        )
+        return first, second
+
+
+def contrast(
+    embedder: Embedder, pairs: Sequence[Mapping[str, str]], loss: Any, out: str | Path | None = None, **settings: Any
+) -> Fitted:
+    """Contrastive training with each side's prompt: `query` has the query's, every other column the document's."""
+    from broadsheet.embed.fitting import fit
+
+    columns = list(pairs[0])
+    if "query" not in columns or len(columns) < 2:
+        raise InputError(f"got rows of {columns}; expected 'query', 'positive' and, if any, columns of negatives")
+    ordered = ["query", *(name for name in columns if name != "query")]
+    rows = [{name: row[name] for name in ordered} for row in pairs]
+    prompts = {name: embedder.prompts["query" if name == "query" else "document"] for name in ordered}
+    return fit(embedder, rows, loss, out, prompts=prompts, **settings)

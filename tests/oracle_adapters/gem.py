@@ -1,0 +1,34 @@
+"""GEM's oracle cases, by the fields they have: a contrastive loss, a row through the model, a mask."""
+
+from typing import Any
+
+import torch
+
+from broadsheet.embed.bottleneck import Row, bottleneck_mask, collator_for, read, special_states
+from broadsheet.embed.gem import contrastive_loss
+from formula_llama import encoder
+
+
+def run(case: dict[str, Any]) -> dict[str, Any]:
+    if "anchor" in case:
+        anchor, positive = (torch.tensor(case[name], dtype=torch.float64) for name in ("anchor", "positive"))
+        log_scale = torch.tensor(case["log_scale"], dtype=torch.float64)
+        return {"loss": contrastive_loss(anchor, positive, log_scale).item()}
+    cuts = case["prefix"], case["prefix"] + case["special"]
+    if "ids" in case:
+        ids = case["ids"]
+        return _row(case["model"], Row(ids[: cuts[0]], ids[cuts[0] : cuts[1]], ids[cuts[1] :]))
+    row = Row(*([0] * case[name] for name in ("prefix", "special", "suffix")))
+    return {"mask": bottleneck_mask(torch.tensor([row.segments()]))[0, 0].int().tolist()}
+
+
+def _row(model: str, row: Row) -> dict[str, Any]:
+    made = encoder("gem", model)
+    batch = collator_for(made)([row])
+    with torch.no_grad():
+        reading = read(made, batch)
+    special = special_states(reading.states, batch["segments"])
+    return {
+        "loss": (reading.nll.sum() / reading.scored.sum()).item(),
+        "special_hidden": special[0].tolist() if row.special else [],
+    }
