@@ -1,0 +1,175 @@
+"""The trial of BabelBERT: words of the test are seen nowhere before, layers are read as they are, and it runs."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from broadsheet.console import InputError
+from broadsheet.embed.lexical_specialization import LexicalSpecialization
+from broadsheet.embed.lexical_trial import LAST, SPECIALISED, START, UNTOUCHED, LexicalTrial, split_lexicon, words_arm
+from broadsheet.embed.lexicon import WordPair
+from broadsheet.embed.word_layers import cut_behind, depth, layer_vectors
+
+
+def synonyms(count):
+    """Sets of three words, in all pairs; every fourth set shares a word with the next."""
+    pairs = []
+    for i in range(count):
+        words = [f"w{i}a", f"w{i}b", f"w{i + 1}a" if i % 4 == 0 else f"w{i}c"]
+        pairs += [WordPair(one, other, f"s{i}", ("en", "en")) for one in words for other in words if one < other]
+    return pairs
+
+
+def test_no_word_of_the_test_is_seen_before_it():
+    pairs = synonyms(60)
+    split = split_lexicon(pairs, 12, 8, 1000, 100, seed=1)
+    test, dev = split.test.words, split.dev.words
+    trained = {word for pair in split.train for word in (pair.first, pair.second)}
+    assert not test & dev
+    assert not test & trained
+    assert not dev & trained
+    assert len({query for query, _ in split.test.pairs}) == 12
+    assert split_lexicon(pairs, 12, 8, 1000, 100, seed=1) == split != split_lexicon(pairs, 12, 8, 1000, 100, seed=2)
+
+
+def test_every_right_answer_is_known_and_in_the_vocabulary():
+    pairs = synonyms(60)
+    split = split_lexicon(pairs, 12, 8, 30, 60)
+    partners = Counter()
+    for pair in pairs:
+        partners[pair.first] += 1
+        partners[pair.second] += 1
+    task = split.test.task()
+    assert len(split.train) == 30
+    assert task.missing_ == 0
+    assert [len(gold) for gold in task.gold] == [partners[query] for query in task.queries]
+    assert len(task.vocabulary) == 60
+    own = [task.vocabulary.index(query) for query in task.queries if query in task.vocabulary]
+    assert own
+    assert [place for excluded in task.excluded for place in excluded] == own
+
+
+def test_translations_are_searched_in_the_other_language():
+    pairs = [WordPair(f"e{i}", f"f{i % 30}", f"e{i}", ("eng", "fra")) for i in range(40)]
+    pairs += [WordPair("f1", "e1x", "back", ("fra", "eng"))]
+    split = split_lexicon(pairs, 5, 5, 100, 20)
+    assert all(word.startswith("f") for word in split.test.vocabulary)
+    assert all(query.startswith("e") for query, _ in split.test.pairs)
+    assert not split.test.same_language
+
+
+def test_a_small_list_is_refused():
+    with pytest.raises(InputError, match="10 sets; 8 \\+ 4 queries need more"):
+        split_lexicon(synonyms(10), 8, 4, 10, 10)
+
+
+@pytest.fixture
+def words(tiny_model, tiny_tokenizer):
+    return LexicalSpecialization().embedder((tiny_model(num_hidden_layers=3), tiny_tokenizer()))
+
+
+def test_layers_are_read_in_one_pass_as_cutting_reads_them(words):
+    texts = ["the", "there and here", "x"]
+    found = layer_vectors(words, texts, batch_size=2)
+    assert len(found) == depth(words) + 1 == 4
+    assert found[3] == pytest.approx(words.encode(texts), abs=1e-5)
+    embedded = words.encoder.model.get_input_embeddings()
+    ids = words.tokenizer("<|im_start|> the")["input_ids"][1:]
+    with torch.no_grad():
+        assert found[0][0] == pytest.approx(embedded(torch.tensor(ids)).mean(0).numpy(), abs=1e-6)
+    for layer in (0, 1, 2, 3):
+        assert cut_behind(words, layer).encode(texts) == pytest.approx(found[layer], abs=1e-5)
+    with pytest.raises(InputError, match="expected one of 0 to 3"):
+        cut_behind(words, 4)
+
+
+def test_layers_of_another_transformer_are_cut_off(tmp_path, tiny_tokenizer):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=272, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    tiny_tokenizer().save_pretrained(tmp_path / "bert")
+    plain = SentenceTransformer(modules=[Transformer(str(tmp_path / "bert")), Pooling(16, "mean")])
+    made = LexicalSpecialization().adopt(plain)
+    texts = ["the", "there and here"]
+    found = layer_vectors(made, texts)
+    assert made.encode(texts) == pytest.approx(found[3], abs=1e-5)
+    cut = cut_behind(made, 2)
+    assert cut.encode(texts) == pytest.approx(found[2], abs=1e-5)
+    cut.save(str(tmp_path / "cut"))
+    again = SentenceTransformer(str(tmp_path / "cut"), trust_remote_code=True)
+    assert again.encode(texts) == pytest.approx(found[2], abs=1e-5)
+
+
+def test_arm_ranks_and_tells_how_near_unlike_words_are():
+    task = split_lexicon(synonyms(40), 6, 4, 10, 20).test.task()
+
+    class Same:
+        def eval(self):
+            return self
+
+        def encode(self, words, **others):
+            return np.ones((len(words), 3))
+
+    class Exact(Same):
+        def encode(self, words, **others):
+            return np.array([[float(word[1:-1]), 1.0] for word in words])
+
+    for model, cosine in ((Same(), 1.0), (Exact(), None)):
+        arm = words_arm("x", lambda model=model: model, task)
+        arm.prepare()
+        made = arm.run(range(len(task.queries)))
+        assert len(made["RR"]) == len(made["P@1"]) == 6
+        if cosine:
+            assert made["cosine"] == pytest.approx([1.0] * 6)
+            assert max(made["RR"]) < 0.1  # not the first, as all words are alike
+        else:
+            assert np.mean(made["P@1"]) > 0.5
+
+
+def test_trial_runs_on_a_word_list(tmp_path, tiny_folder, monkeypatch):
+    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
+    lines = [f"{pair.first}\t{pair.second}\t{pair.label}" for pair in synonyms(30)]
+    (tmp_path / "words.tsv").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "sts.tsv").write_text("score\tsentence1\tsentence2\n1\ta b\ta c\n3\tb\tb\n2\tc\td d\n0\te\tf\n")
+    trial = LexicalTrial(
+        str(tiny_folder),
+        quick=True,
+        words=str(tmp_path / "words.tsv"),
+        queries=6,
+        steps=2,
+        sts=str(tmp_path / "sts.tsv"),
+    )
+    result = trial.run()
+    assert [arm.name for arm in result.arms] == [UNTOUCHED, SPECIALISED, START, LAST]
+    assert all(arm.status == "ok" for arm in result.arms), [arm.error for arm in result.arms]
+    assert {"MRR", "P@1", "cosine of unlike words", "Spearman"} <= set(result.arms[1].values)
+    assert any((c.metric, c.baseline, c.arm) == ("MRR", UNTOUCHED, SPECIALISED) for c in result.comparisons)
+    trained = result.arms[1].samples["cosine"], result.arms[2].samples["cosine"]
+    assert trained[0] != trained[1]  # the untouched arms have weights of their own
+    assert len(result.figures[0].x) == 3
+    trial.finish()
+    assert not trial.folder_.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"words": "abbreviations", "data": "texts.jsonl"}, "spells out no abbreviations"),
+        ({"words": "wordnet:/nowhere"}, "apt install wordnet-base"),
+        ({"words": "a.tsv", "data": "mine.jsonl"}, "the data gives abbreviations alone"),
+        ({"batch": 1}, "expected more"),
+    ],
+)
+def test_options_that_cannot_be_are_said(tmp_path, tiny_folder, monkeypatch, options, message):
+    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
+    (tmp_path / "texts.jsonl").write_text('{"text": "nothing here"}\n')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        LexicalTrial(str(tiny_folder), **options).run()
