@@ -155,6 +155,10 @@ class Corpus(ABC):
                 sample[slot] = (index, document)
         return [document for _, document in sorted(sample, key=lambda numbered: numbered[0])]
 
+    def fields(self) -> list[str]:
+        """Names of the fields of the first row that can be read; none where there is no such row."""
+        return next((list(row) for _, row in self._rows() if isinstance(row, dict)), [])
+
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What tells this corpus from another without reading it, as plain JSON: names and sizes, a key, a commit."""

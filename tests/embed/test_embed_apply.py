@@ -1,0 +1,337 @@
+"""`broadsheet apply` for the stage: what is trained, from which rows; what is refused, with its line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from documented import documents
+from transformers import AutoModelForCausalLM
+
+from broadsheet.console import InputError
+from broadsheet.embed import apply as command
+from broadsheet.embed import rows, tasks
+from broadsheet.embed.apply import ApplyEmbed
+from broadsheet.embed.base import baseline, load
+from broadsheet.embed.eol import variant
+from broadsheet.embed.lexicon import WordPair
+from broadsheet.embed.llm_ql import LLMQL
+from broadsheet.embed.sweep import sweep
+from broadsheet.embed.tasks import sts
+from broadsheet.embed.token_prepending import TokenPrepending
+
+TEXTS = ["the red hat", "a tree near the sea", "hats are red", "the inn on the hill", "reeds and rats", "no stone"]
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny_model: Callable, tiny_tokenizer: Callable) -> str:
+    folder = tmp_path / "model"
+    tiny_model(num_hidden_layers=4).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def write(path: Path, given: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Data for each method."""
+    n = len(TEXTS)
+    pairs = [
+        {"query": f"where is {i}", "positive": TEXTS[i % n], "negatives": [TEXTS[(i + 1) % n], TEXTS[(i + 2) % n]]}
+        for i in range(12)
+    ]
+    requests = [
+        {"query": f"where is {i}", "pos": [TEXTS[i % n]], "neg": [TEXTS[(i + k) % n] for k in (1, 2, 3)],
+         "answers": [f"at {i}"]}
+        for i in range(12)
+    ]  # fmt: skip
+    words = tmp_path / "words.tsv"
+    words.write_text("word1\tword2\tlabel\n" + "".join(f"hat{i}\tcap{i}\t{i // 2}\n" for i in range(12)))
+    scored = tmp_path / "scored.tsv"
+    scored.write_text("".join(f"{i % 5}\t{TEXTS[i % n]} {i}\t{TEXTS[i * i % n]} {i + 1}\n" for i in range(12)))
+    return {
+        "gem": write(tmp_path / "texts.jsonl", [{"text": text * 3} for text in TEXTS * 2]),
+        "llm_ql": write(tmp_path / "ql.jsonl", pairs),
+        "ullme": write(tmp_path / "pairs.jsonl", pairs),
+        "llm_embedder": write(tmp_path / "requests.jsonl", requests),
+        "lexical_specialization": str(words),
+        "token_prepending": str(scored),
+    }
+
+
+def run(method: str, data: str, out: Path, *, force: bool = False, skip: bool = False, **options: Any) -> Any:
+    given: dict[str, Any] = {"steps": 2, "batch_size": 4, "learning_rate": 0.01} | options
+    kind = ApplyEmbed(method=method, **given)
+    corpus = kind.data(data, on_error="skip" if skip else "stop", text_field="text", id_field="id")
+    return kind.run(corpus, out, force=force)
+
+
+METHODS = ("gem", "llm_ql", "ullme", "llm_embedder", "lexical_specialization")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_trains_an_embedder_that_is_also_a_language_model(
+    method: str, files: dict[str, str], model: str, tmp_path: Path
+):
+    options = {"group_size": 3} if method == "llm_embedder" else {}
+    summary = run(method, files[method], tmp_path / "out", model=model, length=128, **options)
+    assert summary.finished
+    assert summary.documents == 8
+    found = load(tmp_path / "out")
+    assert np.isfinite(found.encode(TEXTS)).all()
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    before = AutoModelForCausalLM.from_pretrained(model).state_dict()
+    assert trained.keys() == before.keys()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not np.allclose(trained[name], before[name])  # an adapter was added to the weights
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert record["steps"] == 2
+    assert record["settings"]["method"] == ("full" if method == "lexical_specialization" else "lora")
+    with pytest.raises(InputError, match="exists; choose another --out"):
+        run(method, files[method], tmp_path / "out", model=model, length=128, **options)
+
+
+def test_an_adapter_can_be_kept_apart(files: dict[str, str], model: str, tmp_path: Path):
+    run("ullme", files["ullme"], tmp_path / "out", model=model, adapter=True)
+    run("ullme", files["ullme"], tmp_path / "whole", model=model)
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert load(tmp_path / "out").encode(TEXTS) == pytest.approx(load(tmp_path / "whole").encode(TEXTS), abs=1e-4)
+
+
+def test_an_embedder_is_trained_on(files: dict[str, str], model: str, tmp_path: Path):
+    first = baseline("last-token", model, attention="causal")
+    first.save(str(tmp_path / "first"))
+    run("ullme", files["ullme"], tmp_path / "out", embedder=str(tmp_path / "first"), steps=1)
+    made = load(tmp_path / "out")
+    assert made.encoder.attention == "causal"
+    assert made[1].pooling_mode == "lasttoken"
+
+
+def test_full_training_needs_no_reference_model(files: dict[str, str], model: str, tmp_path: Path):
+    assert run("ullme", files["ullme"], tmp_path / "out", model=model, tune="full", steps=1).finished
+
+
+def test_without_negatives_the_positive_alone_is_generated(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data = write(tmp_path / "p.jsonl", [{"anchor": f"q {i}", "positive": TEXTS[i]} for i in range(6)])
+    assert run("ullme", data, tmp_path / "out", model=model, steps=1).finished
+    assert "(sft)" in capsys.readouterr().err
+    settings = json.loads((tmp_path / "out" / "training.json").read_text())["settings"]
+    assert settings["loss"]["generation"] == "sft"
+
+
+# Token Prepending
+
+
+def test_layers_are_chosen_by_the_sweep_and_saved(files: dict[str, str], model: str, tmp_path: Path):
+    data = files["token_prepending"]
+    assert run("token_prepending", data, tmp_path / "out", model=model, length=64).documents == 12
+    made = load(tmp_path / "out").encoder
+    assert isinstance(made, TokenPrepending)
+    pairs = sts(data)
+    encoder = variant(made, layer=None, exit=1)
+    best = sweep(encoder, [p.a for p in pairs], [p.b for p in pairs], [p.score for p in pairs]).best
+    assert (made.layer, made.exit) == (best.layer, best.exit)
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert record["sweep"]["pairs"] == 12
+
+
+def test_given_layers_are_taken_and_no_data_is_read(model: str, tmp_path: Path):
+    run("token_prepending", "none.tsv", tmp_path / "out", model=model, layer=3, exit=2)
+    made = load(tmp_path / "out").encoder
+    assert (made.layer, made.exit) == (3, 2)
+    run("token_prepending", "none.tsv", tmp_path / "out", model=model, layer=2, exit=2, template="meta-eol", force=True)
+    assert load(tmp_path / "out").encode(TEXTS).shape == (6, 32)
+
+
+# Scores of a teacher
+
+
+def test_a_teacher_scores_rows_once(files: dict[str, str], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from broadsheet.embed import taught
+
+    run("llm_embedder", files["llm_embedder"], tmp_path / "out", model=model, group_size=3)
+    made = [json.loads(line) for line in (tmp_path / "out.scores.jsonl").read_text().splitlines()]
+    assert len(made) == 12
+    assert all(len(row["teacher_scores"]) == 4 for row in made)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr(taught, "score_corpus", never)
+    run("llm_embedder", str(tmp_path / "out.scores.jsonl"), tmp_path / "other", model=model, group_size=3)
+    assert not (tmp_path / "other.scores.jsonl").exists()
+    (tmp_path / "third.scores.jsonl").write_text((tmp_path / "out.scores.jsonl").read_text())
+    run("llm_embedder", files["llm_embedder"], tmp_path / "third", model=model, group_size=3)
+    (tmp_path / "fourth.scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made[1:]))
+    with pytest.raises(InputError, match="scores of other rows"):
+        run("llm_embedder", files["llm_embedder"], tmp_path / "fourth", model=model, group_size=3)
+
+
+# Rows
+
+
+def corpus(data: str, **options: Any) -> Any:
+    return rows.open_data(data, **{"on_error": "stop", "text_field": "text", "id_field": "id", **options})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"query": "q", "positive": "p", "negatives": ["n", "m"]},
+        {"anchor": "q", "positive": "p", "negative": ["n", "m"]},
+        {"question": "q", "answer": "p", "negative_1": "n", "negative_2": "m"},
+        {"query": "q", "document": "p", "negative": "n", "negative_1": ["m"]},
+        {"sentence1": "q", "sentence2": "p", "negatives": ["n", "m"], "score": 3},
+    ],
+)
+def test_pairs_are_read_whatever_their_fields_are_called(tmp_path: Path, row: dict[str, Any]):
+    assert rows.pairs(corpus(write(tmp_path / "a.jsonl", [row])), 0) == [
+        {"query": "q", "positive": "p", "negatives": ["n", "m"]}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"query": "q"}, "row a.jsonl:2: no field 'positive'"),
+        ({"query": "q", "positive": 3}, "row a.jsonl:2: field 'positive' is not a string"),
+        ({"query": " ", "positive": "p"}, "row a.jsonl:2: an empty query"),
+        ({"query": "q", "positive": "\n"}, "row a.jsonl:2: an empty positive"),
+        ({"query": "q", "positive": "p", "negatives": [1]}, "row a.jsonl:2: field 'negatives' is neither"),
+        ({"positive": "p"}, "a.jsonl:2: no field 'query'"),
+    ],
+)
+def test_a_row_that_is_no_pair_is_named_or_skipped(
+    tmp_path: Path, row: Any, message: str, capsys: pytest.CaptureFixture[str]
+):
+    path = write(tmp_path / "a.jsonl", [{"query": "q", "positive": "p"}, row])
+    with pytest.raises(InputError, match=message):
+        rows.pairs(corpus(path), 0)
+    assert len(rows.pairs(corpus(path, on_error="skip"), 0)) == 1
+    assert "skipped" in capsys.readouterr().err
+
+
+def test_no_rows_at_all_are_said(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", [])
+    for read in (rows.texts, rows.pairs):
+        with pytest.raises(InputError, match="holds no"):
+            read(corpus(path), 0)
+    with pytest.raises(InputError, match="holds no word pairs"):
+        rows.word_pairs(corpus(path))
+
+
+def test_a_choice_of_rows_follows_from_the_seed(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", [{"query": f"q{i}", "positive": "p"} for i in range(30)])
+    chosen = rows.pairs(corpus(path), 5, seed=1)
+    assert chosen == rows.pairs(corpus(path), 5, seed=1) != rows.pairs(corpus(path), 5, seed=2)
+    assert len(chosen) == 5
+
+
+def test_negatives_become_as_many_columns_as_every_row_has(capsys: pytest.CaptureFixture[str]):
+    given = [
+        {"query": "q", "positive": "p", "negatives": ["a", "b"]},
+        {"query": "r", "positive": "s", "negatives": ["c"]},
+    ]
+    assert rows.flat(given) == [
+        {"query": "q", "positive": "p", "negative_1": "a"},
+        {"query": "r", "positive": "s", "negative_1": "c"},
+    ]
+    assert "1 to 2 negatives" in capsys.readouterr().err
+
+
+def test_words_come_from_rows_and_tables(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", [{"word1": "hat", "word2": "cap", "label": 3, "lang1": "en"}])
+    assert rows.word_pairs(corpus(path)) == [WordPair("hat", "cap", "3", ("en", ""))]
+    (tmp_path / "a.tsv").write_text("hat\tcap\nbig\tlarge\n")
+    assert [pair.second for pair in rows.word_pairs(corpus(str(tmp_path / "a.tsv")))] == ["cap", "large"]
+    assert rows.held_out(str(tmp_path / "a.tsv")) == ["hat", "cap", "big", "large"]
+
+
+def test_words_of_the_test_are_not_trained_on(
+    files: dict[str, str], model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "test.txt").write_text("hat0\ncap5\n")
+    run("lexical_specialization", files["lexical_specialization"], tmp_path / "out", model=model, steps=1,
+        held_out=str(tmp_path / "test.txt"))  # fmt: skip
+    assert "2 of 12 pairs hold a word of the test" in capsys.readouterr().err
+
+
+@pytest.fixture
+def pydocs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setattr(tasks, "_pydocs", documents)
+    tasks.documentation.cache_clear()
+    yield
+    tasks.documentation.cache_clear()
+
+
+@pytest.mark.usefixtures("pydocs")
+def test_pydocs_trains_on_packages_that_the_trials_leave_out():
+    class Pydocs(list):
+        spec, text_field = "pydocs", "text"
+
+        def fields(self) -> list[str]:
+            return ["text"]
+
+    docs = tasks.documentation()
+    package = {document.text: document.metadata["package"] for document in documents()}
+    found = rows.texts(Pydocs(documents()), 50)  # type: ignore[arg-type]
+    assert len(found) == 50
+    assert not any(docs.held_out(package[text]) for text in found)
+    asked = {query.text for query in tasks.retrieval(queries=10, passages=20).queries}
+    pairs = rows.pairs(Pydocs(), 10, negatives=2)  # type: ignore[arg-type]
+    assert pairs
+    assert all(len(pair["negatives"]) == 2 for pair in pairs)
+    assert asked.isdisjoint(pair["query"] for pair in pairs)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("gem", {"steps": -1}, "negative number"),
+        ("gem", {"tune": "all"}, "expected lora or full"),
+        ("gem", {"adapter": True}, "got --adapter"),
+        ("ullme", {"adapter": True, "tune": "full"}, "got --adapter"),
+        ("gem", {"embedder": "runs/x"}, "got --embedder for gem"),
+        ("token_prepending", {"layer": 3}, "one of --layer and --exit"),
+        ("token_prepending", {"template": "own"}, "expected one of prompt-eol"),
+        ("gem", {"contrast": "none"}, "expected compression or all"),
+        ("ullme", {"generation": "ppo"}, "ppo"),
+    ],
+)
+def test_options_that_cannot_be_are_named(
+    files: dict[str, str], model: str, tmp_path: Path, method: str, options: dict[str, Any], message: str
+):
+    with pytest.raises(InputError, match=message):
+        run(method, files[method], tmp_path / "out", model=model, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lexicon_is_no_corpus_for_other_methods(model: str, tmp_path: Path):
+    with pytest.raises(InputError, match="holds no documents"):
+        run("gem", "wordnet", tmp_path / "out", model=model)
+
+
+def test_a_stopped_first_stage_is_no_finished_training(
+    files: dict[str, str], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    from broadsheet.embed.fitting import Fitted
+
+    stopped = Fitted(1, 4, 40, 1.0, False)
+    monkeypatch.setattr(LLMQL, "fit", lambda *_, **__: (stopped, stopped))
+    summary = command.ApplyEmbed(method="llm_ql", model=model).run(corpus(files["llm_ql"]), tmp_path / "out")
+    assert not summary.finished
+    assert "stopped after 1 steps" in capsys.readouterr().err
