@@ -94,7 +94,7 @@ def test_vectors_are_those_of_an_encoder_with_that_layer(plain, ours, batch_toke
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "gemma3", "gpt_neox", "qwen3"])
-def test_any_architecture_with_padding_on_the_left(name, tiny_tokenizer):
+def test_any_architecture_whatever_side_its_tokenizer_pads_on(name, tiny_tokenizer):
     tokenizer = tiny_tokenizer()
     tokenizer.padding_side = "left"
     encoder = TokenPrepending(make(name), tokenizer, exit=2, max_seq_length=None)

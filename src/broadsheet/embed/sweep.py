@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from broadsheet.console import InputError, progress
+from broadsheet.embed.encode import features_of, plan_batches
 from broadsheet.embed.eol import last_vectors, variant
 from broadsheet.embed.token_prepending import TokenPrepending
-from broadsheet.models import halve_on_oom, token_budget_batches
+from broadsheet.models import halve_on_oom
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -206,14 +207,14 @@ def layer_vectors(
         rows = reader.rows(texts)
 
         def read(batch: Sequence[int], reader: CausalEncoder = reader, rows: Any = rows) -> list[dict[int, Any]]:
-            features = {name: part.to(reader.device) for name, part in reader.pad([rows[i] for i in batch]).items()}
-            with torch.inference_mode(), _taken(reader.layers, features["attention_mask"], layers) as taken:
-                states = reader(dict(features))["token_embeddings"]
-                taken[max(layers)] = last_vectors(states, features["attention_mask"])
+            features: dict[str, Any] = features_of(reader, [rows[i] for i in batch])
+            mask = features["attention_mask"]
+            with torch.inference_mode(), _taken(reader.layers, mask, layers) as taken:
+                taken[max(layers)] = last_vectors(reader(features)["token_embeddings"], mask)
             arrays = {layer: part.double().cpu().numpy() for layer, part in taken.items()}
             return [{layer: array[i] for layer, array in arrays.items()} for i in range(len(batch))]
 
-        for batch in token_budget_batches([len(row) for row in rows], batch_tokens):
+        for batch in plan_batches([len(row) for row in rows], batch_tokens):
             for i, made in zip(batch, halve_on_oom(read, batch), strict=True):
                 for layer, vector in made.items():
                     if layer not in found:
