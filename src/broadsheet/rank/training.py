@@ -1,7 +1,7 @@
 """Parts for HF `Trainer` that teach a causal LM to rank lists: a collator, and a trainer with the papers' losses.
 
 Knows: lists (`rows`), prompts through a `Prompter`, `Trainer`. Does not know: the losses themselves (an `Objective`),
-time budgets and folders (`fitting`).
+time budgets and folders (`broadsheet.training`).
 
 Rows are padded on the right, where causal attention does not look: so attention needs no mask and takes its fastest
 path, and a list's loss does not depend on its neighbours. Logits are computed where they are needed alone: at one
@@ -11,27 +11,24 @@ position of each prompt, and over the written ranking where the objective wants 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
-from broadsheet.cache import atomic_write
 from broadsheet.console import InputError
 from broadsheet.rank.decoding import keeps_logits
 from broadsheet.rank.objective import ListReading, Objective
 from broadsheet.rank.prompt import Prompter
 from broadsheet.rank.rows import ListDataset, ListItem, Row, list_item
-
-COMPLETE = "complete.json"  # written into a checkpoint last: one without it was cut off
+from broadsheet.training.checkpoints import CompleteCheckpoints
+from broadsheet.training.timed import ScheduledByProgress
 
 
 @dataclass
@@ -152,19 +149,17 @@ def read_lists(model: Any, batch: Mapping[str, Tensor], generator: torch.Generat
     return replace(reading, nll=nll, weights=batch["loss_weights"][:, 1:][:, spoken], written=written)
 
 
-class RerankTrainer(Trainer):
+class RerankTrainer(CompleteCheckpoints, ScheduledByProgress):
     """HF `Trainer` on lists. Each step's loss is the objective's; its terms are logged as `loss_<name>`.
 
-    Takes all that `Trainer` takes (`train_dataset` a `ListDataset`, `data_collator` a `ListwiseCollator`), and:
+    Takes all that `Trainer` takes (`train_dataset` a `ListDataset`, `data_collator` a `ListwiseCollator`), `progress`
+    and `schedule` as `ScheduledByProgress` does, and:
 
     Args:
         objective: a `FIRST`, `FullRank` or `PGRank`, or another `Objective`.
-        progress: how much of the training is done, 0 to 1; the learning rate then follows `schedule` of it instead of
-            the arguments' scheduler. Asked once per step.
-        schedule: progress → factor of the learning rate.
         autocast: run forward passes in this type where the device has it; weights and optimizer stay as they are.
 
-    A checkpoint is complete once it holds `complete.json`: see `newest_checkpoint`.
+    Its checkpoints are `CompleteCheckpoints`; their `record` counts `lists` and `tokens` read.
 
     Raises:
         InputError: during training, a loss that is not finite.
@@ -175,7 +170,7 @@ class RerankTrainer(Trainer):
             objective=objective, model=model, args=TrainingArguments("run", learning_rate=5e-5),
             train_dataset=ListDataset(rows), data_collator=ListwiseCollator(prompter, objective),
         )
-        trainer.train(resume_from_checkpoint=newest_checkpoint(Path("run")))
+        trainer.train(resume_from_checkpoint=trainer.go_on())
     """
 
     loss_is_scaled_for_ga = False
@@ -185,8 +180,6 @@ class RerankTrainer(Trainer):
         *,
         objective: Objective,
         args: TrainingArguments,
-        progress: Callable[[], float] | None = None,
-        schedule: Callable[[float], float] = lambda progress: 1 - progress,
         autocast: torch.dtype | None = None,
         **parts: Any,
     ) -> None:
@@ -195,11 +188,8 @@ class RerankTrainer(Trainer):
         super().__init__(args=args, **parts)
         self.model_accepts_loss_kwargs = False  # our losses are means over lists, not over tokens of a step
         self.objective = objective
-        self.progress = progress
-        self.schedule = schedule
         self.autocast = autocast
-        self.lists_seen = self.tokens_seen = 0
-        self.extra: dict[str, Any] = {}
+        self.record = {"lists": 0, "tokens": 0}
         self._terms: dict[str, list[float]] = {}
 
     def compute_loss(
@@ -215,8 +205,8 @@ class RerankTrainer(Trainer):
                 " damaged; start again with a lower learning rate, or in float32"
             )
         if model.training:
-            self.lists_seen += len(reading.mask)
-            self.tokens_seen += int(inputs["attention_mask"].sum())
+            self.record["lists"] += len(reading.mask)
+            self.record["tokens"] += int(inputs["attention_mask"].sum())
             for name, value in terms.items():
                 self._terms.setdefault(name, []).append(value.item())
         return (loss, {"loss": loss, "scores": reading.scores}) if return_outputs else loss
@@ -228,33 +218,11 @@ class RerankTrainer(Trainer):
             self._terms.clear()
         super().log(logs, start_time)
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        progress = self.progress
-        if progress is None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        if getattr(self, "lr_scheduler", None) is None:
-
-            def factor(step: int) -> float:
-                return self.schedule(min(1.0, max(progress(), step / max(1, num_training_steps))))
-
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
-
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if isinstance(dataset, ListDataset):  # its order is the shuffled one already
             return SequentialSampler(dataset)
         return super()._get_train_sampler(train_dataset)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        (folder / COMPLETE).unlink(missing_ok=True)
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            record = {"lists": self.lists_seen, "tokens": self.tokens_seen, **self.extra}
-            with atomic_write(folder / COMPLETE) as file:
-                json.dump({"step": self.state.global_step, **record}, file)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.autocast is None:
@@ -265,19 +233,3 @@ class RerankTrainer(Trainer):
         """Follows from the seed and the place in the order of training, so that a resumed run draws alike."""
         place = int(inputs["position"][0]) if "position" in inputs else self.state.global_step
         return torch.Generator().manual_seed((self.args.seed * 1_000_003 + place) % 2**63)
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step that is complete, or None; those cut off by a kill do not count."""
-    found: dict[int, Path] = {}
-    for record in folder.glob(f"checkpoint-*/{COMPLETE}"):
-        try:
-            found[int(json.loads(record.read_text("utf-8"))["step"])] = record.parent
-        except (ValueError, KeyError, OSError):
-            continue
-    return found[max(found)] if found else None
-
-
-def checkpoint_record(checkpoint: Path) -> dict[str, Any]:
-    """What `complete.json` says: step, lists and tokens seen, and what the trainer's `extra` held."""
-    return cast(dict[str, Any], json.loads((checkpoint / COMPLETE).read_text("utf-8")))

@@ -1,0 +1,113 @@
+"""The folder that a training works in until its result stands: held by one process, gone on with from the same alone.
+
+Knows: folders, locks, what a training was begun from. Does not know: checkpoints, models.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from broadsheet.cache import atomic_write
+from broadsheet.console import InputError
+
+
+@contextmanager
+def workplace(
+    out: str | Path | None,
+    made_from: Mapping[str, Any],
+    *,
+    finished: str,
+    force: bool = False,
+    may_change: Collection[str] = (),
+    fingerprints: Collection[str] = ("model", "rows"),
+    kind: str = "model",
+) -> Iterator[Path]:
+    """The folder that checkpoints go to: `<out>.partial`, held by one process, gone on with from the same alone.
+
+    It stays when the block ends; whoever has written `out` removes it.
+
+    Args:
+        out: the folder where the result will stand; None for a temporary folder, removed at the end.
+        made_from: all that the result depends on, as JSON values; a run that was cut off goes on from the same alone.
+        finished: the file that a finished `out` holds.
+        force: replace a finished `out`, and start over rather than go on. Without it, a forced run that was cut off
+            goes on.
+        may_change: keys of `made_from` that may differ when a run goes on.
+        fingerprints: keys of `made_from` whose values tell a reader nothing: a difference is named without them.
+        kind: what `out` is, in messages.
+
+    Raises:
+        InputError: `out` is finished, is something else, or cannot be written; it was begun from other settings;
+            another process works on it.
+
+    Example:
+        with workplace(out, settings, finished="modules.json", may_change=["minutes"], kind="embedder") as folder:
+            if run.train(trainer(folder)):
+                model.save(out)
+                shutil.rmtree(folder)
+    """
+    if out is None:
+        with TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
+    from filelock import FileLock, Timeout
+
+    target = Path(out)
+    folder = target.with_name(f"{target.name}.partial")
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / finished).exists()):
+        raise InputError(f"{target} exists and is no saved {kind}; choose another out")
+    replacing = (folder / "replacing").exists()  # the run that was cut off had force=True
+    if target.exists() and any(target.iterdir()) and not (force or replacing):
+        raise InputError(f"{target} is finished; choose another out, or force=True to replace it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"another broadsheet is training {target}; wait for it, or choose another out") from None
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}; choose another out") from None
+    try:
+        _claim(folder, json.loads(json.dumps(made_from)), force, may_change, fingerprints)
+        yield folder
+    finally:
+        lock.release()
+        if not folder.exists():
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _claim(
+    folder: Path, made_from: dict[str, Any], force: bool, may_change: Collection[str], fingerprints: Collection[str]
+) -> None:
+    """See that `folder` may be gone on with, or begin it.
+
+    Raises:
+        InputError: it was begun from other settings or data, or what it was begun from is unreadable.
+    """
+    path = folder / "settings.json"
+    if force or not path.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        with atomic_write(path) as file:
+            json.dump(made_from, file)
+        if force:
+            (folder / "replacing").touch()
+        return
+    try:
+        before = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{path} is damaged; force=True starts over") from None
+    changes = [
+        key if key in fingerprints else f"{key} {before.get(key)!r}, now {made_from.get(key)!r}"
+        for key in sorted(before.keys() | made_from.keys())
+        if key not in may_change and before.get(key) != made_from.get(key)
+    ]
+    if changes:
+        raise InputError(
+            f"{folder} was begun with other {'; '.join(changes)}: go on with the same, or start over with force=True"
+        )
