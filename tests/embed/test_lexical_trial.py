@@ -76,7 +76,7 @@ def test_layers_are_read_in_one_pass_as_cutting_reads_them(words):
     assert len(found) == depth(words) + 1 == 4
     assert found[3] == pytest.approx(words.encode(texts), abs=1e-5)
     embedded = words.encoder.model.get_input_embeddings()
-    ids = words.tokenizer("<|im_start|> the")["input_ids"][1:]
+    ids = words.tokenizer("<|endoftext|> the")["input_ids"][1:]
     with torch.no_grad():
         assert found[0][0] == pytest.approx(embedded(torch.tensor(ids)).mean(0).numpy(), abs=1e-6)
     for layer in (0, 1, 2, 3):

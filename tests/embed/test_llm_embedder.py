@@ -441,11 +441,11 @@ def test_sampler_says_what_it_drops(capsys):
 
 
 def test_fit_reads_what_the_scorer_writes(tiny, tiny_model, tiny_tokenizer, tmp_path: Path):
-    from broadsheet.embed.feedback import LikelihoodScorer, open_requests, score_corpus
+    from broadsheet.embed.feedback import LikelihoodScorer, open_requests, read_examples, score_corpus
 
     asked = [{**row, "answers": ["the end"]} for row in rows("qa", 4, scores=False)]
     (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)), encoding="utf-8")
     scored = tmp_path / "scored.jsonl"
     score_corpus(open_requests(str(tmp_path / "asked.jsonl")), scored, LikelihoodScorer(tiny_model(), tiny_tokenizer()))
-    data = [json.loads(line) for line in scored.read_text("utf-8").splitlines()]
+    data = read_examples(open_requests(str(scored)))
     assert LLMEmbedder(group_size=3).fit(tiny, data, batch_size=4, steps=1).steps == 1

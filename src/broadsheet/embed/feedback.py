@@ -284,6 +284,18 @@ def read_example(document: Document, place: str) -> dict[str, Any]:
     return row
 
 
+def read_examples(corpus: Corpus) -> list[dict[str, Any]]:
+    """Every row of a file of queries and candidates, scored or not, as `LLMEmbedder.fit` takes them.
+
+    Raises:
+        InputError: a row cannot be used; see `read_example`.
+
+    Example:
+        rows = read_examples(open_requests("scored.jsonl"))
+    """
+    return [read_example(document, f"{corpus.spec}, row {document.id}") for document in corpus]
+
+
 def candidates(example: Mapping[str, Any]) -> list[str]:
     """The candidates that `teacher_scores` are given for, in its order: the history, or positives and negatives."""
     return list(example.get("history") or [*(example.get("pos") or []), *(example.get("neg") or [])])

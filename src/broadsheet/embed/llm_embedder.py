@@ -217,9 +217,9 @@ class LLMEmbedder:
 
     Example:
         method = LLMEmbedder()
-        scores = score_corpus(open_requests("requests.jsonl"), Path("scored.jsonl"), LikelihoodScorer.load("default"))
+        score_corpus(open_requests("requests.jsonl"), Path("scored.jsonl"), LikelihoodScorer.load("default"))
         retriever = method.embedder("default")
-        method.fit(retriever, read_jsonl("scored.jsonl"), "runs/llm-embedder", steps=200)
+        method.fit(retriever, read_examples(open_requests("scored.jsonl")), "runs/llm-embedder", steps=200)
         retriever.encode(["how are paths joined?"], prompt_name="qa-query")
 
     Source: arXiv:2310.07554; authors' code FlagOpen/FlagEmbedding, research/llm_embedder (version 1 of the paper: the
