@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import numpy as np
 import pytest
+from small_docs import documentation
 
 from broadsheet.console import InputError
-from broadsheet.corpora import Document
-from broadsheet.embed import tasks, triples, ullme_trial
+from broadsheet.embed import tasks, ullme_trial
 from broadsheet.embed.base import embedder
 from broadsheet.embed.trial import Held
-from broadsheet.retrieval.documentation import Documentation
 from broadsheet.retrieval.lists import RankList
-
-NOUNS = ["path", "list", "file", "graph", "matrix", "token", "socket", "queue", "image", "model", "tree", "lock"]
-
-
-def documents(n: int = 240) -> list[Document]:
-    """Docstrings whose body repeats a word that the summary alone has."""
-    generator = random.Random(0)
-    made = []
-    for i in range(n):
-        noun, package = generator.choice(NOUNS), f"package{i % 12}"
-        summary = f"Open the {noun} number{i} of it twice."
-        body = " ".join(
-            [f"number{i}", noun, *(f"{generator.choice(NOUNS)}{generator.randrange(9)}" for _ in range(14))]
-        )
-        metadata = {
-            "kind": "function", "package": package, "module": package, "title": f"{package}.f{i}",
-            "summary": summary, "body": body,
-        }  # fmt: skip
-        made.append(Document(f"{package}.f{i}", f"{summary}\n\n{body}", metadata))
-    return made
 
 
 @pytest.fixture
@@ -42,26 +20,7 @@ def small(monkeypatch, tmp_path):
     """Documentation that is read in no time."""
     monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
 
-    def documentation(words: int = 40, seed: int = 0) -> Documentation:
-        return Documentation(documents(), words=words, seed=seed)
-
     monkeypatch.setattr(tasks, "documentation", documentation)
-    monkeypatch.setattr(triples, "documentation", documentation)
-    return documentation
-
-
-def test_negatives_are_wrong_passages_of_training_packages(small):
-    items = triples.hard_triples(30, negatives=2, words=20)
-    docs = small(20)
-    of_text = {entry.text: entry for entry in docs.entries}
-    for item in items:
-        right = of_text[item["positive"]]
-        assert right.summary == item["query"]
-        assert item["positive"] not in item["negatives"]
-        assert not any(docs.held_out(of_text[text].package) for text in [item["positive"], *item["negatives"]])
-    assert items == triples.hard_triples(30, negatives=2, words=20)
-    with pytest.raises(InputError, match="expected 100000: ask for fewer"):
-        triples.hard_triples(100_000)
 
 
 def test_kendall_s_tau_is_one_where_cosine_and_likelihood_agree(tiny_model, tiny_tokenizer, monkeypatch):

@@ -16,6 +16,7 @@ from broadsheet import models
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.embed import tasks
+from broadsheet.embed.doc_tasks import examples
 from broadsheet.embed.trial import (
     Candidate,
     Held,
@@ -160,10 +161,8 @@ class UllmeTrial:
             raise InputError(f"got --weights {self.weights!r}; expected three numbers such as 1,1,1") from None
 
     def _items(self) -> list[dict[str, Any]]:
-        from broadsheet.embed.triples import hard_triples
-
         # Each triple is seen once, as long as there are enough.
-        return hard_triples(min(self.steps_ * self.batch_, 4000), 1, words=self.words_, seed=self.seed)
+        return examples("summary", min(self.steps_ * self.batch_, 4000), 1, words=self.words_, seed=self.seed)
 
     def _jobs(self) -> list[Job]:
         quick = self.quick

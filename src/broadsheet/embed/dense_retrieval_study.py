@@ -1,0 +1,418 @@
+"""The dense-retrieval study (2024, arXiv:2408.12194): one recipe for many backbones, cell by cell, each kept.
+
+Knows: a recipe (what is trained, and how), a question (what is asked), how a cell is trained, asked and recorded. Does
+not know: which cells make up which table (`study_presets`), or how a result is shown (`study_trial`).
+
+A recipe's run and a cell's answers are kept under the cache by all that decides them. The same cell asked again is read
+back; a run that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from broadsheet.cache import atomic_write, fingerprint, home
+from broadsheet.clock import measure
+from broadsheet.console import InputError, say
+from broadsheet.embed import doc_tasks, tasks
+from broadsheet.embed.encoder import context_length, decoder_layers
+from broadsheet.embed.ullme import GRL
+from broadsheet.evidence import versions
+from broadsheet.retrieval.metrics import evaluate
+
+if TYPE_CHECKING:
+    from broadsheet.embed.base import Embedder
+    from broadsheet.embed.tasks import RetrievalTask
+    from broadsheet.stats import Floats
+
+_MOST = 4000  # examples of a task; longer runs see them again
+MEASURES = ("nDCG@10", "RR@10", "R@10", "R@100")
+# Paraphrases that training draws from, and two that it never sees.
+SEEN = (
+    "Find the documentation that answers the query. Query: ",
+    "Which passage of the documentation does this line describe? ",
+    "Search query, to be answered by a passage: ",
+    "Retrieve the passage that fits this request: ",
+    "Given a short description, find the full text. ",
+)
+UNSEEN = (
+    "You are given one sentence about a piece of software. Look for the paragraph that goes on to explain it: ",
+    "Among many paragraphs of reference documentation, one belongs to the following line. Find it. Line: ",
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, and how; by default the study's recipe at a small scale.
+
+    Args:
+        backbone: a name for `models.load`.
+        layers: the first ones that are kept; 0 for all.
+        pooling: "last-token" of an appended end-of-text token, as in the study; "mean", "weighted-mean".
+        attention: "causal", as in the study, or "bidirectional".
+        method: "lora" or "full".
+        loss: "infonce" over the batch's passages, as in the study; "ntxent-cos", "ntxent-l2".
+        temperature, learning_rate: the study's 0.02 and 0.0003. The rate falls linearly to 0, without warm-up.
+        steps, batch, negatives: the study has about 3,700 steps of 128 queries with 7 hard negatives.
+        tasks: what is trained on, see `doc_tasks.TASKS`; several give a joint run, with as many examples of each.
+        words: of a passage. length: tokens of a text, at most.
+        instructed: queries of training begin with one of `SEEN`, drawn by seed and place.
+        chunk: queries whose activations are kept at once; 0: all.
+        split: the seed of the data: which packages are trained on and which are asked, and which examples. It must be
+            the question's.
+        seed: of order, adapters and instructions.
+    """
+
+    backbone: str = "default"
+    layers: int = 0
+    pooling: Literal["last-token", "mean", "weighted-mean"] = "last-token"
+    attention: Literal["causal", "bidirectional"] = "causal"
+    method: Literal["lora", "full"] = "lora"
+    loss: Literal["infonce", "ntxent-cos", "ntxent-l2"] = "infonce"
+    temperature: float = 0.02
+    learning_rate: float = 3e-4
+    steps: int = 25
+    batch: int = 32
+    negatives: int = 1
+    tasks: tuple[str, ...] = ("summary",)
+    words: int = 24
+    length: int = 64
+    instructed: bool = False
+    chunk: int = 8
+    split: int = 0
+    seed: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        """A joint run takes as many steps for each task as a single one."""
+        return self.steps * len(self.tasks)
+
+    def checkpoints(self) -> list[int]:
+        """Steps after which the run's weights are kept, beside the last: a fifth and two fifths of the way."""
+        return sorted({max(1, self.total_steps * i // 5) for i in (1, 2)} - {self.total_steps})
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an embedder is asked.
+
+    Args:
+        task: one of `doc_tasks.TASKS`, or a BEIR folder.
+        queries, passages: how many; 0 passages for all.
+        words: of a passage. length: tokens of a text that are read, at most.
+        instruction: before each query.
+        seed: of the choice.
+    """
+
+    task: str = "summary"
+    queries: int = 100
+    passages: int = 300
+    words: int = 24
+    length: int = 64
+    instruction: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the grid: a recipe, how many of its steps have been made (0: the raw model), and a question."""
+
+    recipe: Recipe
+    step: int
+    question: Question
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a cell gave.
+
+    Args:
+        model: backbone and its fingerprint. parameters, non_embedding: of the model as it ran, adapter left out.
+        seed, steps, tokens, seconds, peak_bytes: of its training; tokens, seconds and peak are those of the whole run,
+            the first two in proportion at a checkpoint.
+        answer_seconds, answer_peak_bytes: of encoding and searching.
+        values: by measure, one for each query of `queries`.
+    """
+
+    model: str
+    parameters: int
+    non_embedding: int
+    seed: int
+    steps: int
+    tokens: int
+    seconds: float
+    peak_bytes: int
+    answer_seconds: float
+    answer_peak_bytes: int
+    queries: list[str] = field(repr=False)
+    values: dict[str, list[float]] = field(repr=False)
+
+
+class Checkpointed(GRL):
+    """A contrastive objective that keeps the embedder at given steps of a run.
+
+    Args:
+        folders: by step, where it is kept after so many steps. Others: see `GRL`.
+        batch: examples of a step, by which an item's place tells the step.
+    """
+
+    def __init__(self, embedder: Embedder, folders: Mapping[int, Path], batch: int, **settings: Any) -> None:
+        super().__init__(embedder, generation=None, consistency=None, projector=False, **settings)
+        self.folders = dict(folders)
+        self.batch = batch
+
+    def collate(self, items: Sequence[Any]) -> dict[str, Tensor]:
+        """As `GRL`; "step" says how many steps were made before."""
+        return {**super().collate(items), "step": torch.tensor([items[0][0] // self.batch])}
+
+    def loss(
+        self, embedder: Embedder, batch: Mapping[str, Tensor], generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """As `GRL`; before the first loss of a step that is to be kept, it is."""
+        from broadsheet.embed.fitting import write
+
+        folder = self.folders.get(int(batch["step"]))
+        if folder is not None and not folder.exists():
+            write(embedder, folder)
+        return super().loss(embedder, batch, generator)
+
+
+class Study:
+    """Trains and asks cells, each once.
+
+    Args:
+        folder: where runs and answers are kept; by default below the cache.
+        device, dtype: of `models.load`; the type is that of asking and of frozen weights.
+
+    Example:
+        record = Study().cell(Cell(Recipe(layers=6), 25, Question()))
+        sum(record.values["nDCG@10"]) / len(record.queries)
+    """
+
+    def __init__(self, folder: Path | None = None, *, device: str = "", dtype: str = "") -> None:
+        self.folder = home() / "study" if folder is None else folder
+        self.device = device or None
+        self.dtype = dtype or None
+        self._backbones: dict[str, tuple[str, int]] = {}
+        self._data: dict[tuple[int, int], str] = {}
+        self._tasks: dict[Question, RetrievalTask] = {}
+
+    def cell(self, cell: Cell) -> Record:
+        """The cell's record, from the cache or anew.
+
+        Raises:
+            InputError: a recipe or question that cannot be; a step at which the run keeps nothing.
+            KeyboardInterrupt: training was stopped; the same call goes on.
+        """
+        recipe, step = cell.recipe, cell.step
+        if recipe.split != cell.question.seed:
+            raise InputError(
+                f"got split {recipe.split} and a question of seed {cell.question.seed}; packages would mix"
+            )
+        if step not in (0, recipe.total_steps, *recipe.checkpoints()):
+            raise InputError(
+                f"got step {step}; the run keeps its weights after {[*recipe.checkpoints(), recipe.total_steps]}"
+            )
+        task = self.task(cell.question)
+        asked = {**asdict(cell.question), "task": task.fingerprint()}
+        key = fingerprint([versions(), self._run_key(recipe) if step else self._raw_key(recipe), step, asked])
+        path = self.folder / f"cell-{key}.json"
+        if path.exists():
+            return Record(**json.loads(path.read_text("utf-8")))
+        record = self._ask(cell, task)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            json.dump(asdict(record), file)
+        return record
+
+    def task(self, question: Question) -> RetrievalTask:
+        """The question's queries and passages; they do not depend on how long texts are read, or on instructions."""
+        same = replace(question, length=0, instruction="")
+        if same not in self._tasks:
+            self._tasks[same] = doc_tasks.question(
+                same.task, same.queries, same.passages, words=same.words, seed=same.seed
+            )
+        return self._tasks[same]
+
+    def trained(self, recipe: Recipe) -> Path:
+        """The folder of the recipe's last step; trained if it is not there."""
+        folder = self._run_folder(recipe)
+        last = folder / "last"
+        if (last / "modules.json").exists() and (folder / "run.json").exists():
+            return last
+        say(f"training: {described(recipe)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        items = examples(recipe)
+
+        def train(_: None) -> Any:
+            return self._fit(recipe, items, folder)
+
+        fitted, _, peak = measure(train, None)
+        gc.collect()
+        if not fitted.finished:
+            raise KeyboardInterrupt
+        with atomic_write(folder / "run.json") as file:
+            json.dump({"tokens": fitted.tokens, "seconds": fitted.seconds, "peak_bytes": peak}, file)
+        return last
+
+    def _fit(self, recipe: Recipe, items: Sequence[Any], folder: Path) -> Any:
+        from broadsheet.embed.fitting import fit
+
+        model = self.raw(recipe)
+        objective = Checkpointed(
+            model,
+            {step: folder / f"step-{step}" for step in recipe.checkpoints()},
+            recipe.batch,
+            contrastive=recipe.loss,
+            temperature=recipe.temperature,
+            chunk_size=recipe.chunk or None,
+        )
+        return fit(
+            model,
+            items,
+            objective,
+            folder / "last",
+            steps=recipe.total_steps,
+            batch_size=recipe.batch,
+            learning_rate=recipe.learning_rate,
+            method=recipe.method,
+            warmup=0.0,
+            seed=recipe.seed,
+            force=(folder / "last").exists(),  # its record was not written: the run was cut off at its end
+        )
+
+    def raw(self, recipe: Recipe) -> Embedder:
+        """The recipe's embedder before training."""
+        from broadsheet import models
+        from broadsheet.embed.base import embedder
+        from broadsheet.embed.shallow import FirstLayers
+
+        loaded = models.load(recipe.backbone, device=self.device, dtype=self.dtype)
+        end = loaded.tokenizer.eos_token
+        if recipe.pooling == "last-token" and end is None:
+            raise InputError(f"{recipe.backbone} has no end-of-text token to pool; expected pooling mean")
+        return embedder(
+            loaded,
+            recipe.pooling,
+            attention=recipe.attention,
+            append=(end,) if recipe.pooling == "last-token" else (),
+            max_seq_length=recipe.length,
+            encoder=FirstLayers,
+            keep=recipe.layers,
+        )
+
+    def _ask(self, cell: Cell, task: RetrievalTask) -> Record:
+        from broadsheet.embed.base import load
+        from broadsheet.embed.shallow import parameters
+
+        recipe, step = cell.recipe, cell.step
+        run = {"tokens": 0, "seconds": 0.0, "peak_bytes": 0}
+        if step:
+            last = self.trained(recipe)
+            run = json.loads((last.parent / "run.json").read_text("utf-8"))
+            kept = last if step == recipe.total_steps else last.parent / f"step-{step}"
+            model = load(kept, device=self.device, dtype=self.dtype)
+        else:
+            model = self.raw(recipe)
+        context = context_length(model.encoder.model, model.encoder.tokenizer)
+        if context is not None and cell.question.length > context:
+            raise InputError(
+                f"{recipe.backbone} reads at most {context} tokens; got a cut-off of {cell.question.length}"
+            )
+        model.encoder.max_seq_length = cell.question.length
+        model.prompts = {"query": cell.question.instruction, "document": ""}
+        values, seconds, peak = measure(lambda task: answer(model, task), task)
+        share = step / recipe.total_steps
+        total, beyond = parameters(model.encoder.model)
+        return Record(
+            model=f"{recipe.backbone} {self.fingerprint(recipe.backbone)}",
+            parameters=total,
+            non_embedding=beyond,
+            seed=recipe.seed,
+            steps=step,
+            tokens=round(run["tokens"] * share),
+            seconds=run["seconds"] * share,
+            peak_bytes=int(run["peak_bytes"]),
+            answer_seconds=seconds,
+            answer_peak_bytes=peak,
+            queries=[query.id for query in task.queries],
+            values=values,
+        )
+
+    def fingerprint(self, backbone: str) -> str:
+        """Of the backbone's weights."""
+        return self._known(backbone)[0]
+
+    def depth(self, backbone: str) -> int:
+        """How many layers it has."""
+        return self._known(backbone)[1]
+
+    def _known(self, backbone: str) -> tuple[str, int]:
+        from broadsheet import models
+
+        if backbone not in self._backbones:
+            loaded = models.load(backbone, device=self.device, dtype=self.dtype)
+            self._backbones[backbone] = loaded.fingerprint, len(decoder_layers(loaded.model))
+        return self._backbones[backbone]
+
+    def _raw_key(self, recipe: Recipe) -> list[Any]:
+        """What the raw model is told apart by."""
+        made = [recipe.layers, recipe.pooling, recipe.attention]
+        return [self.fingerprint(recipe.backbone), *made, self.device, self.dtype]
+
+    def _run_key(self, recipe: Recipe) -> list[Any]:
+        data = (recipe.words, recipe.split)
+        if data not in self._data:
+            self._data[data] = tasks.documentation(*data).fingerprint()
+        return [self.fingerprint(recipe.backbone), asdict(recipe), self._data[data], self.device, self.dtype]
+
+    def _run_folder(self, recipe: Recipe) -> Path:
+        return self.folder / f"run-{fingerprint([versions(), self._run_key(recipe)])}"
+
+
+def examples(recipe: Recipe) -> list[dict[str, Any]]:
+    """What the recipe trains on: for each task as many examples as its steps read, instructions in front."""
+    each = min(recipe.steps * recipe.batch, _MOST)
+    found = []
+    for task in recipe.tasks:
+        found += doc_tasks.examples(task, each, recipe.negatives, words=recipe.words, seed=recipe.split)
+    if recipe.instructed:
+        draw = random.Random(recipe.seed)
+        found = [{**item, "query": f"{draw.choice(SEEN)}{item['query']}"} for item in found]
+    return found
+
+
+def answer(model: Embedder, task: RetrievalTask) -> dict[str, list[float]]:
+    """Each measure for each query: all passages are ranked by cosine."""
+    passages = _units(model.encode_document(list(task.corpus.values()), show_progress_bar=False))
+    queries = _units(model.encode_query([query.text for query in task.queries], show_progress_bar=False))
+    order = np.argsort(-(queries @ passages.T), axis=1, kind="stable")[:, :100]
+    names = list(task.corpus)
+    rankings = {query.id: [names[i] for i in row] for query, row in zip(task.queries, order, strict=True)}
+    found = evaluate(rankings, task.qrels, MEASURES)
+    return {measure: [found[measure][query.id] for query in task.queries] for measure in MEASURES}
+
+
+def _units(vectors: Any) -> Floats:
+    array = np.asarray(vectors, dtype=np.float64)
+    return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
+
+
+def described(recipe: Recipe) -> str:
+    """A recipe in a few words: what it is made of, and what differs from the default."""
+    told = [recipe.backbone, f"first {recipe.layers} layers" if recipe.layers else "all layers"]
+    for name, standard in asdict(Recipe()).items():
+        value = getattr(recipe, name)
+        if name not in ("backbone", "layers") and value != standard:
+            told.append(f"{name} {', '.join(value) if isinstance(value, tuple) else value}")
+    return ", ".join(told)

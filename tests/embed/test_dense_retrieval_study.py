@@ -1,0 +1,276 @@
+"""The study: its loss, its pooling, its cells; each cell once, with all that it must record."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from small_docs import documentation
+
+from broadsheet.console import InputError
+from broadsheet.embed import dense_retrieval_study, doc_tasks, tasks
+from broadsheet.embed.base import embedder
+from broadsheet.embed.dense_retrieval_study import SEEN, UNSEEN, Cell, Question, Recipe, Study, answer, examples
+from broadsheet.embed.infonce import cosine_cross_entropy, info_nce
+from broadsheet.embed.ullme import GRL
+from broadsheet.retrieval.metrics import evaluate
+
+
+@pytest.fixture
+def study(monkeypatch, tmp_path, tiny_folder):
+    """A study over made-up documentation; `study.recipe` trains a tiny model in no time."""
+    monkeypatch.setattr(tasks, "documentation", documentation)
+    made = Study(tmp_path / "study", device="cpu", dtype="float32")
+    made.recipe = Recipe(  # type: ignore[attr-defined]
+        backbone=str(tiny_folder), steps=5, batch=3, words=12, length=48, learning_rate=5e-3, chunk=2
+    )
+    made.question = Question(queries=12, passages=30, words=12, length=48)  # type: ignore[attr-defined]
+    return made
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+# The loss
+
+
+def test_the_loss_is_sentence_transformers_own_at_scale_50(tiny_model, tiny_tokenizer):
+    model = embedder((tiny_model(), tiny_tokenizer()), "last-token", append=("<|im_end|>",))
+    columns = [["a", "b b", "ccc"], ["one", "two", "three"], ["four", "five", "six"], ["7", "8", "9"]]
+    features = [model.preprocess(texts) for texts in columns]
+    theirs = MultipleNegativesRankingLoss(model, scale=50)(features, None)
+    query, *passages = (model.encode(texts, convert_to_tensor=True) for texts in columns)
+    grouped = torch.stack(passages, dim=1).flatten(0, 1)
+    assert info_nce(query, grouped, 3, 0.02).item() == pytest.approx(theirs.item(), abs=1e-4)
+    items = [{"query": q, "positive": p, "negatives": n} for q, p, *n in zip(*columns, strict=True)]
+    objective = GRL(
+        model, contrastive="infonce", generation=None, consistency=None, projector=False, temperature=0.02, chunk_size=2
+    )
+    ours = objective.loss(model, objective.collate(items))["loss"]
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-4)
+
+
+def test_at_a_high_temperature_nothing_is_told_apart_and_a_lone_pair_costs_nothing():
+    query, passages = numbers(3, 5, seed=1), numbers(12, 5, seed=2)
+    assert info_nce(query, passages, 4, 1e9).item() == pytest.approx(math.log(12), abs=1e-6)
+    assert info_nce(query[:1], passages[:1], 1).item() == 0
+
+
+def test_vectors_of_any_length_cost_the_same_and_excluded_passages_are_not_there():
+    query, passages = numbers(2, 5, seed=1), numbers(6, 5, seed=2)
+    loss = info_nce(query, passages, 3)
+    torch.testing.assert_close(info_nce(query * 7, passages * 0.1, 3), loss)
+    excluded = torch.zeros(2, 6, dtype=torch.bool)
+    excluded[:, [1, 5]] = True
+    fewer = cosine_cross_entropy(query, passages[[0, 2, 3, 4]], torch.tensor([0, 2]), 0.02)
+    torch.testing.assert_close(cosine_cross_entropy(query, passages, torch.tensor([0, 3]), 0.02, excluded), fewer)
+    with pytest.raises(ValueError, match="got 6 passages for 2 queries in groups of 2"):
+        info_nce(query, passages, 2)
+    with pytest.raises(ValueError, match="got temperature 0"):
+        info_nce(query, passages, 3, 0)
+
+
+# Pooling
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_end_of_text_is_read_wherever_padding_stands_and_whatever_the_batch(tiny_model, tiny_tokenizer, side):
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = side
+    model = embedder((tiny_model(), tokenizer), "last-token", append=("<|im_end|>",))
+    texts = ["a longer text than the others", "short", "", "of middle length"]
+    batch = model.preprocess(texts)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    states = model.encoder.states(batch["input_ids"], batch["attention_mask"])
+    for i, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
+        last = int(mask.nonzero()[-1])
+        assert ids[last] == end
+        expected = states[i, last]
+        alone = model.preprocess([texts[i]])
+        torch.testing.assert_close(model(alone)["sentence_embedding"][0], expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(model.encode(texts), model(batch)["sentence_embedding"].detach(), atol=1e-5)
+
+
+# Asking
+
+
+def test_measures_are_trec_evals_and_grow_with_their_cut(study):
+    recipe, question = study.recipe, study.question
+    task = study.task(question)
+    found = answer(study.raw(recipe), task)
+    assert all(a <= b for a, b in zip(found["R@10"], found["R@100"], strict=True))
+    assert all(rr <= recall for rr, recall in zip(found["RR@10"], found["R@10"], strict=True))  # one right passage each
+    # Worked by hand: a is right at place 2, b at place 4 of graded judgements.
+    run, judged = {"q": ["x", "a", "y", "b"]}, {"q": {"a": 2, "b": 1, "c": 1}}
+    ideal = 2 + 1 / math.log2(3) + 1 / math.log2(4)
+    values = evaluate(run, judged, ("nDCG@10", "RR@10", "R@2", "R@10"))
+    assert values["nDCG@10"]["q"] == pytest.approx((2 / math.log2(3) + 1 / math.log2(5)) / ideal, abs=1e-9)
+    assert [values[name]["q"] for name in ("RR@10", "R@2", "R@10")] == pytest.approx([1 / 2, 1 / 3, 2 / 3])
+
+
+@pytest.mark.parametrize("task", doc_tasks.TASKS)
+def test_what_is_asked_and_what_is_trained_on_share_no_package(study, task):
+    asked = doc_tasks.question(task, 6, 15, words=12)
+    docs = documentation(400 if task == "long" else 12)
+    of_name = {entry.id: entry for entry in docs.entries}
+    assert len(asked.queries) == 6
+    assert len(asked.corpus) == min(15, sum(docs.held_out(e.package) for e in docs.entries))
+    assert all(docs.held_out(of_name[name].package) for name in asked.corpus)
+    assert all(asked.qrels[query.id] == {query.id: 1} and query.id in asked.corpus for query in asked.queries)
+    if task == "long":
+        assert min(len(text.split()) for text in asked.corpus.values()) >= 150
+        return
+    trained = doc_tasks.examples(task, 20, 1, words=12)
+    of_text = {text: entry for entry in docs.entries for text in (entry.text, doc_tasks._halves(entry.text)[1])}
+    for item in trained:
+        assert item["positive"] not in item["negatives"]
+        assert len(item["negatives"]) == 1
+        assert not any(docs.held_out(of_text[text].package) for text in (item["positive"], *item["negatives"]))
+
+
+def test_tasks_differ_in_what_asks_alone(study):
+    summary, name, half = (doc_tasks.examples(task, 10, 2, words=12) for task in ("summary", "name", "half"))
+    assert [item["positive"] for item in summary] == [item["positive"] for item in name]
+    assert [item["query"] for item in summary] != [item["query"] for item in name]
+    assert [f"{item['query']} {item['positive']}" for item in half] == [item["positive"] for item in summary]
+
+
+# Cells
+
+
+def test_a_cell_records_what_it_cost_and_training_is_far_above_the_raw_model(study):
+    recipe = replace(study.recipe, steps=40, batch=8, learning_rate=1e-2, pooling="mean", temperature=0.05, chunk=0)
+    trained = study.cell(Cell(recipe, 40, study.question))
+    raw = study.cell(Cell(recipe, 0, study.question))
+    model = study.raw(recipe).encoder.model
+    assert trained.parameters == sum(p.numel() for p in model.parameters())
+    assert trained.parameters - trained.non_embedding == 2 * model.config.vocab_size * 32
+    assert (trained.seed, trained.steps, raw.steps) == (0, 40, 0)
+    assert trained.tokens > 40 * 8 * 3
+    assert trained.seconds > 0 == raw.seconds
+    assert trained.peak_bytes > 0
+    assert recipe.backbone in trained.model
+    assert len(trained.queries) == len(trained.values["nDCG@10"]) == 12
+    assert np.mean(trained.values["nDCG@10"]) > np.mean(raw.values["nDCG@10"]) + 0.1
+
+
+def test_a_cell_run_again_gives_the_same_numbers_and_one_asked_again_is_read_back(study, tmp_path, monkeypatch):
+    cell = Cell(study.recipe, 5, study.question)
+    record = study.cell(cell)
+    other = Study(tmp_path / "other", device="cpu", dtype="float32").cell(cell)
+    assert other.values == record.values
+    assert other.tokens == record.tokens
+
+    def never(*_: Any) -> None:
+        raise AssertionError("trained or asked again")
+
+    monkeypatch.setattr(Study, "_fit", never)
+    monkeypatch.setattr(dense_retrieval_study, "answer", never)
+    assert Study(tmp_path / "study", device="cpu", dtype="float32").cell(cell) == record
+    with pytest.raises(AssertionError, match="again"):
+        study.cell(Cell(replace(study.recipe, seed=1), 5, study.question))
+
+
+def test_checkpoints_belong_to_one_run_and_the_last_of_them_is_that_run_s_end(study, tmp_path):
+    recipe = study.recipe
+    assert recipe.checkpoints() == [1, 2]
+    cells = [study.cell(Cell(recipe, step, study.question)) for step in (1, 2, 5)]
+    assert [record.steps for record in cells] == [1, 2, 5]
+    assert cells[0].values != cells[2].values
+    runs = list((tmp_path / "study").glob("run-*"))
+    assert len(runs) == 1
+    assert sorted(path.name for path in runs[0].iterdir() if path.is_dir()) == ["last", "step-1", "step-2"]
+    # The weights after two steps are those that a run stopped there would have.
+    from broadsheet.embed.base import load
+
+    start, after, end = (load(runs[0] / name).encode(["some text"]) for name in ("step-1", "step-2", "last"))
+    assert np.abs(start - after).max() > 1e-5
+    assert np.abs(after - end).max() > 1e-5
+    with pytest.raises(InputError, match=r"got step 3; the run keeps its weights after \[1, 2, 5\]"):
+        study.cell(Cell(recipe, 3, study.question))
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_alike(study, tmp_path, monkeypatch):
+    cell = Cell(study.recipe, 5, study.question)
+    whole = study.cell(cell)
+    other = Study(tmp_path / "killed", device="cpu", dtype="float32")
+    collate, calls = dense_retrieval_study.Checkpointed.collate, []
+
+    def dying(self: Any, items: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("killed")
+        return collate(self, items)
+
+    monkeypatch.setattr(dense_retrieval_study.Checkpointed, "collate", dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        other.cell(cell)
+    assert not list((tmp_path / "killed").glob("cell-*"))
+    assert other.cell(cell).values == whole.values
+
+
+def test_the_cut_off_of_the_test_changes_what_is_read_and_nothing_of_the_training(study, tmp_path):
+    long = replace(study.question, task="long", queries=4, passages=8)
+    tokenizer = study.raw(study.recipe).encoder.tokenizer
+    lengths = [len(tokenizer(text)["input_ids"]) for text in study.task(long).corpus.values()]
+    assert min(lengths) > 256  # more than the tiny model has positions for
+    values = [study.cell(Cell(study.recipe, 5, replace(long, length=cut))).values for cut in (16, 64, 256)]
+    assert values[0] != values[2]
+    assert len(list((tmp_path / "study").glob("run-*"))) == 1
+    with pytest.raises(InputError, match="reads at most 256 tokens; got a cut-off of 257"):
+        study.cell(Cell(study.recipe, 5, replace(long, length=257)))
+
+
+def test_beyond_the_longest_text_the_curve_is_flat(study):
+    first, second = (study.cell(Cell(study.recipe, 5, replace(study.question, length=n))).values for n in (200, 256))
+    assert first == second
+
+
+def test_an_instruction_changes_what_stands_before_a_query_and_nothing_else(study):
+    plain, told = examples(study.recipe), examples(replace(study.recipe, instructed=True))
+    assert [(i["positive"], i["negatives"]) for i in plain] == [(i["positive"], i["negatives"]) for i in told]
+    used = set()
+    for one, other in zip(plain, told, strict=True):
+        assert other["query"].endswith(one["query"])
+        used.add(other["query"].removesuffix(one["query"]))
+    assert used <= set(SEEN)
+    assert len(used) > 2
+    assert not set(SEEN) & set(UNSEEN)
+    assert told == examples(replace(study.recipe, instructed=True))
+    # Asking without one is the cell of the other tables; asking with one reads it.
+    bare = study.cell(Cell(study.recipe, 0, study.question))
+    asked = study.cell(Cell(study.recipe, 0, replace(study.question, instruction="Find number1: ")))
+    assert bare.values != asked.values
+    assert study.cell(Cell(study.recipe, 0, replace(study.question, instruction=""))) == bare
+
+
+def test_a_joint_run_sees_as_many_examples_of_each_task_as_that_task_s_own(study):
+    single, joint = replace(study.recipe, tasks=("name",)), replace(study.recipe, tasks=("summary", "name"))
+    assert joint.total_steps == 2 * single.total_steps
+    together = examples(joint)
+    assert together == [*examples(study.recipe), *examples(single)]
+    assert len(together) == joint.total_steps * joint.batch  # each of them once
+
+
+def test_seeds_change_the_order_and_the_adapter_but_not_the_data(study):
+    assert examples(replace(study.recipe, seed=7)) == examples(study.recipe)
+    assert examples(replace(study.recipe, split=7)) != examples(study.recipe)
+    with pytest.raises(InputError, match="packages would mix"):
+        study.cell(Cell(replace(study.recipe, split=7), 5, study.question))
+    one, other = (study.cell(Cell(replace(study.recipe, seed=seed), 5, study.question)) for seed in (0, 7))
+    assert one.values != other.values
+    assert one.queries == other.queries
+
+
+def test_a_record_is_whole_json_or_not_there(study, tmp_path):
+    study.cell(Cell(study.recipe, 0, study.question))
+    (path,) = (tmp_path / "study").glob("cell-*.json")
+    kept = json.loads(path.read_text())
+    assert {"parameters", "non_embedding", "seed", "steps", "tokens", "seconds", "peak_bytes"} <= kept.keys()
