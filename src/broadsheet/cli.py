@@ -162,6 +162,30 @@ def try_(
     _run_trial(paper, entry, {"model": model, "data": data, "quick": quick, "seed": seed}, context.args, out, record)
 
 
+@app.command(context_settings=_EXTRA, epilog="Example: broadsheet study dense_retrieval --preset A")
+def study(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="ID", help="A study; `_study` at the end may be left out.")],
+    model: Model = "default",
+    data: Data = "pydocs",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer items: minutes instead of tens of minutes.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of data, order and the bootstrap.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the report (JSON and HTML).")] = Path("runs"),
+    record: Annotated[bool, typer.Option("--record", help="Keep the result as evidence/<id>.json.")] = False,
+) -> None:
+    """Rerun a study's table on your models and data: `try`, for papers that compare what others propose.
+
+    Cells of a table are kept, so that another table, or the same one again, does not train them anew.
+    """
+    from broadsheet.papers import get_trial, page
+
+    kinds = {paper.id: paper.kind for paper in page()}
+    paper, entry = get_trial(f"{name}_study" if f"{name}_study" in kinds else name)
+    if kinds.get(paper) != "study":
+        raise InputError(f"{paper} is no study: `broadsheet try {paper}` tries it, `papers --kind study` lists studies")
+    _run_trial(paper, entry, {"model": model, "data": data, "quick": quick, "seed": seed}, context.args, out, record)
+
+
 @app.command(epilog="Example: broadsheet demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report (JSON and HTML).")] = Path("runs"),
