@@ -440,6 +440,21 @@ def test_sampler_says_what_it_drops(capsys):
     assert list(sampler) != first
 
 
+def test_processes_work_on_one_task_at_a_time(monkeypatch):
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler, ConcatDataset, SequentialSampler
+
+    monkeypatch.setattr("broadsheet.embed.homogeneous.get_world_size", lambda: 2)
+    whole = ConcatDataset([list(range(13)), list(range(9)), list(range(8))])
+    children = [BatchSampler(SequentialSampler(each), 2, True) for each in whole.datasets]
+    task_of = [task for task, size in enumerate((13, 9, 8)) for _ in range(size)]
+    shards = [list(BatchSamplerShard(OneTaskBatches(whole, children), 2, rank)) for rank in range(2)]
+    assert [len(shard) for shard in shards] == [7, 7]  # blocks of four rows: 3, 2 and 2
+    assert not {i for batch in shards[0] for i in batch} & {i for batch in shards[1] for i in batch}
+    for batches in zip(*shards, strict=True):
+        assert len({task_of[i] for batch in batches for i in batch}) == 1
+
+
 def test_fit_reads_what_the_scorer_writes(tiny, tiny_model, tiny_tokenizer, tmp_path: Path):
     from broadsheet.embed.feedback import LikelihoodScorer, open_requests, read_examples, score_corpus
 

@@ -25,6 +25,7 @@ _BEFORE = 3  # chunks that a document has before the one that asks
 _MOST = 24  # chunks of a document, from its start
 _DOCUMENTS = 400  # of each part
 _TEST_SHARE = 0.3  # of the packages, or of the documents where there are none
+_COMPARED = 4000  # characters of a document, to tell copies
 _CHARACTERS = 2.5  # a token has at least, on average; a document with fewer is not looked at
 
 
@@ -96,7 +97,7 @@ def continuations(
     ]
     able.sort(key=lambda document: fingerprint([seed, document.id]))
     able = able[: 4 * max(n, _DOCUMENTS)]
-    able = [document for document, new in zip(able, distinct(d.text for d in able), strict=True) if new]
+    able = [document for document, new in zip(able, distinct(d.text[:_COMPARED] for d in able), strict=True) if new]
     parts = [_cut(document, tokenizer, chunk, output) for document in able[: 2 * max(n, _DOCUMENTS)]]
     parts = [part for part in parts if len(part.chunks) >= _BEFORE + 2][: max(n, _DOCUMENTS)]
     found = _ask(parts, n, candidates, seed)

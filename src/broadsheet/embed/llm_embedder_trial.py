@@ -74,7 +74,7 @@ class LLMEmbedderTrial:
         --margin N: leave out training queries whose candidates differ by less, in nats (0; the paper 0.1).
         --temperature N: τ of cosines (0.01).
         --learning-rate N: (2e-4 for adapters, 2e-5 with --full).
-        --full: train all weights instead of adapters.
+        --full: train all weights instead of adapters, as is done with --encoder.
         --device NAME, --dtype NAME: of the language model that scores (bfloat16 where the device computes in it).
     """
 
@@ -254,6 +254,7 @@ class LLMEmbedderTrial:
             {"query": s.case.query, "task": "lrlm", "history": list(s.case.keys), "teacher_scores": s.scores}
             for s in taught
         ]
+        whole = self.full or bool(self.encoder)
         arms = [fetching_arm(BASE, Held(self._start), asked, "baseline", "as it is, without task prompts")]
         for name, distill, role, about in (
             (INFONCE, "none", "sibling", "the teacher's best as a hard label"),
@@ -269,9 +270,9 @@ class LLMEmbedderTrial:
                     out,
                     steps=self.steps,
                     batch_size=self.batch,
-                    method="full" if self.full else "lora",
+                    method="full" if whole else "lora",
                     learning_rate=self.learning_rate or None,
-                    merge=not self.full,
+                    merge=not whole,
                     seed=self.seed,
                 )
 
