@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -335,3 +336,36 @@ def test_a_stopped_first_stage_is_no_finished_training(
     summary = command.ApplyEmbed(method="llm_ql", model=model).run(corpus(files["llm_ql"]), tmp_path / "out")
     assert not summary.finished
     assert "stopped after 1 steps" in capsys.readouterr().err
+
+
+# Texts that teach, vectors on disk
+
+
+def test_long_texts_teach_by_what_follows_in_them(model: str, tmp_path: Path):
+    generator = random.Random(0)
+    words = [f"{word}{i}" for word in ("hat", "tree", "sea") for i in range(99)]
+    long = [" ".join(generator.choices(words, k=99)) for _ in range(40)]
+    data = write(tmp_path / "texts.jsonl", [{"text": text} for text in long])
+    run("llm_embedder", data, tmp_path / "out", model=model, rows=8, group_size=3, steps=1)
+    made = [json.loads(line) for line in (tmp_path / "out.scores.jsonl").read_text().splitlines()]
+    assert len(made) == 8
+    assert all(len(row["teacher_scores"]) == len(row["history"]) == 3 for row in made)
+
+
+def test_a_corpus_is_encoded_with_a_saved_embedder(files: dict[str, str], model: str, tmp_path: Path):
+    baseline("last-token", model).save(str(tmp_path / "e"))
+    given = {"encode": True, "embedder": str(tmp_path / "e"), "keep_texts": True}
+    summary = run("gem", files["gem"], tmp_path / "whole", **given)
+    vectors = np.load(tmp_path / "whole" / "vectors.npy")
+    texts = [json.loads(line)["text"] for line in (tmp_path / "whole" / "ids.jsonl").read_text().splitlines()]
+    assert summary.documents == len(texts) == 12
+    assert vectors == pytest.approx(load(tmp_path / "e").encode_document(texts), abs=1e-5)
+    parts = [run("gem", files["gem"], tmp_path / "parts", shard=f"{i}/2", half=True, **given) for i in range(2)]
+    assert sum(part.documents for part in parts) == 12
+    halves = np.load(tmp_path / "parts" / "vectors.npy")
+    assert halves.dtype == np.float16
+    assert halves.astype(np.float32) == pytest.approx(vectors, abs=0.01)
+    with pytest.raises(InputError, match="such as 0/4"):
+        run("gem", files["gem"], tmp_path / "x", shard="first", **given)
+    with pytest.raises(InputError, match="expected 0 to 1 of 2"):
+        run("gem", files["gem"], tmp_path / "x", shard="2/2", **given)

@@ -36,8 +36,9 @@ class ApplyEmbed:
     - `gem` trains on texts (field `text`).
     - `llm_ql`, `ullme` train on pairs: `query` (or `anchor`, `question`, `sentence1`) with `positive` (or `document`,
       `passage`, `answer`, `sentence2`) and any `negatives`, `negative`, `negative_1` ….
-    - `llm_embedder` trains on `query` with the lists `pos` and `neg` and `teacher_scores`, or with `answers`, from
-      which a language model makes the scores first (kept as OUT.scores.jsonl); pairs with `answers` will do.
+    - `llm_embedder` trains on `query` with the lists `pos` and `neg` and `teacher_scores`; or with `answers`, from
+      which a language model makes the scores first (kept as OUT.scores.jsonl), where pairs will do; or on long texts,
+      whose own earlier chunks are the candidates for what follows.
     - `lexical_specialization` trains on word pairs: a TSV of `word1`, `word2`, or rows of them, with a `label` of the
       set they belong to; or `wordnet`, `freedict:eng-fra`, `abbreviations` (`pydocs` means the last).
     - `token_prepending` chooses its layers on sentence pairs with scores (a TSV or CSV as STS-B's), or on `pydocs`.
@@ -54,7 +55,7 @@ class ApplyEmbed:
         --lora-rank N: of the adapter (16).
         --adapter: keep the adapter apart, beside the name of its base (not gem, llm_ql).
         --embedder FOLDER: to train on from (ullme, llm_embedder), or to encode with.
-        --length N: tokens of a text that are read (256).
+        --length N: tokens of a text that are read (256; to encode, as the embedder was saved).
         --rows N: of DATA at random, at most (0: all; of pydocs 2000).
         --words N: of a passage of pydocs (40).
         --negatives N: of pydocs, wrong passages beside each query (ullme 1; llm_ql 0).
@@ -71,7 +72,8 @@ class ApplyEmbed:
         --template NAME: of token_prepending: prompt-eol, pretended-cot, knowledge, meta-eol (prompt-eol).
         --layer N, --exit N: of token_prepending, both together: instead of choosing them.
         --encode: encode DATA with --embedder.
-        --shard I/N: encode the Ith of N shares; whoever is last puts the folder together.
+        --shard I/N: encode share I, from 0, of N; the process that is last puts the folder together.
+        --normalize: write vectors of length 1.
         --half: write vectors in float16.
         --keep-texts: write the texts beside the ids.
         --seed N: of choices, order and draws (0).
@@ -89,7 +91,7 @@ class ApplyEmbed:
     lora_rank: int = 16
     adapter: bool = False
     embedder: str = ""
-    length: int = 256
+    length: int = 0
     rows: int = 0
     words: int = 40
     negatives: int = -1
@@ -108,6 +110,7 @@ class ApplyEmbed:
     exit: int = 0
     encode: bool = False
     shard: str = ""
+    normalize: bool = False
     half: bool = False
     keep_texts: bool = False
     seed: int = 0
@@ -131,19 +134,7 @@ class ApplyEmbed:
         if self.embedder and not self.encode and self.method not in ("ullme", "llm_embedder"):
             raise InputError(f"got --embedder for {self.method}; give --encode, or the language model as --model")
         if self.encode:
-            from broadsheet.embed.encoding import encode_to
-
-            return encode_to(
-                corpus,
-                out,
-                self.embedder or self.model,
-                shard=self.shard,
-                half=self.half,
-                texts=self.keep_texts,
-                device=self.device,
-                dtype=self.dtype,
-                force=force,
-            )
+            return self._encode(corpus, out, force)
         if out.exists() and not force:
             raise InputError(f"{out} exists; choose another --out, or --force to replace it")
         if self.method == "token_prepending":
@@ -169,7 +160,7 @@ class ApplyEmbed:
         from broadsheet.embed.gem import GEM, gem_embedder
 
         found = texts(corpus, self.rows or 2000 * (corpus.spec == "pydocs"), self.seed)
-        made = gem_embedder(self._loaded, self.specials, max_seq_length=self.length, seed=self.seed)
+        made = gem_embedder(self._loaded, self.specials, max_seq_length=self._length, seed=self.seed)
         planned = (self.steps or len(found) * (self.epochs or 1) // self._batch) * self._batch
         contrast: Any = self.contrast
         # The paper's 3,200 texts before contrast begins are meant for long trainings: a fifth of a short one.
@@ -182,7 +173,7 @@ class ApplyEmbed:
 
         found = flat(self._pairs(corpus, 0))
         method = LLMQL(mini_batch_size=self.chunk, seed=self.seed)
-        made = method.embedder(self._loaded, max_seq_length=self.length)
+        made = method.embedder(self._loaded, max_seq_length=self._length)
         settings = self._settings(force)
         steps = settings.pop("steps")
         first, second = method.fit(made, found, out, ql_steps=self.ql_steps or steps, steps=steps, **settings)
@@ -218,6 +209,7 @@ class ApplyEmbed:
             out,
             self.teacher or self.model,
             n=self.rows,
+            candidates=self.group_size,
             task=self.task,
             seed=self.seed,
             force=force,
@@ -234,7 +226,7 @@ class ApplyEmbed:
         if self.rows and self.rows < len(found):
             found = random.Random(self.seed).sample(found, self.rows)
         method = LexicalSpecialization()
-        made = method.embedder(self._loaded, max_seq_length=min(64, self.length))
+        made = method.embedder(self._loaded, max_seq_length=min(64, self._length))
         settings = self._settings(force, epochs=2)
         if not self.learning_rate and self._tuning == "full":
             settings.pop("learning_rate")  # the paper's
@@ -242,6 +234,27 @@ class ApplyEmbed:
             settings.pop("batch_size")
         test = held_out(self.held_out) if self.held_out else []
         return method.fit(made, found, out, held_out=test, **settings)
+
+    # Encoding
+
+    def _encode(self, corpus: Corpus, out: Path, force: bool) -> Summary:
+        from broadsheet.embed.base import load
+        from broadsheet.embed.streaming import encode_corpus
+
+        made = load(self.embedder or self.model, device=self.device or None, dtype=self.dtype or None)
+        if self.length:
+            made.max_seq_length = self.length
+        done = encode_corpus(
+            made,
+            corpus,
+            out,
+            shard=_shard(self.shard),
+            dtype="float16" if self.half else "float32",
+            normalize=self.normalize,
+            texts=self.keep_texts,
+            force=force,
+        )
+        return Summary(out, done.documents, done.resumed, done.seconds, done.shard_finished)
 
     # Tuning
 
@@ -261,7 +274,7 @@ class ApplyEmbed:
         begin = time.perf_counter()
         templates = TEMPLATES[self.template]
         model, tokenizer = self._loaded
-        settings: dict[str, Any] = {"max_seq_length": self.length, "spec": self._loaded.spec}
+        settings: dict[str, Any] = {"max_seq_length": self._length, "spec": self._loaded.spec}
         encoder = TokenPrepending(model, tokenizer, template=templates[0], **settings)
         chosen, read, record = {"layer": self.layer, "exit": self.exit}, 0, {}
         if not self.layer:
@@ -293,6 +306,10 @@ class ApplyEmbed:
     @property
     def _tuning(self) -> str:
         return self.tune or ("full" if self.method == "lexical_specialization" else "lora")
+
+    @property
+    def _length(self) -> int:
+        return self.length or 256
 
     @property
     def _batch(self) -> int:
@@ -330,4 +347,14 @@ class ApplyEmbed:
         if self.embedder:
             return load(self.embedder, device=self.device or None, dtype=self.dtype or None)
         kind: Any = attention
-        return embedder(self._loaded, "mean", attention=kind, max_seq_length=self.length, **settings)
+        return embedder(self._loaded, "mean", attention=kind, max_seq_length=self._length, **settings)
+
+
+def _shard(given: str) -> tuple[int, int]:
+    """`"0/4"` as numbers."""
+    part, slash, parts = given.partition("/")
+    if not given:
+        return 0, 1
+    if not (slash and part.isdecimal() and parts.isdecimal()):
+        raise InputError(f"got --shard {given!r}; expected a share, from 0, and their number, such as 0/4")
+    return int(part), int(parts)

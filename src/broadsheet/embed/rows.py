@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 from broadsheet import corpora
 from broadsheet.console import InputError, say
 from broadsheet.corpora import Corpus, Document, Place
+from broadsheet.embed.doc_tasks import examples
 from broadsheet.embed.lexicon import WordPair
 from broadsheet.embed.lexicon import load as load_lexicon
 from broadsheet.embed.tasks import documentation, training_pairs
-from broadsheet.embed.triples import hard_triples
 
 T = TypeVar("T")
 QUERY = ("query", "anchor", "question", "sentence1", "word1")
@@ -105,7 +105,7 @@ def pairs(corpus: Corpus, n: int, *, words: int = 40, negatives: int = 0, seed: 
 def documented(n: int, *, words: int, negatives: int, seed: int) -> list[dict[str, Any]]:
     """Pairs of `pydocs`, fewer where there are not so many."""
     if negatives:
-        return hard_triples(n, negatives, words=words, seed=seed)
+        return examples("summary", n, negatives, words=words, seed=seed)
     return [{**row, "negatives": []} for row in training_pairs(n, words=words, seed=seed)]
 
 

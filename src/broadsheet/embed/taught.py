@@ -13,8 +13,11 @@ from typing import Any
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.corpora import Corpus, Document, Place
+from broadsheet.embed.chunks import continuations
 from broadsheet.embed.feedback import LikelihoodScorer, read_example, score_corpus
 from broadsheet.embed.rows import QUERY, as_pair, kept, read_by, sample
+
+_TEXTS = 200  # queries made of texts: some minutes of scoring
 
 
 class Listed(Corpus):
@@ -45,6 +48,7 @@ def scored(
     teacher: str,
     *,
     n: int = 0,
+    candidates: int = 8,
     task: str = "qa",
     seed: int = 0,
     force: bool = False,
@@ -54,34 +58,26 @@ def scored(
 
     Args:
         corpus: rows of `query` with `pos` and `neg` or `history`, or pairs (see `rows.pairs`); and with
-            `teacher_scores`, or with `answers`, what a language model shall say.
+            `teacher_scores`, or with `answers`, what a language model shall say. Or long texts: a chunk is the query,
+            the text after it the answer.
         out: of the training; `<out>.scores.jsonl` beside it holds the scores that were made.
         teacher: the language model that makes them.
-        n: so many rows at random; 0 for all.
+        n: so many rows at random; 0 for all, of texts 200.
+        candidates: of each query made of a text.
         task: of rows that name none.
         force: make the scores anew.
 
     Raises:
         InputError: a row lacks candidates, or scores and answers; or the file of scores is of other rows.
     """
-    read_by(corpus, QUERY)
-
-    def example(document: Document) -> dict[str, Any] | str:
-        row = document.metadata
-        given: dict[str, Any] = {"id": document.id, "task": row.get("task") or task}
-        if {"pos", "neg", "history"} & row.keys():
-            given |= read_example(Document(document.id, document.text, {**row, **given}), document.id)
-        else:
-            pair = as_pair(document)
-            if isinstance(pair, str):
-                return pair
-            given |= {"query": pair["query"], "pos": [pair["positive"]], "neg": pair["negatives"]}
-            given |= {name: row[name] for name in ("answers", "teacher_scores") if name in row}
-        if "teacher_scores" not in given and not given.get("answers"):
-            return "neither 'teacher_scores' nor 'answers' to make them from"
-        return given
-
-    examples = kept(corpus, sample(corpus, n, seed), example)
+    place: dict[str, Any] = {"device": device} if device else {}
+    scorer: LikelihoodScorer | None = None
+    if set(QUERY) & set(corpus.fields()):
+        read_by(corpus, QUERY)
+        examples = kept(corpus, sample(corpus, n, seed), lambda document: _example(document, task))
+    else:
+        scorer = LikelihoodScorer.load(teacher, **place)
+        examples = _continued(corpus, scorer, n or _TEXTS, candidates, seed)
     if not examples:
         raise InputError(f"{corpus.spec} holds no rows to train on")
     if all("teacher_scores" in row for row in examples):
@@ -89,7 +85,7 @@ def scored(
     path = out.with_name(f"{out.name}.scores.jsonl")
     if force or not path.exists():
         say(f"{path}: {teacher} scores the candidates of {len(examples):,} queries")
-        scorer = LikelihoodScorer.load(teacher, **({"device": device} if device else {}))
+        scorer = scorer or LikelihoodScorer.load(teacher, **place)
         # A file that was begun is gone on with; its own record refuses other rows or another teacher.
         made = score_corpus(Listed(corpus.spec, examples), path, scorer, seed=seed, force=force and path.exists())
         if not made.finished:
@@ -100,3 +96,29 @@ def scored(
     if [(row["id"], row["query"]) for row in rows] != [(row["id"], row["query"]) for row in examples]:
         raise InputError(f"{path} holds the scores of other rows; remove it, or choose another --out")
     return rows
+
+
+def _example(document: Document, task: str) -> dict[str, Any] | str:
+    """A row with its candidates, and scores or answers; or why it is none."""
+    row = document.metadata
+    given: dict[str, Any] = {"id": document.id, "task": row.get("task") or task}
+    if {"pos", "neg", "history"} & row.keys():
+        given |= read_example(Document(document.id, document.text, {**row, **given}), document.id)
+    else:
+        pair = as_pair(document)
+        if isinstance(pair, str):
+            return pair
+        given |= {"query": pair["query"], "pos": [pair["positive"]], "neg": pair["negatives"]}
+        given |= {name: row[name] for name in ("answers", "teacher_scores") if name in row}
+    if "teacher_scores" not in given and not given.get("answers"):
+        return "neither 'teacher_scores' nor 'answers' to make them from"
+    return given
+
+
+def _continued(corpus: Corpus, scorer: LikelihoodScorer, n: int, candidates: int, seed: int) -> list[dict[str, Any]]:
+    """Chunks of long texts, with what follows them as the answer; of those the trial does not ask about."""
+    found = continuations(corpus, scorer.tokenizer, n, test=False, candidates=candidates, seed=seed)
+    return [
+        {"id": each.id, "task": "lrlm", "query": each.query, "history": list(each.keys), "answers": [each.output]}
+        for each in found
+    ]
