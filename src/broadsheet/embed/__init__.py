@@ -1,1 +1,94 @@
-"""Texts to vectors with a causal LM."""
+"""Embed: texts to vectors with a causal LM.
+
+Every method is, or trains, an `Embedder`: a `SentenceTransformer` around any causal LM, made by `embedder`, or by
+`baseline` from a plain way to pool, and read back by `load`. `fit` trains it. `VectorIndex` searches what it makes.
+
+Names are imported when they are asked for, so that what needs no model (words of a search, a table of axes) is fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from broadsheet.embed.base import BASELINES, Embedder, baseline, embedder, load
+    from broadsheet.embed.dense_retrieval_study import Study
+    from broadsheet.embed.encoder import CausalEncoder
+    from broadsheet.embed.eol import TemplateMean
+    from broadsheet.embed.feedback import LikelihoodScorer
+    from broadsheet.embed.fitting import Fitted, fit
+    from broadsheet.embed.gem import GEM, gem_embedder
+    from broadsheet.embed.index.vectorindex import VectorIndex
+    from broadsheet.embed.induction import BilingualLexiconInduction
+    from broadsheet.embed.infonce import info_nce
+    from broadsheet.embed.lexical_specialization import LabelNTXentLoss, LexicalSpecialization
+    from broadsheet.embed.llm_embedder import GradedDistillLoss, LLMEmbedder
+    from broadsheet.embed.llm_ql import LLMQL, QueryLikelihood
+    from broadsheet.embed.ntxent import label_ntxent
+    from broadsheet.embed.streaming import encode_corpus
+    from broadsheet.embed.subwords import SubwordMean
+    from broadsheet.embed.template import PROMPT_EOL, Template
+    from broadsheet.embed.token_prepending import TokenPrepending
+    from broadsheet.embed.ullme import GRL
+
+_HOMES = {
+    "base": ("BASELINES", "Embedder", "baseline", "embedder", "load"),
+    "dense_retrieval_study": ("Study",),
+    "encoder": ("CausalEncoder",),
+    "eol": ("TemplateMean",),
+    "feedback": ("LikelihoodScorer",),
+    "fitting": ("Fitted", "fit"),
+    "gem": ("GEM", "gem_embedder"),
+    "index.vectorindex": ("VectorIndex",),
+    "induction": ("BilingualLexiconInduction",),
+    "infonce": ("info_nce",),
+    "lexical_specialization": ("LabelNTXentLoss", "LexicalSpecialization"),
+    "llm_embedder": ("GradedDistillLoss", "LLMEmbedder"),
+    "llm_ql": ("LLMQL", "QueryLikelihood"),
+    "ntxent": ("label_ntxent",),
+    "streaming": ("encode_corpus",),
+    "subwords": ("SubwordMean",),
+    "template": ("PROMPT_EOL", "Template"),
+    "token_prepending": ("TokenPrepending",),
+    "ullme": ("GRL",),
+}
+
+__all__ = [
+    "BASELINES",
+    "GEM",
+    "GRL",
+    "LLMQL",
+    "PROMPT_EOL",
+    "BilingualLexiconInduction",
+    "CausalEncoder",
+    "Embedder",
+    "Fitted",
+    "GradedDistillLoss",
+    "LLMEmbedder",
+    "LabelNTXentLoss",
+    "LexicalSpecialization",
+    "LikelihoodScorer",
+    "QueryLikelihood",
+    "Study",
+    "SubwordMean",
+    "Template",
+    "TemplateMean",
+    "TokenPrepending",
+    "VectorIndex",
+    "baseline",
+    "embedder",
+    "encode_corpus",
+    "fit",
+    "gem_embedder",
+    "info_nce",
+    "label_ntxent",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
