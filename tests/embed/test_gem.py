@@ -378,6 +378,8 @@ def test_a_text_can_be_told_from_its_special_tokens(make: Any) -> None:
 def test_what_cannot_be_is_refused(make: Any, tiny_model: Any, tiny_tokenizer: Any) -> None:
     with pytest.raises(InputError, match="0 special tokens"):
         make(0)
+    with pytest.raises(InputError, match="init 'zero'"):
+        make(1, init="zero")
     made = make()
     with pytest.raises(InputError, match="already"):
         gem_embedder((made.encoder.model, made.encoder.tokenizer))

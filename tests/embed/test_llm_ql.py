@@ -260,6 +260,24 @@ def test_two_stages_with_an_adapter_each(make: Any, tmp_path: Path) -> None:
     first, _ = method.fit(again, PAIRS, tmp_path / "both", ql_steps=4, steps=3, **options)
     assert first is None
     assert abs(again.encode_document(DOCUMENTS) - saved.encode_document(DOCUMENTS)).max() < 1e-5
+    with pytest.raises(InputError, match="is finished"):
+        method.fit(make(), PAIRS, tmp_path / "both", ql_steps=4, steps=3, **options)
+    (tmp_path / "both").rename(tmp_path / "moved again")
+    with pytest.raises(InputError, match="other settings or data"):
+        method.fit(make(), PAIRS[:2] * 2, tmp_path / "both", ql_steps=4, steps=3, **options)
+    with pytest.raises(InputError, match="other settings or data"):
+        LLMQL(**SHORT, block=False).fit(make(), PAIRS, tmp_path / "both", ql_steps=4, steps=3, **options)
+    first, _ = method.fit(make(), PAIRS[:2] * 2, tmp_path / "both", ql_steps=4, steps=3, force=True, **options)
+    assert first is not None
+
+
+def test_the_second_adapter_can_be_kept_on_the_first_stage(make: Any, tmp_path: Path) -> None:
+    made = make()
+    options: dict[str, Any] = {"batch_size": 4, "learning_rate": 3e-3, "autocast": "none", "merge": False}
+    LLMQL(**SHORT).fit(made, PAIRS, tmp_path / "thin", ql_steps=2, steps=2, **options)
+    assert (tmp_path / "thin" / "adapter_config.json").exists()
+    saved = load(tmp_path / "thin")
+    assert abs(saved.encode_document(DOCUMENTS) - made.encode_document(DOCUMENTS)).max() < 1e-5
 
 
 # Refusals

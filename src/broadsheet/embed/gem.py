@@ -162,16 +162,7 @@ class GEM(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        shares = {"raw_share": raw_share, "reconstruction": reconstruction, "alpha_max": alpha_max}
-        for name, share in shares.items():
-            if not 0 <= share <= 1:
-                raise InputError(f"got {name} {share}; expected 0 to 1")
-        if not 0 <= hidden_share < 1:
-            raise InputError(f"got hidden_share {hidden_share}; expected 0 to below 1")
-        if ntp_rows < 0 or ramp_rows < 0:
-            raise InputError(f"got ntp_rows {ntp_rows} and ramp_rows {ramp_rows}; expected 0 or more")
-        if contrast not in ("compression", "all"):
-            raise InputError(f"got contrast {contrast!r}; expected compression or all")
+        check_settings(raw_share, reconstruction, hidden_share, alpha_max, ntp_rows, ramp_rows, contrast)
         encoder = embedder.encoder
         if not encoder.append:
             raise InputError("the embedder has no special tokens to append; make one with gem_embedder")
@@ -323,6 +314,27 @@ class GEM(nn.Module):
         states = read_states(encoder, both | {"attention_mask": torch.cat([shown, masked])})
         first, second = pool(special_states(states, both["segments"])).chunk(2)
         return first, second
+
+
+def check_settings(
+    raw_share: float,
+    reconstruction: float,
+    hidden_share: float,
+    alpha_max: float,
+    ntp_rows: int = 0,
+    ramp_rows: int = 0,
+    contrast: str = "all",
+) -> None:
+    """Raises InputError for the first of `GEM`'s parameters that cannot be."""
+    for name, share in {"raw_share": raw_share, "reconstruction": reconstruction, "alpha_max": alpha_max}.items():
+        if not 0 <= share <= 1:
+            raise InputError(f"got {name} {share}; expected 0 to 1")
+    if not 0 <= hidden_share < 1:
+        raise InputError(f"got hidden_share {hidden_share}; expected 0 to below 1")
+    if ntp_rows < 0 or ramp_rows < 0:
+        raise InputError(f"got ntp_rows {ntp_rows} and ramp_rows {ramp_rows}; expected 0 or more")
+    if contrast not in ("compression", "all"):
+        raise InputError(f"got contrast {contrast!r}; expected compression or all")
 
 
 def scale_of(log_scale: Tensor) -> Tensor:

@@ -9,16 +9,18 @@ the token whose state the second, contrastive stage makes the embedding. Both st
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from broadsheet import models
+from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.embed.base import Embedder, embedder, load
 from broadsheet.embed.bottleneck import (
@@ -33,64 +35,15 @@ from broadsheet.embed.bottleneck import (
     remember,
 )
 from broadsheet.embed.devices import global_mean
-from broadsheet.embed.encoder import CausalEncoder
+from broadsheet.embed.sides import SidedEncoder
 from broadsheet.embed.template import Template
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from broadsheet.embed.fitting import Fitted
 
 QUERY = Template("Instruct: Find the passage that answers this query best.\nQuery: ", "\nThe most relevant passage:")
 DOCUMENT = Template("Instruct: Say in few words what this passage is about.\nPassage: ", "\nSummary:")
 _LABELS: dict[str, tuple[Segment, ...]] = {"live": ("prefix", "special", "suffix"), "query": ("suffix",)}
-
-
-class SidedEncoder(CausalEncoder):
-    """A causal encoder with another cue behind the text for each side: queries end otherwise than documents.
-
-    Args:
-        sides: templates by name. A text that comes with a side's prefix as its prompt gets that side's suffix too; any
-            other prompt gets the encoder's own template.
-
-    Raises:
-        InputError: two sides begin alike and end otherwise, so that a prompt does not tell them apart.
-    """
-
-    config_keys: ClassVar[list[str]] = [*CausalEncoder.config_keys, "sides"]  # type: ignore[misc]
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        sides: Mapping[str, Template | dict[str, Any]],
-        **settings: Any,
-    ) -> None:
-        super().__init__(model, tokenizer, **settings)
-        self.sides = {name: Template.of(side) for name, side in sides.items()}
-        self._by_prefix: dict[str, Template] = {}
-        for name, side in self.sides.items():
-            if self._by_prefix.setdefault(side.prefix, side) != side:
-                raise InputError(
-                    f"the side {name!r} begins like another and ends otherwise; give it a prefix of its own"
-                )
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """The settings as saved."""
-        return super().get_config_dict() | {"sides": {name: side.to_dict() for name, side in self.sides.items()}}
-
-    def rows(self, texts: Sequence[str], prompt: str | None = None) -> list[list[int]]:
-        """As `CausalEncoder.rows`, with the suffix of the side whose prefix the prompt is."""
-        side = self._by_prefix.get(prompt or "")
-        if side is None:
-            return super().rows(texts, prompt)
-        own = self.template
-        self.template = replace(side, prefix=own.prefix)  # the side's prefix comes as the prompt
-        try:
-            return super().rows(texts, prompt)
-        finally:
-            self.template = own
 
 
 class QueryLikelihood:
@@ -137,13 +90,7 @@ class QueryLikelihood:
         gather_across_devices: bool = False,
         seed: int = 0,
     ) -> None:
-        for name, share in {"corruption": corruption, "reverse": reverse}.items():
-            if not 0 <= share <= 1:
-                raise InputError(f"got {name} {share}; expected 0 to 1")
-        if labels not in _LABELS:
-            raise InputError(f"got labels {labels!r}; expected one of {', '.join(_LABELS)}")
-        if max_target < 2:
-            raise InputError(f"got max_target {max_target}; expected room for one token and the end")
+        check_settings(corruption, reverse, labels, max_target)
         self.embedder = embedder
         self.corruption = corruption
         self.block = block
@@ -187,6 +134,17 @@ class QueryLikelihood:
         reading = read(embedder.encoder, batch)
         total, count = reading.nll.sum(), reading.scored.sum()
         return {"loss": global_mean(total, count) if self.gather_across_devices else total / count.clamp(min=1)}
+
+
+def check_settings(corruption: float, reverse: float, labels: str, max_target: int) -> None:
+    """Raises InputError for the first of `QueryLikelihood`'s parameters that cannot be."""
+    for name, share in {"corruption": corruption, "reverse": reverse}.items():
+        if not 0 <= share <= 1:
+            raise InputError(f"got {name} {share}; expected 0 to 1")
+    if labels not in _LABELS:
+        raise InputError(f"got labels {labels!r}; expected one of {', '.join(_LABELS)}")
+    if max_target < 2:
+        raise InputError(f"got max_target {max_target}; expected room for one token and the end")
 
 
 def end_of(embedder: Embedder) -> int:
@@ -296,6 +254,13 @@ class LLMQL:
     gather_across_devices: bool = False
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_settings(self.corruption, self.reverse, self.labels, self.max_target)
+        if not self.scale > 0 or self.mini_batch_size < 0:
+            raise InputError(
+                f"got scale {self.scale:g} and mini_batch_size {self.mini_batch_size}; expected above 0, and 0 or more"
+            )
+
     def embedder(self, model: Any = "default", *, end: str = "", **settings: Any) -> Embedder:
         """The embedder that both stages train: prompts by side, E at the end, its state of unit length.
 
@@ -361,42 +326,71 @@ class LLMQL:
         learning_rate: float | None = None,
         **settings: Any,
     ) -> tuple[Fitted | None, Fitted]:
-        """Stage 1, then stage 2, in place; what each did. With LoRA each adapter is merged before the next begins.
+        """Stage 1, then stage 2, in place; what each did. With LoRA the first adapter is merged before the second.
 
         Args:
             pairs: rows of `query`, `positive` and, for stage 2, any further columns of negatives.
-            out: where the embedder will stand; `<out>.ql` holds stage 1, so that a killed call goes on where it was.
+            out: where the embedder will stand. `<out>.ql` holds stage 1 and stays; a call that was cut off goes on
+                where it was, also after stage 1.
             ql_steps: of stage 1; 0 leaves it out (the plain baseline).
             steps, learning_rate: of stage 2.
-            settings: of `fit`, for both stages.
+            settings: of `fit`, for both stages. With `merge=False` stage 2 is saved as an adapter on `<out>.ql`.
+
+        Returns:
+            What stage 1 did (None where it was left out or done before), and stage 2; twice stage 1 if Ctrl-C ended it.
 
         Raises:
-            InputError: as `fit`.
+            InputError: as `fit`; or `<out>.ql` was made otherwise.
         """
-        from broadsheet.embed.fitting import fit
-
         first: Fitted | None = None
         settings = {"merge": settings.get("method", "lora") == "lora", **settings}
         if ql_steps != 0:
-            dtype = embedder.encoder.model.dtype
-            place = None if out is None else Path(out).with_name(f"{Path(out).name}.ql")
-            if place is not None and (place / "modules.json").exists():
-                say(f"{place}: stage 1 is finished, going on from it")
-                embedder.encoder.model.load_state_dict(load(place, dtype=dtype).encoder.model.state_dict())
-            else:
-                first = fit(
-                    embedder,
-                    list(pairs),
-                    self.likelihood(embedder),
-                    place,
-                    steps=ql_steps,
-                    learning_rate=ql_learning_rate,
-                    **settings,
-                )
+            one = {**settings, "merge": settings.get("method", "lora") == "lora"}
+            first = self._first(embedder, pairs, out, {**one, "steps": ql_steps, "learning_rate": ql_learning_rate})
+            if first is not None and not first.finished:
+                return first, first
         second = contrast(
             embedder, pairs, self.contrastive(embedder), out, steps=steps, learning_rate=learning_rate, **settings
         )
         return first, second
+
+    def _first(
+        self, embedder: Embedder, pairs: Sequence[Mapping[str, str]], out: str | Path | None, settings: dict[str, Any]
+    ) -> Fitted | None:
+        """Stage 1, or what an earlier call has made of it (None)."""
+        from broadsheet.embed.fitting import fit
+
+        objective = self.likelihood(embedder)
+        if out is None:
+            embedder.encoder.spec = ""  # no name loads what it becomes
+            return fit(embedder, list(pairs), objective, **settings)
+        target, force = Path(out), settings.get("force", False)
+        if (target / "modules.json").exists() and not (force or target.with_name(f"{target.name}.partial").exists()):
+            raise InputError(f"{target} is finished; choose another out, or force=True to replace it")
+        place, note = (target.with_name(f"{target.name}.ql{suffix}") for suffix in ("", ".json"))
+        key = fingerprint(
+            [
+                objective.get_config_dict(),
+                {name: str(value) for name, value in settings.items() if name != "force"},
+                models.fingerprint(embedder.encoder.model),
+                embedder.encoder.get_config_dict(),
+                [dict(pair) for pair in pairs],
+            ]
+        )
+        first: Fitted | None = None
+        if (place / "modules.json").exists() and not force:
+            if not note.exists() or note.read_text("utf-8") != key:
+                raise InputError(f"{place} was made from other settings or data; force=True starts over")
+            say(f"{place}: stage 1 is done, going on from it")
+            made = load(place, dtype=embedder.encoder.model.dtype)
+            embedder.encoder.model.load_state_dict(made.encoder.model.state_dict())
+        else:
+            shutil.rmtree(place, ignore_errors=True)
+            with atomic_write(note) as file:
+                file.write(key)
+            first = fit(embedder, list(pairs), objective, place, **settings)
+        embedder.encoder.spec = str(place)
+        return first
 
 
 def contrast(

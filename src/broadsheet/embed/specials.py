@@ -6,7 +6,7 @@ Knows tokens, embedding rows and generation settings. Does not know how such tok
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from sentence_transformers.base.modules.module import Module
@@ -130,6 +130,12 @@ class LastTokens(Module):
         self.save_config(output_path)
 
 
+def check_init(init: str) -> None:
+    """Raises InputError unless new rows can begin so."""
+    if init not in get_args(Init):
+        raise InputError(f"got init {init!r}; expected one of {', '.join(get_args(Init))}")
+
+
 def add_tokens(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -152,10 +158,11 @@ def add_tokens(
         The tokens' ids.
 
     Raises:
-        InputError: the tokenizer has one of them already.
+        InputError: the tokenizer has one of them already, or another `init`.
     """
     from transformers import AddedToken
 
+    check_init(init)
     if known := [token for token in tokens if token in tokenizer.get_vocab()]:
         raise InputError(f"the tokenizer has {', '.join(known)} already; load that folder as it is, or name others")
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True)

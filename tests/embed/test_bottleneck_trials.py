@@ -1,0 +1,116 @@
+"""The trials of GEM and LLM-QL on a tiny model: equal data for all arms, what they say, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_docs import documentation
+
+from broadsheet.console import InputError
+from broadsheet.embed import gem_trial, llm_ql_trial, tasks
+from broadsheet.embed.gem_trial import GEMTrial, perplexities
+from broadsheet.embed.llm_ql_trial import LLMQLTrial
+from broadsheet.results import ArmResult
+from broadsheet.stats import Interval
+
+
+@pytest.fixture
+def options(monkeypatch: Any, tmp_path: Path, tiny_folder: Path) -> dict[str, Any]:
+    """A tiny model, and documentation that is read in no time."""
+    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(tasks, "documentation", documentation)
+    return {"model": str(tiny_folder), "quick": True, "device": "cpu"}
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Path:
+    """A BEIR folder of forty passages, with a query each in training or test."""
+    folder = tmp_path / "collection"
+    (folder / "qrels").mkdir(parents=True)
+    lines = [json.dumps({"_id": f"d{i}", "text": f"number {i} and {i * i} and its root"}) for i in range(40)]
+    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    lines = [json.dumps({"_id": f"q{i}", "text": f"what of {i}"}) for i in range(40)]
+    (folder / "queries.jsonl").write_text("\n".join(lines) + "\n")
+    for split, numbers in (("train", range(10, 40)), ("test", range(10))):
+        rows = "".join(f"q{i}\td{i}\t1\n" for i in numbers)
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
+    return folder
+
+
+def test_gem_against_pooling_with_what_generation_has_lost(options: dict[str, Any], tmp_path: Path) -> None:
+    sts = tmp_path / "sts.tsv"
+    sts.write_text("score\tsentence1\tsentence2\n" + "".join(f"{i % 5}\tword {i}\tthing {i * i}\n" for i in range(12)))
+    trial = GEMTrial(**options, sts=str(sts), specials=2, learning_rate=1e-2)
+    result = trial.run()
+    arms = {arm.name: arm for arm in result.arms}
+    assert list(arms) == [gem_trial.MEAN, gem_trial.LAST, gem_trial.NTP, gem_trial.MAIN]
+    assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
+    assert all(set(arm.values) == {"Spearman", "nDCG@10", "RR@10", "Recall@100", "perplexity"} for arm in result.arms)
+    perplexity = {name: arm.values["perplexity"].estimate for name, arm in arms.items()}
+    assert perplexity[gem_trial.MEAN] == pytest.approx(perplexity[gem_trial.LAST])
+    assert len({round(value, 3) for value in perplexity.values()}) == 3  # both trained arms have moved, differently
+    assert set(result.claims) == {(m, gem_trial.MEAN, gem_trial.MAIN) for m in ("Spearman", "nDCG@10")}
+    assert set(result.claims) <= {(c.metric, c.baseline, c.arm) for c in result.comparisons}
+    assert sum("trained in 3 steps of 4" in note for note in result.notes) == 3
+    assert "per cent of the model as it came" in result.notes[0]
+    again = GEMTrial(**options, sts=str(sts), specials=2, learning_rate=1e-2).run()  # what was trained is read back
+    assert {a.name: a.samples["nDCG@10"] for a in again.arms} == {a.name: a.samples["nDCG@10"] for a in result.arms}
+    trial.finish()
+    assert not trial.folder_.exists()
+
+
+def test_gem_trains_on_passages_that_are_not_searched(options: dict[str, Any], collection: Path) -> None:
+    trial = GEMTrial(**options | {"data": str(collection)}, passages=20)
+    trial._settle()
+    _, texts = trial._jobs()
+    task = tasks.retrieval(str(collection), 10, 20, words=15)
+    assert len(texts) == 20
+    assert not set(texts) & set(task.corpus.values())
+    with pytest.raises(InputError, match="give fewer --passages"):
+        GEMTrial(**options | {"data": str(collection)}, passages=0).run()
+
+
+def test_perplexity_is_said_in_per_cent_of_the_base() -> None:
+    arms = [
+        ArmResult("base", "baseline", values={"perplexity": Interval(20.0, 19, 21)}),
+        ArmResult("GEM", "method", values={"perplexity": Interval(23.0, 22, 24)}),
+    ]
+    assert "(20.0): GEM 23.0 (115%)" in perplexities(arms, "base")
+
+
+@pytest.mark.parametrize("source", ["pydocs", "collection"])
+def test_llm_ql_before_equal_contrastive_steps(options: dict[str, Any], collection: Path, source: str) -> None:
+    if source == "collection":
+        options["data"] = str(collection)
+    trial = LLMQLTrial(**options, longer=source == "pydocs", learning_rate=1e-2, ql_learning_rate=1e-2)
+    result = trial.run()
+    names = [llm_ql_trial.UNTRAINED, llm_ql_trial.PLAIN, llm_ql_trial.OPEN, llm_ql_trial.MAIN]
+    names += [llm_ql_trial.LONGER] * (source == "pydocs")
+    assert [arm.name for arm in result.arms] == names
+    assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
+    told = {(c.metric, c.baseline, c.arm) for c in result.comparisons}
+    assert {*result.claims, ("nDCG@10", llm_ql_trial.OPEN, llm_ql_trial.MAIN)} <= told
+    trained = [note for note in result.notes if ": trained in" in note]
+    assert sum("query likelihood: trained in 3 steps of 4" in note for note in trained) == 2
+    assert sum("contrast: trained in 3 steps of 4" in note for note in trained) >= 3
+    assert any("times as long" in note for note in result.notes)
+    trial.finish()
+
+
+def test_bad_options_are_named() -> None:
+    for trial, said in (
+        (GEMTrial(batch=-1), "--batch -1"),
+        (GEMTrial(init="zero"), "init 'zero'"),
+        (GEMTrial(raw_share=2), "raw_share 2"),
+        (GEMTrial(specials=-1), "--specials -1"),
+        (GEMTrial(contrast="none"), "contrast 'none'"),
+        (LLMQLTrial(batch=1), "--batch 1"),
+        (LLMQLTrial(steps=-2), "--steps -2"),
+        (LLMQLTrial(labels="all"), "labels 'all'"),
+        (LLMQLTrial(scale=0), "scale 0"),
+    ):
+        with pytest.raises(InputError, match=said):
+            trial.run()
