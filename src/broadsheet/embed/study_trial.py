@@ -47,7 +47,7 @@ class DenseRetrievalStudyTrial:
         --cutoffs N,…: tokens that D reads (64,128,256,512).
         --steps N, --batch N, --negatives N: of training (25, 32, 1; with --quick 3, 4, 1).
         --learning-rate X, --temperature X: the study's 0.0003 and 0.02.
-        --words N: of a passage; --length N: tokens of a text in training (24 and 64; with --quick 12 and 32).
+        --words N: of a passage; --length N: tokens of a text in training (24 and 64; with --quick 12 and 48).
         --queries N, --passages N: asked and searched (100 and 300; with --quick 10 and 40).
         --seeds N: runs of each recipe, whose answers are averaged query by query (1).
         --chunk N: queries whose activations are kept at once; 0: all (8).
@@ -140,7 +140,7 @@ class DenseRetrievalStudyTrial:
             batch=self.batch or (4 if quick else 32),
             negatives=self.negatives,
             words=self.words or (12 if quick else 24),
-            length=self.length or (32 if quick else 64),
+            length=self.length or (48 if quick else 64),
             chunk=self.chunk,
             split=self.seed,
             seed=self.seed,
@@ -159,7 +159,7 @@ class DenseRetrievalStudyTrial:
             queries=self.queries or (10 if quick else 100),
             passages=(40 if quick else 300) if self.passages == -1 else self.passages,
             words=self.words or (12 if quick else 24),
-            length=self.length or (32 if quick else 64),
+            length=self.length or (48 if quick else 64),
             seed=self.seed,
         )
 

@@ -323,7 +323,7 @@ class GRL(nn.Module):
                 passage_labels, _ = gather_rows(passage_labels)
                 first = first + offset
             same = labels[:, None] == passage_labels[None, :]
-            same[torch.arange(len(first)), first] = False
+            same[torch.arange(len(first), device=same.device), first] = False
             return cosine_cross_entropy(query, passages, first, self.temperature, same)
         rows, row_labels = torch.cat([query, passages]), torch.cat([labels, passage_labels])
         if self.gather_across_devices:
