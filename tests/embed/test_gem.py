@@ -347,11 +347,11 @@ def test_training_fits_the_tokens_and_goes_through_a_kill(make: Any, tmp_path: P
     assert abs(load(tmp_path / "cut").encode(TEXTS) - saved.encode(TEXTS)).max() == 0
 
 
-def test_an_adapter_alone_would_lose_the_new_tokens(make: Any, tmp_path: Path) -> None:
+def test_an_adapter_is_saved_merged_with_the_new_tokens(make: Any, tmp_path: Path) -> None:
     made = make()
-    with pytest.raises(InputError, match="merge"):
-        fit(made, TEXTS, objective(made), tmp_path / "lora", steps=1, batch_size=4)
-    assert not (tmp_path / "lora").exists()
+    fit(made, TEXTS, objective(made), tmp_path / "lora", steps=2, batch_size=4, learning_rate=1e-2)
+    assert not (tmp_path / "lora" / "adapter_config.json").exists()
+    assert abs(load(tmp_path / "lora").encode(TEXTS) - made.encode(TEXTS)).max() < 1e-5
 
 
 def test_a_text_can_be_told_from_its_special_tokens(make: Any) -> None:

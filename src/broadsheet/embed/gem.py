@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from broadsheet import models
-from broadsheet.console import InputError
+from broadsheet.console import InputError, say
 from broadsheet.embed.base import Embedder, embedder
 from broadsheet.embed.bottleneck import (
     PREFIX,
@@ -227,6 +227,8 @@ class GEM(nn.Module):
     def _cut(self, ids: list[int], limit: int | None) -> list[int]:
         if limit is None or len(ids) <= limit:
             return ids
+        if not self.cut_:
+            say(f"texts are cut so that a row has at most {self.max_length:,} tokens (counted in cut_)")
         self.cut_ += 1
         return ids[:limit]
 

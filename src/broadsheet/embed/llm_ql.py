@@ -120,6 +120,8 @@ class QueryLikelihood:
     def _target(self, text: str) -> list[int]:
         ids = target_ids(self.embedder, text)
         if len(ids) > self.max_target:
+            if not self.cut_:
+                say(f"targets are cut to {self.max_target:,} tokens (counted in cut_)")
             self.cut_ += 1
             ids = [*ids[: self.max_target - 1], ids[-1]]
         return ids

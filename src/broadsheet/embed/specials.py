@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from broadsheet.console import InputError
 from broadsheet.embed.bottleneck import PADDING, PREFIX, SPECIAL, bottleneck_mask, positions, read_states
 from broadsheet.embed.encoder import Attention, CausalEncoder
-from broadsheet.models.adapters import has_adapter
+from broadsheet.models.adapters import merge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -75,15 +75,8 @@ class SpecialEncoder(CausalEncoder):
         return read_states(self, batch | {"position_ids": positions(segments)})
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """As `CausalEncoder.save`, the whole model.
-
-        Raises:
-            InputError: there is an adapter, whose folder would lack the new tokens' rows.
-        """
-        if has_adapter(self.model):
-            raise InputError(
-                "the new tokens are no part of an adapter: train with merge=True, or merge it before saving"
-            )
+        """As `CausalEncoder.save`, the whole model: an adapter, which would lack the new rows, is merged first."""
+        merge(self.model)
         self.settle()
         super().save(output_path, *args, safe_serialization=safe_serialization, **kwargs)
 
