@@ -133,13 +133,17 @@ def test_further_templates_and_pairs_for_the_choice_alone(options, tmp_path, pai
     assert len(result.figures) == 2
 
 
-def test_all_layers_can_be_chosen_from(options):
-    result = TokenPrependingTrial(**options, exits="2", layers="all").run()
+def test_all_layers_are_there_to_choose_from(options):
+    result = TokenPrependingTrial(**options, exits="4").run()
     assert result.figures[0].x == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     arms = {arm.name: arm for arm in result.arms}
     assert ("layer 6" in arms["PromptEOL"].description) == (
         arms[LAST].samples["similarity"] == arms["PromptEOL"].samples["similarity"]
     )
+    verdict = next(c.verdict for c in result.comparisons if (c.metric, c.arm) == ("Spearman", METHOD))
+    alone = result.figures[0].lines["PromptEOL alone"]
+    said = f"before layers 1 to 3: in the template alone these reach a Spearman of at most {max(alone[:3]):.3f}"
+    assert (said in result.notes[-1]) == (verdict != "helps")
 
 
 def test_an_interrupted_trial_keeps_its_choice(options, monkeypatch):
