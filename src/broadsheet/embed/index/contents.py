@@ -113,8 +113,8 @@ class Contents:
         for number, mine in self._by_segment(wanted):
             try:
                 got = self.documents[number].rows(wanted[mine] - self._firsts[number])
-            except (OSError, ValueError) as error:
-                raise store.damaged(self.documents[number].path, " ".join(str(error).split())[:150]) from None
+            except ValueError as error:
+                raise store.damaged(self.documents[number].path, str(error)) from None
             for place, pair in zip(np.flatnonzero(mine), got, strict=True):
                 found[place] = pair
         return found
@@ -131,8 +131,8 @@ class Contents:
         for segment, documents in zip(self.manifest.segments, self.documents, strict=True):
             try:
                 entries = zip(documents.ids(), documents.hashes(), strict=True)
-            except (OSError, ValueError) as error:
-                raise store.damaged(documents.path, " ".join(str(error).split())[:150]) from None
+            except ValueError as error:
+                raise store.damaged(documents.path, str(error)) from None
             for row, (identifier, content) in enumerate(entries, segment.first):
                 if not self.dead[row]:
                     found[identifier] = (row, content)
@@ -154,8 +154,8 @@ def _documents(folder: Path, segment: Segment) -> Documents:
     path = folder / segment.documents.name
     try:
         documents = Documents(path)
-    except (OSError, ValueError) as error:
-        raise store.damaged(path, " ".join(str(error).split())[:150]) from None
+    except ValueError as error:
+        raise store.damaged(path, str(error)) from None
     if len(documents) != segment.rows:
         raise store.damaged(path, f"it holds {len(documents):,} documents where {segment.rows:,} were written")
     return documents

@@ -209,7 +209,7 @@ class Searchable:
         if both:
             fused = ([[row for row, _ in each] for each in pair] for pair in zip(*rankings, strict=True))
             ranked = [reciprocal_rank_fusion(pair)[:k] for pair in fused]
-        return [self._hits(each) for each in ranked]
+        return self._hits(ranked)
 
     def check(
         self, queries: Sequence[str] | NDArray[Any] | None = None, k: int = 10, *, sample: int = 500, seed: int = 1
@@ -309,9 +309,10 @@ class Searchable:
         wanted = k + len(self._contents.deleted)
         return [[pair for pair in index.matches(text, wanted) if not dead[pair[0]]][:k] for text in texts]
 
-    def _hits(self, ranked: list[tuple[int, float]]) -> list[Hit]:
-        texts = self._contents.texts([row for row, _ in ranked])
-        return [Hit(name, score, text) for (_, score), (name, text) in zip(ranked, texts, strict=True)]
+    def _hits(self, ranked: list[list[tuple[int, float]]]) -> list[list[Hit]]:
+        rows = sorted({row for each in ranked for row, _ in each})  # at once: a block of texts is unpacked once
+        texts = dict(zip(rows, self._contents.texts(rows), strict=True))
+        return [[Hit(texts[row][0], score, texts[row][1]) for row, score in each] for each in ranked]
 
 
 def opened(folder: Path) -> Contents:

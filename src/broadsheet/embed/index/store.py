@@ -45,7 +45,7 @@ class Segment:
 
     Args:
         vectors: the NumPy file of their vectors, (rows, dimensions).
-        documents: the Parquet file of their ids and texts, in the same order.
+        documents: the Arrow file of their ids and texts, in the same order.
     """
 
     first: int

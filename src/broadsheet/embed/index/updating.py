@@ -24,7 +24,7 @@ from broadsheet.embed.index.graph import Neighbours
 from broadsheet.embed.index.keywords import Keywords
 from broadsheet.embed.index.store import Graph, Manifest, Segment, Stored
 
-DOCUMENTS, VECTORS = "documents.parquet", "vectors/vectors.npy"
+DOCUMENTS, VECTORS = "documents.arrow", "vectors/vectors.npy"
 MOST_DEAD = 0.25  # of the rows; with more, the index is written anew without them
 FITTED = 20_000  # vectors that the graph's quantizer is fitted to
 GROWN = 2  # times as many rows as it was fitted to make it be fitted anew

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
-from broadsheet import corpora
 from broadsheet.cache import locked
-from broadsheet.console import InputError
+from broadsheet.console import InputError, say
 from broadsheet.corpora import Document
 from broadsheet.embed.index import documents as documents_file
 from broadsheet.embed.index import graph, store, updating
@@ -229,7 +228,12 @@ class VectorIndex(Searchable):
             if part.exists():
                 shutil.rmtree(part)
             return
-        added = len(documents_file.Documents(part / updating.DOCUMENTS))
+        try:
+            added = len(documents_file.Documents(part / updating.DOCUMENTS))
+        except ValueError as error:
+            say(f"{part}: what a stopped call left is damaged ({error}); it is begun anew")
+            shutil.rmtree(part)
+            return
         if self.manifest.rows + added >= self.manifest.settings["graph_from"]:
             graph.require()
         if not (part / updating.VECTORS).exists():
@@ -249,7 +253,7 @@ class VectorIndex(Searchable):
 
         done = encode_corpus(
             self.embedder,
-            corpora.load(part / updating.DOCUMENTS),
+            documents_file.StoredCorpus(part / updating.DOCUMENTS),
             part / Path(updating.VECTORS).parent,
             dtype=self.manifest.settings["dtype"],
             normalize=self.manifest.embedder["similarity"] == "cosine",
@@ -294,8 +298,7 @@ class _Fresh:
                 self.empty += 1
                 continue
             try:
-                document.id.encode()
-                content = documents_file.content_hash(document.text)
+                content = documents_file.content_hash(document)
             except UnicodeEncodeError:
                 raise InputError(f"document {document.id!r} holds half a surrogate pair; mend it") from None
             if document.id in self.seen:
