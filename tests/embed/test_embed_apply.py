@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from broadsheet.console import InputError
 from broadsheet.embed import apply as command
-from broadsheet.embed import rows, tasks
+from broadsheet.embed import rows, tasks, taught
 from broadsheet.embed.apply import ApplyEmbed
 from broadsheet.embed.base import baseline, load
 from broadsheet.embed.eol import variant
@@ -23,6 +23,7 @@ from broadsheet.embed.lexicon import WordPair
 from broadsheet.embed.llm_ql import LLMQL
 from broadsheet.embed.sweep import sweep
 from broadsheet.embed.tasks import sts
+from broadsheet.embed.taught import scored
 from broadsheet.embed.token_prepending import TokenPrepending
 
 TEXTS = ["the red hat", "a tree near the sea", "hats are red", "the inn on the hill", "reeds and rats", "no stone"]
@@ -73,6 +74,10 @@ def run(method: str, data: str, out: Path, *, force: bool = False, skip: bool = 
     kind = ApplyEmbed(method=method, **given)
     corpus = kind.data(data, on_error="skip" if skip else "stop", text_field="text", id_field="id")
     return kind.run(corpus, out, force=force)
+
+
+def corpus(data: str, **options: Any) -> Any:
+    return rows.open_data(data, **{"on_error": "stop", "text_field": "text", "id_field": "id", **options})
 
 
 METHODS = ("gem", "llm_ql", "ullme", "llm_embedder", "lexical_specialization")
@@ -159,31 +164,33 @@ def test_given_layers_are_taken_and_no_data_is_read(model: str, tmp_path: Path):
 
 
 def test_a_teacher_scores_rows_once(files: dict[str, str], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from broadsheet.embed import taught
-
-    run("llm_embedder", files["llm_embedder"], tmp_path / "out", model=model, group_size=3)
-    made = [json.loads(line) for line in (tmp_path / "out.scores.jsonl").read_text().splitlines()]
+    made = scored(corpus(files["llm_embedder"]), tmp_path / "out", model)
     assert len(made) == 12
     assert all(len(row["teacher_scores"]) == 4 for row in made)
+    assert made == [json.loads(line) for line in (tmp_path / "out.scores.jsonl").read_text().splitlines()]
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("scored again")
 
     monkeypatch.setattr(taught, "score_corpus", never)
-    run("llm_embedder", str(tmp_path / "out.scores.jsonl"), tmp_path / "other", model=model, group_size=3)
+    assert scored(corpus(files["llm_embedder"]), tmp_path / "out", model) == made
+    again = scored(corpus(str(tmp_path / "out.scores.jsonl")), tmp_path / "other", model)
+    assert [row["teacher_scores"] for row in again] == [row["teacher_scores"] for row in made]
     assert not (tmp_path / "other.scores.jsonl").exists()
-    (tmp_path / "third.scores.jsonl").write_text((tmp_path / "out.scores.jsonl").read_text())
-    run("llm_embedder", files["llm_embedder"], tmp_path / "third", model=model, group_size=3)
-    (tmp_path / "fourth.scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made[1:]))
+    (tmp_path / "third.scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made[1:]))
     with pytest.raises(InputError, match="scores of other rows"):
-        run("llm_embedder", files["llm_embedder"], tmp_path / "fourth", model=model, group_size=3)
+        scored(corpus(files["llm_embedder"]), tmp_path / "third", model)
+
+
+def test_pairs_with_answers_are_scored_too(model: str, tmp_path: Path):
+    row = {"query": "q", "positive": "p", "negatives": ["n", "m"], "answers": ["a"]}
+    made = scored(corpus(write(tmp_path / "a.jsonl", [row])), tmp_path / "out", model, task="chat")
+    assert (made[0]["pos"], made[0]["neg"], made[0]["task"]) == (["p"], ["n", "m"], "chat")
+    with pytest.raises(InputError, match=r"a\.jsonl:1: neither 'teacher_scores'"):
+        scored(corpus(write(tmp_path / "a.jsonl", [row | {"answers": []}])), tmp_path / "other", model)
 
 
 # Rows
-
-
-def corpus(data: str, **options: Any) -> Any:
-    return rows.open_data(data, **{"on_error": "stop", "text_field": "text", "id_field": "id", **options})
 
 
 @pytest.mark.parametrize(
@@ -344,12 +351,13 @@ def test_a_stopped_first_stage_is_no_finished_training(
 def test_long_texts_teach_by_what_follows_in_them(model: str, tmp_path: Path):
     generator = random.Random(0)
     words = [f"{word}{i}" for word in ("hat", "tree", "sea") for i in range(99)]
-    long = [" ".join(generator.choices(words, k=99)) for _ in range(40)]
-    data = write(tmp_path / "texts.jsonl", [{"text": text} for text in long])
-    run("llm_embedder", data, tmp_path / "out", model=model, rows=8, group_size=3, steps=1)
-    made = [json.loads(line) for line in (tmp_path / "out.scores.jsonl").read_text().splitlines()]
+    data = write(tmp_path / "a.jsonl", [{"text": " ".join(generator.choices(words, k=300))} for _ in range(40)])
+    made = scored(corpus(data), tmp_path / "out", model, n=8, candidates=3)
     assert len(made) == 8
     assert all(len(row["teacher_scores"]) == len(row["history"]) == 3 for row in made)
+    whole = [json.loads(line)["text"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    for row in made:
+        assert any(row["query"] + row["answers"][0] in text for text in whole)  # the answer is what follows
 
 
 def test_a_corpus_is_encoded_with_a_saved_embedder(files: dict[str, str], model: str, tmp_path: Path):
