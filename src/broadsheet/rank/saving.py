@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from broadsheet.cache import atomic_folder, locked
 from broadsheet.console import InputError
+from broadsheet.models import adapters
 from broadsheet.models import load as load_model
 from broadsheet.models.reading import quiet
-from broadsheet.models.safefiles import check_safetensors, read_json
+from broadsheet.models.safefiles import read_json
 from broadsheet.rank.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from broadsheet.rank.base import ListwiseReranker
 
 SETTINGS = "reranker.json"
-_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _FORMAT = 1
 
 
@@ -54,7 +54,7 @@ def load(kind: type[ListwiseReranker], source: str | Path, changes: dict[str, An
     """See `ListwiseReranker.load`."""
     folder = Path(source).expanduser()
     if not (folder / SETTINGS).is_file():
-        if (folder / _ADAPTER).is_file():
+        if (folder / adapters.ADAPTER).is_file():
             raise InputError(f"{folder} is an adapter without {SETTINGS}; save it with ListwiseReranker(…).save")
         model, tokenizer = load_model(source, **options)
         return kind(model, tokenizer, **{"spec": str(source)} | changes)
@@ -64,7 +64,7 @@ def load(kind: type[ListwiseReranker], source: str | Path, changes: dict[str, An
     base = settings.pop("base_model", None)
     if "prompt" in settings and isinstance(settings["prompt"], dict):
         settings["prompt"] = Prompt.from_dict(settings["prompt"])
-    if (folder / _ADAPTER).is_file():
+    if (folder / adapters.ADAPTER).is_file():
         if not isinstance(base, str):
             raise InputError(f"{folder / SETTINGS} does not name the adapter's base_model; add it")
         model, tokenizer = _adapted(folder, base, options)
@@ -86,17 +86,7 @@ def _adapted(folder: Path, base: str, options: dict[str, Any]) -> tuple[PreTrain
         raise InputError(f"{folder} is an adapter, which needs peft: pip install 'broadsheet[rank]'") from None
     from transformers import AutoTokenizer
 
-    config = read_json(folder / _ADAPTER)
-    # Other kinds of adapter, and these fields, make peft import what the file names, or do more than add matrices.
-    strange = [name for name in ("megatron_config", "corda_config", "eva_config") if config.get(name)]
-    if config.get("peft_type") != "LORA" or strange:
-        raise InputError(
-            f"{folder / _ADAPTER}: got {config.get('peft_type')} {' '.join(strange)}; only plain LoRA is read:"
-            " merge it into its base model and save that"
-        )
-    if not (folder / _ADAPTER_WEIGHTS).is_file():
-        raise InputError(f"{folder} lacks {_ADAPTER_WEIGHTS}; adapters are read as safetensors only")
-    check_safetensors(folder / _ADAPTER_WEIGHTS)
+    adapters.check(folder)
     model, tokenizer = load_model(base, **options)
     if (folder / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
