@@ -1,0 +1,210 @@
+"""The map of embedding with language models, as data: what each method needs, touches and costs.
+
+Two surveys order the field: by how embeddings are got out of a model (arXiv:2412.12591) and by how models and
+embeddings help each other (arXiv:2412.09165). Their orders are merged here into seven axes, and every method of the
+stage has one value on each. Methods that the stage does not have stand there as references.
+
+Knows: names and words. Does not know: any method's code; a test sees to it that attention and pooling are those of the
+embedders that are really made.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from broadsheet.console import InputError
+
+UNKNOWN = "not known"
+
+AXES: dict[str, tuple[str, ...]] = {
+    "needs_training": ("no", "self-supervised", "supervised", "LLM feedback"),
+    "touches": ("nothing", "prompt", "mask", "hidden states", "weights", "mask and weights", "dimension", "data"),
+    "attention": ("causal", "bidirectional", "either"),
+    "pooling": ("mean", "weighted mean", "last", "EOS", "special tokens", "subword mean", "learned", "either"),
+    "generates_too": ("yes", "partly", "no", UNKNOWN),
+    "side": ("symmetric", "query/document"),
+    "cost": ("none", "a template", "a template and 1 token", "a template for each task, 1 pass each", "an instruction",
+             "1 token", "k tokens", "the text twice"),
+}  # fmt: skip
+"""The axes and their values. `cost` is what embedding a text takes beyond reading it once, training aside."""
+
+OVERVIEW: dict[str, str] = {
+    "prompting/plain": "read as it is",
+    "prompting/one word": "asked for the text in one word",
+    "prompting/several tasks": "several prompts, averaged",
+    "prompting/reasoning and knowledge": "a prompt that pretends to have thought, or to know",
+    "prompting/repetition": "the text twice, so that its first words have seen its end",
+    "prompting/intervention": "hidden states changed on the way",
+    "tuning/architecture": "attention, pooling, adapters",
+    "tuning/objective": "contrast, and losses beside it: generation, distillation, dimensions",
+    "tuning/data": "synthetic pairs, mined negatives, instructions",
+    "settings/multilingual": "several languages",
+}
+"""Nodes of the first survey that methods here belong to, with what they mean, in our words."""
+
+INTERACTION: dict[str, str] = {
+    "augmented/synthesis": "a model writes training data",
+    "augmented/annotation": "a model judges training data",
+    "embedders/training-free": "a model embeds, unchanged",
+    "embedders/architecture": "what is changed in a model so that it embeds",
+    "embedders/tuning": "instructions and pairs to tune on",
+    "embedders/next-token objectives": "embeddings learned by predicting text from them",
+    "understanding/compression": "a model reads text through few vectors",
+}
+"""Nodes of the second survey, likewise."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to get embeddings from a language model.
+
+    Args:
+        name: as it is printed.
+        entry: `"module:name"` of what runs it here; empty for a reference.
+        paper: its id on the page; empty for what is none of the page's papers.
+        needs_training, touches, attention, pooling, generates_too, side, cost: one of the axis's values.
+        overview, interaction: its node in each survey; empty where it has none. That the survey itself cites the
+            method there is not claimed.
+        how: what a user writes, or which library has it.
+    """
+
+    name: str
+    entry: str
+    paper: str
+    needs_training: str
+    touches: str
+    attention: str
+    pooling: str
+    generates_too: str
+    side: str
+    cost: str
+    overview: str
+    interaction: str
+    how: str = ""
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Its place on each axis, in the order of `AXES`."""
+        return tuple(getattr(self, axis) for axis in AXES)
+
+    @property
+    def runs(self) -> str:
+        """What runs it here, or `"reference only"`."""
+        return self.entry.split(":")[1] if self.entry else "reference only"
+
+
+_BASE, _EOL = "broadsheet.embed.base:baseline", "broadsheet.embed.eol:"
+METHODS: tuple[Method, ...] = (
+    Method("mean", _BASE, "", "no", "nothing", "either", "mean", "yes", "symmetric", "none",
+           "prompting/plain", "embedders/training-free", 'baseline("mean")'),
+    Method("weighted mean", _BASE, "", "no", "nothing", "either", "weighted mean", "yes", "symmetric", "none",
+           "prompting/plain", "embedders/training-free", 'baseline("weighted-mean")'),
+    Method("last token", _BASE, "", "no", "nothing", "either", "last", "yes", "symmetric", "none",
+           "prompting/plain", "embedders/training-free", 'baseline("last-token")'),
+    Method("bidirectional, untrained", _BASE, "", "no", "mask", "bidirectional", "either", "yes", "symmetric", "none",
+           "tuning/architecture", "embedders/architecture", 'baseline("mean", attention="bidirectional")'),
+    Method("PromptEOL", _BASE, "", "no", "prompt", "causal", "last", "yes", "symmetric", "a template",
+           "prompting/one word", "embedders/training-free", 'baseline("prompt-eol")'),
+    Method("Pretended CoT", _EOL + "PRETENDED_COT", "", "no", "prompt", "causal", "last", "yes", "symmetric",
+           "a template", "prompting/reasoning and knowledge", "embedders/training-free",
+           'embedder(model, "last-token", template=PRETENDED_COT)'),
+    Method("Knowledge Enhancement", _EOL + "KNOWLEDGE", "", "no", "prompt", "causal", "last", "yes", "symmetric",
+           "a template", "prompting/reasoning and knowledge", "embedders/training-free",
+           'embedder(model, "last-token", template=KNOWLEDGE)'),
+    Method("MetaEOL", _EOL + "TemplateMean", "", "no", "prompt", "causal", "last", "yes", "symmetric",
+           "a template for each task, 1 pass each", "prompting/several tasks", "embedders/training-free",
+           "TemplateMean(encoder)"),
+    Method("Echo embeddings", "", "", "no", "prompt", "causal", "mean", "yes", "symmetric", "the text twice",
+           "prompting/repetition", "embedders/training-free", "arXiv:2402.15449"),
+    Method("Token Prepending", "broadsheet.embed.token_prepending:TokenPrepending", "token_prepending", "no",
+           "hidden states", "causal", "last", "yes", "symmetric", "a template and 1 token", "prompting/intervention",
+           "embedders/training-free", 'embedder(model, "last-token", encoder=TokenPrepending)'),
+    Method("GEM", "broadsheet.embed.gem:GEM", "gem", "self-supervised", "mask and weights", "causal",
+           "special tokens", "yes", "symmetric", "k tokens", "tuning/objective", "understanding/compression",
+           "fit(gem_embedder(model), texts, GEM(…))"),
+    Method("LLM-QL", "broadsheet.embed.llm_ql:LLMQL", "llm_ql", "supervised", "mask and weights", "causal", "EOS",
+           "partly", "query/document", "an instruction", "tuning/objective", "embedders/next-token objectives",
+           "LLMQL().fit(…)"),
+    Method("GRL (ULLME)", "broadsheet.embed.ullme:GRL", "ullme", "supervised", "weights", "bidirectional", "mean",
+           "yes", "query/document", "none", "tuning/objective", "embedders/next-token objectives",
+           "fit(embedder, items, GRL(embedder))"),
+    Method("LLM-Embedder", "broadsheet.embed.llm_embedder:LLMEmbedder", "llm_embedder", "LLM feedback", "weights",
+           "causal", "mean", "no", "query/document", "an instruction", "tuning/objective", "augmented/annotation",
+           "LLMEmbedder().fit(…)"),
+    Method("lexical specialization", "broadsheet.embed.lexical_specialization:LexicalSpecialization",
+           "lexical_specialization", "supervised", "weights", "causal", "subword mean", "no", "symmetric", "1 token",
+           "settings/multilingual", "embedders/tuning", "LexicalSpecialization().fit(…)"),
+    Method("RepLLaMA", "", "", "supervised", "weights", "causal", "EOS", UNKNOWN, "query/document", "1 token",
+           "tuning/architecture", "embedders/tuning", "arXiv:2310.08319"),
+    Method("E5-Mistral", "", "", "supervised", "data", "causal", "EOS", UNKNOWN, "query/document", "an instruction",
+           "tuning/data", "augmented/synthesis", "arXiv:2401.00368"),
+    Method("LLM2Vec", "", "", "self-supervised", "mask and weights", "bidirectional", "mean", UNKNOWN, "symmetric",
+           "none", "tuning/architecture", "embedders/architecture", "arXiv:2404.05961"),
+    Method("NV-Embed", "", "", "supervised", "mask and weights", "bidirectional", "learned", UNKNOWN,
+           "query/document", "an instruction", "tuning/architecture", "embedders/architecture", "arXiv:2405.17428"),
+    Method("GritLM", "", "", "supervised", "mask and weights", "bidirectional", "mean", "yes", "query/document",
+           "an instruction", "tuning/objective", "embedders/tuning", "arXiv:2402.09906"),
+    Method("Matryoshka dimensions", "", "", "supervised", "dimension", "either", "either", UNKNOWN, "symmetric",
+           "none", "tuning/objective", "embedders/tuning", "sentence-transformers' MatryoshkaLoss, arXiv:2205.13147"),
+)  # fmt: skip
+
+
+def embedding_methods(*, runnable: bool = False, **values: str) -> list[Method]:
+    """Methods with these values, in the order of the map: which one fits what there is, and what is wanted?
+
+    Inputs: an axis by its name and the value that is asked for; `runnable=True` leaves references out.
+    Use when … a choice has to be made: no pairs to train on, the model has to go on generating, queries differ from
+        documents. What each costs and wins on a model and texts of yours, `broadsheet try embed` measures.
+    Relation: the two surveys' orders, merged; `overview` and `interaction` name a method's node in each.
+
+    Raises:
+        InputError: no such axis or value.
+
+    Example:
+        >>> [method.name for method in embedding_methods(needs_training="no", touches="hidden states")]
+        ['Token Prepending']
+
+    Source: arXiv:2412.12591 and arXiv:2412.09165, of which the abstracts and outlines were read; the axes are ours.
+    """
+    for axis, value in values.items():
+        if axis not in AXES:
+            raise InputError(f"no axis {axis!r}; expected one of {', '.join(AXES)}")
+        if value not in AXES[axis]:
+            raise InputError(f"no value {value!r} on the axis {axis}; expected one of {', '.join(AXES[axis])}")
+    return [
+        method
+        for method in METHODS
+        if (method.entry or not runnable) and all(getattr(method, axis) == value for axis, value in values.items())
+    ]
+
+
+def alike() -> list[list[Method]]:
+    """Methods with equal values on all axes, together, in the order of the map."""
+    groups: dict[tuple[str, ...], list[Method]] = {}
+    for method in METHODS:
+        groups.setdefault(method.values, []).append(method)
+    return list(groups.values())
+
+
+def counts(axis: str) -> dict[str, int]:
+    """How many methods have each value of an axis, or stand at each node of `"overview"` or `"interaction"`.
+
+    Raises:
+        InputError: no such axis.
+    """
+    known: dict[str, tuple[str, ...]] = {**AXES, "overview": tuple(OVERVIEW), "interaction": tuple(INTERACTION)}
+    if axis not in known:
+        raise InputError(f"no axis {axis!r}; expected one of {', '.join(known)}")
+    found = Counter(getattr(method, axis) for method in METHODS)
+    return {value: found[value] for value in known[axis]}
+
+
+Survey = Literal["overview", "interaction"]
+
+
+def nodes(survey: Survey) -> dict[str, list[Method]]:
+    """The methods at each node of a survey's order."""
+    names = OVERVIEW if survey == "overview" else INTERACTION
+    return {name: [method for method in METHODS if getattr(method, survey) == name] for name in names}
