@@ -284,8 +284,11 @@ def apply(
     paper = get(paper_id)
     if not paper.apply:
         raise InputError(f"{paper.id} has nothing to apply yet: `broadsheet show {paper.id}` says what it offers")
-    corpus = corpora.load(data, on_error=on_error, text_field=text_field, id_field=id_field)
-    method = _construct(load(paper.apply), {"method": paper.id, "model": model, **_pairs(context.args)})
+    kind = load(paper.apply)
+    method = _construct(kind, {"method": paper.id, "model": model, **_pairs(context.args)})
+    # Some methods also take data that is no corpus of documents, such as a lexicon.
+    read = getattr(kind, "data", corpora.load)
+    corpus = read(data, on_error=on_error, text_field=text_field, id_field=id_field)
     if not method.run(corpus, out, force=force).finished:
         raise KeyboardInterrupt
 

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from broadsheet.embed.axes import embedding_methods
     from broadsheet.embed.base import BASELINES, Embedder, baseline, embedder, load
     from broadsheet.embed.dense_retrieval_study import Study
     from broadsheet.embed.encoder import CausalEncoder
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from broadsheet.embed.ullme import GRL
 
 _HOMES = {
+    "axes": ("embedding_methods",),
     "base": ("BASELINES", "Embedder", "baseline", "embedder", "load"),
     "dense_retrieval_study": ("Study",),
     "encoder": ("CausalEncoder",),
@@ -78,6 +80,7 @@ __all__ = [
     "VectorIndex",
     "baseline",
     "embedder",
+    "embedding_methods",
     "encode_corpus",
     "fit",
     "gem_embedder",
