@@ -188,7 +188,16 @@ class Checkpointed(GRL):
 
 
 class Study:
-    """Trains and asks cells, each once.
+    """Trains and asks cells of the study's grid, each once: every answer is kept, and read again by whoever asks it.
+
+    A cell is a recipe (backbone, layers, pooling, attention, loss, data, instructions), a step of its training, and a
+    question (a task, the length that is read, an instruction).
+
+    Inputs: cells, one by one; `broadsheet study dense_retrieval` asks whole axes of the grid and prints tables.
+    Use when … it is to be known which choice counts before a retriever is trained in earnest. For one choice between
+        two methods a trial with its paired verdict says more.
+    Relation: the paper compares backbones of many sizes and families, trained alike; here one model cut to its first
+        layers stands for smaller ones where no others are given.
 
     Args:
         folder: where runs and answers are kept; by default below the cache.
@@ -197,6 +206,8 @@ class Study:
     Example:
         record = Study().cell(Cell(Recipe(layers=6), 25, Question()))
         sum(record.values["nDCG@10"]) / len(record.queries)
+
+    Source: arXiv:2408.12194.
     """
 
     def __init__(self, folder: Path | None = None, *, device: str = "", dtype: str = "") -> None:

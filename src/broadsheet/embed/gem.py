@@ -115,8 +115,9 @@ class GEM(nn.Module):
 
         L = (1 − α) · L_ntp + α · L_cl,   α = 0 at first, then `alpha_max`
 
-    Inputs: texts. Use with: `fit(embedder, texts, GEM(embedder), merge=True)`, as LoRA or full.
-    Prefer a contrastive loss on pairs when there are pairs and generation does not matter.
+    Inputs: texts.
+    Use when … there are texts but no pairs, and one set of weights shall embed and generate. Prefer a contrastive loss
+        where there are pairs and generation does not matter.
     Relation: with `raw_share=1` language modelling; with α = 1 SimCSE with hidden tokens in the place of dropout.
 
     Args:
@@ -141,6 +142,10 @@ class GEM(nn.Module):
 
     Raises:
         InputError: a parameter out of range, or an embedder without special tokens.
+
+    Example:
+        made = gem_embedder("default")
+        fit(made, texts, GEM(made), "runs/gem", steps=200, merge=True)
 
     Source: arXiv:2506.04344, Sec. 3. No authors' code. Learning rate 1e-4 in the first phase, 1e-5 in the second: call
     `fit` twice for that, first with `alpha_max=0`, then with `ntp_rows=0`.

@@ -40,8 +40,9 @@ class LabelNTXentLoss(nn.Module):
     | (word1, word2), or more columns | (batch,) whole numbers: the set that the row's words belong to |
 
     Use when … several rows of a batch may mean the same: they then push nothing apart. Prefer
-    `MultipleNegativesRankingLoss` where every row means something of its own; with different labels throughout, this
-    loss is the mean of that one in both directions, with the other words of a column as negatives too.
+    `MultipleNegativesRankingLoss` where every row means something of its own.
+    Relation: with different labels throughout, it is the mean of that loss in both directions, with the other words of
+        a column as negatives too.
 
     Args:
         model: the embedder.
@@ -97,8 +98,11 @@ class LabelNTXentLoss(nn.Module):
 class LexicalSpecialization:
     """A language model specialised to embed single words, in any languages, by sets of words that mean the same.
 
+    Inputs: word pairs (`lexicon.WordPair`) with the set that both belong to.
     Use when … words and terms are looked up by meaning: glossaries, dictionaries across languages, product names,
     ontologies. Prefer an encoder of sentences when … texts are longer than a phrase: specialising costs some of that.
+    Relation: contrastive training whose texts are words, whose pooling takes a word's own tokens alone, and whose loss
+        (`LabelNTXentLoss`) knows that several rows may mean the same.
 
     Args:
         temperature, similarity, gather_across_devices: see `LabelNTXentLoss`.

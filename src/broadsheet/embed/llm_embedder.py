@@ -58,7 +58,7 @@ class GradedDistillLoss(nn.Module):
     Use when … a language model's likelihoods, or a reranker's scores, say how useful each key is. Prefer
     `MultipleNegativesRankingLoss` where only one key is right and the others are plainly not.
 
-    Relations: with a teacher that is sure of the first key, or with G = 1, `"graded"` is InfoNCE;
+    Relation: with a teacher that is sure of the first key, or with G = 1, `"graded"` is InfoNCE;
     `"kl"` is sentence-transformers' `DistillKLDivLoss` without its factor student_temperature²; `"none"` is
     `MultipleNegativesRankingLoss(scale=1 / temperature)`.
 
@@ -206,8 +206,11 @@ class LLMEmbedder:
     It is taught by a language model: for each query candidates are scored by how likely they make the wanted output
     (`feedback.LikelihoodScorer`), and the scores are distilled, each task with its own loss, prompts and batches.
 
+    Inputs: rows of `query` with the lists `pos` and `neg`, or `history`, and `teacher_scores` for them; see
+        `groups.build_group`.
     Use when … retrieved text goes into a language model, and its answers, not relevance labels, are what you have.
     Prefer a contrastive loss when … relevance is labelled and one passage answers.
+    Relation: `GradedDistillLoss` is the loss of all tasks; without scores it is contrastive training by task.
 
     Args:
         tasks: settings by task; the paper's by default.

@@ -53,8 +53,7 @@ class QueryLikelihood:
     before them; E sees the document. Words of the document are replaced by "_", anew each time it comes.
 
     Inputs: pairs, `{"query": …, "positive": …}` (or `"document"`), or tuples of the two.
-    Use with: `fit(embedder, pairs, QueryLikelihood(embedder), out, merge=True)`, before contrastive training on the
-    same embedder. Use when there are pairs and the contrastive budget is small.
+    Use when … there are pairs and the contrastive budget is small: before contrastive training, on the same embedder.
     Relation: without block and corruption it is plain fine-tuning of a language model on document → query. GEM trains
     the same bottleneck on texts without queries.
 
@@ -73,6 +72,10 @@ class QueryLikelihood:
 
     Raises:
         InputError: a parameter out of range, or an embedder that appends no token, or several.
+
+    Example:
+        made = LLMQL().embedder("default")
+        fit(made, pairs, QueryLikelihood(made), "runs/ql", steps=60, merge=True)
 
     Source: arXiv:2504.05216, Sec. 3; authors' code Trustworthy-Information-Access/llm-ql, whose end token stands at a
     fixed index, behind a document padded and cut to it: here each row has its own, and the cue behind it is never cut.
@@ -225,6 +228,11 @@ def log_likelihood(
 @dataclass
 class LLMQL:
     """Both stages with the same prompts: query likelihood, then contrastive training of the same end token.
+
+    Inputs: rows of `query`, `positive` and, for the second stage, any columns of negatives.
+    Use when … there are pairs of queries and documents, and few steps to train on them. Prefer contrastive training
+        alone where pairs and steps abound: the first stage costs as much as the second.
+    Relation: with `ql_steps=0` it is contrastive training of an end token. The first stage is `QueryLikelihood`.
 
     Args:
         query, document: what stands around each side's texts. No space at the end: E follows directly.
