@@ -38,7 +38,7 @@ def test_kendall_s_tau_is_one_where_cosine_and_likelihood_agree(tiny_model, tiny
 def test_the_trial_trains_every_arm_on_the_same_and_reports_the_direct_claim(small, tiny_folder, tmp_path):
     sts = tmp_path / "sts.tsv"
     sts.write_text("score\tsentence1\tsentence2\n" + "".join(f"{i % 5}\tword {i}\tthing {i * i}\n" for i in range(12)))
-    options: dict[str, Any] = {"model": str(tiny_folder), "quick": True, "sts": str(sts), "steps": 2, "device": "cpu"}
+    options: dict[str, Any] = {"model": str(tiny_folder), "quick": True, "sts": str(sts), "batch": 4, "device": "cpu"}
     trial = ullme_trial.UllmeTrial(**options)
     result = trial.run()
     arms = {arm.name: arm for arm in result.arms}

@@ -66,7 +66,7 @@ class UllmeTrial:
     Options:
         --sts FILE: sentence pairs with gold scores, such as STS-B's TSV, or `hf:org/name:split`.
         --pairs N: sentence pairs of --sts (300; with --quick 30; 0: all).
-        --steps N, --batch N: of training (24 and 8; with --quick 3 and 4).
+        --steps N, --batch N: of training (24 and 8; with --quick 2 and 3).
         --learning-rate X: of the adapters (0.0005).
         --temperature X, --generation-temperature X: of the embedding and of the generator (0.05 and 1, the authors').
         --weights A,B,C: of contrastive, generation and agreement (1,1,1).
@@ -147,7 +147,7 @@ class UllmeTrial:
         if self.data != "pydocs":
             raise InputError(f"got --data {self.data}; this trial trains and tests on pydocs, which comes with it")
         quick = self.quick
-        self.steps_, self.batch_ = self.steps or (3 if quick else 24), self.batch or (4 if quick else 8)
+        self.steps_, self.batch_ = self.steps or (2 if quick else 24), self.batch or (3 if quick else 8)
         self.words_ = self.words or (12 if quick else 24)
         self.lists_, self.candidates_ = self.lists or (4 if quick else 20), self.candidates or (4 if quick else 5)
         if min(self.steps_, self.batch_, self.words_, self.lists_) < 1 or self.candidates_ < 2 or self.chunk < 0:
