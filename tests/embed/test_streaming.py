@@ -22,6 +22,7 @@ from broadsheet.corpora import Document
 from broadsheet.embed import encode, streaming
 from broadsheet.embed.base import Embedder, embedder
 from broadsheet.embed.streaming import Encoded, encode_corpus, identity, read_manifest, read_vectors
+from broadsheet.embed.vectors import header
 
 N, CHUNK = 26, 4
 Encode = Callable[..., torch.Tensor]
@@ -210,6 +211,21 @@ def test_what_a_kill_left_half_written_is_written_again(
         opened.truncate(file.stat().st_size - 9)
     assert run().resumed == 2 * CHUNK
     assert contents(tmp_path / "out") == undisturbed
+
+
+def test_a_header_written_too_early_is_taken_back(run: Any, watched: Any, tmp_path: Path) -> None:
+    watched(stopping(3))
+    with pytest.raises(Stop):
+        run()
+    [begun] = tmp_path.glob("out.partial/*/vectors.npy")
+    with begun.open("r+b") as file:  # as if killed between the header and the manifest
+        file.write(header((3 * CHUNK, 32), "float32"))
+    assert len(np.load(begun)) == 3 * CHUNK
+    watched(stopping(1))
+    with pytest.raises(Stop):
+        run()
+    with pytest.raises((ValueError, EOFError)):
+        np.load(begun)
 
 
 def test_the_first_ctrl_c_stops_after_the_chunk(
