@@ -499,3 +499,9 @@ def test_a_metric_with_a_chance_level_is_drawn_evenly():
     rows = [plots.Row("a", "baseline", Interval(0.05, 0.04, 0.06)), plots.Row("b", "method", Interval(0.9, 0.8, 0.99))]
     assert ">0.0<" in plots.whiskers("AUROC", rows, chance=0.5).svg()
     assert ">0.0<" not in plots.whiskers("seconds", rows).svg()
+
+
+def test_several_of_an_item_are_spelled() -> None:
+    from broadsheet.results import plural
+
+    assert (plural("text"), plural("query")) == ("texts", "queries")

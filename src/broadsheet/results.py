@@ -56,6 +56,11 @@ class Curve:
     kind: Literal["curve"] = "curve"
 
 
+def plural(word: str) -> str:
+    """Several of them: texts, queries."""
+    return f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
+
+
 @dataclass
 class TrialResult:
     """A finished trial: all that the terminal table, the JSON file, the HTML page and the evidence are made from.

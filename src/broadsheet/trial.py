@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from broadsheet.clock import measure
 from broadsheet.console import progress, say
-from broadsheet.results import ArmResult, Role
+from broadsheet.results import ArmResult, Role, plural
 from broadsheet.stats import Comparison, Interval, Statistic, compare_samples, compare_seconds, interval, mean
 
 Outputs = Mapping[str, Sequence[Any]]
@@ -155,7 +155,7 @@ def run_arms(
         for arm in arms:
             if arm.close:
                 arm.close()
-    speed = f"{item}s/s"
+    speed = f"{plural(item)}/s"
     results = [_summarise(arm, records[arm.name], metrics, blocks, per_item, seed, resamples) for arm in arms]
     usable = {result.name for result in results if result.status == "ok"}
     wanted = [(baseline.name, arm.name) for arm in arms if arm is not baseline]

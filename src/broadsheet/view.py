@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from broadsheet import plots, words
 from broadsheet.papers import page
+from broadsheet.results import plural
 from broadsheet.stats import multiplicity_warning
 
 if TYPE_CHECKING:
@@ -42,9 +43,14 @@ class View:
         return list(dict.fromkeys(name for arm in self.result.arms for name in arm.values))
 
     @cached_property
+    def items(self) -> str:
+        """What is counted: `"texts"`."""
+        return plural(self.result.item)
+
+    @cached_property
     def speed(self) -> str:
         """What speed is called: `"texts/s"`."""
-        return f"{self.result.item}s/s"
+        return f"{self.items}/s"
 
     @cached_property
     def metrics(self) -> list[str]:
