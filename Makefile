@@ -33,6 +33,7 @@ docs: $(VENV)/.installed-docs  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
+# Labelled data is the caller's: make evidence STS=stsb-dev.tsv BEIR=cranfield
 evidence: $(VENV)/.installed-dev  ## record again what the pages and rungs rest on (hours)
 	$(BIN)/python tests/oracles.py tests/oracles --record
 	$(BIN)/broadsheet try lastde --pairs 40 --perturbations 3 --regenerations 2 --record
@@ -50,6 +51,15 @@ evidence: $(VENV)/.installed-dev  ## record again what the pages and rungs rest 
 	$(BIN)/broadsheet try first --reranker runs/first --titles --words 20 --queries 100 --dtype bfloat16 --record
 	$(BIN)/broadsheet try pg_rank --record
 	$(BIN)/broadsheet try fullrank --reranker runs/first --candidates 20 --queries 40 --titles --words 20 --dtype bfloat16 --record
+	$(BIN)/broadsheet try embedding_overview --dtype bfloat16 $(if $(STS),--sts $(STS)) --record
+	$(if $(BEIR),$(BIN)/broadsheet try embedding_meets_llm --data $(BEIR) --words 0 --dtype bfloat16 --record)
+	$(BIN)/broadsheet try token_prepending $(if $(STS),--sts $(STS)) --record
+	$(BIN)/broadsheet try gem --record
+	$(BIN)/broadsheet try llm_ql --record
+	$(BIN)/broadsheet try ullme --record
+	$(BIN)/broadsheet try llm_embedder --record
+	$(BIN)/broadsheet try lexical_specialization --record
+	$(BIN)/broadsheet study dense_retrieval --record
 
 bench: $(VENV)/.installed-dev  ## measure speed ratios side by side
 	$(BIN)/python benchmarks/detect.py
@@ -57,6 +67,8 @@ bench: $(VENV)/.installed-dev  ## measure speed ratios side by side
 	$(BIN)/python benchmarks/transnormer.py
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/rank.py
+	$(BIN)/python benchmarks/embed.py
+	$(BIN)/python benchmarks/search.py
 
 clean:  ## remove what the other commands made here; the model cache stays
 	rm -rf $(VENV) build dist site runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

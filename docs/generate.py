@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from broadsheet import evidence, words
+from broadsheet.embed import axes
 from broadsheet.models.embedded import DEFAULT
 from broadsheet.papers import RUNGS, Paper, Stage, docstring, get, get_trial, page, stages
 from broadsheet.results import ArmResult, TrialResult
@@ -302,6 +303,154 @@ def rank_speed() -> str:
     return "\n\n".join([_benchmark(found, "rank"), table(header, rows), "\n".join(f"- {s}" for s in said)])
 
 
+def search_speed() -> str:
+    """What `benchmarks/search.py` recorded: libraries for vectors side by side, and the index through its files."""
+    found = evidence.read("search.benchmark")
+    if found is None:
+        return "Nothing is recorded yet. `python benchmarks/search.py --record` records it."
+    wanted = found["wanted_recall"]
+    parts = [_benchmark(found, "search")]
+    for kind, rows in found["results"].items():
+        about = {
+            "documentation": f"the first {found['words']} words of documentation through {found['layer']} layers of "
+            "the default model",
+            "clusters": "clusters drawn at random",
+        }.get(kind, kind)
+        parts.append(
+            f"**{rows['vectors']:,} vectors of {rows['dimensions']} dimensions**, {about}. Each library at the least "
+            f"width that reaches a recall of {wanted}, or at its greatest:"
+        )
+        exact = rows["exact"]
+        body = [["exact", "1", f"{exact['batch_per_second']:,.0f}", _ms(exact["single_seconds"]), "–", "–"]]
+        body += [_library(name, rows[name]) for name in rows if name in found["packages"]]
+        parts.append(table(("search", "recall@10", "queries/s", "one query", "built in", "on disk"), body))
+        if ours := rows.get("VectorIndex"):
+            parts.append(
+                f"The index itself, with its texts, keywords and checksums: made in {ours['build_seconds']:.1f} s, "
+                f"opened in {_ms(ours['open_seconds'])}, a query in {_ms(ours['single_seconds'])} (exactly: "
+                f"{_ms(ours['exact_single_seconds'])}), recall@10 {ours['recall']:.3f} (`--check`: "
+                f"{ours['check_recall']:.3f}), {ours['bytes'] / 1e6:,.0f} MB."
+            )
+    kinds = list(found["results"].values())
+    installed = [
+        (
+            name,
+            f"{package['version']}, {found['released'].get(found['package_names'][name], 'unknown')}",
+            f"{package['bytes'] / 1e6:,.0f} MB",
+            _ends([rows[name]["damaged"] for rows in kinds if rows.get(name, {}).get("damaged")]),
+        )
+        for name, package in found["packages"].items()
+        if package
+    ]
+    parts.append("What else a library costs, and what it does with a file in which twenty bytes were changed:")
+    parts.append(table(("search", "version and month", "installed", "damaged copies"), installed))
+    return "\n\n".join(parts)
+
+
+def _library(name: str, row: dict) -> list[str]:
+    width, at = list(row["widths"].items())[-1]
+    return [
+        name,
+        f"{at['recall']:.3f} (width {width})",
+        f"{at['batch_per_second']:,.0f}",
+        _ms(at["single_seconds"]),
+        f"{row['build_seconds']:.1f} s",
+        f"{row['bytes'] / 1e6:,.1f} MB",
+    ]
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.{2 if seconds < 0.01 else 0}f} ms"
+
+
+def _ends(ends: list[dict]) -> str:
+    total = {end: sum(each[end] for each in ends) for end in ("refuses", "answers", "crashes", "hangs")} if ends else {}
+    return ", ".join(f"{end} {count}" for end, count in total.items() if count) or "–"
+
+
+def embed_speed() -> str:
+    """What `benchmarks/embed.py` recorded: encoding beside sentence-transformers and the machine, and other costs."""
+    found = evidence.read("embed.benchmark")
+    if found is None:
+        return "Nothing is recorded yet. `python benchmarks/embed.py --record` records it."
+    rows, said = [], []
+    for dtype, race in found["races"].items():
+        for name, arm in race["arms"].items():
+            rows.append(
+                [
+                    name,
+                    dtype,
+                    f"{arm['texts_per_second']:.1f}",
+                    f"{arm['tokens_per_second']:,.0f}",
+                    f"{arm['share_linear']:.0%}; {arm['share_with_attention']:.0%}",
+                    f"{arm['peak_bytes'] / 1e9:.1f} GB",
+                ]
+            )
+        said.append(f"In {dtype} the vectors of both lie at most {race['apart']:.0e} of the largest entry apart.")
+        said += [f"{dtype}: {line}" for line in race["comparisons"]]
+    extra, tried, stream = found["token_prepending"], found["sweep"], found["streaming"]
+    said.append(
+        f"Token Prepending on {extra['texts']} sentences takes "
+        f"{extra['seconds_prepended'] / extra['seconds'] - 1:+.1%} of the time of the same template without it, for "
+        f"{extra['tokens_prepended'] / extra['tokens'] - 1:+.1%} tokens.".replace("-", "−")
+    )
+    said.append(
+        f"Choosing its layers takes {tried['seconds'] / tried['seconds_of_a_pass']:.1f} passes over the texts for "
+        f"{tried['settings']} settings ({tried['exits']} exits × {tried['layers']} output layers)."
+    )
+    if stream:
+        said.append(
+            f"A corpus streamed to disk peaks at {stream['peak_bytes_quarter'] / 1e6:,.0f} MB for "
+            f"{stream['documents_quarter']:,} documents and at {stream['peak_bytes_whole'] / 1e6:,.0f} MB for "
+            f"{stream['documents_whole']:,}, a tiny model's own memory included."
+        )
+    header = (
+        "encoding",
+        "dtype",
+        "texts/s",
+        "tokens/s",
+        "of the matrix limit: linear layers; with attention",
+        "memory",
+    )
+    return "\n\n".join([_benchmark(found, "embed"), table(header, rows), "\n".join(f"- {s}" for s in said)])
+
+
+def embed_axes() -> str:
+    """The map of embedding methods: a row a method, those alike in all axes next to each other."""
+    header = (
+        "method",
+        "trained on",
+        "touches",
+        "attention",
+        "pooling",
+        "goes on writing",
+        "sides",
+        "extra cost",
+        "here",
+    )
+    rows = [
+        [method.name, *method.values, f"`{method.runs}`" if method.entry else f"{method.runs}: {method.how}"]
+        for group in axes.alike()
+        for method in group
+    ]
+    return f'<div class="numbers" markdown>\n\n{table(header, rows)}\n\n</div>'
+
+
+def embed_nodes() -> str:
+    """Both surveys' orders with the methods at each node."""
+    parts = []
+    for title, survey, meaning in (
+        ("2412.12591", "overview", axes.OVERVIEW),
+        ("2412.09165", "interaction", axes.INTERACTION),
+    ):
+        rows = [
+            [name.replace("/", ": "), meaning[name], ", ".join(method.name for method in methods)]
+            for name, methods in axes.nodes(survey).items()
+        ]
+        parts.append(table((f"[{title}](https://arxiv.org/abs/{title})", "what it means", "methods"), rows))
+    return "\n\n".join(parts)
+
+
 def _benchmark(found: dict, name: str) -> str:
     made = found["provenance"]
     machine, versions = made["machine"], made["versions"]
@@ -337,7 +486,26 @@ PARTS: dict[str, Callable[[], str]] = {
     "evidence of decode": lambda: stage_evidence("decode"),
     "evidence of detect": lambda: stage_evidence("detect"),
     "speed of rank": rank_speed,
+    "speed of search": search_speed,
     "evidence of rank": lambda: stage_evidence("rank"),
+    "evidence of embed": lambda: stage_evidence("embed"),
+    "speed of embed": embed_speed,
+    "axes of embed": embed_axes,
+    "nodes of embed": embed_nodes,
+    "options of apply embed": lambda: options(get("gem").apply),
+    "options of try embed": lambda: options(get_trial("embed")[1]),
+    **{
+        f"options of try {name}": lambda name=name: options(get(name).trial)  # type: ignore[misc]
+        for name in (
+            "token_prepending",
+            "gem",
+            "llm_ql",
+            "ullme",
+            "llm_embedder",
+            "lexical_specialization",
+            "dense_retrieval_study",
+        )
+    },
     "evidence of evaluate": lambda: stage_evidence("evaluate"),
     "options of try attend": lambda: options(get_trial("attend")[1]),
     "options of try transnormer": lambda: options(get("transnormer").trial),

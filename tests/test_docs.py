@@ -65,9 +65,10 @@ def in_prose(path: Path) -> Iterator[list[str]]:
 def extra_options(command: str, arguments: list[str]) -> set[str]:
     """What the trial or the method of the paper that is named documents beyond the command's own options."""
     named = [argument for argument in arguments if re.fullmatch(r"[a-z0-9_.]+", argument)]
-    if command not in ("try", "apply") or not named:
+    if command not in ("try", "study", "apply") or not named:
         return set()
-    entry = get_trial(named[0])[1] if command == "try" else get(named[0]).apply
+    name = f"{named[0]}_study" if command == "study" else named[0]
+    entry = get(name).apply if command == "apply" else get_trial(name)[1]
     return set(re.findall(r"(?<!\S)--[\w-]+", docstring(entry).split("\nOptions:\n")[1]))
 
 
