@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from two_processes import leave
 
 from broadsheet.embed.base import embedder
 from broadsheet.embed.ullme import GRL
@@ -50,7 +51,7 @@ def work(rank: int, folder: Path, settings: dict[str, Any]) -> None:
     loss = parallel(ITEMS[2 * rank : 2 * rank + 2])
     loss.backward()
     torch.save([loss.detach(), step.gradients()], folder / f"process-{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.mark.parametrize(
