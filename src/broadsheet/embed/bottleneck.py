@@ -186,7 +186,7 @@ def read(encoder: CausalEncoder, batch: Mapping[str, Tensor]) -> Reading:
     keeps = _takes(encoder.model, "logits_to_keep")
     if keeps:
         given["logits_to_keep"] = columns
-    with encoder._precision():
+    with encoder.precision():
         output = encoder.model(input_ids=ids, use_cache=False, output_hidden_states=True, **given)
     logits = output.logits if keeps else output.logits[:, columns]
     scored = scored[:, columns]
@@ -198,7 +198,7 @@ def read(encoder: CausalEncoder, batch: Mapping[str, Tensor]) -> Reading:
 def read_states(encoder: CausalEncoder, batch: Mapping[str, Tensor]) -> Tensor:
     """States alone (batch, length, hidden): the head is not run, and gets no gradient."""
     check_encoder(encoder)
-    with encoder._precision():
+    with encoder.precision():
         output = encoder.backbone(input_ids=batch["input_ids"], use_cache=False, **_inputs(encoder, batch))
     states: Tensor = output.last_hidden_state
     return states

@@ -257,7 +257,7 @@ class CausalEncoder(InputModule):
         """
         causal = (attention or self.attention) == "causal"
         given = self._arguments(self.backbone, input_ids, attention_mask, causal)
-        with self._precision(), _leaving_after(self.layers, self.layer) as left:
+        with self.precision(), _leaving_after(self.layers, self.layer) as left:
             try:
                 output = self.backbone(input_ids=input_ids, use_cache=False, **given)
             except _Left:
@@ -267,10 +267,11 @@ class CausalEncoder(InputModule):
     def logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Next-token logits (batch, length, vocabulary) under causal attention, or under a mask of four dimensions."""
         given = self._arguments(self.model, input_ids, attention_mask, True)
-        with self._precision():
+        with self.precision():
             return cast(Tensor, self.model(input_ids=input_ids, use_cache=False, **given).logits)
 
-    def _precision(self) -> AbstractContextManager[Any]:
+    def precision(self) -> AbstractContextManager[Any]:
+        """What forward passes run inside: `autocast`, where one is set."""
         return nullcontext() if self.autocast is None else torch.autocast(self.device.type, dtype=self.autocast)
 
     def _arguments(

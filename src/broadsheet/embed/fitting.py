@@ -200,6 +200,8 @@ def fit(
     if out is None:
         return fitted
     write(embedder, out, {"settings": made_from, **asdict(replace(fitted, folder=None))})
+    if merge:
+        _encoder(embedder).spec = str(Path(out).resolve())  # the base of a later adapter is what was written
     shutil.rmtree(Path(out).with_name(f"{Path(out).name}.partial"), ignore_errors=True)
     return replace(fitted, folder=Path(out))
 
