@@ -49,7 +49,7 @@ def scores(vectors: np.ndarray, queries: np.ndarray, found: np.ndarray) -> np.nd
 
 
 def measured(
-    library: Library, vectors: np.ndarray, queries: np.ndarray, best: np.ndarray, repeats: int
+    library: Library, vectors: np.ndarray, queries: np.ndarray, best: np.ndarray, repeats: int, harm: bool
 ) -> dict[str, Any]:
     """Build it, and ask it at growing widths until enough is found."""
     with tempfile.TemporaryDirectory() as name:
@@ -82,7 +82,7 @@ def measured(
             }
             if reached >= WANTED:
                 break
-        if library.reopen is not None:
+        if harm and library.reopen is not None:
             row["damaged"] = damaged(library, folder, queries)
     return row
 
@@ -167,7 +167,7 @@ def documentation(count: int, words: int, layer: int) -> np.ndarray:
 
         beginnings = dict.fromkeys(" ".join(document.text.split()[:words]) for document in shuffled(corpus))
         texts = list(islice(beginnings, count))
-        vectors = embed.embedder("default", layer=layer, dtype="float32").encode_document(texts)
+        vectors = embed.embedder("default", layer=layer, dtype="bfloat16").encode_document(texts)
         with atomic_write(path, "wb") as file:
             np.save(file, vectors)
     return unit(np.load(path))
@@ -187,7 +187,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return made
 
 
-def compared(vectors: np.ndarray, queries: np.ndarray, only: str, repeats: int) -> dict[str, Any]:
+def compared(vectors: np.ndarray, queries: np.ndarray, only: str, repeats: int, harm: bool) -> dict[str, Any]:
     """Every library on the same vectors."""
     none = np.zeros(len(vectors), bool)
 
@@ -213,12 +213,12 @@ def compared(vectors: np.ndarray, queries: np.ndarray, only: str, repeats: int) 
         if only not in library.name or installed(library.packages) is None:
             print(f"  {library.name}: left out")
             continue
-        row = rows[library.name] = measured(library, vectors, queries, best, repeats)
+        row = rows[library.name] = measured(library, vectors, queries, best, repeats, harm)
         width, found = list(row["widths"].items())[-1]
         print(
             f"  {library.name:18} recall {found['recall']:.3f} at width {width:3} "
             f"{found['batch_per_second']:7,.0f} q/s, {1000 * found['single_seconds']:6.2f} ms one at a time, "
-            f"built in {row['build_seconds']:5.1f} s, {row['bytes'] / 1e6:5.1f} MB; damaged: {row.get('damaged')}",
+            f"built in {row['build_seconds']:5.1f} s, {row['bytes'] / 1e6:5.1f} MB; damaged: {row.get('damaged', '–')}",
             flush=True,
         )
     if not only:
@@ -231,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=int, default=20_000, help="of each kind")
     parser.add_argument("--queries", type=int, default=500, help="further vectors of the same kind")
-    parser.add_argument("--words", type=int, default=12, help="of a document that is embedded")
+    parser.add_argument("--words", type=int, default=8, help="of a document that is embedded")
     parser.add_argument("--layer", type=int, default=2, help="of the default model")
     parser.add_argument("--index", default="", help="real vectors: those of this index instead")
     parser.add_argument("--kind", choices=["documentation", "clusters"], default=None, help="only these vectors")
@@ -249,14 +249,17 @@ def main() -> None:
     if arguments.index:
         contents = VectorIndex.open(arguments.index)._contents
         rows = np.flatnonzero(~contents.dead)
-        kinds["documentation"] = lambda: unit(contents.gather(np.random.default_rng(0).permutation(rows)[:total]))
+        del kinds["documentation"]
+        kinds[f"those of {arguments.index}"] = lambda: unit(
+            contents.gather(np.random.default_rng(0).permutation(rows)[:total])
+        )
     results = {}
     for kind, make in kinds.items():
         if arguments.kind in (None, kind):
             print(kind)
             vectors = make()
             queries, rest = vectors[: arguments.queries], np.ascontiguousarray(vectors[arguments.queries :])
-            results[kind] = compared(rest, queries, arguments.only, arguments.repeats) | {
+            results[kind] = compared(rest, queries, arguments.only, arguments.repeats, harm=not results) | {
                 "vectors": len(rest),
                 "dimensions": rest.shape[1],
                 "queries": len(queries),

@@ -507,7 +507,7 @@ def test_texts_without_words_and_a_missing_library_are_answered(tmp_path, monkey
     with pytest.raises(InputError, match="pip install"):
         index.add(documents(2), vectors(2))
     monkeypatch.undo()
-    assert VectorIndex.open(index.folder).add(documents(1, 2), vectors(1)) == Change(added=1)
+    assert VectorIndex.open(index.folder).add(documents(1, 2), vectors(1)) == Change(added=1, finished=2)
     assert len(VectorIndex.open(index.folder)) == 5
 
 

@@ -147,7 +147,8 @@ def test_a_killed_embedding_is_gone_on_with_even_if_the_corpus_changed(tmp_path,
         begun = (updating.pending(folder, store.read(folder)) / updating.DOCUMENTS).exists()
         counted.clear()
         again = VectorIndex.open(folder, embedder)
-        again.add(changed, prune=True)
+        told = again.add(changed, prune=True)
+        assert told.finished == (len(texts) if begun else 0)
         resumed += begun and 0 < len(counted) <= len(texts) - 2
         live = np.flatnonzero(~again._contents.dead)
         found = dict(again._contents.texts(live))
@@ -214,7 +215,14 @@ def test_index_grow_delete_prune_check_and_search(run, tmp_path, saved, monkeypa
     monkeypatch.chdir("/")  # the index knows where its embedder lies
     status, said, _ = run("index", data, "--out", out, "--json")
     assert status == 0
-    assert json.loads(said)["change"] == {"added": 1, "changed": 0, "unchanged": 10, "removed": 0, "empty": 0}
+    assert json.loads(said)["change"] == {
+        "added": 1,
+        "changed": 0,
+        "unchanged": 10,
+        "removed": 0,
+        "empty": 0,
+        "finished": 0,
+    }
     status, said, _ = run("index", out, "--delete", "d3", "--delete", "d4")
     assert status == 0
     assert "2 deleted" in said

@@ -116,6 +116,7 @@ def lines(index: VectorIndex, change: Change | None, deleted: int, check: Check 
     said = []
     if change is not None:
         counts = [
+            (change.finished, "of a stopped run finished"),
             (change.added, "added"),
             (change.changed, "changed"),
             (change.removed, "removed as they vanished from the source"),

@@ -38,13 +38,21 @@ GRAPH_FROM = 20_000  # vectors; below, exact search answers as fast as a command
 
 @dataclass(frozen=True)
 class Change:
-    """What a call did, in documents: `removed` are those that vanished from the source, `empty` had no text."""
+    """What a call did, in documents.
+
+    Args:
+        added, changed, unchanged: new ones, those whose text is another now, and those that were there as they are.
+        removed: those that vanished from the source.
+        empty: those without text, which are left out.
+        finished: those that a stopped call had set down; they were embedded before the source was read.
+    """
 
     added: int = 0
     changed: int = 0
     unchanged: int = 0
     removed: int = 0
     empty: int = 0
+    finished: int = 0
 
 
 class VectorIndex(Searchable):
@@ -138,7 +146,7 @@ class VectorIndex(Searchable):
                 kept).
         """
         with self._writing():
-            self._finish_pending()
+            finished = self._finish_pending()
             before = self._contents.live()
             part = updating.pending(self.folder, self.manifest)
             counted = _Fresh(documents, before)
@@ -168,6 +176,7 @@ class VectorIndex(Searchable):
                 unchanged=len(counted.seen) - written,
                 removed=len(vanished),
                 empty=counted.empty,
+                finished=finished,
             )
 
     def delete(self, ids: Iterable[str]) -> int:
@@ -221,27 +230,28 @@ class VectorIndex(Searchable):
                 f"cannot write {self.folder}: {error.strerror}; make room and repeat (what is embedded is kept)"
             ) from None
 
-    def _finish_pending(self) -> None:
-        """Embed what is left of the segment in progress, if there is one, and commit it."""
+    def _finish_pending(self) -> int:
+        """Embed what is left of the segment in progress, if there is one, and commit it; how many documents it held."""
         part = updating.pending(self.folder, self.manifest)
         if not (part / updating.DOCUMENTS).exists():
             if part.exists():
                 shutil.rmtree(part)
-            return
+            return 0
         try:
             added = len(documents_file.Documents(part / updating.DOCUMENTS))
         except ValueError as error:
             say(f"{part}: what a stopped call left is damaged ({error}); it is begun anew")
             shutil.rmtree(part)
-            return
+            return 0
         if self.manifest.rows + added >= self.manifest.settings["graph_from"]:
             graph.require()
         if not (part / updating.VECTORS).exists():
             if self._embedder is None and not self.manifest.embedder.get("source"):
                 shutil.rmtree(part)  # vectors were to be brought along, and will be again
-                return
+                return 0
             self._embed_pending(part)
         self._contents = updating.commit_pending(self._contents)
+        return added
 
     def _embed_pending(self, part: Path) -> None:
         """Stream the vectors of the segment in progress to disk, going on where a killed call stopped.
