@@ -52,7 +52,7 @@ evidence: $(VENV)/.installed-dev  ## record again what the pages and rungs rest 
 	$(BIN)/broadsheet try pg_rank --record
 	$(BIN)/broadsheet try fullrank --reranker runs/first --candidates 20 --queries 40 --titles --words 20 --dtype bfloat16 --record
 	$(BIN)/broadsheet try embedding_overview --dtype bfloat16 $(if $(STS),--sts $(STS)) --record
-	$(if $(BEIR),$(BIN)/broadsheet try embedding_meets_llm --data $(BEIR) --words 0 --dtype bfloat16 --record)
+	$(if $(BEIR),$(BIN)/broadsheet try embedding_meets_llm --data $(BEIR) --words 60 --dtype bfloat16 --record)
 	$(BIN)/broadsheet try token_prepending $(if $(STS),--sts $(STS)) --record
 	$(BIN)/broadsheet try gem --record
 	$(BIN)/broadsheet try llm_ql --record

@@ -1,4 +1,4 @@
-"""A small corpus with the metadata of `pydocs`: packages of function docstrings, some of them nearly repeated."""
+"""A small corpus with the metadata of `pydocs`: packages of function docstrings, some nearly repeated, some copied."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VERBS = ["join", "sort", "close", "draw", "invert", "read", "open", "drain", "cr
 
 
 def documents(n: int = 480, packages: int = 12, seed: int = 0) -> list[Document]:
-    """Docstrings with a summary of their own and a body in the words of their package; every fourth repeats another."""
+    """Docstrings in the words of their package; one in eight nearly repeats an earlier one, one in eight copies it."""
     generator = random.Random(seed)
     found: list[Document] = []
     for i in range(n):
@@ -23,6 +23,8 @@ def documents(n: int = 480, packages: int = 12, seed: int = 0) -> list[Document]
             body = str(earlier.metadata["body"]).split()
             body[4] = f"changed{i}"
             summary = str(earlier.metadata["summary"]).replace("twice", f"{i} times")
+        if i // packages % 8 == 7:  # and every second of them copies instead
+            body, summary = str(earlier.metadata["body"]).split(), str(earlier.metadata["summary"])
         metadata = {
             "kind": "function", "package": package, "module": f"{package}.m", "title": f"{package}.m.f{i}",
             "summary": summary, "body": " ".join(body),
