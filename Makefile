@@ -53,12 +53,12 @@ evidence: $(VENV)/.installed-dev  ## record again what the pages and rungs rest 
 	$(BIN)/broadsheet try fullrank --reranker runs/first --candidates 20 --queries 40 --titles --words 20 --dtype bfloat16 --record
 	$(BIN)/broadsheet try embedding_overview --dtype bfloat16 $(if $(STS),--sts $(STS)) --record
 	$(if $(BEIR),$(BIN)/broadsheet try embedding_meets_llm --data $(BEIR) --words 60 --dtype bfloat16 --record)
-	$(BIN)/broadsheet try token_prepending $(if $(STS),--sts $(STS)) --record
-	$(BIN)/broadsheet try gem --record
+	$(BIN)/broadsheet try token_prepending $(if $(STS),--sts $(STS)) --dtype bfloat16 --record
+	$(BIN)/broadsheet try gem --steps 60 --contrast-steps 60 --length 64 $(if $(STS),--sts $(STS)) --record
 	$(BIN)/broadsheet try llm_ql --record
-	$(BIN)/broadsheet try ullme --record
+	$(BIN)/broadsheet try ullme $(if $(STS),--sts $(STS)) --record
 	$(BIN)/broadsheet try llm_embedder --record
-	$(BIN)/broadsheet try lexical_specialization --record
+	$(BIN)/broadsheet try lexical_specialization --words wordnet $(if $(STS),--sts $(STS)) --record
 	$(BIN)/broadsheet study dense_retrieval --record
 
 bench: $(VENV)/.installed-dev  ## measure speed ratios side by side
