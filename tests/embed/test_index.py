@@ -15,7 +15,7 @@ from kills import Killed, dying
 
 from broadsheet.console import InputError
 from broadsheet.corpora import Document
-from broadsheet.embed.index import Change, VectorIndex, exact, reciprocal_rank_fusion, store, updating
+from broadsheet.embed.index import Change, VectorIndex, exact, recall, reciprocal_rank_fusion, store, updating
 from broadsheet.embed.index import documents as documents_file
 
 D = 16
@@ -139,6 +139,23 @@ def test_the_graph_finds_nearly_what_exact_search_finds(tmp_path):
         assert all(hit.score == pytest.approx(exactly.get(hit.id, hit.score), abs=1e-6) for hit in approximate)
     assert made(tmp_path / "small").check().width is None
     assert made(tmp_path / "other").check().recall == 1
+
+
+def test_the_graph_searches_as_wide_as_it_has_to(tmp_path, monkeypatch, capsys):
+    plain = recall.found
+
+    def found(contents, graph, queries, own, k, width):
+        scores = plain(contents, graph, queries, own, k, width)
+        return scores if width >= enough else np.full_like(scores, -np.inf)
+
+    monkeypatch.setattr(recall, "found", found)
+    enough = 128
+    chosen = made(tmp_path / "index", 600, graph_from=500).manifest.graph
+    assert (chosen.width, chosen.recall > 0.98) == (128, True)
+    assert "nearest" not in capsys.readouterr().err
+    enough = 10_000
+    assert made(tmp_path / "other", 600, graph_from=500).manifest.graph.recall == 0
+    assert "finds 0.0% of the nearest 10; --exact finds all" in capsys.readouterr().err
 
 
 def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
