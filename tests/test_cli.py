@@ -21,7 +21,7 @@ from broadsheet.cli import _construct, _pairs, _reflowed, app
 from broadsheet.console import InputError
 from broadsheet.detect.trial import DetectTrial
 
-COMMANDS = ("papers", "show", "try", "demo", "compare", "apply", "models")
+COMMANDS = ("papers", "show", "try", "study", "demo", "compare", "apply", "index", "search", "models")
 TEXTS = ["Return the number of items in the list, or zero when it is empty.", "", "x", "Ünïcode — 日本語 " * 5]
 
 
