@@ -351,3 +351,15 @@ def test_try_takes_machine_texts_that_are_there(run, tiny, tmp_path):
     status, _, err = run(*common, "--machine", "machine.jsonl", "--generator", tiny)
     assert status == 2
     assert "got --machine and --generator" in err
+
+
+def test_a_stage_whose_packages_are_missing_says_what_to_install(run, monkeypatch):
+    from broadsheet import papers
+
+    def load(entry):
+        raise ModuleNotFoundError("No module named 'sentence_transformers'", name="sentence_transformers")
+
+    monkeypatch.setattr(papers, "load", load)
+    status, _, err = run("try", "gem")
+    assert status == 2
+    assert err.strip().endswith("this needs sentence_transformers: pip install 'broadsheet[embed]'")

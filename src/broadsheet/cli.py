@@ -462,6 +462,10 @@ def _writable(folder: Path) -> None:
         raise InputError(f"cannot write to {folder}; give another folder with --out")
 
 
+# Packages that whole stages are built on, and the extra that brings each; what one option needs says so itself.
+_EXTRAS = {"sentence_transformers": "embed", "peft": "embed", "datasets": "embed", "faiss": "search", "bm25s": "search"}
+
+
 def main() -> None:
     """Run the command; what a user can mend is one line on stderr and exit status 2."""
     for stream in (sys.stdout, sys.stderr):
@@ -473,6 +477,12 @@ def main() -> None:
         if os.environ.get("BROADSHEET_DEBUG"):
             raise
         print(f"broadsheet: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None or os.environ.get("BROADSHEET_DEBUG"):
+            raise
+        print(f"broadsheet: this needs {error.name}: pip install 'broadsheet[{extra}]'", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         print("broadsheet: stopped", file=sys.stderr)
