@@ -15,7 +15,7 @@ from broadsheet.embed.fitting import fit
 from broadsheet.embed.infonce import info_nce
 from broadsheet.embed.ntxent import label_ntxent
 from broadsheet.embed.ullme import GRL
-from broadsheet.embed.writing import PROMPT, Writer, mean_log_probs, read_written, without_adapter
+from broadsheet.embed.writing import PROMPT, Writer, mean_log_probs, read_written
 from broadsheet.models import adapters
 
 ITEMS = [
@@ -239,7 +239,7 @@ def test_the_reference_is_the_model_without_its_adapter(made):
     ids, labels = Writer(model.encoder).batch([("a", "b c d")])
     adapted = read_written(model.encoder.model, ids, labels)
     before = {name: p.requires_grad for name, p in model.named_parameters()}
-    with without_adapter(model.encoder.model):
+    with adapters.disabled(model.encoder.model):
         plain = read_written(model.encoder.model, ids, labels)
     base = made(adapter=False)
     torch.testing.assert_close(plain, read_written(base.encoder.model, ids, labels), atol=1e-9, rtol=0)

@@ -22,7 +22,7 @@ from broadsheet.embed.devices import gather_rows
 from broadsheet.embed.infonce import cosine_cross_entropy
 from broadsheet.embed.ntxent import Similarity, label_ntxent
 from broadsheet.embed.preference import Direction, Preference, consistency_kl, preference_loss
-from broadsheet.embed.writing import PROMPT, Writer, read_written, without_adapter
+from broadsheet.embed.writing import PROMPT, Writer, read_written
 from broadsheet.models import adapters
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ class GRL(nn.Module):
                 "reference='free' or a frozen model"
             )
         training = model.training
-        with without_adapter(model):
+        with adapters.disabled(model):
             model.eval()
             try:
                 return read_written(model, ids, labels, autocast=embedder.encoder.autocast)

@@ -82,6 +82,7 @@ def header(shape: tuple[int, int], dtype: str) -> bytes:
 
 
 def write_manifest(folder: Path, documents: int, made_from: dict[str, Any]) -> None:
+    """Say what the folder holds and what made it; written last, so that a folder without it is not finished."""
     settings, embedder = made_from["settings"], made_from["embedder"]
     manifest = {
         "format": FORMAT,

@@ -6,9 +6,9 @@ Knows: tokenizers, causal LMs, LoRA adapters that can be switched off. Does not 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -121,22 +121,6 @@ def mean_log_probs(
     finally:
         model.train(training)
     return means
-
-
-@contextmanager
-def without_adapter(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model is its base: LoRA layers add nothing."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers: list[Any] = [part for part in model.modules() if isinstance(part, BaseTunerLayer)]
-    before = [part._disable_adapters for part in layers]
-    for part in layers:
-        part._disable_adapters = True  # enable_adapters() would also switch which parameters are trained
-    try:
-        yield
-    finally:
-        for part, value in zip(layers, before, strict=True):
-            part._disable_adapters = value
 
 
 def _keeps_logits(model: PreTrainedModel) -> bool:

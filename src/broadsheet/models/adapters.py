@@ -71,14 +71,15 @@ def layers(model: PreTrainedModel) -> dict[str, Any]:
 @contextmanager
 def disabled(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the model computes as its base does, without the adapter; gradients are as they were afterwards."""
-    held = layers(model)
-    for part in held.values():
-        part._disable_adapters = True
+    held = list(layers(model).values())
+    before = [part._disable_adapters for part in held]
+    for part in held:
+        part._disable_adapters = True  # enable_adapters() would also switch which parameters are trained
     try:
         yield
     finally:
-        for part in held.values():
-            part._disable_adapters = False
+        for part, value in zip(held, before, strict=True):
+            part._disable_adapters = value
 
 
 def merge(model: PreTrainedModel) -> None:
