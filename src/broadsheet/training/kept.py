@@ -1,0 +1,98 @@
+"""Training of a few weights of a large model: checkpoints of those alone, losses that are seen to be finite.
+
+Knows: HF `Trainer`, parameters that are trained. Does not know: losses, data, what is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from broadsheet.console import InputError
+from broadsheet.training.checkpoints import CompleteCheckpoints
+from broadsheet.training.timed import ScheduledByProgress
+
+_WEIGHTS = "trained.safetensors"
+
+
+class TrainedWeights(CompleteCheckpoints, ScheduledByProgress):
+    """Checkpoints hold the trained weights alone; every loss is seen to be finite; examples and tokens are counted."""
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name."""
+        parts: dict[str, nn.Module] = {"model": cast(nn.Module, self.model)}
+        if isinstance(own := getattr(self, "loss", None), nn.Module):
+            parts["loss"] = own
+        found: dict[int, tuple[str, nn.Parameter]] = {}
+        for prefix, part in parts.items():
+            for name, parameter in part.named_parameters():
+                if parameter.requires_grad:
+                    found.setdefault(id(parameter), (f"{prefix}.{name}", parameter))
+        return dict(found.values())
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        from safetensors.torch import save_file
+
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: weight.detach().clone().contiguous() for name, weight in self.trained().items()}
+        save_file(weights, str(folder / _WEIGHTS))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        from safetensors.torch import load_file
+
+        kept, wanted = load_file(str(Path(resume_from_checkpoint) / _WEIGHTS)), self.trained()
+        if kept.keys() != wanted.keys():
+            raise InputError(f"{resume_from_checkpoint} holds other weights than are trained; force=True starts over")
+        with torch.no_grad():
+            for name, weight in wanted.items():
+                weight.copy_(kept[name])
+
+    def seen(self, loss: Tensor, examples: int, tokens: int) -> None:
+        """Count what a pass has read, and refuse a loss that is none.
+
+        Raises:
+            InputError: the loss is not finite.
+        """
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss.item()} at step {self.state.global_step}: the model has diverged or its weights are"
+                " damaged; start again with a lower learning rate, or with autocast='none'"
+            )
+        self.record["examples"] = self.record.get("examples", 0) + examples
+        self.record["tokens"] = self.record.get("tokens", 0) + tokens
+
+
+class ItemsInOrder(Dataset[tuple[int, Any]]):
+    """Items in the order of training, each with its place: each epoch shuffled by (seed, epoch), one after the other.
+
+    Args:
+        items: of one epoch.
+        length: of the whole training, in items.
+        seed: of the order.
+    """
+
+    def __init__(self, items: Sequence[Any], length: int, seed: int) -> None:
+        self.items, self.length, self.seed = items, length, seed
+        self._epoch: tuple[int, list[int]] = (-1, [])
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, place: int) -> tuple[int, Any]:
+        epoch, within = divmod(place, len(self.items))
+        if self._epoch[0] != epoch:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+            self._epoch = (epoch, torch.randperm(len(self.items), generator=generator).tolist())
+        return place, self.items[self._epoch[1][within]]
+
+
+def world() -> int:
+    """How many processes train together."""
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
