@@ -6,15 +6,21 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test lint format docs evidence bench clean
+# Debian's programs that speak and make sounds: data to learn hearing from needs no download.
+SPEECH := flite sox espeak-ng
+
+.PHONY: help demo demo-hear test lint format docs evidence bench clean speech
 
 help:  ## list these commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.installed  ## see in a few minutes whether a paper helps, on a real model and real text
 	@$(BIN)/broadsheet demo
 
-test: $(VENV)/.installed-dev  ## unit tests, the default model on real text, and the numeric oracles
+demo-hear: $(VENV)/.installed-hear speech  ## teach the built-in model to hear, on sounds and speech made here
+	@$(BIN)/broadsheet try salmonn --quick
+
+test: $(VENV)/.installed-dev speech  ## unit tests, the default model on real text, and the numeric oracles
 	$(BIN)/python -m pytest
 	$(BIN)/python tests/oracles.py tests/oracles
 
@@ -69,6 +75,7 @@ bench: $(VENV)/.installed-dev  ## measure speed ratios side by side
 	$(BIN)/python benchmarks/rank.py
 	$(BIN)/python benchmarks/embed.py
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/hear.py
 
 clean:  ## remove what the other commands made here; the model cache stays
 	rm -rf $(VENV) build dist site runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -86,6 +93,20 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	@echo "installing broadsheet and its development tools into $(VENV) …"
 	@$(PIP) install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-hear: pyproject.toml | $(VENV)/bin/python
+	@echo "installing broadsheet with ears into $(VENV) …"
+	@$(PIP) install --quiet --editable '.[hear]'
+	@touch $@ $(VENV)/.installed
+
+speech:
+	@for program in $(SPEECH); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "installing$$missing …"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; \
+	else \
+		echo "this needs$$missing: sudo apt-get install$$missing"; exit 1; \
+	fi
 
 $(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python
 	@$(PIP) install --quiet --editable '.[docs]'
