@@ -1,0 +1,61 @@
+"""Hear: ears for a causal LM, and what it makes of speech and sounds.
+
+A model is built, read and asked through `SalmonnForConditionalGeneration`, trained by `fit` on rows of audio and
+answers, and tuned by `activate`. An encoder is anything that keeps the promises of `AudioEncoder`. `make_data` makes
+clips to learn from.
+
+Names are imported when they are asked for, so that what needs no model is fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from broadsheet.hear.activating import activate
+    from broadsheet.hear.base import AudioEncoder, encoder
+    from broadsheet.hear.cascade import Cascade
+    from broadsheet.hear.configuration import SalmonnConfig
+    from broadsheet.hear.ears import Ears
+    from broadsheet.hear.fitting import Fitted, fit
+    from broadsheet.hear.making import make_data
+    from broadsheet.hear.processing import SalmonnProcessor
+    from broadsheet.hear.rows import Row, read_rows
+    from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
+
+_HOMES = {
+    "activating": ("activate",),
+    "base": ("AudioEncoder", "encoder"),
+    "cascade": ("Cascade",),
+    "configuration": ("SalmonnConfig",),
+    "ears": ("Ears",),
+    "fitting": ("Fitted", "fit"),
+    "making": ("make_data",),
+    "processing": ("SalmonnProcessor",),
+    "rows": ("Row", "read_rows"),
+    "salmonn": ("SalmonnForConditionalGeneration",),
+}
+
+__all__ = [
+    "AudioEncoder",
+    "Cascade",
+    "Ears",
+    "Fitted",
+    "Row",
+    "SalmonnConfig",
+    "SalmonnForConditionalGeneration",
+    "SalmonnProcessor",
+    "activate",
+    "encoder",
+    "fit",
+    "make_data",
+    "read_rows",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

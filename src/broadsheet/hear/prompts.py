@@ -1,0 +1,111 @@
+"""What is said around audio: the template, and per task the ways to ask.
+
+Knows: text. Does not know: tokenizers, audio.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from broadsheet.console import InputError
+
+MARK = "<audio>"  # in an instruction: where a clip stands; without one, clips come first
+
+
+@dataclass(frozen=True)
+class AudioPrompt:
+    """The text around the clips of a prompt: `USER: <Speech>`[clip]`</Speech> ` instruction `\\nASSISTANT:`.
+
+    `<Speech>` and `</Speech>` are ordinary text. An answer follows the prompt directly; a space begins it, where the
+    tokenizer tells words that begin with one from others.
+
+    Args:
+        user, assistant: what the turn and the answer begin with.
+        before, after: around each clip.
+
+    Source: arXiv:2310.13289, Sec. 3.1; the authors' prompt for Vicuna 1.1.
+    """
+
+    user: str = "USER: "
+    before: str = "<Speech>"
+    after: str = "</Speech> "
+    assistant: str = "\nASSISTANT:"
+
+    def parts(self, instruction: str, clips: int) -> list[str]:
+        """The text before, between and after the clips: one part more than clips.
+
+        Raises:
+            InputError: the instruction marks places for another number of clips, or is empty without a clip.
+        """
+        marked = instruction.count(MARK)
+        if marked and marked != clips:
+            raise InputError(
+                f"got {clips} clips for an instruction with {marked} {MARK}; expected as many, or no marks"
+            )
+        if not instruction.strip():
+            raise InputError("got an empty instruction; say what is asked about the audio")
+        text = instruction if marked else MARK * clips + instruction
+        text = f"{self.user}{text.replace(MARK, f'{self.before}{MARK}{self.after}')}{self.assistant}"
+        return text.split(MARK)
+
+
+# The first of a task is what evaluation asks; training draws one for each example.
+INSTRUCTIONS: dict[str, tuple[str, ...]] = {
+    "asr": (
+        "What is said?",
+        "Write down the words.",
+        "Transcribe the speech.",
+        "What does the speaker say?",
+        "Put the speech into text.",
+    ),
+    "sound": (
+        "What sound is heard?",
+        "Name the sound.",
+        "Which sound is this?",
+        "What makes the sound?",
+    ),
+    "caption": (
+        "Describe the audio.",
+        "What happens in the audio?",
+        "Write a caption of the audio.",
+    ),
+    "count": (
+        "How many times is the sound heard?",
+        "Count the sounds.",
+        "How often does the sound come?",
+    ),
+    "voice": (
+        "Who speaks?",
+        "Is the speaker a man or a woman?",
+        "Whose voice is it?",
+    ),
+    "order": (
+        "Which sounds are heard, in order?",
+        "Name the two sounds in their order.",
+        "What is heard first, and what then?",
+    ),
+    "speech_sound": ("What is heard besides the voice?",),
+    "story": (
+        "Write a story about the audio.",
+        "Tell a story that begins with what is heard.",
+        "Make up a long story about the sound.",
+    ),
+    "translation": ("Translate the speech.", "Say in the other language what is said."),
+    "qa": ("Answer the question about the audio.",),
+}
+
+
+def instruction(task: str, draw: random.Random | None = None, pools: dict[str, Sequence[str]] | None = None) -> str:
+    """How a task is asked: the fixed way, or one drawn from its pool.
+
+    Raises:
+        InputError: the task has no pool, so its rows need an instruction of their own.
+    """
+    pool = (pools or {}).get(task) or INSTRUCTIONS.get(task)
+    if not pool:
+        raise InputError(
+            f"task {task!r} has no instructions; give its rows an `instruction`; these have: {', '.join(INSTRUCTIONS)}"
+        )
+    return pool[0] if draw is None else draw.choice(list(pool))

@@ -1,0 +1,241 @@
+"""Training: it learns to hear on a tiny model, goes on after a kill bit for bit, activation tunes on its own words."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hearing import Blocks, noise, tiny
+
+from broadsheet.console import InputError
+from broadsheet.hear import activating, fitting
+from broadsheet.hear.activating import activate, write_stories
+from broadsheet.hear.fitting import Collator, fit
+from broadsheet.hear.prompts import INSTRUCTIONS
+from broadsheet.hear.rows import Row, read_rows
+from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
+from broadsheet.hear.warm_start import TokenCTC, warm_start
+
+Make = Callable[..., SalmonnForConditionalGeneration]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def make(tiny_model: Callable, tiny_tokenizer: Callable) -> Make:
+    def made(**settings: Any) -> SalmonnForConditionalGeneration:
+        return tiny(tiny_model(max_position_embeddings=512), tiny_tokenizer(), **settings)
+
+    return made
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[Row]:
+    """Eight clips, each a steady tone or its opposite, and what it is."""
+    import soundfile
+
+    made = []
+    for place in range(8):
+        high = place % 2
+        wave = torch.sin(torch.arange(16_000) * (0.8 if high else 0.05)) * 0.5 + noise(16_000, place) * 0.05
+        soundfile.write(tmp_path / f"{place}.wav", wave.numpy(), 16_000)
+        made.append(Row("sound", (str(tmp_path / f"{place}.wav"),), "high" if high else "low"))
+    return made
+
+
+def test_rows_are_read_with_paths_beside_their_file(tmp_path: Path) -> None:
+    lines = [
+        {"task": "asr", "audio": "a.wav", "answer": "one", "voice": "slt"},
+        {"task": "qa", "audio": ["a.wav", "b/c.wav"], "instruction": "Same?", "answer": "no"},
+    ]
+    (tmp_path / "train.jsonl").write_text("\n\n".join(map(json.dumps, lines)) + "\n")
+    first, second = read_rows(tmp_path)
+    assert (first.task, first.audio, first.answer) == ("asr", (str(tmp_path / "a.wav"),), "one")
+    assert first.more == {"voice": "slt"}
+    assert second.audio[1] == str(tmp_path / "b/c.wav")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no rows"),
+        ("{", "line 1 is no JSON"),
+        ("[1]", "got a list"),
+        ('{"task": "asr", "answer": "a"}', "got audio None"),
+        ('{"task": "asr", "audio": "a.wav"}', "has no answer"),
+        ('{"audio": "a.wav", "answer": "a"}', "neither task nor instruction"),
+        ('{"task": 3, "audio": "a.wav", "answer": "a"}', "got task 3"),
+    ],
+)
+def test_what_is_no_row_is_named_by_its_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_rows(tmp_path / "rows.jsonl")
+
+
+def test_it_learns_to_tell_what_is_heard(make: Make, rows: list[Row]) -> None:
+    model = make()
+    fitted = fit(model, rows[:6], steps=120, batch_size=6, learning_rate=2e-2, lora_learning_rate=1e-2, autocast="none")
+    assert fitted.history[-1]["loss"] < 0.3 * fitted.history[0]["loss"]
+    asked = [(row.audio[0], INSTRUCTIONS["sound"][0]) for row in rows[6:]]
+    assert model.answers(asked, max_new_tokens=8) == ["low", "high"]
+    swapped = [(rows[7].audio[0], asked[0][1]), (rows[6].audio[0], asked[1][1])]
+    assert model.answers(swapped, max_new_tokens=8) == ["high", "low"]
+
+
+def test_a_killed_training_goes_on_bit_for_bit(make: Make, rows: list[Row], tmp_path: Path) -> None:
+    def run(out: Path, stop: int = 0) -> SalmonnForConditionalGeneration:
+        model = make(lora_dropout=0.3)
+        seconds = iter(range(10_000))
+        settings = {"steps": 6, "batch_size": 2, "checkpoint_minutes": 1 / 60, "clock": lambda: next(seconds)}
+        if stop:
+            seen = model.forward
+
+            def forward(*args: Any, **named: Any) -> Any:
+                nonlocal stop
+                stop -= 1
+                if stop < 0:
+                    raise RuntimeError("killed")
+                return seen(*args, **named)
+
+            model.forward = forward
+        fit(model, rows, out, autocast="none", **settings)
+        return model
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        run(tmp_path / "cut", stop=4)
+    assert (tmp_path / "cut.partial").is_dir()
+    assert not (tmp_path / "cut").exists()
+    resumed = run(tmp_path / "cut")
+    for name, weight in whole.trained_parameters().items():
+        assert torch.equal(weight, resumed.trained_parameters()[name]), name
+    assert json.loads((tmp_path / "cut/training.json").read_text())["resumed_from"] > 0
+    assert not (tmp_path / "cut.partial").exists()
+
+
+def test_the_adapter_has_its_own_rate_and_vectors_no_decay(make: Make) -> None:
+    model = make()
+    settings = {"learning_rate": 1.0, "lora_learning_rate": 0.5, "weight_decay": 0.1}
+    groups = fitting._optimizer(model, settings).param_groups
+    found = {
+        (group["lr"], group["weight_decay"], parameter.ndim > 1) for group in groups for parameter in group["params"]
+    }
+    assert found == {(1.0, 0.1, True), (1.0, 0.0, False), (0.5, 0.1, True)}
+    assert sum(len(group["params"]) for group in groups) == len(model.trained_parameters())
+
+
+def test_instructions_are_drawn_by_place_and_a_rows_own_is_kept(make: Make, rows: list[Row]) -> None:
+    model = make()
+    asked: list[str] = []
+    model.prepared = lambda requests, answers: asked.extend(text for _, text in requests)  # type: ignore[assignment]
+    collate = Collator(model, seed=3)
+    collate([(place, rows[0]) for place in range(40)])
+    again = list(asked)
+    asked.clear()
+    Collator(model, seed=3)([(place, rows[0]) for place in range(40)])
+    assert asked == again
+    assert set(asked) == set(INSTRUCTIONS["sound"])
+    asked.clear()
+    collate([(0, replace(rows[0], instruction="And now?"))])
+    assert asked == ["And now?"]
+
+
+def test_encoders_run_once_per_clip(make: Make, rows: list[Row]) -> None:
+    encoders = [Blocks()]
+    fit(make(encoders=encoders), rows, steps=10, batch_size=4, autocast="none")
+    assert encoders[0].calls == len(rows)
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_done(make: Make, rows: list[Row]) -> None:
+    model = make()
+    with pytest.raises(InputError, match="no rows"):
+        fit(model, [])
+    with pytest.raises(InputError, match="1 of 8 rows have no answer"):
+        fit(model, [*rows[:7], replace(rows[7], answer=" ")])
+    with pytest.raises(InputError, match="steps 0"):
+        fit(model, rows, steps=0)
+    with pytest.raises(InputError, match="no batch of 16"):
+        fit(model, rows)
+
+
+def test_ctc_reads_the_path_and_sums_over_alignments() -> None:
+    torch.manual_seed(0)
+    table = torch.randn(5, 12)
+    reader = TokenCTC(table)
+    blank = torch.nn.functional.normalize(reader.blank, dim=0)
+    tokens = torch.stack([blank, table[2], table[2] * 3, blank, table[2], table[4]])
+    assert reader.read(tokens) == [2, 2, 4]
+    logits = reader.logits(tokens).log_softmax(-1)
+    # all ways in which three tokens become "4": blanks, the word once or twice, blanks
+    paths = [(0, 0, 5), (0, 5, 0), (5, 0, 0), (0, 5, 5), (5, 5, 0), (5, 5, 5)]
+    total = torch.logsumexp(torch.stack([sum(logits[t, p] for t, p in enumerate(path)) for path in paths]), 0)
+    loss = reader(tokens[None, :3], torch.tensor([3]), [torch.tensor([4])])
+    drift = (tokens[:3].norm(dim=-1) / reader.norm - 1).square().mean()
+    torch.testing.assert_close(loss, -total + 0.1 * drift)
+
+
+def test_a_warm_start_brings_tokens_to_words_without_the_language_model(make: Make, rows: list[Row]) -> None:
+    model = make()
+    before = {name: weight.clone() for name, weight in model.named_parameters() if name.startswith("llm")}
+    warmed = warm_start(model, rows, steps=60, batch_size=8, learning_rate=1e-2)
+    assert warmed.loss < 1.0
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters() if name in before)
+    with pytest.raises(InputError, match="0 rows"):
+        warm_start(model, [])
+
+
+def test_activation_writes_at_half_scale_and_tunes_at_full(make: Make, rows: list[Row], tmp_path: Path) -> None:
+    model = make()
+    layer = model.llm.model.layers[0].self_attn.q_proj
+    seen: list[float] = []
+    answer, prepared = model.answer, model.prepared
+
+    def telling(*args: Any, **named: Any) -> str:
+        seen.append(layer.scaling["default"])
+        answer(*args, **{**named, "max_new_tokens": 2})
+        return "once upon a time there was a sound that went on and on for a very long time"
+
+    def tuned(*args: Any, **named: Any) -> Any:
+        if len(args) > 1:
+            seen.append(layer.scaling["default"])
+        return prepared(*args, **named)
+
+    model.answer, model.prepared = telling, tuned  # type: ignore[method-assign]
+    names = set(model.trained_parameters())
+    fitted, told = activate(model, [replace(row, task="story", answer="") for row in rows[:3]], tmp_path / "active")
+    assert (fitted.steps, fitted.examples) == (12, 12)
+    assert seen == [2.0] * 3 + [4.0] * 12
+    assert set(model.trained_parameters()) == names
+    assert {row.instruction for row in told} == {INSTRUCTIONS["story"][0]}
+    kept = read_rows(tmp_path / "active/stories.jsonl")
+    assert [row.answer for row in kept] == [row.answer for row in told]
+
+
+def test_stories_that_stay_short_are_said(make: Make, rows: list[Row]) -> None:
+    model = make()
+    model.answer = lambda *args, **named: "low"  # type: ignore[method-assign]
+    with pytest.raises(InputError, match="no story of 15 words"):
+        write_stories(model, [replace(rows[0], task="story")])
+
+
+def test_activation_is_an_ordinary_stage(make: Make, rows: list[Row]) -> None:
+    told = [replace(row, task="story", answer=" ".join(["tale"] * 20)) for row in rows[:2]]
+    one, two = make(), make()
+    activate(one, [], steps=3, stories=told)
+    fit(two, told, steps=3, batch_size=1, learning_rate=1e-4, lora_learning_rate=1e-4, warmup=0.0, schedule="constant")
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_draws_are_those_of_python_seeded_by_text() -> None:
+    assert activating.FACTOR * 4 == 2  # the paper's 4 becomes 2
+    assert random.Random("3 7").random() == random.Random("3 7").random()

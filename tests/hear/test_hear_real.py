@@ -1,0 +1,47 @@
+"""The default model with Whisper's and Google's ears: a few sentences and sounds, learnt in seconds, told apart."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from broadsheet.hear.configuration import SalmonnConfig
+from broadsheet.hear.fitting import fit
+from broadsheet.hear.making import make_data
+from broadsheet.hear.rows import read_rows
+from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
+from broadsheet.hear.warm_start import warm_start
+from broadsheet.models import Loaded
+
+EARS = [{"kind": "whisper", "spec": "tiny.en", "context_seconds": 8.0, "crop": True}, "speech-embedding"]
+SIZES = {"asr": 6, "sound": 10, "caption": 0, "count": 0, "voice": 0, "order": 0, "speech_sound": 0, "stories": 0}
+
+
+@pytest.mark.real
+def test_the_default_model_learns_to_write_down_what_it_hears(default_model: Loaded, tmp_path: Path) -> None:
+    rows = read_rows(make_data(tmp_path / "clips", test=1, hard=0, **SIZES).folder / "stage1.jsonl")
+    llm = copy.deepcopy(default_model.model)  # the others' model gets no adapter
+    torch.manual_seed(0)
+    config = SalmonnConfig("default", EARS, qformer_hidden=384, qformer_heads=6, qformer_ffn=1536)
+    model = SalmonnForConditionalGeneration(config, (llm, default_model.tokenizer), features=tmp_path / "features")
+
+    batch = model.prepared([(list(rows[0].audio), "What is said?")])
+    with model.scale_lora(0.0), torch.inference_mode():
+        tokens = model.embed(batch["input_ids"], batch["features"], batch["lengths"])
+        frozen = default_model.model(inputs_embeds=tokens).logits
+        torch.testing.assert_close(model(**batch).logits, frozen, rtol=0, atol=0)
+    norms = model.audio_tokens(batch["features"], batch["lengths"]).norm(dim=-1)
+    assert norms.mean().item() == pytest.approx(llm.get_input_embeddings().weight.norm(dim=-1).mean().item(), rel=0.3)
+
+    warmed = warm_start(model, rows, steps=60, batch_size=16)
+    assert warmed.loss < 1.0  # of about 20 at first
+    fitted = fit(model, rows, steps=12, batch_size=8)
+    assert fitted.history[-1]["loss"] < 0.3 * fitted.history[0]["loss"]
+    asked = [(list(row.audio), "What is said?" if row.task == "asr" else "What sound is heard?") for row in rows]
+    right = sum(row.answer == answer for row, answer in zip(rows, model.answers(asked, max_new_tokens=16), strict=True))
+    assert (
+        right >= len(rows) // 2
+    )  # of clips it was trained on: guessing gets none of the sentences and one sound of ten
