@@ -17,6 +17,7 @@ import typer
 
 from broadsheet import __version__
 from broadsheet.console import InputError, say
+from broadsheet.hear.commands import app as hear
 
 app = typer.Typer(
     name="broadsheet",
@@ -381,6 +382,9 @@ def search(
         print(line + hit.snippet(max(width - len(line), 20)))
 
 
+app.add_typer(hear, name="hear")
+
+
 @app.command(epilog="Example: broadsheet models")
 def models(as_json: Json = False) -> None:
     """Show which models are cached, how large they are and where they lie."""
@@ -464,6 +468,7 @@ def _writable(folder: Path) -> None:
 
 # Packages that whole stages are built on, and the extra that brings each; what one option needs says so itself.
 _EXTRAS = {"sentence_transformers": "embed", "peft": "embed", "datasets": "embed", "faiss": "search", "bm25s": "search"}
+_EXTRAS |= {"soundfile": "hear", "soxr": "hear", "onnxruntime": "hear", "jiwer": "hear"}
 
 
 def main() -> None:
