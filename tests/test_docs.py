@@ -56,6 +56,15 @@ def in_fences(path: Path) -> Iterator[list[str]]:
                 yield shlex.split(line, comments=True)
 
 
+def below(arguments: list[str]) -> tuple[Any, list[str]]:
+    """The command that is named, in its group where it is in one, and its own arguments."""
+    command, *rest = arguments
+    found = COMMANDS[command]
+    if rest and rest[0] in getattr(found, "commands", {}):
+        return found.commands[rest[0]], rest[1:]
+    return found, rest
+
+
 def in_prose(path: Path) -> Iterator[list[str]]:
     """The `broadsheet` commands that are mentioned, perhaps with capital names where a value goes."""
     for code in re.findall(r"`(broadsheet [^`]+)`", prose(path)):
@@ -173,17 +182,18 @@ def test_commands_and_options_exist(path: Path) -> None:
         known = {"--version", "--help"}
         if len(arguments) > 1 and not arguments[1].startswith("-"):
             assert arguments[1] in COMMANDS, f"{shown}: no such command"
-            command = COMMANDS[arguments[1]]
+            command, arguments = below(arguments[1:])
             known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
-            known |= extra_options(arguments[1], arguments[2:])
+            known |= extra_options(command.name, arguments)
         options = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
         assert options <= known, f"{shown}: no option {options - known}"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=by_name)
 def test_commands_that_can_be_copied_parse(path: Path) -> None:
-    for _, name, *arguments in in_fences(path):
-        context = COMMANDS[name].make_context(name, list(arguments))  # raises on a missing or a wrong argument
+    for _, *shown in in_fences(path):
+        command, arguments = below(shown)
+        context = command.make_context(command.name, list(arguments))  # raises on a missing or a wrong argument
         if "paper_id" in context.params:
             get(context.params["paper_id"])
 

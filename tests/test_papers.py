@@ -51,9 +51,9 @@ def test_unknown_names_get_the_nearest_ones():
     with pytest.raises(InputError, match="did you mean lastde"):
         papers.get("lastd")
     with pytest.raises(InputError, match="listed but not built"):
-        papers.get_trial("salmonn")
+        papers.get_trial("a_llmrec")
     with pytest.raises(InputError, match="nothing to try in the stage"):
-        papers.get_trial("hear")
+        papers.get_trial("see")
     assert papers.get("2410.06072").id == "lastde"
     assert papers.get_trial("detect")[0] == "detect"
 

@@ -1,0 +1,325 @@
+"""The trial of SALMONN on tiny parts: who hears what, what is claimed, what a killed one goes on from."""
+
+from __future__ import annotations
+
+import json
+import re
+import wave
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hearing import Blocks
+from torch import Tensor
+
+from broadsheet.console import InputError
+from broadsheet.hear import arms, base, salmonn_trial
+from broadsheet.hear.following import FOLLOWED, NAMING
+from broadsheet.hear.metrics import OTHERS, SOUNDS, WER
+from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
+from broadsheet.hear.salmonn_trial import (
+    ACTIVATED,
+    CASCADE,
+    CLAIMS,
+    MAIN,
+    ONE,
+    SHUFFLED,
+    SILENT,
+    STACK,
+    SalmonnTrial,
+    beside,
+    loss_curve,
+)
+from broadsheet.results import TrialResult
+from broadsheet.stats import Interval
+
+SAID = "the queen slept"
+SIZES = {"hidden": 16, "heads": 2, "layers": 1, "ffn": 32, "steps1": 1, "steps2": 1, "batch": 2, "activation_steps": 1}
+
+
+class Talking(Blocks):
+    """Stands in for Whisper, and writes the same for every wave."""
+
+    kind = "whisper"
+
+    def __init__(self, spec: str = "tiny.en", context_seconds: float = 30.0, crop: bool = False) -> None:
+        super().__init__()
+        self.context_seconds, self.crop = context_seconds, crop
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": self.kind, "context_seconds": self.context_seconds, "crop": self.crop}
+
+    @classmethod
+    def describe(cls, settings: Mapping[str, Any]) -> tuple[int, float]:
+        return 6, 50.0
+
+    @classmethod
+    def frames_of(cls, settings: Mapping[str, Any], samples: int) -> int:
+        return -(-samples // 320)
+
+    def transcribe(self, waves: Sequence[Tensor]) -> list[str]:
+        return [SAID for _ in waves]
+
+
+class Tried(SalmonnTrial):
+    """Begins with a Q-Former whose small random weights are large enough for few and small layers to hear."""
+
+    def _build(self, encoders: Sequence[Mapping[str, Any]], connector: str) -> SalmonnForConditionalGeneration:
+        made = super()._build(encoders, connector)
+        for name, weight in made.connector.named_parameters():
+            if "qformer" in name and weight.ndim > 1:
+                weight.data.mul_(20)
+        return made
+
+
+def write_set(folder: Path) -> Path:
+    """Clips of a second, each another pattern fifty times over, and rows about them."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    made = 0
+
+    def row(task: str, answer: str, **more: Any) -> dict[str, Any]:
+        nonlocal made
+        made += 1
+        with wave.open(str(folder / f"{made}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16_000)
+            file.writeframes(np.tile(random.normal(0, 9000, 320), 50).clip(-32_000, 32_000).astype("<i2").tobytes())
+        return {"task": task, "audio": f"{made}.wav", "answer": answer, **more}
+
+    heard = {"sounds": [{"name": "bell"}], "speech": None}
+    first = [row("asr", "the king sang"), row("sound", "bell"), row("sound", "horn")]
+    sets = {
+        "stage1": first,
+        "stage2": [*first, row("count", "two"), row("caption", "a bell rings")],
+        "stories": [row("story", "once there was a bell that nobody rang")],
+        "test": [
+            *(row("asr", answer) for answer in (SAID, "a king sang", SAID)),
+            *(row("sound", answer, about=heard) for answer in ("bell", "horn", "bell")),
+            *(row("count", answer) for answer in ("one", "two")),
+            row("caption", "a horn blows"),
+        ],
+    }
+    for name, rows in sets.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parts(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable, tiny_tokenizer: Callable
+) -> Iterator[dict[str, Any]]:
+    """Options for a trial on a tiny model, two fake encoders and a small set."""
+    folder = tmp_path_factory.mktemp("trial")
+    tiny_model(max_position_embeddings=512).save_pretrained(folder / "llm")
+    tiny_tokenizer().save_pretrained(folder / "llm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BROADSHEET_HOME", str(folder / "home"))
+        patch.setitem(base.KINDS, "whisper", f"{__name__}:Talking")
+        patch.setitem(base.KINDS, "blocks", "hearing:Blocks")
+        yield {
+            "model": str(folder / "llm"),
+            "data": str(write_set(folder / "set")),
+            "encoders": "whisper:tiny.en,blocks",
+            "quick": True,
+            "device": "cpu",
+            "dtype": "float32",
+            "stories": 2,
+            "story_tokens": 4,
+            **SIZES,
+        }
+
+
+@pytest.fixture(scope="module")
+def tried(parts: dict[str, Any]) -> tuple[SalmonnTrial, TrialResult]:
+    trial = Tried(**parts)
+    return trial, trial.run()
+
+
+def test_all_arms_are_asked_everything(tried: tuple[SalmonnTrial, TrialResult]) -> None:
+    _, result = tried
+    assert [arm.name for arm in result.arms] == [STACK, MAIN, ACTIVATED, SHUFFLED, ONE, SILENT, CASCADE]
+    assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
+    assert all(set(arm.values) == {WER, SOUNDS, OTHERS, FOLLOWED, NAMING} for arm in result.arms)
+    assert {arm.role for arm in result.arms if arm.name in (MAIN, ACTIVATED)} == {"method"}
+    assert result.arms[0].role == "baseline"
+    assert [arm.n_items for arm in result.arms] == [3 + 3 + 2 + 2] * 7
+    told = {(c.metric, c.baseline, c.arm) for c in result.comparisons}
+    assert result.claims == list(CLAIMS)
+    assert set(CLAIMS) <= told
+    assert {c.metric for c in result.comparisons if c.test == "exact McNemar"} == {SOUNDS, OTHERS, FOLLOWED, NAMING}
+    assert not next(c for c in result.comparisons if c.metric == WER).higher_is_better
+    assert len([c for c in result.comparisons if (c.metric, c.arm) == ("clips/s", MAIN) and c.baseline == STACK]) == 1
+
+
+def test_the_shuffled_arm_is_the_same_model_hearing_the_other_clip(tried: tuple[SalmonnTrial, TrialResult]) -> None:
+    trial, result = tried
+    samples = {arm.name: arm.samples for arm in result.arms}
+    for job in trial.jobs_[:2]:
+        clips = [question.audio for question in job.questions]
+        own, others = (samples[name][f"{job.name}: answers"] for name in (MAIN, SHUFFLED))
+        assert [own[clips.index(question.other)] for question in job.questions] == others
+    assert len(set(samples[MAIN]["sounds: answers"])) > 1  # it does hear
+
+
+def test_in_silence_all_clips_are_one(tried: tuple[SalmonnTrial, TrialResult]) -> None:
+    samples = {arm.name: arm.samples for arm in tried[1].arms}
+    assert len(set(samples[SILENT]["sounds: answers"])) == 1
+    assert len(set(samples[SILENT]["speech: answers"])) == 1
+
+
+def test_the_cascade_answers_by_its_transcript_and_among_the_labels(tried: tuple[SalmonnTrial, TrialResult]) -> None:
+    samples = {arm.name: arm for arm in tried[1].arms}[CASCADE].samples
+    assert samples["speech: answers"] == [SAID] * 3
+    assert sorted(samples["words"]) == [[0, 3], [0, 3], [3, 3]]
+    assert set(samples["sounds: answers"]) <= {"bell", "horn"}
+    assert set(samples["other tasks: answers"]) <= {"one", "two"}
+
+
+def test_short_clips_are_heard_in_a_short_context(tried: tuple[SalmonnTrial, TrialResult]) -> None:
+    trial, result = tried
+    assert trial.settings_[0] == {"kind": "whisper", "spec": "tiny.en", "context_seconds": 8.0, "crop": True}
+    assert trial.settings_[1] == {"kind": "blocks"}
+    assert result.setting["encoders"] == "whisper:tiny.en with 8 s of context, blocks"
+    assert trial.seconds_ == 1
+
+
+def test_the_notes_hold_controls_stories_training_and_memory(tried: tuple[SalmonnTrial, TrialResult]) -> None:
+    result = tried[1]
+    notes = "\n".join(result.notes)
+    values = {arm.name: arm.values for arm in result.arms}
+    assert beside(values[MAIN], values[SHUFFLED], MAIN, SHUFFLED) in result.notes
+    for name in (STACK, MAIN, ONE, SILENT):
+        assert re.search(rf"^{name}: stage 1, 1 steps of 2 rows in \d+ s; stage 2, 1 steps of 2 rows in", notes, re.M)
+    assert f"{ACTIVATED}: stage 3, 1 steps of 1 rows in " in notes
+    for name in (MAIN, ACTIVATED):
+        note = next(note for note in result.notes if note.startswith(f"{name}, asked for 2 stories, at scaling"))
+        assert [part.split(" ")[2] for part in note.split("stories, ")[1].split("; ")] == ["4:", "2:", "0:"]
+    assert "Memory of the whole process" in notes
+    assert "Not scored: rows of caption" in notes
+    assert "Absent here" in notes
+    assert [figure.title for figure in result.figures] == ["Training loss, stage 1", "Training loss, stage 2"]
+    assert set(result.figures[0].lines) == {STACK, MAIN, ONE, SILENT}  # type: ignore[union-attr]
+
+
+def test_a_second_run_reads_what_the_first_has_kept(
+    tried: tuple[SalmonnTrial, TrialResult], parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(arms, "fit", refuse)
+    monkeypatch.setattr(arms, "activate", refuse)
+    trial = Tried(**parts)
+    again = trial.run()
+    assert {arm.name: arm.samples for arm in again.arms} == {arm.name: arm.samples for arm in tried[1].arms}
+    assert again.notes == tried[1].notes
+    trial.finish()
+    assert not trial.folder_.exists()
+
+
+def test_a_killed_trial_goes_on_with_the_next_stage(parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    options = parts | {"arms": "shuffled", "warm_start_steps": 1, "stories": 0, "seed": 1}
+    fit, calls = arms.fit, []
+
+    def killed(model: Any, rows: Any, out: Path, **settings: Any) -> Any:
+        calls.append((out.parent.name, out.name))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return fit(model, rows, out, **settings)
+
+    monkeypatch.setattr(arms, "fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        SalmonnTrial(**options).run()
+    result = SalmonnTrial(**options).run()
+    assert [stage for _, stage in calls] == ["stage1", "stage2", "stage2", "stage1", "stage2"]
+    assert calls[1] == calls[2]
+    assert [arm.name for arm in result.arms] == [STACK, MAIN, SHUFFLED]
+    assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
+    assert sum("warm start, which is not the paper's, 1 steps in" in note for note in result.notes) == 2
+    assert result.claims == [claim for claim in CLAIMS if {*claim[1:]} <= {STACK, MAIN, SHUFFLED}]
+
+
+def test_without_stories_that_come_out_one_arm_fails_and_keeps_its_claim(
+    parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*_: Any, **__: Any) -> None:
+        raise InputError("no story came out")
+
+    monkeypatch.setattr(arms, "activate", nothing)
+    result = SalmonnTrial(**parts | {"arms": "activated", "encoders": "blocks", "seed": 2, "stories": 1}).run()
+    assert {arm.name: arm.status for arm in result.arms} == {STACK: "ok", MAIN: "ok", ACTIVATED: "failed"}
+    assert "no story came out" in result.arms[2].error
+    assert (FOLLOWED, MAIN, ACTIVATED) in result.claims
+
+
+def test_by_default_the_set_is_made_in_the_trials_folder(
+    parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Path, dict[str, Any]]] = []
+
+    def make(out: Path, **sizes: Any) -> SimpleNamespace:
+        asked.append((out, sizes))
+        return SimpleNamespace(folder=write_set(out))
+
+    monkeypatch.setattr(salmonn_trial, "make_data", make)
+    trial = SalmonnTrial(**parts | {"data": "pydocs", "arms": "one,cascade", "encoders": "blocks", "test": 7})
+    trial._settle()
+    trial._read_data("fingerprint")
+    [(folder, sizes)] = asked
+    assert folder == trial.folder_ / "data"
+    assert {name: sizes[name] for name in ("seed", "test", "stories", "hard")} == {
+        "seed": 0,
+        "test": 7,
+        "stories": 1,
+        "hard": 0,
+    }
+    assert trial.chosen_ == [STACK, MAIN]  # one encoder, and none that transcribes
+    trial.finish()
+
+
+def test_losses_are_means_of_consecutive_steps() -> None:
+    histories = {"a": [{"loss": float(i)} for i in range(5)], "b": [{"loss": 9.0}]}
+    curve = loss_curve("t", histories, points=3)
+    assert curve.x == [2, 4, 5]
+    assert curve.lines == {"a": [0.5, 2.5, 4.0], "b": [9.0, None, None]}
+
+
+def test_a_control_is_said_with_its_distance() -> None:
+    said = beside({WER: Interval(0.125, 0, 1)}, {WER: Interval(0.875, 0, 1), SOUNDS: Interval(1, 1, 1)}, "A", "B")
+    assert said == "A beside B: WER 0.125 against 0.875, 0.750 apart."
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps1": -1}, "--steps1 -1"),
+        ({"batch": -2}, "--batch -2"),
+        ({"stories": -2}, "--stories -2"),
+        ({"arms": "shuffled,loud"}, "--arms loud"),
+        ({"encoders": "ears"}, "audio encoder 'ears'"),
+        ({"encoders": " , "}, "no --encoders"),
+    ],
+)
+def test_bad_options_are_named(parts: dict[str, Any], options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        SalmonnTrial(**parts | options).run()
+
+
+def test_a_set_that_tests_what_it_trains_is_refused(parts: dict[str, Any], tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "set")
+    first = (folder / "stage1.jsonl").read_text().splitlines()[0]
+    with (folder / "test.jsonl").open("a") as file:
+        file.write(first + "\n")
+    with pytest.raises(InputError, match=r"1 clips of test\.jsonl are trained on, such as 1\.wav"):
+        SalmonnTrial(**parts | {"data": str(folder)}).run()
+    (folder / "test.jsonl").write_text(json.dumps({"task": "caption", "audio": "9.wav", "answer": "a bell"}) + "\n")
+    with pytest.raises(InputError, match="no row that is scored"):
+        SalmonnTrial(**parts | {"data": str(folder)}).run()
+    (folder / "9.wav").unlink()
+    with pytest.raises(InputError, match=r"cannot read .*9\.wav"):
+        SalmonnTrial(**parts | {"data": str(folder)}).run()
