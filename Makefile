@@ -18,7 +18,9 @@ demo: $(VENV)/.installed  ## see in a few minutes whether a paper helps, on a re
 	@$(BIN)/broadsheet demo
 
 demo-hear: $(VENV)/.installed-hear speech  ## teach the built-in model to hear, on sounds and speech made here
-	@$(BIN)/broadsheet try salmonn --quick
+	@$(BIN)/broadsheet hear make-data --out runs/clips
+	@$(BIN)/broadsheet apply salmonn runs/clips --warm-start-steps 300 --steps 60,60 --out runs/ears
+	@$(BIN)/broadsheet hear listen "$$(ls runs/clips/audio/*.wav | head -1)" "What is heard?" --model runs/ears
 
 test: $(VENV)/.installed-dev speech  ## unit tests, the default model on real text, and the numeric oracles
 	$(BIN)/python -m pytest
@@ -40,7 +42,7 @@ docs: $(VENV)/.installed-docs  ## build the documentation into site/
 	@echo "site/index.html"
 
 # Labelled data is the caller's: make evidence STS=stsb-dev.tsv BEIR=cranfield
-evidence: $(VENV)/.installed-dev  ## record again what the pages and rungs rest on (hours)
+evidence: $(VENV)/.installed-dev speech  ## record again what the pages and rungs rest on (hours)
 	$(BIN)/python tests/oracles.py tests/oracles --record
 	$(BIN)/broadsheet try lastde --pairs 40 --perturbations 3 --regenerations 2 --record
 	$(BIN)/broadsheet try lm_infinite --lengths 1024,4096,8192,12288 --texts 3 --record
@@ -62,12 +64,14 @@ evidence: $(VENV)/.installed-dev  ## record again what the pages and rungs rest 
 	$(BIN)/broadsheet try token_prepending $(if $(STS),--sts $(STS)) --dtype bfloat16 --record
 	$(BIN)/broadsheet try gem --steps 60 --contrast-steps 60 --length 64 $(if $(STS),--sts $(STS)) --record
 	$(BIN)/broadsheet try llm_ql --record
-	$(BIN)/broadsheet try ullme $(if $(STS),--sts $(STS)) --record
+	$(BIN)/broadsheet try ullme $(if $(STS),--sts $(STS)) --dtype bfloat16 --record
 	$(BIN)/broadsheet try llm_embedder --record
 	$(BIN)/broadsheet try lexical_specialization --words wordnet $(if $(STS),--sts $(STS)) --record
-	$(BIN)/broadsheet study dense_retrieval --record
+	$(BIN)/broadsheet study dense_retrieval --preset A --steps 15 --record
+	$(BIN)/broadsheet try salmonn --warm-start-steps 300 --steps1 80 --steps2 120 \
+		--learning-rate 3e-4 --lora-learning-rate 1e-3 --record
 
-bench: $(VENV)/.installed-dev  ## measure speed ratios side by side
+bench: $(VENV)/.installed-dev speech  ## measure speed ratios side by side
 	$(BIN)/python benchmarks/detect.py
 	$(BIN)/python benchmarks/attend.py
 	$(BIN)/python benchmarks/transnormer.py
