@@ -20,7 +20,9 @@ demo: $(VENV)/.installed  ## see in a few minutes whether a paper helps, on a re
 demo-hear: $(VENV)/.installed-hear speech  ## teach the built-in model to hear, on sounds and speech made here
 	@$(BIN)/broadsheet hear make-data --out runs/clips
 	@$(BIN)/broadsheet apply salmonn runs/clips --warm-start-steps 300 --steps 60,60 --out runs/ears
-	@$(BIN)/broadsheet hear listen "$$(ls runs/clips/audio/*.wav | head -1)" "What is heard?" --model runs/ears
+	@row=$$(head -1 runs/clips/test.jsonl); field() { echo "$$row" | sed "s/.*\"$$1\": \"\([^\"]*\)\".*/\1/"; }; \
+	echo "said in a clip it has not heard: $$(field answer)"; \
+	$(BIN)/broadsheet hear listen "runs/clips/$$(field audio)" "What is said?" --model runs/ears
 
 test: $(VENV)/.installed-dev speech  ## unit tests, the default model on real text, and the numeric oracles
 	$(BIN)/python -m pytest
