@@ -19,7 +19,7 @@ from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.clock import measure
 from broadsheet.console import say
 from broadsheet.hear import base
-from broadsheet.hear.activating import activate
+from broadsheet.hear.activating import FACTOR, activate
 from broadsheet.hear.cascade import Cascade, Silence
 from broadsheet.hear.ears import Ears
 from broadsheet.hear.fitting import Fitted, fit
@@ -71,6 +71,7 @@ class TrainedArms:
     learning_rate: float = 3e-4
     lora_learning_rate: float = 1e-3
     activation_learning_rate: float = 1e-4
+    factor: float = FACTOR
     minutes: float = 0.0
     device: str = ""
     dtype: str = ""
@@ -184,6 +185,7 @@ class TrainedArms:
             rows = self.rows_["stories"]
             training: Any = {
                 "steps": self.activation_,
+                "factor": self.factor,
                 "learning_rate": self.activation_learning_rate,
                 "seed": self.seed,
             }

@@ -70,8 +70,8 @@ class SalmonnTrial(TrainedArms):
     reads windows of frames with a Q-Former; the baseline puts the frames of a window through one linear layer. Beside
     them: SALMONN hearing another clip of the task; with one encoder; without the warm start, where there is one;
     trained and asked in silence; and the cascade: Whisper's transcript, read by the same model without an adapter. The
-    last stage, activation, is an arm of its own: 12 stories that the model writes at half its adapter's scaling, learnt
-    in 12 steps.
+    last stage, activation, is an arm of its own: 12 stories that the model writes at a part of its adapter's scaling,
+    learnt in 12 steps.
 
     Options:
         --encoders NAME,…: audio encoders, the one for speech first (whisper:tiny.en,speech-embedding).
@@ -86,6 +86,8 @@ class SalmonnTrial(TrainedArms):
         --learning-rate X: of norms and connector (0.0003).
         --lora-learning-rate X: of the adapter (0.001).
         --activation-learning-rate X: of both in stage 3 (0.0001).
+        --factor X: of the adapter's scaling while stage 3's stories are written (0.5: 4 becomes 2). An adapter that was
+            trained hard needs less.
         --minutes X: that each stage of each arm may take at most (0: no limit).
         --arms NAME,…: besides the baseline and SALMONN: activated, shuffled, one, cold, text, cascade (all; cold needs
             a warm start to go without).
@@ -150,6 +152,7 @@ class SalmonnTrial(TrainedArms):
                 "training": f"{self.steps1_} and {self.steps2_} steps of {self.batch_} rows, learning rate "
                 f"{self.learning_rate:g}, of the adapter {self.lora_learning_rate:g}"
                 + (f", after {self.warm_start_steps} steps of warm start" if self.warm_start_steps else ""),
+                "activation": f"{self.activation_} steps on stories written at {self.factor:g} of the adapter's scaling",
                 "data": f"{self.data_}; {len(self.rows_['stage2']):,} training rows, clips of at most "
                 f"{self.seconds_:.1f} s",
             },
@@ -185,10 +188,10 @@ class SalmonnTrial(TrainedArms):
         }
         if few := {name: count for name, count in counts.items() if count < 1}:
             raise InputError(f"got {' '.join(f'{name} {count}' for name, count in few.items())}; expected 1 or more")
-        if min(self.stories_, self.warm_start_steps, self.minutes) < 0:
+        if min(self.stories_, self.warm_start_steps, self.minutes, self.factor) < 0:
             raise InputError(
-                f"got --stories {self.stories_} --warm-start-steps {self.warm_start_steps} --minutes {self.minutes:g}; "
-                "expected 0 or more"
+                f"got --stories {self.stories_} --warm-start-steps {self.warm_start_steps} --minutes {self.minutes:g} "
+                f"--factor {self.factor:g}; expected 0 or more"
             )
         asked = [name.strip() for name in self.arms.split(",") if name.strip()] or list(OPTIONAL)
         if unknown := [name for name in asked if name not in OPTIONAL]:
