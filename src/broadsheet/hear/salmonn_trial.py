@@ -152,7 +152,7 @@ class SalmonnTrial(TrainedArms):
                 "training": f"{self.steps1_} and {self.steps2_} steps of {self.batch_} rows, learning rate "
                 f"{self.learning_rate:g}, of the adapter {self.lora_learning_rate:g}"
                 + (f", after {self.warm_start_steps} steps of warm start" if self.warm_start_steps else ""),
-                "activation": f"{self.activation_} steps on stories written at {self.factor:g} of the adapter's scaling",
+                "activation": f"{self.activation_} steps on stories written at {self.factor:g} of the scaling",
                 "data": f"{self.data_}; {len(self.rows_['stage2']):,} training rows, clips of at most "
                 f"{self.seconds_:.1f} s",
             },
