@@ -181,11 +181,14 @@ class SalmonnForConditionalGeneration(PreTrainedModel):
         Returns:
             (tokens of all clips together, width of the language model).
         """
+        tokens, counts = self.connected(features, lengths)
+        return tokens[torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]]
+
+    def connected(self, features: Streams, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of a batch of clips, (clips, tokens, width), filled up, and how many each clip has, (clips,)."""
         joined, frames = self.synchronised([each.to(self.device) for each in features], lengths.to(self.device))
-        tokens = self.connector(joined)
         counts = [self.windows.count(int(each)) * self.connector.per_window for each in frames]
-        kept = torch.arange(tokens.shape[1], device=tokens.device) < torch.tensor(counts, device=tokens.device)[:, None]
-        return tokens[kept]
+        return self.connector(joined), torch.tensor(counts, device=self.device)
 
     def embed(
         self,

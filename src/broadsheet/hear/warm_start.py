@@ -62,7 +62,8 @@ class TokenCTC(nn.Module):
         """The loss, per token of the answers; and a tenth of how far norms are from those of embeddings."""
         likelihoods = functional.log_softmax(self.logits(tokens), dim=-1).transpose(0, 1)
         lengths = torch.tensor([len(each) for each in targets])
-        loss = functional.ctc_loss(likelihoods, torch.cat(list(targets)) + 1, counts, lengths, zero_infinity=True)
+        wanted = torch.cat(list(targets)).to(likelihoods.device) + 1
+        loss = functional.ctc_loss(likelihoods, wanted, counts, lengths, zero_infinity=True)
         drift = (tokens.float().norm(dim=-1) / self.norm - 1).square().mean()
         return loss + 0.1 * drift
 
@@ -83,7 +84,7 @@ def warm_start(
 ) -> Warmed:
     """Train norms and connector so that audio tokens lie near the embeddings of the answers' words, in order.
 
-    The language model is not run, so a step costs a hundredth of one of `fit`. Give rows whose answers are heard word
+    The language model is not run, so a step costs a fraction of one of `fit`. Give rows whose answers are heard word
     by word: transcripts, names of sounds.
 
     Args:
@@ -95,16 +96,18 @@ def warm_start(
     """
     if not rows or steps < 1:
         raise InputError(f"got {len(rows)} rows and {steps} steps for the warm start; expected 1 or more of each")
+    from broadsheet.hear.salmonn import stack
+
     answers = [model.processor.example("-", [[1]], row.answer)[1][:-1] for row in rows]
     vocabulary = sorted({token for answer in answers for token in answer})
     place = {token: index for index, token in enumerate(vocabulary)}
     targets = [torch.tensor([place[token] for token in answer]) for answer in answers]
-    table = model.get_input_embeddings().weight[torch.tensor(vocabulary)]
+    table = model.get_input_embeddings().weight[vocabulary]
     parts = [*model.synchronised.parameters(), *model.connector.parameters()]
     begun, losses = time.monotonic(), []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        reader = TokenCTC(table)
+        reader = TokenCTC(table).to(model.device)
         optimizer = torch.optim.AdamW([*parts, *reader.parameters()], lr=learning_rate, weight_decay=0.05)
         decay = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / 20) * (1 - step / steps)
@@ -117,7 +120,8 @@ def warm_start(
                 while len(order) < batch_size:
                     order += draw.sample(range(len(rows)), len(rows))
                 chosen, order = order[:batch_size], order[batch_size:]
-                tokens, counts = _tokens(model, [rows[each] for each in chosen])
+                heard = model.ears.features_all([rows[each].audio[0] for each in chosen])
+                tokens, counts = model.connected(*stack([pieces[0] for pieces in heard]))
                 loss = reader(tokens, counts, [targets[each] for each in chosen])
                 optimizer.zero_grad()
                 loss.backward()
@@ -130,14 +134,3 @@ def warm_start(
         model.eval()
     last = losses[-max(1, steps // 10) :]
     return Warmed(steps, time.monotonic() - begun, sum(last) / len(last))
-
-
-def _tokens(model: SalmonnForConditionalGeneration, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Audio tokens of each row's first clip, filled up, and how many there are."""
-    from broadsheet.hear.salmonn import stack
-
-    heard = [pieces[0] for pieces in model.ears.features_all([row.audio[0] for row in rows])]
-    features, lengths = stack(heard)
-    joined, frames = model.synchronised(features, lengths)
-    counts = torch.tensor([model.windows.count(int(each)) * model.connector.per_window for each in frames])
-    return model.connector(joined), counts
