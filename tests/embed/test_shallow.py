@@ -56,6 +56,17 @@ def test_a_trained_shallow_model_is_read_back_as_it_was(tiny_folder, tmp_path, m
     np.testing.assert_allclose(load(tmp_path / "third").encode(TEXTS), model.encode(TEXTS), atol=1e-5)
 
 
+def test_an_adapter_of_many_layers_is_read_back_too(tiny_model, tiny_tokenizer, tmp_path):
+    # peft names the layers of an adapter one by one where they are few, and by their ends, such as q_proj, from 20 on
+    tiny_model(num_hidden_layers=6).save_pretrained(tmp_path / "deep")
+    tiny_tokenizer().save_pretrained(tmp_path / "deep")
+    model = embedder(str(tmp_path / "deep"), encoder=FirstLayers, keep=4, device="cpu", dtype="float32")
+    items = [{"query": text, "positive": f"{text} again", "negatives": [text[::-1]]} for text in TEXTS]
+    objective = GRL(model, generation=None, consistency=None, projector=False)
+    fit(model, items, objective, tmp_path / "out", steps=2, batch_size=3, learning_rate=1e-2)
+    np.testing.assert_allclose(load(tmp_path / "out").encode(TEXTS), model.encode(TEXTS), atol=1e-5)
+
+
 def test_more_layers_than_there_are_is_refused(tiny_model, tiny_tokenizer):
     with pytest.raises(InputError, match="got 3 layers to keep; the model has 2"):
         embedder((tiny_model(), tiny_tokenizer()), encoder=FirstLayers, keep=3)

@@ -49,10 +49,10 @@ class FirstLayers(CausalEncoder):
         self.keep = keep
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """As `CausalEncoder.save`; an adapter's record names the whole base."""
+        """As `CausalEncoder.save`; an adapter's record names the whole base, and its layers."""
         if self._whole is not None and adapters.has_adapter(self.model):
             base: Any = self.model
-            base.base_ = {**base.base_, "fingerprint": self._whole}
+            base.base_ = {**base.base_, "fingerprint": self._whole, "layers": self.keep}
         super().save(output_path, *args, **kwargs)
 
 

@@ -138,7 +138,7 @@ def load(folder: Path, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
             f"the adapter in {folder} was trained on another base: {record['spec']} has fingerprint {found}, "
             f"expected {record['fingerprint']}; give the base it was trained on"
         )
-    attach(model, folder, record["spec"])
+    attach(model, folder, record["spec"], layers=record.get("layers"))
     if options.get("dtype") is not None:
         model.to(_dtype(options["dtype"]))
     model.base_ = {"fingerprint": record["fingerprint"], "dtype": record["dtype"]}
@@ -166,8 +166,11 @@ def check(folder: Path) -> None:
     check_safetensors(folder / WEIGHTS)
 
 
-def attach(model: PreTrainedModel, folder: Path, spec: str) -> None:
+def attach(model: PreTrainedModel, folder: Path, spec: str, *, layers: int | None = None) -> None:
     """Put the checked adapter in `folder` into `model`.
+
+    Args:
+        layers: that the adapter was trained on, from the first, where the base was cut down to them.
 
     Raises:
         InputError: peft is not installed, or it does not fit.
@@ -178,6 +181,8 @@ def attach(model: PreTrainedModel, folder: Path, spec: str) -> None:
     weights = load_file(str(folder / WEIGHTS))
     try:
         config = peft.LoraConfig.from_pretrained(str(folder), local_files_only=True)
+        if layers is not None:
+            config.layers_to_transform = list(range(layers))
         _inject(model, config)
         result = peft.set_peft_model_state_dict(model, weights)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
