@@ -69,7 +69,7 @@ evidence: $(VENV)/.installed-dev speech  ## record again what the pages and rung
 	$(BIN)/broadsheet try ullme $(if $(STS),--sts $(STS)) --dtype bfloat16 --record
 	$(BIN)/broadsheet try llm_embedder --record
 	$(BIN)/broadsheet try lexical_specialization --words wordnet $(if $(STS),--sts $(STS)) --record
-	$(BIN)/broadsheet study dense_retrieval --preset A --steps 15 --record
+	$(BIN)/broadsheet study dense_retrieval --preset A --layers 6,12,30 --steps 15 --record
 	$(BIN)/broadsheet try salmonn --warm-start-steps 300 --steps1 80 --steps2 120 \
 		--learning-rate 3e-4 --lora-learning-rate 1e-3 --factor 0.1 --record
 
