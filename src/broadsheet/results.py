@@ -6,7 +6,7 @@ Knows: plain fields, JSON. Does not know: how anything was measured (`trial`), o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from broadsheet.stats import Comparison, Interval
@@ -54,6 +54,20 @@ class Curve:
     high: dict[str, list[float | None]] = field(default_factory=dict)
     log_x: bool = False
     kind: Literal["curve"] = "curve"
+
+
+def joined(one: ArmResult, other: ArmResult) -> ArmResult:
+    """One arm's results in two jobs; speed is the first one's."""
+    return replace(
+        one,
+        status="failed" if "failed" in (one.status, other.status) else "ok",
+        error="; ".join(filter(None, (one.error, other.error))),
+        n_items=one.n_items + other.n_items,
+        values=one.values | other.values,
+        prepare_seconds=one.prepare_seconds + other.prepare_seconds,
+        peak_bytes=max(one.peak_bytes, other.peak_bytes),
+        samples=one.samples | other.samples,
+    )
 
 
 def plural(word: str) -> str:

@@ -26,7 +26,6 @@ from broadsheet.hear.metrics import (
     distinct_words,
     error_rate,
     jobs,
-    joined,
     named,
     questions,
     share,
@@ -34,7 +33,7 @@ from broadsheet.hear.metrics import (
     words,
 )
 from broadsheet.hear.rows import Row
-from broadsheet.results import ArmResult
+from broadsheet.results import ArmResult, joined
 from broadsheet.stats import Interval, compare_samples
 
 NAMES = ("bell", "horn", "drum", "rising notes")

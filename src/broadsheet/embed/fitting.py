@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -27,7 +27,7 @@ from broadsheet.console import InputError
 from broadsheet.embed.encoder import CausalEncoder
 from broadsheet.models import adapters
 from broadsheet.models import fingerprint as model_fingerprint
-from broadsheet.training.kept import ItemsInOrder, TrainedWeights, world
+from broadsheet.training.kept import Fitted, ItemsInOrder, TrainedWeights, world
 from broadsheet.training.timed import ARGUMENTS, TimedRun, loss_history, warmed_up
 from broadsheet.training.weights import autocast_dtype
 from broadsheet.training.workplace import workplace
@@ -45,30 +45,6 @@ class Objective(Protocol):
 
     def loss(self, embedder: Any, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """`"loss"`, a scalar to minimise, and further scalars to log. `generator` follows from seed and place."""
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a training did.
-
-    Args:
-        steps: of the optimizer.
-        examples: rows of the data seen, repeats included; tokens: attended tokens read.
-        seconds: of training, those of earlier calls included.
-        finished: False after Ctrl-C; the same call then goes on.
-        resumed_from: the step this call began at.
-        history: per step, loss, its terms and the learning rate.
-        folder: where the embedder stands; None if it was not saved.
-    """
-
-    steps: int
-    examples: int
-    tokens: int
-    seconds: float
-    finished: bool
-    resumed_from: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    folder: Path | None = None
 
 
 def fit(

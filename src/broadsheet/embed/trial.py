@@ -27,7 +27,7 @@ from broadsheet.embed.tasks import (
     RetrievalTask,
     Triple,
 )
-from broadsheet.results import ArmResult, Role
+from broadsheet.results import ArmResult, Role, joined
 from broadsheet.retrieval.metrics import evaluate
 from broadsheet.stats import Comparison, Floats
 from broadsheet.trial import Arm, Metric, Outputs, run_arms
@@ -322,7 +322,7 @@ def compare(
                 journal=folder / f"{job.name}.jsonl",
             )
             results = [replace(r, error=f"{job.name}: {r.error}") if r.error else r for r in results]
-            whole = [_joined(a, b) for a, b in zip(whole, results, strict=True)] if turn else results
+            whole = [joined(a, b) for a, b in zip(whole, results, strict=True)] if turn else results
             comparisons += [c for c in found if not turn or c.metric != "texts/s"]
     finally:
         for each in held.values():
@@ -392,20 +392,6 @@ def workplace(*key: Any) -> Path:
 def clear(folder: Path) -> None:
     """Remove a workplace; called when the trial's result is written."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _joined(one: ArmResult, other: ArmResult) -> ArmResult:
-    """One arm's results in two tasks; speed is the first one's."""
-    return replace(
-        one,
-        status="failed" if "failed" in (one.status, other.status) else "ok",
-        error="; ".join(filter(None, (one.error, other.error))),
-        n_items=one.n_items + other.n_items,
-        values=one.values | other.values,
-        prepare_seconds=one.prepare_seconds + other.prepare_seconds,
-        peak_bytes=max(one.peak_bytes, other.peak_bytes),
-        samples=one.samples | other.samples,
-    )
 
 
 def _held(source: Source | Held) -> Held:

@@ -12,7 +12,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +25,7 @@ from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, progress
 from broadsheet.hear.prompts import instruction
 from broadsheet.hear.rows import Row
-from broadsheet.training.kept import ItemsInOrder, TrainedWeights, world
+from broadsheet.training.kept import Fitted, ItemsInOrder, TrainedWeights, world
 from broadsheet.training.timed import ARGUMENTS, TimedRun, loss_history, warmed_up
 from broadsheet.training.weights import autocast_dtype
 from broadsheet.training.workplace import workplace
@@ -34,30 +34,6 @@ if TYPE_CHECKING:
     from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 
 _MAY_CHANGE = ("minutes", "checkpoint_minutes")
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a training did.
-
-    Args:
-        steps: of the optimizer.
-        examples: rows seen, repeats included; tokens: of prompts and answers read, audio tokens included.
-        seconds: of training, those of earlier calls included, encoding not.
-        finished: False after Ctrl-C; the same call then goes on.
-        resumed_from: the step this call began at.
-        history: per step, loss and learning rate.
-        folder: where the model stands; None if it was not saved.
-    """
-
-    steps: int
-    examples: int
-    tokens: int
-    seconds: float
-    finished: bool
-    resumed_from: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    folder: Path | None = None
 
 
 def fit(

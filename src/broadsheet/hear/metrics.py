@@ -9,7 +9,7 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ import numpy as np
 from broadsheet.console import InputError
 from broadsheet.hear.prompts import instruction
 from broadsheet.hear.rows import Row
-from broadsheet.results import ArmResult
 from broadsheet.stats import Floats
 from broadsheet.trial import Metric, Outputs
 
@@ -135,20 +134,6 @@ def jobs(rows: Sequence[Row], asked: Sequence[Question], max_new_tokens: int) ->
         Job("other tasks", of(*SCORED[2:]), [Metric(OTHERS, binary=True)], label(OTHERS), generation),
     ]
     return [job for job in made if job.questions]
-
-
-def joined(one: ArmResult, other: ArmResult) -> ArmResult:
-    """One arm's results in two jobs; speed is the first one's."""
-    return replace(
-        one,
-        status="failed" if "failed" in (one.status, other.status) else "ok",
-        error="; ".join(filter(None, (one.error, other.error))),
-        n_items=one.n_items + other.n_items,
-        values=one.values | other.values,
-        prepare_seconds=one.prepare_seconds + other.prepare_seconds,
-        peak_bytes=max(one.peak_bytes, other.peak_bytes),
-        samples=one.samples | other.samples,
-    )
 
 
 def words(text: str) -> str:

@@ -39,11 +39,11 @@ from broadsheet.hear.cascade import Given, Silence
 from broadsheet.hear.ears import Ears
 from broadsheet.hear.following import FOLLOWED, RULES, STORIES, account, stories
 from broadsheet.hear.making import make_data
-from broadsheet.hear.metrics import OTHERS, SCORED, SOUNDS, SPEECH, WER, Job, Question, jobs, joined, questions
+from broadsheet.hear.metrics import OTHERS, SCORED, SOUNDS, SPEECH, WER, Job, Question, jobs, questions
 from broadsheet.hear.rows import Row, read_rows
 from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import read_json
-from broadsheet.results import ArmResult, Curve, Role, TrialResult
+from broadsheet.results import ArmResult, Curve, Role, TrialResult, joined
 from broadsheet.stats import Comparison
 from broadsheet.trial import Arm, Outputs, run_arms
 from broadsheet.words import memory

@@ -6,6 +6,7 @@ Knows: HF `Trainer`, parameters that are trained. Does not know: losses, data, w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,30 @@ from broadsheet.training.checkpoints import CompleteCheckpoints
 from broadsheet.training.timed import ScheduledByProgress
 
 _WEIGHTS = "trained.safetensors"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training did.
+
+    Args:
+        steps: of the optimizer.
+        examples: rows seen, repeats included; tokens: attended tokens read.
+        seconds: of training, those of earlier calls included.
+        finished: False after Ctrl-C; the same call then goes on.
+        resumed_from: the step this call began at.
+        history: per step, loss, its terms and the learning rate.
+        folder: where the model stands; None if it was not saved.
+    """
+
+    steps: int
+    examples: int
+    tokens: int
+    seconds: float
+    finished: bool
+    resumed_from: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    folder: Path | None = None
 
 
 class TrainedWeights(CompleteCheckpoints, ScheduledByProgress):
