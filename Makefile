@@ -19,7 +19,7 @@ demo: $(VENV)/.installed  ## see in a few minutes whether a paper helps, on a re
 
 demo-hear: $(VENV)/.installed-hear speech  ## teach the built-in model to hear, on sounds and speech made here
 	@$(BIN)/broadsheet hear make-data --out runs/clips
-	@$(BIN)/broadsheet apply salmonn runs/clips --warm-start-steps 300 --steps 60,60 --out runs/ears
+	@$(BIN)/broadsheet apply salmonn runs/clips --warm-start-steps 300 --steps 60,60 --activate no --out runs/ears
 	@row=$$(head -1 runs/clips/test.jsonl); field() { echo "$$row" | sed "s/.*\"$$1\": \"\([^\"]*\)\".*/\1/"; }; \
 	echo "said in a clip it has not heard: $$(field answer)"; \
 	$(BIN)/broadsheet hear listen "runs/clips/$$(field audio)" "What is said?" --model runs/ears

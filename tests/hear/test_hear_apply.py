@@ -206,6 +206,32 @@ def test_start_goes_on_from_a_trained_folder(train: Callable, made: Path, tmp_pa
     assert not same(tmp_path / "third", tmp_path / "first")
 
 
+def test_a_model_that_tells_no_stories_is_kept_for_a_weaker_adapter(
+    made: Path, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trained: list[str] = []
+    fit = fitting.fit
+
+    def noted(model: Any, rows: Any, out: Any, **settings: Any) -> Any:
+        trained.append(Path(out).name)
+        return fit(model, rows, out, **settings)
+
+    def write(model: Any, rows: Any, *, factor: float, **settings: Any) -> list[Row]:
+        if factor == 0.5:
+            raise InputError("no story; give a smaller factor")
+        return [Row("story", row.audio, "once upon a time", "Tell.") for row in rows]
+
+    monkeypatch.setattr(fitting, "fit", noted)
+    monkeypatch.setattr(activating, "write_stories", write)
+    with pytest.raises(InputError, match="smaller factor"):
+        train(made)
+    before = list(trained)
+    assert not (tmp_path / "ears").exists()
+    assert train(made, factor=0.1).finished
+    assert trained == before  # stages 1 and 2 stand, and are not trained again
+    assert (tmp_path / "ears" / "config.json").exists()
+
+
 def test_rows_about_something_else_are_asked_for_a_story(
     train: Callable, made: Path, told: list, tmp_path: Path
 ) -> None:

@@ -119,7 +119,12 @@ class ApplySalmonn:
         }
         made_from = {**options, "start": self._start_identity(), "rows": content(plan)}
         with workplace(
-            out, made_from, finished="config.json", force=force, may_change=("minutes",), fingerprints=("rows", "start")
+            out,
+            made_from,
+            finished="config.json",
+            force=force,
+            may_change=("minutes", "factor"),
+            fingerprints=("rows", "start"),
         ) as folder:
             try:
                 stopped = self._stages(plan, folder)
