@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -79,6 +80,35 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], None]]
         return done
 
     return watch
+
+
+def process(
+    tiny: Embedder, path: Path, out: Path, shard: tuple[int, int] | None = None, kill: int = -1, threads: int = 1
+) -> None:
+    """What a process of `processes` does; it kills itself before chunk `kill`."""
+    torch.set_num_threads(threads)  # on which the last bit depends
+    real, done = encode.encode_texts, []
+
+    def encode_texts(*given: Any, **options: Any) -> torch.Tensor:
+        if len(done) == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(len(done))
+        return real(*given, **options)
+
+    encode.encode_texts = encode_texts
+    encode_corpus(tiny, corpora.load(path), out, chunk=CHUNK, **({"shard": shard} if shard else {}))
+
+
+def processes(given: list[tuple[Any, ...]]) -> list[int | None]:
+    """The exit codes of new processes that run beside each other; no fork, which threads do not survive."""
+    spawn = multiprocessing.get_context("spawn")
+    threads = {"threads": torch.get_num_threads()}
+    started = [spawn.Process(target=process, args=each, kwargs=threads) for each in given]
+    for each in started:
+        each.start()
+    for each in started:
+        each.join()
+    return [each.exitcode for each in started]
 
 
 class Stop(Exception):  # noqa: N818
@@ -185,16 +215,10 @@ def test_whole_chunks_are_kept_and_no_more_is_done_again(
 
 
 def test_a_killed_process_is_gone_on_with(
-    run: Any, undisturbed: dict[str, bytes], watched: Any, tmp_path: Path
+    run: Any, undisturbed: dict[str, bytes], tiny: Embedder, path: Path, tmp_path: Path
 ) -> None:
     for _ in range(3):
-        child = os.fork()
-        if not child:
-            watched(lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == 2 else None)
-            run()
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status)
+        assert processes([(tiny, path, tmp_path / "out", None, 2)]) == [-signal.SIGKILL]
     assert run().resumed == 6 * CHUNK
     assert contents(tmp_path / "out") == undisturbed
 
@@ -252,14 +276,10 @@ def test_shards_make_the_same_folder_in_any_order(
     assert contents(tmp_path / "out") == undisturbed
 
 
-def test_shards_run_beside_each_other(run: Any, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    children = []
-    for part in range(3):
-        children.append(os.fork())
-        if not children[-1]:
-            run(shard=(part, 3))
-            os._exit(0)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+def test_shards_run_beside_each_other(
+    undisturbed: dict[str, bytes], tiny: Embedder, path: Path, tmp_path: Path
+) -> None:
+    assert processes([(tiny, path, tmp_path / "out", (part, 3)) for part in range(3)]) == [0, 0, 0]
     assert contents(tmp_path / "out") == undisturbed
 
 

@@ -242,6 +242,13 @@ def test_the_vocabulary_of_the_language_model_is_not_touched(make: Make) -> None
     assert model.processor.tokenizer.convert_ids_to_tokens(model.processor.audio_token_id) == AUDIO
 
 
+def test_a_given_tokenizer_is_not_touched(tiny_model: Callable, tiny_tokenizer: Callable) -> None:
+    given = tiny_tokenizer()
+    before = given.get_vocab()
+    assert tiny(tiny_model(), given).processor.audio_token_id == len(before)
+    assert given.get_vocab() == before
+
+
 def test_a_long_answer_is_cut_and_that_is_said(make: Make, capsys: pytest.CaptureFixture) -> None:
     _, answer = make().processor.example("Say.", [[1]], "word " * 400)
     assert len(answer) == MAX_ANSWER + 1

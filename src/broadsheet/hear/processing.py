@@ -5,6 +5,7 @@ Knows: tokenizers, the prompt, how many tokens a clip becomes. Does not know: en
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -56,6 +57,7 @@ class SalmonnProcessor(ProcessorMixin):
         template: Mapping[str, str] | None = None,
         **others: Any,
     ) -> None:
+        tokenizer = copy.deepcopy(tokenizer)  # the caller's gets no token of ours
         if AUDIO not in tokenizer.get_vocab():
             tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO]}, replace_extra_special_tokens=False)
         if tokenizer.pad_token_id is None:
