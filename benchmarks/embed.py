@@ -5,7 +5,7 @@ One run, one model, the same documentation in all arms, interleaved (see `broads
 - `SentenceTransformer.encode` as it comes (batches of 32 texts, sorted by characters) against `Embedder.encode`, in
   float32 and bfloat16, on docstrings of mixed length cut to 512 tokens; and how far their vectors lie apart;
 - how near both come to what the machine can multiply: the operations that the texts' own tokens need, padding not
-  counted, against the rate of the largest matrix product, measured before and after;
+  counted, against the rate of large matrix products, measured in turn with them: a shared machine's rate changes;
 - what Token Prepending costs over the same template without it, on sentences;
 - what a sweep over layers costs, in forward passes over its texts;
 - a corpus streamed to disk: memory at a quarter of it and at its end.
@@ -18,7 +18,9 @@ text, which it does by itself. `--compile` adds an arm whose layers `torch.compi
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -44,6 +46,7 @@ from broadsheet.stats import Comparison, sentence
 from broadsheet.trial import Arm, run_arms
 
 PLAIN, OURS, COMPILED = "sentence-transformers", "broadsheet", "broadsheet, layers compiled"
+LIMIT, LIMIT_SECONDS = "matrix products", 2.0
 LENGTH = 512
 
 
@@ -64,8 +67,9 @@ def plain(model: str, dtype: torch.dtype) -> SentenceTransformer:
 
 def race(
     model: str, dtype: torch.dtype, texts: Sequence[str], block: int, compiled: bool
-) -> tuple[list[ArmResult], list[Comparison], float]:
+) -> tuple[list[ArmResult], list[Comparison], float, Products]:
     """The same texts by both, and the largest difference of their vectors, as a share of the largest entry."""
+    products = Products(dtype, models.load(model, dtype=dtype).model.device)
     made: dict[str, dict[str, np.ndarray]] = {PLAIN: {}, OURS: {}, COMPILED: {}}
 
     def arm(name: str, role: Any, loaded: SentenceTransformer, prepare: Callable[[], None] | None = None) -> Arm:
@@ -86,9 +90,13 @@ def race(
             rewritten.encode(list(texts[:64]))
 
         arms.append(arm(COMPILED, "sibling", rewritten, rewrite))
+    arms.append(Arm(LIMIT, products.run, "sibling"))
     results, comparisons = run_arms(arms, texts, [], block_size=block, item="text")
+    results = [result for result in results if result.name != LIMIT]
+    comparisons = [comparison for comparison in comparisons if comparison.arm != LIMIT]
     apart = max(np.abs(made[OURS][block] - vectors).max() for block, vectors in made[PLAIN].items())
-    return results, comparisons, float(apart / max(np.abs(vectors).max() for vectors in made[PLAIN].values()))
+    largest = max(np.abs(vectors).max() for vectors in made[PLAIN].values())
+    return results, comparisons, float(apart / largest), products
 
 
 def operations(encoder: Any, texts: Sequence[str]) -> dict[str, float]:
@@ -107,16 +115,36 @@ def operations(encoder: Any, texts: Sequence[str]) -> dict[str, float]:
     }
 
 
-def multiplication(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second of a large square matrix product."""
-    square = torch.randn(2048, 2048, device=device).to(dtype)
+class Products:
+    """How fast the machine multiplies large square matrices, over the whole of a race.
 
-    def multiply() -> None:
-        square @ square
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+    Attributes:
+        rate, best: operations a second, of all products together and of the fastest.
+    """
 
-    return 2 * 2048**3 / least_seconds({"square": multiply}, 20)["square"]
+    size = 2048
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.square = torch.randn(self.size, self.size, device=device).to(dtype)
+        self._wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        self._seconds: list[float] = []
+
+    def run(self, _: Any = None) -> dict[str, Any]:
+        """Multiply for two seconds."""
+        until = time.perf_counter() + LIMIT_SECONDS
+        while (started := time.perf_counter()) < until:
+            self.square @ self.square
+            self._wait()
+            self._seconds.append(time.perf_counter() - started)
+        return {}
+
+    @property
+    def rate(self) -> float:
+        return 2 * self.size**3 * len(self._seconds) / sum(self._seconds)
+
+    @property
+    def best(self) -> float:
+        return 2 * self.size**3 / min(self._seconds)
 
 
 def prepended(loaded: Any, texts: Sequence[str], repeats: int) -> dict[str, float]:
@@ -204,7 +232,7 @@ def streamed(corpus: corpora.Corpus, count: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=1024, help="in the race")
-    parser.add_argument("--block", type=int, default=512, help="texts that are encoded at once")
+    parser.add_argument("--block", type=int, default=128, help="texts that are encoded at once")
     parser.add_argument("--sentences", type=int, default=128, help="for Token Prepending and the sweep")
     parser.add_argument("--documents", type=int, default=100_000, help="streamed to disk by a tiny model; 0 for none")
     parser.add_argument("--repeats", type=int, default=5, help="of what is timed alone; the least counts")
@@ -229,10 +257,9 @@ def main() -> None:
         except InputError as error:
             parser.error(str(error))
         needed = operations(embedder(loaded, max_seq_length=LENGTH).encoder, texts)
-        peak = multiplication(dtype, loaded.model.device)
-        results, comparisons, apart = race(arguments.model, dtype, texts, arguments.block, arguments.compile)
-        peak = max(peak, multiplication(dtype, loaded.model.device))
-        races[name] = tell_race(name, needed, peak, results, comparisons, apart)
+        del loaded
+        results, comparisons, apart, products = race(arguments.model, dtype, texts, arguments.block, arguments.compile)
+        races[name] = tell_race(name, needed, products, results, comparisons, apart)
 
     dtype = getattr(torch, arguments.dtypes[-1])
     loaded = models.load(arguments.model, dtype=dtype)
@@ -264,7 +291,7 @@ def main() -> None:
             "streaming": stream,
             "block": arguments.block,
             "threads": torch.get_num_threads(),
-            "command": "python benchmarks/embed.py --record" + (" --compile" if arguments.compile else ""),
+            "command": " ".join(["python benchmarks/embed.py", *sys.argv[1:]]),
             "provenance": evidence.provenance(
                 model={"name": arguments.model, "fingerprint": models.fingerprint(loaded.model)},
                 data="pydocs",
@@ -278,13 +305,17 @@ def main() -> None:
 def tell_race(
     dtype: str,
     needed: dict[str, float],
-    peak: float,
+    products: Products,
     results: Sequence[ArmResult],
     comparisons: Sequence[Comparison],
     apart: float,
 ) -> dict[str, Any]:
     """Print one race, and return it as it is recorded."""
-    print(f"{dtype}: {needed['tokens']:,.0f} tokens; vectors at most {apart:.1e} of the largest entry apart")
+    peak = products.rate
+    print(
+        f"{dtype}: {needed['tokens']:,.0f} tokens; vectors at most {apart:.1e} of the largest entry apart; "
+        f"matrix products at {peak / 1e9:.0f} GFLOP/s, at best {products.best / 1e9:.0f}"
+    )
     arms = {}
     for result in results:
         if not result.items_per_second:
@@ -296,7 +327,7 @@ def tell_race(
         )
         print(
             f"  {result.name:28} {result.items_per_second.estimate:6.2f} texts/s {needed['tokens'] / seconds:7,.0f} "
-            f"tokens/s   {linear:.0%} of the matrix limit of {peak / 1e9:.0f} GFLOP/s, {whole:.0%} with attention   "
+            f"tokens/s   {linear:.0%} of the matrix limit, {whole:.0%} with attention   "
             f"{result.peak_bytes / 1e9:.1f} GB"
         )
         arms[result.name] = {
@@ -309,7 +340,8 @@ def tell_race(
         }
     said = [sentence(one) for one in comparisons]
     print("".join(f"  {line}\n" for line in said), end="")
-    return {"arms": arms, "comparisons": said, "needed": needed, "peak": peak, "apart": apart}
+    rates = {"peak": peak, "peak_best": products.best}
+    return {"arms": arms, "comparisons": said, "needed": needed, "apart": apart, **rates}
 
 
 if __name__ == "__main__":

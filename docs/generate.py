@@ -390,6 +390,7 @@ def embed_speed() -> str:
                 ]
             )
         said.append(f"In {dtype} the vectors of both lie at most {race['apart']:.0e} of the largest entry apart.")
+        said.append(f"The matrix limit in {dtype}, measured in turn with both: {race['peak'] / 1e9:,.0f} GFLOP/s.")
         said += [f"{dtype}: {line}" for line in race["comparisons"]]
     extra, tried, stream = found["token_prepending"], found["sweep"], found["streaming"]
     said.append(

@@ -128,6 +128,24 @@ def test_the_stories_that_were_learnt_are_beside_the_model(
     assert all(Path(clip).is_file() for row in stories for clip in row.audio)
 
 
+def test_stories_are_learnt_beside_rows_of_the_stage_before(
+    train: Callable, made: Path, told: list, tmp_path: Path
+) -> None:
+    train(made, rehearse=3, story_learning_rate=1e-3, keep_stages=True)
+    account = json.loads((tmp_path / "ears" / "training.json").read_text())["stages"]
+    assert [(stage["steps"], stage["examples"]) for stage in account] == [(2, 4), (2, 4), (2, 2 * 4)]
+    assert [account[2]["settings"][name] for name in ("rehearsed", "learning_rate")] == [3, 1e-3]
+    train(made, "alone", stage="3", start=str(tmp_path / "ears.stage2"), rehearse=2, story_steps=2)
+    account = json.loads((tmp_path / "alone" / "training.json").read_text())["stages"]
+    assert [(stage["stage"], stage["examples"]) for stage in account] == [("3", 2 * 3)]
+    before = planned(open_data(str(made)), "3", rehearse=True)[0].rehearse
+    assert [row.task for row in before] == ["sound"] * 6
+    (made / "stage2.jsonl").unlink()
+    assert planned(open_data(str(made)), "3", rehearse=True)[0].rehearse[0].task == "asr"
+    with pytest.raises(InputError, match=r"holds no stage2\.jsonl to rehearse"):
+        train(made / "stories.jsonl", "none", stage="3", start=str(tmp_path / "ears.stage2"), rehearse=2)
+
+
 def test_a_stage_can_be_trained_alone(train: Callable, made: Path, tmp_path: Path) -> None:
     train(made, stage="2")
     assert stages(tmp_path / "ears") == ["2"]

@@ -190,6 +190,8 @@ def test_activate_tunes_a_trained_model_on_its_own_stories(
         if not weight.equal(before.trained_parameters()[name])
     ]
     assert any("lora_" in name for name in changed)
+    status, _, err = run("activate", "ears", "clips.jsonl", "--out", "fond", "--rehearse", "2")
+    assert (status, "holds no stage2.jsonl to rehearse" in err) == (2, True)
     assert any("connector" in name for name in changed)
     assert run(*arguments)[0] == 2
 

@@ -18,7 +18,7 @@ from broadsheet.hear import activating, fitting
 from broadsheet.hear.activating import activate, write_stories
 from broadsheet.hear.fitting import Collator, fit
 from broadsheet.hear.prompts import INSTRUCTIONS
-from broadsheet.hear.rows import Row, read_rows
+from broadsheet.hear.rows import Row, read_rows, write_rows
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 from broadsheet.hear.warm_start import TokenCTC, warm_start
 
@@ -62,6 +62,10 @@ def test_rows_are_read_with_paths_beside_their_file(tmp_path: Path) -> None:
     assert (first.task, first.audio, first.answer) == ("asr", (str(tmp_path / "a.wav"),), "one")
     assert first.more == {"voice": "slt"}
     assert second.audio[1] == str(tmp_path / "b/c.wav")
+    write_rows(tmp_path / "elsewhere.jsonl", [first, second])
+    again = read_rows(tmp_path / "elsewhere.jsonl")
+    assert again == [first, second]
+    assert [row.more for row in again] == [first.more, {}]
 
 
 @pytest.mark.parametrize(
@@ -148,6 +152,44 @@ def test_instructions_are_drawn_by_place_and_a_rows_own_is_kept(make: Make, rows
     asked.clear()
     collate([(0, replace(rows[0], instruction="And now?"))])
     assert asked == ["And now?"]
+
+
+def test_rehearsed_rows_join_each_pass_and_are_drawn_anew(make: Make, rows: list[Row], tmp_path: Path) -> None:
+    model = make()
+    asked: list[list[str]] = []
+    prepared = model.prepared
+
+    def noted(requests: Any, answers: Any) -> Any:
+        asked.append([clip for clips, _ in requests for clip in clips])
+        return prepared(requests, answers)
+
+    model.prepared = noted  # type: ignore[method-assign]
+    own, others = rows[:2], rows[2:]
+    fitted = fit(model, own, tmp_path / "out", steps=6, batch_size=1, rehearse=others, rehearsed=3, autocast="none")
+    assert (fitted.steps, fitted.examples) == (6, 6 * 4)
+    firsts, rests = [each[0] for each in asked], [each[1:] for each in asked]
+    assert {*firsts} == {clip for row in own for clip in row.audio}
+    assert all(len({*rest}) == 3 and {*rest} <= {clip for row in others for clip in row.audio} for rest in rests)
+    assert len({tuple(rest) for rest in rests}) > 1
+    seen = list(asked)
+    asked.clear()
+    fit(model, own, steps=6, batch_size=1, rehearse=others, rehearsed=3, autocast="none")
+    assert asked == seen
+    alone = Collator(make(), seed=0)([(0, own[0])])
+    with_others = Collator(make(), seed=0, rehearse=others, rehearsed=99)([(0, own[0])])
+    assert (len(alone["input_ids"]), len(with_others["input_ids"])) == (1, 1 + len(others))
+    assert json.loads((tmp_path / "out/training.json").read_text())["settings"]["rehearsed"] == 3
+
+
+def test_what_is_rehearsed_is_part_of_what_a_training_is_made_from(make: Make, rows: list[Row], tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 2, "batch_size": 1, "rehearsed": 2, "autocast": "none"}
+    fit(make(), rows[:2], tmp_path / "out", rehearse=rows[2:], **settings)
+    with pytest.raises(InputError, match="rehearse"):
+        fit(make(), rows[:2], tmp_path / "out", rehearse=rows[3:], **settings)
+    with pytest.raises(InputError, match="rehearsed 0"):
+        fit(make(), rows[:2], rehearse=rows[2:], **settings | {"rehearsed": 0})
+    with pytest.raises(InputError, match="1 of 1 rows have no answer"):
+        fit(make(), rows[:2], rehearse=[replace(rows[2], answer="")], **settings)
 
 
 def test_encoders_run_once_per_clip(make: Make, rows: list[Row]) -> None:

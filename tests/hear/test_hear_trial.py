@@ -6,6 +6,7 @@ import json
 import re
 import wave
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,22 +18,12 @@ from torch import Tensor
 
 from broadsheet.console import InputError
 from broadsheet.hear import arms, base, salmonn_trial
+from broadsheet.hear.arms import ACTIVATED, CASCADE, MAIN, ONE, REHEARSED, SHUFFLED, SILENT, STACK
 from broadsheet.hear.following import FOLLOWED, NAMING
 from broadsheet.hear.metrics import OTHERS, SOUNDS, WER
+from broadsheet.hear.notes import beside, loss_curve
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
-from broadsheet.hear.salmonn_trial import (
-    ACTIVATED,
-    CASCADE,
-    CLAIMS,
-    MAIN,
-    ONE,
-    SHUFFLED,
-    SILENT,
-    STACK,
-    SalmonnTrial,
-    beside,
-    loss_curve,
-)
+from broadsheet.hear.salmonn_trial import CLAIMS, SalmonnTrial
 from broadsheet.results import TrialResult
 from broadsheet.stats import Interval
 
@@ -142,15 +133,16 @@ def tried(parts: dict[str, Any]) -> tuple[SalmonnTrial, TrialResult]:
 
 def test_all_arms_are_asked_everything(tried: tuple[SalmonnTrial, TrialResult]) -> None:
     _, result = tried
-    assert [arm.name for arm in result.arms] == [STACK, MAIN, ACTIVATED, SHUFFLED, ONE, SILENT, CASCADE]
+    assert [arm.name for arm in result.arms] == [STACK, MAIN, ACTIVATED, REHEARSED, SHUFFLED, ONE, SILENT, CASCADE]
     assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
     assert all(set(arm.values) == {WER, SOUNDS, OTHERS, FOLLOWED, NAMING} for arm in result.arms)
     assert {arm.role for arm in result.arms if arm.name in (MAIN, ACTIVATED)} == {"method"}
     assert result.arms[0].role == "baseline"
-    assert [arm.n_items for arm in result.arms] == [3 + 3 + 2 + 2] * 7
+    assert [arm.n_items for arm in result.arms] == [3 + 3 + 2 + 2] * 8
     told = {(c.metric, c.baseline, c.arm) for c in result.comparisons}
     assert result.claims == list(CLAIMS)
     assert set(CLAIMS) <= told
+    assert {(FOLLOWED, MAIN, REHEARSED), (WER, ACTIVATED, REHEARSED)} <= told
     assert {c.metric for c in result.comparisons if c.test == "exact McNemar"} == {SOUNDS, OTHERS, FOLLOWED, NAMING}
     assert not next(c for c in result.comparisons if c.metric == WER).higher_is_better
     assert len([c for c in result.comparisons if (c.metric, c.arm) == ("clips/s", MAIN) and c.baseline == STACK]) == 1
@@ -196,7 +188,8 @@ def test_the_notes_hold_controls_stories_training_and_memory(tried: tuple[Salmon
     for name in (STACK, MAIN, ONE, SILENT):
         assert re.search(rf"^{name}: stage 1, 1 steps of 2 rows in \d+ s; stage 2, 1 steps of 2 rows in", notes, re.M)
     assert f"{ACTIVATED}: stage 3, 1 steps of 1 rows in " in notes
-    for name in (MAIN, ACTIVATED):
+    assert f"{REHEARSED}: stage 3, 1 steps of 1 rows and 5 rehearsed in " in notes
+    for name in (MAIN, ACTIVATED, REHEARSED):
         note = next(note for note in result.notes if note.startswith(f"{name}, asked for 2 stories, at scaling"))
         assert [part.split(" ")[2] for part in note.split("stories, ")[1].split("; ")] == ["4:", "2:", "0:"]
     assert "Memory of the whole process" in notes
@@ -204,6 +197,35 @@ def test_the_notes_hold_controls_stories_training_and_memory(tried: tuple[Salmon
     assert "Absent here" in notes
     assert [figure.title for figure in result.figures] == ["Training loss, stage 1", "Training loss, stage 2"]
     assert set(result.figures[0].lines) == {STACK, MAIN, ONE, SILENT}  # type: ignore[union-attr]
+
+
+def test_stories_are_written_once_for_both_ways_of_learning_them(
+    parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[list[str]] = []
+
+    def write(model: Any, rows: Any, **settings: Any) -> Any:
+        written.append([row.answer for row in rows])
+        return [replace(row, answer="once there was a bell") for row in rows]
+
+    learnt: list[tuple[list[str], int]] = []
+    activate = arms.activate
+
+    def noted(model: Any, rows: Any, out: Path, *, stories: Any, **settings: Any) -> Any:
+        learnt.append(([row.answer for row in stories], len(settings.get("rehearse", ()))))
+        return activate(model, rows, out, stories=stories, **settings)
+
+    monkeypatch.setattr(arms, "write_stories", write)
+    monkeypatch.setattr(arms, "activate", noted)
+    trial = Tried(**parts | {"arms": "activated,rehearsed", "encoders": "blocks", "seed": 3, "stories": 0})
+    trial._settle()
+    trial._read_data("fingerprint")
+    trial.rows_["stories"] = [replace(row, answer="") for row in trial.rows_["stories"]]
+    trial._model(ACTIVATED)
+    trial._model(REHEARSED)
+    assert written == [[""]]
+    assert learnt == [(["once there was a bell"], 0), (["once there was a bell"], 5)]
+    trial.finish()
 
 
 def test_a_second_run_reads_what_the_first_has_kept(
@@ -300,6 +322,7 @@ def test_a_control_is_said_with_its_distance() -> None:
         ({"steps1": -1}, "--steps1 -1"),
         ({"batch": -2}, "--batch -2"),
         ({"stories": -2}, "--stories -2"),
+        ({"rehearsed": -1}, "--rehearsed -1"),
         ({"arms": "shuffled,loud"}, "--arms loud"),
         ({"encoders": "ears"}, "audio encoder 'ears'"),
         ({"encoders": " , "}, "no --encoders"),

@@ -19,7 +19,6 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
 
 from broadsheet.cache import atomic_folder, atomic_write, fingerprint
@@ -27,8 +26,8 @@ from broadsheet.console import InputError
 from broadsheet.embed.encoder import CausalEncoder
 from broadsheet.models import adapters
 from broadsheet.models import fingerprint as model_fingerprint
-from broadsheet.training.kept import Fitted, ItemsInOrder, TrainedWeights, world
-from broadsheet.training.timed import ARGUMENTS, TimedRun, loss_history, warmed_up
+from broadsheet.training.kept import Fitted, TrainedItems, TrainedWeights, check_lengths, items_in_order
+from broadsheet.training.timed import ARGUMENTS, TimedRun, warmed_up
 from broadsheet.training.weights import autocast_dtype
 from broadsheet.training.workplace import workplace
 
@@ -102,10 +101,7 @@ def fit(
     Example:
         fit(embedder, pairs, MultipleNegativesRankingLoss(embedder, scale=50), "runs/contrastive", steps=200)
     """
-    if (steps is not None and steps < 1) or epochs < 1 or batch_size < 1 or accumulate < 1:
-        raise InputError(
-            f"got steps {steps}, epochs {epochs}, batch_size {batch_size}, accumulate {accumulate}; expected 1 or more"
-        )
+    check_lengths(steps, epochs, batch_size, accumulate)
     if method not in LEARNING_RATES:
         raise InputError(f"got method {method!r}; expected one of {', '.join(LEARNING_RATES)}")
     if not _size(data):
@@ -159,15 +155,7 @@ def fit(
         build: Any = _on_items if isinstance(loss, Objective) else _on_columns
         trainer = build(embedder, data, loss, str(folder), steps, epochs, common, follow)
         finished = run.train(trainer)
-        fitted = Fitted(
-            steps=trainer.state.global_step,
-            examples=int(trainer.record.get("examples", 0)),
-            tokens=int(trainer.record.get("tokens", 0)),
-            seconds=run.elapsed(),
-            finished=finished,
-            resumed_from=run.resumed_from,
-            history=loss_history(trainer),
-        )
+        fitted = Fitted.of(trainer, run, finished)
         if not finished:
             return fitted
         if merge:
@@ -209,14 +197,11 @@ class _ColumnTrainer(TrainedWeights, SentenceTransformerTrainer):
         return result
 
 
-class _ItemTrainer(TrainedWeights):
+class _ItemTrainer(TrainedItems):
     """HF `Trainer` on an `Objective`. The model it trains is a `_Step`."""
-
-    loss_is_scaled_for_ga = False
 
     def __init__(self, *args: Any, **parts: Any) -> None:
         super().__init__(*args, **parts)
-        self.model_accepts_loss_kwargs = False  # our losses are means over rows, not over tokens of a step
         self._terms: dict[str, list[float]] = {}
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **others: Any) -> Any:
@@ -236,9 +221,6 @@ class _ItemTrainer(TrainedWeights):
             logs = {**logs, **{f"loss_{name}": sum(each) / len(each) for name, each in self._terms.items()}}
             self._terms.clear()
         super().log(logs, start_time)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
 
 class _Step(nn.Module):
@@ -266,10 +248,14 @@ def _on_items(
     common: dict[str, Any],
     follow: dict[str, Any],
 ) -> _ItemTrainer:
-    a_step = common["per_device_train_batch_size"] * common["gradient_accumulation_steps"] * world()
-    length = len(data) * epochs if steps is None else steps * a_step
-    if length < a_step:
-        raise InputError(f"{len(data):,} examples make no batch of {a_step}; give more, or a smaller batch_size")
+    items = items_in_order(
+        data,
+        steps=steps,
+        epochs=epochs,
+        batch_size=common["per_device_train_batch_size"],
+        accumulate=common["gradient_accumulation_steps"],
+        seed=common["seed"],
+    )
 
     def collate(items: Sequence[tuple[int, Any]]) -> dict[str, Any]:
         return {**objective.collate(items), "place": torch.tensor([place for place, _ in items])}
@@ -280,7 +266,7 @@ def _on_items(
     return _ItemTrainer(
         model=_Step(embedder, objective),
         args=arguments,
-        train_dataset=ItemsInOrder(data, length, common["seed"]),
+        train_dataset=items,
         data_collator=collate,
         **follow,
     )

@@ -5,7 +5,6 @@ Knows: the adapter's scaling, generation, `fit`. Does not know: where clips come
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from broadsheet.cache import atomic_write
 from broadsheet.console import InputError, progress
 from broadsheet.hear.fitting import Fitted, fit
 from broadsheet.hear.prompts import instruction
-from broadsheet.hear.rows import Row
+from broadsheet.hear.rows import Row, write_rows
 
 if TYPE_CHECKING:
     from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
@@ -90,7 +88,9 @@ def activate(
         rows: clips to tell stories about (the paper: 12).
         out: where the tuned model will stand, with `stories.jsonl` in it.
         factor: of the adapter's scaling while stories are written (0.5: 4 becomes 2).
-        steps, learning_rate, training: of `fit`; adapter and connector are both trained, at the same rate.
+        steps, learning_rate, training: of `fit`; adapter and connector are both trained, at the same rate. With
+            `rehearse=rows`, rows of the stage before join each story: a model that was taught by a few hundred steps
+            forgets by a dozen, and then a rate that brings stories costs it its hearing. Not the paper's.
         stories: rows with answers, to tune on instead of writing any.
         generation: of `write_stories`, such as `max_new_tokens`.
 
@@ -114,9 +114,5 @@ def activate(
         **training,
     )
     if fitted.folder is not None:
-        with atomic_write(fitted.folder / "stories.jsonl") as file:
-            for row in told:
-                audio = [str(Path(clip).absolute()) for clip in row.audio]  # the rows' own file lies elsewhere
-                line = {"task": row.task, "audio": audio, "instruction": row.instruction, "answer": row.answer}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        write_rows(fitted.folder / "stories.jsonl", told)
     return fitted, told

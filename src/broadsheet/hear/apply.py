@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broadsheet.apply import Summary
-from broadsheet.cache import atomic_folder, atomic_write, fingerprint
+from broadsheet.cache import atomic_folder, fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.hear.base import named
 from broadsheet.hear.plan import FULL, Data, Stage, content, context_for, open_data, planned
-from broadsheet.hear.rows import Row, read_rows
+from broadsheet.hear.rows import read_rows, write_rows
 from broadsheet.training.workplace import workplace
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ class ApplySalmonn:
         --activate FILE: clips for activation tuning at the end (of a folder its stories.jsonl); `no`: none.
         --factor X: of the adapter's scaling while stories are written (0.5).
         --story-steps N: of activation tuning, a story each (12).
+        --story-learning-rate X: of activation tuning (0.0001).
+        --rehearse N: rows of the stage before beside each story, so that it is not forgotten; ours, not the paper's
+            (0: none).
         --start FOLDER: go on from a trained folder instead of beginning anew.
         --encoders NAME,…: whisper:NAME, beats:FILE, speech-embedding (whisper:tiny.en,speech-embedding).
         --context S: seconds that Whisper looks at, and of the longest piece it hears (8 where no clip is longer, for a
@@ -78,6 +81,8 @@ class ApplySalmonn:
     activate: str = ""
     factor: float = 0.5
     story_steps: int = 12
+    story_learning_rate: float = 1e-4
+    rehearse: int = 0
     start: str = ""
     encoders: str = "whisper:tiny.en,speech-embedding"
     context: float = 0.0
@@ -109,6 +114,7 @@ class ApplySalmonn:
             steps=self.steps,
             activate=self.activate,
             stories=self.story_steps,
+            rehearse=self.rehearse > 0,
             warm=self.warm_start_steps,
             seed=self.seed,
         )
@@ -145,8 +151,9 @@ class ApplySalmonn:
     # What there is to do
 
     def _check(self) -> None:
-        numbers = (self.minutes, self.epochs, self.learning_rate, self.lora_learning_rate, self.warm_start_steps)
-        if min(*numbers, self.factor) < 0 or min(self.batch_size, self.story_steps) < 1:
+        rates = (self.learning_rate, self.lora_learning_rate, self.story_learning_rate, self.factor)
+        counts = (self.minutes, self.epochs, self.warm_start_steps, self.rehearse)
+        if min(*rates, *counts) < 0 or min(self.batch_size, self.story_steps) < 1:
             raise InputError("got a negative number of minutes, epochs or rates, or no batch; expected 0 or more")
         if self.stage not in ("1", "2", "3", "all"):
             raise InputError(f"got --stage {self.stage!r}; expected 1, 2, 3 or all")
@@ -227,7 +234,7 @@ class ApplySalmonn:
             say(f"warm start: {warmed.steps:,} steps in {warmed.seconds / 60:.1f} minutes, loss {warmed.loss:.3f}")
             return None
         if stage.name == "3":
-            return self._activate(model, stage.rows, out)
+            return self._activate(model, stage, out)
         limited = stage.minutes is not None or stage.steps is not None
         fitted = fit(
             model,
@@ -244,24 +251,25 @@ class ApplySalmonn:
         _told(f"stage {stage.name}", fitted)
         return fitted
 
-    def _activate(self, model: SalmonnForConditionalGeneration, rows: Sequence[Row], out: Path) -> Fitted:
+    def _activate(self, model: SalmonnForConditionalGeneration, stage: Stage, out: Path) -> Fitted:
         """Stories first, kept as a file so that a run that was cut off tunes on the same; then the tuning."""
         from broadsheet.hear.activating import activate, write_stories
 
         file = out.with_name("stories.jsonl")
         if not file.is_file():
-            written = write_stories(model, rows, factor=self.factor, seed=self.seed)
-            with atomic_write(file) as lines:
-                for row in written:
-                    line = {
-                        "task": row.task,
-                        "audio": list(row.audio),
-                        "instruction": row.instruction,
-                        "answer": row.answer,
-                    }
-                    lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+            write_rows(file, write_stories(model, stage.rows, factor=self.factor, seed=self.seed))
         stories = read_rows(file)
-        fitted, _ = activate(model, rows, out, stories=stories, steps=self.story_steps, seed=self.seed)
+        fitted, _ = activate(
+            model,
+            [],
+            out,
+            stories=stories,
+            steps=self.story_steps,
+            learning_rate=self.story_learning_rate,
+            rehearse=stage.rehearse,
+            rehearsed=self.rehearse,
+            seed=self.seed,
+        )
         _told(f"activation tuning on {len(stories)} stories", fitted)
         return fitted
 

@@ -19,26 +19,35 @@ from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.clock import measure
 from broadsheet.console import say
 from broadsheet.hear import base
-from broadsheet.hear.activating import FACTOR, activate
+from broadsheet.hear.activating import FACTOR, activate, write_stories
 from broadsheet.hear.cascade import Cascade, Silence
 from broadsheet.hear.ears import Ears
 from broadsheet.hear.fitting import Fitted, fit
 from broadsheet.hear.making.tasks import WHAT_SAID
 from broadsheet.hear.metrics import SPEECH, Job
 from broadsheet.hear.prompts import INSTRUCTIONS
-from broadsheet.hear.rows import Row
+from broadsheet.hear.rows import Row, read_rows, write_rows
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 from broadsheet.hear.warm_start import warm_start
 from broadsheet.models.safefiles import read_json
 
-STACK, MAIN, ACTIVATED = "stack and linear", "SALMONN", "SALMONN, activated"
+STACK, MAIN, ACTIVATED, REHEARSED = "stack and linear", "SALMONN", "SALMONN, activated", "activated with rehearsal"
 SHUFFLED, ONE, COLD, SILENT, CASCADE = "shuffled audio", "one encoder", "no warm start", "text alone", "cascade"
 # By their names on the command line, those that may be left out.
-OPTIONAL = {"activated": ACTIVATED, "shuffled": SHUFFLED, "one": ONE, "cold": COLD, "text": SILENT, "cascade": CASCADE}
+OPTIONAL = {
+    "activated": ACTIVATED,
+    "rehearsed": REHEARSED,
+    "shuffled": SHUFFLED,
+    "one": ONE,
+    "cold": COLD,
+    "text": SILENT,
+    "cascade": CASCADE,
+}
 ABOUT = {
     STACK: "the frames of a window through one linear layer; all else is SALMONN's",
     MAIN: "Q-Former, after stage 2, before activation",
     ACTIVATED: "after stage 3: stories that SALMONN wrote at a weaker adapter",
+    REHEARSED: "the same stage 3 with rows of stage 2 beside each story, which is not the paper's",
     SHUFFLED: "SALMONN, hearing another clip of the same task",
     ONE: "SALMONN with the encoder for speech alone",
     COLD: "SALMONN as the paper trains it, from random weights, for as many steps of stages 1 and 2",
@@ -71,6 +80,7 @@ class TrainedArms:
     learning_rate: float = 3e-4
     lora_learning_rate: float = 1e-3
     activation_learning_rate: float = 1e-4
+    rehearsed: int = 7
     factor: float = FACTOR
     minutes: float = 0.0
     device: str = ""
@@ -147,8 +157,8 @@ class TrainedArms:
 
     def _trained(self, name: str) -> Path:
         """The folder of an arm's trained model; a killed trial goes on from the last stage, or within it."""
-        if name == ACTIVATED:
-            return self._activated()
+        if name in (ACTIVATED, REHEARSED):
+            return self._activated(name)
         first, last = (self._stage(name, stage) for stage in ("stage1", "stage2"))
         if not _stands(last):
             if not _stands(first):
@@ -177,22 +187,33 @@ class TrainedArms:
             made.save_pretrained(start)
         return self._load(start, name)
 
-    def _activated(self) -> Path:
-        last = self._stage(ACTIVATED, "stage3")
+    def _activated(self, name: str) -> Path:
+        """After stage 3; both arms of it learn from the same stories."""
+        last = self._stage(name, "stage3")
         if not _stands(last):
-            model = self._load(self._trained(MAIN), ACTIVATED)
-            say(f"training: {ACTIVATED}")
-            rows = self.rows_["stories"]
+            model = self._load(self._trained(MAIN), name)
+            rows = self._stories(model)
+            say(f"training: {name}")
             training: Any = {
                 "steps": self.activation_,
-                "factor": self.factor,
                 "learning_rate": self.activation_learning_rate,
                 "seed": self.seed,
             }
-            stories = rows if all(row.answer for row in rows) else ()
-            (fitted, _), _, peak = measure(lambda some: activate(model, some, last, stories=stories, **training), rows)
+            if name == REHEARSED:
+                training |= {"rehearse": self.rows_["stage2"], "rehearsed": self.rehearsed}
+            (fitted, _), _, peak = measure(lambda told: activate(model, [], last, stories=told, **training), rows)
             _finished(fitted, last, peak)
         return last
+
+    def _stories(self, model: SalmonnForConditionalGeneration) -> list[Row]:
+        """Stories to tune on: the data's own, or those that SALMONN writes, once, after stage 2."""
+        rows = self.rows_["stories"]
+        if all(row.answer for row in rows):
+            return rows
+        file = self.folder_ / "stories.jsonl"
+        if not file.exists():
+            write_rows(file, write_stories(model, rows, factor=self.factor, seed=self.seed))
+        return read_rows(file)
 
     def _fit(self, model: SalmonnForConditionalGeneration, name: str, out: Path, steps: int) -> None:
         say(f"training: {name}, {spelt(out.name)}")
@@ -214,6 +235,10 @@ class TrainedArms:
 
     def _stage(self, name: str, stage: str) -> Path:
         return self.folder_ / fingerprint(name) / stage
+
+    def _records(self, name: str) -> dict[str, dict[str, Any]]:
+        """What is known of each stage of an arm, in order."""
+        return {stage: self._record(name, stage) for stage in STAGES}
 
     def _record(self, name: str, stage: str) -> dict[str, Any]:
         """What is known of a stage: what `fit` wrote, and what was kept beside it."""

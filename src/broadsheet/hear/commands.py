@@ -160,6 +160,10 @@ def activate(
     out: Annotated[Path, typer.Option(help="The tuned model; resumes where a killed run stopped.")],
     factor: Annotated[float, typer.Option(help="Of the adapter's scaling while stories are written.")] = 0.5,
     steps: Annotated[int, typer.Option(min=1, help="Of training, one story each.")] = 12,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Of adapter and connector.")] = 1e-4,
+    rehearse: Annotated[
+        int, typer.Option(min=0, help="Rows of the last stage of CLIPS, a folder, beside each story; not the paper's.")
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the clips, the stories and the training.")] = 0,
     device: Device = None,
     dtype: Dtype = None,
@@ -172,7 +176,8 @@ def activate(
     from broadsheet.hear.apply import ApplySalmonn
 
     options: dict[str, Any] = {"device": device or "", "dtype": dtype or ""}
-    method = ApplySalmonn(stage="3", start=str(folder), factor=factor, story_steps=steps, seed=seed, **options)
+    options |= {"story_steps": steps, "story_learning_rate": learning_rate, "rehearse": rehearse}
+    method = ApplySalmonn(stage="3", start=str(folder), factor=factor, seed=seed, **options)
     if not method.run(method.data(clips), out, force=force).finished:
         raise KeyboardInterrupt
 

@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
 
 from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, progress
 from broadsheet.hear.prompts import instruction
 from broadsheet.hear.rows import Row
-from broadsheet.training.kept import Fitted, ItemsInOrder, TrainedWeights, world
-from broadsheet.training.timed import ARGUMENTS, TimedRun, loss_history, warmed_up
+from broadsheet.training.kept import Fitted, TrainedItems, check_lengths, items_in_order
+from broadsheet.training.timed import ARGUMENTS, TimedRun, warmed_up
 from broadsheet.training.weights import autocast_dtype
 from broadsheet.training.workplace import workplace
 
@@ -54,6 +53,8 @@ def fit(
     max_grad_norm: float = 1.0,
     autocast: Literal["auto", "bfloat16", "none"] = "auto",
     pools: Mapping[str, Sequence[str]] | None = None,
+    rehearse: Sequence[Row] = (),
+    rehearsed: int = 7,
     checkpoint_minutes: float = 10.0,
     seed: int = 0,
     force: bool = False,
@@ -78,7 +79,9 @@ def fit(
         max_grad_norm: 0 does not clip.
         autocast: the type of forward passes; `"auto"`: bfloat16 where the device computes in it.
         pools: task → instructions, before the built-in ones.
-        seed: of order, instructions and dropout.
+        rehearse: rows of an earlier training; so many of them as `rehearsed` says, drawn anew, join each forward pass,
+            so that what they taught is not forgotten. They count for no step and no epoch. Not the paper's.
+        seed: of order, instructions, rehearsal and dropout.
         force: replace a finished `out`, and start over.
         arguments: further ones for `TrainingArguments`.
 
@@ -89,7 +92,12 @@ def fit(
     Example:
         fit(model, read_rows("data/stage1.jsonl"), "runs/stage1", steps=300)
     """
-    _check(rows, steps, epochs, batch_size, accumulate)
+    check_lengths(steps, epochs, batch_size, accumulate)
+    _check(rows)
+    if rehearse:
+        _check(rehearse)
+        if rehearsed < 1:
+            raise InputError(f"got rehearsed {rehearsed}; expected 1 or more")
     made_from: dict[str, Any] = {
         "steps": steps,
         "minutes": minutes,
@@ -103,31 +111,27 @@ def fit(
         "schedule": schedule,
         "max_grad_norm": max_grad_norm,
         "autocast": autocast,
+        "rehearsed": min(rehearsed, len(rehearse)),
         "checkpoint_minutes": checkpoint_minutes,
         "seed": seed,
         "arguments": {name: str(value) for name, value in sorted(arguments.items())},
     }
     run = TimedRun(minutes, checkpoint_minutes, keep=out is not None, clock=clock)
-    whole = {**made_from, "model": identity(model), "rows": _content(rows)} if out is not None else {}
+    whole = {}
+    if out is not None:
+        whole = {**made_from, "model": identity(model), "rows": _content(rows), "rehearse": _content(rehearse)}
     place = workplace(out, whole, finished="config.json", force=force, may_change=_MAY_CHANGE, kind="model")
     with place as folder, torch.random.fork_rng():
         torch.manual_seed(seed)
-        encode(model, rows)
-        trainer = _trainer(model, rows, folder, made_from, run, pools, arguments)
+        encode(model, [*rows, *rehearse])
+        collator = Collator(model, seed, pools, rehearse, rehearsed)
+        trainer = _trainer(model, rows, collator, folder, made_from, run, arguments)
         try:
             finished = run.train(trainer)
         finally:
             model.zero_grad(set_to_none=True)
             model.eval()
-        fitted = Fitted(
-            steps=trainer.state.global_step,
-            examples=int(trainer.record.get("examples", 0)),
-            tokens=int(trainer.record.get("tokens", 0)),
-            seconds=run.elapsed(),
-            finished=finished,
-            resumed_from=run.resumed_from,
-            history=loss_history(trainer),
-        )
+        fitted = Fitted.of(trainer, run, finished)
         if out is None or not finished:
             return fitted
         model.save_pretrained(out)
@@ -140,10 +144,10 @@ def fit(
 def _trainer(
     model: SalmonnForConditionalGeneration,
     rows: Sequence[Row],
+    collator: Collator,
     folder: Path,
     settings: Mapping[str, Any],
     run: TimedRun,
-    pools: Mapping[str, Sequence[str]] | None,
     arguments: Mapping[str, Any],
 ) -> _HearTrainer:
     """The trainer that `fit`'s settings describe, working in `folder`.
@@ -151,11 +155,8 @@ def _trainer(
     Raises:
         InputError: the rows make no batch.
     """
-    seed, steps = settings["seed"], settings["steps"]
-    a_step = settings["batch_size"] * settings["accumulate"] * world()
-    length = len(rows) * settings["epochs"] if steps is None else steps * a_step
-    if length < a_step:
-        raise InputError(f"{len(rows):,} rows make no batch of {a_step}; give more, or a smaller batch_size")
+    seed = settings["seed"]
+    length = {name: settings[name] for name in ("steps", "epochs", "batch_size", "accumulate")}
     trainer = _HearTrainer(
         model=model,
         args=TrainingArguments(
@@ -173,8 +174,8 @@ def _trainer(
             **ARGUMENTS,
             **arguments,
         ),
-        train_dataset=ItemsInOrder(rows, length, seed),
-        data_collator=Collator(model, seed, pools),
+        train_dataset=items_in_order(rows, seed=seed, **length),
+        data_collator=collator,
         optimizers=(_optimizer(model, settings), None),
         progress=run.progress,
         schedule=warmed_up(settings["schedule"], settings["warmup"]),
@@ -190,6 +191,7 @@ class Collator:
         model: encodes what is not in its cache, and makes the batch.
         seed: of the draws.
         pools: task → instructions, before the built-in ones.
+        rehearse, rehearsed: as in `fit`: rows that `rehearsed` of join each batch, behind its own.
     """
 
     def __init__(
@@ -197,17 +199,23 @@ class Collator:
         model: SalmonnForConditionalGeneration,
         seed: int = 0,
         pools: Mapping[str, Sequence[str]] | None = None,
+        rehearse: Sequence[Row] = (),
+        rehearsed: int = 0,
     ) -> None:
         self.model = model
         self.seed = seed
         self.pools = dict(pools or {})
+        self.rehearse = list(rehearse)
+        self.rehearsed = min(rehearsed, len(self.rehearse))
 
     def __call__(self, items: Sequence[tuple[int, Row]]) -> dict[str, Any]:
-        requests = []
-        for place, row in items:
-            draw = random.Random(f"{self.seed} {place}")
-            requests.append((list(row.audio), row.instruction or instruction(row.task, draw, self.pools)))
-        return self.model.prepared(requests, [row.answer for _, row in items])
+        drawn = [(row, random.Random(f"{self.seed} {place}")) for place, row in items]
+        again = random.Random(f"{self.seed} {items[0][0]} rehearsal")
+        drawn += [(row, again) for row in again.sample(self.rehearse, self.rehearsed)]
+        requests = [
+            (list(row.audio), row.instruction or instruction(row.task, draw, self.pools)) for row, draw in drawn
+        ]
+        return self.model.prepared(requests, [row.answer for row, _ in drawn])
 
 
 def encode(model: SalmonnForConditionalGeneration, rows: Sequence[Row], group: int = 64) -> None:
@@ -229,23 +237,16 @@ def identity(model: SalmonnForConditionalGeneration) -> str:
     return fingerprint([model.config.llm, [each.identity for each in model.ears.encoders], digest.hexdigest()])
 
 
-class _HearTrainer(TrainedWeights):
-    """HF `Trainer` on a model with ears, in the order its data set gives."""
+class _HearTrainer(TrainedItems):
+    """HF `Trainer` on a model with ears."""
 
     autocast: torch.dtype | None = None
-
-    def __init__(self, *args: Any, **parts: Any) -> None:
-        super().__init__(*args, **parts)
-        self.model_accepts_loss_kwargs = False  # the loss is a mean over the tokens of a pass
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **others: Any) -> Any:
         with torch.autocast(inputs["input_ids"].device.type, self.autocast, enabled=self.autocast is not None):
             output = model(**inputs)
         self.seen(output.loss, len(inputs["input_ids"]), int(inputs["attention_mask"].sum()))
         return (output.loss, output) if return_outputs else output.loss
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
 
 def _optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
@@ -267,11 +268,7 @@ def _optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.optim.Opt
     )
 
 
-def _check(rows: Sequence[Row], steps: int | None, epochs: int, batch_size: int, accumulate: int) -> None:
-    if (steps is not None and steps < 1) or min(epochs, batch_size, accumulate) < 1:
-        raise InputError(
-            f"got steps {steps}, epochs {epochs}, batch_size {batch_size}, accumulate {accumulate}; expected 1 or more"
-        )
+def _check(rows: Sequence[Row]) -> None:
     if not rows:
         raise InputError("got no rows to train on; expected at least one")
     if empty := sum(not row.answer.strip() for row in rows):

@@ -59,12 +59,13 @@ def open_data(data: str, *, on_error: OnError = "stop", **others: Any) -> Data:
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of a training: `"warm"`, `"1"`, `"2"` or `"3"`, and its rows."""
+    """One part of a training: `"warm"`, `"1"`, `"2"` or `"3"`, its rows, and those of an earlier one beside them."""
 
     name: str
     rows: tuple[Row, ...]
     minutes: float | None = None
     steps: int | None = None
+    rehearse: tuple[Row, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -80,6 +81,7 @@ def planned(
     steps: str = "",
     activate: str = "",
     stories: int = 12,
+    rehearse: bool = False,
     warm: int = 0,
     seed: int = 0,
 ) -> list[Stage]:
@@ -92,6 +94,7 @@ def planned(
         steps: of each of the first two, such as `"300,120"`, or one number for both.
         activate: a file or folder of clips for the third instead of the data's own; `"no"`: without it.
         stories: clips of the third.
+        rehearse: give the third the rows of the one before it, trained here or not, too.
         warm: steps of a warm start; 0: none.
         seed: of the choice of clips.
 
@@ -108,11 +111,12 @@ def planned(
     trained = [name for name in files if name != "3"]
     each = _steps(steps, trained)
     parts = sum(PARTS[name] for name in trained)
-    plan = []
+    plan: list[Stage] = []
     for name, file in files.items():
         rows = _usable(read_rows(file, answers=name != "3"), data.on_error, file)
         if name == "3":
-            plan.append(Stage(name, _clips(rows, stories, seed)))
+            before = _before(data, plan) if rehearse else ()
+            plan.append(Stage(name, _clips(rows, stories, seed), rehearse=before))
         else:
             plan.append(Stage(name, tuple(rows), minutes * PARTS[name] / parts or None, each[name]))
     if not plan:
@@ -135,8 +139,9 @@ def content(plan: Sequence[Stage]) -> str:
     """A fingerprint of all rows of a plan."""
     return fingerprint(
         [
-            [stage.name, [[row.task, list(row.audio), row.instruction, row.answer] for row in stage.rows]]
+            [stage.name, [[row.task, list(row.audio), row.instruction, row.answer] for row in rows]]
             for stage in plan
+            for rows in (stage.rows, stage.rehearse)
         ]
     )
 
@@ -161,6 +166,21 @@ def _files(data: Data, stage: str) -> dict[str, Path]:
         return {"1" if stage == "all" else stage: data.path}
     found = {name: data.path / file for name, file in FILES.items()}
     return {name: file for name, file in found.items() if stage == name or (file.is_file() and file.stat().st_size)}
+
+
+def _before(data: Data, plan: Sequence[Stage]) -> tuple[Row, ...]:
+    """The rows that activation tuning rehearses: of the last stage of a plan, or of the last one that the folder holds.
+
+    Raises:
+        InputError: there are none.
+    """
+    if plan:
+        return plan[-1].rows
+    files = [data.path / FILES[name] for name in ("2", "1")] if data.path.is_dir() else []
+    for file in files:
+        if file.is_file() and file.stat().st_size:
+            return tuple(_usable(read_rows(file), data.on_error, file))
+    raise InputError(f"{data.spec} holds no {FILES['2']} to rehearse; give the folder that was trained on")
 
 
 def _clips(rows: Sequence[Row], most: int, seed: int) -> tuple[Row, ...]:

@@ -6,11 +6,12 @@ Knows: JSONL, paths. Does not know: audio formats, models.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from broadsheet.cache import atomic_write
 from broadsheet.console import InputError
 
 
@@ -58,6 +59,15 @@ def read_rows(path: str | Path, *, answers: bool = True) -> list[Row]:
     if not rows:
         raise InputError(f"{file} holds no rows; expected JSONL with task, audio, answer")
     return rows
+
+
+def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
+    """Write rows that `read_rows` reads back, whole or not at all; their audio by absolute paths."""
+    with atomic_write(Path(path)) as file:
+        for row in rows:
+            audio = [str(Path(clip).absolute()) for clip in row.audio]
+            line = {"task": row.task, "audio": audio, "instruction": row.instruction, "answer": row.answer, **row.more}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def parsed(line: str, file: Path, number: int, *, answers: bool = True) -> Row:

@@ -26,6 +26,7 @@ from broadsheet.hear.arms import (
     MAIN,
     ONE,
     OPTIONAL,
+    REHEARSED,
     SHUFFLED,
     SILENT,
     STACK,
@@ -39,7 +40,8 @@ from broadsheet.hear.cascade import Given, Silence
 from broadsheet.hear.ears import Ears
 from broadsheet.hear.following import FOLLOWED, RULES, STORIES, account, stories
 from broadsheet.hear.making import make_data
-from broadsheet.hear.metrics import OTHERS, SCORED, SOUNDS, SPEECH, WER, Job, Question, jobs, questions
+from broadsheet.hear.metrics import SCORED, SOUNDS, SPEECH, WER, Job, Question, jobs, questions
+from broadsheet.hear.notes import beside, loss_curve, trained
 from broadsheet.hear.rows import Row, read_rows
 from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import read_json
@@ -55,6 +57,7 @@ CLAIMS = (
     (SOUNDS, ONE, MAIN),
     (FOLLOWED, MAIN, ACTIVATED),
 )
+_BESIDE = ((MAIN, SHUFFLED), (MAIN, SILENT), (COLD, SHUFFLED), (ACTIVATED, MAIN), (REHEARSED, MAIN))
 _FILES = ("stage1", "stage2", "stories", "test")
 _SHORT = 8.0  # seconds; clips that are no longer are given a Whisper of this context
 _QUICK = {"asr": 24, "sound": 20, "caption": 10, "count": 8, "voice": 8, "order": 8, "speech_sound": 8}
@@ -71,7 +74,8 @@ class SalmonnTrial(TrainedArms):
     them: SALMONN hearing another clip of the task; with one encoder; without the warm start, where there is one;
     trained and asked in silence; and the cascade: Whisper's transcript, read by the same model without an adapter. The
     last stage, activation, is an arm of its own: 12 stories that the model writes at a part of its adapter's scaling,
-    learnt in 12 steps.
+    learnt in 12 steps. Another arm learns the same stories in as many steps with rows of stage 2 beside each, so that
+    it does not forget them; that is not the paper's.
 
     Options:
         --encoders NAME,…: audio encoders, the one for speech first (whisper:tiny.en,speech-embedding).
@@ -86,11 +90,12 @@ class SalmonnTrial(TrainedArms):
         --learning-rate X: of norms and connector (0.0003).
         --lora-learning-rate X: of the adapter (0.001).
         --activation-learning-rate X: of both in stage 3 (0.0001).
+        --rehearsed N: rows of stage 2 beside each story in the arm that rehearses (7; 0: no such arm).
         --factor X: of the adapter's scaling while stage 3's stories are written (0.5: 4 becomes 2). An adapter that was
             trained hard needs less.
         --minutes X: that each stage of each arm may take at most (0: no limit).
-        --arms NAME,…: besides the baseline and SALMONN: activated, shuffled, one, cold, text, cascade (all; cold needs
-            a warm start to go without).
+        --arms NAME,…: besides the baseline and SALMONN: activated, rehearsed, shuffled, one, cold, text, cascade (all;
+            cold needs a warm start to go without).
         --test N: test rows of asr and of sound, and half as many of each other task (60; with --quick 6).
         --stories N: test clips that a story is asked about (12; with --quick 2; 0: none).
         --story-tokens N: of a story at most (80).
@@ -149,10 +154,7 @@ class SalmonnTrial(TrainedArms):
                 "encoders": ", ".join(_called(each) for each in self.settings_),
                 "connector": f"{self.queries} audio token{'s' * (self.queries > 1)} a window of {self.window:.3g} s; "
                 f"Q-Former of {self.layers} layers, {self.hidden} wide",
-                "training": f"{self.steps1_} and {self.steps2_} steps of {self.batch_} rows, learning rate "
-                f"{self.learning_rate:g}, of the adapter {self.lora_learning_rate:g}"
-                + (f", after {self.warm_start_steps} steps of warm start" if self.warm_start_steps else ""),
-                "activation": f"{self.activation_} steps on stories written at {self.factor:g} of the scaling",
+                **self._taught(),
                 "data": f"{self.data_}; {len(self.rows_['stage2']):,} training rows, clips of at most "
                 f"{self.seconds_:.1f} s",
             },
@@ -188,17 +190,18 @@ class SalmonnTrial(TrainedArms):
         }
         if few := {name: count for name, count in counts.items() if count < 1}:
             raise InputError(f"got {' '.join(f'{name} {count}' for name, count in few.items())}; expected 1 or more")
-        if min(self.stories_, self.warm_start_steps, self.minutes, self.factor) < 0:
+        if min(self.stories_, self.warm_start_steps, self.minutes, self.factor, self.rehearsed) < 0:
             raise InputError(
                 f"got --stories {self.stories_} --warm-start-steps {self.warm_start_steps} --minutes {self.minutes:g} "
-                f"--factor {self.factor:g}; expected 0 or more"
+                f"--factor {self.factor:g} --rehearsed {self.rehearsed}; expected 0 or more"
             )
         asked = [name.strip() for name in self.arms.split(",") if name.strip()] or list(OPTIONAL)
         if unknown := [name for name in asked if name not in OPTIONAL]:
             raise InputError(f"got --arms {','.join(unknown)}; expected some of {', '.join(OPTIONAL)}")
         self.chosen_ = [STACK, MAIN, *(name for short, name in OPTIONAL.items() if short in asked)]
-        if not self.warm_start_steps:
-            self.chosen_ = [name for name in self.chosen_ if name != COLD]
+        without = {COLD} if not self.warm_start_steps else set()
+        without |= {REHEARSED} if not self.rehearsed else set()
+        self.chosen_ = [name for name in self.chosen_ if name not in without]
         self.settings_ = [base.named(name.strip()) for name in self.encoders.split(",") if name.strip()]
         if not self.settings_:
             raise InputError("got no --encoders; expected one or more, such as whisper:tiny.en")
@@ -261,7 +264,8 @@ class SalmonnTrial(TrainedArms):
 
     def _compare(self) -> tuple[list[ArmResult], list[Comparison]]:
         """Every job with every arm: one result an arm; clips/s are those of the first job, whose blocks are many."""
-        wanted = [(SHUFFLED, MAIN), (ONE, MAIN), (COLD, MAIN), (SILENT, MAIN), (CASCADE, MAIN), (MAIN, ACTIVATED)]
+        wanted = [(name, MAIN) for name in (SHUFFLED, ONE, COLD, SILENT, CASCADE)]
+        wanted += [(MAIN, ACTIVATED), (MAIN, REHEARSED), (ACTIVATED, REHEARSED)]
         pairs = [pair for pair in wanted if set(pair) <= set(self.chosen_)]
         whole: list[ArmResult] = []
         comparisons: list[Comparison] = []
@@ -342,7 +346,7 @@ class SalmonnTrial(TrainedArms):
         path = self.folder_ / "scaling.json"
         kept = read_json(path) if path.exists() else {}
         job = self.jobs_[-1]
-        for name in (MAIN, ACTIVATED) if job.name == STORIES else ():
+        for name in (MAIN, ACTIVATED, REHEARSED) if job.name == STORIES else ():
             if name not in usable:
                 continue
             told[name] = {1.0: usable[name].samples[f"{STORIES}: answers"]}
@@ -358,6 +362,17 @@ class SalmonnTrial(TrainedArms):
 
     # what is said of it
 
+    def _taught(self) -> dict[str, str]:
+        """How the arms are trained, in words."""
+        after = f", after {self.warm_start_steps} steps of warm start" if self.warm_start_steps else ""
+        told = f"{self.activation_} steps on stories written at {self.factor:g} of the adapter's scaling, "
+        beside_it = f"; in rehearsal {self.rehearsed} rows of stage 2 beside each" if REHEARSED in self.chosen_ else ""
+        return {
+            "training": f"{self.steps1_} and {self.steps2_} steps of {self.batch_} rows, learning rate "
+            f"{self.learning_rate:g}, of the adapter {self.lora_learning_rate:g}{after}",
+            "activation": f"{told}learning rate {self.activation_learning_rate:g}{beside_it}",
+        }
+
     def _notes(
         self,
         usable: Mapping[str, ArmResult],
@@ -367,7 +382,13 @@ class SalmonnTrial(TrainedArms):
         notes = [f"{MAIN} is the model after stage 2. What stage 3 makes of it is an arm of its own, {ACTIVATED}."]
         notes += [
             beside(usable[name].values, usable[control].values, name, control)
-            for name, control in ((MAIN, SHUFFLED), (MAIN, SILENT), (COLD, SHUFFLED), (ACTIVATED, MAIN))
+            for name, control in (
+                (MAIN, SHUFFLED),
+                (MAIN, SILENT),
+                (COLD, SHUFFLED),
+                (ACTIVATED, MAIN),
+                (REHEARSED, MAIN),
+            )
             if {name, control} <= set(usable)
         ]
         notes += self._told(told)
@@ -376,7 +397,7 @@ class SalmonnTrial(TrainedArms):
                 f"Where the right answers are a closed set, the {CASCADE} chooses the likeliest of them; all other "
                 "arms write freely, and their words are compared."
             )
-        notes += filter(None, map(self._training, self.chosen_))
+        notes += filter(None, (trained(name, self._records(name)) for name in self.chosen_))
         steps = {
             stage: {self._record(name, stage)["steps"] for name in self.chosen_ if self._record(name, stage)}
             for stage in ("stage1", "stage2")
@@ -410,16 +431,6 @@ class SalmonnTrial(TrainedArms):
             notes.append(f"{name}, asked for {len(job.questions)} stories, {'; '.join(parts)}.")
         return [*notes, RULES] if notes else []
 
-    def _training(self, name: str) -> str:
-        """What each stage of an arm took, in one sentence; empty for an arm that is not trained."""
-        told = []
-        for stage in STAGES:
-            if kept := self._record(name, stage):
-                how = "warm start, which is not the paper's" if stage == "start" else spelt(stage)
-                rows = f" of {kept['settings']['batch_size']} rows" if "settings" in kept else ""
-                told.append(f"{how}, {kept['steps']:,} steps{rows} in {kept['seconds']:,.0f} s")
-        return f"{name}: {'; '.join(told)}." if told else ""
-
     def _curves(self) -> list[Curve]:
         """The loss of each arm in stages 1 and 2."""
         found = []
@@ -428,30 +439,6 @@ class SalmonnTrial(TrainedArms):
             if any(lines.values()):
                 found.append(loss_curve(f"Training loss, {spelt(stage)}", {k: v for k, v in lines.items() if v}))
         return found
-
-
-def beside(values: Mapping[str, Any], others: Mapping[str, Any], name: str, control: str) -> str:
-    """WER and accuracies of an arm beside those of another, and how far they lie apart, in one sentence."""
-    told = [
-        f"{metric} {values[metric].estimate:.3f} against {others[metric].estimate:.3f}, "
-        f"{abs(values[metric].estimate - others[metric].estimate):.3f} apart"
-        for metric in (WER, SOUNDS, OTHERS)
-        if metric in values and metric in others
-    ]
-    return f"{name} beside {control}: {'; '.join(told)}."
-
-
-def loss_curve(title: str, histories: Mapping[str, Sequence[Mapping[str, float]]], points: int = 50) -> Curve:
-    """Losses over steps, the mean of consecutive steps at each of at most so many points."""
-    longest = max(len(history) for history in histories.values())
-    width = -(-longest // points)
-    starts = range(0, longest, width)
-    lines: dict[str, list[float | None]] = {}
-    for name, history in histories.items():
-        losses = [each["loss"] for each in history]
-        parts = [losses[start : start + width] for start in starts]
-        lines[name] = [sum(part) / len(part) if part else None for part in parts]
-    return Curve(title, "step", "loss", [float(min(start + width, longest)) for start in starts], lines)
 
 
 def _rows(folder: Path) -> dict[str, list[Row]]:

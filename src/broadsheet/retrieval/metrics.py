@@ -88,7 +88,7 @@ def _measure(name: str) -> Any:
     try:
         import ir_measures
     except ImportError:
-        raise InputError("nDCG is computed by ir-measures, which is missing: pip install 'broadsheet[rank]'") from None
+        raise InputError("nDCG is computed by ir-measures, which is missing: pip install ir-measures") from None
     try:
         return ir_measures.parse_measure(name)
     except (NameError, ValueError, SyntaxError) as error:

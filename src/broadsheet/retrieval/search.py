@@ -30,7 +30,7 @@ class BM25:
         try:
             import bm25s
         except ImportError:
-            raise InputError("first-stage search needs bm25s: pip install 'broadsheet[rank]'") from None
+            raise InputError("first-stage search needs bm25s: pip install bm25s") from None
         if not texts:
             raise InputError("got no passages to search; expected one at least")
         self._tokenize = partial(bm25s.tokenize, stopwords="en", show_progress=False)

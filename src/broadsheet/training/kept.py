@@ -12,11 +12,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, SequentialSampler
 
 from broadsheet.console import InputError
 from broadsheet.training.checkpoints import CompleteCheckpoints
-from broadsheet.training.timed import ScheduledByProgress
+from broadsheet.training.timed import ScheduledByProgress, TimedRun, loss_history
 
 _WEIGHTS = "trained.safetensors"
 
@@ -43,6 +43,19 @@ class Fitted:
     resumed_from: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     folder: Path | None = None
+
+    @classmethod
+    def of(cls, trainer: TrainedWeights, run: TimedRun, finished: bool) -> Fitted:
+        """What `run` did with `trainer`."""
+        return cls(
+            steps=trainer.state.global_step,
+            examples=int(trainer.record.get("examples", 0)),
+            tokens=int(trainer.record.get("tokens", 0)),
+            seconds=run.elapsed(),
+            finished=finished,
+            resumed_from=run.resumed_from,
+            history=loss_history(trainer),
+        )
 
 
 class TrainedWeights(CompleteCheckpoints, ScheduledByProgress):
@@ -93,6 +106,19 @@ class TrainedWeights(CompleteCheckpoints, ScheduledByProgress):
         self.record["tokens"] = self.record.get("tokens", 0) + tokens
 
 
+class TrainedItems(TrainedWeights):
+    """`TrainedWeights` on `ItemsInOrder`, in that order; a loss is a mean over its pass, whatever its step holds."""
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, *args: Any, **parts: Any) -> None:
+        super().__init__(*args, **parts)
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+
 class ItemsInOrder(Dataset[tuple[int, Any]]):
     """Items in the order of training, each with its place: each epoch shuffled by (seed, epoch), one after the other.
 
@@ -115,6 +141,33 @@ class ItemsInOrder(Dataset[tuple[int, Any]]):
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
             self._epoch = (epoch, torch.randperm(len(self.items), generator=generator).tolist())
         return place, self.items[self._epoch[1][within]]
+
+
+def check_lengths(steps: int | None, epochs: int, batch_size: int, accumulate: int) -> None:
+    """See that a training has a length.
+
+    Raises:
+        InputError: it has none.
+    """
+    if (steps is not None and steps < 1) or min(epochs, batch_size, accumulate) < 1:
+        raise InputError(
+            f"got steps {steps}, epochs {epochs}, batch_size {batch_size}, accumulate {accumulate}; expected 1 or more"
+        )
+
+
+def items_in_order(
+    items: Sequence[Any], *, steps: int | None, epochs: int, batch_size: int, accumulate: int, seed: int
+) -> ItemsInOrder:
+    """The items of a whole training: of `steps`, which repeat them as often as it takes, or else of `epochs`.
+
+    Raises:
+        InputError: they make no batch for all processes.
+    """
+    a_step = batch_size * accumulate * world()
+    length = len(items) * epochs if steps is None else steps * a_step
+    if length < a_step:
+        raise InputError(f"{len(items):,} examples make no batch of {a_step}; give more, or a smaller batch_size")
+    return ItemsInOrder(items, length, seed)
 
 
 def world() -> int:
