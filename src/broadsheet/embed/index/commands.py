@@ -134,7 +134,7 @@ def lines(index: VectorIndex, change: Change | None, deleted: int, check: Check 
         if check.width is not None:
             times += f", {1000 * check.exact_seconds:.2f} ms exactly"
         said.append(
-            f"recall@{check.k} {check.recall:.3f} against exact search, on {check.queries:,} documents; {times}; "
-            "every file is as it was written"
+            f"recall@{check.k} {check.recall:.3f} against exact search, on {check.queries:,} queries like the "
+            f"documents; {times}; every file is as it was written"
         )
     return said

@@ -215,7 +215,7 @@ def _graph(contents: Contents) -> Graph | None:
     if before is not None and before.rows == manifest.rows:
         return before
     if before is None or manifest.rows > GROWN * before.fitted:
-        graph, fitted = Neighbours(recall.sample(contents, FITTED, seed=0)[0]), manifest.rows
+        graph, fitted = Neighbours(recall.sample(contents, FITTED, seed=0)), manifest.rows
     else:
         assert contents.graph is not None
         graph, fitted = contents.graph, before.fitted
