@@ -144,8 +144,8 @@ def test_the_graph_finds_nearly_what_exact_search_finds(tmp_path):
 def test_the_graph_searches_as_wide_as_it_has_to(tmp_path, monkeypatch, capsys):
     plain = recall.found
 
-    def found(contents, graph, queries, k, width):
-        scores = plain(contents, graph, queries, k, width)
+    def found(contents, graph, queries, own, k, width):
+        scores = plain(contents, graph, queries, own, k, width)
         return scores if width >= enough else np.full_like(scores, -np.inf)
 
     monkeypatch.setattr(recall, "found", found)
@@ -158,24 +158,32 @@ def test_the_graph_searches_as_wide_as_it_has_to(tmp_path, monkeypatch, capsys):
     assert "finds 0.0% of the nearest 10; --exact finds all" in capsys.readouterr().err
 
 
-def test_a_graph_is_judged_by_queries_as_far_from_documents_as_new_ones(tmp_path):
-    rng = np.random.default_rng(0)
-    centres = rng.normal(size=(20, 32))
-    rows = centres[rng.integers(0, 20, 1200)] + 0.3 * rng.normal(size=(1200, 32))
-    index = VectorIndex.create(tmp_path / "clusters", dimensions=32)
-    index.add([Document(f"d{i}", "text") for i in range(1000)], rows[:1000])
-    contents = index._contents
-    drawn = recall.drawn(contents, 200, seed=0)
-    np.testing.assert_array_equal(recall.drawn(contents, 200, seed=0), drawn)
-    new, like, own = (
-        recall.nearest(contents, (each / np.linalg.norm(each, axis=1, keepdims=True)).astype(np.float32), 1).mean()
-        for each in (rows[1000:], drawn, recall.sample(contents, 200, seed=0))
-    )
-    assert own == pytest.approx(1, abs=1e-5)
-    assert like == pytest.approx(new, abs=0.25 * (1 - new))
-    copies = VectorIndex.create(tmp_path / "copies", dimensions=32)
-    copies.add([Document(f"d{i}", "text") for i in range(30)], np.repeat(rows[:1], 30, 0))
-    assert recall.nearest(copies._contents, recall.drawn(copies._contents, 9, seed=0), 1).min() > 1 - 1e-5
+def test_a_graphs_width_is_chosen_on_vectors_it_does_not_hold(tmp_path, monkeypatch):
+    seen = []
+    plain = recall.width
+
+    def width(contents, graph, queries):
+        every = graph.search(contents.gather(np.arange(contents.manifest.rows)), contents.manifest.rows, 10_000)
+        seen.append((set(queries.tolist()), set(every.flatten().tolist()) - {-1}))
+        return plain(contents, graph, queries)
+
+    monkeypatch.setattr(recall, "width", width)
+    index = made(tmp_path / "index", 600, graph_from=500)
+    [(held, holds)] = seen
+    assert len(held) == 60
+    assert held.isdisjoint(holds)
+    assert held | holds == set(range(600))
+    first = index.manifest.graph
+    assert [hits[0].id for hits in index.search(vectors(600), 1)] == [f"d{i}" for i in range(600)]
+    index.add([Document(f"n{i}", "few") for i in range(100)], vectors(100, seed=4))  # too few to judge by
+    assert len(seen) == 1
+    assert (index.manifest.graph.width, index.manifest.graph.recall) == (first.width, first.recall)
+    assert index.manifest.graph.rows == 700
+    assert [hits[0].id for hits in index.search(vectors(100, seed=4), 1)] == [f"n{i}" for i in range(100)]
+    index.add([Document(f"m{i}", "many") for i in range(500)], vectors(500, seed=5))
+    assert len(seen) == 2
+    assert len(seen[1][0]) == 50
+    assert seen[1][0] <= set(range(700, 1200))
 
 
 def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):

@@ -127,14 +127,14 @@ def lines(index: VectorIndex, change: Change | None, deleted: int, check: Check 
     if deleted:
         said.append(f"{index.folder}: {deleted:,} deleted")
     graph = index.manifest.graph
-    how = f"a graph of width {graph.width}, recall@10 {graph.recall:.3f} on a sample" if graph else "exact search"
+    how = f"a graph of width {graph.width}, recall@10 {graph.recall:.3f} on new vectors" if graph else "exact search"
     said.append(f"{len(index):,} documents, {index.dimensions:,} dimensions, {index.bytes / 1e6:,.1f} MB; {how}")
     if check is not None:
         times = f"{1000 * check.seconds:.2f} ms a query"
         if check.width is not None:
             times += f", {1000 * check.exact_seconds:.2f} ms exactly"
         said.append(
-            f"recall@{check.k} {check.recall:.3f} against exact search, on {check.queries:,} queries like the "
-            f"documents; {times}; every file is as it was written"
+            f"recall@{check.k} {check.recall:.3f} against exact search, on {check.queries:,} documents; {times}; "
+            "every file is as it was written"
         )
     return said

@@ -11,15 +11,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from broadsheet.console import InputError
-
-if TYPE_CHECKING:
-    from faiss import IndexHNSWSQ
 
 Floats = NDArray[np.float32]
 LINKS = 16  # of a vector to its neighbours, twice as many on the lowest level
@@ -28,7 +25,7 @@ WIDTHS = (32, 64, 128, 256, 512, 1024)
 
 
 class Neighbours:
-    """An HNSW graph for inner products. Rows are numbered in the order in which they are added.
+    """An HNSW graph for inner products of numbered rows.
 
     Args:
         sample: vectors like those that will be added, (rows, dimensions): each dimension's range is split into 256.
@@ -40,9 +37,10 @@ class Neighbours:
     def __init__(self, sample: Floats) -> None:
         faiss = _faiss()
         quantizer = faiss.ScalarQuantizer.QT_8bit
-        self._index: IndexHNSWSQ = faiss.IndexHNSWSQ(sample.shape[1], quantizer, LINKS, faiss.METRIC_INNER_PRODUCT)
-        self._index.hnsw.efConstruction = BUILD_WIDTH
-        self._index.train(np.ascontiguousarray(sample, np.float32))
+        graph = faiss.IndexHNSWSQ(sample.shape[1], quantizer, LINKS, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = BUILD_WIDTH
+        graph.train(np.ascontiguousarray(sample, np.float32))
+        self._index: Any = faiss.IndexIDMap(graph)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -52,10 +50,10 @@ class Neighbours:
         """Of a vector."""
         return int(self._index.d)
 
-    def add(self, blocks: Iterable[Floats]) -> None:
-        """Add rows, a block of (rows, dimensions) at a time."""
-        for block in blocks:
-            self._index.add(np.ascontiguousarray(block, np.float32))
+    def add(self, blocks: Iterable[tuple[NDArray[np.int64], Floats]]) -> None:
+        """Add rows: the numbers of a block's, and the block, (rows, dimensions)."""
+        for rows, block in blocks:
+            self._index.add_with_ids(np.ascontiguousarray(block, np.float32), np.ascontiguousarray(rows, np.int64))
 
     def search(
         self, queries: Floats, k: int, width: int, without: NDArray[np.int64] | None = None
@@ -99,7 +97,10 @@ class Neighbours:
             made._index = faiss.read_index(os.fspath(path))
         except RuntimeError as error:
             raise ValueError(" ".join(str(error).split())[-200:]) from None
-        if not isinstance(made._index, faiss.IndexHNSWSQ):
+        if not (
+            isinstance(made._index, faiss.IndexIDMap)
+            and isinstance(faiss.downcast_index(made._index.index), faiss.IndexHNSWSQ)
+        ):
             raise ValueError(f"it holds a {type(made._index).__name__}")
         return made
 

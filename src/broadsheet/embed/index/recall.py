@@ -9,12 +9,12 @@ import numpy as np
 
 from broadsheet.embed.index import exact
 from broadsheet.embed.index.contents import Contents
-from broadsheet.embed.index.exact import Floats
+from broadsheet.embed.index.exact import Floats, Rows
 from broadsheet.embed.index.graph import WIDTHS, Neighbours
 
 WANTED = 0.98  # of the 10 nearest
-_SAMPLE = 200  # draws that the width is chosen on
-_AROUND = 11  # neighbours that a draw is made from
+_SAMPLE = 200  # vectors that the width is chosen on, at most
+_SHARE = 10  # one in so many new ones
 
 
 def candidates(k: int) -> int:
@@ -22,48 +22,53 @@ def candidates(k: int) -> int:
     return 3 * k
 
 
-def width(contents: Contents, graph: Neighbours) -> tuple[int, float]:
-    """The least width that finds `WANTED` of the 10 nearest of vectors like those of the index, and what it finds."""
-    queries = drawn(contents, _SAMPLE, seed=0)
-    best = nearest(contents, queries, 10)
+def held_back(contents: Contents, new: Rows) -> Rows:
+    """Some of the new rows that count, drawn at random: for `width`, before the graph takes them in as well."""
+    rows = new[~contents.dead[new]]
+    most = min(_SAMPLE, -(-len(rows) // _SHARE)) if len(rows) > 1 else 0
+    return np.sort(np.random.default_rng(0).permutation(rows)[:most])
+
+
+def width(contents: Contents, graph: Neighbours, queries: Rows) -> tuple[int, float]:
+    """The least width that finds `WANTED` of the 10 nearest of rows that the graph does not hold, and what it finds.
+
+    A graph finds what it holds by its own links. Asked for that, it looks better than it is.
+    """
+    if not len(queries):
+        return WIDTHS[0], 1.0
+    vectors = contents.gather(queries)
+    away = contents.dead.copy()
+    away[queries] = True
+    best = exact.nearest(vectors, contents.blocks(), min(10, int((~away).sum())), away)[1]
     reached = 0.0
     for wide in WIDTHS:
-        reached = exact.recall(found(contents, graph, queries, 10, wide), best)
+        reached = exact.recall(found(contents, graph, vectors, queries, best.shape[1], wide), best)
         if reached >= WANTED:
             break
     return wide, reached
 
 
-def sample(contents: Contents, size: int, seed: int) -> Floats:
-    """Vectors that count, drawn without replacement, (size, dimensions)."""
+def sample(contents: Contents, size: int, seed: int) -> tuple[Floats, Rows]:
+    """Vectors that count, drawn without replacement, and their rows."""
     rows = np.flatnonzero(~contents.dead)
-    return contents.gather(np.sort(np.random.default_rng(seed).permutation(rows)[:size]))
+    own = np.sort(np.random.default_rng(seed).permutation(rows)[:size])
+    return contents.gather(own), own
 
 
-def drawn(contents: Contents, size: int, seed: int) -> Floats:
-    """New vectors like those that count, each drawn around one of them, (size, dimensions).
-
-    What is in a graph is found by its own links, so a graph that is asked for its own vectors looks better than it is.
-    A draw is normal, with the mean and the covariance of a vector's nearest (itself among them): so it lies as far
-    from each of them as they lie from one another, as a text of the same kind would that the index does not hold.
-    """
-    centres = sample(contents, size, seed)
-    rows, _ = exact.nearest(centres, contents.blocks(), min(_AROUND, contents.size), contents.dead)
-    random = np.random.default_rng(seed)
-    made = np.empty_like(centres)
-    for i, line in enumerate(rows):
-        near = contents.gather(line)
-        mean = near.mean(0)
-        made[i] = mean + random.standard_normal(len(near), np.float32) @ (near - mean) / np.sqrt(np.float32(len(near)))
-    return made
+def nearest(contents: Contents, queries: Floats, own: Rows, k: int) -> Floats:
+    """Scores of the `k` nearest of each query, (queries, k), best first, without the query's own row."""
+    most = min(k + 1, contents.size)
+    rows, scores = exact.nearest(queries, contents.blocks(), most, contents.dead)
+    return _without(rows, scores, own, k)
 
 
-def nearest(contents: Contents, queries: Floats, k: int) -> Floats:
-    """Scores of the `k` nearest of each query, (queries, k), best first."""
-    return exact.nearest(queries, contents.blocks(), min(k, contents.size), contents.dead)[1]
-
-
-def found(contents: Contents, graph: Neighbours, queries: Floats, k: int, width: int) -> Floats:
+def found(contents: Contents, graph: Neighbours, queries: Floats, own: Rows, k: int, width: int) -> Floats:
     """The same by the graph, −∞ where it found nothing."""
-    candidate = graph.search(queries, candidates(k), width, contents.deleted)
-    return exact.rescored(queries, candidate, contents.gather, k)[1]
+    candidate = graph.search(queries, candidates(k + 1), width, contents.deleted)
+    rows, scores = exact.rescored(queries, candidate, contents.gather, k + 1)
+    return _without(rows, scores, own, k)
+
+
+def _without(rows: Rows, scores: Floats, own: Rows, k: int) -> Floats:
+    scores = np.where(rows == own[:, None], -np.inf, scores)
+    return -np.sort(-scores, axis=1)[:, :k]

@@ -217,32 +217,34 @@ class Searchable:
         """Verify every byte of the index, and measure the recall of its search against exact search.
 
         Args:
-            queries: texts or vectors; by default vectors like those of the documents, see `recall.drawn`.
+            queries: texts or vectors; by default the vectors of a sample of documents, each searched without itself.
             k: documents a query.
-            sample: how many are drawn.
-            seed: of the draw.
+            sample: how many documents.
+            seed: of their choice.
 
         Raises:
             InputError: a file is damaged (it is named), or the index is empty.
         """
         contents = self._contents
         store.verify(self.folder, contents.manifest.files(), whole=True)
-        if not contents.size:
-            raise InputError(f"{self.folder} holds no documents; a recall needs one at least")
+        if contents.size < 2:
+            raise InputError(f"{self.folder} holds {contents.size} documents; a recall needs 2 at least")
+        given = queries is not None
         if queries is None:
-            vectors = recall.drawn(contents, sample, seed)
+            vectors, own = recall.sample(contents, sample, seed)
         else:
             self._texts(queries)
             vectors = self._vectors(queries)
-        k = min(k, contents.size)
+            own = np.full(len(vectors), -2)
+        k = min(k, contents.size - (not given))
         started = time.perf_counter()
-        best = recall.nearest(contents, vectors, k)
+        best = recall.nearest(contents, vectors, own, k)
         exact_seconds = seconds = (time.perf_counter() - started) / len(vectors)
         reached, width = 1.0, None
         if contents.graph is not None and contents.manifest.graph is not None:
             width = contents.manifest.graph.width
             started = time.perf_counter()
-            found = recall.found(contents, contents.graph, vectors, k, width)
+            found = recall.found(contents, contents.graph, vectors, own, k, width)
             seconds = (time.perf_counter() - started) / len(vectors)
             reached = exact.recall(found, best)
         return Check(reached, k, len(vectors), contents.size, width, seconds, exact_seconds)

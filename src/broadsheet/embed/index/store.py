@@ -63,7 +63,7 @@ class Graph:
         rows: it covers.
         fitted: rows there were when its quantizer was fitted to them.
         width: candidates it looks at.
-        recall: of the 10 nearest, at that width, on a sample.
+        recall: of the 10 nearest, at that width, of vectors that it did not hold yet.
     """
 
     file: Stored

@@ -27,6 +27,7 @@ from broadsheet.embed.index.store import Graph, Manifest, Segment, Stored
 DOCUMENTS, VECTORS = "documents.arrow", "vectors/vectors.npy"
 MOST_DEAD = 0.25  # of the rows; with more, the index is written anew without them
 FITTED = 20_000  # vectors that the graph's quantizer is fitted to
+FEWEST = 50  # new vectors that a graph's width is chosen on
 GROWN = 2  # times as many rows as it was fitted to make it be fitted anew
 MOST_SEGMENTS = 32  # with more, they are written as one
 
@@ -215,19 +216,32 @@ def _graph(contents: Contents) -> Graph | None:
     if before is not None and before.rows == manifest.rows:
         return before
     if before is None or manifest.rows > GROWN * before.fitted:
-        graph, fitted = Neighbours(recall.sample(contents, FITTED, seed=0)), manifest.rows
+        graph, fitted = Neighbours(recall.sample(contents, FITTED, seed=0)[0]), manifest.rows
     else:
         assert contents.graph is not None
         graph, fitted = contents.graph, before.fitted
-    blocks = contents.blocks(len(graph))
-    total = -(-(manifest.rows - len(graph)) // BLOCK)
-    graph.add(block for _, block in track(blocks, "linking neighbours", total))
+    new = np.arange(len(graph), manifest.rows)
+    queries = recall.held_back(contents, new)
+    total = -(-len(new) // BLOCK)
+    graph.add(track(_numbered(contents.blocks(len(graph)), queries), "linking neighbours", total))
+    if before is None or len(queries) >= FEWEST:
+        width, reached = recall.width(contents, graph, queries)
+        if reached < recall.WANTED:
+            say(f"{folder}: the approximate search finds {reached:.1%} of the nearest 10; --exact finds all")
+    else:  # too few to judge by, and too few to change much
+        width, reached = before.width, before.recall
+    graph.add([(queries, contents.gather(queries))])
     path = folder / f"graph-{manifest.generation}.faiss"
     graph.save(path)
-    width, reached = recall.width(contents, graph)
-    if reached < recall.WANTED:
-        say(f"{folder}: the approximate search finds {reached:.1%} of the nearest 10; --exact finds all")
     return Graph(store.stored(folder, path), manifest.rows, fitted, width, reached)
+
+
+def _numbered(blocks: Iterable[tuple[int, Floats]], without: Rows) -> Iterator[tuple[Rows, Floats]]:
+    """Blocks with the number of each row, but for some rows."""
+    for first, block in blocks:
+        rows = np.arange(first, first + len(block))
+        kept = ~np.isin(rows, without)
+        yield rows[kept], block[kept]
 
 
 def _keywords(contents: Contents) -> tuple[Stored, ...]:
