@@ -71,7 +71,8 @@ evidence: $(VENV)/.installed-dev speech  ## record again what the pages and rung
 	$(BIN)/broadsheet try lexical_specialization --words wordnet $(if $(STS),--sts $(STS)) --record
 	$(BIN)/broadsheet study dense_retrieval --preset A --layers 6,12,30 --steps 15 --record
 	$(BIN)/broadsheet try salmonn --warm-start-steps 300 --steps1 80 --steps2 120 \
-		--learning-rate 3e-4 --lora-learning-rate 1e-3 --factor 0.1 --record
+		--learning-rate 3e-4 --lora-learning-rate 1e-3 --factor 0.1 \
+		--activation-steps 24 --activation-learning-rate 3e-4 --stories 24 --seed 1 --record
 
 bench: $(VENV)/.installed-dev speech  ## measure speed ratios side by side
 	$(BIN)/python benchmarks/detect.py

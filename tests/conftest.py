@@ -28,6 +28,14 @@ CHAT_TEMPLATE = (
 )
 
 
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder, instead of the user's."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("BROADSHEET_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def default_model() -> Loaded:
     """The default model in float32 on CPU. Do not change its weights or config."""

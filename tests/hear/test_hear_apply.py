@@ -21,13 +21,10 @@ from broadsheet.hear.plan import open_data, planned
 from broadsheet.hear.rows import Row, read_rows
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 
+pytestmark = pytest.mark.usefixtures("home")
+
 SMALL: dict[str, Any] = {"encoders": "blocks", "hidden": 64, "layers": 1, "batch_size": 2, "minutes": 0.0, "steps": "2"}
 SMALL["story_steps"] = 2
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,8 @@ from torch import Tensor
 
 from broadsheet.hear.cascade import Cascade, Given, Silence
 from broadsheet.hear.ears import Ears
+
+pytestmark = pytest.mark.usefixtures("home")
 
 ASKED = "Write a story about the audio."
 
@@ -25,11 +26,6 @@ class Talker:
     def transcribe(self, waves: Sequence[Tensor]) -> list[str]:
         self.given += [len(wave) for wave in waves]
         return [f"{len(wave)}" if float(wave.abs().max()) else "" for wave in waves]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture

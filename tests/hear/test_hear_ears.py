@@ -20,6 +20,8 @@ from broadsheet.hear import audio, ears
 from broadsheet.hear.base import AudioEncoder
 from broadsheet.hear.ears import Ears, piece_seconds
 
+pytestmark = pytest.mark.usefixtures("home")
+
 soundfile = pytest.importorskip("soundfile")
 
 
@@ -72,11 +74,10 @@ def same(one: list[list[Tensor]], other: list[list[Tensor]]) -> bool:
     )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder."""
-    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
-    return tmp_path / "home" / "features"
+@pytest.fixture
+def features(home: Path) -> Path:
+    """Where frames are kept."""
+    return home / "features"
 
 
 def test_a_clip_is_heard_by_each_encoder(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_long_clips_come_in_pieces(tmp_path: Path, samples: int) -> None:
         assert same(both.features(clip), expected)  # from the cache
 
 
-def test_the_shortest_context_cuts_the_pieces(tmp_path: Path, home: Path) -> None:
+def test_the_shortest_context_cuts_the_pieces(tmp_path: Path, features: Path) -> None:
     assert piece_seconds([{"kind": "a"}, {"kind": "b", "context_seconds": 60.0}]) == 30
     assert piece_seconds([{"kind": "a"}, {"kind": "b", "context_seconds": 8.0}]) == 8
     parts = [Counting(), Counting(1280, context_seconds=2.0)]
@@ -168,11 +169,11 @@ def test_another_content_or_encoder_is_another_entry(tmp_path: Path) -> None:
     ids=["cut", "cut header", "empty", "zeros", "width", "dtype", "no frames", "pickle"],
 )
 def test_damaged_files_are_made_again(
-    tmp_path: Path, home: Path, harm: Any, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, features: Path, harm: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path / "a.wav", 1)
     expected = Ears([Counting()]).features(path)
-    [kept] = home.rglob("*.npy")
+    [kept] = features.rglob("*.npy")
     whole = kept.read_bytes()
     harm(kept)
     part = Counting()
@@ -189,14 +190,14 @@ def test_damaged_files_are_made_again(
     assert capsys.readouterr().err == ""
 
 
-def test_files_lie_under_identity_and_hash(tmp_path: Path, home: Path) -> None:
+def test_files_lie_under_identity_and_hash(tmp_path: Path, features: Path) -> None:
     import hashlib
 
     part = Counting()
     path = written(tmp_path / "a.wav", 1)
     Ears([part]).features(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert [each.relative_to(home) for each in home.rglob("*") if each.is_file()] == [
+    assert [each.relative_to(features) for each in features.rglob("*") if each.is_file()] == [
         Path(part.identity, digest[:2], f"{digest}.npy")
     ]
     elsewhere = tmp_path / "elsewhere"
@@ -204,25 +205,25 @@ def test_files_lie_under_identity_and_hash(tmp_path: Path, home: Path) -> None:
     assert (elsewhere / part.identity / digest[:2] / f"{digest}.npy").is_file()
 
 
-def test_half_precision_rounds_the_same_with_and_without_cache(tmp_path: Path, home: Path) -> None:
+def test_half_precision_rounds_the_same_with_and_without_cache(tmp_path: Path, features: Path) -> None:
     wave = sound(1)
     rounded = Ears([Counting()], dtype="float16")
     fresh, cached = rounded.features(wave), rounded.features(wave)
     assert fresh[0][0].dtype == torch.float32
     assert torch.equal(fresh[0][0], Counting().encode(wave).half().float())
     assert same(fresh, cached)
-    [kept] = home.rglob("*.npy")
+    [kept] = features.rglob("*.npy")
     assert np.load(kept).dtype == np.float16
     assert torch.equal(Ears([Counting()]).features(wave)[0][0], Counting().encode(wave))
 
 
-def test_nothing_is_kept_when_not_wanted(tmp_path: Path, home: Path) -> None:
+def test_nothing_is_kept_when_not_wanted(tmp_path: Path, features: Path) -> None:
     part = Counting()
     both = Ears([part], keep=False)
     path = written(tmp_path / "a.wav", 1)
     assert same(both.features(path), both.features(path))
     assert part.calls == 2
-    assert not home.parent.exists()
+    assert not features.parent.exists()
 
 
 def test_groups_do_not_show_and_bound_what_is_encoded_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,12 +22,9 @@ from broadsheet.hear.rows import Row, read_rows, write_rows
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 from broadsheet.hear.warm_start import TokenCTC, warm_start
 
+pytestmark = pytest.mark.usefixtures("home")
+
 Make = Callable[..., SalmonnForConditionalGeneration]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture

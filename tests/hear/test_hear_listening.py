@@ -17,13 +17,9 @@ from broadsheet.hear.listening import Requests, Streamed, listen, listen_all
 from broadsheet.hear.prompts import INSTRUCTIONS
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 
+pytestmark = pytest.mark.usefixtures("home")
+
 Clips = Callable[..., str]
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
 
 
 @pytest.fixture

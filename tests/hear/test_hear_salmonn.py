@@ -17,12 +17,9 @@ from broadsheet.hear.processing import AUDIO, MAX_ANSWER, assemble
 from broadsheet.hear.prompts import AudioPrompt, instruction
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 
+pytestmark = pytest.mark.usefixtures("home")
+
 Make = Callable[..., SalmonnForConditionalGeneration]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture
