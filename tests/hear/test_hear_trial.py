@@ -200,16 +200,18 @@ def test_the_notes_hold_controls_stories_training_and_memory(tried: tuple[Salmon
 
 
 def test_stories_are_written_once_for_both_ways_of_learning_them(
-    parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = write_set(tmp_path / "set")
+    clips = [{**json.loads(line), "answer": ""} for line in (folder / "stories.jsonl").read_text().splitlines()]
+    (folder / "stories.jsonl").write_text("".join(json.dumps(each) + "\n" for each in clips))
     written: list[list[str]] = []
+    learnt: list[tuple[list[str], int]] = []
+    activate = arms.activate
 
     def write(model: Any, rows: Any, **settings: Any) -> Any:
         written.append([row.answer for row in rows])
         return [replace(row, answer="once there was a bell") for row in rows]
-
-    learnt: list[tuple[list[str], int]] = []
-    activate = arms.activate
 
     def noted(model: Any, rows: Any, out: Path, *, stories: Any, **settings: Any) -> Any:
         learnt.append(([row.answer for row in stories], len(settings.get("rehearse", ()))))
@@ -217,14 +219,15 @@ def test_stories_are_written_once_for_both_ways_of_learning_them(
 
     monkeypatch.setattr(arms, "write_stories", write)
     monkeypatch.setattr(arms, "activate", noted)
-    trial = Tried(**parts | {"arms": "activated,rehearsed", "encoders": "blocks", "seed": 3, "stories": 0})
-    trial._settle()
-    trial._read_data("fingerprint")
-    trial.rows_["stories"] = [replace(row, answer="") for row in trial.rows_["stories"]]
-    trial._model(ACTIVATED)
-    trial._model(REHEARSED)
+    options = parts | {"arms": "activated,rehearsed", "encoders": "blocks", "seed": 3, "data": str(folder)}
+    trial = Tried(**options)
+    result = trial.run()
+    assert {arm.name: arm.status for arm in result.arms} == dict.fromkeys([STACK, MAIN, ACTIVATED, REHEARSED], "ok")
     assert written == [[""]]
     assert learnt == [(["once there was a bell"], 0), (["once there was a bell"], 5)]
+    assert {arm.name: arm.samples for arm in Tried(**options).run().arms} == {
+        arm.name: arm.samples for arm in result.arms
+    }
     trial.finish()
 
 

@@ -210,7 +210,7 @@ class TrainedArms:
         rows = self.rows_["stories"]
         if all(row.answer for row in rows):
             return rows
-        file = self.folder_ / "stories.jsonl"
+        file = self.folder_ / "written.jsonl"  # the journals have the names of what is asked
         if not file.exists():
             write_rows(file, write_stories(model, rows, factor=self.factor, seed=self.seed))
         return read_rows(file)
