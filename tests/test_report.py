@@ -198,6 +198,24 @@ def test_page_holds_every_arm_verdict_number_and_note():
     assert page.text.count("the paper’s claim") == 2
 
 
+def test_claims_come_first_and_what_is_many_is_folded():
+    result = example()
+    many = [replace(one, metric=f"{one.metric} {i}") for i in range(6) for one in result.comparisons]
+    claimed = (many[-1].metric, many[-1].baseline, many[-1].arm)
+    seen = view.View(replace(result, comparisons=[*result.comparisons, *many], claims=[claimed]))
+    comparisons = dict(seen.groups("method", "baseline", "sibling", "peer"))[many[-1].arm]
+    assert seen.claimed(comparisons[0])
+    assert not any(seen.claimed(each) for each in comparisons[1:])
+    assert len(comparisons) > 12
+    assert (seen.leading(comparisons), seen.leading(comparisons[:12])) == (6, 12)
+    text = report.html(seen.result)
+    folded = sum(len(group) > 12 for _, group in seen.groups("method"))
+    assert folded
+    assert text.count("more comparisons</summary>") == folded
+    for comparison in seen.result.comparisons:
+        assert sentence(comparison) in Page(text).text
+
+
 def test_page_loads_nothing_and_links_only_to_arxiv():
     page = Page(report.html(example()))
     loads = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle, groupby
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from broadsheet.results import ArmResult, TrialResult
     from broadsheet.stats import Comparison, Interval
 
+_MANY, _FEW = 12, 6  # comparisons of an arm: more than so many are folded, but for the first few
 MARKS = {"helps": "▲", "hurts": "▼", "no measurable difference": "=", "not measured": "?"}
 
 
@@ -102,10 +103,19 @@ class View:
         return next((c.unit for c in self.comparisons if c.metric == metric), "")
 
     def groups(self, *roles: str) -> list[tuple[str, list[Comparison]]]:
-        """Comparisons grouped by arm, for the arms of these roles."""
+        """Comparisons grouped by arm, for the arms of these roles; the paper's claims first in each."""
         names = [arm.name for arm in self.arms if arm.role in roles]
-        found = [(name, [c for c in self.comparisons if c.arm == name]) for name in names]
+        ordered = sorted(self.comparisons, key=lambda c: not self.claimed(c))
+        found = [(name, [c for c in ordered if c.arm == name]) for name in names]
         return [(name, comparisons) for name, comparisons in found if comparisons]
+
+    def claimed(self, comparison: Comparison) -> bool:
+        """Whether the paper claims to win it."""
+        return (comparison.metric, comparison.baseline, comparison.arm) in self.claims
+
+    def leading(self, comparisons: Sequence[Comparison]) -> int:
+        """How many of an arm's comparisons are read first, the claims and a few more; all where they are not many."""
+        return len(comparisons) if len(comparisons) <= _MANY else max(_FEW, sum(map(self.claimed, comparisons)))
 
     def tally(self, groups: Iterable[tuple[str, list[Comparison]]]) -> dict[str, dict[str, int]]:
         """For each metric, how many of the groups' comparisons ended in which verdict."""
