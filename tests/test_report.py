@@ -206,10 +206,10 @@ def test_claims_come_first_and_what_is_many_is_folded():
     comparisons = dict(seen.groups("method", "baseline", "sibling", "peer"))[many[-1].arm]
     assert seen.claimed(comparisons[0])
     assert not any(seen.claimed(each) for each in comparisons[1:])
-    assert len(comparisons) > 12
-    assert (seen.leading(comparisons), seen.leading(comparisons[:12])) == (6, 12)
+    assert len(comparisons) > 8
+    assert (seen.leading(comparisons), seen.leading(comparisons[:8])) == (6, 8)
     text = report.html(seen.result)
-    folded = sum(len(group) > 12 for _, group in seen.groups("method"))
+    folded = sum(len(group) > 8 for _, group in seen.groups("method"))
     assert folded
     assert text.count("more comparisons</summary>") == folded
     for comparison in seen.result.comparisons:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from broadsheet.results import ArmResult, TrialResult
     from broadsheet.stats import Comparison, Interval
 
-_MANY, _FEW = 12, 6  # comparisons of an arm: more than so many are folded, but for the first few
+_MANY, _FEW = 8, 6  # comparisons of an arm: more than so many are folded, but for the first few
 MARKS = {"helps": "▲", "hurts": "▼", "no measurable difference": "=", "not measured": "?"}
 
 
