@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import lm_zoo
 import numpy as np
 import pytest
 import torch
@@ -140,6 +141,20 @@ def test_a_causal_model_gets_no_mask(tiny: Any, side: str, monkeypatch: pytest.M
     lengths = [len(row) for row in model.encoder.rows(TEXTS)]
     assert sum(rows * length for rows, length in shapes) < 1.5 * sum(lengths)
     assert len(shapes) < len(set(lengths))  # so some rows were padded, and the mask was left out all the same
+
+
+@pytest.mark.parametrize("name", sorted(lm_zoo.CONFIGS))
+def test_long_texts_in_blocks_of_queries_keep_their_vectors(name: str, tiny_tokenizer: Any) -> None:
+    model = embedder((lm_zoo.make(name), tiny_tokenizer()), max_seq_length=128)
+    texts = ["word " * 60, "some other words " * 20]  # over 96 tokens
+    assert min(len(row) for row in model.encoder.rows(texts)) > 96
+    before = model.encoder.model.config._attn_implementation
+    ids = torch.tensor(model.encoder.rows(texts[:1]))
+    expected = model.encoder.states(ids).detach()  # a gradient is kept: torch's own attention
+    with torch.inference_mode():
+        torch.testing.assert_close(model.encoder.states(ids), expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(model.encode(texts)[0], expected.mean(1)[0].numpy(), atol=1e-5, rtol=0)
+    assert model.encoder.model.config._attn_implementation == before
 
 
 def test_a_batch_that_does_not_fit_is_halved(tiny: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -20,6 +20,7 @@ from broadsheet.console import InputError
 from broadsheet.embed import masks
 from broadsheet.embed.template import Template
 from broadsheet.models import adapters
+from broadsheet.models.attention import causal_in_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -257,7 +258,7 @@ class CausalEncoder(InputModule):
         """
         causal = (attention or self.attention) == "causal"
         given = self._arguments(self.backbone, input_ids, attention_mask, causal)
-        with self.precision(), _leaving_after(self.layers, self.layer) as left:
+        with self.precision(), causal_in_blocks(self.model), _leaving_after(self.layers, self.layer) as left:
             try:
                 output = self.backbone(input_ids=input_ids, use_cache=False, **given)
             except _Left:

@@ -28,11 +28,13 @@ def attention_argument(allowed: Tensor, model: PreTrainedModel) -> Tensor:
     """
     import torch
 
+    from broadsheet.models.attention import is_sdpa
+
     blind = ~allowed.any(-1)
     if bool(blind.any()):
         allowed = allowed | (torch.diag_embed(blind))
     kind = getattr(model.config, "_attn_implementation", "sdpa")
-    if kind == "sdpa":
+    if is_sdpa(kind):
         return allowed
     if kind == "eager":
         dtype = model.dtype
