@@ -231,8 +231,8 @@ def streamed(corpus: corpora.Corpus, count: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=1024, help="in the race")
-    parser.add_argument("--block", type=int, default=256, help="texts that are encoded at once")
+    parser.add_argument("--texts", type=int, default=2048, help="in the race")
+    parser.add_argument("--block", type=int, default=512, help="texts that are encoded at once")
     parser.add_argument("--sentences", type=int, default=128, help="for Token Prepending and the sweep")
     parser.add_argument("--documents", type=int, default=100_000, help="streamed to disk by a tiny model; 0 for none")
     parser.add_argument("--repeats", type=int, default=5, help="of what is timed alone; the least counts")

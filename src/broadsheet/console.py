@@ -24,6 +24,18 @@ class InputError(ValueError):
     """
 
 
+def at_least(least: float, options: object, *names: str) -> None:
+    """See that attributes of `options` are no smaller.
+
+    Raises:
+        InputError: one is; it is named as on the command line.
+    """
+    for name in names:
+        if getattr(options, name) < least:
+            option = name.strip("_").replace("_", "-")
+            raise InputError(f"got --{option} {getattr(options, name):g}; expected {least:g} or more")
+
+
 def stderr() -> Console:
     """The console for messages; made on each call so that a redirected `sys.stderr` is honoured."""
     from rich.console import Console

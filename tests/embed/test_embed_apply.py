@@ -309,7 +309,7 @@ def test_pydocs_trains_on_packages_that_the_trials_leave_out():
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("gem", {"steps": -1}, "negative number"),
+        ("gem", {"steps": -1}, "got --steps -1; expected 0 or more"),
         ("gem", {"tune": "all"}, "expected lora or full"),
         ("gem", {"adapter": True}, "got --adapter"),
         ("ullme", {"adapter": True, "tune": "full"}, "got --adapter"),

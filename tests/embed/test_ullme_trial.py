@@ -65,7 +65,7 @@ def test_bad_options_are_named():
     for options, said in (
         ({"data": "other"}, "got --data other"),
         ({"weights": "1,x,1"}, "got --weights '1,x,1'"),
-        ({"candidates": 1}, "2 candidates"),
+        ({"candidates": 1}, "got --candidates 1; expected 2 or more"),
     ):
         with pytest.raises(InputError, match=said):
             ullme_trial.UllmeTrial(**options).run()

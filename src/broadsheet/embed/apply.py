@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broadsheet.apply import Summary
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, at_least, say
 from broadsheet.corpora import Corpus
 from broadsheet.embed.rows import flat, held_out, open_data, pairs, texts, word_pairs
 
@@ -125,8 +125,7 @@ class ApplyEmbed:
         Raises:
             InputError: an option, the data, the model or `out` cannot be used.
         """
-        if min(self.steps, self.minutes, self.epochs, self.batch_size, self.rows, self.ql_steps) < 0:
-            raise InputError("got a negative number of steps, minutes, epochs or rows; expected 0 or more")
+        at_least(0, self, "steps", "minutes", "epochs", "batch_size", "rows", "ql_steps")
         if self.tune not in ("", "lora", "full"):
             raise InputError(f"got --tune {self.tune!r}; expected lora or full")
         if self.adapter and (self.method in ("gem", "llm_ql", "token_prepending") or self._tuning == "full"):

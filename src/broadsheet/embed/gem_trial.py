@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from broadsheet import models
 from broadsheet.cache import fingerprint
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, at_least, say
 from broadsheet.embed import tasks
 from broadsheet.embed.trial import Candidate, Job, clear, compare, trained, training_note, workplace
 from broadsheet.embed.ullme_trial import likelihood
@@ -142,11 +142,7 @@ class GEMTrial:
         self.steps_, self.batch_ = self.steps or (3 if quick else 60), self.batch or (4 if quick else 16)
         self.contrast_steps_ = self.contrast_steps or (3 if quick else 60)
         self.words_ = self.words or (15 if quick else 30)
-        if min(self.steps_, self.contrast_steps_, self.batch_, self.words_, self.specials) < 1:
-            raise InputError(
-                f"got --steps {self.steps_} --contrast-steps {self.contrast_steps_} --batch {self.batch_} --words "
-                f"{self.words_} --specials {self.specials}; expected 1 or more"
-            )
+        at_least(1, self, "steps_", "contrast_steps_", "batch_", "words_", "specials")
 
     def _source(self) -> str:
         return "packages of pydocs that no test asks about" if self.data == "pydocs" else f"{self.data}, not searched"

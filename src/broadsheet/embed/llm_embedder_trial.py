@@ -17,7 +17,7 @@ import numpy as np
 from broadsheet import corpora, models
 from broadsheet.apply import map_corpus
 from broadsheet.cache import atomic_write, fingerprint
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, at_least, say
 from broadsheet.embed.chunks import Continuation, continuations
 from broadsheet.embed.trial import Held, clear, trained, training_note, workplace
 from broadsheet.evidence import provenance, versions
@@ -174,8 +174,8 @@ class LLMEmbedderTrial:
         self.group = self.group or (3 if small else 5)
         self.steps = self.steps or (2 if small else 24)
         self.batch = self.batch or (4 if small else 8)
-        if self.candidates < 2 or self.group < 2 or min(self.queries, self.train, self.steps, self.batch) < 1:
-            raise InputError("got --candidates or --group below 2, or a negative number; expected more")
+        at_least(2, self, "candidates", "group")
+        at_least(1, self, "queries", "train", "steps", "batch")
         if self.train < self.batch:
             raise InputError(f"got --train {self.train} for a --batch of {self.batch}; expected a batch at least")
 

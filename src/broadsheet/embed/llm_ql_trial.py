@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from broadsheet import models
 from broadsheet.cache import fingerprint
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, at_least, say
 from broadsheet.embed import tasks
 from broadsheet.embed.trial import Candidate, Job, clear, compare, trained, training_note, workplace
 from broadsheet.evidence import provenance, versions
@@ -162,11 +162,8 @@ class LLMQLTrial:
         quick = self.quick
         self.steps_, self.ql_steps_ = self.steps or (3 if quick else 32), self.ql_steps or (3 if quick else 24)
         self.batch_, self.words_ = self.batch or (4 if quick else 16), self.words or (15 if quick else 30)
-        if min(self.steps_, self.ql_steps_, self.words_) < 1 or self.batch_ < 2:
-            raise InputError(
-                f"got --steps {self.steps_} --ql-steps {self.ql_steps_} --words {self.words_} --batch {self.batch_}; "
-                "expected 1 or more, and 2 pairs a step"
-            )
+        at_least(1, self, "steps_", "ql_steps_", "words_")
+        at_least(2, self, "batch_")
 
     def _pairs(self) -> list[dict[str, str]]:
         """What is trained on: as many pairs as the longer stage reads, so that none comes twice if there are enough."""

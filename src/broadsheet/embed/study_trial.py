@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, at_least, say
 from broadsheet.embed.dense_retrieval_study import Cell, Question, Recipe, Record, Study
 from broadsheet.embed.study_presets import PRESETS, Axes, Row, Table, sequence, table
 from broadsheet.evidence import provenance
@@ -145,11 +145,9 @@ class DenseRetrievalStudyTrial:
             split=self.seed,
             seed=self.seed,
         )
-        if min(recipe.steps, recipe.batch, recipe.words, recipe.length, self.seeds) < 1 or recipe.chunk < 0:
-            raise InputError(
-                f"got --steps {recipe.steps} --batch {recipe.batch} --words {recipe.words} --length {recipe.length} "
-                f"--seeds {self.seeds} --chunk {self.chunk}; expected 1 or more, chunk 0 (all) or more"
-            )
+        at_least(1, recipe, "steps", "batch", "words", "length")
+        at_least(1, self, "seeds")
+        at_least(0, recipe, "chunk")
         return recipe
 
     def _question(self) -> Question:

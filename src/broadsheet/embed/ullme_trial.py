@@ -14,7 +14,7 @@ import numpy as np
 
 from broadsheet import models
 from broadsheet.cache import fingerprint
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, at_least, say
 from broadsheet.embed import tasks
 from broadsheet.embed.doc_tasks import examples
 from broadsheet.embed.trial import (
@@ -150,11 +150,9 @@ class UllmeTrial:
         self.steps_, self.batch_ = self.steps or (2 if quick else 24), self.batch or (3 if quick else 8)
         self.words_ = self.words or (12 if quick else 24)
         self.lists_, self.candidates_ = self.lists or (4 if quick else 20), self.candidates or (4 if quick else 5)
-        if min(self.steps_, self.batch_, self.words_, self.lists_) < 1 or self.candidates_ < 2 or self.chunk < 0:
-            raise InputError(
-                f"got --steps {self.steps_} --batch {self.batch_} --words {self.words_} --lists {self.lists_} "
-                f"--candidates {self.candidates_} --chunk {self.chunk}; expected 1 or more, 2 candidates and chunk 0"
-            )
+        at_least(1, self, "steps_", "batch_", "words_", "lists_")
+        at_least(2, self, "candidates_")
+        at_least(0, self, "chunk")
         try:
             self.weights_ = cast("tuple[float, float, float]", tuple(float(each) for each in self.weights.split(",")))
         except ValueError:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from broadsheet.apply import Summary
 from broadsheet.cache import atomic_folder, fingerprint
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, at_least, say
 from broadsheet.hear.base import named
 from broadsheet.hear.plan import FULL, Data, Stage, content, context_for, open_data, planned
 from broadsheet.hear.rows import read_rows, write_rows
@@ -151,10 +151,9 @@ class ApplySalmonn:
     # What there is to do
 
     def _check(self) -> None:
-        rates = (self.learning_rate, self.lora_learning_rate, self.story_learning_rate, self.factor)
-        counts = (self.minutes, self.epochs, self.warm_start_steps, self.rehearse)
-        if min(*rates, *counts) < 0 or min(self.batch_size, self.story_steps) < 1:
-            raise InputError("got a negative number of minutes, epochs or rates, or no batch; expected 0 or more")
+        rates = ("learning_rate", "lora_learning_rate", "story_learning_rate", "factor")
+        at_least(0, self, *rates, "minutes", "epochs", "warm_start_steps", "rehearse")
+        at_least(1, self, "batch_size", "story_steps")
         if self.stage not in ("1", "2", "3", "all"):
             raise InputError(f"got --stage {self.stage!r}; expected 1, 2, 3 or all")
         if self.activate not in ("", "no") and self.stage not in ("3", "all"):

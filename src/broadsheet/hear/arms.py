@@ -92,7 +92,7 @@ class TrainedArms:
         self.settings_: list[dict[str, Any]] = []
         self.parts_: list[base.AudioEncoder] = []
         self.jobs_: list[Job] = []
-        self.steps1_ = self.steps2_ = self.activation_ = self.batch_ = 0
+        self.steps1_ = self.steps2_ = self.activation_steps_ = self.batch_ = 0
         self.models_: dict[str, Any] = {}
         self.frozen_: dict[str, Tensor] = {}
 
@@ -195,7 +195,7 @@ class TrainedArms:
             rows = self._stories(model)
             say(f"training: {name}")
             training: Any = {
-                "steps": self.activation_,
+                "steps": self.activation_steps_,
                 "learning_rate": self.activation_learning_rate,
                 "seed": self.seed,
             }

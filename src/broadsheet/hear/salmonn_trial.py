@@ -14,7 +14,7 @@ from typing import Any
 
 from broadsheet import models
 from broadsheet.cache import fingerprint, home
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, at_least, say
 from broadsheet.evidence import provenance, versions
 from broadsheet.hear import audio, base
 from broadsheet.hear.activating import FACTOR
@@ -177,24 +177,11 @@ class SalmonnTrial(TrainedArms):
         """Sizes where none are given, and what cannot be."""
         quick = self.quick
         self.steps1_, self.steps2_ = self.steps1 or (3 if quick else 80), self.steps2 or (3 if quick else 120)
-        self.activation_ = self.activation_steps or (2 if quick else 12)
+        self.activation_steps_ = self.activation_steps or (2 if quick else 12)
         self.batch_, self.test_ = self.batch or (4 if quick else 12), self.test or (6 if quick else 60)
         self.stories_ = (2 if quick else 12) if self.stories == -1 else self.stories
-        counts = {
-            "--steps1": self.steps1_,
-            "--steps2": self.steps2_,
-            "--activation-steps": self.activation_,
-            "--batch": self.batch_,
-            "--test": self.test_,
-            "--story-tokens": self.story_tokens,
-        }
-        if few := {name: count for name, count in counts.items() if count < 1}:
-            raise InputError(f"got {' '.join(f'{name} {count}' for name, count in few.items())}; expected 1 or more")
-        if min(self.stories_, self.warm_start_steps, self.minutes, self.factor, self.rehearsed) < 0:
-            raise InputError(
-                f"got --stories {self.stories_} --warm-start-steps {self.warm_start_steps} --minutes {self.minutes:g} "
-                f"--factor {self.factor:g} --rehearsed {self.rehearsed}; expected 0 or more"
-            )
+        at_least(1, self, "steps1_", "steps2_", "activation_steps_", "batch_", "test_", "story_tokens")
+        at_least(0, self, "stories_", "warm_start_steps", "minutes", "factor", "rehearsed")
         asked = [name.strip() for name in self.arms.split(",") if name.strip()] or list(OPTIONAL)
         if unknown := [name for name in asked if name not in OPTIONAL]:
             raise InputError(f"got --arms {','.join(unknown)}; expected some of {', '.join(OPTIONAL)}")
@@ -212,7 +199,7 @@ class SalmonnTrial(TrainedArms):
         sizes: dict[str, Any] = {
             "seed": self.seed,
             "test": self.test_,
-            "stories": self.activation_,
+            "stories": self.activation_steps_,
             "hard": 0,
             **(_QUICK if self.quick else {}),
         }
@@ -365,7 +352,7 @@ class SalmonnTrial(TrainedArms):
     def _taught(self) -> dict[str, str]:
         """How the arms are trained, in words."""
         after = f", after {self.warm_start_steps} steps of warm start" if self.warm_start_steps else ""
-        told = f"{self.activation_} steps on stories written at {self.factor:g} of the adapter's scaling, "
+        told = f"{self.activation_steps_} steps on stories written at {self.factor:g} of the adapter's scaling, "
         beside_it = f"; in rehearsal {self.rehearsed} rows of stage 2 beside each" if REHEARSED in self.chosen_ else ""
         return {
             "training": f"{self.steps1_} and {self.steps2_} steps of {self.batch_} rows, learning rate "
