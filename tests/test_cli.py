@@ -153,6 +153,14 @@ def test_a_terminal_without_unicode_is_served(arguments):
     assert done.stdout.isascii()
 
 
+def test_the_module_is_the_command():
+    command = [sys.executable, "-m", "broadsheet", "papers", "sliding", "--stage", "rank", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [paper["id"] for paper in json.loads(done.stdout)] == ["fullrank"]
+    refused = subprocess.run([*command[:3], "compare", "none.jsonl", "none.jsonl"], capture_output=True, check=False)
+    assert refused.returncode == 2
+
+
 def test_bugs_keep_their_traceback(monkeypatch):
     monkeypatch.setattr("broadsheet.papers.search", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["broadsheet", "papers"])

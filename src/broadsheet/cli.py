@@ -477,7 +477,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show “−” shows “?” instead of a traceback
             stream.reconfigure(errors="replace")
     try:
-        app()
+        app(prog_name="broadsheet")
     except (InputError, FileNotFoundError, PermissionError) as error:
         if os.environ.get("BROADSHEET_DEBUG"):
             raise
