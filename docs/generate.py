@@ -123,9 +123,11 @@ def claims(paper: Paper) -> list[str]:
 def stage_evidence(name: str) -> str:
     """What is recorded for the papers of a stage: command, machine, a row for each arm, the claims, the notes."""
     stage = next(stage for stage in stages() if stage.id == name)
-    parts = [_recorded(paper, result) for paper in stage.papers if (result := trial_of(paper))]
+    parts = {paper: _recorded(paper, result) for paper in stage.papers if (result := trial_of(paper))}
+    if len(parts) > 1:
+        return "\n\n".join(f"### {paper.title}\n\n{part}" for paper, part in parts.items())
     if parts:
-        return "\n\n".join(parts)
+        return next(iter(parts.values()))
     paper = next(paper for paper in stage.papers if paper.trial)
     return f"Nothing is recorded yet. `broadsheet try {paper.id} --record` records it."
 
