@@ -63,7 +63,7 @@ evidence: $(VENV)/.installed-dev speech  ## record again what the pages and rung
 	$(BIN)/broadsheet try fullrank --reranker runs/first --candidates 20 --queries 40 --titles --words 20 --dtype bfloat16 --record
 	$(BIN)/broadsheet try embedding_overview --dtype bfloat16 $(if $(STS),--sts $(STS)) --record
 	$(if $(BEIR),$(BIN)/broadsheet try embedding_meets_llm --data $(BEIR) --words 60 --dtype bfloat16 --record)
-	$(BIN)/broadsheet try token_prepending $(if $(STS),--sts $(STS)) --dtype bfloat16 --record
+	$(BIN)/broadsheet try token_prepending $(if $(STS),--sts $(STS)) --exits 2,3,4,6,8 --dtype bfloat16 --record
 	$(BIN)/broadsheet try gem --steps 60 --contrast-steps 60 --length 64 $(if $(STS),--sts $(STS)) --record
 	$(BIN)/broadsheet try llm_ql --record
 	$(BIN)/broadsheet try ullme $(if $(STS),--sts $(STS)) --dtype bfloat16 --record
