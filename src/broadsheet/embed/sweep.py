@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-_EXITS = (4, 6, 8, 12)  # of a model of 30 layers
+_EXITS = (2, 4, 6, 8, 12)  # of a model of 30 layers
 _LAYERS = (15, 20, 25, 28, 30)
 _DEPTH = 30
 
@@ -242,7 +242,7 @@ def _taken(layers: nn.ModuleList, attention_mask: Tensor, wanted: Sequence[int])
 
 
 def default_exits(depth: int) -> list[int]:
-    """4, 6, 8 and 12 of 30 layers, or as many of another depth."""
+    """2, 4, 6, 8 and 12 of 30 layers, or as many of another depth."""
     return sorted({min(depth, max(2, round(depth * part / _DEPTH))) for part in _EXITS})
 
 

@@ -60,7 +60,7 @@ class TokenPrependingTrial:
         --template NAME: prompt-eol, pretended-cot, knowledge or meta-eol (prompt-eol).
         --also NAME,…: further templates, each with and without Token Prepending, chosen alike.
         --start N: the first layer whose input is changed, from 0 (1).
-        --exits N,…: the first layer left alone again, to choose from (4,6,8,12 of 30, or as many of the model's).
+        --exits N,…: the first layer left alone again, to choose from (2,4,6,8,12 of 30, or as many of the model's).
         --layers N,…: output layers to choose from (all: each is read in the same pass).
         --placeholders N: how many (1).
         --device NAME, --dtype NAME: as in models.load.
