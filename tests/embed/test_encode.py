@@ -18,7 +18,8 @@ from broadsheet.embed.base import Embedder, embedder
 from broadsheet.embed.encode import encode_texts, plan_batches
 from broadsheet.embed.template import PROMPT_EOL, Template
 from broadsheet.embed.token_prepending import TokenPrepending
-from broadsheet.models import token_budget_batches
+from broadsheet.models import attention, token_budget_batches
+from broadsheet.models.attention import attend_in_blocks
 
 TEXTS = [
     "a text that is a good deal longer than all of the others, with many words in it",
@@ -144,15 +145,26 @@ def test_a_causal_model_gets_no_mask(tiny: Any, side: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", sorted(lm_zoo.CONFIGS))
-def test_long_texts_in_blocks_of_queries_keep_their_vectors(name: str, tiny_tokenizer: Any) -> None:
+def test_long_texts_in_blocks_of_queries_keep_their_vectors(
+    name: str, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_blocks = []
+
+    def seen(*given: Any, **options: Any) -> Any:
+        in_blocks.append(given)
+        return attend_in_blocks(*given, **options)
+
+    monkeypatch.setattr(attention, "attend_in_blocks", seen)
     model = embedder((lm_zoo.make(name), tiny_tokenizer()), max_seq_length=128)
     texts = ["word " * 60, "some other words " * 20]  # over 96 tokens
     assert min(len(row) for row in model.encoder.rows(texts)) > 96
     before = model.encoder.model.config._attn_implementation
     ids = torch.tensor(model.encoder.rows(texts[:1]))
     expected = model.encoder.states(ids).detach()  # a gradient is kept: torch's own attention
+    assert not in_blocks
     with torch.inference_mode():
         torch.testing.assert_close(model.encoder.states(ids), expected, atol=1e-5, rtol=0)
+    assert bool(in_blocks) == (name not in lm_zoo.EAGER_ONLY)
     np.testing.assert_allclose(model.encode(texts)[0], expected.mean(1)[0].numpy(), atol=1e-5, rtol=0)
     assert model.encoder.model.config._attn_implementation == before
 

@@ -141,7 +141,7 @@ def test_the_best_of_equals_reads_the_lowest_layer_and_at_takes_the_best_exit():
         found.at(3)
 
 
-def test_the_grid_is_the_papers_at_thirty_layers_and_scales():
+def test_the_grid_begins_with_one_changed_layer_and_scales_with_depth():
     assert (default_exits(30), default_layers(30)) == ([2, 4, 6, 8, 12], [15, 20, 25, 28, 30])
     assert (default_exits(32), default_layers(32)) == ([2, 4, 6, 9, 13], [16, 21, 27, 30, 32])
     assert (default_exits(2), default_layers(2)) == ([2], [1, 2])

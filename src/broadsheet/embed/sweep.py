@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-_EXITS = (2, 4, 6, 8, 12)  # of a model of 30 layers
+_EXITS = (2, 4, 6, 8, 12)  # of a model of 30 layers; of a small one the lowest may be best, one layer changed
 _LAYERS = (15, 20, 25, 28, 30)
 _DEPTH = 30
 

@@ -253,8 +253,9 @@ class TokenPrependingTrial:
         start, leave = ours.best.start or 0, ours.best.exit or 0
         read = [cell.spearman for cell in plain.cells if start <= cell.layer < leave]
         if read:
+            changed = f"layer {start}" if leave == start + 1 else f"layers {start} to {leave - 1}"
             said += (
-                f" What the placeholder takes over are the last token's vectors before layers {start} to {leave - 1}: "
+                f" What the placeholder takes over are the last token's vectors before {changed}: "
                 f"in the template alone these reach a Spearman of at most {max(read):.3f} by themselves, against "
                 f"{plain.best.spearman:.3f} at layer {plain.best.layer}."
             )
