@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from broadsheet import evidence, models
+from broadsheet import models
 from broadsheet.attend import FlexPrefill, InfLLM, LMInfinite, LongHeads, Memory
+from broadsheet.page import evidence
 
 WINDOW = 2048
 TEXTS = 3  # whose loss FlexPrefill is compared on

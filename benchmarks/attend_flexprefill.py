@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, scaled_dot_product_attention
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from broadsheet import corpora, models
+from broadsheet import models
 from broadsheet.attend.base import Rotated
 from broadsheet.attend.flexprefill import FlexPrefill
+from broadsheet.data import corpora
 
 Layers = dict[int, tuple[Tensor, Tensor, Tensor]]
 

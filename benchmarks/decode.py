@@ -1,6 +1,6 @@
 """How fast ADED writes beside greedy decoding and prompt lookup: `python benchmarks/decode.py`.
 
-For each dtype, arms on the same prompts in interleaved runs (see `broadsheet.trial`), one run for each kind of prompt:
+For each dtype, arms on the same prompts in interleaved runs (see `broadsheet.trial.engine`), a run a kind of prompt:
 copying a passage, going on with documentation, and answering freely. ADED starts each prompt anew with a table built
 from other documents; it never saw the texts it writes. What a step costs by its size is measured first, once for a
 dtype. In float32 all texts must be identical; in bfloat16 the share that is, is reported.
@@ -16,15 +16,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from broadsheet import corpora, evidence, models
+from broadsheet import models
 from broadsheet.console import InputError
+from broadsheet.data import corpora
 from broadsheet.decode import ADED, TrigramTable
-from broadsheet.decode import prompts as tasks
-from broadsheet.decode.prompts import KINDS, Prompt
-from broadsheet.decode.trial import Reference, Writer, Written, measured, step_seconds
-from broadsheet.results import ArmResult
-from broadsheet.stats import Comparison, sentence
-from broadsheet.trial import Arm, Measured, Metric, run_arms
+from broadsheet.decode.trials import prompts as tasks
+from broadsheet.decode.trials.aded import Reference, Writer, Written, measured, step_seconds
+from broadsheet.decode.trials.prompts import KINDS, Prompt
+from broadsheet.page import evidence
+from broadsheet.trial.engine import Arm, Measured, Metric, run_arms
+from broadsheet.trial.results import ArmResult
+from broadsheet.trial.stats import Comparison, sentence
 
 METRICS = [Metric("identical output", binary=True, bounds=(0, 1)), Metric("tokens per forward")]
 

@@ -1,6 +1,6 @@
 """Where the time of a detector goes, and what vectorising Lastde++ is worth: `python benchmarks/detect.py`.
 
-Three questions, each answered by arms on the same texts in one interleaved run (see `broadsheet.trial`):
+Three questions, each answered by arms on the same texts in one interleaved run (see `broadsheet.trial.engine`):
 1. Lastde++'s statistic: all samples as one tensor, against a straightforward loop over samples, scales and bins' input.
 2. The same with the forward pass counted in, as a user waits for it.
 3. Each detector's own share beside the forward pass that they share.
@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from broadsheet import corpora, evidence, models
+from broadsheet import models
+from broadsheet.data import corpora
 from broadsheet.detect import (
     LRR,
     Binoculars,
@@ -33,10 +34,11 @@ from broadsheet.detect import (
     Reader,
     Reading,
 )
-from broadsheet.detect.pairs import Protocol, first_words, passages
-from broadsheet.results import ArmResult
-from broadsheet.stats import Comparison, sentence
-from broadsheet.trial import Arm, Metric, run_arms
+from broadsheet.detect.trials.pairs import Protocol, first_words, passages
+from broadsheet.page import evidence
+from broadsheet.trial.engine import Arm, Metric, run_arms
+from broadsheet.trial.results import ArmResult
+from broadsheet.trial.stats import Comparison, sentence
 
 DETECTORS: dict[str, Detector] = {
     "Likelihood": Likelihood(),

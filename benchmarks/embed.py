@@ -1,6 +1,6 @@
 """How fast encoding is beside sentence-transformers, and beside the machine: `python benchmarks/embed.py`.
 
-One run, one model, the same documentation in all arms, interleaved (see `broadsheet.trial`):
+One run, one model, the same documentation in all arms, interleaved (see `broadsheet.trial.engine`):
 
 - `SentenceTransformer.encode` as it comes (batches of 32 texts, sorted by characters) against `Embedder.encode`, in
   float32 and bfloat16, on docstrings of mixed length cut to 512 tokens; and how far their vectors lie apart;
@@ -33,17 +33,19 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from broadsheet import corpora, evidence, models
+from broadsheet import models
 from broadsheet.clock import measure
 from broadsheet.console import InputError
+from broadsheet.data import corpora
 from broadsheet.embed import TokenPrepending, embedder, encode_corpus
 from broadsheet.embed.base import Embedder
+from broadsheet.embed.modules.template import PROMPT_EOL
 from broadsheet.embed.sweep import default_exits, default_layers, sweep
-from broadsheet.embed.template import PROMPT_EOL
 from broadsheet.models import embedded
-from broadsheet.results import ArmResult
-from broadsheet.stats import Comparison, sentence
-from broadsheet.trial import Arm, run_arms
+from broadsheet.page import evidence
+from broadsheet.trial.engine import Arm, run_arms
+from broadsheet.trial.results import ArmResult
+from broadsheet.trial.stats import Comparison, sentence
 
 PLAIN, OURS, COMPILED = "sentence-transformers", "broadsheet", "broadsheet, layers compiled"
 LIMIT, LIMIT_SECONDS = "matrix products", 2.0

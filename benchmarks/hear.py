@@ -25,15 +25,16 @@ import torch
 from layer import least_seconds
 from torch import Tensor
 
-from broadsheet import evidence, models
+from broadsheet import models
 from broadsheet.clock import measure
 from broadsheet.console import InputError
 from broadsheet.hear import base
-from broadsheet.hear.ears import Ears
-from broadsheet.hear.fitting import fit
-from broadsheet.hear.making.mixing import wav_bytes
-from broadsheet.hear.rows import Row
+from broadsheet.hear.data.mixing import wav_bytes
+from broadsheet.hear.data.rows import Row
+from broadsheet.hear.encoders.ears import Ears
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
+from broadsheet.hear.training.fitting import fit
+from broadsheet.page import evidence
 
 SMALL = {"qformer_hidden": 384, "qformer_heads": 6, "qformer_layers": 2, "qformer_ffn": 1536}
 LONG = 30.0  # seconds of the long clip

@@ -1,6 +1,6 @@
 """How fast first-token ranking is beside written permutations, and beside the machine: `python benchmarks/rank.py`.
 
-One run, one model, the same passages of documentation in all arms, interleaved (see `broadsheet.trial`):
+One run, one model, the same passages of documentation in all arms, interleaved (see `broadsheet.trial.engine`):
 
 - windows of 20 short passages, ranked by the logits of the first identifier, by a written permutation, and by
   `rerankers`' RankGPT on the same model, where `rerankers` can be imported;
@@ -24,14 +24,16 @@ from typing import Any
 import torch
 from layer import least_seconds
 
-from broadsheet import corpora, evidence, models
+from broadsheet import models
 from broadsheet.console import InputError
+from broadsheet.data import corpora
+from broadsheet.page import evidence
 from broadsheet.rank import Documentation, ListwiseReranker, PlackettLucePolicyGradient, RankList
-from broadsheet.rank.arms import METRICS, changed, reranking
 from broadsheet.rank.order import calls
-from broadsheet.results import ArmResult
-from broadsheet.stats import Comparison, sentence
-from broadsheet.trial import Arm, run_arms
+from broadsheet.rank.trials.arms import METRICS, changed, reranking
+from broadsheet.trial.engine import Arm, run_arms
+from broadsheet.trial.results import ArmResult
+from broadsheet.trial.stats import Comparison, sentence
 
 PERMUTATION, FIRST_TOKEN, PEER = "permutation", "first token", "rerankers' RankGPT"
 

@@ -34,10 +34,11 @@ import numpy as np
 from layer import least_seconds
 from vector_libraries import LIBRARIES, K, Library, installed
 
-from broadsheet import corpora, evidence
 from broadsheet.cache import atomic_write, fingerprint, home
-from broadsheet.corpora import Document
-from broadsheet.embed.index import VectorIndex, exact
+from broadsheet.data import corpora
+from broadsheet.data.corpora import Document
+from broadsheet.page import evidence
+from broadsheet.search import VectorIndex, exact
 
 WANTED = 0.95
 CHILD = "import sys; sys.path.insert(0, sys.argv[1]); import vector_libraries as v; v.open_and_ask(*sys.argv[2:])"

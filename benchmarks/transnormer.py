@@ -25,12 +25,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaForCausalLM
 
-from broadsheet import evidence
-from broadsheet.attend.lightning import decayed_attention, log_decay
+from broadsheet.attend.kernels.lightning import decayed_attention, log_decay
 from broadsheet.attend.transnormer import TransNormerCache
-from broadsheet.attend.transnormer_trial import Shape, decode_seconds
-from broadsheet.stats import Comparison, sentence
-from broadsheet.trial import Arm, Metric, run_arms
+from broadsheet.attend.trials.transnormer import Shape, decode_seconds
+from broadsheet.page import evidence
+from broadsheet.trial.engine import Arm, Metric, run_arms
+from broadsheet.trial.stats import Comparison, sentence
 
 HEADS, HEAD_DIM = 4, 64
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -16,16 +16,17 @@ from pathlib import Path
 
 from speeds import attend_speed, decode_speed, embed_speed, hear_speed, rank_speed, search_speed, table
 
-from broadsheet import evidence, words
 from broadsheet.embed import axes
 from broadsheet.hear import picture
+from broadsheet.hear.encoders.resources import SPEECH_EMBEDDING, WHISPER
 from broadsheet.hear.prompts import INSTRUCTIONS
-from broadsheet.hear.resources import SPEECH_EMBEDDING, WHISPER
 from broadsheet.models.embedded import DEFAULT
-from broadsheet.papers import RUNGS, Paper, Stage, docstring, get, get_trial, page, stages
-from broadsheet.results import ArmResult, TrialResult
-from broadsheet.stats import sentence
-from broadsheet.view import View
+from broadsheet.page import evidence
+from broadsheet.page.papers import RUNGS, Paper, Stage, docstring, get, get_trial, page, stages
+from broadsheet.report import words
+from broadsheet.report.view import View
+from broadsheet.trial.results import ArmResult, TrialResult
+from broadsheet.trial.stats import sentence
 
 ROOT = Path(__file__).parents[1]
 _PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from broadsheet import evidence
+from broadsheet.page import evidence
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

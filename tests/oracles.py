@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "support")]
 
 
 def adapter(slug: str) -> Any:
@@ -109,7 +109,7 @@ def main() -> int:
     totals = {key: sum(counts[key] for counts in slugs.values()) for key in ("passed", "failed", "skipped")}
     print(f"{totals['passed']} passed, {totals['failed']} failed, {totals['skipped']} skipped")
     if arguments.record:
-        from broadsheet import evidence
+        from broadsheet.page import evidence
 
         done = {slug: counts for slug, counts in slugs.items() if counts["passed"] or counts["failed"]}
         evidence.record("oracles", {"slugs": done, "provenance": evidence.provenance()}, evidence.folder())

@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 import typer
 import yaml
+from loopback import Loopback
 
 import broadsheet
-from broadsheet import detect, evidence
-from broadsheet.cli import app
-from broadsheet.papers import RUNGS, docstring, get, get_trial, page
-from broadsheet.results import TrialResult
-from broadsheet.trial import Arm, Metric, run_arms
-from broadsheet.words import bracket, number
-from loopback import Loopback
+from broadsheet import detect
+from broadsheet.cli.app import app
+from broadsheet.page import evidence
+from broadsheet.page.papers import RUNGS, docstring, get, get_trial, page
+from broadsheet.report.words import bracket, number
+from broadsheet.trial.engine import Arm, Metric, run_arms
+from broadsheet.trial.results import TrialResult
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
@@ -343,7 +344,7 @@ def test_external_skeleton_reports_its_errors(tmp_path: Path) -> None:
     skeleton, _ = blocks(ROOT / "docs" / "external.md", "python")
     peer = tmp_path / "peer_arm.py"
     peer.write_text(skeleton)
-    from broadsheet.external import external_arm
+    from broadsheet.trial.external import external_arm
 
     arms = [
         Arm("baseline", lambda block: {"score": [0.0 for _ in block]}, role="baseline"),

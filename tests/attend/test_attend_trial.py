@@ -13,12 +13,11 @@ import torch
 from rich.console import Console
 from torch.nn.functional import cross_entropy
 
-from broadsheet import corpora, report
-from broadsheet.attend import reader, streaming, trial
-from broadsheet.attend.findings import FULL, ONE_PIECE, TRUNCATION, Plan
+from broadsheet import report
 from broadsheet.attend.lm_infinite import LMInfinite
-from broadsheet.attend.longtexts import long_texts
-from broadsheet.attend.trial import (
+from broadsheet.attend.trials import attend as trial
+from broadsheet.attend.trials import reader, streaming
+from broadsheet.attend.trials.attend import (
     METHODS,
     AttendTrial,
     FlexPrefillTrial,
@@ -26,9 +25,12 @@ from broadsheet.attend.trial import (
     LMInfiniteTrial,
     LongHeadsTrial,
 )
+from broadsheet.attend.trials.longtexts import long_texts
+from broadsheet.attend.trials.metrics import FULL, ONE_PIECE, TRUNCATION, Plan
 from broadsheet.console import InputError
-from broadsheet.evidence import finite
-from broadsheet.results import TrialResult
+from broadsheet.data import corpora
+from broadsheet.page.evidence import finite
+from broadsheet.trial.results import TrialResult
 
 TRIALS = [LMInfiniteTrial, InfLLMTrial, LongHeadsTrial, FlexPrefillTrial, AttendTrial]
 # The tiny model was trained on 256 positions, as it says: 200 lies within them, 300 and 360 beyond.

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, pad
 
-from broadsheet.attend.blocksparse import blocks_attention, flex_attention, visible
 from broadsheet.attend.flexprefill import (
     FlexPrefill,
     block_means,
@@ -20,6 +19,7 @@ from broadsheet.attend.flexprefill import (
     top_share,
     vertical_slash,
 )
+from broadsheet.attend.kernels.blocksparse import blocks_attention, flex_attention, visible
 from broadsheet.console import InputError
 
 SCALING = 0.25
@@ -268,7 +268,7 @@ def test_visible_expands_blocks_causally() -> None:
 
 
 def test_many_kernel_calls_and_one_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from broadsheet.attend import blocksparse
+    from broadsheet.attend.kernels import blocksparse
 
     query, key, value = tensors()
     active, _ = small().select(query, key, scaling=SCALING)
@@ -322,7 +322,7 @@ def test_compiled_flex_attends_the_chosen_blocks_and_no_others() -> None:
 def test_flex_that_does_not_compile_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.exc import TorchDynamoException
 
-    from broadsheet.attend import blocksparse
+    from broadsheet.attend.kernels import blocksparse
 
     def fail(*args: object, **kwargs: object) -> None:
         raise TorchDynamoException("no compiler\nand much more")
@@ -533,7 +533,7 @@ def test_training_with_dropout_is_refused(tiny_model) -> None:
 
 @pytest.mark.real
 def test_on_real_text_the_share_that_is_kept_decides_the_loss(default_model) -> None:
-    from broadsheet import corpora
+    from broadsheet.data import corpora
 
     model, tokenizer = default_model
     text = ""

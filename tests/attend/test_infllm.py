@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from broadsheet.attend.blocks import Blocks
 from broadsheet.attend.infllm import InfLLM, InfLLMState
-from broadsheet.attend.joint import Keys, attend_jointly
+from broadsheet.attend.kernels.blocks import Blocks
+from broadsheet.attend.kernels.joint import Keys, attend_jointly
 from broadsheet.attend.memory import Layer, cache_bytes
 from broadsheet.attend.rotary import Rotary
 from broadsheet.console import InputError
@@ -355,7 +355,7 @@ def test_capped_logits_and_scaled_tables(tables: dict[str, Any], softcap: float 
 def test_joint_attention_is_one_softmax_in_as_many_steps_as_memory_needs(
     softcap: float | None, cached: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broadsheet.attend.joint._CACHED", cached)
+    monkeypatch.setattr("broadsheet.attend.kernels.joint._CACHED", cached)
     generator = torch.Generator().manual_seed(0)
     query, other = torch.randn(2, 2, 6, 5, 8, generator=generator, dtype=torch.float64)
     sets, logits, values = [], [], []

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from broadsheet.attend import flex
+from broadsheet.attend.kernels import flex
 from broadsheet.attend.lm_infinite import LMInfinite, lambda_attention
 from broadsheet.attend.memory import Layer, cache_bytes
 from broadsheet.attend.rotary import Rotary

@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from broadsheet import corpora
-from broadsheet.attend.longtexts import draw_passwords, long_texts
+from broadsheet.attend.trials.longtexts import draw_passwords, long_texts
 from broadsheet.console import InputError
+from broadsheet.data import corpora
 
 
 @pytest.fixture(scope="module")

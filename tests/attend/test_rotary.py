@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attend_zoo import make
 from transformers.models.llama import modeling_llama
-from zoo import make
 
-from broadsheet.attend.anatomy import read_anatomy
+from broadsheet.attend.layout import read_anatomy
 from broadsheet.attend.rotary import IdentityRotary, Rotary, tables
 
 PLAIN, YARN, DYNAMIC, PARTIAL = "llama", "llama, yarn", "llama, dynamic", "phi"

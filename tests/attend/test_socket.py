@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from attend_zoo import ALL_SLIDING, BASE, CONFIGS, make
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
-from zoo import ALL_SLIDING, BASE, CONFIGS, make
 
 from broadsheet.attend import FlexPrefill, InfLLM, LMInfinite, LongHeads, cache_bytes
 from broadsheet.console import InputError

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from broadsheet.attend.softmax import attention_logits, attention_part, band_mask, merge_parts, weigh
+from broadsheet.attend.kernels.softmax import attention_logits, attention_part, band_mask, merge_parts, weigh
 
 
 def reference(

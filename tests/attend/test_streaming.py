@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from broadsheet.attend import streaming
 from broadsheet.attend.lm_infinite import LMInfinite
 from broadsheet.attend.memory import cache_bytes
-from broadsheet.attend.streaming import ask, branch, read
+from broadsheet.attend.trials import streaming
+from broadsheet.attend.trials.streaming import ask, branch, read
 
 METHODS = {"full attention": None, "LM-Infinite": LMInfinite(n_global=3, n_local=16)}
 

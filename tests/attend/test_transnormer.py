@@ -24,9 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Trainer, TrainingArguments
 
-from broadsheet import corpora
-from broadsheet.attend import transnormer_trial
-from broadsheet.attend.lightning import (
+from broadsheet.attend.kernels.lightning import (
     DecayedState,
     decayed_attention,
     fla_form,
@@ -38,9 +36,11 @@ from broadsheet.attend.lightning import (
     srmsnorm,
 )
 from broadsheet.attend.transnormer import TransNormerCache, TransNormerConfig, TransNormerForCausalLM
-from broadsheet.attend.transnormer_trial import BEGIN, TransNormerTrial, read
+from broadsheet.attend.trials import transnormer as transnormer_trial
+from broadsheet.attend.trials.transnormer import BEGIN, TransNormerTrial, read
 from broadsheet.cache import home
 from broadsheet.console import InputError
+from broadsheet.data import corpora
 
 VOCABULARY = 61
 DECAYS = torch.tensor([-0.5, -0.01, 0.0], dtype=torch.float64)

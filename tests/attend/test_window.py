@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import LlamaConfig, MistralConfig, MistralForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from broadsheet.attend import window
+from broadsheet.attend.kernels import window
+from broadsheet.attend.kernels.window import CHUNK, WindowState, _edges, rotation
 from broadsheet.attend.lm_infinite import LMInfinite
 from broadsheet.attend.memory import Layer
 from broadsheet.attend.rotary import Rotary
-from broadsheet.attend.window import CHUNK, WindowState, _edges, rotation
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
 LLAMA = LlamaRotaryEmbedding(LlamaConfig(hidden_size=HEADS * WIDTH, num_attention_heads=HEADS, head_dim=WIDTH))

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from broadsheet import corpora
 from broadsheet.console import InputError
-from broadsheet.corpora import Document
+from broadsheet.data import corpora
+from broadsheet.data.corpora import Document
 from broadsheet.decode import TrigramTable
-from broadsheet.decode import prompts as tasks
-from broadsheet.decode.corpus import BuildTable
-from broadsheet.decode.trial import MAIN, DecodeTrial, Reference, Written
+from broadsheet.decode.recipes import BuildTable
+from broadsheet.decode.trials import prompts as tasks
+from broadsheet.decode.trials.aded import MAIN, DecodeTrial, Reference, Written
 
 WORDS = ["the", "hat", "on", "a", "mat", "and", "then", "in", "red", "sea", "there", "are", "nine", "reed", "inn"]
 
@@ -36,7 +36,7 @@ def corpus(tmp_path: Path) -> Path:
 def trial(tiny_folder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Options of a trial that takes a second or two."""
     monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("broadsheet.decode.trial.step_seconds", lambda *_: {1: 1.0, 4: 1.1, 8: 1.2})
+    monkeypatch.setattr("broadsheet.decode.trials.aded.step_seconds", lambda *_: {1: 1.0, 4: 1.1, 8: 1.2})
     return {"model": str(tiny_folder), "data": str(corpus), "prompts": 6, "tokens": 12, "warm": 3, "megabytes": 0.01}
 
 

@@ -7,8 +7,8 @@ import collections
 import pytest
 
 from broadsheet.console import InputError
-from broadsheet.corpora import Document
-from broadsheet.detect.pairs import Protocol, Writer, first_words, match, passages, write_pairs
+from broadsheet.data.corpora import Document
+from broadsheet.detect.trials.pairs import Protocol, Writer, first_words, match, passages, write_pairs
 from broadsheet.teacher import Completion
 
 PROTOCOL = Protocol(min_words=25, prompt_tokens=4, max_new_tokens=30, min_new_tokens=5)

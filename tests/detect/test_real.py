@@ -8,9 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from broadsheet import corpora
+from broadsheet.data import corpora
 from broadsheet.detect import FastDetectGPT, Lastde, LastdePP, Likelihood, LogRank, Reader, score_all
-from broadsheet.detect.pairs import Protocol, Writer, first_words, passages, write_pairs
+from broadsheet.detect.trials.pairs import Protocol, Writer, first_words, passages, write_pairs
 from broadsheet.teacher import Teacher
 from broadsheet.teacher.local import Local
 

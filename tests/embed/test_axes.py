@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from broadsheet import papers
 from broadsheet.console import InputError
 from broadsheet.embed import axes
 from broadsheet.embed.axes import AXES, INTERACTION, METHODS, OVERVIEW, UNKNOWN, alike, counts, embedding_methods, nodes
@@ -16,9 +15,10 @@ from broadsheet.embed.gem import gem_embedder
 from broadsheet.embed.lexical_specialization import LexicalSpecialization
 from broadsheet.embed.llm_embedder import LLMEmbedder
 from broadsheet.embed.llm_ql import LLMQL
-from broadsheet.embed.specials import LastTokens
-from broadsheet.embed.subwords import SubwordMean
+from broadsheet.embed.modules.specials import LastTokens
+from broadsheet.embed.modules.subwords import SubwordMean
 from broadsheet.embed.token_prepending import TokenPrepending
+from broadsheet.page import papers
 
 
 def test_every_method_has_one_value_on_every_axis():

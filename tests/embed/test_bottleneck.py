@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from broadsheet.console import InputError
-from broadsheet.embed.bottleneck import (
+from broadsheet.embed.modules.bottleneck import (
     IGNORED,
     PADDING,
     PREFIX,
@@ -34,7 +34,7 @@ from broadsheet.embed.bottleneck import (
     remember,
     special_states,
 )
-from broadsheet.embed.encoder import CausalEncoder, decoder_layers
+from broadsheet.embed.modules.encoder import CausalEncoder, decoder_layers
 
 ARCHITECTURES = ["llama", "qwen3", "gemma2", "gpt2"]
 ROWS = [
@@ -185,7 +185,7 @@ def test_the_suffix_knows_what_the_special_tokens_remember_and_no_more(encoder: 
 
 
 def _argument(encoder: CausalEncoder, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    from broadsheet.embed.masks import attention_argument
+    from broadsheet.embed.modules.masks import attention_argument
 
     return attention_argument(batch["attention_mask"], encoder.model)
 

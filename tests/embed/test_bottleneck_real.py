@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from broadsheet.embed.base import embedder
-from broadsheet.embed.bottleneck import collator_for, read
 from broadsheet.embed.fitting import fit
 from broadsheet.embed.gem import GEM, gem_embedder
 from broadsheet.embed.llm_ql import LLMQL, QueryLikelihood, log_likelihood
-from broadsheet.embed.perplexity import perplexity
+from broadsheet.embed.modules.bottleneck import collator_for, read
+from broadsheet.embed.trials.perplexity import perplexity
 
 PAIRS = [
     {"query": "open a file", "positive": "Returns a stream; the mode decides whether it can be read or written."},

@@ -10,11 +10,13 @@ import pytest
 from small_docs import documentation
 
 from broadsheet.console import InputError
-from broadsheet.embed import gem_trial, llm_ql_trial, tasks
-from broadsheet.embed.gem_trial import GEMTrial, perplexities
-from broadsheet.embed.llm_ql_trial import LLMQLTrial
-from broadsheet.results import ArmResult
-from broadsheet.stats import Interval
+from broadsheet.embed.data import tasks
+from broadsheet.embed.trials import gem as gem_trial
+from broadsheet.embed.trials import llm_ql as llm_ql_trial
+from broadsheet.embed.trials.gem import GEMTrial, perplexities
+from broadsheet.embed.trials.llm_ql import LLMQLTrial
+from broadsheet.trial.results import ArmResult
+from broadsheet.trial.stats import Interval
 
 
 @pytest.fixture

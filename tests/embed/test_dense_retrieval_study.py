@@ -14,12 +14,13 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from small_docs import documentation
 
 from broadsheet.console import InputError
-from broadsheet.embed import dense_retrieval_study, doc_tasks, tasks
+from broadsheet.data.retrieval.metrics import evaluate
+from broadsheet.embed import dense_retrieval_study
 from broadsheet.embed.base import embedder
+from broadsheet.embed.data import doc_tasks, tasks
 from broadsheet.embed.dense_retrieval_study import SEEN, UNSEEN, Cell, Question, Recipe, Study, answer, examples
-from broadsheet.embed.infonce import cosine_cross_entropy, info_nce
+from broadsheet.embed.losses.infonce import cosine_cross_entropy, info_nce
 from broadsheet.embed.ullme import GRL
-from broadsheet.retrieval.metrics import evaluate
 
 
 @pytest.fixture

@@ -14,16 +14,17 @@ from documented import documents
 from transformers import AutoModelForCausalLM
 
 from broadsheet.console import InputError
-from broadsheet.embed import apply as command
-from broadsheet.embed import rows, tasks, taught
-from broadsheet.embed.apply import ApplyEmbed
+from broadsheet.embed import recipes as command
 from broadsheet.embed.base import baseline, load
-from broadsheet.embed.eol import variant
-from broadsheet.embed.lexicon import WordPair
+from broadsheet.embed.data import rows, tasks
+from broadsheet.embed.data import teacher_scores as taught
+from broadsheet.embed.data.lexicon import WordPair
+from broadsheet.embed.data.tasks import sts
+from broadsheet.embed.data.teacher_scores import scored
 from broadsheet.embed.llm_ql import LLMQL
+from broadsheet.embed.modules.eol import variant
+from broadsheet.embed.recipes import ApplyEmbed
 from broadsheet.embed.sweep import sweep
-from broadsheet.embed.tasks import sts
-from broadsheet.embed.taught import scored
 from broadsheet.embed.token_prepending import TokenPrepending
 
 TEXTS = ["the red hat", "a tree near the sea", "hats are red", "the inn on the hill", "reeds and rats", "no stone"]

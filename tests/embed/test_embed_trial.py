@@ -12,13 +12,13 @@ import pytest
 from documented import documents
 
 from broadsheet.console import InputError
-from broadsheet.embed import tasks
+from broadsheet.data.retrieval.metrics import evaluate
 from broadsheet.embed.base import baseline
+from broadsheet.embed.data import tasks
 from broadsheet.embed.fitting import Fitted
-from broadsheet.embed.stage_trial import NAMES, TOKEN_PREPENDING, EmbedTrial
-from broadsheet.embed.trial import trained, training_note
-from broadsheet.results import TrialResult
-from broadsheet.retrieval.metrics import evaluate
+from broadsheet.embed.trials.base import trained, training_note
+from broadsheet.embed.trials.embed import NAMES, TOKEN_PREPENDING, EmbedTrial
+from broadsheet.trial.results import TrialResult
 
 CLOSED = [f"{name}, bidirectional" for name in NAMES.values()]
 
@@ -99,7 +99,7 @@ def test_a_stopped_trial_goes_on(
     options: dict[str, Any], whole: tuple[TrialResult, Path], monkeypatch: pytest.MonkeyPatch
 ):
     expected, folder = whole
-    from broadsheet.embed import trial as parts
+    from broadsheet.embed.trials import base as parts
 
     run, stop_at = parts.run_arms, ["clustering"]
 

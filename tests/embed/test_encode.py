@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
 from broadsheet.console import InputError
-from broadsheet.embed import encode
 from broadsheet.embed.base import Embedder, embedder
-from broadsheet.embed.encode import encode_texts, plan_batches
-from broadsheet.embed.template import PROMPT_EOL, Template
+from broadsheet.embed.modules import encode
+from broadsheet.embed.modules.encode import encode_texts, plan_batches
+from broadsheet.embed.modules.template import PROMPT_EOL, Template
 from broadsheet.embed.token_prepending import TokenPrepending
 from broadsheet.models import attention, token_budget_batches
 from broadsheet.models.attention import attend_in_blocks

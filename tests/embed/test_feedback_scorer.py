@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
-from broadsheet.embed.feedback import PROMPTS, LikelihoodScorer, Request, open_requests, score_corpus
+from broadsheet.embed.data.feedback import PROMPTS, LikelihoodScorer, Request, open_requests, score_corpus
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from broadsheet.console import InputError
 from broadsheet.embed.base import Embedder, embedder, load
-from broadsheet.embed.bottleneck import PREFIX, SPECIAL, SUFFIX, Row, collator_for, read_states, special_states
 from broadsheet.embed.fitting import fit
 from broadsheet.embed.gem import GEM, contrastive_loss, gem_embedder, recall
-from broadsheet.embed.perplexity import perplexity, text_losses
+from broadsheet.embed.modules.bottleneck import PREFIX, SPECIAL, SUFFIX, Row, collator_for, read_states, special_states
+from broadsheet.embed.trials.perplexity import perplexity, text_losses
 
 TEXTS = ["The cat sat on the mat.", "A list of numbers.", "Rain", "It was there, and then it was not there any more."]
 

@@ -14,13 +14,13 @@ from torch.nn.functional import cross_entropy, normalize
 from two_processes import leave
 
 from broadsheet.console import InputError
-from broadsheet.embed import lexicon
-from broadsheet.embed.induction import BilingualLexiconInduction, gold_ranks, induction_scores
-from broadsheet.embed.language_pairs import LanguagePairSampler, pair_weights
+from broadsheet.embed.data import lexicon
+from broadsheet.embed.data.induction import BilingualLexiconInduction, gold_ranks, induction_scores
+from broadsheet.embed.data.language_pairs import LanguagePairSampler, pair_weights
+from broadsheet.embed.data.lexicon import WordPair
 from broadsheet.embed.lexical_specialization import LabelNTXentLoss, LexicalSpecialization, word_template
-from broadsheet.embed.lexicon import WordPair
-from broadsheet.embed.ntxent import csls, label_ntxent
-from broadsheet.embed.subwords import SubwordMean
+from broadsheet.embed.losses.ntxent import csls, label_ntxent
+from broadsheet.embed.modules.subwords import SubwordMean
 
 PAIRS = 5
 

@@ -7,10 +7,18 @@ import pytest
 import torch
 
 from broadsheet.console import InputError
+from broadsheet.embed.data.lexicon import WordPair
 from broadsheet.embed.lexical_specialization import LexicalSpecialization
-from broadsheet.embed.lexical_trial import LAST, SPECIALISED, START, UNTOUCHED, LexicalTrial, split_lexicon, words_arm
-from broadsheet.embed.lexicon import WordPair
-from broadsheet.embed.word_layers import cut_behind, depth, layer_vectors
+from broadsheet.embed.modules.word_layers import cut_behind, depth, layer_vectors
+from broadsheet.embed.trials.lexical_specialization import (
+    LAST,
+    SPECIALISED,
+    START,
+    UNTOUCHED,
+    LexicalTrial,
+    split_lexicon,
+    words_arm,
+)
 
 
 def synonyms(count):

@@ -14,10 +14,10 @@ from two_processes import leave
 
 from broadsheet.console import InputError
 from broadsheet.embed.base import embedder
-from broadsheet.embed.graded import contrastive, graded_distillation, kl_distillation
-from broadsheet.embed.groups import GroupConfig, build_group, build_groups
-from broadsheet.embed.homogeneous import OneTaskBatches, one_task_batches
+from broadsheet.embed.data.groups import GroupConfig, build_group, build_groups
+from broadsheet.embed.data.task_sampler import OneTaskBatches, one_task_batches
 from broadsheet.embed.llm_embedder import TASK_PROMPTS, TASKS, GradedDistillLoss, LLMEmbedder, task_prompts
+from broadsheet.embed.losses.graded import contrastive, graded_distillation, kl_distillation
 
 B, G, WIDTH = 3, 4, 6
 
@@ -445,7 +445,7 @@ def test_processes_work_on_one_task_at_a_time(monkeypatch):
     from accelerate.data_loader import BatchSamplerShard
     from torch.utils.data import BatchSampler, ConcatDataset, SequentialSampler
 
-    monkeypatch.setattr("broadsheet.embed.homogeneous.get_world_size", lambda: 2)
+    monkeypatch.setattr("broadsheet.embed.data.task_sampler.get_world_size", lambda: 2)
     whole = ConcatDataset([list(range(13)), list(range(9)), list(range(8))])
     children = [BatchSampler(SequentialSampler(each), 2, True) for each in whole.datasets]
     task_of = [task for task, size in enumerate((13, 9, 8)) for _ in range(size)]
@@ -457,7 +457,7 @@ def test_processes_work_on_one_task_at_a_time(monkeypatch):
 
 
 def test_fit_reads_what_the_scorer_writes(tiny, tiny_model, tiny_tokenizer, tmp_path: Path):
-    from broadsheet.embed.feedback import LikelihoodScorer, open_requests, read_examples, score_corpus
+    from broadsheet.embed.data.feedback import LikelihoodScorer, open_requests, read_examples, score_corpus
 
     asked = [{**row, "answers": ["the end"]} for row in rows("qa", 4, scores=False)]
     (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)), encoding="utf-8")

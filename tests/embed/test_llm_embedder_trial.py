@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from broadsheet.console import InputError
-from broadsheet.corpora import Document
-from broadsheet.embed.chunks import Continuation, continuations
-from broadsheet.embed.llm_embedder_trial import (
+from broadsheet.data.corpora import Document
+from broadsheet.embed.data.chunks import Continuation, continuations
+from broadsheet.embed.trials.llm_embedder import (
     BASE,
     BEST,
     GRADED,

@@ -14,10 +14,10 @@ from torch.nn.functional import cross_entropy, normalize
 
 from broadsheet.console import InputError
 from broadsheet.embed.base import Embedder, embedder, load
-from broadsheet.embed.bottleneck import SPECIAL, SUFFIX, Row, collator_for, read, special_states
 from broadsheet.embed.fitting import fit
 from broadsheet.embed.llm_ql import DOCUMENT, LLMQL, QUERY, QueryLikelihood, contrast, log_likelihood, rows_of
-from broadsheet.embed.template import Template
+from broadsheet.embed.modules.bottleneck import SPECIAL, SUFFIX, Row, collator_for, read, special_states
+from broadsheet.embed.modules.template import Template
 
 SHORT = {"query": Template("Q: ", "\nA:"), "document": Template("P: ", "\nS:")}
 PAIRS = [

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from broadsheet.embed.ntxent import Similarity, label_ntxent
+from broadsheet.embed.losses.ntxent import Similarity, label_ntxent
 
 SIMILARITIES: tuple[Similarity, ...] = ("cos", "l2")
 

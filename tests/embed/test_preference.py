@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from broadsheet.embed.preference import Direction, Preference, consistency_kl, preference_loss, sequence_log_probs
+from broadsheet.embed.losses.preference import (
+    Direction,
+    Preference,
+    consistency_kl,
+    preference_loss,
+    sequence_log_probs,
+)
 
 KINDS: tuple[Preference, ...] = ("sigmoid", "hinge", "ipo", "kto_pair")
 DIRECTIONS: tuple[Direction, ...] = ("gen-rt", "rt-gen")

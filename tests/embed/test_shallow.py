@@ -10,7 +10,7 @@ import torch
 from broadsheet.console import InputError
 from broadsheet.embed.base import embedder, load
 from broadsheet.embed.fitting import fit
-from broadsheet.embed.shallow import FirstLayers, keep_layers, parameters
+from broadsheet.embed.modules.shallow import FirstLayers, keep_layers, parameters
 from broadsheet.embed.ullme import GRL
 
 TEXTS = ["A stone.", "The wind, and the rain that comes with it.", "x"]

@@ -11,10 +11,10 @@ from small_docs import documentation
 
 from broadsheet import report
 from broadsheet.console import InputError
-from broadsheet.embed import tasks
-from broadsheet.embed.study_presets import PRESETS
-from broadsheet.embed.study_trial import DenseRetrievalStudyTrial
-from broadsheet.results import TrialResult
+from broadsheet.embed.data import tasks
+from broadsheet.embed.trials.dense_retrieval_study import DenseRetrievalStudyTrial
+from broadsheet.embed.trials.study_presets import PRESETS
+from broadsheet.trial.results import TrialResult
 
 
 @pytest.fixture

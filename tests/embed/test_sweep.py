@@ -13,10 +13,10 @@ from lm_zoo import make
 from scipy.stats import spearmanr
 
 from broadsheet.console import InputError
-from broadsheet.embed.encoder import CausalEncoder
-from broadsheet.embed.eol import META_EOL, last_vectors, variant
+from broadsheet.embed.modules.encoder import CausalEncoder
+from broadsheet.embed.modules.eol import META_EOL, last_vectors, variant
+from broadsheet.embed.modules.template import PROMPT_EOL
 from broadsheet.embed.sweep import Cell, Sweep, default_exits, default_layers, layer_vectors, sweep
-from broadsheet.embed.template import PROMPT_EOL
 from broadsheet.embed.token_prepending import TokenPrepending
 
 FIRST = ["A man plays.", "The cat sat on the mat.", "A red hat", "Nine rats", "The sea", "A man plays."]

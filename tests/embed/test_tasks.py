@@ -19,10 +19,11 @@ from sklearn.metrics import roc_auc_score, v_measure_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from broadsheet.console import InputError
-from broadsheet.embed import tasks
+from broadsheet.data.retrieval.duplicates import jaccard
 from broadsheet.embed.base import baseline
-from broadsheet.embed.tasks import Labelled, Pair, Query, RetrievalTask, Triple, v_measure
-from broadsheet.embed.trial import (
+from broadsheet.embed.data import tasks
+from broadsheet.embed.data.tasks import Labelled, Pair, Query, RetrievalTask, Triple, v_measure
+from broadsheet.embed.trials.base import (
     Candidate,
     Held,
     Job,
@@ -32,8 +33,7 @@ from broadsheet.embed.trial import (
     retrieval_arm,
     sts_arm,
 )
-from broadsheet.retrieval.duplicates import jaccard
-from broadsheet.trial import run_arms
+from broadsheet.trial.engine import run_arms
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from lm_zoo import CONFIGS, make
 
 from broadsheet.console import InputError
-from broadsheet.embed.encoder import CausalEncoder
-from broadsheet.embed.eol import (
+from broadsheet.embed.modules.encoder import CausalEncoder
+from broadsheet.embed.modules.eol import (
     KNOWLEDGE,
     META_EOL,
     PRETENDED_COT,
@@ -25,7 +25,7 @@ from broadsheet.embed.eol import (
     last_vectors,
     variant,
 )
-from broadsheet.embed.template import PROMPT_EOL, Template
+from broadsheet.embed.modules.template import PROMPT_EOL, Template
 from broadsheet.embed.token_prepending import TokenPrepending, add_placeholder, rare_token
 
 TEXTS = ["A man plays the guitar.", "The cat", "", 'She said: "Where are the 12 hats and the red mats?"', "é 木"]

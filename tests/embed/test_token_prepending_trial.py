@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from broadsheet.console import InputError
-from broadsheet.corpora import Document
+from broadsheet.data.corpora import Document
+from broadsheet.data.retrieval.documentation import Documentation
 from broadsheet.embed import sweep as sweeping
-from broadsheet.embed import token_prepending_trial as module
-from broadsheet.embed.encoder import CausalEncoder
-from broadsheet.embed.tasks import sts
-from broadsheet.embed.template import PROMPT_EOL
+from broadsheet.embed.data.tasks import sts
+from broadsheet.embed.modules.encoder import CausalEncoder
+from broadsheet.embed.modules.template import PROMPT_EOL
 from broadsheet.embed.token_prepending import TokenPrepending
-from broadsheet.embed.token_prepending_trial import MEAN, METHOD, TokenPrependingTrial, documented
-from broadsheet.retrieval.documentation import Documentation
+from broadsheet.embed.trials import token_prepending as module
+from broadsheet.embed.trials.token_prepending import MEAN, METHOD, TokenPrependingTrial, documented
 
 WORDS = ["hat", "mat", "red", "sea", "reed", "inn", "tree", "near", "rat", "stone"]
 LAST = "PromptEOL, last layer"

@@ -11,11 +11,11 @@ from scipy.stats import spearmanr
 
 from broadsheet.console import InputError
 from broadsheet.embed.base import embedder, load
+from broadsheet.embed.data.writing import PROMPT, Writer, mean_log_probs, read_written
 from broadsheet.embed.fitting import fit
-from broadsheet.embed.infonce import info_nce
-from broadsheet.embed.ntxent import label_ntxent
+from broadsheet.embed.losses.infonce import info_nce
+from broadsheet.embed.losses.ntxent import label_ntxent
 from broadsheet.embed.ullme import GRL
-from broadsheet.embed.writing import PROMPT, Writer, mean_log_probs, read_written
 from broadsheet.models import adapters
 
 ITEMS = [

@@ -10,9 +10,9 @@ import torch
 
 from broadsheet import models
 from broadsheet.embed.base import embedder
-from broadsheet.embed.shallow import FirstLayers, parameters
+from broadsheet.embed.data.writing import mean_log_probs
+from broadsheet.embed.modules.shallow import FirstLayers, parameters
 from broadsheet.embed.ullme import GRL
-from broadsheet.embed.writing import mean_log_probs
 from broadsheet.models import adapters
 
 pytestmark = pytest.mark.real

@@ -9,10 +9,11 @@ import pytest
 from small_docs import documentation
 
 from broadsheet.console import InputError
-from broadsheet.embed import tasks, ullme_trial
+from broadsheet.data.retrieval.lists import RankList
 from broadsheet.embed.base import embedder
-from broadsheet.embed.trial import Held
-from broadsheet.retrieval.lists import RankList
+from broadsheet.embed.data import tasks
+from broadsheet.embed.trials import ullme as ullme_trial
+from broadsheet.embed.trials.base import Held
 
 
 @pytest.fixture
@@ -30,7 +31,9 @@ def test_kendall_s_tau_is_one_where_cosine_and_likelihood_agree(tiny_model, tiny
     cosines = model.encode_document(list(one.documents), normalize_embeddings=True) @ queries[0]
     arm = ullme_trial.agreement([one]).arm("x", Held(model), "method", "", None)
     for scores, tau in ((cosines, 1.0), (-cosines, -1.0), (np.zeros(3), 0.0)):
-        monkeypatch.setattr("broadsheet.embed.writing.mean_log_probs", lambda *_, scores=scores: np.asarray(scores))
+        monkeypatch.setattr(
+            "broadsheet.embed.data.writing.mean_log_probs", lambda *_, scores=scores: np.asarray(scores)
+        )
         assert arm.run([one])["Kendall τ"] == [pytest.approx(tau)]
     assert arm.run([one])["sharpness"] == [pytest.approx(1 / 3)]
 

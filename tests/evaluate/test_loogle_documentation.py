@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from broadsheet.console import InputError
-from broadsheet.corpora import Document
-from broadsheet.evaluate.documentation import questions
+from broadsheet.data.corpora import Document
+from broadsheet.data.pydocs import split_summary
 from broadsheet.evaluate.loogle import LooGLE, evidence_depth
-from broadsheet.pydocs import split_summary
+from broadsheet.evaluate.trials.documentation import questions
 
 COLOURS = ["red", "blue", "green", "amber", "white", "black", "brown", "grey", "pink", "teal", "olive", "coral"]
 COLOURS += ["beige", "ivory", "khaki"]

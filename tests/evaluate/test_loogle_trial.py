@@ -12,7 +12,7 @@ import pytest
 from broadsheet import attend, report
 from broadsheet.console import InputError
 from broadsheet.evaluate.methods import attend_methods, describe_methods, options_of, parse_methods
-from broadsheet.evaluate.trial import ENDS, RETRIEVED, WHOLE, LooGLETrial
+from broadsheet.evaluate.trials.loogle import ENDS, RETRIEVED, WHOLE, LooGLETrial
 
 pytest.importorskip("bm25s")
 
@@ -108,7 +108,7 @@ def test_the_ways_to_read_are_compared_on_the_same_questions(trial, method, tmp_
 
 
 def test_scores_are_loogles_of_the_answers(trial, monkeypatch):
-    from broadsheet.evaluate import trial as module
+    from broadsheet.evaluate.trials import loogle as module
 
     real = module.Reader.answers
 
@@ -149,7 +149,7 @@ def test_summaries_are_scored_by_what_suits_them(trial, data, tmp_path):
 
 
 def test_an_interrupted_trial_goes_on_where_it_stopped(trial, monkeypatch, capsys):
-    from broadsheet.evaluate import trial as module
+    from broadsheet.evaluate.trials import loogle as module
 
     whole = trial()
     expected = whole.run()
@@ -200,7 +200,7 @@ def test_a_whole_document_is_cut_to_the_context_and_a_bounded_method_is_not(tria
 
 
 def test_default_methods_that_are_not_there_are_said(trial, monkeypatch):
-    from broadsheet.evaluate import trial as module
+    from broadsheet.evaluate.trials import loogle as module
 
     monkeypatch.setattr(module, "_DEFAULT_METHODS", ("no_such_method",))
     result = trial(methods="", documents=1, questions=1).run()

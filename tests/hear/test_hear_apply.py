@@ -15,11 +15,11 @@ import torch
 from hearing import noise
 
 from broadsheet.console import InputError
-from broadsheet.hear import activating, fitting
-from broadsheet.hear.apply import ApplySalmonn
-from broadsheet.hear.plan import open_data, planned
-from broadsheet.hear.rows import Row, read_rows
+from broadsheet.hear.data.rows import Row, read_rows
+from broadsheet.hear.recipes import ApplySalmonn
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
+from broadsheet.hear.training import activating, fitting
+from broadsheet.hear.training.plan import open_data, planned
 
 pytestmark = pytest.mark.usefixtures("home")
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
-from broadsheet.hear import audio
+from broadsheet.hear.data import audio
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("soxr")

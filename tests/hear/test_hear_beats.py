@@ -14,9 +14,9 @@ from torch import Tensor
 
 from broadsheet.console import InputError
 from broadsheet.hear import base
-from broadsheet.hear.beats import DEVIATION, MEAN, BeatsEncoder, beats_tokens, token_start_band
-from broadsheet.hear.beats_layers import Backbone, BeatsConfig, position_buckets
-from broadsheet.hear.fbank import fbank, fbank_frames, fbank_samples
+from broadsheet.hear.encoders.beats import DEVIATION, MEAN, BeatsEncoder, beats_tokens, token_start_band
+from broadsheet.hear.encoders.beats_layers import Backbone, BeatsConfig, position_buckets
+from broadsheet.hear.encoders.fbank import fbank, fbank_frames, fbank_samples
 
 # What the fine-tuned iter3+ checkpoints hold as cfg.
 PUBLISHED: dict[str, Any] = {
@@ -312,7 +312,7 @@ def test_a_batch_gives_what_each_wave_gives(tiny: BeatsEncoder) -> None:
 
 
 def test_batches_are_bounded_and_keep_the_order(tiny: BeatsEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broadsheet.hear.beats.BATCH_TOKENS", 60)
+    monkeypatch.setattr("broadsheet.hear.encoders.beats.BATCH_TOKENS", 60)
     sizes: list[int] = []
     run = tiny._encode_batch
 

@@ -9,8 +9,8 @@ import torch
 from hearing import Blocks, noise, tiny
 from torch import Tensor
 
-from broadsheet.hear.cascade import Cascade, Given, Silence
-from broadsheet.hear.ears import Ears
+from broadsheet.hear.encoders.ears import Ears
+from broadsheet.hear.trials.cascade import Cascade, Given, Silence
 
 pytestmark = pytest.mark.usefixtures("home")
 

@@ -15,11 +15,14 @@ import pytest
 import soundfile
 from hearing import TINY, Blocks, noise, tiny
 
-from broadsheet import cli, models
+from broadsheet import models
+from broadsheet.cli.app import app as cli
 from broadsheet.console import InputError
-from broadsheet.hear import activating, commands, making
-from broadsheet.hear.rows import Row
+from broadsheet.hear import commands
+from broadsheet.hear import data as making
+from broadsheet.hear.data.rows import Row
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
+from broadsheet.hear.training import activating
 
 COMMANDS = ("listen", "make-data", "activate", "picture")
 Run = Callable[..., tuple[int, str, str]]

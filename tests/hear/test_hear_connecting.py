@@ -10,8 +10,8 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from broadsheet.console import InputError
 from broadsheet.hear.connectors import StackLinear, WindowQFormer
-from broadsheet.hear.schedule import learning_rate
 from broadsheet.hear.sync import Synchronised
+from broadsheet.hear.training.schedule import learning_rate
 from broadsheet.hear.windows import Windows
 
 

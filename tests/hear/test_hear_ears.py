@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from broadsheet.console import InputError
-from broadsheet.hear import audio, ears
 from broadsheet.hear.base import AudioEncoder
-from broadsheet.hear.ears import Ears, piece_seconds
+from broadsheet.hear.data import audio
+from broadsheet.hear.encoders import ears
+from broadsheet.hear.encoders.ears import Ears, piece_seconds
 
 pytestmark = pytest.mark.usefixtures("home")
 

@@ -14,13 +14,13 @@ import torch
 from hearing import Blocks, noise, tiny
 
 from broadsheet.console import InputError
-from broadsheet.hear import activating, fitting
-from broadsheet.hear.activating import activate, write_stories
-from broadsheet.hear.fitting import Collator, fit
+from broadsheet.hear.data.rows import Row, read_rows, write_rows
 from broadsheet.hear.prompts import INSTRUCTIONS
-from broadsheet.hear.rows import Row, read_rows, write_rows
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
-from broadsheet.hear.warm_start import TokenCTC, warm_start
+from broadsheet.hear.training import activating, fitting
+from broadsheet.hear.training.activating import activate, write_stories
+from broadsheet.hear.training.fitting import Collator, fit
+from broadsheet.hear.training.warm_start import TokenCTC, warm_start
 
 pytestmark = pytest.mark.usefixtures("home")
 

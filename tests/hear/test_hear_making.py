@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
-from broadsheet.hear.making import Made, dataset, grammar, make_data, tasks
-from broadsheet.hear.making.sounds import BANDS, CAPTIONS, HELD_OUT, MUSIC, NAMES, STRUCK
-from broadsheet.hear.making.tasks import NUMBERS, TASKS, UNSEEN_ORDERS, WHAT_SAID, WHICH_SOUND, Maker, choices, deck
-from broadsheet.hear.making.voices import HARD_SPEEDS, RATES, SLOW
+from broadsheet.hear.data import Made, dataset, grammar, make_data, tasks
+from broadsheet.hear.data.sounds import BANDS, CAPTIONS, HELD_OUT, MUSIC, NAMES, STRUCK
+from broadsheet.hear.data.tasks import NUMBERS, TASKS, UNSEEN_ORDERS, WHAT_SAID, WHICH_SOUND, Maker, choices, deck
+from broadsheet.hear.data.voices import HARD_SPEEDS, RATES, SLOW
 
 SIZES = {"asr": 2, "sound": 2, "caption": 2, "count": 4, "voice": 2, "order": 2, "speech_sound": 4}
 SIZES |= {"stories": 2, "test": 2, "hard": 1}

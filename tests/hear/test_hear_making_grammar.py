@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broadsheet.hear.making import grammar
-from broadsheet.hear.making.sounds import NAMES
+from broadsheet.hear.data import grammar
+from broadsheet.hear.data.sounds import NAMES
 
 WAYS = (None, *grammar.WAYS)
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from broadsheet.console import InputError
-from broadsheet.hear.making import mixing, voices
-from broadsheet.hear.making.sounds import BANDS, CAPTIONS, HELD_OUT, MUSIC, NAMES, STRUCK, Sound
-from broadsheet.hear.making.voices import SLOW, VOICES, speak, speak_otherwise
+from broadsheet.hear.data import mixing, voices
+from broadsheet.hear.data.sounds import BANDS, CAPTIONS, HELD_OUT, MUSIC, NAMES, STRUCK, Sound
+from broadsheet.hear.data.voices import SLOW, VOICES, speak, speak_otherwise
 
 RATE = 16_000
 

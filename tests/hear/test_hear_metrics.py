@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
-from broadsheet.hear.following import (
+from broadsheet.hear.data.rows import Row
+from broadsheet.hear.trials.following import (
     FOLLOWED,
     NAMING,
     account,
@@ -18,7 +19,7 @@ from broadsheet.hear.following import (
     mentions,
     stories,
 )
-from broadsheet.hear.metrics import (
+from broadsheet.hear.trials.metrics import (
     OTHERS,
     SOUNDS,
     SPEECH,
@@ -32,9 +33,8 @@ from broadsheet.hear.metrics import (
     word_errors,
     words,
 )
-from broadsheet.hear.rows import Row
-from broadsheet.results import ArmResult, joined
-from broadsheet.stats import Interval, compare_samples
+from broadsheet.trial.results import ArmResult, joined
+from broadsheet.trial.stats import Interval, compare_samples
 
 NAMES = ("bell", "horn", "drum", "rising notes")
 STORY = (

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from broadsheet.hear.configuration import SalmonnConfig
-from broadsheet.hear.fitting import fit
-from broadsheet.hear.making import make_data
-from broadsheet.hear.rows import read_rows
+from broadsheet.hear.data import make_data
+from broadsheet.hear.data.rows import read_rows
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
-from broadsheet.hear.warm_start import warm_start
+from broadsheet.hear.training.fitting import fit
+from broadsheet.hear.training.warm_start import warm_start
 from broadsheet.models import Loaded
 
 EARS = [{"kind": "whisper", "spec": "tiny.en", "context_seconds": 8.0, "crop": True}, "speech-embedding"]

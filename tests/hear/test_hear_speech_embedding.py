@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
-from broadsheet.hear import base, resources, speech_embedding
-from broadsheet.hear.speech_embedding import SpeechEmbeddingEncoder
+from broadsheet.hear import base
+from broadsheet.hear.encoders import resources, speech_embedding
+from broadsheet.hear.encoders.speech_embedding import SpeechEmbeddingEncoder
 
 
 class Mel:

@@ -17,15 +17,17 @@ from hearing import Blocks
 from torch import Tensor
 
 from broadsheet.console import InputError
-from broadsheet.hear import arms, base, salmonn_trial
-from broadsheet.hear.arms import ACTIVATED, CASCADE, MAIN, ONE, REHEARSED, SHUFFLED, SILENT, STACK
-from broadsheet.hear.following import FOLLOWED, NAMING
-from broadsheet.hear.metrics import OTHERS, SOUNDS, WER
-from broadsheet.hear.notes import beside, loss_curve
+from broadsheet.hear import base
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
-from broadsheet.hear.salmonn_trial import CLAIMS, SalmonnTrial
-from broadsheet.results import TrialResult
-from broadsheet.stats import Interval
+from broadsheet.hear.trials import arms
+from broadsheet.hear.trials import salmonn as salmonn_trial
+from broadsheet.hear.trials.arms import ACTIVATED, CASCADE, MAIN, ONE, REHEARSED, SHUFFLED, SILENT, STACK
+from broadsheet.hear.trials.following import FOLLOWED, NAMING
+from broadsheet.hear.trials.metrics import OTHERS, SOUNDS, WER
+from broadsheet.hear.trials.notes import beside, loss_curve
+from broadsheet.hear.trials.salmonn import CLAIMS, SalmonnTrial
+from broadsheet.trial.results import TrialResult
+from broadsheet.trial.stats import Interval
 
 SAID = "the queen slept"
 SIZES = {"hidden": 16, "heads": 2, "layers": 1, "ffn": 32, "steps1": 1, "steps2": 1, "batch": 2, "activation_steps": 1}

@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
-from broadsheet.hear import base, ctranslate, resources, whisper
-from broadsheet.hear.whisper import WhisperEncoder
+from broadsheet.hear import base
+from broadsheet.hear.encoders import ctranslate, resources, whisper
+from broadsheet.hear.encoders.whisper import WhisperEncoder
 from broadsheet.models import wheels
 from conftest import write_wheel
 
@@ -563,7 +564,7 @@ def test_tiny_en_is_what_ctranslate2_computes(tmp_path: Path) -> None:
     ctranslate2 = pytest.importorskip("ctranslate2")
     if shutil.which("flite") is None:
         pytest.skip("flite, which speaks the sentences, is not installed")
-    from broadsheet.hear import audio
+    from broadsheet.hear.data import audio
 
     sentences = ("the old sailor carried seven baskets of apples", "please call the doctor before the rain begins")
     waves = []

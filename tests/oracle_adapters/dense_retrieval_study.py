@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from broadsheet.embed.infonce import info_nce
+from broadsheet.embed.losses.infonce import info_nce
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:

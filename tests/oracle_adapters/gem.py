@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-
-from broadsheet.embed.bottleneck import Row, bottleneck_mask, collator_for, read, special_states
-from broadsheet.embed.gem import contrastive_loss
 from formula_llama import encoder
+
+from broadsheet.embed.gem import contrastive_loss
+from broadsheet.embed.modules.bottleneck import Row, bottleneck_mask, collator_for, read, special_states
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from broadsheet.detect import DNAGPT, LRR, NPR, DetectGPT, Entropy, FastDetectGPT, LastdePP, Likelihood, LogRank, Rank
 from broadsheet.detect.lastde import aggregate, lastde, multiscale_diversity_entropy
 from broadsheet.detect.reading import Reading, read_logits
-from broadsheet.stats import auroc
+from broadsheet.trial.stats import auroc
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from broadsheet.embed.induction import gold_ranks, induction_scores
-from broadsheet.embed.language_pairs import pair_weights
-from broadsheet.embed.ntxent import csls, label_ntxent
-from broadsheet.embed.subwords import SubwordMean
+from broadsheet.embed.data.induction import gold_ranks, induction_scores
+from broadsheet.embed.data.language_pairs import pair_weights
+from broadsheet.embed.losses.ntxent import csls, label_ntxent
+from broadsheet.embed.modules.subwords import SubwordMean
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:

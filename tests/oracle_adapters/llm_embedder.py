@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from broadsheet.embed.groups import GroupConfig, build_group
+from broadsheet.embed.data.groups import GroupConfig, build_group
 from broadsheet.embed.llm_embedder import GradedDistillLoss
 
 

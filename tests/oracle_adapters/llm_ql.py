@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
+from formula_llama import encoder
 
-from broadsheet.embed.bottleneck import (
+from broadsheet.embed.modules.bottleneck import (
     IGNORED,
     PADDING,
     PREFIX,
@@ -16,7 +17,6 @@ from broadsheet.embed.bottleneck import (
     read,
     special_states,
 )
-from formula_llama import encoder
 
 _LAYOUTS = {"loss_document_eos_query": ("prefix", "special", "suffix"), "loss_query_only": ("suffix",)}
 

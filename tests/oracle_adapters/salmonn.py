@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from broadsheet.hear.audio import prepare
-from broadsheet.hear.beats import beats_tokens, token_start_band
 from broadsheet.hear.connectors import WindowQFormer
+from broadsheet.hear.data.audio import prepare
+from broadsheet.hear.encoders.beats import beats_tokens, token_start_band
 from broadsheet.hear.processing import assemble
-from broadsheet.hear.schedule import learning_rate
 from broadsheet.hear.sync import Synchronised
+from broadsheet.hear.training.schedule import learning_rate
 from broadsheet.hear.windows import Windows
 
 

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from broadsheet.embed.encoder import CausalEncoder
-from broadsheet.embed.eol import last_vectors
+from broadsheet.embed.modules.encoder import CausalEncoder
+from broadsheet.embed.modules.eol import last_vectors
 from broadsheet.embed.token_prepending import TokenPrepending
 
 

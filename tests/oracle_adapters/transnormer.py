@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from broadsheet.attend.lightning import decayed_attention, head_slopes, log_decay, lrpe, lrpe_theta, srmsnorm
+from broadsheet.attend.kernels.lightning import decayed_attention, head_slopes, log_decay, lrpe, lrpe_theta, srmsnorm
 from broadsheet.attend.transnormer import SGLU, TransNormerConfig
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from broadsheet.embed.ntxent import label_ntxent
-from broadsheet.embed.preference import consistency_kl, preference_loss, sequence_log_probs
+from broadsheet.embed.losses.ntxent import label_ntxent
+from broadsheet.embed.losses.preference import consistency_kl, preference_loss, sequence_log_probs
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from broadsheet.rank.bias import kendall, position_bias
+from broadsheet.rank.trials.bias import kendall, position_bias
 
 
 def test_kendall_counts_pairs():

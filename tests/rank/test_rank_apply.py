@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from broadsheet import corpora
 from broadsheet.console import InputError
-from broadsheet.corpora import Document
-from broadsheet.rank import apply as command
-from broadsheet.rank.apply import ApplyRank
+from broadsheet.data import corpora
+from broadsheet.data.corpora import Document
+from broadsheet.data.retrieval.beir import Beir
+from broadsheet.data.retrieval.documentation import Documentation
+from broadsheet.data.retrieval.trec import read_run
+from broadsheet.rank import recipes as command
 from broadsheet.rank.base import ListwiseReranker
-from broadsheet.retrieval.beir import Beir
-from broadsheet.retrieval.documentation import Documentation
-from broadsheet.retrieval.trec import read_run
+from broadsheet.rank.recipes import ApplyRank
 
 WORDS = ["hat", "mat", "red", "sea", "reed", "inn", "tree", "near", "rat", "stone"]
 QUERIES = 20
@@ -184,7 +184,9 @@ def test_training_lists_come_from_the_train_split_and_from_packages_that_are_not
         assert len(row["documents"]) == 3
     seen.clear()
     docs = Documentation(documents())
-    monkeypatch.setattr("broadsheet.rank.items.Source._documentation", lambda self: (docs, corpora.load(collection)))
+    monkeypatch.setattr(
+        "broadsheet.rank.trials.items.Source._documentation", lambda self: (docs, corpora.load(collection))
+    )
     command.ApplyRank(train=True, model=str(model), lists=9, candidates=4)._train("pydocs", tmp_path / "b", False)
     packages = {entry.text: entry.package for entry in docs.entries}
     assert len(seen) == 9

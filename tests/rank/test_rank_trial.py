@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from broadsheet.console import InputError
-from broadsheet.rank import arms as parts
-from broadsheet.rank.arms import FIRST_STAGE
+from broadsheet.data.retrieval.lists import RankList
 from broadsheet.rank.base import ListwiseReranker
-from broadsheet.rank.fullrank_trial import FULL, SLIDING, FullRankTrial, noisy_labels
-from broadsheet.rank.items import Source
-from broadsheet.rank.pg_trial import AFTER, BEFORE, FOR_MRR, FOR_NDCG, LISTNET, PGRankTrial, synthetic
-from broadsheet.rank.trial import MAIN, PERMUTATION, SHUFFLED, UNTRAINED, RankTrial
-from broadsheet.retrieval.lists import RankList
+from broadsheet.rank.trials import arms as parts
+from broadsheet.rank.trials.arms import FIRST_STAGE
+from broadsheet.rank.trials.first import MAIN, PERMUTATION, SHUFFLED, UNTRAINED, RankTrial
+from broadsheet.rank.trials.fullrank import FULL, SLIDING, FullRankTrial, noisy_labels
+from broadsheet.rank.trials.items import Source
+from broadsheet.rank.trials.pg_rank import AFTER, BEFORE, FOR_MRR, FOR_NDCG, LISTNET, PGRankTrial, synthetic
 
 WORDS = ["hat", "mat", "red", "sea", "reed", "inn", "tree", "near", "rat", "stone"]
 
@@ -195,7 +195,7 @@ def test_success_counts_right_passages_among_the_first_k():
 
 
 def run_alone(arm: Any, lists: list[RankList]) -> Any:
-    from broadsheet.trial import run_arms
+    from broadsheet.trial.engine import run_arms
 
     return run_arms([arm], lists, parts.METRICS, item="list", resamples=100)[0][0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broadsheet.console import InputError
-from broadsheet.training.workplace import workplace
+from broadsheet.training.workdir import workplace
 
 MADE = {"rate": 1e-3, "minutes": 5, "sizes": (2, 4), "model": "0123", "objective": {"name": "a"}}
 OPTIONS = {"finished": "done.json", "may_change": ["minutes"], "kind": "embedder"}

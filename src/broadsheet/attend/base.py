@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import sdpa_mask
 
-from broadsheet.attend.anatomy import Anatomy, find_decoder, padding_mask, read_anatomy, swap
+from broadsheet.attend.layout import Anatomy, find_decoder, padding_mask, read_anatomy, swap
 from broadsheet.attend.memory import Layer, MemoryLayer, State
 from broadsheet.attend.rotary import IdentityRotary, Rotary
 from broadsheet.console import InputError
@@ -246,7 +246,7 @@ class _MemoryInstallation(_Installation):
         cache.layer_class_to_replicate = None
 
     def _layer(self, layer: Layer) -> MemoryLayer:
-        from broadsheet.attend.window import WindowState
+        from broadsheet.attend.kernels.window import WindowState
 
         made = MemoryLayer(
             self.method,

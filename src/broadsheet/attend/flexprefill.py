@@ -18,8 +18,8 @@ from torch.nn.functional import pad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from broadsheet.attend.base import Anatomy, Rotated
-from broadsheet.attend.blocksparse import blocks_attention, flex_attention
-from broadsheet.attend.softmax import attention_logits, attention_part
+from broadsheet.attend.kernels.blocksparse import blocks_attention, flex_attention
+from broadsheet.attend.kernels.softmax import attention_logits, attention_part
 from broadsheet.console import InputError
 
 Rounding = Literal["paper", "code"]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from broadsheet.attend.base import Anatomy, Memory
-from broadsheet.attend.blocks import Blocks
-from broadsheet.attend.joint import Keys, attend_jointly, how_often, logits
+from broadsheet.attend.kernels.blocks import Blocks
+from broadsheet.attend.kernels.joint import Keys, attend_jointly, how_often, logits
 from broadsheet.attend.memory import Bytes, Layer, State
 from broadsheet.console import InputError
 

@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from broadsheet.attend import flex
 from broadsheet.attend.base import Memory
+from broadsheet.attend.kernels import flex
+from broadsheet.attend.kernels.softmax import merge_parts
+from broadsheet.attend.kernels.window import CHUNK, WindowState
 from broadsheet.attend.memory import Layer
-from broadsheet.attend.softmax import merge_parts
-from broadsheet.attend.window import CHUNK, WindowState
 from broadsheet.console import InputError
 
 Backend = Literal["auto", "chunked", "flex"]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from broadsheet.attend.base import Anatomy, Memory
+from broadsheet.attend.kernels.softmax import attention_part, merge_parts
 from broadsheet.attend.memory import Layer, State
-from broadsheet.attend.softmax import attention_part, merge_parts
 from broadsheet.console import InputError
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from broadsheet.attend.lightning import (
+from broadsheet.attend.kernels.lightning import (
     Decay,
     DecayedState,
     Kernel,

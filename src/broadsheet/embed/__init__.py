@@ -1,7 +1,7 @@
 """Embed: texts to vectors with a causal LM.
 
 Every method is, or trains, an `Embedder`: a `SentenceTransformer` around any causal LM, made by `embedder`, or by
-`baseline` from a plain way to pool, and read back by `load`. `fit` trains it. `VectorIndex` searches what it makes.
+`baseline` from a plain way to pool, and read back by `load`. `fit` trains it.
 
 Names are imported when they are asked for, so that what needs no model (words of a search, a table of axes) is fast.
 """
@@ -14,22 +14,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from broadsheet.embed.axes import embedding_methods
     from broadsheet.embed.base import BASELINES, Embedder, baseline, embedder, load
+    from broadsheet.embed.data.feedback import LikelihoodScorer
+    from broadsheet.embed.data.induction import BilingualLexiconInduction
     from broadsheet.embed.dense_retrieval_study import Study
-    from broadsheet.embed.encoder import CausalEncoder
-    from broadsheet.embed.eol import TemplateMean
-    from broadsheet.embed.feedback import LikelihoodScorer
     from broadsheet.embed.fitting import Fitted, fit
     from broadsheet.embed.gem import GEM, gem_embedder
-    from broadsheet.embed.index.vectorindex import VectorIndex
-    from broadsheet.embed.induction import BilingualLexiconInduction
-    from broadsheet.embed.infonce import info_nce
     from broadsheet.embed.lexical_specialization import LabelNTXentLoss, LexicalSpecialization
     from broadsheet.embed.llm_embedder import GradedDistillLoss, LLMEmbedder
     from broadsheet.embed.llm_ql import LLMQL, QueryLikelihood
-    from broadsheet.embed.ntxent import label_ntxent
-    from broadsheet.embed.streaming import encode_corpus
-    from broadsheet.embed.subwords import SubwordMean
-    from broadsheet.embed.template import PROMPT_EOL, Template
+    from broadsheet.embed.losses.infonce import info_nce
+    from broadsheet.embed.losses.ntxent import label_ntxent
+    from broadsheet.embed.modules.encoder import CausalEncoder
+    from broadsheet.embed.modules.eol import TemplateMean
+    from broadsheet.embed.modules.subwords import SubwordMean
+    from broadsheet.embed.modules.template import PROMPT_EOL, Template
     from broadsheet.embed.token_prepending import TokenPrepending
     from broadsheet.embed.ullme import GRL
 
@@ -37,21 +35,19 @@ _HOMES = {
     "axes": ("embedding_methods",),
     "base": ("BASELINES", "Embedder", "baseline", "embedder", "load"),
     "dense_retrieval_study": ("Study",),
-    "encoder": ("CausalEncoder",),
-    "eol": ("TemplateMean",),
-    "feedback": ("LikelihoodScorer",),
+    "modules.encoder": ("CausalEncoder",),
+    "modules.eol": ("TemplateMean",),
+    "data.feedback": ("LikelihoodScorer",),
     "fitting": ("Fitted", "fit"),
     "gem": ("GEM", "gem_embedder"),
-    "index.vectorindex": ("VectorIndex",),
-    "induction": ("BilingualLexiconInduction",),
-    "infonce": ("info_nce",),
+    "data.induction": ("BilingualLexiconInduction",),
+    "losses.infonce": ("info_nce",),
     "lexical_specialization": ("LabelNTXentLoss", "LexicalSpecialization"),
     "llm_embedder": ("GradedDistillLoss", "LLMEmbedder"),
     "llm_ql": ("LLMQL", "QueryLikelihood"),
-    "ntxent": ("label_ntxent",),
-    "streaming": ("encode_corpus",),
-    "subwords": ("SubwordMean",),
-    "template": ("PROMPT_EOL", "Template"),
+    "losses.ntxent": ("label_ntxent",),
+    "modules.subwords": ("SubwordMean",),
+    "modules.template": ("PROMPT_EOL", "Template"),
     "token_prepending": ("TokenPrepending",),
     "ullme": ("GRL",),
 }
@@ -77,11 +73,9 @@ __all__ = [
     "Template",
     "TemplateMean",
     "TokenPrepending",
-    "VectorIndex",
     "baseline",
     "embedder",
     "embedding_methods",
-    "encode_corpus",
     "fit",
     "gem_embedder",
     "info_nce",

@@ -95,7 +95,7 @@ class Method:
         return self.entry.split(":")[1] if self.entry else "reference only"
 
 
-_BASE, _EOL = "broadsheet.embed.base:baseline", "broadsheet.embed.eol:"
+_BASE, _EOL = "broadsheet.embed.base:baseline", "broadsheet.embed.modules.eol:"
 METHODS: tuple[Method, ...] = (
     Method("mean", _BASE, "", "no", "nothing", "either", "mean", "yes", "symmetric", "none",
            "prompting/plain", "embedders/training-free", 'baseline("mean")'),

@@ -16,8 +16,8 @@ from torch import nn
 
 from broadsheet import models
 from broadsheet.console import InputError, say
-from broadsheet.embed.encoder import Attention, CausalEncoder
-from broadsheet.embed.template import PROMPT_EOL, Template
+from broadsheet.embed.modules.encoder import Attention, CausalEncoder
+from broadsheet.embed.modules.template import PROMPT_EOL, Template
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,7 @@ class Embedder(SentenceTransformer):
                 **given,
                 **kwargs,
             )
-        from broadsheet.embed.encode import encode_texts
+        from broadsheet.embed.modules.encode import encode_texts
 
         if device is not None:
             self.to(device)

@@ -24,16 +24,16 @@ from torch import Tensor
 from broadsheet.cache import atomic_write, fingerprint, home
 from broadsheet.clock import measure
 from broadsheet.console import InputError, say
-from broadsheet.embed import doc_tasks, tasks
-from broadsheet.embed.encoder import context_length, decoder_layers
+from broadsheet.data.retrieval.metrics import evaluate
+from broadsheet.embed.data import doc_tasks, tasks
+from broadsheet.embed.modules.encoder import context_length, decoder_layers
 from broadsheet.embed.ullme import GRL
-from broadsheet.evidence import versions
-from broadsheet.retrieval.metrics import evaluate
+from broadsheet.page.evidence import versions
 
 if TYPE_CHECKING:
     from broadsheet.embed.base import Embedder
-    from broadsheet.embed.tasks import RetrievalTask
-    from broadsheet.stats import Floats
+    from broadsheet.embed.data.tasks import RetrievalTask
+    from broadsheet.trial.stats import Floats
 
 _MOST = 4000  # examples of a task; longer runs see them again
 MEASURES = ("nDCG@10", "RR@10", "R@10", "R@100")
@@ -306,7 +306,7 @@ class Study:
         """The recipe's embedder before training."""
         from broadsheet import models
         from broadsheet.embed.base import embedder
-        from broadsheet.embed.shallow import FirstLayers
+        from broadsheet.embed.modules.shallow import FirstLayers
 
         loaded = models.load(recipe.backbone, device=self.device, dtype=self.dtype)
         end = loaded.tokenizer.eos_token
@@ -324,7 +324,7 @@ class Study:
 
     def _ask(self, cell: Cell, task: RetrievalTask) -> Record:
         from broadsheet.embed.base import load
-        from broadsheet.embed.shallow import parameters
+        from broadsheet.embed.modules.shallow import parameters
 
         recipe, step = cell.recipe, cell.step
         run = {"tokens": 0, "seconds": 0.0, "peak_bytes": 0}

@@ -23,13 +23,13 @@ from transformers import TrainingArguments
 
 from broadsheet.cache import atomic_folder, atomic_write, fingerprint
 from broadsheet.console import InputError
-from broadsheet.embed.encoder import CausalEncoder
+from broadsheet.embed.modules.encoder import CausalEncoder
 from broadsheet.models import adapters
 from broadsheet.models import fingerprint as model_fingerprint
-from broadsheet.training.kept import Fitted, TrainedItems, TrainedWeights, check_lengths, items_in_order
 from broadsheet.training.timed import ARGUMENTS, TimedRun, warmed_up
+from broadsheet.training.trainer import Fitted, TrainedItems, TrainedWeights, check_lengths, items_in_order
 from broadsheet.training.weights import autocast_dtype
-from broadsheet.training.workplace import workplace
+from broadsheet.training.workdir import workplace
 
 LEARNING_RATES = {"full": 2e-5, "lora": 2e-4}
 _MAY_CHANGE = ("minutes", "checkpoint_minutes")

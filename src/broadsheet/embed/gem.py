@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, normalize
 from broadsheet import models
 from broadsheet.console import InputError, say
 from broadsheet.embed.base import Embedder, embedder
-from broadsheet.embed.bottleneck import (
+from broadsheet.embed.modules.bottleneck import (
     PREFIX,
     Row,
     check_encoder,
@@ -30,9 +30,9 @@ from broadsheet.embed.bottleneck import (
     remember,
     special_states,
 )
-from broadsheet.embed.devices import gather_rows, global_mean
-from broadsheet.embed.encoder import CausalEncoder
-from broadsheet.embed.specials import Init, LastTokens, SpecialEncoder, add_tokens
+from broadsheet.embed.modules.encoder import CausalEncoder
+from broadsheet.embed.modules.specials import Init, LastTokens, SpecialEncoder, add_tokens
+from broadsheet.training.distributed import gather_rows, global_mean
 
 MAX_LOG_SCALE = math.log(100)
 _SETTINGS = (

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from broadsheet.console import InputError, say
 from broadsheet.embed.base import Embedder, embedder
-from broadsheet.embed.devices import gather_rows
+from broadsheet.embed.data.language_pairs import LanguagePairSampler
+from broadsheet.embed.data.lexicon import WordPair, check_words, without
 from broadsheet.embed.fitting import Fitted, fit
-from broadsheet.embed.language_pairs import LanguagePairSampler
-from broadsheet.embed.lexicon import WordPair, check_words, without
-from broadsheet.embed.ntxent import Similarity, label_ntxent
-from broadsheet.embed.subwords import SubwordMean
-from broadsheet.embed.template import Template
+from broadsheet.embed.losses.ntxent import Similarity, label_ntxent
+from broadsheet.embed.modules.subwords import SubwordMean
+from broadsheet.embed.modules.template import Template
+from broadsheet.training.distributed import gather_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

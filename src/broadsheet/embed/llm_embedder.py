@@ -20,11 +20,11 @@ from torch.nn.functional import normalize
 
 from broadsheet.console import InputError, say
 from broadsheet.embed.base import Embedder, embedder
-from broadsheet.embed.devices import gather_rows, global_mean
+from broadsheet.embed.data.groups import GroupConfig, Groups, build_groups
+from broadsheet.embed.data.task_sampler import OneTaskBatches
 from broadsheet.embed.fitting import Fitted, fit
-from broadsheet.embed.graded import contrastive, graded_distillation, kl_distillation
-from broadsheet.embed.groups import GroupConfig, Groups, build_groups
-from broadsheet.embed.homogeneous import OneTaskBatches
+from broadsheet.embed.losses.graded import contrastive, graded_distillation, kl_distillation
+from broadsheet.training.distributed import gather_rows, global_mean
 
 Distill = Literal["graded", "kl", "none"]
 

@@ -23,7 +23,8 @@ from broadsheet import models
 from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.embed.base import Embedder, embedder, load
-from broadsheet.embed.bottleneck import (
+from broadsheet.embed.modules.asymmetric import SidedEncoder
+from broadsheet.embed.modules.bottleneck import (
     IGNORED,
     Row,
     Segment,
@@ -34,9 +35,8 @@ from broadsheet.embed.bottleneck import (
     recall_logits,
     remember,
 )
-from broadsheet.embed.devices import global_mean
-from broadsheet.embed.sides import SidedEncoder
-from broadsheet.embed.template import Template
+from broadsheet.embed.modules.template import Template
+from broadsheet.training.distributed import global_mean
 
 if TYPE_CHECKING:
     from broadsheet.embed.fitting import Fitted

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from broadsheet.console import InputError, progress
-from broadsheet.embed.encode import features_of, plan_batches
-from broadsheet.embed.eol import last_vectors, variant
+from broadsheet.embed.modules.encode import features_of, plan_batches
+from broadsheet.embed.modules.eol import last_vectors, variant
 from broadsheet.embed.token_prepending import TokenPrepending
 from broadsheet.models import halve_on_oom
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from broadsheet.embed.encoder import CausalEncoder
-    from broadsheet.embed.template import Template
+    from broadsheet.embed.modules.encoder import CausalEncoder
+    from broadsheet.embed.modules.template import Template
 
     Floats = NDArray[np.float32]
 

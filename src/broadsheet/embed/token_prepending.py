@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from broadsheet.console import InputError
-from broadsheet.embed.encoder import CausalEncoder
-from broadsheet.embed.template import PROMPT_EOL, Template
+from broadsheet.embed.modules.encoder import CausalEncoder
+from broadsheet.embed.modules.template import PROMPT_EOL, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -18,12 +18,12 @@ from torch.utils.checkpoint import checkpoint
 from broadsheet import models
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
-from broadsheet.embed.devices import gather_rows
-from broadsheet.embed.infonce import cosine_cross_entropy
-from broadsheet.embed.ntxent import Similarity, label_ntxent
-from broadsheet.embed.preference import Direction, Preference, consistency_kl, preference_loss
-from broadsheet.embed.writing import PROMPT, Writer, read_written
+from broadsheet.embed.data.writing import PROMPT, Writer, read_written
+from broadsheet.embed.losses.infonce import cosine_cross_entropy
+from broadsheet.embed.losses.ntxent import Similarity, label_ntxent
+from broadsheet.embed.losses.preference import Direction, Preference, consistency_kl, preference_loss
 from broadsheet.models import adapters
+from broadsheet.training.distributed import gather_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,7 +17,7 @@ from broadsheet.evaluate import loogle_metrics as metrics
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from broadsheet.corpora import Document, OnError
+    from broadsheet.data.corpora import Document, OnError
 
 Task = Literal["shortdep_qa", "shortdep_cloze", "longdep_qa", "longdep_summarization"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -131,7 +131,7 @@ class LooGLE:
         Raises:
             InputError: nothing is there, or a row is not LooGLE's; file and line are named.
         """
-        from broadsheet import corpora
+        from broadsheet.data import corpora
 
         skipped: list[InputError] = []
         # No field is called "": rows keep file and line for their id, whatever else they bring.

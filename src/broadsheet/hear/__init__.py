@@ -13,16 +13,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from broadsheet.hear.activating import activate
     from broadsheet.hear.base import AudioEncoder, encoder
-    from broadsheet.hear.cascade import Cascade
     from broadsheet.hear.configuration import SalmonnConfig
-    from broadsheet.hear.ears import Ears
-    from broadsheet.hear.fitting import Fitted, fit
-    from broadsheet.hear.making import make_data
+    from broadsheet.hear.data import make_data
+    from broadsheet.hear.data.rows import Row, read_rows
+    from broadsheet.hear.encoders.ears import Ears
     from broadsheet.hear.processing import SalmonnProcessor
-    from broadsheet.hear.rows import Row, read_rows
     from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
+    from broadsheet.hear.training.activating import activate
+    from broadsheet.hear.training.fitting import Fitted, fit
+    from broadsheet.hear.trials.cascade import Cascade
 
 _HOMES = {
     "activating": ("activate",),

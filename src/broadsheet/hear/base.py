@@ -20,9 +20,9 @@ from broadsheet.console import InputError
 SAMPLE_RATE = 16_000  # samples per second of every wave
 # kind → where it is built from settings. Another kind is one file and one row.
 KINDS = {
-    "beats": "broadsheet.hear.beats:BeatsEncoder",
-    "speech-embedding": "broadsheet.hear.speech_embedding:SpeechEmbeddingEncoder",
-    "whisper": "broadsheet.hear.whisper:WhisperEncoder",
+    "beats": "broadsheet.hear.encoders.beats:BeatsEncoder",
+    "speech-embedding": "broadsheet.hear.encoders.speech_embedding:SpeechEmbeddingEncoder",
+    "whisper": "broadsheet.hear.encoders.whisper:WhisperEncoder",
 }
 
 

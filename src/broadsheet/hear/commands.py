@@ -143,7 +143,7 @@ def make_data(
 
     Needs the programs: apt install flite sox espeak-ng.
     """
-    from broadsheet.hear import making
+    from broadsheet.hear import data as making
 
     sizes = {"asr": asr, "sound": sound, "caption": caption, "count": count, "voice": voice, "order": order}
     sizes |= {"speech_sound": speech_sound, "stories": stories, "test": test, "hard": hard}
@@ -173,7 +173,7 @@ def activate(
 
     Activation tuning, the third stage of the paper: 12 steps on 12 stories.
     """
-    from broadsheet.hear.apply import ApplySalmonn
+    from broadsheet.hear.recipes import ApplySalmonn
 
     options: dict[str, Any] = {"device": device or "", "dtype": dtype or ""}
     options |= {"story_steps": steps, "story_learning_rate": learning_rate, "rehearse": rehearse}

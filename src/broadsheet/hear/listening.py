@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import TextStreamer
 
-from broadsheet.apply import Summary, map_corpus
+from broadsheet.apply.corpus import Summary, map_corpus
 from broadsheet.cache import sha256_file
 from broadsheet.console import InputError, say
-from broadsheet.corpora import Bad, Corpus, Document, OnError, Place
-from broadsheet.hear import audio as waves_
-from broadsheet.hear import rows as rows_
+from broadsheet.data.corpora import Bad, Corpus, Document, OnError, Place
 from broadsheet.hear.base import SAMPLE_RATE
-from broadsheet.hear.fitting import identity
+from broadsheet.hear.data import audio as waves_
+from broadsheet.hear.data import rows as rows_
 from broadsheet.hear.prompts import instruction as asked
+from broadsheet.hear.training.fitting import identity
 from broadsheet.models import halve_on_oom
 
 if TYPE_CHECKING:

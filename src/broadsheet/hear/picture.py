@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broadsheet.hear import base
-from broadsheet.hear.ears import piece_seconds
+from broadsheet.hear.encoders.ears import piece_seconds
 from broadsheet.hear.windows import Windows
 
 if TYPE_CHECKING:

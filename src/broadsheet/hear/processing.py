@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from broadsheet.console import InputError, say
-from broadsheet.hear import audio as waves_
 from broadsheet.hear import base
-from broadsheet.hear.ears import piece_seconds
+from broadsheet.hear.data import audio as waves_
+from broadsheet.hear.encoders.ears import piece_seconds
 from broadsheet.hear.prompts import AudioPrompt
 from broadsheet.hear.windows import Windows
 

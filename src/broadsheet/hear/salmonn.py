@@ -24,7 +24,7 @@ from broadsheet.console import InputError
 from broadsheet.hear import base
 from broadsheet.hear.configuration import FIELDS, SalmonnConfig
 from broadsheet.hear.connectors import StackLinear, WindowQFormer
-from broadsheet.hear.ears import Ears
+from broadsheet.hear.encoders.ears import Ears
 from broadsheet.hear.processing import IGNORED, SalmonnProcessor
 from broadsheet.hear.sync import Synchronised
 from broadsheet.hear.windows import Windows

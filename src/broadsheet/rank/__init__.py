@@ -4,6 +4,10 @@
 `PlackettLucePolicyGradient`, on any scores) for the metric itself; `fit` does the training.
 """
 
+from broadsheet.data.retrieval.beir import Beir
+from broadsheet.data.retrieval.documentation import Documentation
+from broadsheet.data.retrieval.lists import RankList
+from broadsheet.data.retrieval.metrics import evaluate, evaluate_lists
 from broadsheet.rank.base import Account, ListwiseReranker
 from broadsheet.rank.feedback import RelevanceFeedback
 from broadsheet.rank.first import FIRST, WeightedRankNetScheme
@@ -13,10 +17,6 @@ from broadsheet.rank.fullrank import FullRank, complete_labels, reranker_compara
 from broadsheet.rank.pg_rank import MRR, NDCG, PGRank, PlackettLucePolicyGradient
 from broadsheet.rank.prompt import Prompt
 from broadsheet.rank.rows import training_rows
-from broadsheet.retrieval.beir import Beir
-from broadsheet.retrieval.documentation import Documentation
-from broadsheet.retrieval.lists import RankList
-from broadsheet.retrieval.metrics import evaluate, evaluate_lists
 
 __all__ = [
     "FIRST",

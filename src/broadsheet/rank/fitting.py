@@ -22,7 +22,7 @@ from broadsheet.rank.first import FIRST
 from broadsheet.rank.rows import ListDataset, Row
 from broadsheet.rank.saving import SETTINGS
 from broadsheet.training.weights import Method, autocast_dtype, trainable
-from broadsheet.training.workplace import workplace
+from broadsheet.training.workdir import workplace
 
 if TYPE_CHECKING:
     from broadsheet.rank.base import ListwiseReranker

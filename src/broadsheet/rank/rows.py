@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from broadsheet.cache import atomic_write
 from broadsheet.console import InputError, say
-from broadsheet.retrieval.lists import RankList
+from broadsheet.data.retrieval.lists import RankList
 
 Row = Mapping[str, Any]
 Order = Literal["first_stage", "shuffled"]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from broadsheet.apply import interruptible
+from broadsheet.apply.corpus import interruptible
 from broadsheet.console import InputError, progress, say
 from broadsheet.training.checkpoints import CompleteCheckpoints
 

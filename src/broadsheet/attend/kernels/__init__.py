@@ -1,0 +1,1 @@
+"""Attention over parts of the keys: masks, windows, blocks, and what computes them."""

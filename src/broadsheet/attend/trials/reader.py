@@ -1,0 +1,78 @@
+"""How the arms of a trial read a long text: in chunks through one cache, in one piece, or only what truncation leaves.
+
+Knows: models, long texts with hidden passwords, what is looked at. Does not know: methods, metrics, or the A/B engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from broadsheet.attend.trials import streaming
+from broadsheet.attend.trials.longtexts import LongText
+from broadsheet.attend.trials.metrics import Look, Plan
+
+DECODED = 8  # tokens read one by one at each length
+
+# What a text is read by, up to these lengths: looks at them, and the mean loss of each stretch where all were scored.
+Reading = Callable[[LongText, Sequence[int]], tuple[list[Look], list[float]]]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model that reads texts by a plan, as it is or under a method that is installed meanwhile."""
+
+    model: PreTrainedModel
+    plan: Plan
+
+    def chunks(self, text: LongText, lengths: Sequence[int]) -> tuple[list[Look], list[float]]:
+        """One pass in chunks, looked at on the way; and the mean loss of each stretch of `scored` tokens."""
+        record = streaming.read(self.model, text.ids, lengths, decode=DECODED, visitor=self._examiner(text))
+        width = self.plan.scored
+        whole = record.losses[: lengths[-1] // width * width].reshape(-1, width)
+        return [self._look(record, stop) for stop in record.stops], whole.nanmean(1).tolist()
+
+    def one_piece(self, text: LongText, lengths: Sequence[int]) -> tuple[list[Look], list[float]]:
+        """The text up to each length anew, in one piece."""
+        return [self._anew(text, 0, length, chunk=None) for length in lengths], []
+
+    def truncated(self, text: LongText, lengths: Sequence[int]) -> tuple[list[Look], list[float]]:
+        """Before each length, the scored tokens and a window in front of them anew; nothing else."""
+        reach = self.plan.window + self.plan.scored
+        return [self._anew(text, max(0, length - reach), length, chunk=512) for length in lengths], []
+
+    def _anew(self, text: LongText, start: int, length: int, chunk: int | None) -> Look:
+        record = streaming.read(
+            self.model,
+            text.ids[start : length + DECODED],
+            [length - start],
+            chunk=chunk,
+            tail=self.plan.scored,
+            decode=DECODED,
+            visitor=self._examiner(text, start),
+        )
+        return self._look(record, record.stops[0])
+
+    def _examiner(self, text: LongText, start: int = 0) -> Callable[[Cache, int], tuple[list[float], list[float]]]:
+        """A visitor that asks for every password told before the stop, read or not."""
+
+        def examine(cache: Cache, stop: int) -> tuple[list[float], list[float]]:
+            asked = [question.ids for question in text.questions if question.position < start + stop]
+            right, said = np.full((2, len(text.questions)), np.nan)
+            if asked:
+                logits = streaming.ask(self.model, cache, asked)
+                answers = np.arange(len(asked))
+                right[: len(asked)] = logits[:, text.answers].argmax(1).numpy() == answers
+                said[: len(asked)] = logits.argmax(1).numpy() == np.asarray(text.answers)[answers]
+            return right.tolist(), said.tolist()
+
+        return examine
+
+    def _look(self, record: streaming.Record, stop: streaming.Stop) -> Look:
+        scored = record.losses[max(1, stop.length - self.plan.scored) : stop.length]  # a text's first token has no loss
+        right, said = stop.visit
+        return Look(float(scored.mean()), stop.seconds, stop.decode_seconds, sum(stop.held), right, said)

@@ -1,0 +1,5 @@
+"""The command `broadsheet`."""
+
+from broadsheet.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""What embedders are trained on and asked."""

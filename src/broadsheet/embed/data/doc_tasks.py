@@ -1,0 +1,127 @@
+"""Documentation as several retrieval tasks, to train on and to ask: its summaries, names and halves.
+
+Knows: passages of documentation, what BM25 finds beside the right one, BEIR folders. Does not know: models, losses.
+
+Training packages and asked packages are those of `Documentation`: none is both.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from broadsheet.cache import fingerprint
+from broadsheet.console import InputError
+from broadsheet.embed.data import tasks
+from broadsheet.embed.data.tasks import Query, RetrievalTask
+
+if TYPE_CHECKING:
+    from broadsheet.data.retrieval.documentation import Documentation, Entry
+
+TASKS = {
+    "summary": "the summary of a docstring finds its body",
+    "name": "the name of a function or class finds its docstring's body",
+    "half": "the first half of a body finds the second",
+    "long": "the summary finds a long body",
+}
+_LONG = (150, 400)  # words of a long body, at least and at most
+
+
+def examples(task: str, n: int, negatives: int, *, words: int = 40, seed: int = 0) -> list[dict[str, Any]]:
+    """Items `query`, `positive`, `negatives` from packages that no task asks about.
+
+    Args:
+        task: "summary", "name" or "half". Their passages are the same, so that tasks differ in what asks alone.
+        n: at most so many; as many as there are otherwise.
+        negatives: of each, drawn at random from the first 20 that BM25 finds for the summary, the right one left out.
+        words: of a passage, at most.
+        seed: of split and choice: that of the question.
+
+    Raises:
+        InputError: no such task to train on, or no examples.
+
+    Example:
+        fit(embedder, examples("summary", 600, 1), GRL(embedder), "runs/grl", steps=75)
+    """
+    if task not in ("summary", "name", "half"):
+        raise InputError(f"got {task!r} to train on; expected summary, name or half")
+    if n < 1 or negatives < 0:
+        raise InputError(f"got {n} examples with {negatives} negatives; expected at least 1 and 0")
+    docs = tasks.documentation(words, seed)
+    title = {entry.id: entry.title for entry in docs.entries}
+    found: list[tuple[str, str, str, list[str]]] = []
+    for each in docs.train(n, candidates=1 + negatives, depth=max(20, 1 + negatives)):
+        right = next(i for i, label in enumerate(each.labels) if label > 0)
+        wrong = [str(text) for i, text in enumerate(each.documents) if i != right]
+        if len(wrong) == negatives:
+            found.append((each.query, title[each.id], str(each.documents[right]), wrong))
+    if not found:
+        raise InputError(f"the documentation gives no examples with {negatives} negatives; ask for fewer negatives")
+    if task == "half":
+        return [
+            {
+                "query": _halves(right)[0],
+                "positive": _halves(right)[1],
+                "negatives": [_halves(text)[1] for text in wrong],
+            }
+            for *_, right, wrong in found
+        ]
+    return [
+        {"query": name if task == "name" else summary, "positive": right, "negatives": wrong}
+        for summary, name, right, wrong in found
+    ]
+
+
+def question(task: str, queries: int, passages: int, *, words: int = 40, seed: int = 0) -> RetrievalTask:
+    """A task to be asked: one of `TASKS` over held-out packages, or a BEIR folder.
+
+    Raises:
+        InputError: it is neither, or has not so many queries.
+    """
+    if task not in TASKS:
+        return tasks.retrieval(task, queries, passages, words=words, seed=seed)
+    if queries < 1 or passages < 0:
+        raise InputError(f"got {queries} queries and {passages} passages; expected 1 or more, and 0 (all) or more")
+    low, high = _LONG if task == "long" else (0, words)
+    docs = tasks.documentation(high, seed)
+    asked = _long(docs, queries, low) if task == "long" else docs.pairs(queries, held_out=True)
+    texts = {
+        entry.id: _halves(entry.text)[1] if task == "half" else entry.text
+        for entry in docs.entries
+        if docs.held_out(entry.package) and len(entry.text.split()) >= low
+    }
+    wanted = [entry.id for entry in asked]
+    # An order by names: a passage more or less leaves the others where they were.
+    others = sorted(texts.keys() - set(wanted), key=lambda name: fingerprint([seed, name]))
+    kept = {*wanted, *(others[: max(0, passages - len(wanted))] if passages else others)}
+    return RetrievalTask(
+        [Query(entry.id, _asking(task, entry)) for entry in asked],
+        {name: text for name, text in texts.items() if name in kept},
+        {name: {name: 1} for name in wanted},
+        f"{TASKS[task]}: {len(wanted)} queries, {len(kept):,} passages of packages held out from training",
+    )
+
+
+def _asking(task: str, entry: Entry) -> str:
+    return entry.title if task == "name" else _halves(entry.text)[0] if task == "half" else entry.summary
+
+
+def _halves(text: str) -> tuple[str, str]:
+    words = text.split()
+    middle = len(words) // 2
+    return " ".join(words[:middle]), " ".join(words[middle:])
+
+
+def _long(docs: Documentation, queries: int, low: int) -> list[Entry]:
+    """Held-out entries with a long body, in random order; no package has more than a tenth, if there are others."""
+    able = [e for e in docs.entries if e.unique and docs.held_out(e.package) and len(e.text.split()) >= low]
+    able.sort(key=lambda entry: fingerprint([docs.seed, entry.id]))
+    taken = Counter[str]()
+    first: list[Entry] = []
+    later: list[Entry] = []
+    for entry in able:
+        taken[entry.package] += 1
+        (first if taken[entry.package] <= max(1, -(-queries // 10)) else later).append(entry)
+    if len(able) < queries:
+        raise InputError(f"the corpus has {len(able)} queries with a long body; expected {queries}: ask for fewer")
+    return [*first, *later][:queries]

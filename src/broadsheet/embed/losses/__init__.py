@@ -1,0 +1,1 @@
+"""Losses over vectors and over what a language model writes."""

@@ -1,0 +1,340 @@
+"""Run a table of the dense-retrieval study: train and ask its cells, and set their numbers beside one another.
+
+Knows: presets, cells and their records, intervals and verdicts. Does not know: how a cell is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+
+from broadsheet.console import InputError, at_least, say
+from broadsheet.embed.dense_retrieval_study import Cell, Question, Recipe, Record, Study
+from broadsheet.embed.trials.study_presets import PRESETS, Axes, Row, Table, sequence, table
+from broadsheet.page.evidence import provenance
+from broadsheet.trial.results import ArmResult, Curve, TrialResult
+from broadsheet.trial.stats import Comparison, Interval, compare_samples, interval
+
+METRICS = {"nDCG@10": "nDCG@10", "RR@10": "RR@10", "Recall@10": "R@10", "Recall@100": "R@100"}
+_SEVERAL = ("nDCG@10", "RR@10")  # of a table that asks several questions
+_UNITS = (("B", 1e9), ("M", 1e6), ("k", 1e3))
+
+
+@dataclass
+class DenseRetrievalStudyTrial:
+    """One recipe for many dense retrievers: a table of the study, on your backbones.
+
+    Every cell is trained (or read back: cells are kept under the cache by all that decides them), asked the same
+    queries, and recorded with its parameters, steps, tokens, time and memory. Training and asked packages are
+    different ones. Presets: A sizes in-domain, beside the raw models; B accuracy by steps of one run; C sizes on other
+    sets; D long passages, by tokens read; E with and without instruction; F joint and single-task training; `grid`
+    every combination of the axes below.
+
+    Options:
+        --preset NAME: A, B, C, D, E, F or grid (A).
+        --backbones NAME,…: causal LMs, as --model takes them (that of --model).
+        --layers N,…: depths of each backbone (a fifth, two fifths, three fifths, all; 6, 12, 18, 30 of 30).
+        --poolings NAME,…: last-token of an appended end-of-text token, mean, weighted-mean (last-token).
+        --attentions NAME,…: causal, bidirectional (causal).
+        --losses NAME,…: infonce, ntxent-cos, ntxent-l2 (infonce).
+        --methods NAME,…: lora, full (lora).
+        --instructions NAME,…: without, with, for grid (without).
+        --tasks NAME,…: summary, name, half, to train on; F trains for all of them (summary,name).
+        --sets NAME,…: that C asks: summary, name, half, long, or BEIR folders (name,half).
+        --cutoffs N,…: tokens that D reads (64,128,256,512).
+        --steps N, --batch N, --negatives N: of training (25, 32, 1; with --quick 3, 4, 1).
+        --learning-rate X, --temperature X: the study's 0.0003 and 0.02.
+        --words N: of a passage; --length N: tokens of a text in training (24 and 64; with --quick 12 and 48).
+        --queries N, --passages N: asked and searched (100 and 300; with --quick 10 and 40).
+        --seeds N: runs of each recipe, whose answers are averaged query by query (1).
+        --chunk N: queries whose activations are kept at once; 0: all (8).
+        --device NAME, --dtype NAME: as in models.load.
+    """
+
+    model: str = "default"
+    data: str = "pydocs"
+    quick: bool = False
+    seed: int = 0
+    preset: str = "A"
+    backbones: str = ""
+    layers: str = ""
+    poolings: str = "last-token"
+    attentions: str = "causal"
+    losses: str = "infonce"
+    methods: str = "lora"
+    instructions: str = "without"
+    tasks: str = "summary,name"
+    sets: str = "name,half"
+    cutoffs: str = "64,128,256,512"
+    steps: int = 0
+    batch: int = 0
+    negatives: int = 1
+    learning_rate: float = 3e-4
+    temperature: float = 0.02
+    words: int = 0
+    length: int = 0
+    queries: int = 0
+    passages: int = -1
+    seeds: int = 1
+    chunk: int = 8
+    device: str = ""
+    dtype: str = ""
+
+    def run(self) -> TrialResult:
+        """Train and ask the cells, compare, explain.
+
+        Raises:
+            InputError: an option, a model or the data cannot be used.
+        """
+        recipe, question = self._recipe(), self._question()
+        if self.preset not in PRESETS:
+            raise InputError(f"got --preset {self.preset}; expected one of {', '.join(PRESETS)}")
+        self.study_ = Study(device=self.device, dtype=self.dtype)
+        made = table(self.preset, self._axes(), recipe, question)
+        arms, records = self._arms(made)
+        comparisons = _comparisons(made, arms, self.seed)
+        model = "the default model (SmolLM2-135M-Instruct)" if self.model == "default" else self.model
+        return TrialResult(
+            paper="dense_retrieval_study",
+            title=f"Dense retrieval, table {self.preset}: {made.title}",
+            question=made.question,
+            setting={
+                "backbone": self.backbones or model,
+                "recipe": f"{recipe.steps} steps of {recipe.batch} queries with {recipe.negatives} hard negatives, "
+                f"{recipe.loss} at τ = {recipe.temperature:g}, learning rate {recipe.learning_rate:g} falling to 0, "
+                f"{recipe.words} words a passage",
+                "asked": "; ".join(self._asked(made)),
+                "seeds": ", ".join(str(self.seed + i) for i in range(self.seeds)),
+            },
+            arms=arms,
+            comparisons=comparisons,
+            item="query",
+            claims=[claim for claim in made.claims if claim in {(c.metric, c.baseline, c.arm) for c in comparisons}],
+            figures=[curve] if (curve := _curve(made, arms)) else [],
+            notes=[*made.notes, *_notes(made, arms, comparisons, records)],
+            provenance=provenance(
+                seed=self.seed,
+                model={"name": self.model, "fingerprint": self.study_.fingerprint(self.model)},
+                data={"name": self.data, "fingerprint": self._data(made)},
+                cells={name: [_told(record) for record in each] for name, each in records.items()},
+            ),
+        )
+
+    def finish(self) -> None:
+        """Nothing is forgotten: cells are kept for the other tables, and for the next run."""
+
+    def _recipe(self) -> Recipe:
+        quick = self.quick
+        recipe = Recipe(
+            backbone=self.model,
+            pooling=cast(Any, self._one("poolings")),
+            attention=cast(Any, self._one("attentions")),
+            loss=cast(Any, self._one("losses")),
+            method=cast(Any, self._one("methods")),
+            temperature=self.temperature,
+            learning_rate=self.learning_rate,
+            steps=self.steps or (3 if quick else 25),
+            batch=self.batch or (4 if quick else 32),
+            negatives=self.negatives,
+            words=self.words or (12 if quick else 24),
+            length=self.length or (48 if quick else 64),
+            chunk=self.chunk,
+            split=self.seed,
+            seed=self.seed,
+        )
+        at_least(1, recipe, "steps", "batch", "words", "length")
+        at_least(1, self, "seeds")
+        at_least(0, recipe, "chunk")
+        return recipe
+
+    def _question(self) -> Question:
+        quick = self.quick
+        return Question(
+            task="summary" if self.data == "pydocs" else self.data,
+            queries=self.queries or (10 if quick else 100),
+            passages=(40 if quick else 300) if self.passages == -1 else self.passages,
+            words=self.words or (12 if quick else 24),
+            length=self.length or (48 if quick else 64),
+            seed=self.seed,
+        )
+
+    def _one(self, option: str) -> str:
+        return self._several(option)[0]
+
+    def _several(self, option: str) -> tuple[str, ...]:
+        known = {
+            "poolings": ("last-token", "mean", "weighted-mean"),
+            "attentions": ("causal", "bidirectional"),
+            "losses": ("infonce", "ntxent-cos", "ntxent-l2"),
+            "methods": ("lora", "full"),
+            "instructions": ("without", "with"),
+            "tasks": ("summary", "name", "half"),
+        }
+        found = sequence(getattr(self, option), f"--{option}", known.get(option, ()))
+        if not found:
+            raise InputError(f"got --{option} with nothing in it; expected at least one value")
+        return found
+
+    def _axes(self) -> Axes:
+        backbones = sequence(self.backbones, "--backbones") or (self.model,)
+        depths = {name: self.study_.depth(name) for name in backbones}
+        given = self._numbers("layers") if self.layers else ()
+        layers = {name: given or _fifths(depth, quick=self.quick) for name, depth in depths.items()}
+        for name, depth in depths.items():
+            if layers[name][-1] > depth:
+                raise InputError(f"got --layers {self.layers}; {name} has {depth}")
+        return Axes(
+            backbones,
+            layers,
+            poolings=self._several("poolings"),
+            attentions=self._several("attentions"),
+            losses=self._several("losses"),
+            methods=self._several("methods"),
+            tasks=self._several("tasks"),
+            sets=self._several("sets"),
+            cutoffs=self._numbers("cutoffs"),
+            instructed=tuple(name == "with" for name in self._several("instructions")),
+        )
+
+    def _numbers(self, option: str) -> tuple[int, ...]:
+        parts = self._several(option)
+        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise InputError(f"got --{option} {getattr(self, option)!r}; expected whole numbers such as 6,12")
+        return tuple(sorted(int(part) for part in parts))
+
+    def _arms(self, made: Table) -> tuple[list[ArmResult], dict[str, list[Record]]]:
+        """Each row's result: its cells are trained and asked, one after the other."""
+        arms, records = [], {}
+        for number, row in enumerate(made.rows, start=1):
+            say(f"cell {number} of {len(made.rows)}: {row.name}")
+            try:
+                found = {label: self._records(row, question) for label, question in row.questions.items()}
+            except InputError as error:
+                arms.append(ArmResult(row.name, row.role, row.about, status="failed", error=str(error)))
+                continue
+            records[row.name] = next(iter(found.values()))
+            arms.append(_arm(row, found, self.seed))
+        if all(arm.status == "failed" for arm in arms):
+            raise InputError(f"no cell could be run; the first one: {arms[0].error}")
+        return arms, records
+
+    def _records(self, row: Row, question: Question) -> list[Record]:
+        """A record for each seed; what is asked is the same."""
+        seeds = [row.recipe.seed + i for i in range(self.seeds if row.step else 1)]
+        return [self.study_.cell(Cell(replace(row.recipe, seed=seed), row.step, question)) for seed in seeds]
+
+    def _asked(self, made: Table) -> list[str]:
+        questions = {question for row in made.rows for question in row.questions.values()}
+        return sorted({self.study_.task(question).about for question in questions})
+
+    def _data(self, made: Table) -> dict[str, str]:
+        questions = {question for row in made.rows for question in row.questions.values()}
+        return {question.task: self.study_.task(question).fingerprint() for question in questions}
+
+
+def _fifths(depth: int, *, quick: bool) -> tuple[int, ...]:
+    """Depths of about one, two, three and five fifths; the first and the last where it has to be quick."""
+    found = sorted({max(1, round(depth * i / 5)) for i in ((1, 5) if quick else (1, 2, 3, 5))})
+    return tuple(found)
+
+
+def _arm(row: Row, found: Mapping[str, list[Record]], seed: int) -> ArmResult:
+    samples: dict[str, list[Any]] = {}
+    wanted = METRICS if len(found) == 1 else {name: METRICS[name] for name in _SEVERAL}
+    for label, records in found.items():
+        for name, measure in wanted.items():
+            values = np.mean([record.values[measure] for record in records], axis=0)
+            samples[f"{name} ({label})" if label else name] = values.tolist()
+    first = next(iter(found.values()))
+    told = [_size(first[0]), row.about]
+    if row.step:
+        told.insert(1, f"{row.step} steps, {first[0].tokens:,} tokens, {first[0].seconds:,.0f} s")
+    return ArmResult(
+        row.name,
+        row.role,
+        "; ".join(filter(None, told)),
+        n_items=len(first[0].queries),
+        values={name: _within(interval(values, seed=seed)) for name, values in samples.items()},
+        prepare_seconds=sum(record.seconds for record in first),
+        peak_bytes=max(max(record.peak_bytes, record.answer_peak_bytes) for record in first),
+        samples=samples,
+    )
+
+
+def _within(span: Interval) -> Interval:
+    return Interval(span.estimate, max(0.0, span.low), min(1.0, span.high))
+
+
+def _comparisons(made: Table, arms: Sequence[ArmResult], seed: int) -> list[Comparison]:
+    """The baseline against every row, and the pairs; on a CPU a cell run again gives the same, so there is no floor."""
+    usable = {arm.name: arm for arm in arms if arm.status == "ok"}
+    baseline = next(row.name for row in made.rows if row.role == "baseline")
+    wanted = [(baseline, row.name) for row in made.rows if row.name != baseline]
+    wanted += [pair for pair in made.pairs if pair not in wanted]
+    found = []
+    for a, b in wanted:
+        if {a, b} <= usable.keys():
+            one, other = usable[a].samples, usable[b].samples
+            found += [
+                compare_samples(one[name], other[name], metric=name, baseline=a, arm=b, seed=seed)
+                for name in one
+                if name in other
+            ]
+    return found
+
+
+def _curve(made: Table, arms: Sequence[ArmResult]) -> Curve | None:
+    if made.curve is None:
+        return None
+    title, axis, points = made.curve
+    usable = {arm.name: arm for arm in arms if arm.status == "ok"}
+    xs = sorted({x for _, x, _ in points})
+    place = {(line, x): usable[row].values["nDCG@10"] for line, x, row in points if row in usable}
+    names = list(dict.fromkeys(line for line, _, _ in points))
+
+    def drawn(end: str) -> dict[str, list[float | None]]:
+        return {name: [getattr(place.get((name, x)), end, None) for x in xs] for name in names}
+
+    return Curve(title, axis, "nDCG@10", xs, drawn("estimate"), drawn("low"), drawn("high"), log_x=True)
+
+
+def _notes(
+    made: Table, arms: Sequence[ArmResult], comparisons: Sequence[Comparison], records: Mapping[str, list[Record]]
+) -> list[str]:
+    """What the table could have seen, how seeds differ, whether training did anything, what is missing."""
+    notes = []
+    seen = [c.minimum_detectable_effect for c in comparisons if c.metric.startswith("nDCG@10") and c.n > 1]
+    if seen:
+        notes.append(
+            f"Power: with {comparisons[0].n} queries, a difference in nDCG@10 of {float(np.median(seen)):.3f} would be "
+            "found in four of five repetitions (the median over the pairs). Seeds beyond the first, with --seeds, are "
+            "averaged by query; intervals are over queries alone."
+        )
+    spread = [
+        np.std([np.mean(r.values["nDCG@10"]) for r in each], ddof=1) for each in records.values() if len(each) > 1
+    ]
+    if spread:
+        notes.append(f"Between seeds, nDCG@10 has a standard deviation of {float(np.mean(spread)):.3f} on average.")
+    raw = [row.name for row in made.rows if row.step == 0]
+    by_pair = {(c.baseline, c.arm): c for c in comparisons if c.metric == "nDCG@10"}
+    for name in raw:
+        told = by_pair.get((name, name.removesuffix(", untrained")))
+        if told and told.verdict != "helps":
+            notes.append(f"Training did not measurably improve {told.arm} over the raw model: read its row with care.")
+    return notes
+
+
+def _told(record: Record) -> dict[str, Any]:
+    """A record without its answers, for the evidence."""
+    return {key: value for key, value in asdict(record).items() if key not in ("queries", "values")}
+
+
+def _size(record: Record) -> str:
+    def short(number: int) -> str:
+        unit, scale = next(((unit, scale) for unit, scale in _UNITS if number >= scale), ("", 1.0))
+        return f"{number / scale:.3g}{unit}"
+
+    return f"{short(record.parameters)} parameters, {short(record.non_embedding)} besides embeddings"

@@ -1,0 +1,1 @@
+"""Audio encoders, frozen, behind one socket; and the cache of their frames."""

@@ -1,0 +1,320 @@
+"""Give a language model ears: the paper's stages one after another. What `broadsheet apply salmonn` runs.
+
+Knows: a plan of stages, the folder that a training works in. Does not know: how any of them trains.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from broadsheet.apply.corpus import Summary
+from broadsheet.cache import atomic_folder, fingerprint
+from broadsheet.console import InputError, at_least, say
+from broadsheet.hear.base import named
+from broadsheet.hear.data.rows import read_rows, write_rows
+from broadsheet.hear.training.plan import FULL, Data, Stage, content, context_for, open_data, planned
+from broadsheet.training.workdir import workplace
+
+if TYPE_CHECKING:
+    from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
+    from broadsheet.hear.training.fitting import Fitted
+
+
+@dataclass
+class ApplySalmonn:
+    """Give a language model ears: train norms, connector and adapter on rows of audio and answers.
+
+    OUT is a folder for `broadsheet hear listen --model OUT` and `SalmonnForConditionalGeneration.from_pretrained`: what
+    was trained, beside the names of the language model and the encoders. A command that was stopped or killed goes on
+    when it is repeated; what a finished stage has learnt is kept.
+
+    DATA is a folder that `broadsheet hear make-data` made, whose three stages are trained one after another: speech and
+    sounds (`stage1.jsonl`), all tasks (`stage2.jsonl`), then activation tuning on stories (about `stories.jsonl`).
+    Or it is a JSONL file of rows `{"task": …, "audio": path or list, "instruction": …, "answer": …}`, paths relative to
+    it, trained on as one stage; a row without an instruction draws one for its task. `--on-error skip` leaves out rows
+    whose audio cannot be read.
+
+    Options:
+        --stage NAME: 1, 2, 3 or all (all).
+        --minutes N: of training, for stages 1 and 2 together, two thirds for the first (30; 0: no limit).
+        --steps N,N: of stages 1 and 2, at most (as many as the minutes hold).
+        --epochs N: how often the rows may come, without --steps (0: as the minutes let them; without those, once).
+        --batch-size N: rows of a step (16).
+        --learning-rate X: of norms and connector (0.0003).
+        --lora-learning-rate X: of the adapter (0.001).
+        --warm-start-steps N: before the first stage, of a warm start that is ours, not the paper's (0: none).
+        --activate FILE: clips for activation tuning at the end (of a folder its stories.jsonl); `no`: none.
+        --factor X: of the adapter's scaling while stories are written (0.5).
+        --story-steps N: of activation tuning, a story each (12).
+        --story-learning-rate X: of activation tuning (0.0001).
+        --rehearse N: rows of the stage before beside each story, so that it is not forgotten; ours, not the paper's
+            (0: none).
+        --start FOLDER: go on from a trained folder instead of beginning anew.
+        --encoders NAME,…: whisper:NAME, beats:FILE, speech-embedding (whisper:tiny.en,speech-embedding).
+        --context S: seconds that Whisper looks at, and of the longest piece it hears (8 where no clip is longer, for a
+            fifth of the work; otherwise 30, the paper's).
+        --queries N: audio tokens a window (1).
+        --window S: seconds of a window (0.333333).
+        --connector NAME: qformer, or stack for stack-and-linear (qformer).
+        --hidden N, --layers N: of the Q-Former; its heads are 64 wide (384 and 2; the paper's are 768 and 2).
+        --lora-rank N, --lora-alpha N: of the adapter, whose scaling is alpha / rank (8 and 32; rank 0: none).
+        --keep-stages: leave each stage's model as OUT.stage1, OUT.stage2 ….
+        --seed N: of new weights, order and draws (0).
+        --device NAME, --dtype NAME: of the language model, as in models.load.
+    """
+
+    method: str = "salmonn"
+    model: str = "default"
+    stage: str = "all"
+    minutes: float = 30.0
+    steps: str = ""
+    epochs: int = 0
+    batch_size: int = 16
+    learning_rate: float = 3e-4
+    lora_learning_rate: float = 1e-3
+    warm_start_steps: int = 0
+    activate: str = ""
+    factor: float = 0.5
+    story_steps: int = 12
+    story_learning_rate: float = 1e-4
+    rehearse: int = 0
+    start: str = ""
+    encoders: str = "whisper:tiny.en,speech-embedding"
+    context: float = 0.0
+    queries: int = 1
+    window: float = 0.333333
+    connector: str = "qformer"
+    hidden: int = 384
+    layers: int = 2
+    lora_rank: int = 8
+    lora_alpha: int = 32
+    keep_stages: bool = False
+    seed: int = 0
+    device: str = ""
+    dtype: str = ""
+
+    data = staticmethod(open_data)
+
+    def run(self, data: Data, out: Path, *, force: bool = False) -> Summary:
+        """Train.
+
+        Raises:
+            InputError: an option, the rows, the model or `out` cannot be used.
+        """
+        self._check()
+        plan = planned(
+            data,
+            self.stage,
+            minutes=self.minutes,
+            steps=self.steps,
+            activate=self.activate,
+            stories=self.story_steps,
+            rehearse=self.rehearse > 0,
+            warm=self.warm_start_steps,
+            seed=self.seed,
+        )
+        if not (self.lora_rank or self.start) and plan[-1].name == "3":
+            raise InputError("got --lora-rank 0: activation tuning weakens an adapter; give a rank, or --activate no")
+        options = {
+            name: value for name, value in asdict(self).items() if name not in ("method", "device", "keep_stages")
+        }
+        made_from = {**options, "start": self._start_identity(), "rows": content(plan)}
+        with workplace(
+            out,
+            made_from,
+            finished="config.json",
+            force=force,
+            may_change=("minutes", "factor"),
+            fingerprints=("rows", "start"),
+        ) as folder:
+            try:
+                stopped = self._stages(plan, folder)
+            except BaseException:
+                if not _begun(folder):  # so that a mended command is not refused for its other settings
+                    shutil.rmtree(folder)
+                raise
+            if stopped is not None:
+                return Summary(out, stopped.examples, 0, stopped.seconds, False)
+            records = [_record(folder / stage.folder) for stage in plan]
+            self._finish(plan, records, folder, out)
+        examples = sum(int(record.get("examples", 0)) for record in records)
+        seconds = sum(float(record.get("seconds", 0)) for record in records)
+        say(f"{out}: {examples:,} rows in {seconds / 60:.1f} minutes of training")
+        say(f"use it: broadsheet hear listen CLIP.wav 'What is said?' --model {out}")
+        return Summary(out, examples, 0, seconds, True)
+
+    # What there is to do
+
+    def _check(self) -> None:
+        rates = ("learning_rate", "lora_learning_rate", "story_learning_rate", "factor")
+        at_least(0, self, *rates, "minutes", "epochs", "warm_start_steps", "rehearse")
+        at_least(1, self, "batch_size", "story_steps")
+        if self.stage not in ("1", "2", "3", "all"):
+            raise InputError(f"got --stage {self.stage!r}; expected 1, 2, 3 or all")
+        if self.activate not in ("", "no") and self.stage not in ("3", "all"):
+            raise InputError(f"got --activate {self.activate} with --stage {self.stage}; expected stage 3 or all")
+        if self.start:
+            changed = [name for name in _ARCHITECTURE if getattr(self, name) != _DEFAULTS[name]]
+            if changed:
+                given = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+                raise InputError(
+                    f"got {given} with --start, which goes on with what {self.start} is made of; leave it out"
+                )
+        if self.hidden % 64:
+            raise InputError(f"got --hidden {self.hidden}; expected a multiple of 64, the width of a head")
+
+    def _start_identity(self) -> str:
+        if not self.start:
+            return ""
+        from broadsheet.cache import sha256_file
+
+        folder = Path(self.start).expanduser()
+        return fingerprint([[file.name, sha256_file(file)] for file in sorted(folder.glob("*.safetensors"))])
+
+    # Doing it
+
+    def _stages(self, plan: Sequence[Stage], folder: Path) -> Fitted | None:
+        """Train what is not trained yet; the stage that Ctrl-C ended, if one was."""
+        model: SalmonnForConditionalGeneration | None = None
+        before: Path | None = None
+        for stage in plan:
+            if (folder / stage.folder / "config.json").is_file():
+                before = folder / stage.folder
+                continue
+            if model is None:
+                model = self._model(before, plan)
+            fitted = self._train(model, stage, folder)
+            if fitted is not None and not fitted.finished:
+                return fitted
+        return None
+
+    def _model(self, trained: Path | None, plan: Sequence[Stage]) -> SalmonnForConditionalGeneration:
+        """What an earlier stage left; the one to go on from; or a new one."""
+        from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
+
+        options: dict[str, Any] = {"device": self.device or None, "dtype": self.dtype or None}
+        if trained is not None or self.start:
+            return SalmonnForConditionalGeneration.from_pretrained(trained or self.start, **options)
+        encoders = [named(each.strip()) for each in self.encoders.split(",")]
+        if any(each["kind"] == "whisper" for each in encoders):
+            context = self.context or context_for(plan)
+            short = {} if context == FULL else {"context_seconds": context, "crop": True}
+            encoders = [each | short if each["kind"] == "whisper" else each for each in encoders]
+        return SalmonnForConditionalGeneration.build(
+            self.model,
+            encoders,
+            seed=self.seed,
+            window_seconds=self.window,
+            num_queries=self.queries,
+            connector=self.connector,
+            qformer_hidden=self.hidden,
+            qformer_heads=self.hidden // 64,
+            qformer_layers=self.layers,
+            qformer_ffn=4 * self.hidden,
+            lora_rank=self.lora_rank,
+            lora_alpha=self.lora_alpha,
+            **options,
+        )
+
+    def _train(self, model: SalmonnForConditionalGeneration, stage: Stage, folder: Path) -> Fitted | None:
+        """Train one stage into `folder`."""
+        from broadsheet.hear.training import warm_start
+        from broadsheet.hear.training.fitting import fit
+
+        out = folder / stage.folder
+        if stage.name == "warm":
+            warmed = warm_start.warm_start(model, stage.rows, steps=self.warm_start_steps, seed=self.seed)
+            model.save_pretrained(out)
+            say(f"warm start: {warmed.steps:,} steps in {warmed.seconds / 60:.1f} minutes, loss {warmed.loss:.3f}")
+            return None
+        if stage.name == "3":
+            return self._activate(model, stage, out)
+        limited = stage.minutes is not None or stage.steps is not None
+        fitted = fit(
+            model,
+            stage.rows,
+            out,
+            steps=stage.steps,
+            minutes=stage.minutes,
+            epochs=self.epochs or (1_000_000 if limited else 1),
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            lora_learning_rate=self.lora_learning_rate,
+            seed=self.seed,
+        )
+        _told(f"stage {stage.name}", fitted)
+        return fitted
+
+    def _activate(self, model: SalmonnForConditionalGeneration, stage: Stage, out: Path) -> Fitted:
+        """Stories first, kept as a file so that a run that was cut off tunes on the same; then the tuning."""
+        from broadsheet.hear.training.activating import activate, write_stories
+
+        file = out.with_name("stories.jsonl")
+        if not file.is_file():
+            write_rows(file, write_stories(model, stage.rows, factor=self.factor, seed=self.seed))
+        stories = read_rows(file)
+        fitted, _ = activate(
+            model,
+            [],
+            out,
+            stories=stories,
+            steps=self.story_steps,
+            learning_rate=self.story_learning_rate,
+            rehearse=stage.rehearse,
+            rehearsed=self.rehearse,
+            seed=self.seed,
+        )
+        _told(f"activation tuning on {len(stories)} stories", fitted)
+        return fitted
+
+    def _finish(self, plan: Sequence[Stage], records: list[dict[str, Any]], folder: Path, out: Path) -> None:
+        """The last stage's model as `out`, with an account of all stages; then the working folder goes."""
+        account = {
+            "settings": asdict(self),
+            "stages": [
+                {"stage": stage.name, "rows": len(stage.rows), **record}
+                for stage, record in zip(plan, records, strict=True)
+            ],
+        }
+        with atomic_folder(out) as aside:
+            shutil.copytree(folder / plan[-1].folder, aside, dirs_exist_ok=True)
+            (aside / "training.json").write_text(json.dumps(account), "utf-8")
+        if self.keep_stages:
+            for stage in plan:
+                kept = out.with_name(f"{out.name}.{stage.folder}")
+                shutil.rmtree(kept, ignore_errors=True)
+                (folder / stage.folder).rename(kept)
+        shutil.rmtree(folder)
+
+
+_DEFAULTS = {field.name: field.default for field in fields(ApplySalmonn)}
+_ARCHITECTURE = (
+    *("model", "encoders", "context", "queries", "window", "connector"),
+    *("hidden", "layers", "lora_rank", "lora_alpha"),
+)
+
+
+def _begun(folder: Path) -> bool:
+    """Whether anything stands in the working folder beside what it is made from."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return any(file.suffix != ".lock" and file.name not in ("settings.json", "replacing") for file in files)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What a stage's training wrote down; nothing of a warm start."""
+    file = folder / "training.json"
+    return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
+
+
+def _told(what: str, fitted: Fitted) -> None:
+    if not fitted.finished:
+        return
+    losses = [each["loss"] for each in fitted.history if "loss" in each]
+    tenth = losses[-max(1, len(losses) // 10) :]
+    loss = f", loss {losses[0]:.3f} → {sum(tenth) / len(tenth):.3f}" if losses else ""
+    say(f"{what}: {fitted.steps:,} steps, {fitted.examples:,} rows in {fitted.seconds / 60:.1f} minutes{loss}")

@@ -1,0 +1,1 @@
+"""How ears are trained: the three stages, activation, a warm start."""

@@ -1,0 +1,136 @@
+"""A warm start of the connector that is ours, not the paper's: audio tokens begin near the words they stand for.
+
+Knows: audio tokens, the language model's embedding table. Does not know: prompts, the rest of the language model, which
+is not run.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from broadsheet.console import InputError, progress
+from broadsheet.hear.data.rows import Row
+
+if TYPE_CHECKING:
+    from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
+
+SHARPNESS = 20.0  # logits are cosines times this
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """What a warm start did: its steps, its seconds, its loss over the last tenth of them."""
+
+    steps: int
+    seconds: float
+    loss: float
+
+
+class TokenCTC(nn.Module):
+    """Connectionist temporal classification of audio tokens as tokens of a language model.
+
+    Each audio token is compared, by cosine, with the frozen embeddings of the vocabulary's tokens and with one trained
+    vector for "nothing new". CTC sums over all ways in which the answer's tokens can come one after another among them.
+
+    Args:
+        embeddings: (vocabulary, width), frozen.
+
+    Shapes:
+        tokens (clips, tokens, width), counts (clips,), targets: per clip the indices of its answer in the vocabulary.
+    """
+
+    def __init__(self, embeddings: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("table", functional.normalize(embeddings.detach().float(), dim=-1))
+        self.blank = nn.Parameter(functional.normalize(torch.randn(embeddings.shape[1]), dim=0))
+        self.norm = float(embeddings.detach().float().norm(dim=-1).mean())
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """(…, width) → (…, 1 + vocabulary), the blank first."""
+        table = torch.cat([functional.normalize(self.blank, dim=0)[None], self.table])  # type: ignore[list-item]
+        return SHARPNESS * functional.normalize(tokens.float(), dim=-1) @ table.T
+
+    def forward(self, tokens: Tensor, counts: Tensor, targets: Sequence[Tensor]) -> Tensor:
+        """The loss, per token of the answers; and a tenth of how far norms are from those of embeddings."""
+        likelihoods = functional.log_softmax(self.logits(tokens), dim=-1).transpose(0, 1)
+        lengths = torch.tensor([len(each) for each in targets])
+        wanted = torch.cat(list(targets)).to(likelihoods.device) + 1
+        loss = functional.ctc_loss(likelihoods, wanted, counts, lengths, zero_infinity=True)
+        drift = (tokens.float().norm(dim=-1) / self.norm - 1).square().mean()
+        return loss + 0.1 * drift
+
+    def read(self, tokens: Tensor) -> list[int]:
+        """The best path through one clip's tokens, (tokens, width), as indices in the vocabulary."""
+        path = self.logits(tokens).argmax(-1).unique_consecutive()
+        return [int(each) - 1 for each in path if each]
+
+
+def warm_start(
+    model: SalmonnForConditionalGeneration,
+    rows: Sequence[Row],
+    *,
+    steps: int = 300,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> Warmed:
+    """Train norms and connector so that audio tokens lie near the embeddings of the answers' words, in order.
+
+    The language model is not run, so a step costs a fraction of one of `fit`. Give rows whose answers are heard word
+    by word: transcripts, names of sounds.
+
+    Args:
+        rows: with answers.
+        steps, batch_size, learning_rate, seed: of AdamW with a linear decay.
+
+    Raises:
+        InputError: no rows, or steps below 1.
+    """
+    if not rows or steps < 1:
+        raise InputError(f"got {len(rows)} rows and {steps} steps for the warm start; expected 1 or more of each")
+    from broadsheet.hear.salmonn import stack
+
+    answers = [model.processor.example("-", [[1]], row.answer)[1][:-1] for row in rows]
+    vocabulary = sorted({token for answer in answers for token in answer})
+    place = {token: index for index, token in enumerate(vocabulary)}
+    targets = [torch.tensor([place[token] for token in answer]) for answer in answers]
+    table = model.get_input_embeddings().weight[vocabulary]
+    parts = [*model.synchronised.parameters(), *model.connector.parameters()]
+    begun, losses = time.monotonic(), []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        reader = TokenCTC(table).to(model.device)
+        optimizer = torch.optim.AdamW([*parts, *reader.parameters()], lr=learning_rate, weight_decay=0.05)
+        decay = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / 20) * (1 - step / steps)
+        )
+        draw = random.Random(seed)
+        order: list[int] = []
+        model.train()
+        with progress("warm start", total=steps) as bar:
+            for _ in range(steps):
+                while len(order) < batch_size:
+                    order += draw.sample(range(len(rows)), len(rows))
+                chosen, order = order[:batch_size], order[batch_size:]
+                heard = model.ears.features_all([rows[each].audio[0] for each in chosen])
+                tokens, counts = model.connected(*stack([pieces[0] for pieces in heard]))
+                loss = reader(tokens, counts, [targets[each] for each in chosen])
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(parts, 1.0)
+                optimizer.step()
+                decay.step()
+                losses.append(loss.item())
+                bar.advance(bar.task_ids[0])
+        model.zero_grad(set_to_none=True)
+        model.eval()
+    last = losses[-max(1, steps // 10) :]
+    return Warmed(steps, time.monotonic() - begun, sum(last) / len(last))

@@ -1,0 +1,283 @@
+"""The models of SALMONN's trial: every arm trained stage by stage, kept, read back, all around one language model.
+
+Knows: the model, its stages, folders. Does not know: what the arms are asked.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from broadsheet import models
+from broadsheet.cache import atomic_write, fingerprint
+from broadsheet.clock import measure
+from broadsheet.console import say
+from broadsheet.hear import base
+from broadsheet.hear.data.rows import Row, read_rows, write_rows
+from broadsheet.hear.data.tasks import WHAT_SAID
+from broadsheet.hear.encoders.ears import Ears
+from broadsheet.hear.prompts import INSTRUCTIONS
+from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
+from broadsheet.hear.training.activating import FACTOR, activate, write_stories
+from broadsheet.hear.training.fitting import Fitted, fit
+from broadsheet.hear.training.warm_start import warm_start
+from broadsheet.hear.trials.cascade import Cascade, Silence
+from broadsheet.hear.trials.metrics import SPEECH, Job
+from broadsheet.models.safefiles import read_json
+
+STACK, MAIN, ACTIVATED, REHEARSED = "stack and linear", "SALMONN", "SALMONN, activated", "activated with rehearsal"
+SHUFFLED, ONE, COLD, SILENT, CASCADE = "shuffled audio", "one encoder", "no warm start", "text alone", "cascade"
+# By their names on the command line, those that may be left out.
+OPTIONAL = {
+    "activated": ACTIVATED,
+    "rehearsed": REHEARSED,
+    "shuffled": SHUFFLED,
+    "one": ONE,
+    "cold": COLD,
+    "text": SILENT,
+    "cascade": CASCADE,
+}
+ABOUT = {
+    STACK: "the frames of a window through one linear layer; all else is SALMONN's",
+    MAIN: "Q-Former, after stage 2, before activation",
+    ACTIVATED: "after stage 3: stories that SALMONN wrote at a weaker adapter",
+    REHEARSED: "the same stage 3 with rows of stage 2 beside each story, which is not the paper's",
+    SHUFFLED: "SALMONN, hearing another clip of the same task",
+    ONE: "SALMONN with the encoder for speech alone",
+    COLD: "SALMONN as the paper trains it, from random weights, for as many steps of stages 1 and 2",
+    SILENT: "SALMONN trained and asked with frames of zeros: what text and lengths give away",
+    CASCADE: "Whisper's transcript, read by the language model without an adapter",
+}
+STAGES = ("start", "stage1", "stage2", "stage3")
+
+
+@dataclass
+class TrainedArms:
+    """What the models of all arms have in common, and how each comes to be.
+
+    A model is trained when it is first asked for, and a stage that stands in the folder is not trained again. The
+    trial's own attributes are set before: `folder_`, `rows_` by stage, `settings_` and `parts_` of encoders, `jobs_`,
+    the steps of each stage and the batch.
+    """
+
+    model: str = "default"
+    seed: int = 0
+    queries: int = 1
+    window: float = 0.333333
+    hidden: int = 384
+    heads: int = 6
+    layers: int = 2
+    ffn: int = 1536
+    init: float = 0.02
+    warm_start_steps: int = 0
+    batch: int = 0
+    learning_rate: float = 3e-4
+    lora_learning_rate: float = 1e-3
+    activation_learning_rate: float = 1e-4
+    rehearsed: int = 7
+    factor: float = FACTOR
+    minutes: float = 0.0
+    device: str = ""
+    dtype: str = ""
+
+    def __post_init__(self) -> None:
+        self.folder_ = Path()
+        self.rows_: dict[str, list[Row]] = {}
+        self.settings_: list[dict[str, Any]] = []
+        self.parts_: list[base.AudioEncoder] = []
+        self.jobs_: list[Job] = []
+        self.steps1_ = self.steps2_ = self.activation_steps_ = self.batch_ = 0
+        self.models_: dict[str, Any] = {}
+        self.frozen_: dict[str, Tensor] = {}
+
+    def _build(self, encoders: Sequence[Mapping[str, Any]], connector: str) -> SalmonnForConditionalGeneration:
+        """A new model, untrained."""
+        return SalmonnForConditionalGeneration.build(
+            self.model,
+            encoders,
+            seed=self.seed,
+            device=self.device or None,
+            dtype=self.dtype or None,
+            features=self.folder_ / "features",
+            connector=connector,
+            num_queries=self.queries,
+            window_seconds=self.window,
+            qformer_hidden=self.hidden,
+            qformer_heads=self.heads,
+            qformer_layers=self.layers,
+            qformer_ffn=self.ffn,
+            qformer_init=self.init,
+        )
+
+    def _load(self, folder: Path, name: str) -> SalmonnForConditionalGeneration:
+        """A model of an arm, as it was saved; all share the frozen weights of one language model."""
+        made = SalmonnForConditionalGeneration.from_pretrained(
+            folder, device=self.device or None, features=self.folder_ / "features"
+        )
+        self._share(made.llm)
+        return self._ears(made, name)
+
+    def _ears(self, made: SalmonnForConditionalGeneration, name: str) -> SalmonnForConditionalGeneration:
+        if name == SILENT:
+            made.ears = cast(Ears, Silence(made.ears))
+        return made
+
+    def _share(self, llm: Any) -> None:
+        for name, weight in llm.named_parameters():
+            if "lora_" not in name:
+                kept = self.frozen_.setdefault(name.replace(".base_layer", ""), weight.data)
+                if (kept.shape, kept.dtype, kept.device) == (weight.shape, weight.dtype, weight.device):
+                    weight.data = kept
+
+    def _model(self, name: str) -> Any:
+        """An arm's model, trained or read on first use; what that raised is raised again."""
+        if name not in self.models_:
+            made: Any
+            try:
+                made = self._cascade() if name == CASCADE else self._load(self._trained(name), name)
+            except Exception as error:
+                made = error
+            self.models_[name] = made
+        if isinstance(self.models_[name], Exception):
+            raise self.models_[name]
+        return self.models_[name]
+
+    def _cascade(self) -> Cascade:
+        whisper: Any = next(part for part in self.parts_ if hasattr(part, "transcribe"))
+        model, tokenizer = models.load(self.model, device=self.device or None, dtype=self.dtype or None)
+        self._share(model)
+        own = {question.instruction for job in self.jobs_ if job.name == SPEECH for question in job.questions}
+        return Cascade(whisper, (model, tokenizer), transcribes={*INSTRUCTIONS["asr"], *WHAT_SAID, *own})
+
+    def _trained(self, name: str) -> Path:
+        """The folder of an arm's trained model; a killed trial goes on from the last stage, or within it."""
+        if name in (ACTIVATED, REHEARSED):
+            return self._activated(name)
+        first, last = (self._stage(name, stage) for stage in ("stage1", "stage2"))
+        if not _stands(last):
+            if not _stands(first):
+                self._fit(self._begin(name), name, first, self.steps1_)
+            self._fit(self._load(first, name), name, last, self.steps2_)
+        return last
+
+    def _begin(self, name: str) -> SalmonnForConditionalGeneration:
+        """The untrained model of an arm, after its warm start where one is asked for."""
+        encoders = [for_speech(self.settings_)] if name == ONE else self.settings_
+
+        def new() -> SalmonnForConditionalGeneration:
+            made = self._ears(self._build(encoders, "stack" if name == STACK else "qformer"), name)
+            self._share(made.llm)
+            return made
+
+        if not self.warm_start_steps or name == COLD:
+            return new()
+        start = self._stage(name, "start")
+        if not _stands(start):
+            say(f"warm start: {name}")
+            made = new()
+            rows = [row for row in self.rows_["stage1"] if row.task in ("asr", "sound")]
+            warmed = warm_start(made, rows, steps=self.warm_start_steps, seed=self.seed)
+            keep(_beside(start), asdict(warmed))
+            made.save_pretrained(start)
+        return self._load(start, name)
+
+    def _activated(self, name: str) -> Path:
+        """After stage 3; both arms of it learn from the same stories."""
+        last = self._stage(name, "stage3")
+        if not _stands(last):
+            model = self._load(self._trained(MAIN), name)
+            rows = self._stories(model)
+            say(f"training: {name}")
+            training: Any = {
+                "steps": self.activation_steps_,
+                "learning_rate": self.activation_learning_rate,
+                "seed": self.seed,
+            }
+            if name == REHEARSED:
+                training |= {"rehearse": self.rows_["stage2"], "rehearsed": self.rehearsed}
+            (fitted, _), _, peak = measure(lambda told: activate(model, [], last, stories=told, **training), rows)
+            _finished(fitted, last, peak)
+        return last
+
+    def _stories(self, model: SalmonnForConditionalGeneration) -> list[Row]:
+        """Stories to tune on: the data's own, or those that SALMONN writes, once, after stage 2."""
+        rows = self.rows_["stories"]
+        if all(row.answer for row in rows):
+            return rows
+        file = self.folder_ / "written.jsonl"  # the journals have the names of what is asked
+        if not file.exists():
+            write_rows(file, write_stories(model, rows, factor=self.factor, seed=self.seed))
+        return read_rows(file)
+
+    def _fit(self, model: SalmonnForConditionalGeneration, name: str, out: Path, steps: int) -> None:
+        say(f"training: {name}, {spelt(out.name)}")
+        fitted, _, peak = measure(
+            lambda rows: fit(
+                model,
+                rows,
+                out,
+                steps=steps,
+                minutes=self.minutes or None,
+                batch_size=self.batch_,
+                learning_rate=self.learning_rate,
+                lora_learning_rate=self.lora_learning_rate,
+                seed=self.seed,
+            ),
+            self.rows_[out.name],
+        )
+        _finished(fitted, out, peak)
+
+    def _stage(self, name: str, stage: str) -> Path:
+        return self.folder_ / fingerprint(name) / stage
+
+    def _records(self, name: str) -> dict[str, dict[str, Any]]:
+        """What is known of each stage of an arm, in order."""
+        return {stage: self._record(name, stage) for stage in STAGES}
+
+    def _record(self, name: str, stage: str) -> dict[str, Any]:
+        """What is known of a stage: what `fit` wrote, and what was kept beside it."""
+        folder = self._stage(name, stage)
+        return {
+            k: v
+            for path in (folder / "training.json", _beside(folder))
+            if path.exists()
+            for k, v in read_json(path).items()
+        }
+
+
+def for_speech(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The encoder that is left when there is to be one: the first Whisper, or the first."""
+    return next((each for each in settings if each["kind"] == "whisper"), settings[0])
+
+
+def spelt(stage: str) -> str:
+    """A stage by its name."""
+    return f"stage {stage.removeprefix('stage')}"
+
+
+def _stands(folder: Path) -> bool:
+    return (folder / "config.json").exists()
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.json")
+
+
+def keep(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with atomic_write(path) as file:
+        json.dump(value, file)
+
+
+def _finished(fitted: Fitted, out: Path, peak: int) -> None:
+    """Ends the trial where Ctrl-C has ended a training, whose checkpoint is kept; notes the memory that it took."""
+    if not fitted.finished:
+        raise KeyboardInterrupt
+    keep(_beside(out), {"peak_bytes": peak})
+    gc.collect()

@@ -1,0 +1,1 @@
+"""How the stage is tried: rerankers as arms, and a trial a paper."""

@@ -1,0 +1,198 @@
+"""Rerankers as arms of a trial, and what is said about how they did.
+
+Knows: lists, `ListwiseReranker`, the A/B engine. Does not know: which arms a paper wants.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from broadsheet.data.retrieval.metrics import MEASURES, evaluate_lists
+from broadsheet.models.safefiles import read_json
+from broadsheet.rank.trials.bias import position_bias
+from broadsheet.trial.engine import Arm, Measured, Metric
+from broadsheet.trial.results import ArmResult, Curve, Role
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from broadsheet.data.retrieval.lists import RankList
+    from broadsheet.rank.base import ListwiseReranker
+    from broadsheet.rank.trials.items import Lists
+
+FIRST_STAGE = "first stage"
+METRICS = [Metric(name, bounds=(0, 1)) for name in MEASURES]
+_COUNTS = ("calls", "passages", "prompt_tokens", "output_tokens", "invalid_outputs", "cut_passages", "shortened_words")
+
+
+def changed(reranker: ListwiseReranker, **settings: Any) -> ListwiseReranker:
+    """The same model and tokenizer under other settings."""
+    from broadsheet.rank.prompt import Prompt
+
+    given = {**reranker.settings(), **settings}
+    if isinstance(given["prompt"], Mapping):
+        given["prompt"] = Prompt.from_dict(given["prompt"])
+    return type(reranker)(
+        reranker.model, reranker.tokenizer, batch_tokens=reranker.batch_tokens, spec=reranker.spec, **given
+    )
+
+
+def setting(
+    items: Lists, model: PreTrainedModel, *, candidates: int, words: int, titles: bool, first_stage: str
+) -> dict[str, str]:
+    """What every trial on lists of passages says of them, and of the model it ran."""
+    return {
+        "data": items.about,
+        "lists": f"{len(items.lists)} queries, at most {candidates} candidates each by {first_stage or 'BM25'}, "
+        f"{words or 'all'} words a passage" + ", titles shown" * titles,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+    }
+
+
+def training(folder: str) -> dict[str, str]:
+    """How the reranker in `folder` was trained last, for a trial's setting; nothing where no record is kept."""
+    record = Path(folder).expanduser() / "training.json"
+    if not folder or not record.is_file():
+        return {}
+    kept = read_json(record)
+    settings, objective = kept["settings"], kept["settings"]["objective"]
+    how = ", ".join(f"{key} {value}" for key, value in objective.items() if key != "name" and value is not None)
+    return {
+        "training": f"{objective['name']} ({how}), {kept['lists']:,} lists in {kept['steps']:,} steps and "
+        f"{kept['seconds'] / 60:.0f} minutes, {settings['method']}, learning rate {settings['learning_rate']:g}"
+    }
+
+
+def first_stage(role: Role, width: int) -> Arm:
+    """The order that the lists come in. Its speed is that of copying them: the search was done before."""
+
+    def run(block: Sequence[RankList]) -> Measured:
+        return _outputs(block, [list(range(len(each.ids))) for each in block], {}, width)
+
+    return Arm(FIRST_STAGE, run, role, "the candidates as they came")
+
+
+def reranking(
+    name: str,
+    reranker: ListwiseReranker,
+    role: Role,
+    description: str,
+    *,
+    width: int,
+    shuffle: int | None = None,
+) -> Arm:
+    """A reranker as an arm over blocks of lists.
+
+    Its outputs are nDCG@10 and RR@10, the order it gave (padded with −1 to `width`), and for each query the block's
+    mean of what `account_` counts.
+
+    Args:
+        shuffle: the seed by which the candidates are shuffled before they are ranked; as they came by default. Orders
+            are told in terms of the candidates as they came.
+    """
+
+    def run(block: Sequence[RankList]) -> Measured:
+        order = [list(range(len(each.ids))) if shuffle is None else each.shuffled(shuffle)[1] for each in block]
+        given = [each.reordered(places) for each, places in zip(block, order, strict=True)]
+        begin = time.perf_counter()
+        ranked = reranker.rank_batch([each.query for each in given], [each.documents for each in given])
+        seconds = time.perf_counter() - begin
+        orders = [[places[hit["corpus_id"]] for hit in hits] for places, hits in zip(order, ranked, strict=True)]
+        counts = {name: getattr(reranker.account_, name) / len(block) for name in _COUNTS}
+        return _outputs(block, orders, counts, width, seconds)
+
+    return Arm(name, run, role, description)
+
+
+def _outputs(
+    block: Sequence[RankList],
+    orders: Sequence[Sequence[int]],
+    counts: Mapping[str, float],
+    width: int,
+    seconds: float | None = None,
+) -> Measured:
+    rankings = [[each.ids[i] for i in order] for each, order in zip(block, orders, strict=True)]
+    outputs: dict[str, list[Any]] = dict(evaluate_lists(block, rankings))
+    outputs["order"] = [[*order, *[-1] * (width - len(order))] for order in orders]
+    outputs |= {name: [value] * len(block) for name, value in counts.items()}
+    return Measured(outputs, seconds)
+
+
+def orders_of(arm: ArmResult) -> list[list[int]]:
+    """The orders an arm gave, as indices into each list's candidates."""
+    return [[i for i in row if i >= 0] for row in arm.samples["order"]]
+
+
+def success(arms: Sequence[ArmResult], lists: Sequence[RankList], title: str) -> Curve:
+    """For each arm, the share of queries with a right passage among the first k, over k."""
+    usable = [arm for arm in arms if arm.status == "ok"]
+    width = max(len(each.ids) for each in lists)
+    lines: dict[str, list[float | None]] = {}
+    for arm in usable:
+        first = [
+            next((place for place, i in enumerate(order) if each.labels[i] > 0), width)
+            for each, order in zip(lists, orders_of(arm), strict=True)
+        ]
+        lines[arm.name] = [float(np.mean([place < k for place in first])) for k in range(1, width + 1)]
+    return Curve(title, "first k", "share of queries", [float(k) for k in range(1, width + 1)], lines)
+
+
+def ceiling(lists: Sequence[RankList]) -> str:
+    """What the first stage leaves to gain."""
+    best = [sorted(range(len(each.ids)), key=lambda i, each=each: -each.labels[i]) for each in lists]  # type: ignore[misc]
+    values = evaluate_lists(lists, [[each.ids[i] for i in order] for each, order in zip(lists, best, strict=True)])
+    found = sum(each.found for each in lists)
+    return (
+        f"The first stage found a right passage for {found} of {len(lists)} queries. The others count 0 whatever is "
+        f"done: the best order of the candidates has an nDCG@10 of {np.mean(values['nDCG@10']):.3f}."
+    )
+
+
+def account(arms: Sequence[ArmResult], lists: Sequence[RankList]) -> list[str]:
+    """What each reranker read and wrote, and how it did where there was something to find."""
+    notes = []
+    found = [i for i, each in enumerate(lists) if each.found]
+    for arm in arms:
+        if arm.status != "ok":
+            continue
+        said = f"{arm.name}: nothing to find among the candidates"
+        if found:
+            among = float(np.mean([arm.samples["nDCG@10"][i] for i in found]))
+            said = f"{arm.name}: nDCG@10 {among:.3f} over the {len(found)} queries whose right passage was found"
+        if "calls" in arm.samples and arm.items_per_second:
+            mean = {name: float(np.mean(arm.samples[name])) for name in _COUNTS}
+            said += (
+                f"; a query took {1 / arm.items_per_second.estimate:.2f} s, {mean['calls']:.1f} calls, "
+                f"{mean['passages']:.1f} passages read, {mean['prompt_tokens']:,.0f} prompt tokens and "
+                f"{mean['output_tokens']:,.1f} output tokens"
+            )
+            if mean["output_tokens"]:
+                said += f", {mean['invalid_outputs'] / max(mean['calls'], 1e-9):.0%} of the outputs invalid (completed)"
+            if mean["cut_passages"]:
+                said += f"; {mean['cut_passages']:.1f} passages a query shortened"
+        notes.append(f"{said}.")
+    return notes
+
+
+def bias(given: ArmResult, shuffled: ArmResult, lists: Sequence[RankList], seed: int) -> str:
+    """Position bias: what shuffling the candidates did to the order that came out."""
+    found = []
+    for each, order, again in zip(lists, orders_of(given), orders_of(shuffled), strict=True):
+        shuffle = each.shuffled(seed)[1]
+        place = {item: i for i, item in enumerate(shuffle)}
+        found.append(position_bias(order, shuffle, [place[item] for item in again]))
+    mean = {name: float(np.mean([getattr(one, name) for one in found])) for name in vars(found[0])}
+    change = float(np.mean(shuffled.samples["nDCG@10"])) - float(np.mean(given.samples["nDCG@10"]))
+    return (
+        f"Position bias of {given.name}, by shuffled candidates. Kendall's τ between the orders made of both inputs: "
+        f"{mean['agreement']:.2f} (1: the input's order does not matter); the same passage first for "
+        f"{mean['same_first']:.0%}. τ between the shuffled input and the order made of it: {mean['follows']:.2f} (0: "
+        f"places are ignored); what came first stood at {mean['first_from']:.2f} of the input on average (0.50 without "
+        f"a bias). nDCG@10 changes by {change:+.3f}."
+    ).replace("-", "−")

@@ -1,0 +1,103 @@
+"""The lists of a trial, from what `--data` and `--run` name.
+
+Knows: `pydocs`, BEIR folders, run files. Does not know: models.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from broadsheet.cache import fingerprint
+from broadsheet.console import InputError
+from broadsheet.data import corpora
+from broadsheet.data.retrieval.beir import Beir
+from broadsheet.data.retrieval.documentation import Documentation
+from broadsheet.data.retrieval.lists import RankList
+from broadsheet.data.retrieval.trec import read_run
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where lists come from, and how they are made.
+
+    Args:
+        data: `pydocs`, or a BEIR folder (`corpus.jsonl`, `queries.jsonl`, `qrels/*.tsv`).
+        words: of a passage that is shown and searched; 0 for all.
+        titles: of `pydocs`, whether passages show their function's name.
+        run: a TREC run of a first stage over the BEIR folder; BM25 by default.
+        split: of the BEIR folder's qrels.
+        seed: of the choice of queries.
+    """
+
+    data: str = "pydocs"
+    words: int = 40
+    titles: bool = False
+    run: str = ""
+    split: str = "test"
+    seed: int = 0
+
+    def test(self, queries: int, candidates: int) -> Lists:
+        """`queries` lists (all for 0) of at most so many candidates, in first-stage order.
+
+        Raises:
+            InputError: the data cannot be read, or holds no such lists.
+        """
+        if queries < 0 or candidates < 1:
+            raise InputError(f"got {queries} queries of {candidates} candidates; expected from 0 and 1")
+        if self.data == "pydocs":
+            docs, corpus = self._documentation()
+            lists = docs.test(queries or 100, candidates)
+            about = f"{corpus.describe()}; {len(docs.entries):,} passages of at most {self.words or 'all'} words"
+            return Lists(lists, about, docs.fingerprint())
+        beir = Beir(Path(self.data).expanduser(), self.words)
+        run = read_run(Path(self.run)) if self.run else None
+        lists = [each for each in beir.lists(self.split, candidates=candidates, run=run) if each.ids]
+        if queries and len(lists) > queries:
+            lists = random.Random(self.seed).sample(lists, queries)
+        if not lists:
+            raise InputError(f"{self.data} has no judged query with candidates in the split {self.split!r}")
+        return Lists(lists, beir.describe(), fingerprint([beir.fingerprint(), self.run]))
+
+    def train(self, lists: int, candidates: int, depth: int = 0) -> Lists:
+        """At most `lists` lists to train on that hold a right passage: other packages of `pydocs`, another split.
+
+        A BEIR folder's `train` split is read, or the split named if that is not `test`.
+
+        Raises:
+            InputError: there are none.
+        """
+        if self.data == "pydocs":
+            docs, corpus = self._documentation()
+            return Lists(docs.train(lists, candidates, depth=depth), corpus.describe(), docs.fingerprint())
+        beir = Beir(Path(self.data).expanduser(), self.words)
+        run = read_run(Path(self.run)) if self.run else None
+        split = "train" if self.split == "test" else self.split
+        found = [each for each in beir.lists(split, candidates=candidates, run=run) if each.found]
+        if not found:
+            raise InputError(
+                f"{self.data}: no query of the split {split!r} has a relevant document among its candidates"
+            )
+        random.Random(self.seed).shuffle(found)
+        return Lists(found[:lists], beir.describe(), fingerprint([beir.fingerprint(), self.run]))
+
+    def _documentation(self) -> tuple[Documentation, corpora.Corpus]:
+        if self.run:
+            raise InputError("--run ranks the documents of a BEIR folder: give that as the data")
+        corpus = corpora.load("pydocs")
+        return Documentation(corpus, words=self.words, titles=self.titles, seed=self.seed), corpus
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Lists, one line about the data, and its fingerprint."""
+
+    lists: list[RankList]
+    about: str
+    data_fingerprint: str
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change when a query or the candidates do."""
+        return fingerprint([[each.id, each.query, each.ids, dict(each.judged)] for each in self.lists])

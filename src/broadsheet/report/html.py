@@ -1,0 +1,194 @@
+"""A finished trial as a terminal table, a JSON file, and one self-contained HTML page.
+
+Knows: tables, templates, files. Does not know: how anything was measured; every sentence about a difference is
+`stats.sentence`. The reading order is in `view`, pictures in `plots`, the page in `templates/report.html.jinja`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from broadsheet.cache import atomic_write
+from broadsheet.page.evidence import finite
+from broadsheet.report import plots, words
+from broadsheet.report.view import MARKS, View
+from broadsheet.trial.stats import multiplicity_warning, sentence
+
+if TYPE_CHECKING:
+    from broadsheet.trial.results import TrialResult
+    from broadsheet.trial.stats import Comparison, Interval
+
+WIDEST = 100  # columns of terminal output that still read well
+STYLES = {"helps": "green", "hurts": "red", "no measurable difference": "dim", "not measured": "dim"}
+
+
+def terminal(result: TrialResult, console: Console | None = None, written: Sequence[Path] = ()) -> None:
+    """Print a trial: the question, a row per arm, the methods' verdicts, the others' in short, the notes, the files.
+
+    Args:
+        result: a finished trial.
+        console: where to print; by default stdout, without colour when piped. At most 100 columns are used.
+        written: the files to point to, as `write` returned them.
+
+    Example:
+        report.terminal(result, written=report.write(result, Path("runs")))
+    """
+    view, console = View(result), console or Console()
+    width = min(console.width, WIDEST)
+    setting = " · ".join(f"{key} {value}" for key, value in words.flat(result.setting))
+    head = [Text(result.title, "bold"), Text(result.question, "italic"), Text(setting, "dim")]
+    names = [Text(arm.name + " *" * (arm.role == "baseline"), "bold" * (arm.role == "method")) for arm in view.arms]
+    columns = [
+        (metric, [_cell(view.value(arm, metric), "", view.grain(metric), arm.status) for arm in view.arms])
+        for metric in view.metrics
+    ]
+    columns.append(("memory", [Text(words.memory(arm.peak_bytes)) for arm in view.arms]))
+    failed = [arm for arm in view.arms if arm.status == "failed"]
+    _print(console, (line for line in head if line), [Text()], _tables(("", names), columns, width))
+    _print(console, [Text("* baseline; ranges are 95 % intervals", "dim")])
+    _print(console, (Text(f"{arm.name} failed: {arm.error}", "red") for arm in failed))
+    methods, others = view.groups("method"), view.groups("baseline", "sibling", "peer")
+    for _, comparisons in methods or others:
+        _print(console, [Text(), _sentences(comparisons)])
+    if methods and others:
+        _print(console, [Text(), _hanging([("·", line, "dim") for line in view.summary(others)])])
+    _print(console, _notes(view.warning, *result.notes))
+    for path in written:
+        console.print(Text(f"wrote   {_short(path)}", "dim"), soft_wrap=True)
+    if result.command:
+        console.print(Text(f"repeat  {_folded(result.command, width - 10)}", "dim"), soft_wrap=True)
+
+
+def comparison_table(
+    comparisons: Sequence[Comparison], notes: Sequence[str] = (), console: Console | None = None
+) -> None:
+    """Print comparisons that stand on their own, as `broadsheet compare` makes them: a row and a sentence for each.
+
+    Args:
+        comparisons: one entry per metric (and pair of arms).
+        notes: lines to end with, e.g. how many items were left out.
+        console: where to print; by default stdout, without colour when piped.
+    """
+    console = console or Console()
+    columns = [
+        ("verdict", [Text(f"{MARKS[c.verdict]} {c.verdict}", STYLES[c.verdict]) for c in comparisons]),
+        (
+            "difference",
+            [_cell(c.difference, "×" if c.scale == "ratio" else f" {c.unit}".rstrip()) for c in comparisons],
+        ),
+        ("pairs", [Text(f"{c.n:,}") for c in comparisons]),
+        ("p", [Text(words.p_value(c.p_value)) for c in comparisons]),
+        ("could have seen", [Text(words.detectable(c)) for c in comparisons]),
+    ]
+    metrics = [Text(c.metric) for c in comparisons]
+    _print(
+        console, _tables(("metric", metrics), columns, min(console.width, WIDEST)), [Text(), _sentences(comparisons)]
+    )
+    _print(console, _notes(multiplicity_warning(comparisons), *notes))
+
+
+def write(result: TrialResult, folder: Path) -> tuple[Path, Path]:
+    """Write `<paper>.json` (everything measured; null where not finite) and `<paper>.html`, each whole or not at all.
+
+    Returns:
+        The two paths, JSON first.
+    """
+    data, page = folder / f"{result.paper}.json", folder / f"{result.paper}.html"
+    texts = {data: json.dumps(finite(result.to_dict()), ensure_ascii=False, allow_nan=False), page: html(result)}
+    for path, text in texts.items():
+        with atomic_write(path, "wb") as file:
+            # A path in the command may hold bytes that are not text; Python reads them as lone surrogates.
+            file.write(text.encode("utf-8", "backslashreplace"))
+    return data, page
+
+
+def html(result: TrialResult) -> str:
+    """The trial as one HTML page that loads nothing: no script, no font, no picture from elsewhere.
+
+    The title links to arXiv if `result.paper` is on the page of papers (a stage's trial is not).
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    templates = PackageLoader("broadsheet.report")
+    page = Environment(
+        loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return page.get_template("report.html.jinja").render(
+        result=result, view=View(result), words=words, sentence=sentence, shape=plots.shape, marks=MARKS
+    )
+
+
+def _print(console: Console, *parts: Iterable[RenderableType]) -> None:
+    for line in (line for part in parts for line in part):
+        console.print(line, width=min(console.width, WIDEST))
+
+
+def _cell(interval: Interval | None, unit: str = "", step: float = 0.0, status: str = "ok") -> Text:
+    """Estimate and interval as one table cell."""
+    if interval is None:
+        return Text("—", "dim") if status == "ok" else Text(status, "red")
+    estimate, ends = words.bracket(interval, step)
+    return Text.assemble(estimate + unit, " ", (ends, "dim"))
+
+
+def _tables(names: tuple[str, list[Text]], columns: list[tuple[str, list[Text]]], width: int) -> list[Table]:
+    """The column of names and as many others as fit beside it, in as many tables as that takes."""
+    edge = min(max(name.cell_len for name in names[1]), width // 3)
+    groups: list[list[tuple[str, list[Text]]]] = []
+    room = 0
+    for title, cells in columns:
+        needed = 2 + max(*map(len, title.split()), *(cell.cell_len for cell in cells))
+        if not groups or needed > room:
+            groups.append([])
+            room = width - edge
+        groups[-1].append((title, cells))
+        room -= needed
+    tables = []
+    for group in groups:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        table.add_column(names[0], overflow="fold")
+        for title, _ in group:
+            table.add_column(title, overflow="fold")
+        for row in zip(names[1], *(cells for _, cells in group), strict=True):
+            table.add_row(*row)
+        tables.append(table)
+    return tables
+
+
+def _sentences(comparisons: Sequence[Comparison]) -> Table:
+    return _hanging([(MARKS[c.verdict], sentence(c), STYLES[c.verdict]) for c in comparisons])
+
+
+def _notes(*notes: str) -> list[RenderableType]:
+    return [Text(), _hanging([("–", note, "") for note in notes if note]), Text()]
+
+
+def _hanging(lines: Sequence[tuple[str, str, str]]) -> Table:
+    """Lines of (mark, sentence, style), each wrapped beside its mark."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    for mark, said, style in lines:
+        grid.add_row(Text(mark, style), Text(said, style, overflow="fold"))
+    return grid
+
+
+def _short(path: Path) -> str:
+    """The path as one would type it here."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _folded(command: str, width: int) -> str:
+    """A command over several lines that can still be pasted: broken between arguments, each break with a backslash."""
+    lines = [""]
+    for argument in words.arguments(command):
+        if lines[-1] and len(lines[-1]) + len(argument) + 3 > width:
+            lines.append("")
+        lines[-1] += f" {argument}" if lines[-1] else argument
+    return " \\\n          ".join(lines)

@@ -1,0 +1,1 @@
+"""Trials: arms run on the same items, compared in pairs, and the verdicts that follow."""

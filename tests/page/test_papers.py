@@ -1,0 +1,99 @@
+"""The page, its search and its rungs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from broadsheet.console import InputError
+from broadsheet.page import evidence, papers
+
+
+def test_the_page_has_its_79_papers_in_order_and_whole():
+    page = papers.page()
+    assert len(page) == 79
+    assert (page[0].id, page[-1].id) == ("salmonn", "label_supervised")
+    assert len({paper.id for paper in page}) == len({paper.arxiv for paper in page}) == 79
+    stages = {stage.id for stage in papers.stages()}
+    assert {paper.stage for paper in page} == stages
+    assert {paper.kind for paper in page} == {"method", "benchmark", "study", "survey"}
+    assert sum(len(stage.papers) for stage in papers.stages()) == 79
+
+
+@pytest.mark.parametrize("paper", [paper for paper in papers.page() if paper.entry], ids=lambda paper: paper.id)
+def test_what_is_listed_can_be_imported_from_its_stage_and_is_documented(paper):
+    for entry in paper.entry:
+        name = entry.split(":")[1]
+        assert getattr(import_module(f"broadsheet.{paper.stage}"), name) is papers.load(entry)
+        text = papers.docstring(entry)
+        assert all(word in text for word in ("Use when", "Inputs:", "Relation:", "Example:", "Source:")), entry
+        assert paper.arxiv in text
+    for entry in filter(None, (paper.trial, paper.apply)):
+        assert papers.docstring(entry)
+        assert callable(papers.load(entry).run)
+
+
+def test_search_finds_words_anywhere_and_filters():
+    assert [paper.id for paper in papers.search("lastdepp")] == ["lastde"]
+    assert [paper.id for paper in papers.search("2410.06072")] == ["lastde"]
+    assert {paper.id for paper in papers.search(stage="detect")} == {"cudrt", "stochastic_parrots", "lastde"}
+    assert all(paper.kind == "survey" for paper in papers.search(kind="survey"))
+    assert papers.search("no such words anywhere") == []
+    with pytest.raises(InputError, match="no stage 'detekt'"):
+        papers.search(stage="detekt")
+
+
+def test_unknown_names_get_the_nearest_ones():
+    with pytest.raises(InputError, match="did you mean lastde"):
+        papers.get("lastd")
+    with pytest.raises(InputError, match="listed but not built"):
+        papers.get_trial("a_llmrec")
+    with pytest.raises(InputError, match="nothing to try in the stage"):
+        papers.get_trial("see")
+    assert papers.get("2410.06072").id == "lastde"
+    assert papers.get_trial("detect")[0] == "detect"
+
+
+def trial(verdict: str, role: str = "baseline", metric: str = "bits") -> dict:
+    return {
+        "arms": [{"name": "plain", "role": role}, {"name": "new", "role": "method"}],
+        "comparisons": [
+            {"metric": "AUROC", "baseline": "plain", "arm": "new", "verdict": verdict},
+            {"metric": metric, "baseline": "plain", "arm": "new", "verdict": "helps"},
+        ],
+        "claims": [["AUROC", "plain", "new"]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("recorded", "oracles", "rung"),
+    [
+        (None, {"passed": 3, "failed": 0}, 0),
+        (trial("helps"), None, 1),
+        (trial("helps"), {"passed": 3, "failed": 1}, 1),
+        (trial("hurts"), {"passed": 3, "failed": 0}, 2),
+        (trial("no measurable difference"), {"passed": 3, "failed": 0}, 2),
+        (trial("helps"), {"passed": 3, "failed": 0}, 3),
+        (trial("helps", "peer", "texts/s"), {"passed": 3, "failed": 0}, 4),
+        (trial("helps", "baseline", "texts/s"), {"passed": 3, "failed": 0}, 3),
+    ],
+)
+def test_each_rung_rests_on_the_one_below(monkeypatch, tmp_path, recorded, oracles, rung):
+    monkeypatch.setattr(evidence, "folder", lambda: tmp_path)
+    if recorded:
+        (tmp_path / "lastde.json").write_text(json.dumps(recorded))
+    if oracles:
+        (tmp_path / "oracles.json").write_text(json.dumps({"slugs": {"lastde": oracles}}))
+    assert papers.get("lastde").rung == rung
+    assert ("lastde" in [paper.id for paper in papers.search(rung=2)]) == (rung >= 2)
+
+
+def test_the_page_imports_nothing_heavy():
+    code = "import sys; from broadsheet import papers; papers.search('x'); papers.docstring(papers.get('lastde').trial)"
+    check = "; heavy = {'torch', 'numpy', 'transformers', 'rich', 'scipy'} & set(sys.modules); print(sorted(heavy))"
+    done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,349 @@
+"""The A/B engine: honest on identical arms, able to see what is there, and no arm's failure lost."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats as distributions
+
+from broadsheet.page.evidence import finite, record
+from broadsheet.trial.engine import RERUN, Arm, Measured, Metric, run_arms
+from broadsheet.trial.external import external_arm
+from broadsheet.trial.results import TrialResult
+from broadsheet.trial.stats import auroc
+
+MEAN = Metric("value")
+
+
+def noisy(name: str, seed: int, effect: float = 0.0, role: str = "method", sigma: float = 1.0) -> Arm:
+    """An arm whose value for item x is x + effect + its own noise."""
+    generator = np.random.default_rng(seed)
+    return Arm(name, lambda block: {"value": [x + effect + sigma * generator.normal() for x in block]}, role)  # type: ignore[arg-type]
+
+
+def verdicts(arms: list[Arm], items: list[float], **options) -> dict[tuple[str, str], str]:
+    _, comparisons = run_arms(arms, items, [MEAN], resamples=600, **options)
+    return {(c.arm, c.metric): c.verdict for c in comparisons}
+
+
+def test_identical_noisy_arms_rarely_look_different():
+    items = np.random.default_rng(0).normal(size=24).tolist()
+    repetitions = 300
+    called = sum(
+        verdicts([noisy("a", 3 * i, role="baseline"), noisy("b", 3 * i + 1)], items)["b", "value"]
+        != "no measurable difference"
+        for i in range(repetitions)
+    )
+    # The noise floor makes the engine stricter than 5 %: only the upper side is a promise.
+    assert called <= distributions.binom.ppf(0.999, repetitions, 0.05)
+
+
+def test_a_planted_effect_is_found_and_signed():
+    items = np.random.default_rng(0).normal(size=60).tolist()
+    for effect, expected in ((2.0, "helps"), (-2.0, "hurts")):
+        arms = [noisy("a", 1, role="baseline", sigma=0.5), noisy("b", 2, effect, sigma=0.5)]
+        assert verdicts(arms, items)["b", "value"] == expected
+
+
+def test_a_difference_within_the_baselines_own_noise_is_not_called():
+    # The baseline drifts by 1 between its two runs; an arm that differs by 0.5 without noise is not told from that.
+    runs = iter(range(10_000))
+
+    def drifting(block):
+        shift = next(runs) % 2
+        return {"value": [x + shift for x in block]}
+
+    # Warm-up, then per block: the baseline and its rerun alternate, so the shift falls on one of them throughout.
+    items = list(np.random.default_rng(0).normal(size=16))
+    arms = [Arm("a", drifting, "baseline"), Arm("b", lambda block: {"value": [x + 0.5 for x in block]})]
+    results, comparisons = run_arms(arms, items, [MEAN], block_size=16)
+    [comparison] = [c for c in comparisons if c.metric == "value"]
+    assert comparison.noise_floor == pytest.approx(1.0)
+    assert comparison.verdict == "no measurable difference"
+    assert results[0].status == "ok"
+
+
+def test_binary_metrics_get_mcnemar():
+    items = list(range(40))
+    arms = [
+        Arm("a", lambda block: {"right": [int(x % 2) for x in block]}, "baseline"),
+        Arm("b", lambda block: {"right": [1 for _ in block]}),
+    ]
+    _, comparisons = run_arms(arms, items, [Metric("accuracy", of="right", binary=True)])
+    assert comparisons[0].test == "exact McNemar"
+    assert comparisons[0].verdict == "helps"
+    assert comparisons[0].difference.estimate == pytest.approx(0.5)
+
+
+def test_statistics_over_items_are_compared_as_wholes():
+    rng = np.random.default_rng(0)
+    items = rng.normal(size=(50, 2)).tolist()
+    arms = [
+        Arm("chance", lambda block: {"scores": block}, "baseline"),
+        Arm("told apart", lambda block: {"scores": [[h, m + 3] for h, m in block]}),
+    ]
+    results, comparisons = run_arms(arms, items, [Metric("AUROC", of="scores", statistic=auroc)])
+    assert results[1].values["AUROC"].estimate > 0.95
+    assert comparisons[0].verdict == "helps"
+
+
+def test_an_arm_that_fails_halfway_is_reported_and_the_others_go_on():
+    def breaks(block):
+        if 9 in block:
+            raise RuntimeError("out of\nluck")
+        return {"value": list(block)}
+
+    arms = [
+        Arm("a", lambda block: {"value": list(block)}, "baseline"),
+        Arm("breaks", breaks),
+        Arm("b", lambda block: {"value": [x + 1 for x in block]}),
+    ]
+    results, comparisons = run_arms(arms, list(range(20)), [MEAN], block_size=4)
+    broken = results[1]
+    assert (broken.status, broken.error, broken.n_items) == ("failed", "in block 3: RuntimeError: out of luck", 8)
+    assert {c.arm for c in comparisons} == {"b"}
+    assert results[2].n_items == 20
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (lambda block: {"value": [1.0]}, "expected one each"),
+        (lambda block: {"other": list(block)}, "gave no output 'value'"),
+        (lambda block: {"value": [float("nan") for _ in block]}, "are NaN"),
+    ],
+)
+def test_unusable_outputs_fail_the_arm(run, reason):
+    arms = [Arm("a", lambda block: {"value": list(block)}, "baseline"), Arm("b", run)]
+    results, comparisons = run_arms(arms, list(range(8)), [MEAN], block_size=4)
+    assert results[1].status == "failed"
+    assert reason in results[1].error
+    assert comparisons == []
+
+
+def test_a_failing_preparation_is_reported_and_everything_is_closed():
+    closed = []
+
+    def fail():
+        raise OSError("no such model")
+
+    arms = [
+        Arm("a", lambda block: {"value": list(block)}, "baseline", close=lambda: closed.append("a")),
+        Arm("b", lambda block: {"value": list(block)}, prepare=fail, close=lambda: closed.append("b")),
+    ]
+    results, _ = run_arms(arms, [1.0, 2.0], [MEAN])
+    assert results[1].error == "while preparing: OSError: no such model"
+    assert closed == ["a", "b"]
+
+
+def test_order_rotates_and_the_baseline_runs_twice():
+    seen: list[tuple[str, int]] = []
+
+    def arm(name: str, role: str = "method") -> Arm:
+        return Arm(name, lambda block: (seen.append((name, block[0])), {"value": list(block)})[1], role)  # type: ignore[arg-type]
+
+    run_arms([arm("a", "baseline"), arm("b")], list(range(3)), [MEAN], block_size=1)
+    timed = seen[2:]  # after the warm-up
+    assert [[name for name, item in timed if item == block] for block in range(3)] == [
+        ["a", "b", "a"],
+        ["b", "a", "a"],
+        ["a", "a", "b"],
+    ]
+
+
+def test_shared_work_is_done_once_a_block_and_once_more_for_the_rerun():
+    calls = []
+
+    def shared(block):
+        calls.append(len(block))
+        return [2 * x for x in block]
+
+    def arm(name: str, role: str = "method") -> Arm:
+        return Arm(name, lambda doubled: {"value": doubled}, role, shared=shared)  # type: ignore[arg-type]
+
+    results, _ = run_arms([arm("a", "baseline"), arm("b"), arm("c")], [1.0, 2.0, 3.0], [MEAN], block_size=3)
+    assert calls == [1, 1, 1, 3, 3]
+    assert results[2].samples["value"] == [2.0, 4.0, 6.0]
+
+
+def test_an_arm_that_clocks_itself_is_believed():
+    arms = [
+        Arm("a", lambda block: Measured({"value": list(block)}, seconds=2.0, peak_bytes=7), "baseline"),
+        Arm("b", lambda block: Measured({"value": list(block)}, seconds=1.0, peak_bytes=9)),
+    ]
+    results, comparisons = run_arms(arms, list(range(8)), [MEAN], block_size=2, item="text", per_item=3)
+    assert results[0].items_per_second is not None
+    assert results[0].items_per_second.estimate == pytest.approx(3.0)
+    assert results[1].peak_bytes == 9
+    [speed] = [c for c in comparisons if c.metric == "texts/s"]
+    assert speed.difference.estimate == pytest.approx(2.0)
+    assert speed.verdict == "helps"
+
+
+def test_pairs_add_comparisons():
+    arms = [noisy("a", 1, role="baseline"), noisy("b", 2), noisy("c", 3)]
+    _, comparisons = run_arms(arms, [1.0] * 8, [MEAN], pairs=[("b", "c")])
+    assert [(c.baseline, c.arm) for c in comparisons if c.metric == "value"] == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+@pytest.mark.parametrize(
+    ("arms", "items", "message"),
+    [
+        ([Arm("a", dict, "baseline")], [], "no items"),
+        ([Arm("a", dict)], [1], "0 baseline arms"),
+        ([Arm("a", dict, "baseline"), Arm("a", dict)], [1], "different names"),
+        ([Arm(RERUN, dict, "baseline")], [1], "different names"),
+    ],
+)
+def test_impossible_trials_are_refused(arms, items, message):
+    with pytest.raises(ValueError, match=message):
+        run_arms(arms, items, [MEAN])
+
+
+KILLED = textwrap.dedent(
+    """
+    import os, signal, sys
+    from pathlib import Path
+    from broadsheet.trial.engine import Arm, Metric, run_arms
+
+    journal, kill_at, log = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+
+    def arm(name, role="method"):
+        def run(block):
+            with log.open("a") as file:
+                file.write(f"{name} {block[0]}\\n")
+            if name == "b" and kill_at in block:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return {"value": [x * (1 if name == "a" else 2) for x in block]}
+        return Arm(name, run, role)
+
+    arms, items = [arm("a", "baseline"), arm("b")], list(range(12))
+    results, _ = run_arms(arms, items, [Metric("value")], block_size=3, journal=journal)
+    print(results[1].samples["value"])
+    """
+)
+
+
+def test_a_killed_trial_goes_on_after_its_last_block(tmp_path):
+    journal, log = tmp_path / "journal.jsonl", tmp_path / "log"
+
+    def start(kill_at: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", KILLED, str(journal), str(kill_at), str(log)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert start(kill_at=7).returncode == -signal.SIGKILL
+    with journal.open("a") as file:
+        file.write('{"a": {"outp')  # what a crash may leave
+    log.unlink()
+    finished = start(kill_at=-1)
+    assert finished.stdout.strip() == str([2 * x for x in range(12)])
+    assert "going on after 2 blocks" in finished.stderr
+    assert "b 3" not in log.read_text().splitlines()  # the warm-up may run item 0 again, no finished block is
+    assert len(journal.read_text().splitlines()) == 4
+
+
+def example() -> TrialResult:
+    arms = [noisy("a", 1, role="baseline"), noisy("b", 2)]
+    results, comparisons = run_arms(arms, [1.0] * 8, [MEAN], block_size=8)
+    return TrialResult("p", "t", "q", {"model": "m"}, results, comparisons, claims=[("value", "a", "b")])
+
+
+def test_a_result_survives_json_and_evidence_is_strict(tmp_path):
+    result = example()  # one block: its speed interval is infinite
+    path = record("p", result.to_dict(), tmp_path)
+    text = path.read_text()
+    assert "Infinity" not in text
+    assert "NaN" not in text
+    again = TrialResult.from_dict(json.loads(text))
+    assert again.arms[1].values == result.arms[1].values
+    assert again.claims == [("value", "a", "b")]
+    assert finite(again.to_dict()) == finite(result.to_dict())
+
+
+PEER = textwrap.dedent(
+    """
+    import json, os, sys
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        items = json.loads(line)["items"]
+        if "die" in items:
+            sys.exit("peer: cannot go on")
+        if "talk" in items:
+            print("hello", flush=True)
+        elif "complain" in items:
+            print(json.dumps({"error": "not my kind of item"}), flush=True)
+        elif "hang" in items:
+            import time; time.sleep(60)
+        else:
+            print(json.dumps({"outputs": {"value": [2 * x for x in items]}, "seconds": 0.5}), flush=True)
+    """
+)
+
+
+def peer(items: list, **options):
+    arms = [
+        Arm("a", lambda block: {"value": [x if isinstance(x, int) else 0 for x in block]}, "baseline"),
+        external_arm("peer", [sys.executable, "-c", PEER], **options),
+    ]
+    return run_arms(arms, items, [MEAN], block_size=2)
+
+
+def test_an_external_process_is_measured_beside_us():
+    results, comparisons = peer([1, 2, 3, 4])
+    assert results[1].samples["value"] == [2, 4, 6, 8]
+    assert results[1].items_per_second is not None
+    assert results[1].items_per_second.estimate == pytest.approx(4.0)
+    assert results[1].peak_bytes > 1_000_000
+    assert results[1].prepare_seconds > 0
+    assert {c.arm for c in comparisons} == {"peer"}
+
+
+@pytest.mark.parametrize(
+    ("items", "reason"),
+    [
+        ([1, 2, "die", 4], "ended with status 1: peer: cannot go on"),
+        ([1, 2, "talk", 4], "expected one JSON object a line, got 'hello'"),
+        ([1, 2, "complain", 4], "reported: not my kind of item"),
+    ],
+)
+def test_an_external_process_that_breaks_is_a_failed_arm(items, reason):
+    results, _ = peer(items)
+    assert results[1].status == "failed"
+    assert reason in results[1].error
+    assert results[0].status == "ok"
+
+
+def test_a_silent_process_is_given_up_on_and_ended():
+    results, _ = peer([1, 2, "hang", 4], timeout=1)
+    assert "no answer within 1 s" in results[1].error
+
+
+def test_a_program_that_is_not_there_is_a_failed_arm():
+    arms = [Arm("a", lambda block: {"value": list(block)}, "baseline"), external_arm("peer", ["/no/such/program"])]
+    results, _ = run_arms(arms, [1, 2], [MEAN])
+    assert "cannot start /no/such/program" in results[1].error
+
+
+def test_peak_memory_sees_what_was_allocated():
+    if not Path("/proc/self/clear_refs").exists() or not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("only the Linux kernel keeps a high-water mark that can be reset")
+
+    def hungry(block):
+        # mapped anew: an array could take what earlier tests gave back to the allocator, which is resident as it is
+        with mmap.mmap(-1, 200_000_000) as ballast:
+            for page in range(0, len(ballast), mmap.PAGESIZE):
+                ballast[page] = 1
+            return {"value": [float(ballast[0]) for _ in block]}
+
+    arms = [Arm("a", lambda block: {"value": [1.0 for _ in block]}, "baseline"), Arm("b", hungry)]
+    results, _ = run_arms(arms, [1, 2], [MEAN])
+    assert results[1].peak_bytes - results[0].peak_bytes > 150_000_000
