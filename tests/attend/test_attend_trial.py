@@ -84,7 +84,7 @@ def result(made, tmp_path_factory):
 @pytest.fixture
 def bystanders(monkeypatch):
     for key, method in METHODS.items():
-        stub = trial.Method(
+        stub = trial.TriedMethod(
             method.name, lambda _: Bystander(), method.claims, method.against, method.beside, method.one_piece
         )
         monkeypatch.setitem(METHODS, key, stub)

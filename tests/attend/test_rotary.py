@@ -14,8 +14,8 @@ PLAIN, YARN, DYNAMIC, PARTIAL = "llama", "llama, yarn", "llama, dynamic", "phi"
 
 
 def rotary(name: str = PLAIN, reach: int = 64) -> Rotary:
-    anatomy = read_anatomy(make(name))
-    return Rotary(anatomy.rotary, anatomy.apply, reach=reach)
+    model_layout = read_anatomy(make(name))
+    return Rotary(model_layout.rotary, model_layout.apply, reach=reach)
 
 
 def keys(rows: int = 2, length: int = 5, seed: int = 0) -> torch.Tensor:
@@ -61,11 +61,11 @@ def test_partial_rotation_passes_the_rest_on() -> None:
 
 
 def test_frequencies_that_depend_on_length_are_those_of_the_reach() -> None:
-    anatomy = read_anatomy(make(DYNAMIC))
-    short = tables(anatomy.rotary, 64, keys(), None)[0]
-    grown = tables(anatomy.rotary, 2048, keys(), None)[0]
+    model_layout = read_anatomy(make(DYNAMIC))
+    short = tables(model_layout.rotary, 64, keys(), None)[0]
+    grown = tables(model_layout.rotary, 2048, keys(), None)[0]
     assert not torch.allclose(short, grown[:, :64])
-    encoding = Rotary(anatomy.rotary, anatomy.apply, reach=64)
+    encoding = Rotary(model_layout.rotary, model_layout.apply, reach=64)
     encoding.rotate(keys(), 2000)  # asks for angles beyond the reach
     cos, _ = encoding._table(64, keys())
     torch.testing.assert_close(cos[:, :64], short)

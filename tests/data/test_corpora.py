@@ -271,7 +271,7 @@ class Listed(corpora.Corpus):
 
     def _rows(self):
         for number in range(self.size):
-            yield corpora.Place(str(number), str(number)), {"text": str(number)}
+            yield corpora.RowLocation(str(number), str(number)), {"text": str(number)}
 
 
 def test_pydocs(tmp_path, monkeypatch, capsys):

@@ -218,7 +218,7 @@ def test_split_summary(text, summary, body):
 
 def test_the_standard_library_itself():
     """One real file, read as the corpus reads it."""
-    source = pydocs.Source("json/decoder.py", str(Path(json.__file__).with_name("decoder.py")))
+    source = pydocs.DocSource("json/decoder.py", str(Path(json.__file__).with_name("decoder.py")))
     entries = {entry.name: entry for entry in pydocs._read(source) or []}
     assert entries["json.decoder.JSONDecoder"].text.startswith("Simple JSON <https://json.org> decoder")
     assert entries["json.decoder.JSONDecoder.raw_decode"].kind == "function"

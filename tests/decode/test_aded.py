@@ -33,10 +33,10 @@ from transformers import (
 )
 
 from broadsheet.console import InputError
-from broadsheet.decode import ADED, Account, TrigramTable
+from broadsheet.decode import ADED, DecodeStats, TrigramTable
 from broadsheet.decode.draft import Draft
 from broadsheet.decode.pace import SIZES
-from broadsheet.decode.target import Target
+from broadsheet.decode.target import TargetModel
 
 FREE = dict.fromkeys(SIZES, 1.0)  # more tokens cost nothing, so that as much as possible is drafted
 VOCABULARY = 40
@@ -128,7 +128,7 @@ def test_the_output_is_greedy_decodings_whatever_the_table(models, name, variant
     for table in (TrigramTable(), own_text(model, ids), wrong(ids)):
         aded = ADED(table, **VARIANTS[variant])
         assert greedy(model, ids, custom_generate=aded).tolist() == expected.tolist()
-        account = aded.account_
+        account = aded.stats_
         assert account.tokens == TOKENS
         assert account.forwards <= TOKENS
         assert account.tokens == 1 + account.steps + account.accepted
@@ -139,8 +139,8 @@ def test_a_table_that_knows_the_text_saves_most_passes(llama):
     ids = prompt()
     aded = ADED(own_text(llama, ids), step_seconds=FREE)
     greedy(llama, ids, custom_generate=aded)
-    assert aded.account_.tokens_per_forward > 3
-    assert aded.account_.accepted_from["corpus"] >= 12
+    assert aded.stats_.tokens_per_forward > 3
+    assert aded.stats_.accepted_from["corpus"] >= 12
 
 
 def test_as_published_a_step_writes_one_to_five_tokens(llama):
@@ -152,7 +152,7 @@ def test_as_published_a_step_writes_one_to_five_tokens(llama):
     greedy(llama, ids, custom_generate=aded)
     assert all(1 <= tokens <= 5 for tokens, _ in written)
     assert max(written)[0] == 5
-    assert max(aded.account_.sizes) <= 64
+    assert max(aded.stats_.sizes) <= 64
 
 
 def test_the_defaults_of_the_published_method_are_the_authors():
@@ -173,7 +173,7 @@ def test_logits_at_every_node_are_those_of_its_path_alone(models, name, padded):
     with torch.no_grad():
         cache = DynamicCache(config=model.config)
         model(ids, attention_mask=mask, position_ids=positions, cache=cache)
-        target = Target(model, cache, mask if padded else None, 9 - padded, tree=True)
+        target = TargetModel(model, cache, mask if padded else None, 9 - padded, tree=True)
         logits = target.read(root, draft)
         for node in range(-1, len(draft)):
             line = torch.cat([ids, torch.tensor([[root, *draft.path(node)]])], 1)
@@ -192,7 +192,7 @@ def test_the_cache_after_a_step_is_that_of_a_plain_run(llama, path):
     with torch.no_grad():
         cache, plain = DynamicCache(config=llama.config), DynamicCache(config=llama.config)
         llama(ids, cache=cache)
-        target = Target(llama, cache, None, 9, tree=True)
+        target = TargetModel(llama, cache, None, 9, tree=True)
         target.read(root, draft)
         target.keep(nodes, len(draft))
         llama(torch.cat([ids, torch.tensor([[root, *path]])], 1), cache=plain)
@@ -239,7 +239,7 @@ def test_the_length_is_kept_to(llama, tokens):
         aded = ADED(own_text(llama, ids), step_seconds=FREE)
         got = greedy(llama, ids, custom_generate=aded, **options)
         assert got.tolist() == greedy(llama, ids, **options).tolist()
-        assert aded.account_.tokens == tokens
+        assert aded.stats_.tokens == tokens
 
 
 def test_the_last_position_a_model_has_can_be_written():
@@ -290,7 +290,7 @@ def test_embeddings_instead_of_tokens(llama):
     got = llama.generate(inputs_embeds=embeddings, custom_generate=aded, max_new_tokens=30, do_sample=False)
     expected = llama.generate(inputs_embeds=embeddings, max_new_tokens=30, do_sample=False)
     assert got.tolist() == expected.tolist()
-    assert aded.account_.accepted > 0
+    assert aded.stats_.accepted > 0
 
 
 class Recorder(LogitsProcessor):
@@ -311,7 +311,7 @@ def test_logits_processors_see_each_prefix_once_and_in_turn(llama):
     aded = ADED(TrigramTable.from_sequences([expected[0].tolist()]), step_seconds=FREE)
     assert greedy(llama, ids, logits_processor=[mine], custom_generate=aded).tolist() == expected.tolist()
     assert mine.seen == plain.seen
-    assert aded.account_.accepted > 5
+    assert aded.stats_.accepted > 5
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_a_streamer_gets_every_token_in_turn(llama):
 
 def test_periodic_text_is_drafted_whole_after_one_period():
     aded = ADED(tree_size=6)
-    aded.account_ = Account()
+    aded.stats_ = DecodeStats()
     period = [11, 12, 13, 14, 15, 16, 17]
     aded.begin(period)
     assert len(aded.draft(20)) == 0
@@ -404,7 +404,7 @@ def test_repeating_a_text_raises_acceptance(llama):
     forwards = []
     for _ in range(6):
         greedy(llama, ids, custom_generate=aded)
-        forwards.append(aded.account_.forwards)
+        forwards.append(aded.stats_.forwards)
     assert forwards[0] > forwards[1] >= max(forwards[2:])
     assert sum(forwards[3:]) < sum(forwards[:3])
 
@@ -423,7 +423,7 @@ def test_seeded_search_is_reproducible(llama):
     for _ in range(2):
         aded = ADED(wrong(ids), search="mcts", tree_size=12, seed=4)
         greedy(llama, ids, custom_generate=aded)
-        accounts.append((aded.account_.sizes, aded.account_.accepted))
+        accounts.append((aded.stats_.sizes, aded.stats_.accepted))
     assert accounts[0] == accounts[1]
 
 
@@ -431,20 +431,20 @@ def test_where_drafting_does_not_pay_nothing_is_drafted(llama):
     ids = prompt()
     aded = ADED(own_text(llama, ids), step_seconds={n: n**2 for n in SIZES})
     greedy(llama, ids, custom_generate=aded)
-    assert aded.account_.sizes == {0: TOKENS - 1}
-    assert aded.account_.drafted == 0
+    assert aded.stats_.sizes == {0: TOKENS - 1}
+    assert aded.stats_.drafted == 0
 
 
 def test_steps_are_measured_once_for_a_model_and_leave_its_cache_alone(llama, monkeypatch):
     ids, calls = prompt(), []
 
     def timed(step: Callable[[int], None]) -> Any:
-        from broadsheet.decode.pace import Pace
+        from broadsheet.decode.pace import StepCost
 
         calls.append(1)
         for size in SIZES:
             step(size)
-        return Pace(FREE)
+        return StepCost(FREE)
 
     monkeypatch.setattr("broadsheet.decode.aded.measure", timed)
     aded = ADED()
@@ -520,7 +520,7 @@ def test_models_that_cannot_verify_a_tree_are_refused_and_can_draft_a_chain():
         greedy(bloom, ids, custom_generate=ADED(), **options)
     aded = ADED(own_text(bloom, ids), chain=True, step_seconds=FREE)
     assert greedy(bloom, ids, custom_generate=aded, **options).tolist() == greedy(bloom, ids, **options).tolist()
-    assert aded.account_.accepted > 0
+    assert aded.stats_.accepted > 0
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, d_model=16, d_ff=16, num_layers=1, d_kv=8))
     with pytest.raises(InputError, match="encoder-decoder"):
         greedy(t5, ids, custom_generate=ADED(), decoder_start_token_id=0)
@@ -535,12 +535,12 @@ def test_attention_that_takes_no_tree_mask_is_refused(tiny_model):
 
 def test_attention_that_ignores_a_tree_mask_is_found_out(tiny_model, monkeypatch):
     model = tiny_model(vocab_size=VOCABULARY, eos_token_id=None, pad_token_id=0)
-    read = Target.read
+    read = TargetModel.read
 
-    def as_a_chain(self: Target, root: int, draft: Draft) -> torch.Tensor:
+    def as_a_chain(self: TargetModel, root: int, draft: Draft) -> torch.Tensor:
         return read(self, root, Draft(draft.tokens, list(range(-1, len(draft) - 1)), draft.chances))
 
-    monkeypatch.setattr(Target, "read", as_a_chain)
+    monkeypatch.setattr(TargetModel, "read", as_a_chain)
     with pytest.raises(InputError, match=r"does not honour a tree mask.*chain=True"):
         greedy(model, prompt(), custom_generate=ADED(tree_size=4))
 

@@ -25,4 +25,4 @@ def test_real_text_is_written_identically_in_fewer_passes(default_model):
         for aded in (ADED(table.fork(), step_seconds=dict.fromkeys(SIZES, 1.0)), ADED.as_published(table.fork())):
             got = model.generate(**inputs, do_sample=False, max_new_tokens=16, custom_generate=aded)
             assert got.tolist() == expected.tolist()
-            assert aded.account_.tokens_per_forward > 1.2
+            assert aded.stats_.tokens_per_forward > 1.2

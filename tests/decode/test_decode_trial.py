@@ -110,11 +110,11 @@ def test_the_table_never_holds_a_document_of_the_prompts(trial, corpus, tiny_tok
 def test_the_reference_is_written_once_and_each_run_used_once():
     made: list[int] = []
 
-    def writer(prompt: tasks.Prompt) -> Written:
+    def writer(prompt: tasks.DecodePrompt) -> Written:
         made.append(len(made))
         return Written([1, 2], float(len(made)), 2)
 
-    reference, prompt = Reference(writer), tasks.Prompt("a", "copying", (1,))  # type: ignore[arg-type]
+    reference, prompt = Reference(writer), tasks.DecodePrompt("a", "copying", (1,))  # type: ignore[arg-type]
     assert reference.tokens(prompt) == reference.tokens(prompt) == [1, 2]
     assert reference.write(prompt).seconds == 1.0
     assert reference.write(prompt).seconds == 2.0

@@ -15,7 +15,7 @@ from broadsheet.decode import TrigramTable
 from broadsheet.decode.acceptance import Acceptance, copied, tabled
 from broadsheet.decode.draft import Draft
 from broadsheet.decode.history import LONGEST, SURE, History
-from broadsheet.decode.pace import Pace, measure
+from broadsheet.decode.pace import StepCost, measure
 from broadsheet.decode.search import TreeSearch, cut, puct
 
 PATHS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), max_size=12)
@@ -139,16 +139,16 @@ def test_guesses_rise_with_what_speaks_for_a_token():
 def test_as_many_draft_tokens_as_pay():
     chain = [1 + sum(0.9**d for d in range(1, n + 1)) for n in range(64)]
     hopeless = [1 + 0.02 * n for n in range(64)]
-    flat = Pace(dict.fromkeys((1, 2, 4, 8, 16, 32, 64), 1.0))
-    steep = Pace({n: float(n) for n in (1, 2, 4, 8)})
-    bumpy = Pace({1: 57, 2: 99, 4: 92, 8: 87, 16: 105})
-    assert flat.worth(chain) == 63
-    assert flat.worth(chain[:10]) == 7
-    assert flat.worth([1.0]) == 0
-    assert steep.worth(chain) == 0
-    assert bumpy.worth(chain) == 15
-    assert bumpy.worth(hopeless) == 0
-    assert bumpy.worth(chain[:4]) == 3
+    flat = StepCost(dict.fromkeys((1, 2, 4, 8, 16, 32, 64), 1.0))
+    steep = StepCost({n: float(n) for n in (1, 2, 4, 8)})
+    bumpy = StepCost({1: 57, 2: 99, 4: 92, 8: 87, 16: 105})
+    assert flat.best_draft_size(chain) == 63
+    assert flat.best_draft_size(chain[:10]) == 7
+    assert flat.best_draft_size([1.0]) == 0
+    assert steep.best_draft_size(chain) == 0
+    assert bumpy.best_draft_size(chain) == 15
+    assert bumpy.best_draft_size(hopeless) == 0
+    assert bumpy.best_draft_size(chain[:4]) == 3
     assert flat.least_chance == 0.01
     assert steep.least_chance == 1.0
     assert steep.largest == 7
@@ -166,7 +166,7 @@ def test_the_shortest_round_counts(monkeypatch):
 @pytest.mark.parametrize("seconds", [{}, {2: 1.0}, {1: 0.0}, {0: 1.0, 1: 1.0}])
 def test_impossible_times_are_refused(seconds):
     with pytest.raises(InputError, match="step seconds"):
-        Pace(seconds)
+        StepCost(seconds)
 
 
 @given(

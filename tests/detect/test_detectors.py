@@ -98,7 +98,7 @@ def test_the_same_seed_gives_the_same_scores(detector, tiny):
     assert on(detector, tiny).score(TEXTS[:2]).tolist() == first.tolist()
 
 
-@pytest.mark.parametrize("detector", [d for d in ALL if d.draws], ids=lambda d: type(d).__name__)
+@pytest.mark.parametrize("detector", [d for d in ALL if d.n_samples], ids=lambda d: type(d).__name__)
 def test_another_seed_gives_other_samples(detector, tiny):
     first = on(detector, tiny).score(TEXTS[:2])
     assert on(dataclasses.replace(detector, seed=1), tiny).score(TEXTS[:2]).tolist() != first.tolist()

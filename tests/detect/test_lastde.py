@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broadsheet.detect import Lastde, LastdePP, Reading
+from broadsheet.detect import Lastde, LastdePP, TokenScores
 from broadsheet.detect.base import standard_score
 from broadsheet.detect.lastde import aggregate, lastde, multiscale_diversity_entropy
 
@@ -114,8 +114,8 @@ def test_too_short_or_too_few_scales_is_said():
         lastde(log_probabilities(20), bins=10, scales=1)
 
 
-def reading(n: int, n_samples: int, seed: int = 0) -> Reading:
-    return Reading(log_probabilities(n, seed), samples=log_probabilities(n, seed + 1, columns=n_samples))
+def reading(n: int, n_samples: int, seed: int = 0) -> TokenScores:
+    return TokenScores(log_probabilities(n, seed), samples=log_probabilities(n, seed + 1, columns=n_samples))
 
 
 def test_lastde_pp_is_the_hand_made_z_score():

@@ -8,10 +8,10 @@ import pytest
 
 from broadsheet.console import InputError
 from broadsheet.data.corpora import Document
-from broadsheet.detect.trials.pairs import Protocol, Writer, first_words, match, passages, write_pairs
+from broadsheet.detect.trials.pairs import ContinuationWriter, PairConfig, first_words, match, passages, write_pairs
 from broadsheet.teacher import Completion
 
-PROTOCOL = Protocol(min_words=25, prompt_tokens=4, max_new_tokens=30, min_new_tokens=5)
+PROTOCOL = PairConfig(min_words=25, prompt_tokens=4, max_new_tokens=30, min_new_tokens=5)
 
 
 def document(i: int, n_words: int = 30) -> Document:
@@ -62,7 +62,9 @@ def test_every_document_is_as_likely_to_be_sampled():
 
 def test_pairs_are_cut_to_equal_words_and_early_ends_are_replaced():
     teacher = Parrot([10, 2, 40, 8])
-    made, dropped = write_pairs([document(i) for i in range(6)], 3, {"w": Writer(teacher, Words(), PROTOCOL)}, seed=0)
+    made, dropped = write_pairs(
+        [document(i) for i in range(6)], 3, {"w": ContinuationWriter(teacher, Words(), PROTOCOL)}, seed=0
+    )
     pairs = made["w"]
     assert dropped == 1
     assert [pair.id for pair in pairs] == ["d0", "d2", "d3"]
@@ -70,13 +72,13 @@ def test_pairs_are_cut_to_equal_words_and_early_ends_are_replaced():
     assert all(len(pair.human.split()) == len(pair.machine.split()) for pair in pairs)
     assert teacher.prompts[0] == "w0.0 w0.1 w0.2 w0.3"
     with pytest.raises(InputError, match="give another generator"):
-        write_pairs([document(0)], 1, {"w": Writer(Parrot([2]), Words(), PROTOCOL)}, seed=0)
+        write_pairs([document(0)], 1, {"w": ContinuationWriter(Parrot([2]), Words(), PROTOCOL)}, seed=0)
 
 
 def test_several_writers_continue_the_same_documents():
     writers = {
-        "a": Writer(Parrot([9, 9, 1, 9]), Words(), PROTOCOL),
-        "b": Writer(Parrot([1, 8, 8, 8]), Words(), PROTOCOL),
+        "a": ContinuationWriter(Parrot([9, 9, 1, 9]), Words(), PROTOCOL),
+        "b": ContinuationWriter(Parrot([1, 8, 8, 8]), Words(), PROTOCOL),
     }
     made, dropped = write_pairs([document(i) for i in range(4)], 2, writers, seed=0)
     assert {name: [pair.id for pair in pairs] for name, pairs in made.items()} == {"a": ["d1", "d3"], "b": ["d1", "d3"]}

@@ -10,7 +10,7 @@ import pytest
 
 from broadsheet.data import corpora
 from broadsheet.detect import FastDetectGPT, Lastde, LastdePP, Likelihood, LogRank, Reader, score_all
-from broadsheet.detect.trials.pairs import Protocol, Writer, first_words, passages, write_pairs
+from broadsheet.detect.trials.pairs import ContinuationWriter, PairConfig, first_words, passages, write_pairs
 from broadsheet.teacher import Teacher
 from broadsheet.teacher.local import Local
 
@@ -49,11 +49,11 @@ def test_readable_text_is_likelier_than_shuffled(default_model, texts):
 
 def test_pairs_are_real_and_of_equal_length(default_model, texts, monkeypatch, tmp_path):
     monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path))
-    protocol = Protocol(min_words=60, max_new_tokens=24, min_new_tokens=16)
+    protocol = PairConfig(min_words=60, max_new_tokens=24, min_new_tokens=16)
     documents = [corpora.Document(str(i), text) for i, text in enumerate(texts)]
     human = passages(documents, 4, protocol, seed=0)
     model, tokenizer = default_model
-    writers = {"own": Writer(Teacher(Local(model, tokenizer)), tokenizer, protocol)}
+    writers = {"own": ContinuationWriter(Teacher(Local(model, tokenizer)), tokenizer, protocol)}
     pairs, dropped = write_pairs(human, 3, writers, seed=0)
     assert len(pairs["own"]) + dropped >= 3
     for pair in pairs["own"]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
-from broadsheet.detect import NPR, DetectGPT, Reader, Reading
+from broadsheet.detect import NPR, DetectGPT, Reader, TokenScores
 from broadsheet.detect.fill import T5Fill, fill_spans, mask, unmask
 from broadsheet.detect.resampling import _keep_words, mask_spans
 
@@ -96,8 +96,8 @@ def test_a_fill_function_is_used_and_the_score_is_the_z_score(tiny_model, tiny_t
 
 
 def test_contrasts_by_hand():
-    def one(log_likelihood: float, rank: float) -> Reading:
-        return Reading(torch.tensor([log_likelihood]).double(), rank=torch.tensor([rank]).double())
+    def one(log_likelihood: float, rank: float) -> TokenScores:
+        return TokenScores(torch.tensor([log_likelihood]).double(), rank=torch.tensor([rank]).double())
 
     assert DetectGPT().contrast(one(-1, 2), [one(-2, 4), one(-4, 8)]) == pytest.approx(2.0)
     assert NPR().contrast(one(-1, 2), [one(-2, 4), one(-4, 8)]) == pytest.approx(2.5)

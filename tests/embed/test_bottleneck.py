@@ -22,7 +22,7 @@ from broadsheet.embed.modules.bottleneck import (
     SPECIAL,
     SUFFIX,
     BottleneckCollator,
-    Row,
+    BottleneckRow,
     bottleneck_mask,
     collator_for,
     corrupt,
@@ -38,9 +38,9 @@ from broadsheet.embed.modules.encoder import CausalEncoder, decoder_layers
 
 ARCHITECTURES = ["llama", "qwen3", "gemma2", "gpt2"]
 ROWS = [
-    Row([5, 6, 7, 8], [20, 21], [9, 10, 11]),
-    Row([30, 31], [20, 21], [40]),
-    Row([12, 13, 14, 15, 16, 17]),
+    BottleneckRow([5, 6, 7, 8], [20, 21], [9, 10, 11]),
+    BottleneckRow([30, 31], [20, 21], [40]),
+    BottleneckRow([12, 13, 14, 15, 16, 17]),
 ]
 
 
@@ -54,7 +54,7 @@ def llama(tiny_model: Callable[..., Any], tiny_tokenizer: Callable[..., Any]) ->
     return CausalEncoder(tiny_model(), tiny_tokenizer())
 
 
-def batch_of(encoder: CausalEncoder, rows: list[Row], **settings: Any) -> dict[str, torch.Tensor]:
+def batch_of(encoder: CausalEncoder, rows: list[BottleneckRow], **settings: Any) -> dict[str, torch.Tensor]:
     return collator_for(encoder, **settings)(rows)
 
 
@@ -73,7 +73,7 @@ def test_the_mask_is_the_rules_read_aloud(segments: list[int]) -> None:
 
 @given(st.integers(0, 6), st.integers(1, 6))
 def test_behind_one_special_token_a_position_sees_it_and_what_follows(prefix: int, suffix: int) -> None:
-    row = Row([5] * prefix, [9], [6] * suffix)
+    row = BottleneckRow([5] * prefix, [9], [6] * suffix)
     allowed = bottleneck_mask(torch.tensor([row.segments()]))[0, 0]
     causal = torch.ones(len(row), len(row)).tril().bool()
     assert torch.equal(allowed[: prefix + 1], causal[: prefix + 1])
@@ -83,9 +83,9 @@ def test_behind_one_special_token_a_position_sees_it_and_what_follows(prefix: in
 def test_without_special_tokens_or_without_block_a_row_is_plain_causal() -> None:
     causal = torch.ones(1, 1, 5, 5).tril().bool()
     for row, block in (
-        (Row([1, 2, 3, 4, 5]), True),
-        (Row([1, 2], [], [3, 4, 5]), True),
-        (Row([1, 2], [3], [4, 5]), False),
+        (BottleneckRow([1, 2, 3, 4, 5]), True),
+        (BottleneckRow([1, 2], [], [3, 4, 5]), True),
+        (BottleneckRow([1, 2], [3], [4, 5]), False),
     ):
         assert torch.equal(bottleneck_mask(torch.tensor([row.segments(block=block)])), causal)
 
@@ -104,7 +104,7 @@ def test_hiding_a_token_is_dropping_it(encoder: CausalEncoder) -> None:
     hidden = torch.zeros(1, 9, dtype=torch.bool)
     hidden[0, [0, 2]] = True
     masked = read_states(encoder, batch | {"attention_mask": hide(batch["attention_mask"], hidden)})
-    short = batch_of(encoder, [Row([6, 8], [20, 21], [9, 10, 11])])
+    short = batch_of(encoder, [BottleneckRow([6, 8], [20, 21], [9, 10, 11])])
     short["position_ids"] = torch.tensor([[1, 3, 4, 5, 6, 7, 8]])
     assert (masked[0, [1, 3, 4, 5, 6, 7, 8]] - read_states(encoder, short)[0]).abs().max() < 1e-5
 
@@ -157,7 +157,7 @@ def test_the_prefix_reaches_the_suffix_through_the_special_tokens_alone(encoder:
 
 
 def test_without_special_tokens_the_suffix_mask_lets_nothing_through(llama: CausalEncoder) -> None:
-    batch = batch_of(llama, [Row([5, 6, 7, 9, 10, 11])])
+    batch = batch_of(llama, [BottleneckRow([5, 6, 7, 9, 10, 11])])
     batch["segments"] = torch.tensor([[PREFIX] * 3 + [SUFFIX] * 3])
     batch["attention_mask"] = bottleneck_mask(batch["segments"])
     batch["labels"][0, 3] = IGNORED  # the prefix itself predicts the first token of the suffix
@@ -166,7 +166,7 @@ def test_without_special_tokens_the_suffix_mask_lets_nothing_through(llama: Caus
 
 
 def test_the_suffix_knows_what_the_special_tokens_remember_and_no_more(encoder: CausalEncoder) -> None:
-    rows = [Row([5, 6, 7, 8], [20, 21], [9, 10, 11]), Row([30], [20, 21], [40, 41])]
+    rows = [BottleneckRow([5, 6, 7, 8], [20, 21], [9, 10, 11]), BottleneckRow([30], [20, 21], [40, 41])]
     memory = remember(encoder, rows)
     got = recall_logits(encoder, memory, torch.tensor([0, 1]), torch.tensor([[9, 10, 11], [40, 41, 0]]))
     for i, row in enumerate(rows):
@@ -179,7 +179,7 @@ def test_the_suffix_knows_what_the_special_tokens_remember_and_no_more(encoder: 
                 use_cache=False,
             ).logits
         assert (got[i, : len(row.suffix) + 1] - whole[0, len(row.prefix) + 1 :]).abs().max() < 1e-4
-    other = remember(encoder, [Row([8, 7, 6, 5], [20, 21])])
+    other = remember(encoder, [BottleneckRow([8, 7, 6, 5], [20, 21])])
     changed = recall_logits(encoder, other, torch.tensor([0]), torch.tensor([[9, 10, 11]]))
     assert (changed - got[:1]).abs().max() > 1e-3  # free special tokens do carry the prefix
 
@@ -191,10 +191,10 @@ def _argument(encoder: CausalEncoder, batch: dict[str, torch.Tensor]) -> torch.T
 
 
 def test_special_tokens_do_not_hear_each_other(encoder: CausalEncoder) -> None:
-    three = batch_of(encoder, [Row([5, 6, 7], [20, 21, 22])])
+    three = batch_of(encoder, [BottleneckRow([5, 6, 7], [20, 21, 22])])
     together = special_states(read_states(encoder, three), three["segments"])[0]
     for j, token in enumerate((20, 21, 22)):
-        one = batch_of(encoder, [Row([5, 6, 7], [token])])
+        one = batch_of(encoder, [BottleneckRow([5, 6, 7], [token])])
         one["position_ids"] = torch.tensor([[0, 1, 2, 3 + j]])
         alone = special_states(read_states(encoder, one), one["segments"])[0, 0]
         assert (together[j] - alone).abs().max() < 1e-5
@@ -237,11 +237,11 @@ def test_a_bare_model_takes_the_batch_and_finds_the_same_loss(llama: CausalEncod
 
 
 def test_what_is_scored() -> None:
-    row = Row([1, 2], [9], [3, 4])
+    row = BottleneckRow([1, 2], [9], [3, 4])
     assert row.targets() == [IGNORED, 2, IGNORED, 3, 4]
-    assert Row([1, 2], [9], [3, 4], ("prefix", "special", "suffix")).targets() == [IGNORED, 2, 9, 3, 4]
-    assert Row([1, 2], [9], [3, 4], ("suffix",)).targets() == [IGNORED, IGNORED, IGNORED, 3, 4]
-    assert Row([], [9], [3]).targets() == [IGNORED, 3]
+    assert BottleneckRow([1, 2], [9], [3, 4], ("prefix", "special", "suffix")).targets() == [IGNORED, 2, 9, 3, 4]
+    assert BottleneckRow([1, 2], [9], [3, 4], ("suffix",)).targets() == [IGNORED, IGNORED, IGNORED, 3, 4]
+    assert BottleneckRow([], [9], [3]).targets() == [IGNORED, 3]
 
 
 def test_positions_count_real_tokens() -> None:
@@ -283,6 +283,6 @@ def test_what_cannot_be_is_refused(llama: CausalEncoder, tiny_model: Any, tiny_t
     with pytest.raises(InputError, match="layer 1"):
         read(CausalEncoder(tiny_model(), tiny_tokenizer(), layer=1), batch)
     with pytest.raises(ValueError, match="one number"):
-        remember(llama, [Row([1], [2]), Row([1], [2, 3])])
+        remember(llama, [BottleneckRow([1], [2]), BottleneckRow([1], [2, 3])])
     with pytest.raises(ValueError, match="one number"):
         special_states(torch.zeros(2, 2, 4), torch.tensor([[PREFIX, SPECIAL], [SPECIAL, SPECIAL]]))

@@ -18,7 +18,16 @@ from broadsheet.data.retrieval.metrics import evaluate
 from broadsheet.embed import dense_retrieval_study
 from broadsheet.embed.base import embedder
 from broadsheet.embed.data import doc_tasks, tasks
-from broadsheet.embed.dense_retrieval_study import SEEN, UNSEEN, Cell, Question, Recipe, Study, answer, examples
+from broadsheet.embed.dense_retrieval_study import (
+    SEEN,
+    UNSEEN,
+    Recipe,
+    Study,
+    StudyCell,
+    StudyQuestion,
+    answer,
+    examples,
+)
 from broadsheet.embed.losses.infonce import cosine_cross_entropy, info_nce
 from broadsheet.embed.ullme import GRL
 
@@ -31,7 +40,7 @@ def study(monkeypatch, tmp_path, tiny_folder):
     made.recipe = Recipe(  # type: ignore[attr-defined]
         backbone=str(tiny_folder), steps=5, batch=3, words=12, length=48, learning_rate=5e-3, chunk=2
     )
-    made.question = Question(queries=12, passages=30, words=12, length=48)  # type: ignore[attr-defined]
+    made.question = StudyQuestion(queries=12, passages=30, words=12, length=48)  # type: ignore[attr-defined]
     return made
 
 
@@ -148,8 +157,8 @@ def test_tasks_differ_in_what_asks_alone(study):
 
 def test_a_cell_records_what_it_cost_and_training_is_far_above_the_raw_model(study):
     recipe = replace(study.recipe, steps=40, batch=8, learning_rate=1e-2, pooling="mean", temperature=0.05, chunk=0)
-    trained = study.cell(Cell(recipe, 40, study.question))
-    raw = study.cell(Cell(recipe, 0, study.question))
+    trained = study.cell(StudyCell(recipe, 40, study.question))
+    raw = study.cell(StudyCell(recipe, 0, study.question))
     model = study.raw(recipe).encoder.model
     assert trained.parameters == sum(p.numel() for p in model.parameters())
     assert trained.parameters - trained.non_embedding == 2 * model.config.vocab_size * 32
@@ -163,7 +172,7 @@ def test_a_cell_records_what_it_cost_and_training_is_far_above_the_raw_model(stu
 
 
 def test_a_cell_run_again_gives_the_same_numbers_and_one_asked_again_is_read_back(study, tmp_path, monkeypatch):
-    cell = Cell(study.recipe, 5, study.question)
+    cell = StudyCell(study.recipe, 5, study.question)
     record = study.cell(cell)
     other = Study(tmp_path / "other", device="cpu", dtype="float32").cell(cell)
     assert other.values == record.values
@@ -176,13 +185,13 @@ def test_a_cell_run_again_gives_the_same_numbers_and_one_asked_again_is_read_bac
     monkeypatch.setattr(dense_retrieval_study, "answer", never)
     assert Study(tmp_path / "study", device="cpu", dtype="float32").cell(cell) == record
     with pytest.raises(AssertionError, match="again"):
-        study.cell(Cell(replace(study.recipe, seed=1), 5, study.question))
+        study.cell(StudyCell(replace(study.recipe, seed=1), 5, study.question))
 
 
 def test_checkpoints_belong_to_one_run_and_the_last_of_them_is_that_run_s_end(study, tmp_path):
     recipe = study.recipe
     assert recipe.checkpoints() == [1, 2]
-    cells = [study.cell(Cell(recipe, step, study.question)) for step in (1, 2, 5)]
+    cells = [study.cell(StudyCell(recipe, step, study.question)) for step in (1, 2, 5)]
     assert [record.steps for record in cells] == [1, 2, 5]
     assert cells[0].values != cells[2].values
     runs = list((tmp_path / "study").glob("run-*"))
@@ -195,11 +204,11 @@ def test_checkpoints_belong_to_one_run_and_the_last_of_them_is_that_run_s_end(st
     assert np.abs(start - after).max() > 1e-5
     assert np.abs(after - end).max() > 1e-5
     with pytest.raises(InputError, match=r"got step 3; the run keeps its weights after \[1, 2, 5\]"):
-        study.cell(Cell(recipe, 3, study.question))
+        study.cell(StudyCell(recipe, 3, study.question))
 
 
 def test_a_run_that_was_killed_goes_on_and_ends_alike(study, tmp_path, monkeypatch):
-    cell = Cell(study.recipe, 5, study.question)
+    cell = StudyCell(study.recipe, 5, study.question)
     whole = study.cell(cell)
     other = Study(tmp_path / "killed", device="cpu", dtype="float32")
     collate, calls = dense_retrieval_study.Checkpointed.collate, []
@@ -222,15 +231,17 @@ def test_the_cut_off_of_the_test_changes_what_is_read_and_nothing_of_the_trainin
     tokenizer = study.raw(study.recipe).encoder.tokenizer
     lengths = [len(tokenizer(text)["input_ids"]) for text in study.task(long).corpus.values()]
     assert min(lengths) > 256  # more than the tiny model has positions for
-    values = [study.cell(Cell(study.recipe, 5, replace(long, length=cut))).values for cut in (16, 64, 256)]
+    values = [study.cell(StudyCell(study.recipe, 5, replace(long, length=cut))).values for cut in (16, 64, 256)]
     assert values[0] != values[2]
     assert len(list((tmp_path / "study").glob("run-*"))) == 1
     with pytest.raises(InputError, match="reads at most 256 tokens; got a cut-off of 257"):
-        study.cell(Cell(study.recipe, 5, replace(long, length=257)))
+        study.cell(StudyCell(study.recipe, 5, replace(long, length=257)))
 
 
 def test_beyond_the_longest_text_the_curve_is_flat(study):
-    first, second = (study.cell(Cell(study.recipe, 5, replace(study.question, length=n))).values for n in (200, 256))
+    first, second = (
+        study.cell(StudyCell(study.recipe, 5, replace(study.question, length=n))).values for n in (200, 256)
+    )
     assert first == second
 
 
@@ -246,10 +257,10 @@ def test_an_instruction_changes_what_stands_before_a_query_and_nothing_else(stud
     assert not set(SEEN) & set(UNSEEN)
     assert told == examples(replace(study.recipe, instructed=True))
     # Asking without one is the cell of the other tables; asking with one reads it.
-    bare = study.cell(Cell(study.recipe, 0, study.question))
-    asked = study.cell(Cell(study.recipe, 0, replace(study.question, instruction="Find number1: ")))
+    bare = study.cell(StudyCell(study.recipe, 0, study.question))
+    asked = study.cell(StudyCell(study.recipe, 0, replace(study.question, instruction="Find number1: ")))
     assert bare.values != asked.values
-    assert study.cell(Cell(study.recipe, 0, replace(study.question, instruction=""))) == bare
+    assert study.cell(StudyCell(study.recipe, 0, replace(study.question, instruction=""))) == bare
 
 
 def test_a_joint_run_sees_as_many_examples_of_each_task_as_that_task_s_own(study):
@@ -264,14 +275,14 @@ def test_seeds_change_the_order_and_the_adapter_but_not_the_data(study):
     assert examples(replace(study.recipe, seed=7)) == examples(study.recipe)
     assert examples(replace(study.recipe, split=7)) != examples(study.recipe)
     with pytest.raises(InputError, match="packages would mix"):
-        study.cell(Cell(replace(study.recipe, split=7), 5, study.question))
-    one, other = (study.cell(Cell(replace(study.recipe, seed=seed), 5, study.question)) for seed in (0, 7))
+        study.cell(StudyCell(replace(study.recipe, split=7), 5, study.question))
+    one, other = (study.cell(StudyCell(replace(study.recipe, seed=seed), 5, study.question)) for seed in (0, 7))
     assert one.values != other.values
     assert one.queries == other.queries
 
 
 def test_a_record_is_whole_json_or_not_there(study, tmp_path):
-    study.cell(Cell(study.recipe, 0, study.question))
+    study.cell(StudyCell(study.recipe, 0, study.question))
     (path,) = (tmp_path / "study").glob("cell-*.json")
     kept = json.loads(path.read_text())
     assert {"parameters", "non_embedding", "seed", "steps", "tokens", "seconds", "peak_bytes"} <= kept.keys()

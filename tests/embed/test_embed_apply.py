@@ -337,9 +337,9 @@ def test_a_lexicon_is_no_corpus_for_other_methods(model: str, tmp_path: Path):
 def test_a_stopped_first_stage_is_no_finished_training(
     files: dict[str, str], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
-    from broadsheet.embed.fitting import Fitted
+    from broadsheet.embed.fitting import TrainOutput
 
-    stopped = Fitted(1, 4, 40, 1.0, False)
+    stopped = TrainOutput(1, 4, 40, 1.0, False)
     monkeypatch.setattr(LLMQL, "fit", lambda *_, **__: (stopped, stopped))
     summary = command.ApplyEmbed(method="llm_ql", model=model).run(corpus(files["llm_ql"]), tmp_path / "out")
     assert not summary.finished

@@ -15,7 +15,7 @@ from broadsheet.console import InputError
 from broadsheet.data.retrieval.metrics import evaluate
 from broadsheet.embed.base import baseline
 from broadsheet.embed.data import tasks
-from broadsheet.embed.fitting import Fitted
+from broadsheet.embed.fitting import TrainOutput
 from broadsheet.embed.trials.base import trained, training_note
 from broadsheet.embed.trials.embed import NAMES, TOKEN_PREPENDING, EmbedTrial
 from broadsheet.trial.results import TrialResult
@@ -179,10 +179,10 @@ def test_quick_asks_less(options: dict[str, Any], monkeypatch: pytest.MonkeyPatc
 def test_a_candidate_is_trained_once_and_read_back(tmp_path: Path, model: str):
     calls = []
 
-    def train(out: Path) -> Fitted:
+    def train(out: Path) -> TrainOutput:
         calls.append(out)
         baseline("last-token", model).save(str(out))
-        return Fitted(1, 2, 3, 4.0, True)
+        return TrainOutput(1, 2, 3, 4.0, True)
 
     make = trained(tmp_path / "arm", train)
     one, other = make(), trained(tmp_path / "arm", train)()
@@ -192,7 +192,7 @@ def test_a_candidate_is_trained_once_and_read_back(tmp_path: Path, model: str):
 
 
 def test_a_stopped_training_stops_the_trial(tmp_path: Path):
-    make = trained(tmp_path / "arm", lambda out: Fitted(1, 2, 3, 4.0, False))
+    make = trained(tmp_path / "arm", lambda out: TrainOutput(1, 2, 3, 4.0, False))
     with pytest.raises(KeyboardInterrupt):
         make()
 

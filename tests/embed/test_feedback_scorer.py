@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
-from broadsheet.embed.data.feedback import PROMPTS, LikelihoodScorer, Request, open_requests, score_corpus
+from broadsheet.embed.data.feedback import PROMPTS, LikelihoodScorer, ScoreRequest, open_requests, score_corpus
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,12 @@ def test_score_is_minus_the_loss_on_the_outputs_tokens(scorer, task):
 
 def test_space_before_the_output_is_one_token_with_it(scorer):
     # "Answer: the": " the" is one token of this tokenizer, and it counts whole
-    row = scorer._row(Request("q", "the", [None], "qa"), None)
+    row = scorer._row(ScoreRequest("q", "the", [None], "qa"), None)
     assert [scorer.tokenizer.convert_ids_to_tokens(row.ids[i]) for i in row.answer] == ["Ġthe"]
 
 
 def test_output_after_a_line_break_does_not_count_the_break(scorer):
-    row = scorer._row(Request("q", "ab", [None], "icl"), None)
+    row = scorer._row(ScoreRequest("q", "ab", [None], "icl"), None)
     assert [scorer.tokenizer.convert_ids_to_tokens(row.ids[i]) for i in row.answer] == ["a", "b"]
 
 
@@ -58,7 +58,7 @@ def test_lengths_of_the_output_do_not_matter_to_a_model_without_preferences(tiny
 @settings(max_examples=20)
 @given(texts=st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=6), budget=st.integers(1, 200))
 def test_batches_do_not_change_scores(scorer, texts, budget):
-    requests = [Request(text, f"end {i}", [None, text[:3], text], "icl") for i, text in enumerate(texts)]
+    requests = [ScoreRequest(text, f"end {i}", [None, text[:3], text], "icl") for i, text in enumerate(texts)]
     alone = [score for request in requests for score in scorer.score_batch([request])[0]]
     scorer.batch_tokens, before = budget, scorer.batch_tokens
     together = [score for row in scorer.score_batch(requests) for score in row]
@@ -97,9 +97,9 @@ def test_a_character_is_never_cut_in_two(tiny_model, tiny_tokenizer):
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request("q", " ", ["k"]), "is empty"),
-        (Request("q", "o", ["k"], "poetry"), "expected one of qa"),
-        (Request("", "o", [None], "lrlm"), "no token to score"),
+        (ScoreRequest("q", " ", ["k"]), "is empty"),
+        (ScoreRequest("q", "o", ["k"], "poetry"), "expected one of qa"),
+        (ScoreRequest("", "o", [None], "lrlm"), "no token to score"),
     ],
 )
 def test_what_cannot_be_scored_is_said(scorer, request_, message):

@@ -19,7 +19,15 @@ from broadsheet.console import InputError
 from broadsheet.embed.base import Embedder, embedder, load
 from broadsheet.embed.fitting import fit
 from broadsheet.embed.gem import GEM, contrastive_loss, gem_embedder, recall
-from broadsheet.embed.modules.bottleneck import PREFIX, SPECIAL, SUFFIX, Row, collator_for, read_states, special_states
+from broadsheet.embed.modules.bottleneck import (
+    PREFIX,
+    SPECIAL,
+    SUFFIX,
+    BottleneckRow,
+    collator_for,
+    read_states,
+    special_states,
+)
 from broadsheet.embed.trials.perplexity import perplexity, text_losses
 
 TEXTS = ["The cat sat on the mat.", "A list of numbers.", "Rain", "It was there, and then it was not there any more."]
@@ -102,7 +110,8 @@ def test_an_embedding_is_the_special_states_of_a_row_with_any_suffix(
     assert made.get_embedding_dimension() == vectors.shape[1]
     gem = objective(made)
     rows = [
-        Row(made.encoder.tokenizer(text)["input_ids"], gem.special, [40 + i] * (i + 1)) for i, text in enumerate(TEXTS)
+        BottleneckRow(made.encoder.tokenizer(text)["input_ids"], gem.special, [40 + i] * (i + 1))
+        for i, text in enumerate(TEXTS)
     ]
     batch = collator_for(made.encoder)(rows)
     states = special_states(read_states(made.encoder, batch), batch["segments"])
@@ -363,7 +372,7 @@ def test_a_text_can_be_told_from_its_special_tokens(make: Any) -> None:
     ids = made.encoder.tokenizer("a the")["input_ids"]
     written: list[int] = []
     for _ in range(6):  # the same, token by token, through the mask
-        batch = collator_for(made.encoder)([Row(ids, gem.special, written)])
+        batch = collator_for(made.encoder)([BottleneckRow(ids, gem.special, written)])
         logits = made.encoder.logits(batch["input_ids"], batch["attention_mask"])[0, -1]
         logits[made.encoder.model.generation_config.suppress_tokens] = -torch.inf
         written.append(int(logits.argmax()))

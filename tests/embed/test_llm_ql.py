@@ -16,7 +16,7 @@ from broadsheet.console import InputError
 from broadsheet.embed.base import Embedder, embedder, load
 from broadsheet.embed.fitting import fit
 from broadsheet.embed.llm_ql import DOCUMENT, LLMQL, QUERY, QueryLikelihood, contrast, log_likelihood, rows_of
-from broadsheet.embed.modules.bottleneck import SPECIAL, SUFFIX, Row, collator_for, read, special_states
+from broadsheet.embed.modules.bottleneck import SPECIAL, SUFFIX, BottleneckRow, collator_for, read, special_states
 from broadsheet.embed.modules.template import Template
 
 SHORT = {"query": Template("Q: ", "\nA:"), "document": Template("P: ", "\nS:")}
@@ -178,7 +178,7 @@ def test_the_score_is_the_querys_likelihood_through_the_mask(make: Any) -> None:
     for i, query in enumerate(QUERIES):
         for j, document in enumerate(DOCUMENTS):
             ids, target = rows_of(made, "document", [document])[0], tokenizer(query)["input_ids"]
-            batch = collator_for(made.encoder)([Row(ids[:-1], ids[-1:], target, ("suffix",))])
+            batch = collator_for(made.encoder)([BottleneckRow(ids[:-1], ids[-1:], target, ("suffix",))])
             assert found[i, j].item() == pytest.approx(-read(made.encoder, batch).nll.sum().item(), abs=1e-3)
     assert (ending < found).all()
 

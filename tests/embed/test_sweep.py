@@ -16,7 +16,7 @@ from broadsheet.console import InputError
 from broadsheet.embed.modules.encoder import CausalEncoder
 from broadsheet.embed.modules.eol import META_EOL, last_vectors, variant
 from broadsheet.embed.modules.template import PROMPT_EOL
-from broadsheet.embed.sweep import Cell, Sweep, default_exits, default_layers, layer_vectors, sweep
+from broadsheet.embed.sweep import Sweep, SweepCell, default_exits, default_layers, layer_vectors, sweep
 from broadsheet.embed.token_prepending import TokenPrepending
 
 FIRST = ["A man plays.", "The cat sat on the mat.", "A red hat", "Nine rats", "The sea", "A man plays."]
@@ -131,12 +131,12 @@ def test_the_encoder_stays_as_it_was_and_the_best_setting_is_an_encoder(ours):
 
 
 def test_the_best_of_equals_reads_the_lowest_layer_and_at_takes_the_best_exit():
-    cells = (Cell(20, 0.5, 1, 4), Cell(15, 0.6, 1, 4), Cell(20, 0.6, 1, 6), Cell(15, 0.1, 1, 6))
+    cells = (SweepCell(20, 0.5, 1, 4), SweepCell(15, 0.6, 1, 4), SweepCell(20, 0.6, 1, 6), SweepCell(15, 0.1, 1, 6))
     found = Sweep(cells, 2, 100)
     assert found.best == cells[1]
     assert found.at(20) == cells[2]
     assert found.table().splitlines()[2:] == ["| 1 | 4 | 60.00 | 50.00 |", "| 1 | 6 | 10.00 | 60.00 |"]
-    assert Sweep((Cell(3, 0.25),), 1, 9).table().splitlines()[-1] == "| – | – | 25.00 |"
+    assert Sweep((SweepCell(3, 0.25),), 1, 9).table().splitlines()[-1] == "| – | – | 25.00 |"
     with pytest.raises(InputError, match="expected one of 15, 20"):
         found.at(3)
 

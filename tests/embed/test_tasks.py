@@ -22,11 +22,11 @@ from broadsheet.console import InputError
 from broadsheet.data.retrieval.duplicates import jaccard
 from broadsheet.embed.base import baseline
 from broadsheet.embed.data import tasks
-from broadsheet.embed.data.tasks import Labelled, Pair, Query, RetrievalTask, Triple, v_measure
+from broadsheet.embed.data.tasks import Labelled, Query, RetrievalTask, SentencePair, Triple, v_measure
 from broadsheet.embed.trials.base import (
-    Candidate,
-    Held,
-    Job,
+    EvalTask,
+    LazyModel,
+    ModelArm,
     clustering_arm,
     compare,
     duplicates_arm,
@@ -71,7 +71,7 @@ class Table:
 
 
 ROWS = [("5.000", 'A "plane" takes off.', "An air plane takes off."), ("0.5", "A man eats.", "It's late.")]
-EXPECTED = [Pair(a, b, float(score)) for score, a, b in ROWS]
+EXPECTED = [SentencePair(a, b, float(score)) for score, a, b in ROWS]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_retrieval_is_scored_over_the_whole_corpus():
         {"q": {"n2": 1}, "o": {"n4": 1}},
     )
     table = Table(vectors)
-    job = Job.retrieval(task)
+    job = EvalTask.retrieval(task)
     (result,), _ = run_arms([retrieval_arm("a", lambda: table, task, "baseline")], task.queries, job.metrics)  # type: ignore[arg-type,return-value]
     assert result.error == ""
     assert result.samples["RR@10"] == pytest.approx([1 / 3, 1])
@@ -301,7 +301,7 @@ def test_clusters_of_a_perfect_and_of_a_blind_embedder():
         clustering_arm("blind", lambda: blind, given_, "baseline"),  # type: ignore[arg-type,return-value]
         clustering_arm("perfect", lambda: perfect, given_),  # type: ignore[arg-type,return-value]
     ]
-    job = Job.clustering(given_)
+    job = EvalTask.clustering(given_)
     (worse, better), _ = run_arms(arms, list(job.items), job.metrics)
     assert better.values["kNN accuracy"].estimate == 1
     assert better.values["V-measure"].estimate == pytest.approx(1)
@@ -329,8 +329,8 @@ def test_the_nearest_neighbours_are_sklearns_without_the_document_itself():
 
 
 def test_similarity_is_the_cosine_beside_the_gold_score(tiny):
-    pairs = [Pair(f"text {i} here", f"number {i * i}", float(i % 4)) for i in range(9)]
-    job = Job.sts(pairs)
+    pairs = [SentencePair(f"text {i} here", f"number {i * i}", float(i % 4)) for i in range(9)]
+    job = EvalTask.sts(pairs)
     (result,), _ = run_arms([sts_arm("a", tiny, "baseline")], pairs, job.metrics, block_size=4)
     one, other = (tiny.encode([getattr(pair, side) for pair in pairs]).astype(float) for side in "ab")
     cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
@@ -341,7 +341,7 @@ def test_similarity_is_the_cosine_beside_the_gold_score(tiny):
 
 def test_near_duplicates_are_told_by_their_cosine(tiny):
     triples = [Triple(f"text {i} of all", f"text {i} of it all", f"other {i * 7} things", 0.5) for i in range(8)]
-    job = Job.duplicates(triples)
+    job = EvalTask.duplicates(triples)
     (result,), _ = run_arms([duplicates_arm("a", tiny, "baseline")], triples, job.metrics, per_item=job.texts)
     far, near = np.array(result.samples["pair"]).T
     similarity = tiny.similarity(
@@ -359,14 +359,19 @@ def test_an_embedder_is_made_once_for_all_tasks_and_let_go(tmp_path: Path):
         made.append(Table({text: np.arange(3.0) + len(text) for text in ("a", "bb", "ccc", "dddd")}))
         return made[-1]
 
-    pairs = [Pair("a", "bb", 1.0), Pair("a", "ccc", 2.0), Pair("bb", "dddd", 0.0), Pair("ccc", "dddd", 1.0)]
+    pairs = [
+        SentencePair("a", "bb", 1.0),
+        SentencePair("a", "ccc", 2.0),
+        SentencePair("bb", "dddd", 0.0),
+        SentencePair("ccc", "dddd", 1.0),
+    ]
     given_ = [Labelled(text, str(i % 2)) for i, text in enumerate(("a", "bb", "ccc", "dddd"))]
-    jobs = [Job.sts(pairs), Job.clustering(given_)]
-    (arm,), _ = compare([Candidate("one", make, "baseline")], jobs, tmp_path)
+    jobs = [EvalTask.sts(pairs), EvalTask.clustering(given_)]
+    (arm,), _ = compare([ModelArm("one", make, "baseline")], jobs, tmp_path)
     assert arm.error == ""
     assert {"Spearman", "kNN accuracy", "V-measure"} == set(arm.values)
     assert len(made) == 1
-    held = Held(make)
+    held = LazyModel(make)
     assert held() is held()
     held.drop()
     assert held() is made[-1] is not made[1]
@@ -380,10 +385,10 @@ def test_a_candidate_that_cannot_be_made_fails_alone(tmp_path: Path):
         raise RuntimeError("no such | model")
 
     table = Table({"a": [1.0, 0], "b": [1.0, 1.0]})
-    pairs = [Pair("a", "b", float(i)) for i in range(3)]
+    pairs = [SentencePair("a", "b", float(i)) for i in range(3)]
     given_ = [Labelled("a", "0"), Labelled("b", "1")]
-    candidates = [Candidate("good", lambda: table, "baseline"), Candidate("bad", fail)]  # type: ignore[arg-type,return-value]
-    (good, bad), comparisons = compare(candidates, [Job.sts(pairs), Job.clustering(given_)], tmp_path)
+    candidates = [ModelArm("good", lambda: table, "baseline"), ModelArm("bad", fail)]  # type: ignore[arg-type,return-value]
+    (good, bad), comparisons = compare(candidates, [EvalTask.sts(pairs), EvalTask.clustering(given_)], tmp_path)
     assert good.status == "ok"
     assert bad.status == "failed"
     assert "STS: while preparing: RuntimeError: no such | model" in bad.error
@@ -395,10 +400,10 @@ def test_a_stopped_trial_goes_on_with_the_vectors_and_blocks_it_has(tmp_path: Pa
     rng = np.random.default_rng(0)
     given_ = [Labelled(f"t{i}", str(i % 2)) for i in range(8)]
     vectors = {d.text: rng.normal(size=3) for d in given_}
-    pairs = [Pair(f"t{i}", f"t{i + 1}", float(i % 3)) for i in range(7)]
-    jobs = [Job.clustering(given_), Job.sts(pairs)]
+    pairs = [SentencePair(f"t{i}", f"t{i + 1}", float(i % 3)) for i in range(7)]
+    jobs = [EvalTask.clustering(given_), EvalTask.sts(pairs)]
     first = Table(vectors)
-    whole, _ = compare([Candidate("a", lambda: first, "baseline")], jobs, tmp_path / "whole", blocks=3)  # type: ignore[arg-type,return-value]
+    whole, _ = compare([ModelArm("a", lambda: first, "baseline")], jobs, tmp_path / "whole", blocks=3)  # type: ignore[arg-type,return-value]
 
     class Stopping(Table):
         def encode(self, texts: list[str], **_: Any) -> Any:
@@ -408,9 +413,9 @@ def test_a_stopped_trial_goes_on_with_the_vectors_and_blocks_it_has(tmp_path: Pa
 
     (tmp_path / "stopped").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        compare([Candidate("a", lambda: Stopping(vectors), "baseline")], jobs, tmp_path / "stopped", blocks=3)  # type: ignore[arg-type,return-value]
+        compare([ModelArm("a", lambda: Stopping(vectors), "baseline")], jobs, tmp_path / "stopped", blocks=3)  # type: ignore[arg-type,return-value]
     second = Table(vectors)
-    resumed, _ = compare([Candidate("a", lambda: second, "baseline")], jobs, tmp_path / "stopped", blocks=3)  # type: ignore[arg-type,return-value]
+    resumed, _ = compare([ModelArm("a", lambda: second, "baseline")], jobs, tmp_path / "stopped", blocks=3)  # type: ignore[arg-type,return-value]
     assert resumed[0].values == whole[0].values
     assert resumed[0].samples == whole[0].samples
     assert not any(len(texts) == 8 for texts in second.asked)
@@ -418,6 +423,6 @@ def test_a_stopped_trial_goes_on_with_the_vectors_and_blocks_it_has(tmp_path: Pa
 
 
 def test_tasks_whose_metrics_have_one_name_are_refused(tmp_path: Path):
-    pairs = [Pair("a", "b", 1.0)]
+    pairs = [SentencePair("a", "b", 1.0)]
     with pytest.raises(ValueError, match="expected each name once"):
-        compare([], [Job.sts(pairs), Job.sts(pairs)], tmp_path)
+        compare([], [EvalTask.sts(pairs), EvalTask.sts(pairs)], tmp_path)

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from broadsheet.console import InputError
 from broadsheet.embed.base import embedder, load
-from broadsheet.embed.data.writing import PROMPT, Writer, mean_log_probs, read_written
+from broadsheet.embed.data.writing import PROMPT, PassageWriter, mean_log_probs, read_written
 from broadsheet.embed.fitting import fit
 from broadsheet.embed.losses.infonce import info_nce
 from broadsheet.embed.losses.ntxent import label_ntxent
@@ -90,7 +90,7 @@ def test_padding_changes_nothing_in_either_mode(made):
         for row, states in zip(rows, together, strict=True):
             alone = model.encoder.states(torch.tensor([row]), attention=attention)[0]
             torch.testing.assert_close(states[: len(row)], alone, atol=1e-9, rtol=0)
-    writer = Writer(model.encoder)
+    writer = PassageWriter(model.encoder)
     pairs = [("a query", "A passage that goes on for a while."), ("q", "P")]
     together = read_written(model.encoder.model, *writer.batch(pairs))
     alone = torch.cat([read_written(model.encoder.model, *writer.batch([pair])) for pair in pairs])
@@ -236,7 +236,7 @@ def test_dpo_starts_at_log_two_with_a_new_adapter_and_its_gradient_raises_the_ch
 
 def test_the_reference_is_the_model_without_its_adapter(made):
     model = made()
-    ids, labels = Writer(model.encoder).batch([("a", "b c d")])
+    ids, labels = PassageWriter(model.encoder).batch([("a", "b c d")])
     adapted = read_written(model.encoder.model, ids, labels)
     before = {name: p.requires_grad for name, p in model.named_parameters()}
     with adapters.disabled(model.encoder.model):
@@ -255,12 +255,12 @@ def test_the_reference_is_the_model_without_its_adapter(made):
 
 def test_only_the_passage_is_scored_unless_the_prompt_is_asked_for(made):
     encoder = made(adapter=False).encoder
-    ids, labels = Writer(encoder).row("a query", "A passage.")
+    ids, labels = PassageWriter(encoder).row("a query", "A passage.")
     written = [i for i, label in enumerate(labels) if label != -100]
     assert encoder.tokenizer.decode(ids[: written[0]]) == PROMPT.format(query="a query")
     assert encoder.tokenizer.decode([labels[i] for i in written]) == " A passage.<|im_end|>"
     assert ids[written[0] :] == labels[written[0] :]
-    assert Writer(encoder, score_prompt=True).row("a query", "A passage.")[1] == ids
+    assert PassageWriter(encoder, score_prompt=True).row("a query", "A passage.")[1] == ids
 
 
 def test_a_query_with_one_candidate_has_nothing_to_agree_about(made):
@@ -367,9 +367,9 @@ def test_what_cannot_be_is_refused_in_one_line(made):
 
 def test_texts_over_the_limit_leave_room_for_each_other(made):
     encoder = made(adapter=False, config={"max_position_embeddings": 96}, max_seq_length=None).encoder
-    ids, labels = Writer(encoder).row("long " * 200, "text " * 200)
+    ids, labels = PassageWriter(encoder).row("long " * 200, "text " * 200)
     assert len(ids) == 96
     assert sum(label != -100 for label in labels) >= 5
     short = made(adapter=False, max_seq_length=7).encoder
-    ids, labels = Writer(short).row("long " * 200, "text " * 200)
+    ids, labels = PassageWriter(short).row("long " * 200, "text " * 200)
     assert sum(label != -100 for label in labels) == 8

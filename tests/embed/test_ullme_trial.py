@@ -13,7 +13,7 @@ from broadsheet.data.retrieval.lists import RankList
 from broadsheet.embed.base import embedder
 from broadsheet.embed.data import tasks
 from broadsheet.embed.trials import ullme as ullme_trial
-from broadsheet.embed.trials.base import Held
+from broadsheet.embed.trials.base import LazyModel
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_kendall_s_tau_is_one_where_cosine_and_likelihood_agree(tiny_model, tiny
     one = RankList("q", "a query", ("a", "b", "c"), ("one", "two words", "three of them"))
     queries = model.encode_query(["a query"], normalize_embeddings=True)
     cosines = model.encode_document(list(one.documents), normalize_embeddings=True) @ queries[0]
-    arm = ullme_trial.agreement([one]).arm("x", Held(model), "method", "", None)
+    arm = ullme_trial.agreement([one]).arm("x", LazyModel(model), "method", "", None)
     for scores, tau in ((cosines, 1.0), (-cosines, -1.0), (np.zeros(3), 0.0)):
         monkeypatch.setattr(
             "broadsheet.embed.data.writing.mean_log_probs", lambda *_, scores=scores: np.asarray(scores)

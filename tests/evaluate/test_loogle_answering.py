@@ -12,7 +12,7 @@ import torch
 from broadsheet.attend import FlexPrefill, InfLLM, LMInfinite, LongHeads
 from broadsheet.console import InputError
 from broadsheet.evaluate import LooGLE, Question, Route, answers
-from broadsheet.evaluate.answering import MAX_NEW_TOKENS, Passages, Reader, gold_tokens
+from broadsheet.evaluate.answering import MAX_NEW_TOKENS, DocumentReader, Passages, gold_tokens
 
 DOCUMENT = "The red one is ant. " * 4 + "The old one is bee. " * 3
 
@@ -73,7 +73,7 @@ def test_a_document_is_read_once_for_all_questions_with_one_instruction(model, t
         lambda module, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     try:
-        Reader(model, tokenizer, max_new_tokens=1, batch_size=2).answers(asked)
+        DocumentReader(model, tokenizer, max_new_tokens=1, batch_size=2).answers(asked)
     finally:
         hook.remove()
     assert sum(size > len(tokenizer(DOCUMENT).input_ids) for size in read) == 1
@@ -255,7 +255,7 @@ def test_gold_tokens_are_those_behind_a_colon(tokenizer):
 
 
 def test_memory_that_runs_out_halves_the_batch(model, tokenizer, monkeypatch, capsys):
-    real = Reader._generate
+    real = DocumentReader._generate
 
     def scarce(self, ids, *rest):
         if len(ids) > 1:
@@ -263,7 +263,7 @@ def test_memory_that_runs_out_halves_the_batch(model, tokenizer, monkeypatch, ca
         return real(self, ids, *rest)
 
     plenty = answers(QUESTIONS, model, tokenizer, max_new_tokens=4)
-    monkeypatch.setattr(Reader, "_generate", scarce)
+    monkeypatch.setattr(DocumentReader, "_generate", scarce)
     found = answers(QUESTIONS, model, tokenizer, max_new_tokens=4)
     assert [answer.text for answer in found] == [answer.text for answer in plenty]
     assert [a.log_likelihood for a in found] == pytest.approx([a.log_likelihood for a in plenty], abs=1e-5)

@@ -110,7 +110,7 @@ def test_the_ways_to_read_are_compared_on_the_same_questions(trial, method, tmp_
 def test_scores_are_loogles_of_the_answers(trial, monkeypatch):
     from broadsheet.evaluate.trials import loogle as module
 
-    real = module.Reader.answers
+    real = module.DocumentReader.answers
 
     def scripted(self, questions, route):
         right = route.name == WHOLE
@@ -118,7 +118,7 @@ def test_scores_are_loogles_of_the_answers(trial, monkeypatch):
         texts = [question.gold if right else "nothing" for question in questions]
         return [type(answer)(text, *list(vars(answer).values())[1:]) for answer, text in zip(made, texts, strict=True)]
 
-    monkeypatch.setattr(module.Reader, "answers", scripted)
+    monkeypatch.setattr(module.DocumentReader, "answers", scripted)
     result = trial(documents=3).run()
     whole = next(arm for arm in result.arms if arm.name == WHOLE)
     assert {name: span.estimate for name, span in whole.values.items() if name != "log-likelihood"} == {
@@ -155,7 +155,7 @@ def test_an_interrupted_trial_goes_on_where_it_stopped(trial, monkeypatch, capsy
     expected = whole.run()
     whole.finish()
     assert not whole.journal_.exists()
-    real, calls = module.Reader.answers, []
+    real, calls = module.DocumentReader.answers, []
 
     def breaking(self, questions, route):
         calls.append(route.name)
@@ -163,10 +163,10 @@ def test_an_interrupted_trial_goes_on_where_it_stopped(trial, monkeypatch, capsy
             raise KeyboardInterrupt
         return real(self, questions, route)
 
-    monkeypatch.setattr(module.Reader, "answers", breaking)
+    monkeypatch.setattr(module.DocumentReader, "answers", breaking)
     with pytest.raises(KeyboardInterrupt):
         trial().run()
-    monkeypatch.setattr(module.Reader, "answers", real)
+    monkeypatch.setattr(module.DocumentReader, "answers", real)
     capsys.readouterr()
     again = trial()
     result = again.run()

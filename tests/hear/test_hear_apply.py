@@ -15,7 +15,7 @@ import torch
 from hearing import noise
 
 from broadsheet.console import InputError
-from broadsheet.hear.data.rows import Row, read_rows
+from broadsheet.hear.data.rows import AudioRow, read_rows
 from broadsheet.hear.recipes import ApplySalmonn
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 from broadsheet.hear.training import activating, fitting
@@ -28,13 +28,13 @@ SMALL["story_steps"] = 2
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[list[Row]]:
+def told(monkeypatch: pytest.MonkeyPatch) -> list[list[AudioRow]]:
     """Stories are written at once, and the rows that they were asked of are noted; a tiny model writes none."""
-    asked: list[list[Row]] = []
+    asked: list[list[AudioRow]] = []
 
-    def write(model: Any, rows: Any, **settings: Any) -> list[Row]:
+    def write(model: Any, rows: Any, **settings: Any) -> list[AudioRow]:
         asked.append(list(rows))
-        return [Row("story", row.audio, "once upon a time", row.instruction or "Tell.") for row in rows]
+        return [AudioRow("story", row.audio, "once upon a time", row.instruction or "Tell.") for row in rows]
 
     monkeypatch.setattr(activating, "write_stories", write)
     return asked
@@ -231,10 +231,10 @@ def test_a_model_that_tells_no_stories_is_kept_for_a_weaker_adapter(
         trained.append(Path(out).name)
         return fit(model, rows, out, **settings)
 
-    def write(model: Any, rows: Any, *, factor: float, **settings: Any) -> list[Row]:
+    def write(model: Any, rows: Any, *, factor: float, **settings: Any) -> list[AudioRow]:
         if factor == 0.5:
             raise InputError("no story; give a smaller factor")
-        return [Row("story", row.audio, "once upon a time", "Tell.") for row in rows]
+        return [AudioRow("story", row.audio, "once upon a time", "Tell.") for row in rows]
 
     monkeypatch.setattr(fitting, "fit", noted)
     monkeypatch.setattr(activating, "write_stories", write)

@@ -9,8 +9,8 @@ import torch
 from hearing import Blocks, noise, tiny
 from torch import Tensor
 
-from broadsheet.hear.encoders.ears import Ears
-from broadsheet.hear.trials.cascade import Cascade, Given, Silence
+from broadsheet.hear.encoders.ears import AudioFeatures
+from broadsheet.hear.trials.cascade import Cascade, PrecomputedFeatures, ZeroFeatures
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -86,7 +86,7 @@ def test_silence_has_the_length_of_a_clip_and_nothing_else(tiny_model: Callable,
     one, other = [(noise(16_000, seed), ASKED) for seed in (1, 2)]
     assert not torch.equal(model(**model.prepared([one])).logits, model(**model.prepared([other])).logits)
     heard = model.ears
-    model.ears = Silence(heard)  # type: ignore[assignment]
+    model.ears = ZeroFeatures(heard)  # type: ignore[assignment]
     assert torch.equal(model(**model.prepared([one])).logits, model(**model.prepared([other])).logits)
     assert model.ears.encoders == heard.encoders
     [[speech, sound]] = model.ears.features(noise(16_000))
@@ -95,8 +95,8 @@ def test_silence_has_the_length_of_a_clip_and_nothing_else(tiny_model: Callable,
 
 
 def test_given_frames_are_those_of_the_clip() -> None:
-    ears = Ears([Blocks()], keep=False)
+    ears = AudioFeatures([Blocks()], keep=False)
     frames = {"a": ears.features(noise(16_000, 1)), "b": ears.features(noise(16_000, 2))}
-    [second, first] = Given(frames).features_all(["b", "a"])
+    [second, first] = PrecomputedFeatures(frames).features_all(["b", "a"])
     assert torch.equal(first[0][0], frames["a"][0][0])
     assert torch.equal(second[0][0], frames["b"][0][0])

@@ -20,7 +20,7 @@ from broadsheet.cli.app import app as cli
 from broadsheet.console import InputError
 from broadsheet.hear import commands
 from broadsheet.hear import data as making
-from broadsheet.hear.data.rows import Row
+from broadsheet.hear.data.rows import AudioRow
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 from broadsheet.hear.training import activating
 
@@ -175,9 +175,9 @@ def test_activate_tunes_a_trained_model_on_its_own_stories(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def write(model: Any, rows: list[Row], **settings: Any) -> list[Row]:
+    def write(model: Any, rows: list[AudioRow], **settings: Any) -> list[AudioRow]:
         asked.update(settings, clips=len(rows))
-        return [Row("story", row.audio, "once upon a time", "Tell.") for row in rows]
+        return [AudioRow("story", row.audio, "once upon a time", "Tell.") for row in rows]
 
     monkeypatch.setattr(activating, "write_stories", write)
     Path("clips.jsonl").write_text("".join(json.dumps({"task": "story", "audio": f"{n}.wav"}) + "\n" for n in "ab"))

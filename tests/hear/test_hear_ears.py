@@ -1,4 +1,4 @@
-"""`Ears`: frames of several encoders by piece, and the cache that gives the same frames without encoding."""
+"""`AudioFeatures`: frames of several encoders by piece, and the cache that gives the same frames without encoding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from broadsheet.console import InputError
 from broadsheet.hear.base import AudioEncoder
 from broadsheet.hear.data import audio
 from broadsheet.hear.encoders import ears
-from broadsheet.hear.encoders.ears import Ears, piece_seconds
+from broadsheet.hear.encoders.ears import AudioFeatures, piece_seconds
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -83,7 +83,7 @@ def features(home: Path) -> Path:
 
 def test_a_clip_is_heard_by_each_encoder(tmp_path: Path) -> None:
     parts = [Counting(), Counting(1280, 5, 2.0)]
-    [[speech, other]] = Ears(parts).features(written(tmp_path / "a.wav", 2.5))
+    [[speech, other]] = AudioFeatures(parts).features(written(tmp_path / "a.wav", 2.5))
     assert torch.equal(speech, parts[0].encode(sound(2.5)))
     assert torch.equal(other, parts[1].encode(sound(2.5)))
     assert (speech.shape, other.shape) == ((125, 3), (32, 5))
@@ -96,7 +96,7 @@ def test_long_clips_come_in_pieces(tmp_path: Path, samples: int) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, wave.numpy(), 16_000, subtype="FLOAT")
     expected = [[part.encode(piece) for part in parts] for piece in audio.pieces(wave)]
-    both = Ears(parts)
+    both = AudioFeatures(parts)
     for clip in (path, str(path), wave):
         assert same(both.features(clip), expected)  # encoded
         assert same(both.features(clip), expected)  # from the cache
@@ -107,27 +107,27 @@ def test_the_shortest_context_cuts_the_pieces(tmp_path: Path, features: Path) ->
     assert piece_seconds([{"kind": "a"}, {"kind": "b", "context_seconds": 8.0}]) == 8
     parts = [Counting(), Counting(1280, context_seconds=2.0)]
     wave = sound(7)
-    found = Ears(parts).features(wave)
+    found = AudioFeatures(parts).features(wave)
     assert [[len(frames) for frames in piece] for piece in found] == [[100, 25]] * 3 + [[50, 13]]
     # the first encoder alone hears 30 s at once, and the cache does not mix the two up
-    assert [len(frames) for [frames] in Ears(parts[:1]).features(wave)] == [350]
-    assert len(Ears(parts).features(wave)) == 4
+    assert [len(frames) for [frames] in AudioFeatures(parts[:1]).features(wave)] == [350]
+    assert len(AudioFeatures(parts).features(wave)) == 4
 
 
 def test_cached_frames_are_equal_to_the_bit_and_nothing_is_encoded(tmp_path: Path) -> None:
     paths: list[Any] = [written(tmp_path / f"{seed}.wav", 1 + seed, seed) for seed in range(3)]
     clips = [*paths, sound(3, 9)]
-    first = Ears([Counting(), Counting(1280)])
+    first = AudioFeatures([Counting(), Counting(1280)])
     made = first.features_all(clips)
     again = [Counting(), Counting(1280)]
-    for one, other in zip(made, Ears(again).features_all(clips), strict=True):
+    for one, other in zip(made, AudioFeatures(again).features_all(clips), strict=True):
         assert same(one, other)
     assert [each.calls for each in again] == [0, 0]
 
 
 def test_cached_files_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path / "a.wav", 1)
-    both = Ears([Counting()])
+    both = AudioFeatures([Counting()])
     expected = both.features(path)
     monkeypatch.setattr(audio, "read_pieces", lambda *_: pytest.fail("decoded"))
     copy = shutil.copy(path, tmp_path / "another name.wav")
@@ -136,9 +136,9 @@ def test_cached_files_are_not_decoded(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_only_what_is_missing_is_encoded_and_each_clip_once(tmp_path: Path) -> None:
     paths = [written(tmp_path / f"{seed}.wav", 1, seed) for seed in range(3)]
-    Ears([Counting()]).features_all(paths[:1])
+    AudioFeatures([Counting()]).features_all(paths[:1])
     known, new = Counting(), Counting(1280)
-    both = Ears([known, new])
+    both = AudioFeatures([known, new])
     found = both.features_all([paths[0], paths[1], paths[1], paths[0], paths[2]])
     assert (known.waves, new.waves) == (2, 3)
     assert (known.calls, new.calls) == (1, 1)
@@ -149,10 +149,10 @@ def test_only_what_is_missing_is_encoded_and_each_clip_once(tmp_path: Path) -> N
 
 def test_another_content_or_encoder_is_another_entry(tmp_path: Path) -> None:
     path = written(tmp_path / "a.wav", 1, seed=0)
-    before = Ears([Counting()]).features(path)
-    assert same(Ears([Counting(factor=2.0)]).features(path), [[2 * before[0][0]]])
+    before = AudioFeatures([Counting()]).features(path)
+    assert same(AudioFeatures([Counting(factor=2.0)]).features(path), [[2 * before[0][0]]])
     written(path, 1, seed=1)
-    assert torch.equal(Ears([Counting()]).features(path)[0][0], Counting().encode(sound(1, 1)))
+    assert torch.equal(AudioFeatures([Counting()]).features(path)[0][0], Counting().encode(sound(1, 1)))
 
 
 @pytest.mark.parametrize(
@@ -173,12 +173,12 @@ def test_damaged_files_are_made_again(
     tmp_path: Path, features: Path, harm: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path / "a.wav", 1)
-    expected = Ears([Counting()]).features(path)
+    expected = AudioFeatures([Counting()]).features(path)
     [kept] = features.rglob("*.npy")
     whole = kept.read_bytes()
     harm(kept)
     part = Counting()
-    both = Ears([part])
+    both = AudioFeatures([part])
     assert same(both.features(path), expected)
     assert part.calls == 1
     said = capsys.readouterr().err
@@ -196,31 +196,31 @@ def test_files_lie_under_identity_and_hash(tmp_path: Path, features: Path) -> No
 
     part = Counting()
     path = written(tmp_path / "a.wav", 1)
-    Ears([part]).features(path)
+    AudioFeatures([part]).features(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert [each.relative_to(features) for each in features.rglob("*") if each.is_file()] == [
         Path(part.identity, digest[:2], f"{digest}.npy")
     ]
     elsewhere = tmp_path / "elsewhere"
-    Ears([part], elsewhere).features(path)
+    AudioFeatures([part], elsewhere).features(path)
     assert (elsewhere / part.identity / digest[:2] / f"{digest}.npy").is_file()
 
 
 def test_half_precision_rounds_the_same_with_and_without_cache(tmp_path: Path, features: Path) -> None:
     wave = sound(1)
-    rounded = Ears([Counting()], dtype="float16")
+    rounded = AudioFeatures([Counting()], dtype="float16")
     fresh, cached = rounded.features(wave), rounded.features(wave)
     assert fresh[0][0].dtype == torch.float32
     assert torch.equal(fresh[0][0], Counting().encode(wave).half().float())
     assert same(fresh, cached)
     [kept] = features.rglob("*.npy")
     assert np.load(kept).dtype == np.float16
-    assert torch.equal(Ears([Counting()]).features(wave)[0][0], Counting().encode(wave))
+    assert torch.equal(AudioFeatures([Counting()]).features(wave)[0][0], Counting().encode(wave))
 
 
 def test_nothing_is_kept_when_not_wanted(tmp_path: Path, features: Path) -> None:
     part = Counting()
-    both = Ears([part], keep=False)
+    both = AudioFeatures([part], keep=False)
     path = written(tmp_path / "a.wav", 1)
     assert same(both.features(path), both.features(path))
     assert part.calls == 2
@@ -229,10 +229,10 @@ def test_nothing_is_kept_when_not_wanted(tmp_path: Path, features: Path) -> None
 
 def test_groups_do_not_show_and_bound_what_is_encoded_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips: list[Any] = [sound(seconds, seed) for seed, seconds in enumerate([0.5, 95, 2, 61, 1, 30])]
-    expected = Ears([Counting()], keep=False).features_all(clips)
+    expected = AudioFeatures([Counting()], keep=False).features_all(clips)
     monkeypatch.setattr(ears, "_GROUP", 3)
     part = Counting()
-    for one, other in zip(expected, Ears([part]).features_all(clips), strict=True):
+    for one, other in zip(expected, AudioFeatures([part]).features_all(clips), strict=True):
         assert same(one, other)
     assert part.waves == 1 + 4 + 1 + 3 + 1 + 1
     assert part.calls == 4
@@ -244,20 +244,20 @@ def test_a_stopped_run_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytes
     bad = tmp_path / "bad.wav"
     bad.write_text("no audio")
     with pytest.raises(InputError, match=r"bad\.wav is not audio"):
-        Ears([Counting()]).features_all([*good, bad])
+        AudioFeatures([Counting()]).features_all([*good, bad])
     part = Counting()
-    Ears([part]).features_all(good)
+    AudioFeatures([part]).features_all(good)
     assert part.calls == 0
 
 
 def test_many_clips_show_a_bar_only_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    found = Ears([Counting()], keep=False).features_all([sound(0.1, seed) for seed in range(70)])
+    found = AudioFeatures([Counting()], keep=False).features_all([sound(0.1, seed) for seed in range(70)])
     assert len(found) == 70
     assert capsys.readouterr() == ("", "")
 
 
 def test_no_clips_are_no_features() -> None:
-    assert Ears([Counting()]).features_all([]) == []
+    assert AudioFeatures([Counting()]).features_all([]) == []
 
 
 @settings(max_examples=20)
@@ -265,7 +265,7 @@ def test_no_clips_are_no_features() -> None:
 def test_pieces_are_found_again_in_what_is_kept(samples: int, context: float) -> None:
     parts = [Counting(320), Counting(1280, context_seconds=context), Counting(511)]
     wave = sound(samples / 16_000)
-    both = Ears(parts)
+    both = AudioFeatures(parts)
     fresh, cached = both.features(wave), both.features(wave)
     assert same(fresh, cached)
     for piece, heard in zip(audio.pieces(wave, context), cached, strict=True):
@@ -275,11 +275,11 @@ def test_pieces_are_found_again_in_what_is_kept(samples: int, context: float) ->
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Ears([]), "no audio encoders"),
-        (lambda: Ears([Counting()], dtype="bfloat16"), "dtype 'bfloat16'"),
-        (lambda: Ears([Counting()]).features("nowhere.wav"), r"cannot read nowhere\.wav: No such file"),
-        (lambda: Ears([Counting()]).features(torch.zeros(2, 100)), r"shape \(2, 100\)"),
-        (lambda: Ears([Counting()]).features(torch.tensor([0.0, float("nan")])), "1 of 2 samples are NaN"),
+        (lambda: AudioFeatures([]), "no audio encoders"),
+        (lambda: AudioFeatures([Counting()], dtype="bfloat16"), "dtype 'bfloat16'"),
+        (lambda: AudioFeatures([Counting()]).features("nowhere.wav"), r"cannot read nowhere\.wav: No such file"),
+        (lambda: AudioFeatures([Counting()]).features(torch.zeros(2, 100)), r"shape \(2, 100\)"),
+        (lambda: AudioFeatures([Counting()]).features(torch.tensor([0.0, float("nan")])), "1 of 2 samples are NaN"),
     ],
 )
 def test_unusable_input_is_refused(make: Any, message: str) -> None:
@@ -294,7 +294,7 @@ def test_an_encoder_that_breaks_its_promise_is_a_bug() -> None:
             return super().frames_of(settings, samples) + 1
 
     with pytest.raises(RuntimeError, match="promises"):
-        Ears([Liar()]).features(sound(1))
+        AudioFeatures([Liar()]).features(sound(1))
 
 
 def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,4 +303,4 @@ def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(InputError, match="No space left on device; free some space, or set BROADSHEET_HOME"):
-        Ears([Counting()]).features(sound(1))
+        AudioFeatures([Counting()]).features(sound(1))

@@ -14,7 +14,7 @@ import torch
 from hearing import Blocks, noise, tiny
 
 from broadsheet.console import InputError
-from broadsheet.hear.data.rows import Row, read_rows, write_rows
+from broadsheet.hear.data.rows import AudioRow, read_rows, write_rows
 from broadsheet.hear.prompts import INSTRUCTIONS
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 from broadsheet.hear.training import activating, fitting
@@ -36,7 +36,7 @@ def make(tiny_model: Callable, tiny_tokenizer: Callable) -> Make:
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> list[Row]:
+def rows(tmp_path: Path) -> list[AudioRow]:
     """Eight clips, each a steady tone or its opposite, and what it is."""
     import soundfile
 
@@ -45,7 +45,7 @@ def rows(tmp_path: Path) -> list[Row]:
         high = place % 2
         wave = torch.sin(torch.arange(16_000) * (0.8 if high else 0.05)) * 0.5 + noise(16_000, place) * 0.05
         soundfile.write(tmp_path / f"{place}.wav", wave.numpy(), 16_000)
-        made.append(Row("sound", (str(tmp_path / f"{place}.wav"),), "high" if high else "low"))
+        made.append(AudioRow("sound", (str(tmp_path / f"{place}.wav"),), "high" if high else "low"))
     return made
 
 
@@ -83,7 +83,7 @@ def test_what_is_no_row_is_named_by_its_line(tmp_path: Path, text: str, message:
         read_rows(tmp_path / "rows.jsonl")
 
 
-def test_it_learns_to_tell_what_is_heard(make: Make, rows: list[Row]) -> None:
+def test_it_learns_to_tell_what_is_heard(make: Make, rows: list[AudioRow]) -> None:
     model = make()
     fitted = fit(model, rows[:6], steps=120, batch_size=6, learning_rate=2e-2, lora_learning_rate=1e-2, autocast="none")
     assert fitted.history[-1]["loss"] < 0.3 * fitted.history[0]["loss"]
@@ -93,7 +93,7 @@ def test_it_learns_to_tell_what_is_heard(make: Make, rows: list[Row]) -> None:
     assert model.answers(swapped, max_new_tokens=8) == ["high", "low"]
 
 
-def test_a_killed_training_goes_on_bit_for_bit(make: Make, rows: list[Row], tmp_path: Path) -> None:
+def test_a_killed_training_goes_on_bit_for_bit(make: Make, rows: list[AudioRow], tmp_path: Path) -> None:
     def run(out: Path, stop: int = 0) -> SalmonnForConditionalGeneration:
         model = make(lora_dropout=0.3)
         seconds = iter(range(10_000))
@@ -135,7 +135,7 @@ def test_the_adapter_has_its_own_rate_and_vectors_no_decay(make: Make) -> None:
     assert sum(len(group["params"]) for group in groups) == len(model.trained_parameters())
 
 
-def test_instructions_are_drawn_by_place_and_a_rows_own_is_kept(make: Make, rows: list[Row]) -> None:
+def test_instructions_are_drawn_by_place_and_a_rows_own_is_kept(make: Make, rows: list[AudioRow]) -> None:
     model = make()
     asked: list[str] = []
     model.prepared = lambda requests, answers: asked.extend(text for _, text in requests)  # type: ignore[assignment]
@@ -151,7 +151,7 @@ def test_instructions_are_drawn_by_place_and_a_rows_own_is_kept(make: Make, rows
     assert asked == ["And now?"]
 
 
-def test_rehearsed_rows_join_each_pass_and_are_drawn_anew(make: Make, rows: list[Row], tmp_path: Path) -> None:
+def test_rehearsed_rows_join_each_pass_and_are_drawn_anew(make: Make, rows: list[AudioRow], tmp_path: Path) -> None:
     model = make()
     asked: list[list[str]] = []
     prepared = model.prepared
@@ -178,7 +178,9 @@ def test_rehearsed_rows_join_each_pass_and_are_drawn_anew(make: Make, rows: list
     assert json.loads((tmp_path / "out/training.json").read_text())["settings"]["rehearsed"] == 3
 
 
-def test_what_is_rehearsed_is_part_of_what_a_training_is_made_from(make: Make, rows: list[Row], tmp_path: Path) -> None:
+def test_what_is_rehearsed_is_part_of_what_a_training_is_made_from(
+    make: Make, rows: list[AudioRow], tmp_path: Path
+) -> None:
     settings: dict[str, Any] = {"steps": 2, "batch_size": 1, "rehearsed": 2, "autocast": "none"}
     fit(make(), rows[:2], tmp_path / "out", rehearse=rows[2:], **settings)
     with pytest.raises(InputError, match="rehearse"):
@@ -189,13 +191,13 @@ def test_what_is_rehearsed_is_part_of_what_a_training_is_made_from(make: Make, r
         fit(make(), rows[:2], rehearse=[replace(rows[2], answer="")], **settings)
 
 
-def test_encoders_run_once_per_clip(make: Make, rows: list[Row]) -> None:
+def test_encoders_run_once_per_clip(make: Make, rows: list[AudioRow]) -> None:
     encoders = [Blocks()]
     fit(make(encoders=encoders), rows, steps=10, batch_size=4, autocast="none")
     assert encoders[0].calls == len(rows)
 
 
-def test_what_cannot_be_trained_is_refused_before_anything_is_done(make: Make, rows: list[Row]) -> None:
+def test_what_cannot_be_trained_is_refused_before_anything_is_done(make: Make, rows: list[AudioRow]) -> None:
     model = make()
     with pytest.raises(InputError, match="no rows"):
         fit(model, [])
@@ -223,7 +225,7 @@ def test_ctc_reads_the_path_and_sums_over_alignments() -> None:
     torch.testing.assert_close(loss, -total + 0.1 * drift)
 
 
-def test_a_warm_start_brings_tokens_to_words_without_the_language_model(make: Make, rows: list[Row]) -> None:
+def test_a_warm_start_brings_tokens_to_words_without_the_language_model(make: Make, rows: list[AudioRow]) -> None:
     model = make()
     before = {name: weight.clone() for name, weight in model.named_parameters() if name.startswith("llm")}
     warmed = warm_start(model, rows, steps=60, batch_size=8, learning_rate=1e-2)
@@ -233,7 +235,7 @@ def test_a_warm_start_brings_tokens_to_words_without_the_language_model(make: Ma
         warm_start(model, [])
 
 
-def test_activation_writes_at_half_scale_and_tunes_at_full(make: Make, rows: list[Row], tmp_path: Path) -> None:
+def test_activation_writes_at_half_scale_and_tunes_at_full(make: Make, rows: list[AudioRow], tmp_path: Path) -> None:
     model = make()
     layer = model.llm.model.layers[0].self_attn.q_proj
     seen: list[float] = []
@@ -260,14 +262,14 @@ def test_activation_writes_at_half_scale_and_tunes_at_full(make: Make, rows: lis
     assert [row.answer for row in kept] == [row.answer for row in told]
 
 
-def test_stories_that_stay_short_are_said(make: Make, rows: list[Row]) -> None:
+def test_stories_that_stay_short_are_said(make: Make, rows: list[AudioRow]) -> None:
     model = make()
     model.answer = lambda *args, **named: "low"  # type: ignore[method-assign]
     with pytest.raises(InputError, match="no story of 15 words"):
         write_stories(model, [replace(rows[0], task="story")])
 
 
-def test_activation_is_an_ordinary_stage(make: Make, rows: list[Row]) -> None:
+def test_activation_is_an_ordinary_stage(make: Make, rows: list[AudioRow]) -> None:
     told = [replace(row, task="story", answer=" ".join(["tale"] * 20)) for row in rows[:2]]
     one, two = make(), make()
     activate(one, [], steps=3, stories=told)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
-from broadsheet.hear.data.rows import Row
+from broadsheet.hear.data.rows import AudioRow
 from broadsheet.hear.trials.following import (
     FOLLOWED,
     NAMING,
@@ -108,8 +108,8 @@ def test_different_words_are_a_mean_over_texts() -> None:
     assert distinct_words([]) == 0
 
 
-def rows(task: str, count: int, **fields: str) -> list[Row]:
-    return [Row(task, (f"{task}{i}.wav",), f"answer {i % 2}", **fields) for i in range(count)]
+def rows(task: str, count: int, **fields: str) -> list[AudioRow]:
+    return [AudioRow(task, (f"{task}{i}.wav",), f"answer {i % 2}", **fields) for i in range(count)]
 
 
 def test_everyone_hears_another_clip_of_the_same_task() -> None:
@@ -130,9 +130,9 @@ def test_everyone_hears_another_clip_of_the_same_task() -> None:
 
 def test_a_clip_that_two_rows_share_is_never_the_other_one() -> None:
     twice = [
-        Row("qa", ("a.wav",), "x", "Who?"),
-        Row("qa", ("a.wav",), "y", "Where?"),
-        Row("qa", ("b.wav",), "z", "Who?"),
+        AudioRow("qa", ("a.wav",), "x", "Who?"),
+        AudioRow("qa", ("a.wav",), "y", "Where?"),
+        AudioRow("qa", ("b.wav",), "z", "Who?"),
     ]
     assert [each.other for each in questions(twice)] == [("b.wav",), ("b.wav",), ("a.wav",)]
     with pytest.raises(InputError, match="no other clip"):
@@ -200,7 +200,7 @@ def test_what_is_heard_is_named_by_sound_or_content_word() -> None:
 
 def test_stories_are_asked_for_in_place_of_what_was_asked() -> None:
     about = {"sounds": [{"name": "bell"}], "speech": {"sentence": "two old kings"}}
-    asked = questions([Row("sound", (f"{i}.wav",), "bell", more={"about": about}) for i in range(2)])
+    asked = questions([AudioRow("sound", (f"{i}.wav",), "bell", more={"about": about}) for i in range(2)])
     job = stories(asked, {"horn"}, 40)
     assert {each.instruction for each in job.questions} == {"Write a story about the audio."}
     judged = job.outputs(job.questions, [STORY, "two old kings " * 5])

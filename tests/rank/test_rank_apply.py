@@ -168,10 +168,10 @@ def test_training_lists_come_from_the_train_split_and_from_packages_that_are_not
     seen: list[dict[str, Any]] = []
 
     def fit(reranker: Any, rows: Any, objective: Any, **options: Any) -> Any:
-        from broadsheet.rank.fitting import Fitted
+        from broadsheet.rank.fitting import TrainOutput
 
         seen.extend(rows)
-        return Fitted(1, len(rows), 1, 1.0, True, 0, [], None)
+        return TrainOutput(1, len(rows), 1, 1.0, True, 0, [], None)
 
     monkeypatch.setattr("broadsheet.rank.fitting.fit", fit)
     apply(collection, tmp_path / "a", train=True, model=str(model), candidates=3, lists=5)

@@ -17,7 +17,7 @@ from broadsheet.rank.trials import arms as parts
 from broadsheet.rank.trials.arms import FIRST_STAGE
 from broadsheet.rank.trials.first import MAIN, PERMUTATION, SHUFFLED, UNTRAINED, RankTrial
 from broadsheet.rank.trials.fullrank import FULL, SLIDING, FullRankTrial, noisy_labels
-from broadsheet.rank.trials.items import Source
+from broadsheet.rank.trials.items import ListSource
 from broadsheet.rank.trials.pg_rank import AFTER, BEFORE, FOR_MRR, FOR_NDCG, LISTNET, PGRankTrial, synthetic
 
 WORDS = ["hat", "mat", "red", "sea", "reed", "inn", "tree", "near", "rat", "stone"]
@@ -61,7 +61,7 @@ def test_a_trial_compares_the_arms_on_the_same_lists_and_explains(options):
         (name, "ok") for name in (FIRST_STAGE, PERMUTATION, MAIN, SHUFFLED)
     ]
     arms = {arm.name: arm for arm in result.arms}
-    lists = Source(options["data"]).test(6, 5).lists
+    lists = ListSource(options["data"]).test(6, 5).lists
     first_stage = [each.labels.index(1) if each.found else None for each in lists]
     assert arms[FIRST_STAGE].samples["RR@10"] == [0.0 if place is None else 1 / (place + 1) for place in first_stage]
     for arm in result.arms:
@@ -83,7 +83,7 @@ def test_a_trial_compares_the_arms_on_the_same_lists_and_explains(options):
 
 def test_the_reranker_ranks_what_the_arm_says(options, model):
     """The arm's orders are those of `rank`, list by list: nothing is mixed up between lists, shuffles and blocks."""
-    lists = Source(options["data"]).test(6, 5).lists
+    lists = ListSource(options["data"]).test(6, 5).lists
     result = {arm.name: arm for arm in RankTrial(**options).run().arms}
     reranker = ListwiseReranker.load(model)
     for index, each in enumerate(lists):
@@ -205,9 +205,9 @@ def test_position_bias_tells_a_copying_reranker_from_one_that_looks(monkeypatch)
 
     class Fake:
         def __init__(self, key: Any) -> None:
-            from broadsheet.rank.base import Account
+            from broadsheet.rank.base import RerankStats
 
-            self.key, self.account_ = key, Account()
+            self.key, self.stats_ = key, RerankStats()
 
         def rank_batch(self, queries: Any, documents: Any) -> Any:
             return [

@@ -101,9 +101,9 @@ def test_documents_come_out_in_the_model_s_order(tokenizer, decode, strategy, wi
     best = sorted(range(len(VALUES)), key=lambda item: -VALUES[item])
     assert ids(hits)[:sure] == best[:sure]
     assert sorted(ids(hits)) == list(range(len(VALUES)))
-    assert reranker.account_.calls == calls
+    assert reranker.stats_.calls == calls
     assert sum(model.forwards) == (calls if decode == "first_token" else 0)
-    assert reranker.account_.invalid_outputs == 0
+    assert reranker.stats_.invalid_outputs == 0
 
 
 def test_hits_have_the_shape_of_a_cross_encoder_s_and_strictly_falling_scores(tokenizer):
@@ -166,27 +166,27 @@ def test_whatever_the_model_writes_every_document_comes_once(tokenizer, says, n)
 def test_invalid_outputs_are_completed_and_counted(tokenizer, says, order, invalid):
     reranker = ListwiseReranker(Scripted(tokenizer, says), tokenizer, decode="permutation")
     assert ids(reranker.rank("q", ["x", "y", "z"])) == order
-    assert reranker.account_.invalid_outputs == invalid
+    assert reranker.stats_.invalid_outputs == invalid
     longest = reranker.prompter.answer_length(3) - 1
-    assert reranker.account_.output_tokens == min(longest, len(tokenizer(says).input_ids))
+    assert reranker.stats_.output_tokens == min(longest, len(tokenizer(says).input_ids))
 
 
 def test_an_answer_is_read_no_further_than_a_ranking_is_long(tokenizer):
     reranker = ListwiseReranker(Scripted(tokenizer, "B] > [A] " + "and so on " * 50), tokenizer, decode="permutation")
     assert ids(reranker.rank("q", ["x", "y"])) == [1, 0]
-    assert reranker.account_.output_tokens == reranker.prompter.answer_length(2) - 1
+    assert reranker.stats_.output_tokens == reranker.prompter.answer_length(2) - 1
 
 
 def test_the_account_says_what_was_read(tokenizer):
     sliding = ListwiseReranker(Scripted(tokenizer), tokenizer, window=6, step=3)
     sliding.rank("q", documents_of(VALUES))
-    assert sliding.account_.passages == 6 * 4
+    assert sliding.stats_.passages == 6 * 4
     full = ListwiseReranker(Scripted(tokenizer), tokenizer, strategy="full")
     full.rank("q", documents_of(VALUES))
-    assert full.account_.passages == len(VALUES)
+    assert full.stats_.passages == len(VALUES)
     built = full.prompter.build("q", documents_of(VALUES))
-    assert full.account_.prompt_tokens == len(built.ids) + 1
-    assert full.account_.output_tokens == 0
+    assert full.stats_.prompt_tokens == len(built.ids) + 1
+    assert full.stats_.output_tokens == 0
 
 
 def test_one_document_needs_no_call(tokenizer):
@@ -345,18 +345,18 @@ def test_documents_that_do_not_fit_are_shortened_and_it_is_said_once(tokenizer, 
     reranker.rank("q", long)
     said = capsys.readouterr().err
     assert "2 of 3 passages were read without" in said
-    assert reranker.account_.cut_passages == 2
-    assert reranker.account_.prompt_tokens <= 900
+    assert reranker.stats_.cut_passages == 2
+    assert reranker.stats_.prompt_tokens <= 900
     reranker.rank("q", long)
-    assert reranker.account_.cut_passages == 2
+    assert reranker.stats_.cut_passages == 2
     assert capsys.readouterr().err == ""
 
 
 def test_the_context_of_the_model_is_the_limit(tokenizer, tiny_model):
     reranker = ListwiseReranker(tiny_model(max_position_embeddings=700), tokenizer)
     reranker.rank("q", ["red " * 300] * 3)
-    assert reranker.account_.cut_passages == 3
-    assert reranker.account_.prompt_tokens <= 700
+    assert reranker.stats_.cut_passages == 3
+    assert reranker.stats_.prompt_tokens <= 700
 
 
 @pytest.mark.parametrize("decode", ["first_token", "permutation"])
@@ -368,7 +368,7 @@ def test_prompt_and_answer_fill_the_context_to_the_last_token(tokenizer, decode)
     for limit, cut in ((length, False), (length - 1, True)):
         reranker = ListwiseReranker(Scripted(tokenizer), tokenizer, decode=decode, max_length=limit)
         reranker.rank("q", documents)
-        assert bool(reranker.account_.cut_passages) == cut
+        assert bool(reranker.stats_.cut_passages) == cut
 
 
 def test_a_model_without_a_chat_template_ranks(tiny_tokenizer):
@@ -434,7 +434,7 @@ def test_more_documents_than_letters_are_refused_in_one_call_and_fine_in_windows
         Scripted(tokenizer), tokenizer, strategy="full", decode="permutation", identifiers="numeric"
     )
     assert ids(numbers.rank("q", documents)) == list(range(29, -1, -1))
-    assert numbers.account_.invalid_outputs == 0
+    assert numbers.stats_.invalid_outputs == 0
 
 
 def test_a_run_is_reranked_and_nothing_is_lost(tokenizer):
@@ -554,5 +554,5 @@ def test_trained_on_its_own_targets_a_model_ranks_as_it_was_taught(tokenizer, ti
     assert ids(reranker.rank("q", documents))[0] == 2
     writing = ListwiseReranker(model, tokenizer, prompt=reranker.prompter.prompt, decode="permutation")
     assert ids(writing.rank("q", documents)) == [2, 0, 1]
-    assert writing.account_.invalid_outputs == 0
+    assert writing.stats_.invalid_outputs == 0
     assert label_text([2, 0, 1], "alpha") == "[C] > [A] > [B]"

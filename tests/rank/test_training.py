@@ -269,7 +269,7 @@ def test_training_on_one_list_makes_the_reranker_rank_it(reranker):
     fit(written, [row], FIRST(), shuffle=0, **QUICK | {"epochs": 320, "learning_rate": 3e-3})
     written.decode = "permutation"
     assert [hit["corpus_id"] for hit in written.rank(row["query"], row["documents"])] == [2, 0, 3, 1]
-    assert written.account_.invalid_outputs == 0
+    assert written.stats_.invalid_outputs == 0
 
 
 def test_both_terms_are_logged_and_gradients_accumulate_over_lists(reranker):

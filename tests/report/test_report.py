@@ -396,7 +396,7 @@ intervals = st.builds(
     lambda ends: Interval(ends[1], ends[0], ends[2]), st.tuples(numbers, numbers, numbers).map(sorted)
 ) | st.builds(lambda x: Interval(x, x, x), numbers)
 arms = st.builds(
-    plots.Row,
+    plots.PlotRow,
     st.text(max_size=30),
     st.sampled_from(["baseline", "method", "sibling", "peer"]),
     st.none() | intervals,
@@ -515,7 +515,10 @@ def test_chance_is_drawn_only_where_it_is_known(metric, level):
 
 
 def test_a_metric_with_a_chance_level_is_drawn_evenly():
-    rows = [plots.Row("a", "baseline", Interval(0.05, 0.04, 0.06)), plots.Row("b", "method", Interval(0.9, 0.8, 0.99))]
+    rows = [
+        plots.PlotRow("a", "baseline", Interval(0.05, 0.04, 0.06)),
+        plots.PlotRow("b", "method", Interval(0.9, 0.8, 0.99)),
+    ]
     assert ">0.0<" in plots.whiskers("AUROC", rows, chance=0.5).svg()
     assert ">0.0<" not in plots.whiskers("seconds", rows).svg()
 

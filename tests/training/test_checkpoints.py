@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from broadsheet.training.checkpoints import COMPLETE, CompleteCheckpoints, checkpoint_record, newest_checkpoint
+from broadsheet.training.checkpoints import COMPLETE, AtomicCheckpointTrainer, checkpoint_record, newest_checkpoint
 
 
 class Line(torch.nn.Module):
@@ -20,7 +20,7 @@ class Line(torch.nn.Module):
         return {"loss": ((x * self.weight).sum(-1) - y).pow(2).mean()}
 
 
-class Counting(CompleteCheckpoints):
+class Counting(AtomicCheckpointTrainer):
     def compute_loss(self, *args, **options):
         self.record["calls"] = self.record.get("calls", 0) + 1
         return super().compute_loss(*args, **options)
@@ -52,22 +52,22 @@ def test_going_on_takes_the_record_and_removes_what_a_kill_left(tmp_path):
     make(tmp_path, {4: '{"step": 4, "calls": 9}', 6: None})
     trainer = counting(tmp_path, 4)
     trainer.record = {"calls": 0, "other": 1}
-    assert trainer.go_on() == str(tmp_path / "checkpoint-4")
+    assert trainer.resume_checkpoint() == str(tmp_path / "checkpoint-4")
     assert trainer.record == {"calls": 9, "other": 1}
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
     (tmp_path / "checkpoint-4" / COMPLETE).unlink()
-    assert counting(tmp_path, 4).go_on() is None
+    assert counting(tmp_path, 4).resume_checkpoint() is None
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
 def test_a_trainer_keeps_its_record_in_each_checkpoint_and_counts_on(tmp_path):
     first = counting(tmp_path, 4)
-    first.train(resume_from_checkpoint=first.go_on())
+    first.train(resume_from_checkpoint=first.resume_checkpoint())
     assert [checkpoint_record(tmp_path / f"checkpoint-{n}") for n in (2, 4)] == [
         {"step": 2, "calls": 2}, {"step": 4, "calls": 4}
     ]  # fmt: skip
     rest = counting(tmp_path, 7)
-    rest.train(resume_from_checkpoint=rest.go_on())
+    rest.train(resume_from_checkpoint=rest.resume_checkpoint())
     assert (rest.state.global_step, rest.record["calls"]) == (7, 7)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-7"]
 

@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from broadsheet.console import InputError
-from broadsheet.training.checkpoints import CompleteCheckpoints, checkpoint_record
+from broadsheet.training.checkpoints import AtomicCheckpointTrainer, checkpoint_record
 from broadsheet.training.timed import ARGUMENTS, SCHEDULES, ScheduledByProgress, TimedRun, loss_history, warmed_up
 
 WORDS = ["ab", "cd", "ef", "gh", "ij", "kl", "mn", "op", "qr", "st", "uv", "wx"]
@@ -33,7 +33,7 @@ class Clock:
         return self.now
 
 
-class EmbedTrainer(CompleteCheckpoints, ScheduledByProgress, SentenceTransformerTrainer):
+class EmbedTrainer(AtomicCheckpointTrainer, ScheduledByProgress, SentenceTransformerTrainer):
     """sentence-transformers' trainer with the shared parts before it; `at` is called before each step."""
 
     at = staticmethod(lambda step: None)

@@ -5,46 +5,46 @@ from __future__ import annotations
 import pytest
 
 from broadsheet.console import InputError
-from broadsheet.training.workdir import workplace
+from broadsheet.training.workdir import workdir
 
 MADE = {"rate": 1e-3, "minutes": 5, "sizes": (2, 4), "model": "0123", "objective": {"name": "a"}}
 OPTIONS = {"finished": "done.json", "may_change": ["minutes"], "kind": "embedder"}
 
 
 def test_without_an_out_the_folder_is_gone_at_the_end():
-    with workplace(None, {}, finished="done.json") as folder:
+    with workdir(None, {}, finished="done.json") as folder:
         (folder / "a").touch()
     assert not folder.exists()
 
 
 def test_a_folder_is_gone_on_with_from_the_same_settings_alone(tmp_path):
     out = tmp_path / "deep" / "out"
-    with workplace(out, MADE, **OPTIONS) as folder:
+    with workdir(out, MADE, **OPTIONS) as folder:
         assert folder == tmp_path / "deep" / "out.partial"
         (folder / "kept").touch()
-    with workplace(out, MADE | {"minutes": 9}, **OPTIONS) as folder:
+    with workdir(out, MADE | {"minutes": 9}, **OPTIONS) as folder:
         assert (folder / "kept").exists()
     with pytest.raises(InputError, match=r"other model; rate 0\.001, now 0\.1: go on"):
-        workplace(out, MADE | {"model": "89ab", "rate": 0.1}, **OPTIONS).__enter__()
+        workdir(out, MADE | {"model": "89ab", "rate": 0.1}, **OPTIONS).__enter__()
     with pytest.raises(InputError, match="other model '0123', now '89ab': go on"):
-        workplace(out, MADE | {"model": "89ab"}, fingerprints=(), **OPTIONS).__enter__()
-    with workplace(out, MADE | {"rate": 0.1}, force=True, **OPTIONS) as folder:
+        workdir(out, MADE | {"model": "89ab"}, fingerprints=(), **OPTIONS).__enter__()
+    with workdir(out, MADE | {"rate": 0.1}, force=True, **OPTIONS) as folder:
         assert not (folder / "kept").exists()
     (folder / "settings.json").write_text("{")
     with pytest.raises(InputError, match=r"settings\.json is damaged"):
-        workplace(out, MADE, **OPTIONS).__enter__()
+        workdir(out, MADE, **OPTIONS).__enter__()
 
 
 def test_a_finished_out_is_replaced_when_forced_also_after_the_forced_run_was_cut_off(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    with workplace(out, MADE, **OPTIONS):  # an empty folder is nothing
+    with workdir(out, MADE, **OPTIONS):  # an empty folder is nothing
         pass
     (out / "done.json").touch()
     with pytest.raises(InputError, match="is finished"):
-        workplace(out, MADE, **OPTIONS).__enter__()
+        workdir(out, MADE, **OPTIONS).__enter__()
     for force in (True, False):
-        with workplace(out, MADE, force=force, **OPTIONS) as folder:
+        with workdir(out, MADE, force=force, **OPTIONS) as folder:
             pass
     assert (out / "done.json").exists()
     assert folder.exists()
@@ -56,15 +56,15 @@ def test_what_is_something_else_is_left_alone(tmp_path, force):
     (tmp_path / "notes" / "a.txt").touch()
     for out in (tmp_path / "notes", tmp_path / "notes" / "a.txt"):
         with pytest.raises(InputError, match="exists and is no saved embedder"):
-            workplace(out, MADE, force=force, **OPTIONS).__enter__()
+            workdir(out, MADE, force=force, **OPTIONS).__enter__()
     with pytest.raises(InputError, match="cannot write"):
-        workplace(tmp_path / "notes" / "a.txt" / "out", MADE, force=force, **OPTIONS).__enter__()
+        workdir(tmp_path / "notes" / "a.txt" / "out", MADE, force=force, **OPTIONS).__enter__()
 
 
 def test_one_process_works_in_it_at_a_time_and_the_lock_goes_with_the_folder(tmp_path):
-    with workplace(tmp_path / "out", MADE, **OPTIONS) as folder:
+    with workdir(tmp_path / "out", MADE, **OPTIONS) as folder:
         with pytest.raises(InputError, match="another broadsheet is training"):
-            workplace(tmp_path / "out", MADE, **OPTIONS).__enter__()
+            workdir(tmp_path / "out", MADE, **OPTIONS).__enter__()
         folder.joinpath("settings.json").unlink()
         folder.rmdir()
     assert not list(tmp_path.iterdir())

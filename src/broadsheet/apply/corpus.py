@@ -172,13 +172,13 @@ def _record(partial: Path) -> Path:
     return partial.with_name(f"{partial.name}.json")
 
 
-def _claim(out: Path, partial: Path, made_from: dict[str, Any], force: bool) -> None:
+def _claim(out: Path, partial: Path, config: dict[str, Any], force: bool) -> None:
     """See that `partial` may be gone on with, or start a new one.
 
     Raises:
         InputError: `out` stands finished, or `partial` is made from something else.
     """
-    made_from = json.loads(json.dumps(made_from))  # as it will be read back: tuples are lists
+    config = json.loads(json.dumps(config))  # as it will be read back: tuples are lists
     going_on = partial.exists() and not force
     recorded = _read_record(partial) if going_on else {}
     if out.exists() and not force and not recorded.get("forced"):
@@ -187,16 +187,16 @@ def _claim(out: Path, partial: Path, made_from: dict[str, Any], force: bool) -> 
         with _writing(partial):
             partial.unlink(missing_ok=True)
             with atomic_write(_record(partial)) as file:
-                json.dump(made_from | {"forced": force}, file)
+                json.dump(config | {"forced": force}, file)
             partial.touch()
         return
-    before, now = recorded.get("settings", {}), made_from["settings"]
+    before, now = recorded.get("settings", {}), config["settings"]
     changes = [
         f"{key} {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before | now)
         if before.get(key) != now.get(key)
     ]
-    if recorded.get("corpus") != made_from["corpus"]:
+    if recorded.get("corpus") != config["corpus"]:
         changes.append("another corpus")
     if changes:
         raise InputError(

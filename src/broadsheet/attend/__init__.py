@@ -4,7 +4,7 @@
 computed; `TransNormer` is a model of its own, trained from scratch.
 """
 
-from broadsheet.attend.base import Attention, Memory, Rotated
+from broadsheet.attend.base import Attention, PostRopeAttention, PreRopeAttention
 from broadsheet.attend.flexprefill import FlexPrefill
 from broadsheet.attend.infllm import InfLLM
 from broadsheet.attend.lm_infinite import LMInfinite
@@ -20,9 +20,9 @@ __all__ = [
     "LMInfinite",
     "Layer",
     "LongHeads",
-    "Memory",
     "MemoryLayer",
-    "Rotated",
+    "PostRopeAttention",
+    "PreRopeAttention",
     "State",
     "TransNormerConfig",
     "TransNormerForCausalLM",

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import sdpa_mask
 
-from broadsheet.attend.layout import Anatomy, find_decoder, padding_mask, read_anatomy, swap
+from broadsheet.attend.layout import ModelLayout, find_decoder, padding_mask, read_anatomy, swap
 from broadsheet.attend.memory import Layer, MemoryLayer, State
 from broadsheet.attend.rotary import IdentityRotary, Rotary
 from broadsheet.console import InputError
@@ -54,11 +54,11 @@ class Attention(ABC):
         decoder = find_decoder(model)
         if decoder in _INSTALLED:
             raise InputError(f"got a model under {_INSTALLED[decoder].method}; expected that to be removed first")
-        anatomy = read_anatomy(model)
-        self.check(anatomy)
+        model_layout = read_anatomy(model)
+        self.check(model_layout)
         with ExitStack() as undo:
             undo.callback(_INSTALLED.pop, decoder, None)
-            _INSTALLED[decoder] = self._install(anatomy, undo)
+            _INSTALLED[decoder] = self._install(model_layout, undo)
             _INSTALLED[decoder].undo = undo.pop_all()
         return self
 
@@ -75,14 +75,14 @@ class Attention(ABC):
             raise InputError(f"{self} is installed on {len(where)} such models; expected one to remove it from")
         _INSTALLED[where[0]].undo.close()
 
-    def check(self, anatomy: Anatomy) -> None:  # noqa: B027 - most methods suit every model
+    def check(self, model_layout: ModelLayout) -> None:  # noqa: B027 - most methods suit every model
         """Refuse, by an InputError, a model that the hyperparameters do not suit."""
 
     @abstractmethod
-    def _install(self, anatomy: Anatomy, undo: ExitStack) -> _Installation: ...
+    def _install(self, model_layout: ModelLayout, undo: ExitStack) -> _Installation: ...
 
 
-class Memory(Attention):
+class PreRopeAttention(Attention):
     """A method that remembers something else than all rotated keys.
 
     Its layers read un-rotated queries and keys through `State`s; layers of the model that have a sliding window of
@@ -99,12 +99,12 @@ class Memory(Attention):
     def reach(self) -> int:
         """The longest distance, in tokens, at which a key is placed."""
 
-    def check(self, anatomy: Anatomy) -> None:
+    def check(self, model_layout: ModelLayout) -> None:
         """Refuse a reach beyond the positions that the model was trained on."""
-        if anatomy.context and self.reach > anatomy.context:
+        if model_layout.context and self.reach > model_layout.context:
             raise InputError(
                 f"{type(self).__name__} places keys up to {self.reach} tokens away, but the model was trained on "
-                f"{anatomy.context} positions; expected a window of at most that"
+                f"{model_layout.context} positions; expected a window of at most that"
             )
 
     def cache(self, model: PreTrainedModel) -> Cache:
@@ -118,21 +118,23 @@ class Memory(Attention):
             raise InputError(f"expected {self} to be installed on the model")
         return Cache(layers=installed.layers())
 
-    def _install(self, anatomy: Anatomy, undo: ExitStack) -> _MemoryInstallation:
+    def _install(self, model_layout: ModelLayout, undo: ExitStack) -> _MemoryInstallation:
         rotaries = {
-            kind: Rotary(anatomy.rotary, anatomy.apply, kind, min(self.reach, anatomy.context or self.reach))
-            for kind in {part.layer_type for part in anatomy.parts}
+            kind: Rotary(
+                model_layout.rotary, model_layout.apply, kind, min(self.reach, model_layout.context or self.reach)
+            )
+            for kind in {part.layer_type for part in model_layout.parts}
         }
-        installed = _MemoryInstallation(self, anatomy, rotaries)
-        _enter(installed, anatomy, _MEMORY, undo)
-        swap(undo, anatomy.rotary_owner, "rotary_emb", IdentityRotary(anatomy.rotary))
-        hook = anatomy.decoder.register_forward_pre_hook(installed.before, with_kwargs=True)
+        installed = _MemoryInstallation(self, model_layout, rotaries)
+        _enter(installed, model_layout, _MEMORY, undo)
+        swap(undo, model_layout.rotary_owner, "rotary_emb", IdentityRotary(model_layout.rotary))
+        hook = model_layout.decoder.register_forward_pre_hook(installed.before, with_kwargs=True)
         undo.callback(hook.remove)
         undo.callback(installed.forget)
         return installed
 
 
-class Rotated(Attention):
+class PostRopeAttention(Attention):
     """A method that reads rotated keys and leaves the cache alone: it only computes attention in another way."""
 
     @abstractmethod
@@ -152,9 +154,9 @@ class Rotated(Attention):
             (batch, queries, heads, head_dim), as transformers' attention functions do.
         """
 
-    def _install(self, anatomy: Anatomy, undo: ExitStack) -> _Installation:
+    def _install(self, model_layout: ModelLayout, undo: ExitStack) -> _Installation:
         installed = _RotatedInstallation(self)
-        _enter(installed, anatomy, _ROTATED, undo)
+        _enter(installed, model_layout, _ROTATED, undo)
         return installed
 
 
@@ -173,22 +175,22 @@ class _Installation:
 
 
 class _RotatedInstallation(_Installation):
-    method: Rotated
+    method: PostRopeAttention
 
     def attend(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.method.attend(*args, **kwargs)
 
 
 class _MemoryInstallation(_Installation):
-    """A `Memory` on a model: turns the model's caches into the method's and hands new keys to them."""
+    """A `PreRopeAttention` on a model: turns the model's caches into the method's and hands new keys to them."""
 
-    method: Memory
+    method: PreRopeAttention
 
-    def __init__(self, method: Memory, anatomy: Anatomy, rotaries: dict[str | None, Rotary]) -> None:
+    def __init__(self, method: PreRopeAttention, model_layout: ModelLayout, rotaries: dict[str | None, Rotary]) -> None:
         super().__init__(method)
         self._layers = [
             Layer(**part.layer, rotary=rotaries[part.layer_type] if part.has_positions else Rotary(None, None))
-            for part in anatomy.parts
+            for part in model_layout.parts
         ]
         self._pending: MemoryLayer | None = None
         self._announcing: WeakSet[MemoryLayer] = WeakSet()
@@ -312,13 +314,13 @@ AttentionMaskInterface.register(_MEMORY, padding_mask)
 AttentionMaskInterface.register(_ROTATED, sdpa_mask)
 
 
-def _enter(installed: _Installation, anatomy: Anatomy, name: str, undo: ExitStack) -> None:
+def _enter(installed: _Installation, model_layout: ModelLayout, name: str, undo: ExitStack) -> None:
     """Send the attention of every layer to `installed`."""
-    configs = {id(part.module.config): part.module.config for part in anatomy.parts}
-    for config in (anatomy.decoder.config, anatomy.decoder.config.get_text_config(decoder=True)):
+    configs = {id(part.module.config): part.module.config for part in model_layout.parts}
+    for config in (model_layout.decoder.config, model_layout.decoder.config.get_text_config(decoder=True)):
         configs[id(config)] = config
     for config in configs.values():
         swap(undo, config, "_attn_implementation", name)
-    for part in anatomy.parts:
+    for part in model_layout.parts:
         _LAYERS[part.module] = installed
         undo.callback(_LAYERS.pop, part.module, None)

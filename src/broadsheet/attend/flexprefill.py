@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from broadsheet.attend.base import Anatomy, Rotated
+from broadsheet.attend.base import ModelLayout, PostRopeAttention
 from broadsheet.attend.kernels.blocksparse import blocks_attention, flex_attention
 from broadsheet.attend.kernels.softmax import attention_logits, attention_part
 from broadsheet.console import InputError
@@ -138,7 +138,7 @@ class Pattern:
 
 
 @dataclass
-class FlexPrefill(Rotated):
+class FlexPrefill(PostRopeAttention):
     """Read a long prompt by computing, in each head, only the blocks of its attention map that hold most of the weight.
 
     A probe, the last `block_size` queries, attends in full. Where the means of blocks tell its attention to each block
@@ -202,7 +202,7 @@ class FlexPrefill(Rotated):
     query_aware_: dict[int, float] = field(default_factory=dict, init=False, repr=False, compare=False)
     _read: tuple[ReferenceType[Tensor], int, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
-    def check(self, anatomy: Anatomy) -> None:
+    def check(self, model_layout: ModelLayout) -> None:
         """Refuse hyperparameters out of range, and a backend that the model's device does not have."""
         wrong = [
             f"{name}={getattr(self, name)!r} (expected {expected})"
@@ -221,7 +221,7 @@ class FlexPrefill(Rotated):
             wrong = [f"segment={self.segment} (expected a multiple of block_size={self.block_size})"]
         if wrong:
             raise InputError(f"FlexPrefill got {', '.join(wrong)}")
-        device = next(anatomy.decoder.parameters()).device.type
+        device = next(model_layout.decoder.parameters()).device.type
         if self.backend == "flex" and device not in ("cpu", "cuda"):
             raise InputError(f"got backend='flex' on {device}; expected a CPU or CUDA device, or backend='blocks'")
 

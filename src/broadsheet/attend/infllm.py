@@ -14,7 +14,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from broadsheet.attend.base import Anatomy, Memory
+from broadsheet.attend.base import ModelLayout, PreRopeAttention
 from broadsheet.attend.kernels.blocks import Blocks
 from broadsheet.attend.kernels.joint import Keys, attend_jointly, how_often, logits
 from broadsheet.attend.memory import Bytes, Layer, State
@@ -25,7 +25,7 @@ _FEWEST_QUERIES = 32  # that a matrix product needs to be worth its name
 
 
 @dataclass
-class InfLLM(Memory):
+class InfLLM(PreRopeAttention):
     """Read texts of any length in a window, and look up in each layer the few blocks of older text that matter now.
 
     The last `n_local` tokens are attended as ever. The first `n_init` tokens, and the `top_k` older blocks whose
@@ -104,7 +104,7 @@ class InfLLM(Memory):
     def state(self, layer: Layer) -> State:
         return InfLLMState(layer, self)
 
-    def check(self, anatomy: Anatomy) -> None:
+    def check(self, model_layout: ModelLayout) -> None:
         least = {"n_local": 1, "n_init": 0, "block_size": 1, "top_k": 0, "execution_block": 1, "far_distance": 0}
         for name, bound in least.items():
             value = getattr(self, name)
@@ -123,7 +123,7 @@ class InfLLM(Memory):
             raise InputError(f'got score={self.score!r}; expected "probability" or "logit"')
         if self.offload not in (True, False, "auto"):
             raise InputError(f'got offload={self.offload!r}; expected True, False or "auto"')
-        super().check(anatomy)
+        super().check(model_layout)
 
 
 class InfLLMState(State):

@@ -30,7 +30,7 @@ _POSITIONS = [3, 10]
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class LayerLayout:
     """An attention module of a model, as `read_anatomy` found it."""
 
     module: nn.Module
@@ -40,7 +40,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Anatomy:
+class ModelLayout:
     """Where a model attends.
 
     Attributes:
@@ -52,7 +52,7 @@ class Anatomy:
     """
 
     decoder: Any
-    parts: list[Part]
+    parts: list[LayerLayout]
     rotary: nn.Module
     rotary_owner: nn.Module
     apply: Callable[..., Any]
@@ -64,7 +64,7 @@ def find_decoder(model: nn.Module) -> Any:
     return model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
 
 
-def read_anatomy(model: nn.Module) -> Anatomy:
+def read_anatomy(model: nn.Module) -> ModelLayout:
     """Find a model's attention layers and prove that their rotary encoding can be moved out of them.
 
     Two tokens are read twice, as the model does it and with its rotary module giving the angle zero: what the model's
@@ -109,7 +109,7 @@ def read_anatomy(model: nn.Module) -> Anatomy:
     ]
     if not any(part.has_positions for part in parts):
         raise InputError(f"{name} does not use its rotary encoding; expected {SUPPORTED}")
-    return Anatomy(decoder, parts, rotary, owner, apply, getattr(config, "max_position_embeddings", None))
+    return ModelLayout(decoder, parts, rotary, owner, apply, getattr(config, "max_position_embeddings", None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +158,7 @@ def _probe(decoder: Any) -> tuple[list[_Call], Cache]:
 
 def _read_part(
     name: str, before: _Call, after: _Call, rotary: nn.Module, apply: Callable[..., Any], layer_type: str | None
-) -> Part:
+) -> LayerLayout:
     """One layer, from the calls it made with rotation and without."""
     index = getattr(before.module, "layer_idx", None)
     if before.kwargs.get("s_aux") is not None or before.kwargs.get("position_bias") is not None:
@@ -183,7 +183,7 @@ def _read_part(
         "softcap": before.kwargs.get("softcap"),
         "sliding_window": before.kwargs.get("sliding_window"),
     }
-    return Part(before.module, layer, layer_type, has_positions=not plain)
+    return LayerLayout(before.module, layer, layer_type, has_positions=not plain)
 
 
 def padding_mask(kv_length: int, attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from broadsheet.attend.base import Memory
+from broadsheet.attend.base import PreRopeAttention
 from broadsheet.attend.kernels import flex
 from broadsheet.attend.kernels.softmax import merge_parts
 from broadsheet.attend.kernels.window import CHUNK, WindowState
@@ -26,7 +26,7 @@ LONG = 4096  # tokens of a prompt for which a GPU's compiled kernel may be worth
 
 
 @dataclass
-class LMInfinite(Memory):
+class LMInfinite(PreRopeAttention):
     """Read on past the training length: a token sees the first `n_global` and the last `n_local` tokens, and none of
     them at a distance greater than `max_distance`.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from broadsheet.attend.base import Anatomy, Memory
+from broadsheet.attend.base import ModelLayout, PreRopeAttention
 from broadsheet.attend.kernels.softmax import attention_part, merge_parts
 from broadsheet.attend.memory import Layer, State
 from broadsheet.console import InputError
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 24 << 20  # of rotated queries at once: the C allocator keeps tensors below 32 MiB for the next block
 
-Part = tuple[Tensor, Tensor]  # an output and its log-sum-exp, as `attention_part` gives them
+LayerLayout = tuple[Tensor, Tensor]  # an output and its log-sum-exp, as `attention_part` gives them
 
 
 @dataclass
-class LongHeads(Memory):
+class LongHeads(PreRopeAttention):
     """Read past the training length: each head, at each token, attends to the few chunks that match its query.
 
     The text is cut into chunks of `chunk_size` tokens. Every complete chunk gets a summary for each query head: its
@@ -84,7 +84,7 @@ class LongHeads(Memory):
     def state(self, layer: Layer) -> State:
         return ChunkState(layer, self.chunk_size, self.attention_length // self.chunk_size, self.reach)
 
-    def check(self, anatomy: Anatomy) -> None:
+    def check(self, model_layout: ModelLayout) -> None:
         w, length = self.chunk_size, self.attention_length
         if w < 1 or length % w or length < 3 * w:
             raise InputError(
@@ -92,7 +92,7 @@ class LongHeads(Memory):
             )
         if self.reach < length:
             raise InputError(f"got begin={self.begin}; expected at least attention_length={length}, or None")
-        super().check(anatomy)
+        super().check(model_layout)
 
 
 class ChunkState(State):
@@ -193,7 +193,7 @@ class ChunkState(State):
         last = (complete - 1).expand(*best.shape[:2], 1, -1)
         return torch.cat((torch.zeros_like(last), best, last), 2)
 
-    def _attend_chunks(self, query: Tensor, positions: Tensor, chosen: Tensor) -> list[Part]:
+    def _attend_chunks(self, query: Tensor, positions: Tensor, chosen: Tensor) -> list[LayerLayout]:
         """Each query with the chunks of its list, a part for every place: chunk by chunk, with all that chose it.
 
         Args:
@@ -216,7 +216,7 @@ class ChunkState(State):
                 flat_sums.index_copy_(0, group, its_sums[0, 0])
         return list(zip(output.unbind(2), sums.unbind(2), strict=True))
 
-    def _attend_list(self, query: Tensor, positions: Tensor, chosen: Tensor, last: int) -> list[Part]:
+    def _attend_list(self, query: Tensor, positions: Tensor, chosen: Tensor, last: int) -> list[LayerLayout]:
         """As `_attend_chunks`, for one query: (rows, heads, 1, head_dim), (places,) and (rows, heads, places)."""
         key, value, first = self._by_chunk()
         placed = self.layer.rotary.rotate(query.expand(-1, -1, len(positions), -1), positions)
@@ -239,7 +239,7 @@ class ChunkState(State):
         first = torch.arange(0, len(key), room // self.chunk_size, device=key.device).view(rows, kv_heads)
         return key, value, first.repeat_interleave(self.layer.group, 1)
 
-    def _attend_tail(self, own: Tensor, start: int) -> Part:
+    def _attend_tail(self, own: Tensor, start: int) -> LayerLayout:
         """Each token from `start` on with its unfinished chunk up to itself: nothing if it ends the chunk."""
         w, stop = self.chunk_size, start + own.shape[2]
         parts = []
@@ -273,7 +273,7 @@ class ChunkState(State):
             own, held = queries[:, :, complete * w :], 0
         self._query = _append(self._query, held, own, w)
 
-    def _part(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Part:
+    def _part(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> LayerLayout:
         layer = self.layer
         return attention_part(query, key, value, scaling=layer.scaling, softcap=layer.softcap, causal=causal)
 
@@ -323,7 +323,7 @@ def _append(held: Tensor, length: int, new: Tensor, multiple: int) -> Tensor:
     return held
 
 
-def _join(parts: list[Part]) -> Part:
+def _join(parts: list[LayerLayout]) -> LayerLayout:
     """Parts of different queries, one behind the other."""
     if len(parts) == 1:
         return parts[0]

@@ -87,7 +87,7 @@ def load(
     return FileCorpus(name, on_error, text_field, id_field)
 
 
-class Place(NamedTuple):
+class RowLocation(NamedTuple):
     """Where a row stands: as messages name it, and as the id of a row that brings none (wherever files lie)."""
 
     shown: str
@@ -95,7 +95,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bad:
+class InvalidRow:
     """What stands where a document was expected. Rows with the same fault have the same `reason`."""
 
     reason: str
@@ -176,22 +176,22 @@ class Corpus(ABC):
         """One line for people: what it is, and how large."""
 
     @abstractmethod
-    def _rows(self) -> Iterator[tuple[Place, Any]]:
-        """Every row from the start; `Bad` where one could not be read."""
+    def _rows(self) -> Iterator[tuple[RowLocation, Any]]:
+        """Every row from the start; `InvalidRow` where one could not be read."""
 
-    def _document(self, place: Place, row: Any) -> Document | Bad:
-        if isinstance(row, Bad):
+    def _document(self, place: RowLocation, row: Any) -> Document | InvalidRow:
+        if isinstance(row, InvalidRow):
             return row
         if not isinstance(row, dict):
-            return Bad("not a JSON object")
+            return InvalidRow("not a JSON object")
         if self.text_field not in row:
-            return Bad(f"no field {self.text_field!r}", "set text_field to the one that holds the text")
+            return InvalidRow(f"no field {self.text_field!r}", "set text_field to the one that holds the text")
         metadata = dict(row)
         text = metadata.pop(self.text_field)
         if not isinstance(text, str):
-            return Bad(f"field {self.text_field!r} is not a string")
+            return InvalidRow(f"field {self.text_field!r} is not a string")
         if not _is_unicode(text):
-            return Bad(f"field {self.text_field!r} holds half a surrogate pair")
+            return InvalidRow(f"field {self.text_field!r} holds half a surrogate pair")
         identifier = metadata.pop(self.id_field, None)
         return Document(place.id if identifier is None else str(identifier), text, metadata)
 
@@ -217,9 +217,9 @@ class PydocsCorpus(Corpus):
     def describe(self) -> str:
         return str(self.stats)
 
-    def _rows(self) -> Iterator[tuple[Place, Any]]:
+    def _rows(self) -> Iterator[tuple[RowLocation, Any]]:
         for row in pydocs.rows(self.folder):
-            yield Place(row["id"], row["id"]), row
+            yield RowLocation(row["id"], row["id"]), row
 
 
 class FileCorpus(Corpus):
@@ -243,17 +243,20 @@ class FileCorpus(Corpus):
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
-    def _rows(self) -> Iterator[tuple[Place, Any]]:
+    def _rows(self) -> Iterator[tuple[RowLocation, Any]]:
         for path in self.files:
             name = self._name(path)
             try:
                 with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
                     if path.suffix == ".txt":
                         line, text = _text(file)
-                        yield Place(f"{path}:{line}", name), text if isinstance(text, Bad) else {self.text_field: text}
+                        yield (
+                            RowLocation(f"{path}:{line}", name),
+                            text if isinstance(text, InvalidRow) else {self.text_field: text},
+                        )
                         continue
                     for line, row in _parquet_rows(file) if path.suffix == ".parquet" else _jsonl_rows(file):
-                        yield Place(f"{path}:{line}", f"{name}:{line}"), row
+                        yield RowLocation(f"{path}:{line}", f"{name}:{line}"), row
             except OSError as error:
                 raise InputError(f"cannot read {path}: {error.strerror or error}") from None
 
@@ -292,7 +295,7 @@ class HubCorpus(Corpus):
         size = _in_bytes(self.size) if self.size else "size unknown"
         return f"{self.spec}: {rows}, {size}, commit {self.revision}, downloaded as it is read"
 
-    def _rows(self) -> Iterator[tuple[Place, Any]]:
+    def _rows(self) -> Iterator[tuple[RowLocation, Any]]:
         rows = iter(self._stream)
         number = 0
         while True:
@@ -301,7 +304,7 @@ class HubCorpus(Corpus):
             if row is None:
                 return
             number += 1
-            yield Place(f"{self.spec}:{number}", f"{self.name}/{self.split}:{number}"), row
+            yield RowLocation(f"{self.spec}:{number}", f"{self.name}/{self.split}:{number}"), row
 
     @contextmanager
     def _hub_errors(self) -> Iterator[None]:
@@ -349,13 +352,13 @@ def _parse_hub_spec(spec: str) -> tuple[str, str | None, str]:
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split
 
 
-def _text(file: BufferedIOBase) -> tuple[int, str | Bad]:
+def _text(file: BufferedIOBase) -> tuple[int, str | InvalidRow]:
     """The whole file as a text; or the line of the first byte that is not UTF-8."""
     data = file.read()
     try:
         return 1, data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        return data.count(b"\n", 0, error.start) + 1, Bad("not UTF-8", "save it as UTF-8")
+        return data.count(b"\n", 0, error.start) + 1, InvalidRow("not UTF-8", "save it as UTF-8")
 
 
 def _jsonl_rows(file: BufferedIOBase) -> Iterator[tuple[int, Any]]:
@@ -367,16 +370,16 @@ def _jsonl_rows(file: BufferedIOBase) -> Iterator[tuple[int, Any]]:
             if row.strip():
                 yield number, _parse(row)
     except (EOFError, gzip.BadGzipFile, zlib.error):
-        yield number + 1, Bad("not gzip, or cut off", "fetch the file again")
+        yield number + 1, InvalidRow("not gzip, or cut off", "fetch the file again")
 
 
 def _parse(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
-        return Bad("not UTF-8", "save it as UTF-8")
+        return InvalidRow("not UTF-8", "save it as UTF-8")
     except (ValueError, RecursionError):  # a number of more than 4,300 digits is a plain ValueError
-        return Bad("not JSON")
+        return InvalidRow("not JSON")
 
 
 def _parquet_rows(file: BufferedIOBase) -> Iterator[tuple[int, Any]]:
@@ -393,7 +396,7 @@ def _parquet_rows(file: BufferedIOBase) -> Iterator[tuple[int, Any]]:
                 number += 1
                 yield number, row
     except (pyarrow.ArrowException, OSError):
-        yield number + 1, Bad("not Parquet, or damaged", "fetch the file again")
+        yield number + 1, InvalidRow("not Parquet, or damaged", "fetch the file again")
 
 
 def _batch_rows(batch: RecordBatch) -> Iterator[Any]:
@@ -404,7 +407,7 @@ def _batch_rows(batch: RecordBatch) -> Iterator[Any]:
             try:
                 yield from batch.slice(index, 1).to_pylist()
             except UnicodeDecodeError:
-                yield Bad("not UTF-8", "save it as UTF-8")
+                yield InvalidRow("not UTF-8", "save it as UTF-8")
 
 
 def _is_unicode(text: str) -> bool:

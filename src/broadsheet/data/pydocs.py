@@ -75,14 +75,14 @@ class Stats:
         )
 
 
-class Source(NamedTuple):
+class DocSource(NamedTuple):
     """A file to read. `name` is its POSIX path below the standard library or site-packages."""
 
     name: str
     path: str
 
 
-class Entry(NamedTuple):
+class DocEntry(NamedTuple):
     """One document as it leaves its source; `name` is its title, and its id unless an earlier one has taken that."""
 
     name: str
@@ -162,7 +162,7 @@ def _standard_library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def _sources(installed: dict[str, Distribution]) -> list[Source]:
+def _sources(installed: dict[str, Distribution]) -> list[DocSource]:
     """Every `.py`, `.rst` and `.md` file worth reading, sorted; the standard library shadows the rest, as on import."""
     root = _standard_library()
     found: dict[str, str] = {}
@@ -176,7 +176,7 @@ def _sources(installed: dict[str, Distribution]) -> list[Source]:
         for listed in distribution.files or []:
             if _is_package_doc(listed):
                 found.setdefault(listed.as_posix(), str(distribution.locate_file(listed)))
-    return [Source(name, found[name]) for name in sorted(found)]
+    return [DocSource(name, found[name]) for name in sorted(found)]
 
 
 def _is_package_doc(file: PurePosixPath) -> bool:
@@ -188,7 +188,7 @@ def _is_package_doc(file: PurePosixPath) -> bool:
     )
 
 
-def _readmes(installed: dict[str, Distribution]) -> Iterator[Entry]:
+def _readmes(installed: dict[str, Distribution]) -> Iterator[DocEntry]:
     for name, distribution in installed.items():
         text = (distribution.metadata["Description"] or "").strip()
         if len(text) >= MIN_CHARACTERS:
@@ -196,7 +196,7 @@ def _readmes(installed: dict[str, Distribution]) -> Iterator[Entry]:
                 file.parts[0] for file in distribution.files or [] if file.suffix == ".py" and _is_package_doc(file)
             )
             package = next(sources, name.replace("-", "_")).removesuffix(".py")
-            yield Entry(f"{name} README", 1, "readme", package, package, _valid_unicode(text))
+            yield DocEntry(f"{name} README", 1, "readme", package, package, _valid_unicode(text))
 
 
 def _build(folder: Path, key: str, installed: dict[str, Distribution], workers: int) -> Stats:
@@ -209,7 +209,7 @@ def _build(folder: Path, key: str, installed: dict[str, Distribution], workers: 
     unreadable = characters = 0
     with (folder / ROWS_FILE).open("w", encoding="utf-8") as file:
 
-        def write(entries: list[Entry], place: str) -> None:
+        def write(entries: list[DocEntry], place: str) -> None:
             nonlocal characters
             for entry in entries:
                 # An overload, a second definition under an `if`, or an attribute that hides a submodule.
@@ -248,7 +248,7 @@ def _build(folder: Path, key: str, installed: dict[str, Distribution], workers: 
     )
 
 
-def _read_aside(chunk: list[Source]) -> list[list[Entry] | None]:
+def _read_aside(chunk: list[DocSource]) -> list[list[DocEntry] | None]:
     """`_read` over a chunk in another interpreter with our `sys.path`; pickles through pipes between the two."""
     program = f"import sys; sys.path[:] = {sys.path!r}; from broadsheet.data.pydocs import _serve_chunk; _serve_chunk()"
     done = subprocess.run(
@@ -258,7 +258,7 @@ def _read_aside(chunk: list[Source]) -> list[list[Entry] | None]:
         check=True,
         start_new_session=True,  # Ctrl-C is for the parent to answer, which waits for the chunks under way
     )
-    found: list[list[Entry] | None] = pickle.loads(done.stdout)
+    found: list[list[DocEntry] | None] = pickle.loads(done.stdout)
     return found
 
 
@@ -267,11 +267,11 @@ def _serve_chunk() -> None:
 
     gc.disable()  # a syntax tree is a million young objects and no garbage: collecting costs a third of the time
     warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-    chunk: list[Source] = pickle.load(sys.stdin.buffer)
+    chunk: list[DocSource] = pickle.load(sys.stdin.buffer)
     sys.stdout.buffer.write(pickle.dumps([_read(source) for source in chunk]))
 
 
-def _read(source: Source) -> list[Entry] | None:
+def _read(source: DocSource) -> list[DocEntry] | None:
     """The entries of one file, in the order of its lines; None if it cannot be read or parsed."""
     parts = PurePosixPath(source.name).with_suffix("").parts
     package = parts[0]
@@ -280,7 +280,7 @@ def _read(source: Source) -> list[Entry] | None:
         if not source.name.endswith(".py"):
             text = data.decode("utf-8-sig").strip()
             long_enough = len(text) >= MIN_CHARACTERS
-            return [Entry(source.name, 1, "doc", ".".join(parts[:-1]), package, text)] if long_enough else []
+            return [DocEntry(source.name, 1, "doc", ".".join(parts[:-1]), package, text)] if long_enough else []
         if b'"""' not in data and b"'''" not in data and source.name != TOPICS:
             return []
         tree = ast.parse(data)
@@ -289,10 +289,11 @@ def _read(source: Source) -> list[Entry] | None:
     module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
     if source.name == TOPICS:
         return [
-            Entry(f"{module}.{topic}", 1, "doc", module, package, text.strip()) for topic, text in _topics(tree).items()
+            DocEntry(f"{module}.{topic}", 1, "doc", module, package, text.strip())
+            for topic, text in _topics(tree).items()
         ]
     return [
-        Entry(name, line, kind, module, package, text)
+        DocEntry(name, line, kind, module, package, text)
         for name, line, kind, text in _docstrings(tree, module)
         if len(text) >= MIN_CHARACTERS
     ]

@@ -4,7 +4,7 @@
 """
 
 from broadsheet.decode.aded import ADED
-from broadsheet.decode.base import Account, Drafter
+from broadsheet.decode.base import DecodeStats, Drafter
 from broadsheet.decode.table import TrigramTable
 
-__all__ = ["ADED", "Account", "Drafter", "TrigramTable"]
+__all__ = ["ADED", "DecodeStats", "Drafter", "TrigramTable"]

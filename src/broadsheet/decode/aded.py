@@ -19,12 +19,12 @@ from broadsheet.decode.acceptance import Acceptance, Bin, copied, tabled
 from broadsheet.decode.base import Drafter
 from broadsheet.decode.draft import Draft
 from broadsheet.decode.history import LONGEST, SURE, History
-from broadsheet.decode.pace import Pace, measure
+from broadsheet.decode.pace import StepCost, measure
 from broadsheet.decode.search import Reward, TreeSearch
 from broadsheet.decode.table import TrigramTable
 
 if TYPE_CHECKING:
-    from broadsheet.decode.target import Target
+    from broadsheet.decode.target import TargetModel
 
 _SLIGHT = 0.05  # successors below this share of their pair are not offered: hardly one in fifty is written
 _PAPER_DEPTH = 4
@@ -115,8 +115,8 @@ class ADED(Drafter):
                 raise InputError(f"got {name} {value!r}; expected 'auto' or a whole number from 1")
         self.history_ = History()
         self.acceptance_ = Acceptance()
-        self._pace = Pace(self.step_seconds) if self.step_seconds is not None else None
-        self.paces_: WeakKeyDictionary[Any, dict[tuple[Any, ...], Pace]] = WeakKeyDictionary()
+        self._pace = StepCost(self.step_seconds) if self.step_seconds is not None else None
+        self.paces_: WeakKeyDictionary[Any, dict[tuple[Any, ...], StepCost]] = WeakKeyDictionary()
         self._checked: tuple[TrigramTable | None, int] = (None, 0)
         self._tail: list[int] = []
 
@@ -141,7 +141,7 @@ class ADED(Drafter):
             self.history_.end()
             self.history_.extend(prompt)
 
-    def prepare(self, target: Target, room: int) -> None:
+    def prepare(self, target: TargetModel, room: int) -> None:
         if room < 2:  # the trial steps read two tokens ahead, where there might be no position for them
             return
         self._check_table(target.model.get_input_embeddings().num_embeddings)
@@ -165,7 +165,7 @@ class ADED(Drafter):
             )
         self._checked = (self.table, vocabulary)
 
-    def _measured(self, target: Target) -> Pace:
+    def _measured(self, target: TargetModel) -> StepCost:
         """The pace of this model at about this length of context, measured once."""
 
         def step(size: int) -> None:
@@ -183,7 +183,7 @@ class ADED(Drafter):
     def draft(self, room: int) -> Draft:
         if room < 1 or len(self._tail) < 2 or (self.tree_size == "auto" and self._pace is None):
             return Draft()
-        self.account_.unknown += not self.table.successors(*self._tail[-2:])
+        self.stats_.unknown += not self.table.successors(*self._tail[-2:])
         if self.search == "mcts":
             draft = self._searched(room)
         else:
@@ -191,14 +191,16 @@ class ADED(Drafter):
         if self.tree_size != "auto":
             return draft.best(self.tree_size)
         assert self._pace
-        return draft.best(self._pace.worth(list(accumulate(sorted(draft.chances, reverse=True), initial=1.0))))
+        return draft.best(
+            self._pace.best_draft_size(list(accumulate(sorted(draft.chances, reverse=True), initial=1.0)))
+        )
 
     def wrote(self, tokens: Sequence[int], accepted: int) -> None:
         for i, token in enumerate(tokens):
             if len(self._tail) >= 2:
                 if i < accepted:
                     source = "corpus" if self.table.from_corpus(self._tail[-2], self._tail[-1], token) else "adapted"
-                    self.account_.accepted_from[source] = self.account_.accepted_from.get(source, 0) + 1
+                    self.stats_.accepted_from[source] = self.stats_.accepted_from.get(source, 0) + 1
                 for offered, _, place in self._offers(self._tail):
                     self.acceptance_.observe(place, offered == token)
             if self.recency:

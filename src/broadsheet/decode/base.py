@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-    from broadsheet.decode.target import Target
+    from broadsheet.decode.target import TargetModel
 
 _INPUTS = {"attention_mask", "position_ids", "cache", "use_cache", "logits_to_keep", "inputs_embeds"}
 
 
 @dataclass
-class Account:
+class DecodeStats:
     """What one call of `generate` did.
 
     Attributes:
@@ -65,7 +65,7 @@ class Account:
 class Drafter(ABC):
     """Drafts continuations, and is told what was written. Pass an instance as `generate(custom_generate=…)`.
 
-    A subclass holds its hyperparameters and the methods below; after a call, `account_` says what it did. One
+    A subclass holds its hyperparameters and the methods below; after a call, `stats_` says what it did. One
     instance serves one `generate` at a time.
 
     Attributes:
@@ -73,14 +73,14 @@ class Drafter(ABC):
     """
 
     chain: bool = False
-    account_: Account
+    stats_: DecodeStats
 
     @abstractmethod
     def begin(self, prompt: Sequence[int]) -> None:
         """A new sequence starts with `prompt`."""
 
     @abstractmethod
-    def prepare(self, target: Target, room: int) -> None:
+    def prepare(self, target: TargetModel, room: int) -> None:
         """Called before each draft: the place to check and time the target, which must be left as it was."""
 
     @abstractmethod
@@ -113,7 +113,7 @@ class Drafter(ABC):
             InputError: something was asked for that is not greedy decoding of one sequence, or the model or its cache
                 cannot verify drafts.
         """
-        from broadsheet.decode.target import Target, check_cache, check_model
+        from broadsheet.decode.target import TargetModel, check_cache, check_model
 
         check_model(model, tree=not self.chain)
         _check_request(type(self).__name__, generation_config, input_ids, synced_gpus, model_kwargs)
@@ -121,7 +121,7 @@ class Drafter(ABC):
         writer = _Writer(
             input_ids, logits_processor, stopping_criteria, generation_config, streamer or _streamer_of_caller()
         )
-        self.account_ = account = Account()
+        self.stats_ = account = DecodeStats()
         # The prompt is read exactly as plain greedy decoding reads it: chunks, continued caches, padding, embeddings.
         outputs = model._prefill(input_ids, generation_config, model_kwargs)
         cache = outputs.cache
@@ -129,7 +129,7 @@ class Drafter(ABC):
         account.forwards = 1
         positions = model_kwargs.get("position_ids")
         position = None if positions is None else int(positions[0, -1]) + 1
-        target = Target(model, cache, model_kwargs.get("attention_mask"), position, tree=not self.chain)
+        target = TargetModel(model, cache, model_kwargs.get("attention_mask"), position, tree=not self.chain)
         writer.write(outputs.logits[0, -1:], Draft())
         del outputs  # the logits of a long prompt are large
         if not writer.done:

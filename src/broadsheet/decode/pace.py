@@ -17,7 +17,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)  # tokens in a step, the root included
 _MARGIN = 1.02  # a draft that would gain less than this is not worth the doubt
 
 
-class Pace:
+class StepCost:
     """Seconds of a step by its size.
 
     Args:
@@ -52,7 +52,7 @@ class Pace:
         slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(sizes)]
         return max(0.01, min(slopes, default=0.0) / self.seconds[1])
 
-    def worth(self, expected: Sequence[float]) -> int:
+    def best_draft_size(self, expected: Sequence[float]) -> int:
         """How many draft tokens to verify, 0 for a plain step, so that expected tokens per second are highest.
 
         Args:
@@ -65,7 +65,7 @@ class Pace:
         return best
 
 
-def measure(step: Callable[[int], None], sizes: Sequence[int] = SIZES, rounds: int = 3) -> Pace:
+def measure(step: Callable[[int], None], sizes: Sequence[int] = SIZES, rounds: int = 3) -> StepCost:
     """Time `step(size)`: the shortest of some interleaved rounds, since what disturbs a timing only adds to it.
 
     Args:
@@ -79,4 +79,4 @@ def measure(step: Callable[[int], None], sizes: Sequence[int] = SIZES, rounds: i
             step(size)
             seconds[size] = min(seconds[size], time.perf_counter() - start)
     seconds[1] = min(seconds.values())  # reading less is never dearer: where it seems so, it was disturbed
-    return Pace(seconds)
+    return StepCost(seconds)

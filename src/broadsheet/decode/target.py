@@ -75,7 +75,7 @@ def check_cache(cache: Any, owner: str = "generate") -> None:
         )
 
 
-class Target:
+class TargetModel:
     """A model and its cache in the middle of generating one sequence.
 
     Args:

@@ -7,7 +7,7 @@ from broadsheet.detect.base import Detector, OnePassDetector, score_all
 from broadsheet.detect.curvature import Binoculars, FastDetectGPT
 from broadsheet.detect.lastde import Lastde, LastdePP
 from broadsheet.detect.likelihood import LRR, Entropy, Likelihood, LogRank, Rank
-from broadsheet.detect.reading import Reader, Reading
+from broadsheet.detect.reading import Reader, TokenScores
 from broadsheet.detect.resampling import DNAGPT, NPR, DetectGPT
 
 __all__ = [
@@ -26,6 +26,6 @@ __all__ = [
     "OnePassDetector",
     "Rank",
     "Reader",
-    "Reading",
+    "TokenScores",
     "score_all",
 ]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from broadsheet.console import InputError, say
-from broadsheet.detect.reading import Need, Reader, Reading, read_logits
+from broadsheet.detect.reading import Need, Reader, TokenScores, read_logits
 
 Scores = NDArray[np.float64]
 
@@ -49,7 +49,7 @@ class Detector(ABC):
     seed: int = field(default=0, kw_only=True)
 
     @property
-    def draws(self) -> int:
+    def n_samples(self) -> int:
         """How many samples at each position the readings must hold."""
         return 0
 
@@ -72,7 +72,7 @@ class Detector(ABC):
         return score_all({name: self}, texts, self.reader)[name]
 
     @abstractmethod
-    def score_readings(self, texts: Sequence[str], readings: Sequence[Reading], reader: Reader) -> Scores:
+    def score_readings(self, texts: Sequence[str], readings: Sequence[TokenScores], reader: Reader) -> Scores:
         """Scores from readings that hold `needs`, NaN where a text is too short. `reader` reads further texts."""
 
     def fit(self, texts: Sequence[str], labels: Sequence[int]) -> Self:
@@ -129,7 +129,7 @@ class OnePassDetector(Detector):
     """A detector whose score is a statistic of the text's own reading: one forward pass, shared between methods."""
 
     @abstractmethod
-    def statistic(self, reading: Reading) -> float:
+    def statistic(self, reading: TokenScores) -> float:
         """The score of one text from its reading; called with at least `min_tokens` scored tokens."""
 
     @property
@@ -137,7 +137,7 @@ class OnePassDetector(Detector):
         """The fewest scored tokens (the first token of a text is not) the statistic is defined for."""
         return 1
 
-    def score_readings(self, texts: Sequence[str], readings: Sequence[Reading], reader: Reader) -> Scores:
+    def score_readings(self, texts: Sequence[str], readings: Sequence[TokenScores], reader: Reader) -> Scores:
         scores = np.full(len(texts), np.nan)
         for i, reading in enumerate(readings):
             if len(reading) >= self.min_tokens:
@@ -147,7 +147,9 @@ class OnePassDetector(Detector):
     def scores_from_logits(self, logits: Tensor, labels: Tensor, ref_logits: Tensor | None = None) -> float:
         """The score of one text from logits (n, vocabulary) that predict `labels` (n,), with no model at hand."""
         generator = torch.Generator().manual_seed(self.seed)
-        reading = read_logits(logits, labels, ref_logits, needs=self.needs, n_samples=self.draws, generator=generator)
+        reading = read_logits(
+            logits, labels, ref_logits, needs=self.needs, n_samples=self.n_samples, generator=generator
+        )
         return self.statistic(reading)
 
 
@@ -169,7 +171,7 @@ def score_all(detectors: Mapping[str, Detector], texts: Sequence[str], reader: R
         raise InputError(
             f"got detectors with different seeds {sorted(seeds)}; one forward pass draws one set of samples"
         )
-    n_samples = max(detector.draws for detector in detectors.values())
+    n_samples = max(detector.n_samples for detector in detectors.values())
     seed = seeds.pop() if seeds else 0
     scores = {name: np.full(len(texts), np.nan) for name in detectors}
     for first in range(0, len(texts), _CHUNK):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from broadsheet.detect.base import OnePassDetector
-from broadsheet.detect.reading import Need, Reading
+from broadsheet.detect.reading import Need, TokenScores
 
 
 @dataclass
@@ -28,7 +28,7 @@ class FastDetectGPT(OnePassDetector):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"moments"})
 
-    def statistic(self, reading: Reading) -> float:
+    def statistic(self, reading: TokenScores) -> float:
         assert reading.mean is not None
         assert reading.variance is not None
         excess = float((reading.log_likelihood - reading.mean).sum())
@@ -49,7 +49,7 @@ class Binoculars(OnePassDetector):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"moments"})
 
-    def statistic(self, reading: Reading) -> float:
+    def statistic(self, reading: TokenScores) -> float:
         assert reading.mean is not None
         cross_entropy = -float(reading.mean.mean())
         return float(reading.log_likelihood.mean()) / cross_entropy if cross_entropy else float("-inf")

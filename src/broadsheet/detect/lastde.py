@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from broadsheet.detect.base import OnePassDetector, standard_score
-from broadsheet.detect.reading import Need, Reading
+from broadsheet.detect.reading import Need, TokenScores
 
 Aggregate = Literal["std", "range", "2norm", "exprange", "expstd"]
 
@@ -151,7 +151,7 @@ class Lastde(OnePassDetector):
         bins = self.bins(len(log_likelihood))
         return lastde(log_likelihood, window=self.window, bins=bins, scales=self.scales, how=self.how)
 
-    def statistic(self, reading: Reading) -> float:
+    def statistic(self, reading: TokenScores) -> float:
         return float(self.of(reading.log_likelihood))
 
 
@@ -188,11 +188,7 @@ class LastdePP(Lastde):
     scales: int = 15
     n_samples: int = 100
 
-    @property
-    def draws(self) -> int:
-        return self.n_samples
-
-    def statistic(self, reading: Reading) -> float:
+    def statistic(self, reading: TokenScores) -> float:
         assert reading.samples is not None
         samples = reading.samples[:, : self.n_samples]
         values = self.of(torch.cat([reading.log_likelihood[:, None], samples], dim=1))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from broadsheet.detect.base import OnePassDetector
-from broadsheet.detect.reading import Need, Reading
+from broadsheet.detect.reading import Need, TokenScores
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Likelihood(OnePassDetector):
     Source: arXiv:1906.04043; as compared in arXiv:2410.06072, Sec. 4.
     """
 
-    def statistic(self, reading: Reading) -> float:
+    def statistic(self, reading: TokenScores) -> float:
         return float(reading.log_likelihood.mean())
 
 
@@ -36,7 +36,7 @@ class Rank(OnePassDetector):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"rank"})
 
-    def statistic(self, reading: Reading) -> float:
+    def statistic(self, reading: TokenScores) -> float:
         assert reading.rank is not None
         return -float(reading.rank.mean())
 
@@ -51,7 +51,7 @@ class LogRank(OnePassDetector):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"rank"})
 
-    def statistic(self, reading: Reading) -> float:
+    def statistic(self, reading: TokenScores) -> float:
         assert reading.rank is not None
         return -float(reading.rank.log().mean())
 
@@ -66,7 +66,7 @@ class Entropy(OnePassDetector):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"entropy"})
 
-    def statistic(self, reading: Reading) -> float:
+    def statistic(self, reading: TokenScores) -> float:
         assert reading.entropy is not None
         return float(reading.entropy.mean())
 
@@ -82,7 +82,7 @@ class LRR(OnePassDetector):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"rank"})
 
-    def statistic(self, reading: Reading) -> float:
+    def statistic(self, reading: TokenScores) -> float:
         assert reading.rank is not None
         log_rank = float(reading.rank.log().mean())
         return -float(reading.log_likelihood.mean()) / log_rank if log_rank else float("inf")

@@ -1,7 +1,7 @@
 """One forward pass over each text, kept as the few numbers per token that every detector is made from.
 
 Knows: causal LMs, token ids, windows over long texts, batches. Does not know: detectors. Nothing here is averaged over
-tokens: a `Reading` holds sequences, and a detector's statistic is a function of them.
+tokens: a `TokenScores` holds sequences, and a detector's statistic is a function of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CONTEXT = 4096
 
 
 @dataclass
-class Reading:
+class TokenScores:
     """What a model made of one text of n + 1 tokens; every tensor is float64 on the model's device.
 
     Attributes:
@@ -60,15 +60,15 @@ class Reading:
         return len(self.log_likelihood)
 
     @staticmethod
-    def join(parts: Sequence[Reading]) -> Reading:
+    def join(parts: Sequence[TokenScores]) -> TokenScores:
         """One reading out of those of consecutive windows."""
         if len(parts) == 1:
             return parts[0]
         columns: dict[str, Any] = {}
-        for name in Reading.__dataclass_fields__:
+        for name in TokenScores.__dataclass_fields__:
             values = [getattr(part, name) for part in parts]
             columns[name] = None if values[0] is None else torch.cat(values)
-        return Reading(**columns)
+        return TokenScores(**columns)
 
 
 def read_logits(
@@ -80,7 +80,7 @@ def read_logits(
     n_samples: int = 100,
     generator: torch.Generator | None = None,
     samples: Tensor | None = None,
-) -> Reading:
+) -> TokenScores:
     """The reading of one text from its logits.
 
     Args:
@@ -104,7 +104,7 @@ def read_logits(
         logits, reference_logits = logits[..., :size], reference_logits[..., :size]
     log_p = _log_softmax(logits)
     log_likelihood = log_p.gather(-1, labels[:, None]).squeeze(-1)
-    reading = Reading(log_likelihood.double())
+    reading = TokenScores(log_likelihood.double())
     if "rank" in needs:
         reading.rank = (log_p > log_likelihood[:, None]).sum(-1, dtype=torch.int32).double() + 1
     if not needs & {"entropy", "moments", "samples"}:
@@ -168,7 +168,7 @@ def _sample(q: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
 
 
 @dataclass
-class Pass:
+class ForwardPass:
     """Logits of one text, or of one window of a long one: row j of `logits` (n, vocabulary) predicts `labels[j]`."""
 
     text: int  # index of the text
@@ -231,8 +231,8 @@ class Reader:
         *,
         n_samples: int = 100,
         seed: int = 0,
-        passes: Iterable[Pass] | None = None,
-    ) -> list[Reading]:
+        passes: Iterable[ForwardPass] | None = None,
+    ) -> list[TokenScores]:
         """Readings of `texts` (strings or token ids), in their order.
 
         Args:
@@ -243,7 +243,7 @@ class Reader:
         Raises:
             InputError: the model's predictions are NaN; or as `passes`.
         """
-        parts: list[list[tuple[int, Reading]]] = [[] for _ in texts]
+        parts: list[list[tuple[int, TokenScores]]] = [[] for _ in texts]
         for one in self.passes(texts) if passes is None else passes:
             generator = torch.Generator().manual_seed(seed_of(seed, texts[one.text], one.start))
             reading = read_logits(
@@ -255,9 +255,9 @@ class Reader:
                     "precision, which dtype float32 mends"
                 )
             parts[one.text].append((one.start, reading))
-        return [Reading.join([reading for _, reading in sorted(p, key=lambda part: part[0])]) for p in parts]
+        return [TokenScores.join([reading for _, reading in sorted(p, key=lambda part: part[0])]) for p in parts]
 
-    def passes(self, texts: Sequence[str | list[int]]) -> Iterator[Pass]:
+    def passes(self, texts: Sequence[str | list[int]]) -> Iterator[ForwardPass]:
         """The forward passes over `texts`, batch by batch in order of length; a batch's logits are free after it.
 
         Raises:
@@ -275,7 +275,7 @@ class Reader:
             for window, p, q in zip(batch, logits, reference, strict=True):
                 labels = torch.tensor(window.tokens[1:], dtype=torch.long, device=p.device)
                 keep = slice(window.skip, len(labels))
-                yield Pass(window.text, window.start, labels[keep], p[keep], None if q is None else q[keep])
+                yield ForwardPass(window.text, window.start, labels[keep], p[keep], None if q is None else q[keep])
 
     def _check_known(self, largest: int) -> None:
         for model in filter(None, (self.model, self.reference)):

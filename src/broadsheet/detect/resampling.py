@@ -19,7 +19,7 @@ import torch
 from broadsheet.console import say
 from broadsheet.detect.base import Detector, Scores, standard_score
 from broadsheet.detect.fill import SpanFill, fill_spans
-from broadsheet.detect.reading import Need, Reader, Reading, seed_of
+from broadsheet.detect.reading import Need, Reader, TokenScores, seed_of
 
 _WORD = re.compile(r"\S+")
 
@@ -69,26 +69,26 @@ class _Perturbing(Detector):
     needs: ClassVar[frozenset[Need]] = frozenset({"samples"})
 
     @property
-    def draws(self) -> int:
+    def n_samples(self) -> int:
         return 0 if self.fill_model else self.n_perturbations
 
     @abstractmethod
-    def contrast(self, reading: Reading, perturbed: Sequence[Reading]) -> float:
+    def contrast(self, reading: TokenScores, perturbed: Sequence[TokenScores]) -> float:
         """The score from the text's reading and those of its perturbed copies."""
 
-    def score_readings(self, texts: Sequence[str], readings: Sequence[Reading], reader: Reader) -> Scores:
+    def score_readings(self, texts: Sequence[str], readings: Sequence[TokenScores], reader: Reader) -> Scores:
         if self.fill_model is None and not getattr(self, "_said", False):
             self._said = True
             say(f"{type(self).__name__}: no fill model given, gaps are filled by the causal model's own predictions")
         scores = np.full(len(texts), np.nan)
         for i, (text, reading) in enumerate(zip(texts, readings, strict=True)):
             generator = random.Random(seed_of(self.seed, text))
-            draws = range(self.n_perturbations)
+            copies = range(self.n_perturbations)
             spans = [
                 mask_spans(
                     text, generator, fraction=self.fraction, span_words=self.span_words, buffer_words=self.buffer_words
                 )
-                for _ in draws
+                for _ in copies
             ]
             if not spans or not spans[0]:
                 continue  # too few words for a single gap
@@ -112,7 +112,7 @@ class _Perturbing(Detector):
         return self._fill
 
     def _resample(
-        self, text: str, spans: list[list[tuple[int, int]]], reading: Reading, reader: Reader
+        self, text: str, spans: list[list[tuple[int, int]]], reading: TokenScores, reader: Reader
     ) -> list[list[int]]:
         """Token ids of each copy: those inside its gaps replaced by draws from q(· | true prefix)."""
         assert reading.sampled is not None
@@ -143,7 +143,7 @@ class DetectGPT(_Perturbing):
     Source: arXiv:2301.11305, Eq. 1 and Sec. 4; as compared in arXiv:2410.06072.
     """
 
-    def contrast(self, reading: Reading, perturbed: Sequence[Reading]) -> float:
+    def contrast(self, reading: TokenScores, perturbed: Sequence[TokenScores]) -> float:
         copies = torch.stack([copy.log_likelihood.mean() for copy in perturbed])
         return standard_score(float(reading.log_likelihood.mean()), copies, unbiased=False)
 
@@ -160,8 +160,8 @@ class NPR(_Perturbing):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"samples", "rank"})
 
-    def contrast(self, reading: Reading, perturbed: Sequence[Reading]) -> float:
-        def log_rank(one: Reading) -> float:
+    def contrast(self, reading: TokenScores, perturbed: Sequence[TokenScores]) -> float:
+        def log_rank(one: TokenScores) -> float:
             assert one.rank is not None
             return float(one.rank.log().mean())
 
@@ -191,7 +191,7 @@ class DNAGPT(Detector):
     keep: float = 0.5
     max_new_tokens: int = 200
 
-    def score_readings(self, texts: Sequence[str], readings: Sequence[Reading], reader: Reader) -> Scores:
+    def score_readings(self, texts: Sequence[str], readings: Sequence[TokenScores], reader: Reader) -> Scores:
         from broadsheet.teacher import Teacher
         from broadsheet.teacher.local import Local
 
@@ -208,7 +208,7 @@ class DNAGPT(Detector):
             scores[i] = self.contrast(readings[i], rewritten)
         return scores
 
-    def contrast(self, reading: Reading, rewritten: Sequence[Reading]) -> float:
+    def contrast(self, reading: TokenScores, rewritten: Sequence[TokenScores]) -> float:
         """The score from the text's reading and those of its rewritten versions."""
         return float(reading.log_likelihood.mean()) - float(np.mean([one.log_likelihood.mean() for one in rewritten]))
 

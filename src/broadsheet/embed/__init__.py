@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from broadsheet.embed.data.feedback import LikelihoodScorer
     from broadsheet.embed.data.induction import BilingualLexiconInduction
     from broadsheet.embed.dense_retrieval_study import Study
-    from broadsheet.embed.fitting import Fitted, fit
+    from broadsheet.embed.fitting import TrainOutput, fit
     from broadsheet.embed.gem import GEM, gem_embedder
     from broadsheet.embed.lexical_specialization import LabelNTXentLoss, LexicalSpecialization
     from broadsheet.embed.llm_embedder import GradedDistillLoss, LLMEmbedder
@@ -38,7 +38,7 @@ _HOMES = {
     "modules.encoder": ("CausalEncoder",),
     "modules.eol": ("TemplateMean",),
     "data.feedback": ("LikelihoodScorer",),
-    "fitting": ("Fitted", "fit"),
+    "fitting": ("TrainOutput", "fit"),
     "gem": ("GEM", "gem_embedder"),
     "data.induction": ("BilingualLexiconInduction",),
     "losses.infonce": ("info_nce",),
@@ -61,7 +61,6 @@ __all__ = [
     "BilingualLexiconInduction",
     "CausalEncoder",
     "Embedder",
-    "Fitted",
     "GradedDistillLoss",
     "LLMEmbedder",
     "LabelNTXentLoss",
@@ -73,6 +72,7 @@ __all__ = [
     "Template",
     "TemplateMean",
     "TokenPrepending",
+    "TrainOutput",
     "baseline",
     "embedder",
     "embedding_methods",

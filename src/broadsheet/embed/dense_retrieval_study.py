@@ -103,7 +103,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Question:
+class StudyQuestion:
     """What an embedder is asked.
 
     Args:
@@ -124,16 +124,16 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One cell of the grid: a recipe, how many of its steps have been made (0: the raw model), and a question."""
 
     recipe: Recipe
     step: int
-    question: Question
+    question: StudyQuestion
 
 
 @dataclass(frozen=True)
-class Record:
+class CellRecord:
     """What a cell gave.
 
     Args:
@@ -216,9 +216,9 @@ class Study:
         self.dtype = dtype or None
         self._backbones: dict[str, tuple[str, int]] = {}
         self._data: dict[tuple[int, int], str] = {}
-        self._tasks: dict[Question, RetrievalTask] = {}
+        self._tasks: dict[StudyQuestion, RetrievalTask] = {}
 
-    def cell(self, cell: Cell) -> Record:
+    def cell(self, cell: StudyCell) -> CellRecord:
         """The cell's record, from the cache or anew.
 
         Raises:
@@ -239,14 +239,14 @@ class Study:
         key = fingerprint([versions(), self._run_key(recipe) if step else self._raw_key(recipe), step, asked])
         path = self.folder / f"cell-{key}.json"
         if path.exists():
-            return Record(**json.loads(path.read_text("utf-8")))
+            return CellRecord(**json.loads(path.read_text("utf-8")))
         record = self._ask(cell, task)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             json.dump(asdict(record), file)
         return record
 
-    def task(self, question: Question) -> RetrievalTask:
+    def task(self, question: StudyQuestion) -> RetrievalTask:
         """The question's queries and passages; they do not depend on how long texts are read, or on instructions."""
         same = replace(question, length=0, instruction="")
         if same not in self._tasks:
@@ -322,7 +322,7 @@ class Study:
             keep=recipe.layers,
         )
 
-    def _ask(self, cell: Cell, task: RetrievalTask) -> Record:
+    def _ask(self, cell: StudyCell, task: RetrievalTask) -> CellRecord:
         from broadsheet.embed.base import load
         from broadsheet.embed.modules.shallow import parameters
 
@@ -345,7 +345,7 @@ class Study:
         values, seconds, peak = measure(lambda task: answer(model, task), task)
         share = step / recipe.total_steps
         total, beyond = parameters(model.encoder.model)
-        return Record(
+        return CellRecord(
             model=f"{recipe.backbone} {self.fingerprint(recipe.backbone)}",
             parameters=total,
             non_embedding=beyond,

@@ -27,9 +27,9 @@ from broadsheet.embed.modules.encoder import CausalEncoder
 from broadsheet.models import adapters
 from broadsheet.models import fingerprint as model_fingerprint
 from broadsheet.training.timed import ARGUMENTS, TimedRun, warmed_up
-from broadsheet.training.trainer import Fitted, TrainedItems, TrainedWeights, check_lengths, items_in_order
+from broadsheet.training.trainer import TrainedItems, TrainedWeights, TrainOutput, check_lengths, items_in_order
 from broadsheet.training.weights import autocast_dtype
-from broadsheet.training.workdir import workplace
+from broadsheet.training.workdir import workdir
 
 LEARNING_RATES = {"full": 2e-5, "lora": 2e-4}
 _MAY_CHANGE = ("minutes", "checkpoint_minutes")
@@ -72,7 +72,7 @@ def fit(
     force: bool = False,
     clock: Callable[[], float] = time.monotonic,
     **arguments: Any,
-) -> Fitted:
+) -> TrainOutput:
     """Train `embedder` in place.
 
     Args:
@@ -106,7 +106,7 @@ def fit(
         raise InputError(f"got method {method!r}; expected one of {', '.join(LEARNING_RATES)}")
     if not _size(data):
         raise InputError("got no data to train on; expected at least one example")
-    made_from: dict[str, Any] = {
+    config: dict[str, Any] = {
         "loss": _described(loss),
         "steps": steps,
         "minutes": minutes,
@@ -127,19 +127,19 @@ def fit(
         "arguments": {name: str(value) for name, value in sorted(arguments.items())},
     }
     run = TimedRun(minutes, checkpoint_minutes, keep=out is not None, clock=clock)
-    whole = {**made_from, "model": _fingerprint(embedder), "data": _content(data)} if out is not None else {}
-    place = workplace(
+    whole = {**config, "model": _fingerprint(embedder), "data": _content(data)} if out is not None else {}
+    place = workdir(
         out,
         whole,
         finished="modules.json",
         force=force,
-        may_change=_MAY_CHANGE,
+        mutable_keys=_MAY_CHANGE,
         fingerprints=("model", "data"),
         kind="embedder",
     )
     with place as folder, _seeded(seed), _trained(embedder, method, lora_rank, autocast):
         common: dict[str, Any] = {
-            "learning_rate": made_from["learning_rate"],
+            "learning_rate": config["learning_rate"],
             "weight_decay": weight_decay,
             "max_grad_norm": max_grad_norm,
             "per_device_train_batch_size": batch_size,
@@ -155,14 +155,14 @@ def fit(
         build: Any = _on_items if isinstance(loss, Objective) else _on_columns
         trainer = build(embedder, data, loss, str(folder), steps, epochs, common, follow)
         finished = run.train(trainer)
-        fitted = Fitted.of(trainer, run, finished)
+        fitted = TrainOutput.of(trainer, run, finished)
         if not finished:
             return fitted
         if merge:
             adapters.merge(_encoder(embedder).model)
     if out is None:
         return fitted
-    write(embedder, out, {"settings": made_from, **asdict(replace(fitted, folder=None))})
+    write(embedder, out, {"settings": config, **asdict(replace(fitted, folder=None))})
     if merge:
         _encoder(embedder).spec = str(Path(out).resolve())  # the base of a later adapter is what was written
     shutil.rmtree(Path(out).with_name(f"{Path(out).name}.partial"), ignore_errors=True)

@@ -20,7 +20,7 @@ from broadsheet.console import InputError, say
 from broadsheet.embed.base import Embedder, embedder
 from broadsheet.embed.modules.bottleneck import (
     PREFIX,
-    Row,
+    BottleneckRow,
     check_encoder,
     collator_for,
     hide,
@@ -209,21 +209,21 @@ class GEM(nn.Module):
 
     # Texts to rows
 
-    def row(self, place: int, text: str) -> Row:
+    def row(self, place: int, text: str) -> BottleneckRow:
         """What a text becomes at its place in the order of training."""
         generator = Random(f"{self.seed}/{place}")
         raw, repeat = generator.random() < self.raw_share, generator.random() < self.reconstruction
         ids = self._ids(text)
         if raw or len(ids) < 2:
-            return Row(self._cut(ids, self.max_length))
+            return BottleneckRow(self._cut(ids, self.max_length))
         room = None if self.max_length is None else self.max_length - len(self.special)
         if repeat:
             ids = self._cut(ids, None if room is None else room // 2)
             first = int(bool(ids) and ids[0] == self.encoder.tokenizer.bos_token_id)
-            return Row(ids, self.special, ids[first:])
+            return BottleneckRow(ids, self.special, ids[first:])
         ids = self._cut(ids, room)
         at = generator.randint(1, len(ids) - 1)  # neither part is empty
-        return Row(ids[:at], self.special, ids[at:])
+        return BottleneckRow(ids[:at], self.special, ids[at:])
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.encoder.tokenizer(text, verbose=False)["input_ids"]
@@ -255,7 +255,7 @@ class GEM(nn.Module):
         if not views:
             return batch
         room = None if self.max_length is None else self.max_length - len(self.special)
-        view = collate([Row(row.prefix[:room], self.special) for row in views.values()])
+        view = collate([BottleneckRow(row.prefix[:room], self.special) for row in views.values()])
         hidden = torch.zeros_like(view["segments"], dtype=torch.bool)
         for i, place in enumerate(views):
             prefix = (view["segments"][i] == PREFIX).nonzero()[:, 0].tolist()
@@ -385,7 +385,7 @@ def recall(embedder: Embedder, texts: Sequence[str], max_new_tokens: int = 32) -
     if not k:
         raise InputError("the embedder has no special tokens to append; make one with gem_embedder")
     ids = encoder.rows(list(texts))
-    memory = remember(encoder, [Row(row[:-k], row[-k:]) for row in ids])
+    memory = remember(encoder, [BottleneckRow(row[:-k], row[-k:]) for row in ids])
     rows = torch.arange(len(ids), device=encoder.device)
     written = torch.empty(len(ids), 0, dtype=torch.long, device=encoder.device)
     suppressed = encoder.model.generation_config.suppress_tokens or []

@@ -20,7 +20,7 @@ from broadsheet.console import InputError, say
 from broadsheet.embed.base import Embedder, embedder
 from broadsheet.embed.data.language_pairs import LanguagePairSampler
 from broadsheet.embed.data.lexicon import WordPair, check_words, without
-from broadsheet.embed.fitting import Fitted, fit
+from broadsheet.embed.fitting import TrainOutput, fit
 from broadsheet.embed.losses.ntxent import Similarity, label_ntxent
 from broadsheet.embed.modules.subwords import SubwordMean
 from broadsheet.embed.modules.template import Template
@@ -164,7 +164,7 @@ class LexicalSpecialization:
         schedule: str = "constant",
         warmup: float = 0.0,
         **settings: Any,
-    ) -> Fitted:
+    ) -> TrainOutput:
         """Train on word pairs; the defaults are the paper's.
 
         Args:

@@ -22,7 +22,7 @@ from broadsheet.console import InputError, say
 from broadsheet.embed.base import Embedder, embedder
 from broadsheet.embed.data.groups import GroupConfig, Groups, build_groups
 from broadsheet.embed.data.task_sampler import OneTaskBatches
-from broadsheet.embed.fitting import Fitted, fit
+from broadsheet.embed.fitting import TrainOutput, fit
 from broadsheet.embed.losses.graded import contrastive, graded_distillation, kl_distillation
 from broadsheet.training.distributed import gather_rows, global_mean
 
@@ -320,7 +320,7 @@ class LLMEmbedder:
         batch_size: int = 16,
         seed: int = 0,
         **settings: Any,
-    ) -> Fitted:
+    ) -> TrainOutput:
         """Train on rows with `teacher_scores`, as `feedback.score_corpus` writes them.
 
         Args:

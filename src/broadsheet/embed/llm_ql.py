@@ -26,7 +26,7 @@ from broadsheet.embed.base import Embedder, embedder, load
 from broadsheet.embed.modules.asymmetric import SidedEncoder
 from broadsheet.embed.modules.bottleneck import (
     IGNORED,
-    Row,
+    BottleneckRow,
     Segment,
     check_encoder,
     collator_for,
@@ -39,7 +39,7 @@ from broadsheet.embed.modules.template import Template
 from broadsheet.training.distributed import global_mean
 
 if TYPE_CHECKING:
-    from broadsheet.embed.fitting import Fitted
+    from broadsheet.embed.fitting import TrainOutput
 
 QUERY = Template("Instruct: Find the passage that answers this query best.\nQuery: ", "\nThe most relevant passage:")
 DOCUMENT = Template("Instruct: Say in few words what this passage is about.\nPassage: ", "\nSummary:")
@@ -110,15 +110,15 @@ class QueryLikelihood:
         names = ("corruption", "block", "labels", "reverse", "max_target", "gather_across_devices", "seed")
         return {name: getattr(self, name) for name in names}
 
-    def row(self, place: int, pair: Any) -> Row:
+    def row(self, place: int, pair: Any) -> BottleneckRow:
         """What a pair becomes at its place in the order of training."""
         query, document = _pair(pair)
         generator = Random(f"{self.seed}/{place}")
         if generator.random() < self.reverse:
             ids = rows_of(self.embedder, "query", [query])[0]
-            return Row(ids[:-1], ids[-1:], self._target(document), ("suffix",))
+            return BottleneckRow(ids[:-1], ids[-1:], self._target(document), ("suffix",))
         ids = rows_of(self.embedder, "document", [corrupt(document, self.corruption, generator)])[0]
-        return Row(ids[:-1], ids[-1:], self._target(query), _LABELS[self.labels])
+        return BottleneckRow(ids[:-1], ids[-1:], self._target(query), _LABELS[self.labels])
 
     def _target(self, text: str) -> list[int]:
         ids = target_ids(self.embedder, text)
@@ -213,7 +213,7 @@ def log_likelihood(
     words = words.to(encoder.device)
     for start in range(0, len(documents), batch_size):
         ids = rows_of(embedder, "document", documents[start : start + batch_size])
-        memory = remember(encoder, [Row(row[:-1], row[-1:]) for row in ids])
+        memory = remember(encoder, [BottleneckRow(row[:-1], row[-1:]) for row in ids])
         pairs = torch.cartesian_prod(torch.arange(len(ids)), torch.arange(len(targets))).to(encoder.device)
         for rows, which in zip(pairs[:, 0].split(batch_size), pairs[:, 1].split(batch_size), strict=True):
             wanted = words[which]
@@ -335,7 +335,7 @@ class LLMQL:
         ql_learning_rate: float | None = None,
         learning_rate: float | None = None,
         **settings: Any,
-    ) -> tuple[Fitted | None, Fitted]:
+    ) -> tuple[TrainOutput | None, TrainOutput]:
         """Stage 1, then stage 2, in place; what each did. With LoRA the first adapter is merged before the second.
 
         Args:
@@ -352,7 +352,7 @@ class LLMQL:
         Raises:
             InputError: as `fit`; or `<out>.ql` was made otherwise.
         """
-        first: Fitted | None = None
+        first: TrainOutput | None = None
         settings = {"merge": settings.get("method", "lora") == "lora", **settings}
         if ql_steps != 0:
             one = {**settings, "merge": settings.get("method", "lora") == "lora"}
@@ -366,7 +366,7 @@ class LLMQL:
 
     def _first(
         self, embedder: Embedder, pairs: Sequence[Mapping[str, str]], out: str | Path | None, settings: dict[str, Any]
-    ) -> Fitted | None:
+    ) -> TrainOutput | None:
         """Stage 1, or what an earlier call has made of it (None)."""
         from broadsheet.embed.fitting import fit
 
@@ -387,7 +387,7 @@ class LLMQL:
                 [dict(pair) for pair in pairs],
             ]
         )
-        first: Fitted | None = None
+        first: TrainOutput | None = None
         if (place / "modules.json").exists() and not force:
             if not note.exists() or note.read_text("utf-8") != key:
                 raise InputError(f"{place} was made from other settings or data; force=True starts over")
@@ -405,7 +405,7 @@ class LLMQL:
 
 def contrast(
     embedder: Embedder, pairs: Sequence[Mapping[str, str]], loss: Any, out: str | Path | None = None, **settings: Any
-) -> Fitted:
+) -> TrainOutput:
     """Contrastive training with each side's prompt: `query` has the query's, every other column the document's."""
     from broadsheet.embed.fitting import fit
 

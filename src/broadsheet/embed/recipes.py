@@ -20,7 +20,7 @@ from broadsheet.embed.data.rows import flat, held_out, open_data, pairs, texts, 
 
 if TYPE_CHECKING:
     from broadsheet.embed.base import Embedder
-    from broadsheet.embed.fitting import Fitted
+    from broadsheet.embed.fitting import TrainOutput
     from broadsheet.models import Loaded
 
 
@@ -138,7 +138,7 @@ class ApplyEmbed:
             raise InputError(f"{out} exists; choose another --out, or --force to replace it")
         if self.method == "token_prepending":
             return self._tune(corpus, out, force)
-        train: Callable[[Corpus, Path, bool], Fitted] = getattr(self, f"_{self.method}")
+        train: Callable[[Corpus, Path, bool], TrainOutput] = getattr(self, f"_{self.method}")
         fitted = train(corpus, out, force)
         if fitted.finished:
             say(
@@ -154,7 +154,7 @@ class ApplyEmbed:
 
     # Training
 
-    def _gem(self, corpus: Corpus, out: Path, force: bool) -> Fitted:
+    def _gem(self, corpus: Corpus, out: Path, force: bool) -> TrainOutput:
         from broadsheet.embed.fitting import fit
         from broadsheet.embed.gem import GEM, gem_embedder
 
@@ -167,7 +167,7 @@ class ApplyEmbed:
         objective = GEM(made, contrast=contrast, seed=self.seed, **phases)
         return fit(made, found, objective, out, **self._settings(force))
 
-    def _llm_ql(self, corpus: Corpus, out: Path, force: bool) -> Fitted:
+    def _llm_ql(self, corpus: Corpus, out: Path, force: bool) -> TrainOutput:
         from broadsheet.embed.llm_ql import LLMQL
 
         found = flat(self._pairs(corpus, 0))
@@ -178,7 +178,7 @@ class ApplyEmbed:
         first, second = method.fit(made, found, out, ql_steps=self.ql_steps or steps, steps=steps, **settings)
         return first if first is not None and not first.finished else second
 
-    def _ullme(self, corpus: Corpus, out: Path, force: bool) -> Fitted:
+    def _ullme(self, corpus: Corpus, out: Path, force: bool) -> TrainOutput:
         from broadsheet.embed.fitting import fit
         from broadsheet.embed.ullme import GRL
 
@@ -199,7 +199,7 @@ class ApplyEmbed:
         )
         return fit(made, items, objective, out, **self._settings(force))
 
-    def _llm_embedder(self, corpus: Corpus, out: Path, force: bool) -> Fitted:
+    def _llm_embedder(self, corpus: Corpus, out: Path, force: bool) -> TrainOutput:
         from broadsheet.embed.data.teacher_scores import scored
         from broadsheet.embed.llm_embedder import LLMEmbedder
 
@@ -218,7 +218,7 @@ class ApplyEmbed:
         made = method.adopt(self._start(self.attention or "causal", normalize=True))
         return method.fit(made, examples, out, **self._settings(force))
 
-    def _lexical_specialization(self, corpus: Corpus, out: Path, force: bool) -> Fitted:
+    def _lexical_specialization(self, corpus: Corpus, out: Path, force: bool) -> TrainOutput:
         from broadsheet.embed.lexical_specialization import LexicalSpecialization
 
         found = word_pairs(corpus)

@@ -39,7 +39,7 @@ _DEPTH = 30
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepCell:
     """One setting and what it reached.
 
     Attributes:
@@ -73,17 +73,17 @@ class Sweep:
         pairs: that the scores rest on.
     """
 
-    cells: tuple[Cell, ...]
+    cells: tuple[SweepCell, ...]
     passes: int
     pairs: int
     seconds: float = 0.0
 
     @property
-    def best(self) -> Cell:
+    def best(self) -> SweepCell:
         """The highest Spearman; among equals the lowest layer, which is the cheapest."""
         return max(self.cells, key=lambda cell: (cell.spearman, -cell.layer))
 
-    def at(self, layer: int) -> Cell:
+    def at(self, layer: int) -> SweepCell:
         """The best setting with this output layer.
 
         Raises:
@@ -160,13 +160,14 @@ def sweep(
     place = {text: i for i, text in enumerate(texts)}
     one, other = [place[text] for text in first], [place[text] for text in second]
     begin = time.perf_counter()
-    cells: list[Cell] = []
+    cells: list[SweepCell] = []
     with progress("trying layers", total=len(ranges)) as bar:
         for changes in ranges:
             read = variant(encoder, **changes)
             vectors = layer_vectors(read, texts, layers, templates=templates, batch_tokens=batch_tokens)
             cells += [
-                Cell(layer, _spearman(vectors[layer][one], vectors[layer][other], gold), **changes) for layer in layers
+                SweepCell(layer, _spearman(vectors[layer][one], vectors[layer][other], gold), **changes)
+                for layer in layers
             ]
             bar.advance(bar.task_ids[0])
     return Sweep(tuple(cells), len(ranges) * max(1, len(templates)), len(gold), time.perf_counter() - begin)

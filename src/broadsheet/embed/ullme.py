@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from broadsheet import models
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
-from broadsheet.embed.data.writing import PROMPT, Writer, read_written
+from broadsheet.embed.data.writing import PROMPT, PassageWriter, read_written
 from broadsheet.embed.losses.infonce import cosine_cross_entropy
 from broadsheet.embed.losses.ntxent import Similarity, label_ntxent
 from broadsheet.embed.losses.preference import Direction, Preference, consistency_kl, preference_loss
@@ -156,7 +156,7 @@ class GRL(nn.Module):
         self.gather_across_devices = gather_across_devices
         self.seed = seed
         self.projector = _projector(embedder, seed) if projector else nn.Identity()
-        self.writer = Writer(embedder.encoder, prompt, score_prompt=score_prompt)
+        self.writer = PassageWriter(embedder.encoder, prompt, score_prompt=score_prompt)
         self._embedder = [embedder]
 
     @property

@@ -18,7 +18,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from broadsheet.console import InputError, say
-from broadsheet.evaluate.loogle import Encoded, LooGLE, Question, Task
+from broadsheet.evaluate.loogle import EncodedDocument, LooGLE, Question, Task
 from broadsheet.models import halve_on_oom
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ MAX_NEW_TOKENS: dict[Task, int] = {
 }
 
 
-class Method(Protocol):
+class ContextMethod(Protocol):
     """What `broadsheet.attend` offers, or anything else that changes a model for the length of a `with`."""
 
     def __call__(self, model: PreTrainedModel) -> AbstractContextManager[Any]: ...
@@ -62,7 +62,7 @@ class Route:
     max_length: int | None = None
     passages: int = 0
     passage_tokens: int = 256
-    method: Method | None = None
+    method: ContextMethod | None = None
 
 
 WHOLE = Route("whole document")
@@ -117,7 +117,9 @@ def answers(
     Example:
         >>> answers(questions, model, tokenizer, route=Route("two ends", max_length=4096))  # doctest: +SKIP
     """
-    reader = Reader(model, tokenizer, loogle or LooGLE(), max_new_tokens, first_line, repetition_penalty, batch_size)
+    reader = DocumentReader(
+        model, tokenizer, loogle or LooGLE(), max_new_tokens, first_line, repetition_penalty, batch_size
+    )
     found = reader.answers(questions, route)
     if cut := [answer.cut for answer in found if answer.cut]:
         say(f"{route.name}: {len(cut)} of {len(found)} prompts lost their middle, {sum(cut):,} tokens in all")
@@ -168,7 +170,7 @@ class Passages:
 class _Prompt(NamedTuple):
     """One question as tokens."""
 
-    encoded: Encoded
+    encoded: EncodedDocument
     gold: list[int]
     limit: int
 
@@ -178,7 +180,7 @@ class _Prompt(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reader:
+class DocumentReader:
     """A model that answers questions; what `answers` makes of its arguments, for use with several routes.
 
     Raises:

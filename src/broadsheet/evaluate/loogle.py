@@ -69,7 +69,7 @@ class Question:
         return json.dumps(self.answer, ensure_ascii=False)
 
 
-class Encoded(NamedTuple):
+class EncodedDocument(NamedTuple):
     """A prompt's tokens, and how many were cut out of its middle."""
 
     ids: list[int]
@@ -153,7 +153,7 @@ class LooGLE:
         """What the prompt begins with, up to the document; the same for all questions of a task."""
         return _PROMPTS[question.task].partition("{document}")[0]
 
-    def encode(self, question: Question, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    def encode(self, question: Question, tokenizer: PreTrainedTokenizerBase) -> EncodedDocument:
         """The prompt as tokens, at most `max_length`; never decoded and encoded anew, which would change the count.
 
         Raises:
@@ -161,13 +161,13 @@ class LooGLE:
         """
         ids = tokenizer(self.prompt(question), verbose=False)["input_ids"]
         if self.max_length is None or len(ids) <= self.max_length:
-            return Encoded(ids, 0)
+            return EncodedDocument(ids, 0)
         if self.truncate == "error":
             raise InputError(
                 f"got a prompt of {len(ids)} tokens on {question.title or 'a document'!r}; expected at most "
                 f"{self.max_length}, or truncate='middle'"
             )
-        return Encoded(both_ends(ids, self.max_length), len(ids) - self.max_length)
+        return EncodedDocument(both_ends(ids, self.max_length), len(ids) - self.max_length)
 
     def score(self, question: Question, prediction: str) -> dict[str, Score]:
         """Every metric of the question's task for one answer.

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from broadsheet.hear.base import AudioEncoder, encoder
     from broadsheet.hear.configuration import SalmonnConfig
     from broadsheet.hear.data import make_data
-    from broadsheet.hear.data.rows import Row, read_rows
-    from broadsheet.hear.encoders.ears import Ears
+    from broadsheet.hear.data.rows import AudioRow, read_rows
+    from broadsheet.hear.encoders.ears import AudioFeatures
     from broadsheet.hear.processing import SalmonnProcessor
     from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
     from broadsheet.hear.training.activating import activate
-    from broadsheet.hear.training.fitting import Fitted, fit
+    from broadsheet.hear.training.fitting import TrainOutput, fit
     from broadsheet.hear.trials.cascade import Cascade
 
 _HOMES = {
@@ -29,23 +29,23 @@ _HOMES = {
     "base": ("AudioEncoder", "encoder"),
     "cascade": ("Cascade",),
     "configuration": ("SalmonnConfig",),
-    "ears": ("Ears",),
-    "fitting": ("Fitted", "fit"),
+    "ears": ("AudioFeatures",),
+    "fitting": ("TrainOutput", "fit"),
     "making": ("make_data",),
     "processing": ("SalmonnProcessor",),
-    "rows": ("Row", "read_rows"),
+    "rows": ("AudioRow", "read_rows"),
     "salmonn": ("SalmonnForConditionalGeneration",),
 }
 
 __all__ = [
     "AudioEncoder",
+    "AudioFeatures",
+    "AudioRow",
     "Cascade",
-    "Ears",
-    "Fitted",
-    "Row",
     "SalmonnConfig",
     "SalmonnForConditionalGeneration",
     "SalmonnProcessor",
+    "TrainOutput",
     "activate",
     "encoder",
     "fit",

@@ -19,7 +19,7 @@ from transformers import TextStreamer
 from broadsheet.apply.corpus import Summary, map_corpus
 from broadsheet.cache import sha256_file
 from broadsheet.console import InputError, say
-from broadsheet.data.corpora import Bad, Corpus, Document, OnError, Place
+from broadsheet.data.corpora import Corpus, Document, InvalidRow, OnError, RowLocation
 from broadsheet.hear.base import SAMPLE_RATE
 from broadsheet.hear.data import audio as waves_
 from broadsheet.hear.data import rows as rows_
@@ -164,13 +164,13 @@ class Requests(Corpus):
     def describe(self) -> str:
         return f"{self.spec}: {self.count:,} requests"
 
-    def _rows(self) -> Iterator[tuple[Place, bytes]]:
+    def _rows(self) -> Iterator[tuple[RowLocation, bytes]]:
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield Place(f"{self.path}, line {number}", f"{self.path.name}:{number}"), line
+                    yield RowLocation(f"{self.path}, line {number}", f"{self.path.name}:{number}"), line
 
-    def _document(self, place: Place, row: Any) -> Document | Bad:
+    def _document(self, place: RowLocation, row: Any) -> Document | InvalidRow:
         number = int(place.id.rpartition(":")[2])
         identifier = place.id
         try:

@@ -17,12 +17,12 @@ from broadsheet.cache import atomic_folder, fingerprint
 from broadsheet.console import InputError, at_least, say
 from broadsheet.hear.base import named
 from broadsheet.hear.data.rows import read_rows, write_rows
-from broadsheet.hear.training.plan import FULL, Data, Stage, content, context_for, open_data, planned
-from broadsheet.training.workdir import workplace
+from broadsheet.hear.training.plan import FULL, Data, TrainingStage, content, context_for, open_data, planned
+from broadsheet.training.workdir import workdir
 
 if TYPE_CHECKING:
     from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
-    from broadsheet.hear.training.fitting import Fitted
+    from broadsheet.hear.training.fitting import TrainOutput
 
 
 @dataclass
@@ -123,13 +123,13 @@ class ApplySalmonn:
         options = {
             name: value for name, value in asdict(self).items() if name not in ("method", "device", "keep_stages")
         }
-        made_from = {**options, "start": self._start_identity(), "rows": content(plan)}
-        with workplace(
+        config = {**options, "start": self._start_identity(), "rows": content(plan)}
+        with workdir(
             out,
-            made_from,
+            config,
             finished="config.json",
             force=force,
-            may_change=("minutes", "factor"),
+            mutable_keys=("minutes", "factor"),
             fingerprints=("rows", "start"),
         ) as folder:
             try:
@@ -178,7 +178,7 @@ class ApplySalmonn:
 
     # Doing it
 
-    def _stages(self, plan: Sequence[Stage], folder: Path) -> Fitted | None:
+    def _stages(self, plan: Sequence[TrainingStage], folder: Path) -> TrainOutput | None:
         """Train what is not trained yet; the stage that Ctrl-C ended, if one was."""
         model: SalmonnForConditionalGeneration | None = None
         before: Path | None = None
@@ -193,7 +193,7 @@ class ApplySalmonn:
                 return fitted
         return None
 
-    def _model(self, trained: Path | None, plan: Sequence[Stage]) -> SalmonnForConditionalGeneration:
+    def _model(self, trained: Path | None, plan: Sequence[TrainingStage]) -> SalmonnForConditionalGeneration:
         """What an earlier stage left; the one to go on from; or a new one."""
         from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 
@@ -221,7 +221,7 @@ class ApplySalmonn:
             **options,
         )
 
-    def _train(self, model: SalmonnForConditionalGeneration, stage: Stage, folder: Path) -> Fitted | None:
+    def _train(self, model: SalmonnForConditionalGeneration, stage: TrainingStage, folder: Path) -> TrainOutput | None:
         """Train one stage into `folder`."""
         from broadsheet.hear.training import warm_start
         from broadsheet.hear.training.fitting import fit
@@ -250,7 +250,7 @@ class ApplySalmonn:
         _told(f"stage {stage.name}", fitted)
         return fitted
 
-    def _activate(self, model: SalmonnForConditionalGeneration, stage: Stage, out: Path) -> Fitted:
+    def _activate(self, model: SalmonnForConditionalGeneration, stage: TrainingStage, out: Path) -> TrainOutput:
         """Stories first, kept as a file so that a run that was cut off tunes on the same; then the tuning."""
         from broadsheet.hear.training.activating import activate, write_stories
 
@@ -272,7 +272,7 @@ class ApplySalmonn:
         _told(f"activation tuning on {len(stories)} stories", fitted)
         return fitted
 
-    def _finish(self, plan: Sequence[Stage], records: list[dict[str, Any]], folder: Path, out: Path) -> None:
+    def _finish(self, plan: Sequence[TrainingStage], records: list[dict[str, Any]], folder: Path, out: Path) -> None:
         """The last stage's model as `out`, with an account of all stages; then the working folder goes."""
         account = {
             "settings": asdict(self),
@@ -311,7 +311,7 @@ def _record(folder: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
 
 
-def _told(what: str, fitted: Fitted) -> None:
+def _told(what: str, fitted: TrainOutput) -> None:
     if not fitted.finished:
         return
     losses = [each["loss"] for each in fitted.history if "loss" in each]

@@ -24,7 +24,7 @@ from broadsheet.console import InputError
 from broadsheet.hear import base
 from broadsheet.hear.configuration import FIELDS, SalmonnConfig
 from broadsheet.hear.connectors import StackLinear, WindowQFormer
-from broadsheet.hear.encoders.ears import Ears
+from broadsheet.hear.encoders.ears import AudioFeatures
 from broadsheet.hear.processing import IGNORED, SalmonnProcessor
 from broadsheet.hear.sync import Synchronised
 from broadsheet.hear.windows import Windows
@@ -89,7 +89,7 @@ class SalmonnForConditionalGeneration(PreTrainedModel):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)
         self.encoders = nn.ModuleList(parts)
-        self.ears = Ears(parts, features)
+        self.ears = AudioFeatures(parts, features)
         self.windows = Windows(config.window_seconds, config.stride_seconds)
         self.synchronised = Synchronised([each.width for each in parts], [each.frame_rate for each in parts], RATE)
         self.connector = self._connector()

@@ -8,10 +8,10 @@ from broadsheet.data.retrieval.beir import Beir
 from broadsheet.data.retrieval.documentation import Documentation
 from broadsheet.data.retrieval.lists import RankList
 from broadsheet.data.retrieval.metrics import evaluate, evaluate_lists
-from broadsheet.rank.base import Account, ListwiseReranker
+from broadsheet.rank.base import ListwiseReranker, RerankStats
 from broadsheet.rank.feedback import RelevanceFeedback
 from broadsheet.rank.first import FIRST, WeightedRankNetScheme
-from broadsheet.rank.fitting import Fitted, fit
+from broadsheet.rank.fitting import TrainOutput, fit
 from broadsheet.rank.formats import as_rerankers
 from broadsheet.rank.fullrank import FullRank, complete_labels, reranker_comparator, teacher_comparator
 from broadsheet.rank.pg_rank import MRR, NDCG, PGRank, PlackettLucePolicyGradient
@@ -22,10 +22,8 @@ __all__ = [
     "FIRST",
     "MRR",
     "NDCG",
-    "Account",
     "Beir",
     "Documentation",
-    "Fitted",
     "FullRank",
     "ListwiseReranker",
     "PGRank",
@@ -33,6 +31,8 @@ __all__ = [
     "Prompt",
     "RankList",
     "RelevanceFeedback",
+    "RerankStats",
+    "TrainOutput",
     "WeightedRankNetScheme",
     "as_rerankers",
     "complete_labels",

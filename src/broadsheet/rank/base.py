@@ -26,7 +26,7 @@ DECODES = ("first_token", "permutation")
 
 
 @dataclass
-class Account:
+class RerankStats:
     """What one call of a reranker did.
 
     Attributes:
@@ -67,7 +67,7 @@ class ListwiseReranker:
         max_words: of a document, its title included. FIRST: 300; FullRank: 100.
         prompt: the wording; by default `Prompt()`.
         max_length: tokens of prompt and answer together; by default the model's context.
-        truncate: "shorten" documents that do not fit, said once and counted in `account_`; or "error".
+        truncate: "shorten" documents that do not fit, said once and counted in `stats_`; or "error".
         batch_tokens: padded tokens in one batch of windows; by default what suits the device.
         spec: the name the model was loaded by, which a saved adapter finds it by.
 
@@ -86,7 +86,7 @@ class ListwiseReranker:
     Source: arXiv:2406.15657 (FIRST), arXiv:2412.14574 (FullRank).
     """
 
-    account_: Account
+    stats_: RerankStats
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class ListwiseReranker:
             truncate=truncate,
         )
         self._told = False
-        self.account_ = Account()
+        self.stats_ = RerankStats()
         self._check_size(2 if strategy == "full" else window)
 
     @property
@@ -190,7 +190,7 @@ class ListwiseReranker:
             self._check(number, query, listed)
         if top_k is not None and top_k < 1:
             raise InputError(f"top_k is {top_k}; expected at least 1, or None for all")
-        self.account_ = Account(queries=len(queries))
+        self.stats_ = RerankStats(queries=len(queries))
         strategy = order.strategy_named(self.strategy)
         sizes = [len(listed) for listed in documents]
         logits: list[dict[int, float]] = [{} for _ in queries]
@@ -314,7 +314,7 @@ class ListwiseReranker:
             for index, items in asked
         ]
         prompts = [one.ids + opening for one in built]
-        account = self.account_
+        account = self.stats_
         account.calls += len(built)
         account.prompt_tokens += sum(map(len, prompts))
         account.passages += sum(one.n for one in built)
@@ -340,8 +340,8 @@ class ListwiseReranker:
     def _read(self, tokens: list[int], n: int) -> list[int]:
         """The order a written answer gives, completed; its tokens and faults go into the account."""
         text = f"[{self.tokenizer.decode(tokens)}"
-        self.account_.output_tokens += len(tokens)
-        self.account_.invalid_outputs += sorted(order.mentioned(text, self.identifiers)) != list(range(n))
+        self.stats_.output_tokens += len(tokens)
+        self.stats_.invalid_outputs += sorted(order.mentioned(text, self.identifiers)) != list(range(n))
         return order.complete(order.parse(text, n, self.identifiers), n)
 
     def _hits(
@@ -364,7 +364,7 @@ class ListwiseReranker:
         return hits
 
     def _tell(self) -> None:
-        account = self.account_
+        account = self.stats_
         if account.cut_passages and not self._told:
             self._told = True
             say(

@@ -17,7 +17,7 @@ from broadsheet.rank.losses import DEFAULT_WEIGHTS, Kind, check_kind, first_loss
 if TYPE_CHECKING:
     from broadsheet.rank.fullrank import FullRank
     from broadsheet.rank.objective import ListReading
-    from broadsheet.rank.prompt import Target
+    from broadsheet.rank.prompt import TargetOrder
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class FIRST:
     def wants_scores(self) -> bool:
         return self.factor > 0
 
-    def token_weights(self, target: Target) -> list[float]:
+    def token_weights(self, target: TargetOrder) -> list[float]:
         return self.importance.token_weights(target) if self.importance else [1.0] * len(target.ids)
 
     def terms(self, reading: ListReading) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from broadsheet.rank.first import FIRST
 from broadsheet.rank.rows import ListDataset, Row
 from broadsheet.rank.saving import SETTINGS
 from broadsheet.training.weights import Method, autocast_dtype, trainable
-from broadsheet.training.workdir import workplace
+from broadsheet.training.workdir import workdir
 
 if TYPE_CHECKING:
     from broadsheet.rank.base import ListwiseReranker
@@ -35,7 +35,7 @@ _MAY_CHANGE = {"minutes", "checkpoint_minutes"}  # between a run that was cut of
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TrainOutput:
     """What a training did.
 
     Attributes:
@@ -83,7 +83,7 @@ def fit(
     seed: int = 0,
     force: bool = False,
     clock: Callable[[], float] = time.monotonic,
-) -> Fitted:
+) -> TrainOutput:
     """Train `reranker` in place on lists, with its own prompts; save it as a folder that `ListwiseReranker.load` reads.
 
     A run that was stopped or killed goes on from its newest complete checkpoint when the same call is made again; its
@@ -167,7 +167,7 @@ def fit(
             reranker.model.eval()
             if method == "full":
                 reranker.model.to(before)
-        fitted = Fitted(
+        fitted = TrainOutput(
             steps=trainer.state.global_step,
             lists=trainer.record["lists"],
             tokens=trainer.record["tokens"],
@@ -190,20 +190,20 @@ def _folder(
     reranker: ListwiseReranker, rows: Sequence[Row], settings: Mapping[str, Any], out: str | Path | None, force: bool
 ) -> AbstractContextManager[Path]:
     """The folder of checkpoints, claimed for this reranker, these rows and settings."""
-    made_from: dict[str, Any] = {}
+    config: dict[str, Any] = {}
     if out is not None:
-        made_from = {
+        config = {
             **settings,
             "reranker": reranker.settings(),
             "model": model_fingerprint(reranker.model),
             "rows": fingerprint([dict(row) for row in rows]),
         }
-    return workplace(
+    return workdir(
         out,
-        made_from,
+        config,
         finished=SETTINGS,
         force=force,
-        may_change=_MAY_CHANGE,
+        mutable_keys=_MAY_CHANGE,
         fingerprints=("model", "reranker", "rows"),
         kind="reranker",
     )

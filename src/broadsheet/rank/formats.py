@@ -24,8 +24,8 @@ _TEXT_FIELDS = ("text", "segment", "contents", "content", "body", "passage")
 
 
 @dataclass(frozen=True)
-class Request:
-    """A query and its candidates in order, as rank_llm's `Request` and `Result` hold them.
+class RerankRequest:
+    """A query and its candidates in order, as rank_llm's `RerankRequest` and `Result` hold them.
 
     Attributes:
         qid, query: the query's id and text.
@@ -50,7 +50,7 @@ class Request:
         ]
 
 
-def read_requests(path: Path) -> list[Request]:
+def read_requests(path: Path) -> list[RerankRequest]:
     """rank_llm's requests or results from a `.json` array or `.jsonl` file.
 
     Raises:
@@ -69,7 +69,7 @@ def read_requests(path: Path) -> list[Request]:
     return [_request(entry, f"{path}, request {number}") for number, entry in enumerate(entries, 1)]
 
 
-def write_requests(requests: Iterable[Request], path: Path) -> None:
+def write_requests(requests: Iterable[RerankRequest], path: Path) -> None:
     """Write requests or results for rank_llm, as a `.json` array or, by the name, as `.jsonl`."""
     rows = [
         {
@@ -88,7 +88,7 @@ def write_requests(requests: Iterable[Request], path: Path) -> None:
             json.dump(rows, file, indent=2, ensure_ascii=False)
 
 
-def rerank_requests(reranker: ListwiseReranker, requests: Sequence[Request]) -> list[Request]:
+def rerank_requests(reranker: ListwiseReranker, requests: Sequence[RerankRequest]) -> list[RerankRequest]:
     """Each request with its candidates reordered; scores are the reranker's, strictly decreasing."""
     asked = [one for one in requests if one.docids]
     found = iter(reranker.rank_batch([one.query for one in asked], [one.documents() for one in asked]))
@@ -154,7 +154,7 @@ def as_rerankers(reranker: ListwiseReranker) -> Any:
     return Ranker()
 
 
-def _reordered(request: Request, hits: Sequence[Mapping[str, Any]]) -> Request:
+def _reordered(request: RerankRequest, hits: Sequence[Mapping[str, Any]]) -> RerankRequest:
     order = [hit["corpus_id"] for hit in hits]
     return replace(
         request,
@@ -171,11 +171,11 @@ def _json(text: str, place: str) -> Any:
         raise InputError(f"{place}: not JSON; get the file again") from None
 
 
-def _request(entry: Any, place: str) -> Request:
+def _request(entry: Any, place: str) -> RerankRequest:
     try:
         query, candidates = entry["query"], entry["candidates"]
         docs = [dict(one["doc"]) for one in candidates]
-        request = Request(
+        request = RerankRequest(
             qid=str(query["qid"]),
             query=query["text"],
             docids=[str(one["docid"]) for one in candidates],

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from broadsheet.rank.objective import ListReading
-    from broadsheet.rank.prompt import Target
+    from broadsheet.rank.prompt import TargetOrder
     from broadsheet.teacher import Teacher
 
 _ANY_IDENTIFIER = re.compile(r"\[\s*([A-Z]|[0-9]+)\s*\]")
@@ -83,7 +83,7 @@ class FullRank:
         """Weight of the identifier at a place, from 1: 2, 1.63, 1.5, … towards 1."""
         return 1 + 1 / math.log2(place + 1)
 
-    def token_weights(self, target: Target) -> list[float]:
+    def token_weights(self, target: TargetOrder) -> list[float]:
         """A weight for each token of a written ranking; it does not hang on how many tokens an identifier has."""
         counts = target.identifier if self.weights == "paper" else [rank > 0 for rank in target.ranks]
         return [

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from broadsheet.rank.prompt import Target
+    from broadsheet.rank.prompt import TargetOrder
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Objective(Protocol):
     @property
     def wants_scores(self) -> bool: ...
 
-    def token_weights(self, target: Target) -> list[float]:
+    def token_weights(self, target: TargetOrder) -> list[float]:
         """A weight for each token of the written ranking."""
 
     def terms(self, reading: ListReading) -> dict[str, Tensor]:

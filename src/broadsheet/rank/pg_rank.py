@@ -21,7 +21,7 @@ from broadsheet.console import InputError
 
 if TYPE_CHECKING:
     from broadsheet.rank.objective import ListReading
-    from broadsheet.rank.prompt import Target
+    from broadsheet.rank.prompt import TargetOrder
 
 Baseline = Literal["loo", "none"]
 _PADDING = -1e30  # as a score: no probability, yet finite, since -inf makes NaN in the gradient of a logcumsumexp
@@ -465,7 +465,7 @@ class PGRank:
     def wants_scores(self) -> bool:
         return True
 
-    def token_weights(self, target: Target) -> list[float]:
+    def token_weights(self, target: TargetOrder) -> list[float]:
         return [1.0] * len(target.ids)
 
     def terms(self, reading: ListReading) -> dict[str, Tensor]:

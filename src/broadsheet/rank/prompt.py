@@ -111,7 +111,7 @@ class Built:
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetOrder:
     """A ranking as token ids, and what each token is part of.
 
     Attributes:
@@ -251,7 +251,7 @@ class Prompter:
         ids += [*outro, *self._tail]
         return Built(ids, n, sum(map(bool, lost)), sum(lost))
 
-    def target(self, order: Sequence[int], eos: bool = True) -> Target:
+    def target(self, order: Sequence[int], eos: bool = True) -> TargetOrder:
         """The answer that ranks 0-based positions in `order`, best first.
 
         Args:
@@ -281,7 +281,7 @@ class Prompter:
             if self.tokenizer.eos_token_id is None:
                 raise InputError("the tokenizer has no end-of-text token; set tokenizer.eos_token, or use eos=False")
             write([self.tokenizer.eos_token_id], 0)
-        return Target(ids, ranks, identifier)
+        return TargetOrder(ids, ranks, identifier)
 
     def answer_length(self, n: int) -> int:
         """Tokens of a ranking of `n` passages with the end of text."""

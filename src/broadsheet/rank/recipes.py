@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from broadsheet.apply.corpus import Summary, map_corpus
 from broadsheet.cache import fingerprint, locked
 from broadsheet.console import InputError, say
-from broadsheet.data.corpora import Corpus, Document, Place
+from broadsheet.data.corpora import Corpus, Document, RowLocation
 from broadsheet.data.retrieval.beir import Beir
 from broadsheet.data.retrieval.trec import read_run, write_run
 from broadsheet.rank.formats import read_requests, rerank_requests, write_requests
 from broadsheet.rank.prompt import BRIEF
 from broadsheet.rank.rows import training_rows, write_rows
-from broadsheet.rank.trials.items import Source
+from broadsheet.rank.trials.items import ListSource
 
 if TYPE_CHECKING:
     from broadsheet.rank.base import ListwiseReranker
@@ -186,8 +186,8 @@ class ApplyRank:
         found = self._source(data).train(self.lists, candidates, self.depth)
         return training_rows(found.lists, order="first_stage")
 
-    def _source(self, data: str) -> Source:
-        return Source(data, self.words, self.titles, self.first_stage, self.split, self.seed)
+    def _source(self, data: str) -> ListSource:
+        return ListSource(data, self.words, self.titles, self.first_stage, self.split, self.seed)
 
     # Labels
 
@@ -301,9 +301,9 @@ class _Queries(Corpus):
     def describe(self) -> str:
         return f"{self.spec}: {len(self.queries):,} queries"
 
-    def _rows(self) -> Iterator[tuple[Place, Any]]:
+    def _rows(self) -> Iterator[tuple[RowLocation, Any]]:
         for name, text in self.queries.items():
-            yield Place(name, name), {"id": name, "text": text}
+            yield RowLocation(name, name), {"id": name, "text": text}
 
 
 def _reranked(lines: Path) -> Iterator[tuple[str, dict[str, float]]]:

@@ -27,7 +27,7 @@ from broadsheet.rank.decoding import keeps_logits
 from broadsheet.rank.objective import ListReading, Objective
 from broadsheet.rank.prompt import Prompter
 from broadsheet.rank.rows import ListDataset, ListItem, Row, list_item
-from broadsheet.training.checkpoints import CompleteCheckpoints
+from broadsheet.training.checkpoints import AtomicCheckpointTrainer
 from broadsheet.training.timed import ScheduledByProgress
 
 
@@ -149,7 +149,7 @@ def read_lists(model: Any, batch: Mapping[str, Tensor], generator: torch.Generat
     return replace(reading, nll=nll, weights=batch["loss_weights"][:, 1:][:, spoken], written=written)
 
 
-class RerankTrainer(CompleteCheckpoints, ScheduledByProgress):
+class RerankTrainer(AtomicCheckpointTrainer, ScheduledByProgress):
     """HF `Trainer` on lists. Each step's loss is the objective's; its terms are logged as `loss_<name>`.
 
     Takes all that `Trainer` takes (`train_dataset` a `ListDataset`, `data_collator` a `ListwiseCollator`), `progress`
@@ -159,7 +159,7 @@ class RerankTrainer(CompleteCheckpoints, ScheduledByProgress):
         objective: a `FIRST`, `FullRank` or `PGRank`, or another `Objective`.
         autocast: run forward passes in this type where the device has it; weights and optimizer stay as they are.
 
-    Its checkpoints are `CompleteCheckpoints`; their `record` counts `lists` and `tokens` read.
+    Its checkpoints are `AtomicCheckpointTrainer`; their `record` counts `lists` and `tokens` read.
 
     Raises:
         InputError: during training, a loss that is not finite.

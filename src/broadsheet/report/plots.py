@@ -31,7 +31,7 @@ HUGE = 1e300  # beyond it axis arithmetic would overflow; drawn at the edge, lik
 
 
 @dataclass(frozen=True)
-class Row:
+class PlotRow:
     """One arm in a picture: its name, its role, its value on one or two axes, or a word on why there is none."""
 
     name: str
@@ -147,7 +147,7 @@ def shorten(name: str, cells: int) -> str:
     return name if cell_len(name) <= cells else set_cell_size(name, cells - 1).rstrip() + "…"
 
 
-def whiskers(title: str, rows: Sequence[Row], chance: float | None = None) -> Drawing:
+def whiskers(title: str, rows: Sequence[PlotRow], chance: float | None = None) -> Drawing:
     """One line per arm: a dot at the estimate, a whisker over its interval, the baseline's value as a line through all.
 
     Args:
@@ -193,7 +193,7 @@ def whiskers(title: str, rows: Sequence[Row], chance: float | None = None) -> Dr
     return drawing
 
 
-def scatter(title: str, rows: Sequence[Row], x_label: str, y_label: str) -> Drawing:
+def scatter(title: str, rows: Sequence[PlotRow], x_label: str, y_label: str) -> Drawing:
     """Each arm at (`across`, `value`) with both intervals; a name stands where there is room, and on the pointer."""
     rows = sorted(rows, key=lambda row: row.role in ("baseline", "method"))  # these two on top
     points = [(row, row.across, row.value) for row in rows if row.across and row.value]
@@ -319,7 +319,7 @@ def _end(end: float, interval: Interval) -> float:
     return interval.estimate if math.isnan(end) else end
 
 
-def _whisker(drawing: Drawing, row: Row, axis: Scale, y: float) -> None:
+def _whisker(drawing: Drawing, row: PlotRow, axis: Scale, y: float) -> None:
     assert row.value
     low, high = (axis(_end(end, row.value)) for end in (row.value.low, row.value.high))
     drawing.line(f"whisker {row.role}", low, y, high, y)

@@ -149,9 +149,9 @@ class View:
                 drawings.append(plots.scatter(f"{quality} against speed", rows, self.speed, quality))
         return drawings
 
-    def _rows(self, metric: str) -> list[plots.Row]:
+    def _rows(self, metric: str) -> list[plots.PlotRow]:
         return [
-            plots.Row(
+            plots.PlotRow(
                 name=arm.name,
                 role=arm.role,
                 value=self.value(arm, metric),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from broadsheet.cache import atomic_write, sha256_file
-from broadsheet.data.corpora import Corpus, Document, Place
+from broadsheet.data.corpora import Corpus, Document, RowLocation
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -158,6 +158,6 @@ class StoredCorpus(Corpus):
     def describe(self) -> str:
         return f"{self.spec}: {self.count:,} documents"
 
-    def _rows(self) -> Iterator[tuple[Place, Any]]:
+    def _rows(self) -> Iterator[tuple[RowLocation, Any]]:
         for document in self._documents:
-            yield Place(document.id, document.id), {"id": document.id, "text": document.text}
+            yield RowLocation(document.id, document.id), {"id": document.id, "text": document.text}

@@ -86,7 +86,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Job:
+class TeacherJob:
     """Answers still to be generated for one prompt.
 
     Attributes:
@@ -102,7 +102,7 @@ class Job:
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """Choices to be scored after one prompt; `reading` as in `Job`."""
+    """Choices to be scored after one prompt; `reading` as in `TeacherJob`."""
 
     reading: Any
     choices: tuple[str, ...]
@@ -251,7 +251,7 @@ class Backend(Protocol):
         """
 
     def generate(
-        self, jobs: Sequence[Job], sampling: Sampling, meter: Meter
+        self, jobs: Sequence[TeacherJob], sampling: Sampling, meter: Meter
     ) -> Iterator[list[tuple[int, int, Completion]]]:
         """Yield finished answers as lists of (position in `jobs`, sample index, answer), in any order."""
 

@@ -21,7 +21,7 @@ import openai
 
 from broadsheet.console import InputError, say
 from broadsheet.teacher import protocol
-from broadsheet.teacher.base import Completion, Job, Meter, Prompt, Sampling, Score, ScoreJob
+from broadsheet.teacher.base import Completion, Meter, Prompt, Sampling, Score, ScoreJob, TeacherJob
 from broadsheet.teacher.store import digest
 
 T = TypeVar("T")
@@ -113,7 +113,7 @@ class Endpoint:
         return list(prompts)
 
     def generate(
-        self, jobs: Sequence[Job], sampling: Sampling, meter: Meter
+        self, jobs: Sequence[TeacherJob], sampling: Sampling, meter: Meter
     ) -> Iterator[list[tuple[int, int, Completion]]]:
         """Yield the answers of each request as it comes back; then raise the first error there was."""
         tasks: deque[tuple[int, tuple[int, ...]]] = deque()
@@ -148,7 +148,7 @@ class Endpoint:
         for position, scores in self._run(work, deque(range(len(jobs))), meter):
             yield [(position, scores)]
 
-    def _ask(self, job: Job, samples: tuple[int, ...], sampling: Sampling, meter: Meter) -> list[Completion]:
+    def _ask(self, job: TeacherJob, samples: tuple[int, ...], sampling: Sampling, meter: Meter) -> list[Completion]:
         """One request for all of `samples`: as many answers as the server gives, none if it refuses to give several."""
         chat = not isinstance(job.reading, str)
         body = {

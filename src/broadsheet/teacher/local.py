@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from broadsheet import models
 from broadsheet.console import InputError, say
-from broadsheet.teacher.base import Completion, Job, Meter, Prompt, Sampling, Score, ScoreJob, TokenLogprob
+from broadsheet.teacher.base import Completion, Meter, Prompt, Sampling, Score, ScoreJob, TeacherJob, TokenLogprob
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -138,7 +138,7 @@ class Local:
         return [{"ids": row, "transcript": flag} for row, flag in zip(ids, transcript, strict=True)]
 
     def generate(
-        self, jobs: Sequence[Job], sampling: Sampling, meter: Meter
+        self, jobs: Sequence[TeacherJob], sampling: Sampling, meter: Meter
     ) -> Iterator[list[tuple[int, int, Completion]]]:
         """Yield a batch's answers when the longest of them is done."""
         rows, places = [], []

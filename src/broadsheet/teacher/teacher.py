@@ -16,12 +16,12 @@ from broadsheet.teacher.base import (
     BudgetExhausted,
     Completion,
     Conversation,
-    Job,
     Meter,
     Prompt,
     Sampling,
     ScoreJob,
     SpentError,
+    TeacherJob,
     Usage,
 )
 from broadsheet.teacher.store import Store, digest
@@ -244,7 +244,7 @@ class Teacher:
             absent, jobs, asked = set(missing), [], []
             for request, (draw, reading) in dict(zip(requests, zip(draws, readings, strict=True), strict=True)).items():
                 if indices := tuple(i for i in samples if f"{request}/{i}" in absent):
-                    jobs.append(Job(draw, reading, indices))
+                    jobs.append(TeacherJob(draw, reading, indices))
                     asked.append(request)
             for batch in self.backend.generate(jobs, sampling, meter):
                 yield {f"{asked[position]}/{i}": answer.to_json() for position, i, answer in batch}

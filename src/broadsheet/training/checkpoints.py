@@ -1,7 +1,7 @@
 """Checkpoints that are whole or do not count, whatever kills the training that writes them.
 
 Knows: the checkpoint folders of HF `Trainer`. Does not know: when one is due (`timed`), whose folder it is
-(`workplace`).
+(`workdir`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from broadsheet.cache import atomic_write
 COMPLETE = "complete.json"  # written into a checkpoint last: one without it was cut off
 
 
-class CompleteCheckpoints(Trainer):
+class AtomicCheckpointTrainer(Trainer):
     """A `Trainer` whose checkpoints are complete once they hold `complete.json`, with the counters in it.
 
     Put it before another subclass of `Trainer` to give that the same.
 
     Attributes:
         record: JSON values that belong to the state of the training, such as counters that `compute_loss` adds to. Each
-            checkpoint keeps them, `go_on` brings them back.
+            checkpoint keeps them, `resume_checkpoint` brings them back.
 
     Example:
         class EmbedTrainer(CompleteCheckpoints, SentenceTransformerTrainer):
@@ -39,7 +39,7 @@ class CompleteCheckpoints(Trainer):
         super().__init__(*args, **parts)
         self.record: dict[str, Any] = {}
 
-    def go_on(self) -> str | None:
+    def resume_checkpoint(self) -> str | None:
         """The newest complete checkpoint in `args.output_dir`, for `train(resume_from_checkpoint=…)`, or None.
 
         Takes `record` from it, and removes what a kill has left of others.

@@ -15,7 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from broadsheet.apply.corpus import interruptible
 from broadsheet.console import InputError, progress, say
-from broadsheet.training.checkpoints import CompleteCheckpoints
+from broadsheet.training.checkpoints import AtomicCheckpointTrainer
 
 Schedule = Literal["cosine", "linear", "constant"]
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -148,12 +148,12 @@ class TimedRun(TrainerCallback):
         """How much of the time is over, 0 to 1 and on; 0 without a limit, where steps count alone."""
         return 0.0 if self.budget is None else self.elapsed() / self.budget
 
-    def train(self, trainer: CompleteCheckpoints) -> bool:
+    def train(self, trainer: AtomicCheckpointTrainer) -> bool:
         """Train; False where Ctrl-C ended it (said, and kept as a checkpoint). The second Ctrl-C acts as ever.
 
         The trainer's `record` holds `seconds`, so that the time goes on where a run was cut off.
         """
-        checkpoint = trainer.go_on()
+        checkpoint = trainer.resume_checkpoint()
         self._record = trainer.record
         self._spent, self._begun = float(self._record.get("seconds", 0.0)), self.clock()
         if checkpoint is not None:

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 
 from broadsheet.console import InputError
-from broadsheet.training.checkpoints import CompleteCheckpoints
+from broadsheet.training.checkpoints import AtomicCheckpointTrainer
 from broadsheet.training.timed import ScheduledByProgress, TimedRun, loss_history
 
 _WEIGHTS = "trained.safetensors"
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TrainOutput:
     """What a training did.
 
     Args:
@@ -45,7 +45,7 @@ class Fitted:
     folder: Path | None = None
 
     @classmethod
-    def of(cls, trainer: TrainedWeights, run: TimedRun, finished: bool) -> Fitted:
+    def of(cls, trainer: TrainedWeights, run: TimedRun, finished: bool) -> TrainOutput:
         """What `run` did with `trainer`."""
         return cls(
             steps=trainer.state.global_step,
@@ -58,7 +58,7 @@ class Fitted:
         )
 
 
-class TrainedWeights(CompleteCheckpoints, ScheduledByProgress):
+class TrainedWeights(AtomicCheckpointTrainer, ScheduledByProgress):
     """Checkpoints hold the trained weights alone; every loss is seen to be finite; examples and tokens are counted."""
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -107,7 +107,7 @@ class TrainedWeights(CompleteCheckpoints, ScheduledByProgress):
 
 
 class TrainedItems(TrainedWeights):
-    """`TrainedWeights` on `ItemsInOrder`, in that order; a loss is a mean over its pass, whatever its step holds."""
+    """`TrainedWeights` on a `SeededOrderDataset`, in its order; a loss is a mean over its pass, whatever the step."""
 
     loss_is_scaled_for_ga = False
 
@@ -119,7 +119,7 @@ class TrainedItems(TrainedWeights):
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
 
-class ItemsInOrder(Dataset[tuple[int, Any]]):
+class SeededOrderDataset(Dataset[tuple[int, Any]]):
     """Items in the order of training, each with its place: each epoch shuffled by (seed, epoch), one after the other.
 
     Args:
@@ -157,7 +157,7 @@ def check_lengths(steps: int | None, epochs: int, batch_size: int, accumulate: i
 
 def items_in_order(
     items: Sequence[Any], *, steps: int | None, epochs: int, batch_size: int, accumulate: int, seed: int
-) -> ItemsInOrder:
+) -> SeededOrderDataset:
     """The items of a whole training: of `steps`, which repeat them as often as it takes, or else of `epochs`.
 
     Raises:
@@ -167,7 +167,7 @@ def items_in_order(
     length = len(items) * epochs if steps is None else steps * a_step
     if length < a_step:
         raise InputError(f"{len(items):,} examples make no batch of {a_step}; give more, or a smaller batch_size")
-    return ItemsInOrder(items, length, seed)
+    return SeededOrderDataset(items, length, seed)
 
 
 def world() -> int:

@@ -18,13 +18,13 @@ from broadsheet.console import InputError
 
 
 @contextmanager
-def workplace(
+def workdir(
     out: str | Path | None,
-    made_from: Mapping[str, Any],
+    config: Mapping[str, Any],
     *,
     finished: str,
     force: bool = False,
-    may_change: Collection[str] = (),
+    mutable_keys: Collection[str] = (),
     fingerprints: Collection[str] = ("model", "rows"),
     kind: str = "model",
 ) -> Iterator[Path]:
@@ -38,8 +38,8 @@ def workplace(
         finished: the file that a finished `out` holds.
         force: replace a finished `out`, and start over rather than go on. Without it, a forced run that was cut off
             goes on.
-        may_change: keys of `made_from` that may differ when a run goes on.
-        fingerprints: keys of `made_from` whose values tell a reader nothing: a difference is named without them.
+        may_change: keys of `config` that may differ when a run goes on.
+        fingerprints: keys of `config` whose values tell a reader nothing: a difference is named without them.
         kind: what `out` is, in messages.
 
     Raises:
@@ -74,7 +74,7 @@ def workplace(
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}; choose another out") from None
     try:
-        _claim(folder, json.loads(json.dumps(made_from)), force, may_change, fingerprints)
+        _claim(folder, json.loads(json.dumps(config)), force, mutable_keys, fingerprints)
         yield folder
     finally:
         lock.release()
@@ -83,7 +83,7 @@ def workplace(
 
 
 def _claim(
-    folder: Path, made_from: dict[str, Any], force: bool, may_change: Collection[str], fingerprints: Collection[str]
+    folder: Path, config: dict[str, Any], force: bool, mutable_keys: Collection[str], fingerprints: Collection[str]
 ) -> None:
     """See that `folder` may be gone on with, or begin it.
 
@@ -94,7 +94,7 @@ def _claim(
     if force or not path.exists():
         shutil.rmtree(folder, ignore_errors=True)
         with atomic_write(path) as file:
-            json.dump(made_from, file)
+            json.dump(config, file)
         if force:
             (folder / "replacing").touch()
         return
@@ -103,9 +103,9 @@ def _claim(
     except (OSError, ValueError):
         raise InputError(f"{path} is damaged; force=True starts over") from None
     changes = [
-        key if key in fingerprints else f"{key} {before.get(key)!r}, now {made_from.get(key)!r}"
-        for key in sorted(before.keys() | made_from.keys())
-        if key not in may_change and before.get(key) != made_from.get(key)
+        key if key in fingerprints else f"{key} {before.get(key)!r}, now {config.get(key)!r}"
+        for key in sorted(before.keys() | config.keys())
+        if key not in mutable_keys and before.get(key) != config.get(key)
     ]
     if changes:
         raise InputError(

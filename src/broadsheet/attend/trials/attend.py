@@ -21,7 +21,7 @@ from broadsheet.attend.lm_infinite import LMInfinite
 from broadsheet.attend.longheads import LongHeads
 from broadsheet.attend.trials.longtexts import LongText, long_texts
 from broadsheet.attend.trials.metrics import FULL, ONE_PIECE, TRUNCATION, Plan, figures, metrics, notes, outputs
-from broadsheet.attend.trials.reader import DECODED, Reader, Reading
+from broadsheet.attend.trials.reader import DECODED, LongTextReader, Reading
 from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError, say
 from broadsheet.data import corpora
@@ -31,7 +31,7 @@ from broadsheet.trial.results import Role, TrialResult
 
 
 @dataclass(frozen=True)
-class Method:
+class TriedMethod:
     """How the trial makes a method of the stage, and what its paper claims.
 
     Attributes:
@@ -52,28 +52,28 @@ class Method:
 
 
 METHODS = {
-    "lm_infinite": Method(
+    "lm_infinite": TriedMethod(
         "LM-Infinite",
         lambda trial: LMInfinite(n_global=trial.n_global, n_local=trial.window),
         claims="loss beyond",
         against=FULL,
         beside=TRUNCATION,
     ),
-    "infllm": Method(
+    "infllm": TriedMethod(
         "InfLLM",
         lambda trial: InfLLM(trial.window, n_init=trial.n_init, block_size=trial.memory_block, top_k=trial.top_k),
         claims="retrieval",
         against="LM-Infinite",
         beside="LM-Infinite",
     ),
-    "longheads": Method(
+    "longheads": TriedMethod(
         "LongHeads",
         lambda trial: LongHeads(trial.chunk_size or trial.window // 8, attention_length=trial.window),
         claims="loss",
         against="LM-Infinite",
         beside="LM-Infinite",
     ),
-    "flexprefill": Method(
+    "flexprefill": TriedMethod(
         "FlexPrefill",
         lambda trial: FlexPrefill(
             trial.gamma, trial.tau, min_budget=trial.min_budget or (256 if trial.quick else 1024)
@@ -145,7 +145,7 @@ class LongTextTrial:
         key = fingerprint([versions(), facts, asdict(self), [repr(method) for method in methods.values()]])
         self.journal_ = home() / "trials" / f"attend-{key}.jsonl"
         self.journal_.parent.mkdir(exist_ok=True)
-        arms = self._arms(methods, Reader(loaded.model, plan))
+        arms = self._arms(methods, LongTextReader(loaded.model, plan))
         asked = metrics(plan, texts)
         names = [arm.name for arm in arms]
         pairs = [(rival, METHODS[key].name) for key in methods if (rival := _rival(METHODS[key].beside, names))]
@@ -225,7 +225,7 @@ class LongTextTrial:
             )
         return plan
 
-    def _arms(self, methods: dict[str, Attention], reader: Reader) -> list[Arm]:
+    def _arms(self, methods: dict[str, Attention], reader: LongTextReader) -> list[Arm]:
         """Full attention, read as the methods read; truncation; the methods."""
         window, scored = reader.plan.window, reader.plan.scored
         in_pieces = {METHODS[key].one_piece for key in methods}
@@ -246,7 +246,7 @@ class LongTextTrial:
 
 
 def _arm(
-    name: str, role: Role, description: str, reading: Reading, reader: Reader, method: Attention | None = None
+    name: str, role: Role, description: str, reading: Reading, reader: LongTextReader, method: Attention | None = None
 ) -> Arm:
     """A way of reading, under a method or none, as an arm."""
     lengths = reader.plan.lengths
@@ -267,7 +267,9 @@ def _arm(
     return Arm(name, run, role, description)
 
 
-def _claims(methods: Sequence[Method], metric_names: Sequence[str], arms: Sequence[str]) -> list[tuple[str, str, str]]:
+def _claims(
+    methods: Sequence[TriedMethod], metric_names: Sequence[str], arms: Sequence[str]
+) -> list[tuple[str, str, str]]:
     """What the papers claim, as far as this run can show it: (metric, baseline, arm)."""
     claims = []
     for method in methods:

@@ -31,7 +31,7 @@ WORDS = (
 
 
 @dataclass(frozen=True)
-class Question:
+class PasswordQuestion:
     """What asks for a password that is hidden in a text.
 
     Attributes:
@@ -56,7 +56,7 @@ class LongText:
 
     ids: list[int]
     documents: list[str]
-    questions: list[Question]
+    questions: list[PasswordQuestion]
     answers: list[int]
 
 
@@ -101,7 +101,7 @@ def long_texts(
         generator = random.Random(f"{seed} {i}")
         passwords = draw_passwords(tokenizer, questions, generator)
         positions = _places(passwords, length, clear, generator)
-        asked = [Question(position, each.question) for position, each in zip(positions, passwords, strict=True)]
+        asked = [PasswordQuestion(position, each.question) for position, each in zip(positions, passwords, strict=True)]
         ids = _insert(filler, {at: each.line for at, each in zip(positions, passwords, strict=True)})
         texts.append(LongText(ids, documents, asked, [each.answer for each in passwords]))
     return texts

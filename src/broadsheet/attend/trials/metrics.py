@@ -53,7 +53,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Look:
+class LengthMetrics:
     """What was seen of an arm at one length.
 
     Attributes:
@@ -74,7 +74,7 @@ class Look:
     said: list[float]
 
 
-def outputs(plan: Plan, looks: Sequence[Look], by_position: list[float]) -> dict[str, Any]:
+def outputs(plan: Plan, looks: Sequence[LengthMetrics], by_position: list[float]) -> dict[str, Any]:
     """An arm's outputs for one text: the headline numbers, and what the figures are drawn from.
 
     Args:

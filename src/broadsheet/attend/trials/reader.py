@@ -14,38 +14,38 @@ from transformers.cache_utils import Cache
 
 from broadsheet.attend.trials import streaming
 from broadsheet.attend.trials.longtexts import LongText
-from broadsheet.attend.trials.metrics import Look, Plan
+from broadsheet.attend.trials.metrics import LengthMetrics, Plan
 
 DECODED = 8  # tokens read one by one at each length
 
 # What a text is read by, up to these lengths: looks at them, and the mean loss of each stretch where all were scored.
-Reading = Callable[[LongText, Sequence[int]], tuple[list[Look], list[float]]]
+Reading = Callable[[LongText, Sequence[int]], tuple[list[LengthMetrics], list[float]]]
 
 
 @dataclass(frozen=True)
-class Reader:
+class LongTextReader:
     """A model that reads texts by a plan, as it is or under a method that is installed meanwhile."""
 
     model: PreTrainedModel
     plan: Plan
 
-    def chunks(self, text: LongText, lengths: Sequence[int]) -> tuple[list[Look], list[float]]:
+    def chunks(self, text: LongText, lengths: Sequence[int]) -> tuple[list[LengthMetrics], list[float]]:
         """One pass in chunks, looked at on the way; and the mean loss of each stretch of `scored` tokens."""
         record = streaming.read(self.model, text.ids, lengths, decode=DECODED, visitor=self._examiner(text))
         width = self.plan.scored
         whole = record.losses[: lengths[-1] // width * width].reshape(-1, width)
         return [self._look(record, stop) for stop in record.stops], whole.nanmean(1).tolist()
 
-    def one_piece(self, text: LongText, lengths: Sequence[int]) -> tuple[list[Look], list[float]]:
+    def one_piece(self, text: LongText, lengths: Sequence[int]) -> tuple[list[LengthMetrics], list[float]]:
         """The text up to each length anew, in one piece."""
         return [self._anew(text, 0, length, chunk=None) for length in lengths], []
 
-    def truncated(self, text: LongText, lengths: Sequence[int]) -> tuple[list[Look], list[float]]:
+    def truncated(self, text: LongText, lengths: Sequence[int]) -> tuple[list[LengthMetrics], list[float]]:
         """Before each length, the scored tokens and a window in front of them anew; nothing else."""
         reach = self.plan.window + self.plan.scored
         return [self._anew(text, max(0, length - reach), length, chunk=512) for length in lengths], []
 
-    def _anew(self, text: LongText, start: int, length: int, chunk: int | None) -> Look:
+    def _anew(self, text: LongText, start: int, length: int, chunk: int | None) -> LengthMetrics:
         record = streaming.read(
             self.model,
             text.ids[start : length + DECODED],
@@ -72,7 +72,7 @@ class Reader:
 
         return examine
 
-    def _look(self, record: streaming.Record, stop: streaming.Stop) -> Look:
+    def _look(self, record: streaming.StreamRecord, stop: streaming.Stop) -> LengthMetrics:
         scored = record.losses[max(1, stop.length - self.plan.scored) : stop.length]  # a text's first token has no loss
         right, said = stop.visit
-        return Look(float(scored.mean()), stop.seconds, stop.decode_seconds, sum(stop.held), right, said)
+        return LengthMetrics(float(scored.mean()), stop.seconds, stop.decode_seconds, sum(stop.held), right, said)

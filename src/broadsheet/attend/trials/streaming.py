@@ -50,7 +50,7 @@ class Stop:
 
 
 @dataclass(frozen=True)
-class Record:
+class StreamRecord:
     """A text as it was read.
 
     Attributes:
@@ -73,7 +73,7 @@ def read(
     tail: int | None = None,
     decode: int = 8,
     visitor: Callable[[Cache, int], Any] | None = None,
-) -> Record:
+) -> StreamRecord:
     """Read one text from its start, chunk by chunk through one cache.
 
     After each stop the next tokens of the text are read one by one and timed; so nothing is read twice, and the losses
@@ -154,7 +154,7 @@ def _read(
     tail: int | None,
     decode: int,
     visitor: Callable[[Cache, int], Any] | None,
-) -> Record:
+) -> StreamRecord:
     text = torch.tensor([list(ids)], device=model.device)
     losses = torch.full((len(ids),), torch.nan)
     cache = DynamicCache(config=model.config)
@@ -193,7 +193,7 @@ def _read(
             position = stop + decode
             visit = visitor(cache, stop) if visitor else None
             made.append(Stop(stop, seconds, median(singles), held, visit))
-    return Record(losses, made, chunk)
+    return StreamRecord(losses, made, chunk)
 
 
 @contextmanager

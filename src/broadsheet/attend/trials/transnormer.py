@@ -105,7 +105,7 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Texts:
+class ByteTexts:
     """Bytes to train on and to read.
 
     Args:
@@ -242,7 +242,7 @@ class TransNormerTrial:
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"--device {self.device} cannot be used here: {str(error).splitlines()[0]}") from None
 
-    def _texts(self, corpus: corpora.Corpus) -> Texts:
+    def _texts(self, corpus: corpora.Corpus) -> ByteTexts:
         """Whole documents are held out: a sample of those long enough. A document equal to one of them is dropped."""
         wanted = self.steps * self.batch * self.length
         documents = corpus.take(max(4000, wanted // 200), self.seed)
@@ -269,7 +269,7 @@ class TransNormerTrial:
         longest = DECODE_CONTEXTS[-1] + _DECODE_STEPS
         decode = decode.repeat(-(-longest // len(decode)))[:longest]
         held_out = torch.stack([_bytes(document.text)[: long + 1] for document in chosen])
-        return Texts(stream, held_out, decode)
+        return ByteTexts(stream, held_out, decode)
 
     def _contestants(self) -> list[Contestant]:
         shape = Shape(self.width, self.layers, self.heads, block_size=64)
@@ -293,7 +293,7 @@ class TransNormerTrial:
         ]
         return first if self.quick else first + others
 
-    def _arm(self, contestant: Contestant, texts: Texts) -> Arm:
+    def _arm(self, contestant: Contestant, texts: ByteTexts) -> Arm:
         """Training happens once, before the arm first reads; a model that an interrupted run had finished is kept."""
         place = self.folder_ / fingerprint(contestant.name)
 
@@ -313,7 +313,7 @@ class TransNormerTrial:
 
         return Arm(contestant.name, run, contestant.role, contestant.description, prepare)
 
-    def _train(self, contestant: Contestant, texts: Texts, folder: Path) -> None:
+    def _train(self, contestant: Contestant, texts: ByteTexts, folder: Path) -> None:
         """Train one model, and save it with the loss it had on held-out texts along the way.
 
         Raises:

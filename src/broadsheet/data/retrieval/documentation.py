@@ -33,7 +33,7 @@ _BODY_WORDS = 12  # that a passage has at least
 
 
 @dataclass(frozen=True)
-class Entry:
+class DocPassage:
     """A passage, and the summary that asks for it; `unique` unless another docstring has the same summary.
 
     `title` is the name within the module, `"JSONEncoder.encode"`.
@@ -120,7 +120,7 @@ class Documentation:
                 break
         return made[:lists]
 
-    def pairs(self, n: int, *, held_out: bool) -> list[Entry]:
+    def pairs(self, n: int, *, held_out: bool) -> list[DocPassage]:
         """Entries whose `summary` is a query and whose `text` alone answers it, in random order.
 
         For what reads queries and passages apart, such as an embedder: search `entries` for the summaries of held-out
@@ -192,10 +192,10 @@ class Documentation:
             )
         return lists
 
-    def _shown(self, entry: Entry) -> Passage:
+    def _shown(self, entry: DocPassage) -> Passage:
         return {"title": entry.title, "text": entry.text} if self.titles else entry.text
 
-    def _sample(self, entry: Entry, hits: list[tuple[int, float]], candidates: int) -> list[tuple[int, float]]:
+    def _sample(self, entry: DocPassage, hits: list[tuple[int, float]], candidates: int) -> list[tuple[int, float]]:
         """The right passage, if it is among the hits, and others at random, in the order they had."""
         generator = random.Random(f"{self.seed}/{entry.id}")
         right = [i for i, (place, _) in enumerate(hits) if self.entries[place].id == entry.id]
@@ -204,7 +204,7 @@ class Documentation:
         return [hits[i] for i in kept]
 
 
-def _entries(documents: Iterable[Document], words: int) -> tuple[list[Entry], Counter[str]]:
+def _entries(documents: Iterable[Document], words: int) -> tuple[list[DocPassage], Counter[str]]:
     """The passages of a corpus, and why the other rows are none."""
     dropped: Counter[str] = Counter()
     rows: list[tuple[str, str, str, str, str]] = []
@@ -224,7 +224,7 @@ def _entries(documents: Iterable[Document], words: int) -> tuple[list[Entry], Co
     dropped["near-duplicate"] = len(rows) - len(kept)
     asked = Counter(_normal(summary) for *_, summary, _ in rows)  # also by a passage that was dropped as a duplicate
     entries = [
-        Entry(name, title, package, summary, text, _asks(summary) and asked[_normal(summary)] == 1)
+        DocPassage(name, title, package, summary, text, _asks(summary) and asked[_normal(summary)] == 1)
         for name, title, package, summary, text in kept
     ]
     return entries, dropped

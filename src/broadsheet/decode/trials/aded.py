@@ -17,10 +17,10 @@ from broadsheet.console import InputError, say, track
 from broadsheet.data import corpora
 from broadsheet.data.corpora import Corpus
 from broadsheet.decode.aded import ADED
-from broadsheet.decode.base import Account
+from broadsheet.decode.base import DecodeStats
 from broadsheet.decode.table import TrigramTable
 from broadsheet.decode.trials import prompts as tasks
-from broadsheet.decode.trials.prompts import KINDS, Prompt
+from broadsheet.decode.trials.prompts import KINDS, DecodePrompt
 from broadsheet.page.evidence import provenance, versions
 from broadsheet.trial.engine import Arm, Measured, Metric, run_arms
 from broadsheet.trial.results import ArmResult, Distribution, Role, TrialResult
@@ -39,10 +39,10 @@ class Written:
     tokens: list[int]
     seconds: float
     forwards: int
-    account: Account | None = None
+    account: DecodeStats | None = None
 
 
-class Writer:
+class TimedWriter:
     """Calls `generate` for a fixed number of tokens, times it, and counts the model's passes.
 
     An end of text does not end it: all arms write equally many tokens, so that tokens per second are comparable.
@@ -53,7 +53,7 @@ class Writer:
         self.tokens = tokens
         self.never = int(model.get_input_embeddings().num_embeddings)  # an id that no token has
 
-    def __call__(self, prompt: Prompt, **options: Any) -> Written:
+    def __call__(self, prompt: DecodePrompt, **options: Any) -> Written:
         """Greedy decoding after `prompt`, or with `custom_generate=` or another option of `generate`."""
         import torch
 
@@ -72,7 +72,7 @@ class Writer:
             new = out[0, ids.shape[1] :].tolist()
             seconds = time.perf_counter() - start
         drafter = options.get("custom_generate")
-        return Written(new, seconds, passes[0], drafter.account_ if drafter else None)
+        return Written(new, seconds, passes[0], drafter.stats_ if drafter else None)
 
 
 @contextmanager
@@ -97,19 +97,19 @@ class Reference:
     its own instead of writing the same text once more.
     """
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: TimedWriter) -> None:
         self.writer = writer
         self._tokens: dict[str, list[int]] = {}
         self._fresh: dict[str, Written] = {}
 
-    def tokens(self, prompt: Prompt) -> list[int]:
+    def tokens(self, prompt: DecodePrompt) -> list[int]:
         """What greedy decoding writes."""
         if prompt.id not in self._tokens:
             self._fresh[prompt.id] = written = self.writer(prompt)
             self._tokens[prompt.id] = written.tokens
         return self._tokens[prompt.id]
 
-    def write(self, prompt: Prompt) -> Written:
+    def write(self, prompt: DecodePrompt) -> Written:
         """A run that no one has been given yet."""
         written = self._fresh.pop(prompt.id, None) or self.writer(prompt)
         self._tokens.setdefault(prompt.id, written.tokens)
@@ -160,7 +160,7 @@ class DecodeTrial:
         items = tasks.make(documents[: self.prompts], tokenizer)
         warm = tasks.make(documents[self.prompts :], tokenizer)
         table = self._table(corpus, {tasks.beginning(document) for document in documents}, tokenizer)
-        writer = Writer(model, self.tokens)
+        writer = TimedWriter(model, self.tokens)
         seconds = step_seconds(writer, items[0])
         facts = {
             "seed": self.seed,
@@ -250,17 +250,19 @@ class DecodeTrial:
         return drafters
 
     def _arms(
-        self, writer: Writer, table: TrigramTable, warm: Sequence[Prompt], seconds: dict[int, float]
+        self, writer: TimedWriter, table: TrigramTable, warm: Sequence[DecodePrompt], seconds: dict[int, float]
     ) -> list[Arm]:
         reference = Reference(writer)
 
-        def arm(name: str, write: Callable[[Prompt], Written], role: Role, description: str, **options: Any) -> Arm:
-            def run(block: Sequence[Prompt]) -> Measured:
+        def arm(
+            name: str, write: Callable[[DecodePrompt], Written], role: Role, description: str, **options: Any
+        ) -> Arm:
+            def run(block: Sequence[DecodePrompt]) -> Measured:
                 return measured([(write(prompt), reference.tokens(prompt)) for prompt in block])
 
             return Arm(name, run, role, description, **options)
 
-        def lookup(prompt: Prompt) -> Written:
+        def lookup(prompt: DecodePrompt) -> Written:
             return writer(prompt, prompt_lookup_num_tokens=10)
 
         arms = [
@@ -269,7 +271,7 @@ class DecodeTrial:
         ]
         for name, (aded, description) in self._drafters(table, seconds).items():
 
-            def write(prompt: Prompt, aded: ADED = aded) -> Written:
+            def write(prompt: DecodePrompt, aded: ADED = aded) -> Written:
                 return writer(prompt, custom_generate=aded.fork())
 
             def prepare(aded: ADED = aded) -> None:
@@ -282,10 +284,10 @@ class DecodeTrial:
         return arms
 
 
-def step_seconds(writer: Writer, prompt: Prompt) -> dict[int, float]:
+def step_seconds(writer: TimedWriter, prompt: DecodePrompt) -> dict[int, float]:
     """Seconds of a step by its size, measured by ADED itself on this model: one measurement that all arms share."""
     aded = ADED()
-    Writer(writer.model, 4)(prompt, custom_generate=aded)
+    TimedWriter(writer.model, 4)(prompt, custom_generate=aded)
     [pace] = aded.paces_[writer.model].values()
     return pace.seconds
 
@@ -308,7 +310,7 @@ def measured(runs: Sequence[tuple[Written, list[int]]]) -> Measured:
     return Measured(outputs, seconds=sum(outputs["seconds"]))
 
 
-def speedups(arm: ArmResult, baseline: ArmResult, items: Sequence[Prompt]) -> dict[str, list[float]]:
+def speedups(arm: ArmResult, baseline: ArmResult, items: Sequence[DecodePrompt]) -> dict[str, list[float]]:
     """How many times faster than the baseline an arm was at each prompt, by kind."""
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for prompt, mine, plain in zip(items, arm.samples["seconds"], baseline.samples["seconds"], strict=True):
@@ -316,7 +318,7 @@ def speedups(arm: ArmResult, baseline: ArmResult, items: Sequence[Prompt]) -> di
     return found
 
 
-def _figures(arms: Sequence[ArmResult], items: Sequence[Prompt]) -> list[Any]:
+def _figures(arms: Sequence[ArmResult], items: Sequence[DecodePrompt]) -> list[Any]:
     usable = {arm.name: arm for arm in arms if arm.status == "ok"}
     return [
         Distribution(
@@ -327,7 +329,9 @@ def _figures(arms: Sequence[ArmResult], items: Sequence[Prompt]) -> list[Any]:
     ]
 
 
-def _notes(arms: Sequence[ArmResult], items: Sequence[Prompt], seconds: dict[int, float], dtype: str) -> list[str]:
+def _notes(
+    arms: Sequence[ArmResult], items: Sequence[DecodePrompt], seconds: dict[int, float], dtype: str
+) -> list[str]:
     """What explains the numbers; each note is made from this run."""
     usable = {arm.name: arm for arm in arms if arm.status == "ok"}
     costs = ", ".join(f"{size}: {value / seconds[1]:.2f}" for size, value in seconds.items())

@@ -26,7 +26,7 @@ _SUBJECT = 12  # words of a subject to write about
 
 
 @dataclass(frozen=True)
-class Prompt:
+class DecodePrompt:
     """What a model is given: token ids, and the kind of task they are."""
 
     id: str
@@ -62,12 +62,12 @@ def choose(documents: Iterable[Document], n: int, seed: int) -> list[Document]:
     return kept
 
 
-def make(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+def make(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> list[DecodePrompt]:
     """One prompt a document, of each kind in turn."""
     prompts = []
     for i, document in enumerate(documents):
         kind = KINDS[i % len(KINDS)]
-        prompts.append(Prompt(document.id, kind, tuple(_tokens(document.text, kind, tokenizer))))
+        prompts.append(DecodePrompt(document.id, kind, tuple(_tokens(document.text, kind, tokenizer))))
     return prompts
 
 

@@ -23,9 +23,9 @@ from broadsheet.detect.base import Detector, Scores
 from broadsheet.detect.curvature import Binoculars, FastDetectGPT
 from broadsheet.detect.lastde import Lastde, LastdePP
 from broadsheet.detect.likelihood import LRR, Entropy, Likelihood, LogRank, Rank
-from broadsheet.detect.reading import Pass, Reader
+from broadsheet.detect.reading import ForwardPass, Reader
 from broadsheet.detect.resampling import DNAGPT, NPR, DetectGPT
-from broadsheet.detect.trials.pairs import Pair, Protocol, Writer, match, passages, write_pairs
+from broadsheet.detect.trials.pairs import ContinuationWriter, PairConfig, TextPair, match, passages, write_pairs
 from broadsheet.page.evidence import provenance, versions
 from broadsheet.trial.engine import Arm, Measured, Metric, run_arms
 from broadsheet.trial.external import ExternalProcess
@@ -48,7 +48,7 @@ class Texts:
         how: how the pairs were made, as printed.
     """
 
-    pairs: dict[str, list[Pair]]
+    pairs: dict[str, list[TextPair]]
     writers: dict[str, str]
     dropped: int
     how: str
@@ -58,7 +58,7 @@ class Texts:
         return list(self.pairs)
 
     @property
-    def items(self) -> list[tuple[Pair, ...]]:
+    def items(self) -> list[tuple[TextPair, ...]]:
         """One item a human text: its pair in each setting."""
         return list(zip(*self.pairs.values(), strict=True))
 
@@ -177,16 +177,18 @@ class DetectTrial:
         from broadsheet.teacher import Teacher
         from broadsheet.teacher.local import Local
 
-        human = passages(corpus, 2 * self.pairs, Protocol(), self.seed)
+        human = passages(corpus, 2 * self.pairs, PairConfig(), self.seed)
         own = (self.model, reader.model, reader.tokenizer)
         plans = {"white-box": (*own, temperatures[0])}
         if self.generator:
             loaded = models.load(self.generator, device=self.device or None, dtype=self.dtype)
             plans["black-box"] = (self.generator, loaded.model, loaded.tokenizer, temperatures[0])
         plans |= {f"T={temperature:g}": (*own, temperature) for temperature in temperatures[1:]}
-        protocol = Protocol(max_new_tokens=120 if self.quick else 200, top_p=self.top_p)
+        protocol = PairConfig(max_new_tokens=120 if self.quick else 200, top_p=self.top_p)
         writers = {
-            setting: Writer(Teacher(Local(model, tokenizer)), tokenizer, replace(protocol, temperature=temperature))
+            setting: ContinuationWriter(
+                Teacher(Local(model, tokenizer)), tokenizer, replace(protocol, temperature=temperature)
+            )
             for setting, (_, model, tokenizer, temperature) in plans.items()
         }
         say(f"continuing {self.pairs} human passages: {', '.join(plans)}")
@@ -297,14 +299,16 @@ def _notes(arms: list[ArmResult], texts: Texts) -> list[str]:
 def _arms(detectors: dict[str, Detector], reader: Reader, settings: list[str], peer: str) -> list[Arm]:
     """One arm a detector, with one forward pass over a block's texts for all of them; and the peer, if there is one."""
 
-    def read(block: Sequence[tuple[Pair, ...]]) -> tuple[list[str], list[Pass]]:
+    def read(block: Sequence[tuple[TextPair, ...]]) -> tuple[list[str], list[ForwardPass]]:
         texts = _texts_of(block)
         return texts, list(reader.passes(texts))
 
     def arm(name: str, detector: Detector) -> Arm:
-        def run(shared: tuple[list[str], list[Pass]]) -> dict[str, Any]:
+        def run(shared: tuple[list[str], list[ForwardPass]]) -> dict[str, Any]:
             texts, passes = shared
-            readings = reader.read(texts, detector.needs, n_samples=detector.draws, seed=detector.seed, passes=passes)
+            readings = reader.read(
+                texts, detector.needs, n_samples=detector.n_samples, seed=detector.seed, passes=passes
+            )
             return _by_setting(detector.score_readings(texts, readings, reader), settings)
 
         role: Role = "baseline" if name == "Likelihood" else "method" if name in _PAPER else "sibling"
@@ -318,7 +322,7 @@ def _peer(command: list[str], settings: list[str]) -> Arm:
     """A detector that is a program of its own: its items are texts, its output `score` has one number for each."""
     process = ExternalProcess(command)
 
-    def run(block: Sequence[tuple[Pair, ...]]) -> Measured:
+    def run(block: Sequence[tuple[TextPair, ...]]) -> Measured:
         texts = _texts_of(block)
         measured = process.run(texts)
         scores = np.asarray(measured.outputs.get("score", []), dtype=np.float64)
@@ -330,7 +334,7 @@ def _peer(command: list[str], settings: list[str]) -> Arm:
     return Arm(name, run, "peer", shlex.join(command), prepare=process.start, close=process.close)
 
 
-def _texts_of(block: Sequence[tuple[Pair, ...]]) -> list[str]:
+def _texts_of(block: Sequence[tuple[TextPair, ...]]) -> list[str]:
     """A human text and its machine texts, item by item."""
     return [text for item in block for text in (item[0].human, *(pair.machine for pair in item))]
 

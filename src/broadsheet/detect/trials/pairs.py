@@ -23,7 +23,7 @@ _WORD = re.compile(r"\S+")
 
 
 @dataclass(frozen=True)
-class Pair:
+class TextPair:
     """Two texts that begin alike and have the same number of words."""
 
     id: str
@@ -32,7 +32,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Protocol:
+class PairConfig:
     """How pairs are made (arXiv:2410.06072, Sec. 4): 30 tokens of a long human text, continued by sampling.
 
     Args:
@@ -51,7 +51,7 @@ class Protocol:
     top_p: float = 1.0
 
 
-def passages(documents: Iterable[Document], n: int, protocol: Protocol, seed: int) -> list[Document]:
+def passages(documents: Iterable[Document], n: int, protocol: PairConfig, seed: int) -> list[Document]:
     """A uniform sample of `n` documents that are long enough and do not begin alike, in random order, in one pass.
 
     Raises:
@@ -71,7 +71,7 @@ def passages(documents: Iterable[Document], n: int, protocol: Protocol, seed: in
     return kept
 
 
-def _eligible(documents: Iterable[Document], protocol: Protocol, beginnings: set[str]) -> Iterator[Document]:
+def _eligible(documents: Iterable[Document], protocol: PairConfig, beginnings: set[str]) -> Iterator[Document]:
     for document in documents:
         words = _WORD.findall(document.text)
         beginning = " ".join(words[:20])
@@ -82,7 +82,7 @@ def _eligible(documents: Iterable[Document], protocol: Protocol, beginnings: set
 
 
 @dataclass(frozen=True)
-class Writer:
+class ContinuationWriter:
     """A model that continues passages, under a protocol.
 
     Args:
@@ -92,9 +92,9 @@ class Writer:
 
     teacher: Teacher
     tokenizer: PreTrainedTokenizerBase
-    protocol: Protocol
+    protocol: PairConfig
 
-    def pairs(self, documents: list[Document], seed: int) -> list[Pair | None]:
+    def pairs(self, documents: list[Document], seed: int) -> list[TextPair | None]:
         """A pair for each document, None where the model stopped too early."""
         protocol = self.protocol
         prompts = [self._prompt(document.text) for document in documents]
@@ -105,7 +105,7 @@ class Writer:
             max_tokens=protocol.max_new_tokens,
             seed=seed,
         )
-        pairs: list[Pair | None] = []
+        pairs: list[TextPair | None] = []
         for document, prompt, [completion] in zip(documents, prompts, written, strict=True):
             enough = (completion.tokens or 0) >= protocol.min_new_tokens
             pairs.append(_pair(document.id, document.text, prompt + completion.text) if enough else None)
@@ -118,8 +118,8 @@ class Writer:
 
 
 def write_pairs(
-    documents: list[Document], n: int, writers: Mapping[str, Writer], seed: int
-) -> tuple[dict[str, list[Pair]], int]:
+    documents: list[Document], n: int, writers: Mapping[str, ContinuationWriter], seed: int
+) -> tuple[dict[str, list[TextPair]], int]:
     """The first `n` documents that every writer continued, as pairs by writer; and how many were passed over.
 
     Args:
@@ -128,7 +128,7 @@ def write_pairs(
     Raises:
         InputError: not one document was continued by every writer.
     """
-    kept: list[tuple[Pair, ...]] = []
+    kept: list[tuple[TextPair, ...]] = []
     dropped = 0
     rest = list(documents)
     while rest and len(kept) < n:
@@ -143,13 +143,13 @@ def write_pairs(
     return {name: [row[i] for row in kept] for i, name in enumerate(writers)}, dropped
 
 
-def _pair(name: str, human: str, machine: str) -> Pair:
+def _pair(name: str, human: str, machine: str) -> TextPair:
     """Both texts cut to the word count of the shorter."""
     words = min(len(_WORD.findall(human)), len(_WORD.findall(machine)))
-    return Pair(name, first_words(human, words), first_words(machine, words))
+    return TextPair(name, first_words(human, words), first_words(machine, words))
 
 
-def match(human: Iterable[Document], machine: Iterable[Document]) -> list[Pair]:
+def match(human: Iterable[Document], machine: Iterable[Document]) -> list[TextPair]:
     """Pairs of texts that are there: by id where every human text's id has a machine text, else by order.
 
     The two texts of a pair are cut to the same number of words; pairs with an empty side are left out.

@@ -16,7 +16,7 @@ from broadsheet.embed.data import tasks
 from broadsheet.embed.data.tasks import Query, RetrievalTask
 
 if TYPE_CHECKING:
-    from broadsheet.data.retrieval.documentation import Documentation, Entry
+    from broadsheet.data.retrieval.documentation import DocPassage, Documentation
 
 TASKS = {
     "summary": "the summary of a docstring finds its body",
@@ -102,7 +102,7 @@ def question(task: str, queries: int, passages: int, *, words: int = 40, seed: i
     )
 
 
-def _asking(task: str, entry: Entry) -> str:
+def _asking(task: str, entry: DocPassage) -> str:
     return entry.title if task == "name" else _halves(entry.text)[0] if task == "half" else entry.summary
 
 
@@ -112,13 +112,13 @@ def _halves(text: str) -> tuple[str, str]:
     return " ".join(words[:middle]), " ".join(words[middle:])
 
 
-def _long(docs: Documentation, queries: int, low: int) -> list[Entry]:
+def _long(docs: Documentation, queries: int, low: int) -> list[DocPassage]:
     """Held-out entries with a long body, in random order; no package has more than a tenth, if there are others."""
     able = [e for e in docs.entries if e.unique and docs.held_out(e.package) and len(e.text.split()) >= low]
     able.sort(key=lambda entry: fingerprint([docs.seed, entry.id]))
     taken = Counter[str]()
-    first: list[Entry] = []
-    later: list[Entry] = []
+    first: list[DocPassage] = []
+    later: list[DocPassage] = []
     for entry in able:
         taken[entry.package] += 1
         (first if taken[entry.package] <= max(1, -(-queries // 10)) else later).append(entry)

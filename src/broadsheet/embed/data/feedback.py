@@ -57,7 +57,7 @@ PROMPTS = {
 
 
 @dataclass(frozen=True)
-class Request:
+class ScoreRequest:
     """A query whose candidates are to be scored.
 
     Args:
@@ -143,9 +143,9 @@ class LikelihoodScorer:
 
     def score(self, query: str, output: str, keys: Sequence[str | None], task: str = "qa") -> list[float]:
         """The score of each candidate, in their order."""
-        return self.score_batch([Request(query, output, keys, task)])[0]
+        return self.score_batch([ScoreRequest(query, output, keys, task)])[0]
 
-    def score_batch(self, requests: Sequence[Request]) -> list[list[float]]:
+    def score_batch(self, requests: Sequence[ScoreRequest]) -> list[list[float]]:
         """The scores of the candidates of several queries; rows of like length share forward passes.
 
         Raises:
@@ -173,7 +173,7 @@ class LikelihoodScorer:
 
     # Prompts
 
-    def _row(self, request: Request, key: str | None) -> _Row:
+    def _row(self, request: ScoreRequest, key: str | None) -> _Row:
         if request.task not in PROMPTS:
             raise InputError(f"got task {request.task!r}; expected one of {', '.join(PROMPTS)}")
         if not request.output.strip():
@@ -194,7 +194,7 @@ class LikelihoodScorer:
         self.cut_keys_ += cut
         return row
 
-    def _encode(self, request: Request, key: str | None) -> _Row:
+    def _encode(self, request: ScoreRequest, key: str | None) -> _Row:
         head = PROMPTS[request.task].head(key, request.query)
         text = head + request.output
         start = len(text) - len(request.output.lstrip())
@@ -338,7 +338,7 @@ def score_corpus(
             if not answers:
                 raise InputError(f"{corpus.spec}, row {document.id}: no 'answers'; expected what the model should say")
             chosen = random.Random(f"{seed}/{document.id}").choice(answers)
-            requests.append(Request(example["query"], chosen, candidates(example), example["task"]))
+            requests.append(ScoreRequest(example["query"], chosen, candidates(example), example["task"]))
         scores = scorer.score_batch(requests)
         return [example | {"teacher_scores": row} for example, row in zip(examples, scores, strict=True)]
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from broadsheet.console import InputError, say
 from broadsheet.data import corpora
-from broadsheet.data.corpora import Corpus, Document, Place
+from broadsheet.data.corpora import Corpus, Document, RowLocation
 from broadsheet.embed.data.doc_tasks import examples
 from broadsheet.embed.data.lexicon import WordPair
 from broadsheet.embed.data.lexicon import load as load_lexicon
@@ -41,7 +41,7 @@ class Named(Corpus):
     def describe(self) -> str:
         return self.spec
 
-    def _rows(self) -> Iterator[tuple[Place, Any]]:
+    def _rows(self) -> Iterator[tuple[RowLocation, Any]]:
         raise InputError(f"{self.spec} holds no documents; expected JSONL or Parquet, a folder, pydocs, or hf:…")
 
 

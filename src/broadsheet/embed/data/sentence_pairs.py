@@ -24,7 +24,7 @@ _SCORE = ("score", "similarity", "similarity_score", "relatedness_score", "label
 
 
 @dataclass(frozen=True)
-class Pair:
+class SentencePair:
     """Two sentences and how alike people find them, on any increasing scale."""
 
     a: str
@@ -32,7 +32,7 @@ class Pair:
     score: float
 
 
-def sts(path: str | Path, n: int = 0, seed: int = 0) -> list[Pair]:
+def sts(path: str | Path, n: int = 0, seed: int = 0) -> list[SentencePair]:
     """Sentence pairs with gold scores.
 
     Args:
@@ -122,7 +122,7 @@ def _json_rows(path: Path) -> Iterable[tuple[str, dict[str, object]]]:
                 raise InputError(f"{path}:{i}: not a JSON object") from None
 
 
-def _pair(where: str, row: dict[str, object]) -> Pair:
+def _pair(where: str, row: dict[str, object]) -> SentencePair:
     values = []
     for what, names in (("a first sentence", _FIRST), ("a second sentence", _SECOND), ("a score", _SCORE)):
         name = next((name for name in names if name in row), None)
@@ -132,7 +132,7 @@ def _pair(where: str, row: dict[str, object]) -> Pair:
     first, second, score = values
     if not _is_number(score):
         raise InputError(f"{where}: the score {score!r} is not a number")
-    return Pair(str(first), str(second), float(score))  # type: ignore[arg-type]
+    return SentencePair(str(first), str(second), float(score))  # type: ignore[arg-type]
 
 
 def _is_number(value: object) -> bool:

@@ -27,7 +27,7 @@ from broadsheet.data import corpora
 from broadsheet.data.retrieval.beir import Beir, searched
 from broadsheet.data.retrieval.documentation import Documentation
 from broadsheet.data.retrieval.duplicates import jaccard, near
-from broadsheet.embed.data.sentence_pairs import Pair, sts
+from broadsheet.embed.data.sentence_pairs import SentencePair, sts
 from broadsheet.trial.engine import Metric
 from broadsheet.trial.stats import Floats, auroc, spearman
 
@@ -40,9 +40,9 @@ __all__ = [
     "RETRIEVAL",
     "SPEARMAN",
     "Labelled",
-    "Pair",
     "Query",
     "RetrievalTask",
+    "SentencePair",
     "Triple",
     "clustering",
     "documentation",

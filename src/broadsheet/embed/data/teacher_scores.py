@@ -12,7 +12,7 @@ from typing import Any
 
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, say
-from broadsheet.data.corpora import Corpus, Document, Place
+from broadsheet.data.corpora import Corpus, Document, RowLocation
 from broadsheet.embed.data.chunks import continuations
 from broadsheet.embed.data.feedback import LikelihoodScorer, read_example, score_corpus
 from broadsheet.embed.data.rows import QUERY, as_pair, kept, read_by, sample
@@ -37,9 +37,9 @@ class Listed(Corpus):
     def describe(self) -> str:
         return f"{self.spec}: {len(self.rows):,} rows"
 
-    def _rows(self) -> Iterator[tuple[Place, Any]]:
+    def _rows(self) -> Iterator[tuple[RowLocation, Any]]:
         for row in self.rows:
-            yield Place(row["id"], row["id"]), row
+            yield RowLocation(row["id"], row["id"]), row
 
 
 def scored(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PROMPT = "Write a passage that answers the query.\nQuery: {query}\nPassage:"
 
 
-class Writer:
+class PassageWriter:
     """Queries and passages to rows of tokens that a model may have written.
 
     Args:
@@ -108,7 +108,7 @@ def mean_log_probs(
     encoder: CausalEncoder, pairs: Sequence[tuple[str, str]], prompt: str = PROMPT, *, batch_tokens: int = 2048
 ) -> NDArray[np.float64]:
     """How likely each passage is for its query: (query, passage) pairs to mean log p per token, (pairs,)."""
-    writer, model = Writer(encoder, prompt), encoder.model
+    writer, model = PassageWriter(encoder, prompt), encoder.model
     rows = [writer.row(*pair) for pair in pairs]
     means = np.zeros(len(rows))
     training = model.training

@@ -37,7 +37,7 @@ _WORD = re.compile(r"\S+")
 
 
 @dataclass(frozen=True)
-class Row:
+class BottleneckRow:
     """One row of token ids in three segments. Without `special` it is an ordinary row, wherever its tokens stand.
 
     Args:
@@ -127,7 +127,7 @@ class BottleneckCollator:
     block: bool = True
     segments: bool = True
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[BottleneckRow]) -> dict[str, Tensor]:
         length = max(map(len, rows))
         ids = torch.full((len(rows), length), self.pad_id)
         labels = torch.full((len(rows), length), IGNORED)
@@ -158,7 +158,7 @@ def collator_for(encoder: CausalEncoder, *, block: bool = True) -> BottleneckCol
 
 
 @dataclass(frozen=True)
-class Reading:
+class BottleneckReading:
     """What one forward pass over a collated batch gave.
 
     Attributes:
@@ -172,7 +172,7 @@ class Reading:
     scored: Tensor
 
 
-def read(encoder: CausalEncoder, batch: Mapping[str, Tensor]) -> Reading:
+def read(encoder: CausalEncoder, batch: Mapping[str, Tensor]) -> BottleneckReading:
     """States and next-token losses of a collated batch. Logits are computed where a target needs them alone.
 
     Raises:
@@ -192,7 +192,7 @@ def read(encoder: CausalEncoder, batch: Mapping[str, Tensor]) -> Reading:
     scored = scored[:, columns]
     words = torch.where(scored, labels[:, 1:][:, columns], 0)
     nll = cross_entropy(_wide(logits).transpose(1, 2), words, reduction="none")
-    return Reading(output.hidden_states[-1], torch.where(scored, nll, 0), scored)
+    return BottleneckReading(output.hidden_states[-1], torch.where(scored, nll, 0), scored)
 
 
 def read_states(encoder: CausalEncoder, batch: Mapping[str, Tensor]) -> Tensor:
@@ -262,7 +262,7 @@ def corrupt(text: str, probability: float, generator: Random, word: str = "_") -
 
 
 @dataclass(frozen=True)
-class Memory:
+class BottleneckMemory:
     """What the special tokens of rows left in the cache: all that a suffix can know of its prefix.
 
     Attributes:
@@ -284,7 +284,7 @@ class Memory:
 
 
 @torch.no_grad()
-def remember(encoder: CausalEncoder, rows: Sequence[Row]) -> Memory:
+def remember(encoder: CausalEncoder, rows: Sequence[BottleneckRow]) -> BottleneckMemory:
     """Read prefixes and special tokens, and keep what the special tokens hold; all rows have the same number of them.
 
     Raises:
@@ -297,14 +297,15 @@ def remember(encoder: CausalEncoder, rows: Sequence[Row]) -> Memory:
     k = sizes.pop()
     collate = BottleneckCollator(int(encoder.tokenizer.pad_token_id), "left")  # so that the special tokens end each row
     batch = {
-        key: value.to(encoder.device) for key, value in collate([Row(row.prefix, row.special) for row in rows]).items()
+        key: value.to(encoder.device)
+        for key, value in collate([BottleneckRow(row.prefix, row.special) for row in rows]).items()
     }
     given = _inputs(encoder, batch)
     if _takes(encoder.model, "logits_to_keep"):
         given["logits_to_keep"] = 1
     output = encoder.model(input_ids=batch["input_ids"], use_cache=True, **given)
     layers = output.cache.layers
-    return Memory(
+    return BottleneckMemory(
         [layer.keys[:, :, -k:] for layer in layers],
         [layer.values[:, :, -k:] for layer in layers],
         (batch["segments"] != PADDING).sum(1),
@@ -313,7 +314,7 @@ def remember(encoder: CausalEncoder, rows: Sequence[Row]) -> Memory:
 
 
 @torch.no_grad()
-def recall_logits(encoder: CausalEncoder, memory: Memory, rows: Tensor, suffixes: Tensor) -> Tensor:
+def recall_logits(encoder: CausalEncoder, memory: BottleneckMemory, rows: Tensor, suffixes: Tensor) -> Tensor:
     """Next-token logits over suffixes that know nothing but a memory.
 
     Args:

@@ -23,9 +23,9 @@ from broadsheet.embed.data.tasks import (
     RETRIEVAL,
     SPEARMAN,
     Labelled,
-    Pair,
     Query,
     RetrievalTask,
+    SentencePair,
     Triple,
 )
 from broadsheet.trial.engine import Arm, Metric, Outputs, run_arms
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _DEPTH = 100  # of a ranking that is judged
 
 
-class Held:
+class LazyModel:
     """An embedder that is made when it is first asked for, once for the arms of all tasks.
 
     Args:
@@ -77,18 +77,18 @@ class Held:
         gc.collect()
 
 
-def sts_arm(name: str, embedder: Source | Held, role: Role = "method", description: str = "") -> Arm:
+def sts_arm(name: str, embedder: Source | LazyModel, role: Role = "method", description: str = "") -> Arm:
     """Sentence pairs (`tasks.Pair`) to rows of cosine and gold score, the output of `SPEARMAN`."""
     held = _held(embedder)
 
-    def run(block: Sequence[Pair]) -> Outputs:
+    def run(block: Sequence[SentencePair]) -> Outputs:
         cosines = _cosines(held(), [pair.a for pair in block], [pair.b for pair in block])
         return {"similarity": [[cosine, pair.score] for cosine, pair in zip(cosines, block, strict=True)]}
 
     return Arm(name, run, role, description, prepare=held.prepare)
 
 
-def duplicates_arm(name: str, embedder: Source | Held, role: Role = "method", description: str = "") -> Arm:
+def duplicates_arm(name: str, embedder: Source | LazyModel, role: Role = "method", description: str = "") -> Arm:
     """Near-duplicates (`tasks.Triple`) to rows of the unlike and the like text's cosine, the output of `DUPLICATES`."""
     held = _held(embedder)
 
@@ -111,7 +111,7 @@ def duplicates_arm(name: str, embedder: Source | Held, role: Role = "method", de
 
 def retrieval_arm(
     name: str,
-    embedder: Source | Held,
+    embedder: Source | LazyModel,
     task: RetrievalTask,
     role: Role = "method",
     description: str = "",
@@ -147,7 +147,7 @@ def retrieval_arm(
 
 def clustering_arm(
     name: str,
-    embedder: Source | Held,
+    embedder: Source | LazyModel,
     documents: Sequence[Labelled],
     role: Role = "method",
     description: str = "",
@@ -196,7 +196,7 @@ def clustering_arm(
 
 
 @dataclass
-class Candidate:
+class ModelArm:
     """An embedder that takes part in a trial: one arm in each of its tasks.
 
     Args:
@@ -210,7 +210,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Job:
+class EvalTask:
     """A task as a trial runs it.
 
     Args:
@@ -225,13 +225,13 @@ class Job:
     name: str
     items: Sequence[Any]
     metrics: Sequence[Metric]
-    arm: Callable[[str, Held, Role, str, Path], Arm] = field(repr=False)
+    arm: Callable[[str, LazyModel, Role, str, Path], Arm] = field(repr=False)
     texts: int = 1
     about: str = ""
     fingerprint: str = ""
 
     @classmethod
-    def sts(cls, pairs: Sequence[Pair], about: str = "") -> Job:
+    def sts(cls, pairs: Sequence[SentencePair], about: str = "") -> EvalTask:
         """Similarity of sentence pairs."""
         return cls(
             "STS", pairs, [SPEARMAN], lambda name, held, role, said, _: sts_arm(name, held, role, said), 2,
@@ -240,16 +240,16 @@ class Job:
         )  # fmt: skip
 
     @classmethod
-    def retrieval(cls, task: RetrievalTask) -> Job:
+    def retrieval(cls, task: RetrievalTask) -> EvalTask:
         """Queries and their passages."""
 
-        def arm(name: str, held: Held, role: Role, said: str, kept: Path) -> Arm:
+        def arm(name: str, held: LazyModel, role: Role, said: str, kept: Path) -> Arm:
             return retrieval_arm(name, held, task, role, said, kept=kept)
 
         return cls("retrieval", task.queries, RETRIEVAL, arm, 1, task.about, task.fingerprint())
 
     @classmethod
-    def duplicates(cls, triples: Sequence[Triple]) -> Job:
+    def duplicates(cls, triples: Sequence[Triple]) -> EvalTask:
         """Near-duplicates against unlike texts."""
         return cls(
             "duplicates", triples, [DUPLICATES],
@@ -259,10 +259,10 @@ class Job:
         )  # fmt: skip
 
     @classmethod
-    def clustering(cls, documents: Sequence[Labelled], seed: int = 0) -> Job:
+    def clustering(cls, documents: Sequence[Labelled], seed: int = 0) -> EvalTask:
         """Documents and their labels."""
 
-        def arm(name: str, held: Held, role: Role, said: str, kept: Path) -> Arm:
+        def arm(name: str, held: LazyModel, role: Role, said: str, kept: Path) -> Arm:
             return clustering_arm(name, held, documents, role, said, seed=seed, kept=kept)
 
         return cls(
@@ -273,8 +273,8 @@ class Job:
 
 
 def compare(
-    candidates: Sequence[Candidate],
-    jobs: Sequence[Job],
+    candidates: Sequence[ModelArm],
+    jobs: Sequence[EvalTask],
     folder: Path,
     *,
     pairs: Sequence[tuple[str, str]] = (),
@@ -290,7 +290,7 @@ def compare(
         candidates: one of them with role `"baseline"`.
         jobs: tasks whose metrics differ in name.
         folder: where journals and vectors are kept; a repeated call with the same folder goes on where the last one
-            stopped. See `workplace`.
+            stopped. See `workdir`.
         pairs: further comparisons, `(baseline name, arm name)`.
         blocks: timed turns of each arm, in each task.
 
@@ -300,7 +300,7 @@ def compare(
     metrics = [metric.name for job in jobs for metric in job.metrics]
     if len(set(metrics)) < len(metrics):
         raise ValueError(f"got metrics {metrics}; expected each name once")
-    held = {candidate.name: Held(candidate.source) for candidate in candidates}
+    held = {candidate.name: LazyModel(candidate.source) for candidate in candidates}
     whole: list[ArmResult] = []
     comparisons: list[Comparison] = []
     try:
@@ -337,7 +337,7 @@ def trained(
     """A candidate's source that is trained on first use, and read back from its folder: a killed trial trains on.
 
     Args:
-        folder: where the trained embedder will stand; below `workplace(…)`.
+        folder: where the trained embedder will stand; below `workdir(…)`.
         train: makes it there, such as `lambda out: fit(embedder(…), rows, loss, out=out, steps=100)`. It is called
             unless the folder holds an embedder. What it returns is let go of, so that training's memory is free again
             before anything is timed.
@@ -378,7 +378,7 @@ def training_note(name: str, folder: Path) -> str:
     )
 
 
-def workplace(*key: Any) -> Path:
+def workdir(*key: Any) -> Path:
     """The folder below the cache that a trial keeps its journals, vectors and trained embedders in.
 
     Args:
@@ -394,8 +394,8 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _held(source: Source | Held) -> Held:
-    return source if isinstance(source, Held) else Held(source)
+def _held(source: Source | LazyModel) -> LazyModel:
+    return source if isinstance(source, LazyModel) else LazyModel(source)
 
 
 def _unit(vectors: Any) -> Floats:

@@ -12,8 +12,8 @@ from typing import Any, cast
 import numpy as np
 
 from broadsheet.console import InputError, at_least, say
-from broadsheet.embed.dense_retrieval_study import Cell, Question, Recipe, Record, Study
-from broadsheet.embed.trials.study_presets import PRESETS, Axes, Row, Table, sequence, table
+from broadsheet.embed.dense_retrieval_study import CellRecord, Recipe, Study, StudyCell, StudyQuestion
+from broadsheet.embed.trials.study_presets import PRESETS, Axes, PresetRow, Table, sequence, table
 from broadsheet.page.evidence import provenance
 from broadsheet.trial.results import ArmResult, Curve, TrialResult
 from broadsheet.trial.stats import Comparison, Interval, compare_samples, interval
@@ -150,9 +150,9 @@ class DenseRetrievalStudyTrial:
         at_least(0, recipe, "chunk")
         return recipe
 
-    def _question(self) -> Question:
+    def _question(self) -> StudyQuestion:
         quick = self.quick
-        return Question(
+        return StudyQuestion(
             task="summary" if self.data == "pydocs" else self.data,
             queries=self.queries or (10 if quick else 100),
             passages=(40 if quick else 300) if self.passages == -1 else self.passages,
@@ -205,7 +205,7 @@ class DenseRetrievalStudyTrial:
             raise InputError(f"got --{option} {getattr(self, option)!r}; expected whole numbers such as 6,12")
         return tuple(sorted(int(part) for part in parts))
 
-    def _arms(self, made: Table) -> tuple[list[ArmResult], dict[str, list[Record]]]:
+    def _arms(self, made: Table) -> tuple[list[ArmResult], dict[str, list[CellRecord]]]:
         """Each row's result: its cells are trained and asked, one after the other."""
         arms, records = [], {}
         for number, row in enumerate(made.rows, start=1):
@@ -221,10 +221,10 @@ class DenseRetrievalStudyTrial:
             raise InputError(f"no cell could be run; the first one: {arms[0].error}")
         return arms, records
 
-    def _records(self, row: Row, question: Question) -> list[Record]:
+    def _records(self, row: PresetRow, question: StudyQuestion) -> list[CellRecord]:
         """A record for each seed; what is asked is the same."""
         seeds = [row.recipe.seed + i for i in range(self.seeds if row.step else 1)]
-        return [self.study_.cell(Cell(replace(row.recipe, seed=seed), row.step, question)) for seed in seeds]
+        return [self.study_.cell(StudyCell(replace(row.recipe, seed=seed), row.step, question)) for seed in seeds]
 
     def _asked(self, made: Table) -> list[str]:
         questions = {question for row in made.rows for question in row.questions.values()}
@@ -241,7 +241,7 @@ def _fifths(depth: int, *, quick: bool) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _arm(row: Row, found: Mapping[str, list[Record]], seed: int) -> ArmResult:
+def _arm(row: PresetRow, found: Mapping[str, list[CellRecord]], seed: int) -> ArmResult:
     samples: dict[str, list[Any]] = {}
     wanted = METRICS if len(found) == 1 else {name: METRICS[name] for name in _SEVERAL}
     for label, records in found.items():
@@ -302,7 +302,7 @@ def _curve(made: Table, arms: Sequence[ArmResult]) -> Curve | None:
 
 
 def _notes(
-    made: Table, arms: Sequence[ArmResult], comparisons: Sequence[Comparison], records: Mapping[str, list[Record]]
+    made: Table, arms: Sequence[ArmResult], comparisons: Sequence[Comparison], records: Mapping[str, list[CellRecord]]
 ) -> list[str]:
     """What the table could have seen, how seeds differ, whether training did anything, what is missing."""
     notes = []
@@ -327,12 +327,12 @@ def _notes(
     return notes
 
 
-def _told(record: Record) -> dict[str, Any]:
+def _told(record: CellRecord) -> dict[str, Any]:
     """A record without its answers, for the evidence."""
     return {key: value for key, value in asdict(record).items() if key not in ("queries", "values")}
 
 
-def _size(record: Record) -> str:
+def _size(record: CellRecord) -> str:
     def short(number: int) -> str:
         unit, scale = next(((unit, scale) for unit, scale in _UNITS if number >= scale), ("", 1.0))
         return f"{number / scale:.3g}{unit}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from broadsheet import models
 from broadsheet.console import InputError
 from broadsheet.embed.data import tasks
-from broadsheet.embed.trials.base import Candidate, Job, clear, compare, workplace
+from broadsheet.embed.trials.base import EvalTask, ModelArm, clear, compare, workdir
 from broadsheet.page.evidence import provenance, versions
 from broadsheet.trial.results import ArmResult, TrialResult
 
@@ -83,7 +83,7 @@ class EmbedTrial:
             "model": {"name": self.model, "fingerprint": loaded.fingerprint},
             "data": {"name": self.data, "fingerprint": {job.name: job.fingerprint for job in jobs}},
         }
-        self.folder_ = workplace("embed", versions(), facts, asdict(self))
+        self.folder_ = workdir("embed", versions(), facts, asdict(self))
         names = [candidate.name for candidate in candidates]
         pairs = [(plain, f"{plain}, bidirectional") for plain in NAMES.values()]
         pairs.append((NAMES["prompt-eol"], TOKEN_PREPENDING))
@@ -111,7 +111,7 @@ class EmbedTrial:
         """Forget what `run` kept to go on from; called when its result is written."""
         clear(self.folder_)
 
-    def _jobs(self) -> list[Job]:
+    def _jobs(self) -> list[EvalTask]:
         sizes = _QUICK if self.quick else (_QUERIES, _PASSAGES, _DUPLICATES, _PACKAGES, _DOCUMENTS, _PAIRS, _WORDS)
         queries, passages, duplicates, packages, documents, pairs, words = sizes
         words = words if self.words == -1 else self.words
@@ -120,7 +120,7 @@ class EmbedTrial:
                 f"got --pairs {self.pairs} --queries {self.queries} --passages {self.passages} --words {words}; "
                 "expected 0 (all) or more"
             )
-        search = Job.retrieval(
+        search = EvalTask.retrieval(
             tasks.retrieval(
                 self.data,
                 queries if self.queries == -1 else self.queries,
@@ -137,21 +137,21 @@ class EmbedTrial:
                 self.packages or packages, self.documents or documents, words=words, seed=self.seed
             )
             # Near-duplicates come first: theirs is the speed that is reported, of texts as long as passages.
-            jobs = [Job.duplicates(near), search, Job.clustering(sorted_by, self.seed)]
+            jobs = [EvalTask.duplicates(near), search, EvalTask.clustering(sorted_by, self.seed)]
         if self.sts:
             found = tasks.sts(self.sts, pairs if self.pairs == -1 else self.pairs, self.seed)
-            jobs.append(Job.sts(found, Path(self.sts).name))
+            jobs.append(EvalTask.sts(found, Path(self.sts).name))
         return jobs
 
-    def _candidates(self, loaded: Loaded) -> list[Candidate]:
+    def _candidates(self, loaded: Loaded) -> list[ModelArm]:
         from broadsheet.embed.base import baseline, embedder, load
         from broadsheet.embed.token_prepending import TokenPrepending
 
-        made: list[Candidate] = []
+        made: list[ModelArm] = []
         for attention in ("causal", "bidirectional"):
             for name, label in NAMES.items():
                 made.append(
-                    Candidate(
+                    ModelArm(
                         label if attention == "causal" else f"{label}, bidirectional",
                         baseline(name, loaded, attention=attention),
                         "sibling" if made else "baseline",
@@ -159,10 +159,10 @@ class EmbedTrial:
                     )
                 )
         prepending = embedder(loaded, "last-token", encoder=TokenPrepending)
-        made.append(Candidate(TOKEN_PREPENDING, prepending, "method", "the same, a placeholder before the text"))
+        made.append(ModelArm(TOKEN_PREPENDING, prepending, "method", "the same, a placeholder before the text"))
         for folder in filter(None, self.also.split(",")):
             trained = load(folder, device=self.device or None, dtype=self.dtype or None)
-            made.append(Candidate(_free(folder, made), trained, "sibling", f"trained: {folder}"))
+            made.append(ModelArm(_free(folder, made), trained, "sibling", f"trained: {folder}"))
         return made
 
 
@@ -174,13 +174,13 @@ _ABOUT = {
 }
 
 
-def _free(folder: str, taken: Sequence[Candidate]) -> str:
+def _free(folder: str, taken: Sequence[ModelArm]) -> str:
     """A name for the embedder in `folder` that no other arm has."""
     name = Path(folder).name
     return folder if name in [candidate.name for candidate in taken] else name
 
 
-def _notes(arms: Sequence[ArmResult], jobs: Sequence[Job]) -> list[str]:
+def _notes(arms: Sequence[ArmResult], jobs: Sequence[EvalTask]) -> list[str]:
     """The best arm of each metric, and what was timed."""
     usable = [arm for arm in arms if arm.status == "ok"]
     notes = [f"texts/s are those of {jobs[0].name}; other texts are encoded before the clock starts."]

@@ -14,14 +14,14 @@ from broadsheet import models
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, at_least, say
 from broadsheet.embed.data import tasks
-from broadsheet.embed.trials.base import Candidate, Job, clear, compare, trained, training_note, workplace
+from broadsheet.embed.trials.base import EvalTask, ModelArm, clear, compare, trained, training_note, workdir
 from broadsheet.embed.trials.ullme import likelihood
 from broadsheet.page.evidence import provenance, versions
 from broadsheet.trial.results import ArmResult, TrialResult
 from broadsheet.trial.stats import Comparison
 
 if TYPE_CHECKING:
-    from broadsheet.embed.fitting import Fitted
+    from broadsheet.embed.fitting import TrainOutput
 
 MEAN, LAST, NTP, MAIN = "mean pooling", "last token", "GEM, next tokens alone", "GEM"
 _FIRST = "GEM's first phase"
@@ -100,7 +100,7 @@ class GEMTrial:
             "data": {"name": self.data, "fingerprint": {job.name: job.fingerprint for job in jobs}},
             "training data": fingerprint(texts),
         }
-        self.folder_ = workplace("gem", versions(), facts, asdict(self))
+        self.folder_ = workdir("gem", versions(), facts, asdict(self))
         del loaded
         arms, comparisons = compare(
             self._candidates(texts), jobs, self.folder_, pairs=[(LAST, MAIN), (NTP, MAIN)], seed=self.seed
@@ -147,7 +147,7 @@ class GEMTrial:
     def _source(self) -> str:
         return "packages of pydocs that no test asks about" if self.data == "pydocs" else f"{self.data}, not searched"
 
-    def _jobs(self) -> tuple[list[Job], list[str]]:
+    def _jobs(self) -> tuple[list[EvalTask], list[str]]:
         """What is asked of the embedders, and the texts that they are trained on: others."""
         quick, wanted = self.quick, min(2 * max(self.steps_, self.contrast_steps_) * self.batch_, 4000)
         search = tasks.retrieval(
@@ -172,30 +172,30 @@ class GEMTrial:
                 )
         held_out = sorted(search.corpus, key=lambda name: fingerprint([self.seed, "perplexity", name]))
         jobs = [
-            Job.retrieval(search),
+            EvalTask.retrieval(search),
             likelihood([search.corpus[name] for name in held_out[: 8 if quick else 60]]),
         ]
         if self.sts:
             pairs = tasks.sts(self.sts, (30 if quick else 300) if self.pairs == -1 else self.pairs, self.seed)
-            jobs.insert(0, Job.sts(pairs, Path(self.sts).name))
+            jobs.insert(0, EvalTask.sts(pairs, Path(self.sts).name))
         return jobs, texts
 
-    def _candidates(self, texts: Sequence[str]) -> list[Candidate]:
+    def _candidates(self, texts: Sequence[str]) -> list[ModelArm]:
         from broadsheet.embed.base import baseline
 
         base = models.load(self.model, device=self.device or None, dtype=self.dtype or None)
         options = {"max_seq_length": self.length}
         dtype = self.dtype or None
         return [
-            Candidate(MEAN, baseline("mean", base, **options), "baseline", "the model as it came"),
-            Candidate(LAST, baseline("last-token", base, **options), "sibling", "the model as it came"),
-            Candidate(
+            ModelArm(MEAN, baseline("mean", base, **options), "baseline", "the model as it came"),
+            ModelArm(LAST, baseline("last-token", base, **options), "sibling", "the model as it came"),
+            ModelArm(
                 NTP,
                 trained(self._folder(NTP), lambda out: self._second(out, texts, contrast=False), dtype=dtype),
                 "sibling",
                 "special tokens, and next tokens through the bottleneck in both phases",
             ),
-            Candidate(
+            ModelArm(
                 MAIN,
                 trained(self._folder(MAIN), lambda out: self._second(out, texts, contrast=True), dtype=dtype),
                 "method",
@@ -224,7 +224,7 @@ class GEMTrial:
                 raise KeyboardInterrupt
         return folder
 
-    def _second(self, out: Path, texts: Sequence[str], *, contrast: bool) -> Fitted:
+    def _second(self, out: Path, texts: Sequence[str], *, contrast: bool) -> TrainOutput:
         from broadsheet.embed.base import load
 
         made = load(self._first(texts), device=self.device or None)
@@ -235,7 +235,7 @@ class GEMTrial:
         phase = {"alpha_max": alpha, "ntp_rows": 0, "ramp_rows": 0}
         return self._fit(made, texts, out, self.contrast_steps_, rate, self.seed + 1, **phase)
 
-    def _fit(self, made: Any, texts: Any, out: Path, steps: int, rate: float, seed: int, **phase: Any) -> Fitted:
+    def _fit(self, made: Any, texts: Any, out: Path, steps: int, rate: float, seed: int, **phase: Any) -> TrainOutput:
         from broadsheet.embed.fitting import fit
         from broadsheet.embed.gem import GEM
 

@@ -21,7 +21,7 @@ from broadsheet.data import corpora
 from broadsheet.embed.data import lexicon
 from broadsheet.embed.data.lexicon import WordPair
 from broadsheet.embed.data.tasks import sts
-from broadsheet.embed.trials.base import Candidate, Held, Job, clear, compare, trained, training_note, workplace
+from broadsheet.embed.trials.base import EvalTask, LazyModel, ModelArm, clear, compare, trained, training_note, workdir
 from broadsheet.page.evidence import provenance, versions
 from broadsheet.trial.engine import Arm, Metric, Outputs
 from broadsheet.trial.results import Curve, Role, TrialResult
@@ -202,13 +202,13 @@ class LexicalTrial:
             "model": {"name": self.encoder or self.model, "fingerprint": _fingerprint(start)},
             "data": {"name": self.words, "fingerprint": fingerprint(asdict(split))},
         }
-        self.folder_ = workplace("lexical_specialization", versions(), facts, asdict(self))
+        self.folder_ = workdir("lexical_specialization", versions(), facts, asdict(self))
         self._depth = depth(start)
         best, layer, curve = self._layers(start, split.dev)
         del start
         jobs = [self._job(task)]
         if self.sts:
-            jobs.append(Job.sts(sts(self.sts, 30 if self.quick else 300, self.seed), self.sts))
+            jobs.append(EvalTask.sts(sts(self.sts, 30 if self.quick else 300, self.seed), self.sts))
         arms, comparisons = compare(
             self._candidates(split, best, layer),
             jobs,
@@ -303,7 +303,7 @@ class LexicalTrial:
         curve = Curve(title, "layer", "MRR", [float(i) for i in range(len(found))], {"untouched": found})
         return int(values.argmax()), self.layer or 1 + int(values[1:].argmax()), curve
 
-    def _candidates(self, split: Split, best: int, layer: int) -> list[Candidate]:
+    def _candidates(self, split: Split, best: int, layer: int) -> list[ModelArm]:
         from broadsheet.embed.modules.word_layers import cut_behind
 
         held_out = split.test.words | split.dev.words
@@ -324,17 +324,17 @@ class LexicalTrial:
 
         specialised = trained(self.folder_ / "specialised", train, dtype=self.dtype or None)
         return [
-            Candidate(UNTOUCHED, lambda: cut_behind(self._start(), best), "baseline", f"subword mean, layer {best}"),
-            Candidate(SPECIALISED, specialised, "method", f"trained on word sets, layer {layer}"),
-            Candidate(START, lambda: cut_behind(self._start(), layer), "sibling", f"subword mean, layer {layer}"),
-            Candidate(LAST, self._start, "sibling", "subword mean, as the model ends"),
+            ModelArm(UNTOUCHED, lambda: cut_behind(self._start(), best), "baseline", f"subword mean, layer {best}"),
+            ModelArm(SPECIALISED, specialised, "method", f"trained on word sets, layer {layer}"),
+            ModelArm(START, lambda: cut_behind(self._start(), layer), "sibling", f"subword mean, layer {layer}"),
+            ModelArm(LAST, self._start, "sibling", "subword mean, as the model ends"),
         ]
 
     def _rate(self) -> float:
         return self.learning_rate or (2e-4 if self.lora else 3e-5)
 
-    def _job(self, task: BilingualLexiconInduction) -> Job:
-        return Job(
+    def _job(self, task: BilingualLexiconInduction) -> EvalTask:
+        return EvalTask(
             "words",
             range(len(task.queries)),
             METRICS,
@@ -369,7 +369,7 @@ def words_arm(
 
     The vocabulary is encoded while the arm is prepared.
     """
-    held = embedder if isinstance(embedder, Held) else Held(embedder)
+    held = embedder if isinstance(embedder, LazyModel) else LazyModel(embedder)
     made: dict[str, Any] = {}
 
     def encode(words: list[str]) -> Any:

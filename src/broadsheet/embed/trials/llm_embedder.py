@@ -20,7 +20,7 @@ from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, at_least, say
 from broadsheet.data import corpora
 from broadsheet.embed.data.chunks import Continuation, continuations
-from broadsheet.embed.trials.base import Held, clear, trained, training_note, workplace
+from broadsheet.embed.trials.base import LazyModel, clear, trained, training_note, workdir
 from broadsheet.page.evidence import provenance, versions
 from broadsheet.trial.engine import Arm, Metric, Outputs, run_arms
 from broadsheet.trial.results import ArmResult, Role, TrialResult
@@ -119,7 +119,7 @@ class LLMEmbedderTrial:
         }
         if self.encoder:
             facts["encoder"] = {"name": self.encoder, "fingerprint": _fingerprint(self._start())}
-        self.folder_ = workplace("llm_embedder", versions(), facts, asdict(self))
+        self.folder_ = workdir("llm_embedder", versions(), facts, asdict(self))
         taught = self._score(scorer, cases[False], "train")
         asked = self._score(scorer, cases[True], "test")
         dtype = str(scorer.model.dtype).removeprefix("torch.")
@@ -205,7 +205,7 @@ class LLMEmbedderTrial:
 
     def _score(self, scorer: LikelihoodScorer, cases: Sequence[Continuation], name: str) -> list[Scored]:
         """Every candidate of every case scored; what an interrupted run has scored is kept."""
-        from broadsheet.embed.data.feedback import Request
+        from broadsheet.embed.data.feedback import ScoreRequest
 
         asked, scored = self.folder_ / f"{name}.jsonl", self.folder_ / f"{name}-scored.jsonl"
         if not scored.exists():
@@ -214,7 +214,7 @@ class LLMEmbedderTrial:
 
             def score(batch: list[Document]) -> list[dict[str, Any]]:
                 given = [(doc.text, doc.metadata["output"], [*doc.metadata["keys"], None]) for doc in batch]
-                found = scorer.score_batch([Request(*each, task="lrlm") for each in given])
+                found = scorer.score_batch([ScoreRequest(*each, task="lrlm") for each in given])
                 return [{"scores": row[:-1], "alone": row[-1]} for row in found]
 
             say(f"{self.model} scores {len(cases) * (self.candidates + 1):,} continuations to {name}")
@@ -256,7 +256,7 @@ class LLMEmbedderTrial:
             for s in taught
         ]
         whole = self.full or bool(self.encoder)
-        arms = [fetching_arm(BASE, Held(self._start), asked, "baseline", "as it is, without task prompts")]
+        arms = [fetching_arm(BASE, LazyModel(self._start), asked, "baseline", "as it is, without task prompts")]
         for name, distill, role, about in (
             (INFONCE, "none", "sibling", "the teacher's best as a hard label"),
             (KL, "kl", "sibling", "the teacher's distribution over a query's keys, temperature 0.1"),
@@ -278,7 +278,7 @@ class LLMEmbedderTrial:
                 )
 
             source = trained(self.folder_ / distill, train, dtype=None)
-            arms.append(fetching_arm(name, Held(source), asked, role, about, task="lrlm"))  # type: ignore[arg-type]
+            arms.append(fetching_arm(name, LazyModel(source), asked, role, about, task="lrlm"))  # type: ignore[arg-type]
         return [*arms, *_yardsticks(asked, self.seed)]
 
     def _notes(self, arms: Sequence[ArmResult], taught: Sequence[Scored], asked: Sequence[Scored]) -> list[str]:
@@ -307,7 +307,7 @@ class LLMEmbedderTrial:
 
 
 def fetching_arm(
-    name: str, held: Held, asked: Sequence[Scored], role: Role = "method", description: str = "", *, task: str = ""
+    name: str, held: LazyModel, asked: Sequence[Scored], role: Role = "method", description: str = "", *, task: str = ""
 ) -> Arm:
     """Places in `asked` to the log-likelihood with the candidate put first, and nDCG@10 of the teacher's best.
 

@@ -14,14 +14,14 @@ from broadsheet import models
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, at_least, say
 from broadsheet.embed.data import tasks
-from broadsheet.embed.trials.base import Candidate, Job, clear, compare, trained, training_note, workplace
+from broadsheet.embed.trials.base import EvalTask, ModelArm, clear, compare, trained, training_note, workdir
 from broadsheet.models.safefiles import read_json
 from broadsheet.page.evidence import provenance, versions
 from broadsheet.trial.results import ArmResult, Role, TrialResult
 from broadsheet.trial.stats import Comparison
 
 if TYPE_CHECKING:
-    from broadsheet.embed.fitting import Fitted
+    from broadsheet.embed.fitting import TrainOutput
 
 UNTRAINED, PLAIN, OPEN, MAIN, LONGER = (
     "untrained",
@@ -120,11 +120,11 @@ class LLMQLTrial:
             "data": {"name": self.data, "fingerprint": search.fingerprint()},
             "training data": fingerprint(pairs),
         }
-        self.folder_ = workplace("llm_ql", versions(), facts, asdict(self))
+        self.folder_ = workdir("llm_ql", versions(), facts, asdict(self))
         del loaded
         arms, comparisons = compare(
             self._candidates(pairs),
-            [Job.retrieval(search)],
+            [EvalTask.retrieval(search)],
             self.folder_,
             pairs=[(OPEN, MAIN), (LONGER, MAIN)] if self.longer else [(OPEN, MAIN)],
             seed=self.seed,
@@ -196,8 +196,8 @@ class LLMQLTrial:
             self.model, max_seq_length=self.length, device=self.device or None, dtype=dtype
         )
 
-    def _candidates(self, pairs: Sequence[Mapping[str, str]]) -> list[Candidate]:
-        untrained = Candidate(
+    def _candidates(self, pairs: Sequence[Mapping[str, str]]) -> list[ModelArm]:
+        untrained = ModelArm(
             UNTRAINED, lambda: self._start(self.dtype or None), "sibling", "the same prompts and end token"
         )
         made = [untrained]
@@ -210,10 +210,10 @@ class LLMQLTrial:
                 lambda out, name=name: self._train(name, pairs, out),  # type: ignore[misc]
                 dtype=self.dtype or None,
             )
-            made.append(Candidate(name, source, role, _ABOUT[name]))
+            made.append(ModelArm(name, source, role, _ABOUT[name]))
         return made
 
-    def _train(self, name: str, pairs: Sequence[Mapping[str, str]], out: Path) -> Fitted:
+    def _train(self, name: str, pairs: Sequence[Mapping[str, str]], out: Path) -> TrainOutput:
         say(f"training: {name}")
         stage = ARMS[name]
         budget: dict[str, Any] = {"steps": self.steps_}
@@ -231,7 +231,7 @@ class LLMQLTrial:
             seed=self.seed,
             **budget,
         )
-        fitted: Fitted = first if first is not None and not first.finished else second
+        fitted: TrainOutput = first if first is not None and not first.finished else second
         return fitted
 
     def _folder(self, name: str) -> Path:

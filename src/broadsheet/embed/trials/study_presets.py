@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from broadsheet.console import InputError
-from broadsheet.embed.dense_retrieval_study import UNSEEN, Question, Recipe
+from broadsheet.embed.dense_retrieval_study import UNSEEN, Recipe, StudyQuestion
 from broadsheet.trial.results import Role
 
 INSTRUCTION = "Find the passage of the documentation that answers the query. Query: "
 
 
 @dataclass(frozen=True)
-class Row:
+class PresetRow:
     """A row of the table: an embedder, and what it is asked.
 
     Args:
@@ -30,7 +30,7 @@ class Row:
     name: str
     recipe: Recipe
     step: int
-    questions: dict[str, Question]
+    questions: dict[str, StudyQuestion]
     role: Role = "sibling"
     about: str = ""
 
@@ -50,7 +50,7 @@ class Table:
 
     title: str
     question: str
-    rows: list[Row]
+    rows: list[PresetRow]
     pairs: list[tuple[str, str]] = field(default_factory=list)
     claims: list[tuple[str, str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -91,11 +91,13 @@ class Axes:
         ]
 
 
-def in_domain(axes: Axes, recipe: Recipe, question: Question) -> Table:
+def in_domain(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
     """A: the same recipe for every backbone and size, each beside the raw model."""
     sizes = axes.sizes(recipe)
-    rows = [Row(name, r, r.total_steps, {"": question}, _role(i, len(sizes))) for i, (name, r) in enumerate(sizes)]
-    raw = [Row(f"{name}, untrained", r, 0, {"": question}) for name, r in sizes]
+    rows = [
+        PresetRow(name, r, r.total_steps, {"": question}, _role(i, len(sizes))) for i, (name, r) in enumerate(sizes)
+    ]
+    raw = [PresetRow(f"{name}, untrained", r, 0, {"": question}) for name, r in sizes]
     return Table(
         "In-domain accuracy by backbone and size",
         "Does a larger backbone, trained alike, retrieve better?",
@@ -106,13 +108,13 @@ def in_domain(axes: Axes, recipe: Recipe, question: Question) -> Table:
     )
 
 
-def efficiency(axes: Axes, recipe: Recipe, question: Question) -> Table:
+def efficiency(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
     """B: the smallest and the largest size of each backbone after a fifth, two fifths and all of the steps."""
     ends = [sizes for b in axes.backbones for sizes in _ends(axes, recipe, b)]
     rows, points = [], []
     for name, r in ends:
         for step in (*r.checkpoints(), r.total_steps):
-            rows.append(Row(f"{name}, {step} steps", r, step, {"": question}, "method"))
+            rows.append(PresetRow(f"{name}, {step} steps", r, step, {"": question}, "method"))
             points.append((name, float(step), rows[-1].name))
     first = [row.name for row in rows if row.step == min(recipe.checkpoints() or [recipe.total_steps])]
     rows = [replace(row, role="baseline" if row.name == first[-1] else row.role) for row in rows]
@@ -128,11 +130,11 @@ def efficiency(axes: Axes, recipe: Recipe, question: Question) -> Table:
     )
 
 
-def zero_shot(axes: Axes, recipe: Recipe, question: Question) -> Table:
+def zero_shot(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
     """C: the sizes of A, asked what they were not trained for."""
     sizes = axes.sizes(recipe)
     questions = {_label(name): replace(question, task=name) for name in axes.sets}
-    rows = [Row(name, r, r.total_steps, questions, _role(i, len(sizes))) for i, (name, r) in enumerate(sizes)]
+    rows = [PresetRow(name, r, r.total_steps, questions, _role(i, len(sizes))) for i, (name, r) in enumerate(sizes)]
     claims = [(f"nDCG@10 ({label})", sizes[0][0], sizes[-1][0]) for label in questions] if len(sizes) > 1 else []
     return Table(
         "Zero-shot transfer to other retrieval sets",
@@ -144,12 +146,12 @@ def zero_shot(axes: Axes, recipe: Recipe, question: Question) -> Table:
     )
 
 
-def length(axes: Axes, recipe: Recipe, question: Question) -> Table:
+def length(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
     """D: texts that are long, read further than in training."""
     name, largest = axes.sizes(recipe)[-1]
     asked = replace(question, task="long")
     rows = [
-        Row(f"first {cut} tokens", largest, largest.total_steps, {"": replace(asked, length=cut)}, "method")
+        PresetRow(f"first {cut} tokens", largest, largest.total_steps, {"": replace(asked, length=cut)}, "method")
         for cut in axes.cutoffs
     ]
     rows[0] = replace(rows[0], role="baseline")
@@ -168,18 +170,22 @@ def length(axes: Axes, recipe: Recipe, question: Question) -> Table:
     )
 
 
-def instruction(axes: Axes, recipe: Recipe, question: Question) -> Table:
+def instruction(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
     """E: the same data in the same order, with and without an instruction before the queries."""
     _, largest = axes.sizes(recipe)[-1]
     with_it = replace(largest, instructed=True)
     rows = [
-        Row("no instruction", largest, largest.total_steps, {"": question}, "baseline", "neither trained nor asked")
+        PresetRow(
+            "no instruction", largest, largest.total_steps, {"": question}, "baseline", "neither trained nor asked"
+        )
     ]
     for name, text in (("instruction", INSTRUCTION), ("unseen wording 1", UNSEEN[0]), ("unseen wording 2", UNSEEN[1])):
         asked = replace(question, instruction=text)
         role: Role = "method" if name == "instruction" else "sibling"
-        rows.append(Row(name, with_it, with_it.total_steps, {"": asked}, role, f"asked with “{text.strip()}”"))
-    rows.append(Row("instruction left out", with_it, with_it.total_steps, {"": question}, "sibling", "trained with it"))
+        rows.append(PresetRow(name, with_it, with_it.total_steps, {"": asked}, role, f"asked with “{text.strip()}”"))
+    rows.append(
+        PresetRow("instruction left out", with_it, with_it.total_steps, {"": question}, "sibling", "trained with it")
+    )
     return Table(
         "Instructions before the queries",
         "Does an instruction help, and does its wording matter?",
@@ -190,15 +196,19 @@ def instruction(axes: Axes, recipe: Recipe, question: Question) -> Table:
     )
 
 
-def multi_task(axes: Axes, recipe: Recipe, question: Question) -> Table:
+def multi_task(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
     """F: one run for all tasks against one run for each."""
     _, largest = axes.sizes(recipe)[-1]
     questions = {_label(name): replace(question, task=name) for name in axes.tasks}
     joint = replace(largest, tasks=axes.tasks)
-    rows = [Row("joint", joint, joint.total_steps, questions, "baseline", f"{joint.total_steps} steps, all tasks")]
+    rows = [
+        PresetRow("joint", joint, joint.total_steps, questions, "baseline", f"{joint.total_steps} steps, all tasks")
+    ]
     for name in axes.tasks:
         single = replace(largest, tasks=(name,))
-        rows.append(Row(f"{name} alone", single, single.total_steps, questions, "method", f"trained on {name} alone"))
+        rows.append(
+            PresetRow(f"{name} alone", single, single.total_steps, questions, "method", f"trained on {name} alone")
+        )
     return Table(
         "Joint against single-task training",
         "Does training for several tasks at once cost each of them something?",
@@ -212,22 +222,22 @@ def multi_task(axes: Axes, recipe: Recipe, question: Question) -> Table:
     )
 
 
-def grid(axes: Axes, recipe: Recipe, question: Question) -> Table:
+def grid(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
     """Every combination of the axes; the first one is the baseline."""
     names = ("pooling", "attention", "loss", "method", "instructed")
     values = (axes.poolings, axes.attentions, axes.losses, axes.methods, axes.instructed)
     varied = [name for name, options in zip(names, values, strict=True) if len(options) > 1]
-    rows: list[Row] = []
+    rows: list[PresetRow] = []
     for (name, sized), chosen in product(axes.sizes(recipe), product(*values)):
         settings: dict[str, Any] = dict(zip(names, chosen, strict=True))
         made = replace(sized, **settings)
         told = ["instructed" if n == "instructed" else str(settings[n]) for n in varied if settings[n] is not False]
         asked = replace(question, instruction=INSTRUCTION if made.instructed else "")
-        rows.append(Row(", ".join([name, *told]), made, made.total_steps, {"": asked}, _role(len(rows), 0)))
+        rows.append(PresetRow(", ".join([name, *told]), made, made.total_steps, {"": asked}, _role(len(rows), 0)))
     return Table("A grid of one's own", "Which of these settings retrieves best?", rows, notes=[_CONFOUNDED])
 
 
-PRESETS: dict[str, Callable[[Axes, Recipe, Question], Table]] = {
+PRESETS: dict[str, Callable[[Axes, Recipe, StudyQuestion], Table]] = {
     "A": in_domain,
     "B": efficiency,
     "C": zero_shot,
@@ -243,7 +253,7 @@ _CONFOUNDED = (
 )
 
 
-def table(preset: str, axes: Axes, recipe: Recipe, question: Question) -> Table:
+def table(preset: str, axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
     """The preset's table.
 
     Raises:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from broadsheet import models
 from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, say
-from broadsheet.embed.data.tasks import Pair, documentation, sts
-from broadsheet.embed.trials.base import Candidate, Job, clear, compare, workplace
+from broadsheet.embed.data.tasks import SentencePair, documentation, sts
+from broadsheet.embed.trials.base import EvalTask, ModelArm, clear, compare, workdir
 from broadsheet.page.evidence import provenance, versions
 from broadsheet.trial.results import Curve, TrialResult
 
 if TYPE_CHECKING:
     from broadsheet.embed.base import Embedder
-    from broadsheet.embed.sweep import Cell, Sweep
+    from broadsheet.embed.sweep import Sweep, SweepCell
     from broadsheet.trial.stats import Comparison
 
 METHOD, MEAN = "Token Prepending", "mean pooling"
@@ -38,8 +38,8 @@ _WORDS = 20  # of a body in pairs from documentation: as long as a sentence
 class Pairs:
     """What the layers are chosen on, what the arms are tried on, and one line on both."""
 
-    tuning: list[Pair]
-    test: list[Pair]
+    tuning: list[SentencePair]
+    test: list[SentencePair]
     about: str
 
 
@@ -91,17 +91,17 @@ class TokenPrependingTrial:
         names = self._templates()
         pairs = self._pairs()
         self._loaded = models.load(self.model, device=self.device or None, dtype=self.dtype or None)
-        job = Job.sts(pairs.test, pairs.about)
+        job = EvalTask.sts(pairs.test, pairs.about)
         facts = {
             "seed": self.seed,
             "model": {"name": self.model, "fingerprint": self._loaded.fingerprint},
             "data": {
                 "name": self.sts or self.data,
                 "fingerprint": job.fingerprint,
-                "tuning": Job.sts(pairs.tuning).fingerprint,
+                "tuning": EvalTask.sts(pairs.tuning).fingerprint,
             },
         }
-        self.folder_ = workplace("token_prepending", versions(), facts, asdict(self))
+        self.folder_ = workdir("token_prepending", versions(), facts, asdict(self))
         sweeps = {name: self._sweeps(name, pairs.tuning) for name in names}
         main = LABELS[names[0]]
         arms, comparisons = compare(
@@ -178,10 +178,10 @@ class TokenPrependingTrial:
         settings: dict[str, Any] = {"start": self.start, "placeholders": self.placeholders, "spec": self._loaded.spec}
         return TokenPrepending(model, tokenizer, template=first, **settings)
 
-    def _sweeps(self, template: str, pairs: Sequence[Pair]) -> tuple[Sweep, Sweep]:
+    def _sweeps(self, template: str, pairs: Sequence[SentencePair]) -> tuple[Sweep, Sweep]:
         """The template alone and with Token Prepending, each over all settings; kept for a run that was stopped."""
         from broadsheet.embed.modules.eol import TEMPLATES
-        from broadsheet.embed.sweep import Cell, Sweep, sweep
+        from broadsheet.embed.sweep import Sweep, SweepCell, sweep
 
         found = []
         for arm in (LABELS[template], METHOD):
@@ -202,30 +202,30 @@ class TokenPrependingTrial:
                 with atomic_write(kept) as file:
                     json.dump(asdict(made), file)
             data = json.loads(kept.read_text(encoding="utf-8"))
-            found.append(Sweep(**data | {"cells": tuple(Cell(**cell) for cell in data["cells"])}))
+            found.append(Sweep(**data | {"cells": tuple(SweepCell(**cell) for cell in data["cells"])}))
         return found[0], found[1]
 
-    def _candidates(self, sweeps: Mapping[str, tuple[Sweep, Sweep]]) -> list[Candidate]:
+    def _candidates(self, sweeps: Mapping[str, tuple[Sweep, Sweep]]) -> list[ModelArm]:
         from broadsheet.embed.base import baseline
 
-        made: list[Candidate] = []
+        made: list[ModelArm] = []
         for name, (plain, ours) in sweeps.items():
             label, first = LABELS[name], not made
             one = self._embedder(name, label, plain.best)
             other = self._embedder(name, METHOD, ours.best)
-            made.append(Candidate(label, one, "baseline" if first else "sibling", f"the template alone, {plain.best}"))
+            made.append(ModelArm(label, one, "baseline" if first else "sibling", f"the template alone, {plain.best}"))
             made.append(
-                Candidate(METHOD, other, "method", f"{label} with a placeholder, {ours.best}")
+                ModelArm(METHOD, other, "method", f"{label} with a placeholder, {ours.best}")
                 if first
-                else Candidate(f"{label} + {METHOD}", other, "sibling", f"with a placeholder, {ours.best}")
+                else ModelArm(f"{label} + {METHOD}", other, "sibling", f"with a placeholder, {ours.best}")
             )
             if first:
                 last = self._embedder(name, label, None)
-                made.append(Candidate(f"{label}, last layer", last, "sibling", "as the template is used untuned"))
-        made.append(Candidate(MEAN, baseline("mean", self._loaded), "sibling", "no template, last layer"))
+                made.append(ModelArm(f"{label}, last layer", last, "sibling", "as the template is used untuned"))
+        made.append(ModelArm(MEAN, baseline("mean", self._loaded), "sibling", "no template, last layer"))
         return made
 
-    def _embedder(self, template: str, arm: str, cell: Cell | None) -> Embedder:
+    def _embedder(self, template: str, arm: str, cell: SweepCell | None) -> Embedder:
         """An arm's embedder at the layers chosen, or at the last one."""
         from sentence_transformers.sentence_transformer.modules import Pooling
 
@@ -262,7 +262,7 @@ class TokenPrependingTrial:
         return [said]
 
 
-def documented(n: int, held_out: bool, seed: int = 0) -> list[Pair]:
+def documented(n: int, held_out: bool, seed: int = 0) -> list[SentencePair]:
     """Pairs from documentation: a docstring's summary with its own body (score 1), and with another's (score 0).
 
     Args:
@@ -281,8 +281,8 @@ def documented(n: int, held_out: bool, seed: int = 0) -> list[Pair]:
         raise InputError(f"the corpus has {2 * len(entries)} pairs; expected {n}: ask for fewer")
     pairs = []
     for i, entry in enumerate(entries):
-        pairs.append(Pair(entry.summary, entry.text, 1.0))
-        pairs.append(Pair(entry.summary, entries[i - 1].text, 0.0))
+        pairs.append(SentencePair(entry.summary, entry.text, 1.0))
+        pairs.append(SentencePair(entry.summary, entries[i - 1].text, 0.0))
     return pairs[:n]
 
 

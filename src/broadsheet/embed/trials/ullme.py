@@ -19,14 +19,14 @@ from broadsheet.data.retrieval.lists import RankList
 from broadsheet.embed.data import tasks
 from broadsheet.embed.data.doc_tasks import examples
 from broadsheet.embed.trials.base import (
-    Candidate,
-    Held,
-    Job,
+    EvalTask,
+    LazyModel,
+    ModelArm,
     clear,
     compare,
     trained,
     training_note,
-    workplace,
+    workdir,
 )
 from broadsheet.page.evidence import provenance, versions
 from broadsheet.trial.engine import Arm, Metric, Outputs
@@ -115,7 +115,7 @@ class UllmeTrial:
             "data": {"name": self.data, "fingerprint": {job.name: job.fingerprint for job in jobs}},
             "training data": fingerprint(items),
         }
-        self.folder_ = workplace("ullme", versions(), facts, asdict(self))
+        self.folder_ = workdir("ullme", versions(), facts, asdict(self))
         del loaded
         arms, comparisons = compare(self._candidates(items), jobs, self.folder_, pairs=_PAIRS, seed=self.seed)
         name = "the default model (SmolLM2-135M-Instruct)" if self.model == "default" else self.model
@@ -162,7 +162,7 @@ class UllmeTrial:
         # Each triple is seen once, as long as there are enough.
         return examples("summary", min(self.steps_ * self.batch_, 4000), 1, words=self.words_, seed=self.seed)
 
-    def _jobs(self) -> list[Job]:
+    def _jobs(self) -> list[EvalTask]:
         quick = self.quick
         docs = tasks.documentation(self.words_, self.seed)
         search = tasks.retrieval(
@@ -173,16 +173,16 @@ class UllmeTrial:
             seed=self.seed,
         )
         jobs = [
-            Job.retrieval(search),
+            EvalTask.retrieval(search),
             agreement(docs.test(self.lists_, self.candidates_), self.generation_temperature),
             likelihood([entry.text for entry in docs.pairs(8 if quick else 60, held_out=True)]),
         ]
         if self.sts:
             pairs = tasks.sts(self.sts, (30 if quick else 300) if self.pairs == -1 else self.pairs, self.seed)
-            jobs.append(Job.sts(pairs, Path(self.sts).name))
+            jobs.append(EvalTask.sts(pairs, Path(self.sts).name))
         return jobs
 
-    def _candidates(self, items: Sequence[Any]) -> list[Candidate]:
+    def _candidates(self, items: Sequence[Any]) -> list[ModelArm]:
         from broadsheet.embed.base import Embedder, embedder
 
         def untrained() -> Embedder:
@@ -190,11 +190,11 @@ class UllmeTrial:
                 self.model, "mean", max_seq_length=128, device=self.device or None, dtype=self.dtype or None
             )
 
-        made = [Candidate(UNTRAINED, untrained, "sibling", "before training")]
+        made = [ModelArm(UNTRAINED, untrained, "sibling", "before training")]
         for name in ARMS:
             role: Role = "baseline" if name == CONTRASTIVE else "method" if name.startswith("GRL") else "sibling"
             source = trained(self._folder(name), self._training(name, items), dtype=self.dtype or None)
-            made.append(Candidate(name, source, role, _ABOUT[name]))
+            made.append(ModelArm(name, source, role, _ABOUT[name]))
         return made
 
     def _training(self, name: str, items: Sequence[Any]) -> Any:
@@ -259,24 +259,24 @@ class UllmeTrial:
 _PAIRS = [(DPO, GRL_CODE), (DPO, GRL_PAPER), (UNTRAINED, CONTRASTIVE), (UNTRAINED, GRL_CODE)]
 
 
-def agreement(lists: Sequence[RankList], temperature: float = 1.0) -> Job:
+def agreement(lists: Sequence[RankList], temperature: float = 1.0) -> EvalTask:
     """Queries with candidates, ranked by cosine and by mean log-likelihood: Kendall's τ between the two.
 
     The second output, "sharpness", is the share that the generator's softmax, at `temperature`, gives its first
     candidate.
     """
 
-    def arm(name: str, held: Held, role: Role, said: str, _: Path) -> Arm:
+    def arm(name: str, held: LazyModel, role: Role, said: str, _: Path) -> Arm:
         return Arm(name, lambda block: _both_rankings(held, block, temperature), role, said, prepare=held.prepare)
 
     about = (
         f"{len(lists)} held-out queries, {len(lists[0].ids)} candidates each by BM25, ranked by cosine and by writing"
     )
     content = fingerprint([[each.query, list(each.documents)] for each in lists])
-    return Job("agreement", lists, [TAU], arm, 1 + len(lists[0].ids), about, content)
+    return EvalTask("agreement", lists, [TAU], arm, 1 + len(lists[0].ids), about, content)
 
 
-def _both_rankings(held: Held, block: Sequence[RankList], temperature: float) -> Outputs:
+def _both_rankings(held: LazyModel, block: Sequence[RankList], temperature: float) -> Outputs:
     from scipy.stats import kendalltau
 
     from broadsheet.embed.base import Embedder
@@ -299,13 +299,13 @@ def _both_rankings(held: Held, block: Sequence[RankList], temperature: float) ->
     return {TAU.name: taus, "sharpness": sharpness}
 
 
-def likelihood(texts: Sequence[str]) -> Job:
+def likelihood(texts: Sequence[str]) -> EvalTask:
     """Texts to their loss as the model writes them: perplexity per token, which training must not ruin."""
     from broadsheet.embed.trials.perplexity import perplexity_of, text_losses
 
     metric = Metric("perplexity", of="losses", statistic=perplexity_of, higher_is_better=False, bounds=(1, np.inf))
 
-    def arm(name: str, held: Held, role: Role, said: str, _: Path) -> Arm:
+    def arm(name: str, held: LazyModel, role: Role, said: str, _: Path) -> Arm:
         from broadsheet.embed.base import Embedder
 
         def run(block: Sequence[str]) -> Outputs:
@@ -314,4 +314,4 @@ def likelihood(texts: Sequence[str]) -> Job:
         return Arm(name, run, role, said, prepare=held.prepare)
 
     about = f"{len(texts)} held-out passages, read as the model would write them"
-    return Job("perplexity", texts, [metric], arm, 1, about, fingerprint(list(texts)))
+    return EvalTask("perplexity", texts, [metric], arm, 1, about, fingerprint(list(texts)))

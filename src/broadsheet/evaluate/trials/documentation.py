@@ -29,7 +29,7 @@ _NAME = re.compile(r"[A-Za-z]\w{3,}(\.[A-Za-z]\w*)?")
 
 
 @dataclass(frozen=True)
-class Entry:
+class DocumentedEntry:
     """A function or class: its name within the module, its docstring, and that one's first paragraph on one line."""
 
     name: str
@@ -43,7 +43,7 @@ class Module:
 
     name: str
     summary: str
-    entries: tuple[Entry, ...]
+    entries: tuple[DocumentedEntry, ...]
 
     @property
     def text(self) -> str:
@@ -95,14 +95,16 @@ def _modules(documents: Iterable[Document], size: int, n_entries: int) -> Iterat
             if row.metadata["kind"] == "module":
                 summary = split_summary(row.text)[0]
             elif length < size and "<locals>" not in row.metadata["title"]:
-                entries.append(Entry(row.metadata["title"].removeprefix(f"{name}."), row.text, row.metadata["summary"]))
+                entries.append(
+                    DocumentedEntry(row.metadata["title"].removeprefix(f"{name}."), row.text, row.metadata["summary"])
+                )
                 length += len(row.text) + len(entries[-1].name) + 3
         module = Module(name, summary, tuple(entries))
         if length >= size and 5 <= len(summary.split()) <= 60 and len(_telling(module)) >= n_entries:
             yield module
 
 
-def _telling(module: Module) -> list[Entry]:
+def _telling(module: Module) -> list[DocumentedEntry]:
     """Entries whose name and summary stand for each other: both are found once, and neither gives the other away."""
     text = module.text
     plain = " ".join(text.split())
@@ -141,7 +143,7 @@ def _ask(module: Module, n: int, generator: random.Random) -> Iterator[Question]
         yield Question("longdep_summarization", document, "", module.summary, module.name)
 
 
-def _cloze(entries: list[Entry], document: str, title: str) -> Question:
+def _cloze(entries: list[DocumentedEntry], document: str, title: str) -> Question:
     """Two neighbours' names, to be told from their summaries."""
     masks = [f"<mask-{i}>" for i in range(len(entries))]
     text = " ".join(f"{mask} is described as “{entry.summary}”." for mask, entry in zip(masks, entries, strict=True))
@@ -149,7 +151,7 @@ def _cloze(entries: list[Entry], document: str, title: str) -> Question:
     return Question("shortdep_cloze", document, text, answer, title, tuple(entry.summary for entry in entries))
 
 
-def _reorder(telling: list[Entry], document: str, title: str, generator: random.Random) -> Question:
+def _reorder(telling: list[DocumentedEntry], document: str, title: str, generator: random.Random) -> Question:
     """Four entries, one from each quarter of the document, to be put into the document's order."""
     edges = [len(telling) * i // 4 for i in range(5)]
     entries = [telling[generator.randrange(a, b)] for a, b in pairwise(edges)]

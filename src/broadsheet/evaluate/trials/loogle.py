@@ -19,7 +19,7 @@ from broadsheet import models
 from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError, say
 from broadsheet.data import corpora
-from broadsheet.evaluate.answering import Method, Reader, Route
+from broadsheet.evaluate.answering import ContextMethod, DocumentReader, Route
 from broadsheet.evaluate.loogle import LooGLE, Question, Score, evidence_depth
 from broadsheet.evaluate.methods import attend_methods, describe_methods, options_of, parse_methods
 from broadsheet.evaluate.trials import documentation
@@ -102,7 +102,7 @@ class LooGLETrial:
         methods, absent = self._methods()
         asked, source = self._questions()
         model, tokenizer = models.load(self.model, device=self.device or None, dtype=self.dtype)
-        reader = Reader(
+        reader = DocumentReader(
             model, tokenizer, max_new_tokens=self.max_new_tokens, first_line=True, batch_size=self.batch_size
         )
         routes = self._routes(model, methods)
@@ -183,7 +183,7 @@ class LooGLETrial:
             asked += [groups[i][j] for j in kept]
         return asked, f"{self.data}: {len(chosen)} of {len(groups)} documents"
 
-    def _routes(self, model: Any, methods: Mapping[str, Method]) -> list[Route]:
+    def _routes(self, model: Any, methods: Mapping[str, ContextMethod]) -> list[Route]:
         """The ways to read a document, the baseline first."""
         affordable = self.max_length or (4096 if model.device.type == "cpu" else None)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -201,7 +201,7 @@ class LooGLETrial:
             ),
         ]
 
-    def _methods(self) -> tuple[dict[str, Method], list[str]]:
+    def _methods(self) -> tuple[dict[str, ContextMethod], list[str]]:
         """The methods asked for, by the name that is printed, and default ones that are not there."""
         if self.methods == "none":
             return {}, []
@@ -223,7 +223,7 @@ class LooGLETrial:
         return found, absent
 
 
-def _arm(route: Route, reader: Reader) -> Arm:
+def _arm(route: Route, reader: DocumentReader) -> Arm:
     def run(block: Sequence[Question]) -> dict[str, Any]:
         made = reader.answers(block, route)
         return {

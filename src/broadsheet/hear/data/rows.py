@@ -16,7 +16,7 @@ from broadsheet.console import InputError
 
 
 @dataclass(frozen=True)
-class Row:
+class AudioRow:
     """One example.
 
     Args:
@@ -34,7 +34,7 @@ class Row:
     more: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
-def read_rows(path: str | Path, *, answers: bool = True) -> list[Row]:
+def read_rows(path: str | Path, *, answers: bool = True) -> list[AudioRow]:
     """The rows of a JSONL file, or of the file `train.jsonl` in a folder; audio paths are relative to the file.
 
     Args:
@@ -61,7 +61,7 @@ def read_rows(path: str | Path, *, answers: bool = True) -> list[Row]:
     return rows
 
 
-def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
+def write_rows(path: str | Path, rows: Iterable[AudioRow]) -> None:
     """Write rows that `read_rows` reads back, whole or not at all; their audio by absolute paths."""
     with atomic_write(Path(path)) as file:
         for row in rows:
@@ -70,7 +70,7 @@ def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def parsed(line: str, file: Path, number: int, *, answers: bool = True) -> Row:
+def parsed(line: str, file: Path, number: int, *, answers: bool = True) -> AudioRow:
     """The row in one line of a file.
 
     Raises:
@@ -97,4 +97,4 @@ def parsed(line: str, file: Path, number: int, *, answers: bool = True) -> Row:
         raise InputError(f"{where} has no answer; training needs one")
     places = tuple(str(file.parent / each) for each in paths)
     more = {name: value for name, value in found.items() if name not in ("audio", *texts)}
-    return Row(texts["task"], places, texts["answer"], texts["instruction"], more)
+    return AudioRow(texts["task"], places, texts["answer"], texts["instruction"], more)

@@ -37,7 +37,7 @@ TRIES = 40  # draws of a sentence before the clip is called too short
 
 
 @dataclass
-class Clip:
+class MadeClip:
     """A clip, its row's fields, and what it was made of."""
 
     samples: Wave
@@ -61,7 +61,7 @@ class Maker:
     redrawn: int = 0
     _said: set[str] = field(default_factory=set)
 
-    def make(self, task: str, wanted: Any, rng: np.random.Generator) -> Clip:
+    def make(self, task: str, wanted: Any, rng: np.random.Generator) -> MadeClip:
         """The clip of a task for one of its `choices`.
 
         Raises:
@@ -107,7 +107,7 @@ class Maker:
         offsets: Sequence[float] = (),
         instruction: str | None = None,
         level: float | None = None,
-    ) -> Clip:
+    ) -> MadeClip:
         """Sounds and speech at their offsets in seconds (by default in a row, evenly drawn) over a floor of noise."""
         heard = [*sounds, *([speech] if speech else [])]
         places = (
@@ -131,7 +131,7 @@ class Maker:
             "noise": {"decibels": level, "tilt": tilt},
         }
         samples = mixed([(samples, place) for (samples, _), place in zip(heard, places, strict=True)], floor)
-        return Clip(samples, answer, about, instruction)
+        return MadeClip(samples, answer, about, instruction)
 
     def _sentence(self, rng: np.random.Generator, way: str | None, most: int) -> str:
         """Not said before in this split, where there are such sentences left."""
@@ -143,33 +143,33 @@ class Maker:
 
     # tasks
 
-    def _asr(self, voice: str, rng: np.random.Generator) -> Clip:
+    def _asr(self, voice: str, rng: np.random.Generator) -> MadeClip:
         samples, about = self.speech(voice, self.seconds - 2 * EDGE, rng)
         return self.clip(about["sentence"], rng, speech=(samples, about))
 
-    def _voice(self, voice: str, rng: np.random.Generator) -> Clip:
+    def _voice(self, voice: str, rng: np.random.Generator) -> MadeClip:
         samples, about = self.speech(voice, self.seconds - 2 * EDGE, rng)
         return self.clip(about["speaker"], rng, speech=(samples, about))
 
-    def _sound(self, name: str, rng: np.random.Generator) -> Clip:
+    def _sound(self, name: str, rng: np.random.Generator) -> MadeClip:
         return self.clip(name, rng, sounds=[self.sound(name, 0.5, 1.8, rng)])
 
-    def _caption(self, name: str, rng: np.random.Generator) -> Clip:
+    def _caption(self, name: str, rng: np.random.Generator) -> MadeClip:
         if name in ("noise", "silence"):
             return self.clip(CAPTIONS[name], rng, level=rng.uniform(*HISS) if name == "noise" else None)
         lengths = (1.2, 2.0) if name in MUSIC else (0.5, 1.8)
         return self.clip(CAPTIONS[name], rng, sounds=[self.sound(name, *lengths, rng)])
 
-    def _count(self, wanted: tuple[str, str], rng: np.random.Generator) -> Clip:
+    def _count(self, wanted: tuple[str, str], rng: np.random.Generator) -> MadeClip:
         number, name = wanted
         one = self.sound(name, 0.22, 0.38, rng)
         return self.clip(number, rng, sounds=[one] * (NUMBERS.index(number) + 1))
 
-    def _order(self, wanted: tuple[str, str], rng: np.random.Generator) -> Clip:
+    def _order(self, wanted: tuple[str, str], rng: np.random.Generator) -> MadeClip:
         first, second = (self.sound(name, 0.5, 1.1, rng) for name in wanted)
         return self.clip(f"{wanted[0]} then {wanted[1]}", rng, sounds=[first, second])
 
-    def _speech_sound(self, wanted: tuple[str, str, str, str], rng: np.random.Generator) -> Clip:
+    def _speech_sound(self, wanted: tuple[str, str, str, str], rng: np.random.Generator) -> MadeClip:
         asked, name, voice, place = wanted
         questions = WHICH_SOUND if asked == "sound" else WHAT_SAID
         question = questions[int(rng.integers(len(questions)))] if self.split == "train" else questions[0]
@@ -179,7 +179,7 @@ class Maker:
         made.answer = name if asked == "sound" else made.about["speech"]["sentence"]
         return made
 
-    def _over(self, name: str, voice: str, rng: np.random.Generator) -> Clip:
+    def _over(self, name: str, voice: str, rng: np.random.Generator) -> MadeClip:
         """A voice over a quieter sound; each somewhere in the clip."""
         speech = self.speech(voice, self.seconds - 2 * EDGE, rng)
         samples, about = self.sound(name, 0.8, 2.2, rng)
@@ -188,7 +188,7 @@ class Maker:
         offsets = [spread([length], self.seconds, 0, rng)[0] for length in lengths]
         return self.clip("", rng, speech=speech, sounds=[(samples, about)], offsets=offsets)
 
-    def _beside(self, name: str, voice: str, rng: np.random.Generator) -> Clip:
+    def _beside(self, name: str, voice: str, rng: np.random.Generator) -> MadeClip:
         """A sound and a voice one after the other, in either order."""
         sound = self.sound(name, 0.5, 0.9, rng)
         speech = self.speech(voice, self.seconds - 2 * EDGE - GAP - seconds_of(sound[0]), rng, most=4)
@@ -199,7 +199,7 @@ class Maker:
             offsets = spread(lengths[::-1], self.seconds, GAP, rng)[::-1]
         return self.clip("", rng, speech=speech, sounds=[sound], offsets=offsets)
 
-    def _story(self, wanted: tuple[str, str, str, str], rng: np.random.Generator) -> Clip:
+    def _story(self, wanted: tuple[str, str, str, str], rng: np.random.Generator) -> MadeClip:
         kind, name, other, voice = wanted
         if kind == "two sounds":
             made = self.clip("", rng, sounds=[self.sound(each, 0.5, 1.1, rng) for each in (name, other)])
@@ -264,7 +264,7 @@ def _shuffled(values: Sequence[Any], rng: np.random.Generator) -> list[Any]:
 
 
 _SPEAKERS = {**VOICES, **HARD_VOICES}
-_MAKERS: dict[str, Callable[[Maker, Any, np.random.Generator], Clip]] = {
+_MAKERS: dict[str, Callable[[Maker, Any, np.random.Generator], MadeClip]] = {
     "asr": Maker._asr,
     "sound": Maker._sound,
     "caption": Maker._caption,

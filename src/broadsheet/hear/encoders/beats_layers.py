@@ -160,7 +160,7 @@ class PositionConvolution(nn.Module):
         return F.conv1d(x, weight, self.bias, padding=weight.shape[-1] // 2, groups=self.groups)[..., : x.shape[-1]]
 
 
-class Attention(nn.Module):
+class BeatsAttention(nn.Module):
     """Self-attention with a bias by distance that each query scales."""
 
     def __init__(self, config: BeatsConfig, table: bool) -> None:
@@ -223,13 +223,13 @@ class GatedLinear(nn.Module):
         return value * F.silu(gate)
 
 
-class Layer(nn.Module):
+class BeatsLayer(nn.Module):
     """Attention and feed-forward, each with its residual: normalised after it (published), or before."""
 
     def __init__(self, config: BeatsConfig, table: bool) -> None:
         super().__init__()
         width, inner = config.encoder_embed_dim, config.encoder_ffn_embed_dim
-        self.self_attn = Attention(config, table)
+        self.self_attn = BeatsAttention(config, table)
         self.self_attn_layer_norm = nn.LayerNorm(width)
         self.fc1 = GatedLinear(width, inner) if config.activation_fn == "glu" else nn.Linear(width, inner)
         self.fc2 = nn.Linear(inner, width)
@@ -239,7 +239,7 @@ class Layer(nn.Module):
         self.alpha = (2 * config.encoder_layers) ** 0.25 if config.deep_norm else 1.0
 
     def forward(self, x: Tensor, bias: Tensor | None, padding: Tensor | None) -> Tensor:
-        """Shapes as in `Attention`."""
+        """Shapes as in `BeatsAttention`."""
         if self.norm_first:
             x = x + self.self_attn(self.self_attn_layer_norm(x), bias, padding)
             return x + self.fc2(self.activation(self.fc1(self.final_layer_norm(x))))
@@ -260,7 +260,7 @@ class Backbone(nn.Module):
         )
         # The first layer holds the table of biases for all.
         self.layers = nn.ModuleList(
-            Layer(config, config.relative_position_embedding and i == 0) for i in range(config.encoder_layers)
+            BeatsLayer(config, config.relative_position_embedding and i == 0) for i in range(config.encoder_layers)
         )
         self.layer_norm = nn.LayerNorm(width)
 

@@ -1,4 +1,4 @@
-"""`Ears`: the frames of several encoders for each clip, and the cache on disk that makes them cheap.
+"""`AudioFeatures`: the frames of several encoders for each clip, and the cache on disk that makes them cheap.
 
 Knows encoders by the socket, clips by content. Does not know language models. A clip's frames lie in one `.npy` file
 per encoder, under the encoder's identity and the SHA-256 of the clip, so that a changed file or other weights are
@@ -35,7 +35,7 @@ class _Piece(NamedTuple):
     last: bool  # of its clip
 
 
-class Ears:
+class AudioFeatures:
     """Several encoders that listen to the same clips, with their frames kept on disk.
 
     Args:

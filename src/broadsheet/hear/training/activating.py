@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from broadsheet.console import InputError, progress
-from broadsheet.hear.data.rows import Row, write_rows
+from broadsheet.hear.data.rows import AudioRow, write_rows
 from broadsheet.hear.prompts import instruction
-from broadsheet.hear.training.fitting import Fitted, fit
+from broadsheet.hear.training.fitting import TrainOutput, fit
 
 if TYPE_CHECKING:
     from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
@@ -27,7 +27,7 @@ _SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "repetition_pe
 
 def write_stories(
     model: SalmonnForConditionalGeneration,
-    rows: Sequence[Row],
+    rows: Sequence[AudioRow],
     *,
     factor: float = FACTOR,
     max_new_tokens: int = 120,
@@ -35,7 +35,7 @@ def write_stories(
     tries: int = 4,
     seed: int = 0,
     **generation: Any,
-) -> list[Row]:
+) -> list[AudioRow]:
     """Rows with the stories that the model writes about their clips at a weaker adapter.
 
     Args:
@@ -49,7 +49,7 @@ def write_stories(
 
     Source: arXiv:2310.13289, Sec. 3.2 (activation tuning).
     """
-    written: list[Row] = []
+    written: list[AudioRow] = []
     settings = {**_SAMPLING, "max_new_tokens": max_new_tokens, **generation}
     with model.scale_lora(factor), torch.random.fork_rng(), progress("writing stories", total=len(rows)) as bar:
         torch.manual_seed(seed)
@@ -71,17 +71,17 @@ def write_stories(
 
 def activate(
     model: SalmonnForConditionalGeneration,
-    rows: Sequence[Row],
+    rows: Sequence[AudioRow],
     out: str | Path | None = None,
     *,
     factor: float = FACTOR,
     steps: int = STEPS,
     learning_rate: float = 1e-4,
     seed: int = 0,
-    stories: Sequence[Row] = (),
+    stories: Sequence[AudioRow] = (),
     generation: Mapping[str, Any] | None = None,
     **training: Any,
-) -> tuple[Fitted, list[Row]]:
+) -> tuple[TrainOutput, list[AudioRow]]:
     """Write stories with a weaker adapter, then tune on them at its full strength, one story a step.
 
     Args:

@@ -22,12 +22,12 @@ from transformers import TrainingArguments
 
 from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, progress
-from broadsheet.hear.data.rows import Row
+from broadsheet.hear.data.rows import AudioRow
 from broadsheet.hear.prompts import instruction
 from broadsheet.training.timed import ARGUMENTS, TimedRun, warmed_up
-from broadsheet.training.trainer import Fitted, TrainedItems, check_lengths, items_in_order
+from broadsheet.training.trainer import TrainedItems, TrainOutput, check_lengths, items_in_order
 from broadsheet.training.weights import autocast_dtype
-from broadsheet.training.workdir import workplace
+from broadsheet.training.workdir import workdir
 
 if TYPE_CHECKING:
     from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
@@ -37,7 +37,7 @@ _MAY_CHANGE = ("minutes", "checkpoint_minutes")
 
 def fit(
     model: SalmonnForConditionalGeneration,
-    rows: Sequence[Row],
+    rows: Sequence[AudioRow],
     out: str | Path | None = None,
     *,
     steps: int | None = None,
@@ -53,14 +53,14 @@ def fit(
     max_grad_norm: float = 1.0,
     autocast: Literal["auto", "bfloat16", "none"] = "auto",
     pools: Mapping[str, Sequence[str]] | None = None,
-    rehearse: Sequence[Row] = (),
+    rehearse: Sequence[AudioRow] = (),
     rehearsed: int = 7,
     checkpoint_minutes: float = 10.0,
     seed: int = 0,
     force: bool = False,
     clock: Callable[[], float] = time.monotonic,
     **arguments: Any,
-) -> Fitted:
+) -> TrainOutput:
     """Train norms, connector and adapter of `model` in place; everything else stays as it is.
 
     The three stages of the paper are three calls: on speech and captions; on all tasks; and few steps on stories
@@ -98,7 +98,7 @@ def fit(
         _check(rehearse)
         if rehearsed < 1:
             raise InputError(f"got rehearsed {rehearsed}; expected 1 or more")
-    made_from: dict[str, Any] = {
+    config: dict[str, Any] = {
         "steps": steps,
         "minutes": minutes,
         "epochs": epochs,
@@ -119,31 +119,31 @@ def fit(
     run = TimedRun(minutes, checkpoint_minutes, keep=out is not None, clock=clock)
     whole = {}
     if out is not None:
-        whole = {**made_from, "model": identity(model), "rows": _content(rows), "rehearse": _content(rehearse)}
-    place = workplace(out, whole, finished="config.json", force=force, may_change=_MAY_CHANGE, kind="model")
+        whole = {**config, "model": identity(model), "rows": _content(rows), "rehearse": _content(rehearse)}
+    place = workdir(out, whole, finished="config.json", force=force, mutable_keys=_MAY_CHANGE, kind="model")
     with place as folder, torch.random.fork_rng():
         torch.manual_seed(seed)
         encode(model, [*rows, *rehearse])
         collator = Collator(model, seed, pools, rehearse, rehearsed)
-        trainer = _trainer(model, rows, collator, folder, made_from, run, arguments)
+        trainer = _trainer(model, rows, collator, folder, config, run, arguments)
         try:
             finished = run.train(trainer)
         finally:
             model.zero_grad(set_to_none=True)
             model.eval()
-        fitted = Fitted.of(trainer, run, finished)
+        fitted = TrainOutput.of(trainer, run, finished)
         if out is None or not finished:
             return fitted
         model.save_pretrained(out)
         with atomic_write(Path(out) / "training.json") as file:
-            json.dump({"settings": made_from, **asdict(fitted)}, file)
+            json.dump({"settings": config, **asdict(fitted)}, file)
         shutil.rmtree(folder)
     return replace(fitted, folder=Path(out))
 
 
 def _trainer(
     model: SalmonnForConditionalGeneration,
-    rows: Sequence[Row],
+    rows: Sequence[AudioRow],
     collator: Collator,
     folder: Path,
     settings: Mapping[str, Any],
@@ -199,7 +199,7 @@ class Collator:
         model: SalmonnForConditionalGeneration,
         seed: int = 0,
         pools: Mapping[str, Sequence[str]] | None = None,
-        rehearse: Sequence[Row] = (),
+        rehearse: Sequence[AudioRow] = (),
         rehearsed: int = 0,
     ) -> None:
         self.model = model
@@ -208,7 +208,7 @@ class Collator:
         self.rehearse = list(rehearse)
         self.rehearsed = min(rehearsed, len(self.rehearse))
 
-    def __call__(self, items: Sequence[tuple[int, Row]]) -> dict[str, Any]:
+    def __call__(self, items: Sequence[tuple[int, AudioRow]]) -> dict[str, Any]:
         drawn = [(row, random.Random(f"{self.seed} {place}")) for place, row in items]
         again = random.Random(f"{self.seed} {items[0][0]} rehearsal")
         drawn += [(row, again) for row in again.sample(self.rehearse, self.rehearsed)]
@@ -218,7 +218,7 @@ class Collator:
         return self.model.prepared(requests, [row.answer for row, _ in drawn])
 
 
-def encode(model: SalmonnForConditionalGeneration, rows: Sequence[Row], group: int = 64) -> None:
+def encode(model: SalmonnForConditionalGeneration, rows: Sequence[AudioRow], group: int = 64) -> None:
     """See that every clip's frames are in the cache, so that training only reads them."""
     clips = list(dict.fromkeys(clip for row in rows for clip in row.audio))
     if not model.ears.keep:
@@ -268,12 +268,12 @@ def _optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.optim.Opt
     )
 
 
-def _check(rows: Sequence[Row]) -> None:
+def _check(rows: Sequence[AudioRow]) -> None:
     if not rows:
         raise InputError("got no rows to train on; expected at least one")
     if empty := sum(not row.answer.strip() for row in rows):
         raise InputError(f"{empty:,} of {len(rows):,} rows have no answer; training needs one")
 
 
-def _content(rows: Sequence[Row]) -> str:
+def _content(rows: Sequence[AudioRow]) -> str:
     return fingerprint([[row.task, list(row.audio), row.instruction, row.answer] for row in rows])

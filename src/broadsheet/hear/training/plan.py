@@ -16,7 +16,7 @@ from broadsheet.console import InputError, say
 from broadsheet.data.corpora import OnError
 from broadsheet.hear.base import SAMPLE_RATE
 from broadsheet.hear.data import audio
-from broadsheet.hear.data.rows import Row, read_rows
+from broadsheet.hear.data.rows import AudioRow, read_rows
 
 FILES = {"1": "stage1.jsonl", "2": "stage2.jsonl", "3": "stories.jsonl"}
 STORY = "story"
@@ -58,14 +58,14 @@ def open_data(data: str, *, on_error: OnError = "stop", **others: Any) -> Data:
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """One part of a training: `"warm"`, `"1"`, `"2"` or `"3"`, its rows, and those of an earlier one beside them."""
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[AudioRow, ...]
     minutes: float | None = None
     steps: int | None = None
-    rehearse: tuple[Row, ...] = ()
+    rehearse: tuple[AudioRow, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -84,7 +84,7 @@ def planned(
     rehearse: bool = False,
     warm: int = 0,
     seed: int = 0,
-) -> list[Stage]:
+) -> list[TrainingStage]:
     """The stages to train, in order.
 
     Args:
@@ -111,22 +111,22 @@ def planned(
     trained = [name for name in files if name != "3"]
     each = _steps(steps, trained)
     parts = sum(PARTS[name] for name in trained)
-    plan: list[Stage] = []
+    plan: list[TrainingStage] = []
     for name, file in files.items():
         rows = _usable(read_rows(file, answers=name != "3"), data.on_error, file)
         if name == "3":
             before = _before(data, plan) if rehearse else ()
-            plan.append(Stage(name, _clips(rows, stories, seed), rehearse=before))
+            plan.append(TrainingStage(name, _clips(rows, stories, seed), rehearse=before))
         else:
-            plan.append(Stage(name, tuple(rows), minutes * PARTS[name] / parts or None, each[name]))
+            plan.append(TrainingStage(name, tuple(rows), minutes * PARTS[name] / parts or None, each[name]))
     if not plan:
         raise InputError(f"{data.spec} holds nothing to train on for --stage {stage}")
     if warm and trained:
-        plan.insert(0, Stage("warm", plan[0].rows, steps=warm))
+        plan.insert(0, TrainingStage("warm", plan[0].rows, steps=warm))
     return plan
 
 
-def context_for(plan: Sequence[Stage]) -> float:
+def context_for(plan: Sequence[TrainingStage]) -> float:
     """How many seconds Whisper has to look at for these clips; a shorter context is said."""
     clips = dict.fromkeys(clip for stage in plan for row in stage.rows for clip in row.audio)
     if any(len(audio.read(clip, max_seconds=SHORT + 0.1)) > SHORT * SAMPLE_RATE for clip in clips):
@@ -135,7 +135,7 @@ def context_for(plan: Sequence[Stage]) -> float:
     return SHORT
 
 
-def content(plan: Sequence[Stage]) -> str:
+def content(plan: Sequence[TrainingStage]) -> str:
     """A fingerprint of all rows of a plan."""
     return fingerprint(
         [
@@ -168,7 +168,7 @@ def _files(data: Data, stage: str) -> dict[str, Path]:
     return {name: file for name, file in found.items() if stage == name or (file.is_file() and file.stat().st_size)}
 
 
-def _before(data: Data, plan: Sequence[Stage]) -> tuple[Row, ...]:
+def _before(data: Data, plan: Sequence[TrainingStage]) -> tuple[AudioRow, ...]:
     """The rows that activation tuning rehearses: of the last stage of a plan, or of the last one that the folder holds.
 
     Raises:
@@ -183,7 +183,7 @@ def _before(data: Data, plan: Sequence[Stage]) -> tuple[Row, ...]:
     raise InputError(f"{data.spec} holds no {FILES['2']} to rehearse; give the folder that was trained on")
 
 
-def _clips(rows: Sequence[Row], most: int, seed: int) -> tuple[Row, ...]:
+def _clips(rows: Sequence[AudioRow], most: int, seed: int) -> tuple[AudioRow, ...]:
     """So many rows at random, each asked for a story in its own words where it is a row about one."""
     chosen = random.Random(seed).sample(list(rows), min(most, len(rows)))
     return tuple(
@@ -192,7 +192,7 @@ def _clips(rows: Sequence[Row], most: int, seed: int) -> tuple[Row, ...]:
     )
 
 
-def _usable(rows: list[Row], on_error: OnError, file: Path) -> list[Row]:
+def _usable(rows: list[AudioRow], on_error: OnError, file: Path) -> list[AudioRow]:
     """With "skip", the rows whose audio can be read; how many are left out is said.
 
     Raises:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from broadsheet.console import InputError, progress
-from broadsheet.hear.data.rows import Row
+from broadsheet.hear.data.rows import AudioRow
 
 if TYPE_CHECKING:
     from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
@@ -75,7 +75,7 @@ class TokenCTC(nn.Module):
 
 def warm_start(
     model: SalmonnForConditionalGeneration,
-    rows: Sequence[Row],
+    rows: Sequence[AudioRow],
     *,
     steps: int = 300,
     batch_size: int = 32,

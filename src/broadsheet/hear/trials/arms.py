@@ -19,16 +19,16 @@ from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.clock import measure
 from broadsheet.console import say
 from broadsheet.hear import base
-from broadsheet.hear.data.rows import Row, read_rows, write_rows
+from broadsheet.hear.data.rows import AudioRow, read_rows, write_rows
 from broadsheet.hear.data.tasks import WHAT_SAID
-from broadsheet.hear.encoders.ears import Ears
+from broadsheet.hear.encoders.ears import AudioFeatures
 from broadsheet.hear.prompts import INSTRUCTIONS
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 from broadsheet.hear.training.activating import FACTOR, activate, write_stories
-from broadsheet.hear.training.fitting import Fitted, fit
+from broadsheet.hear.training.fitting import TrainOutput, fit
 from broadsheet.hear.training.warm_start import warm_start
-from broadsheet.hear.trials.cascade import Cascade, Silence
-from broadsheet.hear.trials.metrics import SPEECH, Job
+from broadsheet.hear.trials.cascade import Cascade, ZeroFeatures
+from broadsheet.hear.trials.metrics import SPEECH, HearTask
 from broadsheet.models.safefiles import read_json
 
 STACK, MAIN, ACTIVATED, REHEARSED = "stack and linear", "SALMONN", "SALMONN, activated", "activated with rehearsal"
@@ -88,10 +88,10 @@ class TrainedArms:
 
     def __post_init__(self) -> None:
         self.folder_ = Path()
-        self.rows_: dict[str, list[Row]] = {}
+        self.rows_: dict[str, list[AudioRow]] = {}
         self.settings_: list[dict[str, Any]] = []
         self.parts_: list[base.AudioEncoder] = []
-        self.jobs_: list[Job] = []
+        self.jobs_: list[HearTask] = []
         self.steps1_ = self.steps2_ = self.activation_steps_ = self.batch_ = 0
         self.models_: dict[str, Any] = {}
         self.frozen_: dict[str, Tensor] = {}
@@ -125,7 +125,7 @@ class TrainedArms:
 
     def _ears(self, made: SalmonnForConditionalGeneration, name: str) -> SalmonnForConditionalGeneration:
         if name == SILENT:
-            made.ears = cast(Ears, Silence(made.ears))
+            made.ears = cast(AudioFeatures, ZeroFeatures(made.ears))
         return made
 
     def _share(self, llm: Any) -> None:
@@ -205,7 +205,7 @@ class TrainedArms:
             _finished(fitted, last, peak)
         return last
 
-    def _stories(self, model: SalmonnForConditionalGeneration) -> list[Row]:
+    def _stories(self, model: SalmonnForConditionalGeneration) -> list[AudioRow]:
         """Stories to tune on: the data's own, or those that SALMONN writes, once, after stage 2."""
         rows = self.rows_["stories"]
         if all(row.answer for row in rows):
@@ -275,7 +275,7 @@ def keep(path: Path, value: Any) -> None:
         json.dump(value, file)
 
 
-def _finished(fitted: Fitted, out: Path, peak: int) -> None:
+def _finished(fitted: TrainOutput, out: Path, peak: int) -> None:
     """Ends the trial where Ctrl-C has ended a training, whose checkpoint is kept; notes the memory that it took."""
     if not fitted.finished:
         raise KeyboardInterrupt

@@ -123,11 +123,11 @@ class Cascade:
         return [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
 
 
-class Given:
+class PrecomputedFeatures:
     """Ears in whose place the frames of a few clips are given: several models share the work of encoding.
 
     Args:
-        frames: of each clip, as `Ears.features` gives them.
+        frames: of each clip, as `AudioFeatures.features` gives them.
     """
 
     keep = False
@@ -140,7 +140,7 @@ class Given:
         return [self.frames[clip] for clip in audios]
 
 
-class Silence:
+class ZeroFeatures:
     """Ears that give as many frames as others do, all of them zero: what a model does with text and lengths alone.
 
     Args:

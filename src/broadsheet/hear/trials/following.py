@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from broadsheet.hear.prompts import instruction
-from broadsheet.hear.trials.metrics import Job, Question, contains, distinct_words, words
+from broadsheet.hear.trials.metrics import AudioQuestion, HearTask, contains, distinct_words, words
 from broadsheet.trial.engine import Metric
 
 STORIES, FOLLOWED, NAMING = "stories", "stories followed", "stories name what is heard"
@@ -35,7 +35,7 @@ _FUNCTION = (
 _FUNCTION_WORDS = frozenset(_FUNCTION.split())
 
 
-def stories(asked: Sequence[Question], closed: Collection[str], max_new_tokens: int = 80) -> Job:
+def stories(asked: Sequence[AudioQuestion], closed: Collection[str], max_new_tokens: int = 80) -> HearTask:
     """A story about the clips of each question, instead of what it asks.
 
     Written greedily, with a light penalty on words that have come: without it, small models fall into loops.
@@ -45,12 +45,12 @@ def stories(asked: Sequence[Question], closed: Collection[str], max_new_tokens: 
         max_new_tokens: of a story.
     """
 
-    def judge(question: Question, answer: str) -> dict[str, int]:
+    def judge(question: AudioQuestion, answer: str) -> dict[str, int]:
         right = {question.answer, str((question.about.get("speech") or {}).get("sentence", ""))}
         follows = follows_story(answer, {*closed, *right})
         return {FOLLOWED: int(follows), NAMING: int(mentions(answer, question.about))}
 
-    return Job(
+    return HearTask(
         STORIES,
         [replace(each, instruction=instruction("story"), labels=()) for each in asked],
         [Metric(FOLLOWED, binary=True), Metric(NAMING, binary=True)],
@@ -60,7 +60,7 @@ def stories(asked: Sequence[Question], closed: Collection[str], max_new_tokens: 
     )
 
 
-def account(job: Job, answers: Sequence[str]) -> str:
+def account(job: HearTask, answers: Sequence[str]) -> str:
     """How the stories of a job came out, as part of a sentence."""
     judged = [job.judge(*each) for each in zip(job.questions, answers, strict=True)]
     follow, naming = (sum(each[metric] for each in judged) for metric in (FOLLOWED, NAMING))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from broadsheet.console import InputError
-from broadsheet.hear.data.rows import Row
+from broadsheet.hear.data.rows import AudioRow
 from broadsheet.hear.prompts import instruction
 from broadsheet.trial.engine import Metric, Outputs
 from broadsheet.trial.stats import Floats
@@ -28,7 +28,7 @@ _ARTICLES = ("a", "an", "the")
 
 
 @dataclass(frozen=True)
-class Question:
+class AudioQuestion:
     """A test row as it is asked.
 
     Args:
@@ -47,7 +47,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Job:
+class HearTask:
     """Questions of one kind, and how their answers are written and judged.
 
     Args:
@@ -59,19 +59,19 @@ class Job:
     """
 
     name: str
-    questions: Sequence[Question]
+    questions: Sequence[AudioQuestion]
     metrics: Sequence[Metric]
-    judge: Callable[[Question, str], Mapping[str, Any]]
+    judge: Callable[[AudioQuestion, str], Mapping[str, Any]]
     generation: Mapping[str, Any]
     blocks: int = 4
 
-    def outputs(self, block: Sequence[Question], answers: Sequence[str]) -> Outputs:
+    def outputs(self, block: Sequence[AudioQuestion], answers: Sequence[str]) -> Outputs:
         """What the engine is given: the judged values, and the answers themselves."""
         judged = [self.judge(*each) for each in zip(block, answers, strict=True)]
         return {**{name: [each[name] for each in judged] for name in judged[0]}, f"{self.name}: answers": list(answers)}
 
 
-def questions(rows: Sequence[Row], seed: int = 0) -> list[Question]:
+def questions(rows: Sequence[AudioRow], seed: int = 0) -> list[AudioQuestion]:
     """The rows as they are asked, each beside another row's clips, in the order of the rows.
 
     The other row is of the same task and the same instruction, where those have other clips; who hears whom is one
@@ -97,7 +97,7 @@ def questions(rows: Sequence[Row], seed: int = 0) -> list[Question]:
             f"got {len(rows)} test rows, and {len(alone)} with no other clip to hear; expected two or more"
         )
     return [
-        Question(
+        AudioQuestion(
             row.audio,
             rows[other[place]].audio,
             asked[place],
@@ -109,7 +109,7 @@ def questions(rows: Sequence[Row], seed: int = 0) -> list[Question]:
     ]
 
 
-def jobs(rows: Sequence[Row], asked: Sequence[Question], max_new_tokens: int) -> list[Job]:
+def jobs(rows: Sequence[AudioRow], asked: Sequence[AudioQuestion], max_new_tokens: int) -> list[HearTask]:
     """Transcripts, names of sounds, and the other tasks of one right answer: those there are rows for.
 
     Args:
@@ -117,21 +117,21 @@ def jobs(rows: Sequence[Row], asked: Sequence[Question], max_new_tokens: int) ->
         max_new_tokens: of an answer.
     """
 
-    def of(*tasks: str) -> list[Question]:
+    def of(*tasks: str) -> list[AudioQuestion]:
         return [question for row, question in zip(rows, asked, strict=True) if row.task in tasks]
 
-    def label(metric: str) -> Callable[[Question, str], dict[str, int]]:
+    def label(metric: str) -> Callable[[AudioQuestion, str], dict[str, int]]:
         return lambda question, answer: {metric: int(named(answer, question.answer, question.labels))}
 
-    def transcript(question: Question, answer: str) -> dict[str, tuple[int, int]]:
+    def transcript(question: AudioQuestion, answer: str) -> dict[str, tuple[int, int]]:
         return {"words": word_errors(question.answer, answer)}
 
     generation = {"max_new_tokens": max_new_tokens}
     wer = Metric(WER, "words", error_rate, higher_is_better=False, bounds=(0.0, float("inf")))
     made = [
-        Job(SPEECH, of("asr"), [wer], transcript, generation, 10),
-        Job("sounds", of("sound"), [Metric(SOUNDS, binary=True)], label(SOUNDS), generation),
-        Job("other tasks", of(*SCORED[2:]), [Metric(OTHERS, binary=True)], label(OTHERS), generation),
+        HearTask(SPEECH, of("asr"), [wer], transcript, generation, 10),
+        HearTask("sounds", of("sound"), [Metric(SOUNDS, binary=True)], label(SOUNDS), generation),
+        HearTask("other tasks", of(*SCORED[2:]), [Metric(OTHERS, binary=True)], label(OTHERS), generation),
     ]
     return [job for job in made if job.questions]
 

@@ -17,8 +17,8 @@ from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError, at_least, say
 from broadsheet.hear import base
 from broadsheet.hear.data import audio, make_data
-from broadsheet.hear.data.rows import Row, read_rows
-from broadsheet.hear.encoders.ears import Ears
+from broadsheet.hear.data.rows import AudioRow, read_rows
+from broadsheet.hear.encoders.ears import AudioFeatures
 from broadsheet.hear.training.activating import FACTOR
 from broadsheet.hear.trials.arms import (
     ABOUT,
@@ -38,9 +38,9 @@ from broadsheet.hear.trials.arms import (
     keep,
     spelt,
 )
-from broadsheet.hear.trials.cascade import Given, Silence
+from broadsheet.hear.trials.cascade import PrecomputedFeatures, ZeroFeatures
 from broadsheet.hear.trials.following import FOLLOWED, RULES, STORIES, account, stories
-from broadsheet.hear.trials.metrics import SCORED, SOUNDS, SPEECH, WER, Job, Question, jobs, questions
+from broadsheet.hear.trials.metrics import SCORED, SOUNDS, SPEECH, WER, AudioQuestion, HearTask, jobs, questions
 from broadsheet.hear.trials.notes import beside, loss_curve, trained
 from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import read_json
@@ -132,7 +132,7 @@ class SalmonnTrial(TrainedArms):
             "data": {"name": self.data_, "fingerprint": _content(self.rows_)},
             "encoders": [{"settings": part.settings(), "fingerprint": part.identity} for part in self.parts_],
         }
-        self.listeners_: dict[Any, Callable[[Sequence[Question]], Any]] = {}
+        self.listeners_: dict[Any, Callable[[Sequence[AudioQuestion]], Any]] = {}
         self.jobs_ = self._jobs()
         try:
             arms, comparisons = self._compare()
@@ -224,7 +224,7 @@ class SalmonnTrial(TrainedArms):
 
     # questions
 
-    def _jobs(self) -> list[Job]:
+    def _jobs(self) -> list[HearTask]:
         """What is asked: transcripts, sounds, the other tasks, and stories."""
         rows = self._test_rows()
         if not rows:
@@ -237,7 +237,7 @@ class SalmonnTrial(TrainedArms):
             found.append(stories(told, {row.answer for row in self.rows_["stage2"]}, self.story_tokens))
         return found
 
-    def _test_rows(self) -> list[Row]:
+    def _test_rows(self) -> list[AudioRow]:
         """As many rows of each task that is scored as are wanted."""
         kept = []
         for task in SCORED:
@@ -274,7 +274,7 @@ class SalmonnTrial(TrainedArms):
         usable = {arm.name for arm in whole if arm.status == "ok"}
         return whole, [c for c in comparisons if {c.baseline, c.arm} <= usable]
 
-    def _arm(self, name: str, job: Job) -> Arm:
+    def _arm(self, name: str, job: HearTask) -> Arm:
         role: Role = "baseline" if name == STACK else "method" if name in (MAIN, ACTIVATED) else "sibling"
         source, other = (MAIN if name == SHUFFLED else name), name == SHUFFLED
 
@@ -282,7 +282,7 @@ class SalmonnTrial(TrainedArms):
             block, frames = given
             return job.outputs(block, self._answers(source, block, frames, job.generation, other))
 
-        def read(block: Sequence[Question]) -> Outputs:
+        def read(block: Sequence[AudioQuestion]) -> Outputs:
             requests = [(list(each.audio), each.instruction) for each in block]
             choices = [each.labels if job.name != SPEECH and len(each.labels) in _CHOICES else () for each in block]
             return job.outputs(block, self._model(CASCADE).answers(requests, choices=choices, **job.generation))
@@ -296,15 +296,15 @@ class SalmonnTrial(TrainedArms):
             shared=None if name == CASCADE else self._listener(name),
         )
 
-    def _listener(self, name: str) -> Callable[[Sequence[Question]], Any]:
+    def _listener(self, name: str) -> Callable[[Sequence[AudioQuestion]], Any]:
         """What encodes a block's clips, anew each time: one function for all arms with the same encoders and clips."""
         other = name == SHUFFLED
         parts = [self.parts_[self.settings_.index(for_speech(self.settings_))]] if name == ONE else self.parts_
         key = (other, len(parts))
         if key not in self.listeners_:
-            ears = Ears(parts, keep=False)
+            ears = AudioFeatures(parts, keep=False)
 
-            def encode(block: Sequence[Question]) -> Any:
+            def encode(block: Sequence[AudioQuestion]) -> Any:
                 clips = list(dict.fromkeys(clip for each in block for clip in (each.other if other else each.audio)))
                 return block, dict(zip(clips, ears.features_all(clips), strict=True))
 
@@ -314,15 +314,15 @@ class SalmonnTrial(TrainedArms):
     def _answers(
         self,
         source: str,
-        block: Sequence[Question],
+        block: Sequence[AudioQuestion],
         frames: Mapping[str, Any],
         how: Mapping[str, Any],
         other: bool = False,
     ) -> list[str]:
         """What a model says to questions about clips that are encoded already."""
         model = self._model(source)
-        given = Given(frames)
-        model.ears = Silence(given) if source == SILENT else given
+        given = PrecomputedFeatures(frames)
+        model.ears = ZeroFeatures(given) if source == SILENT else given
         requests = [(list(each.other if other else each.audio), each.instruction) for each in block]
         with quiet():
             return list(model.answers(requests, **how))
@@ -428,7 +428,7 @@ class SalmonnTrial(TrainedArms):
         return found
 
 
-def _rows(folder: Path) -> dict[str, list[Row]]:
+def _rows(folder: Path) -> dict[str, list[AudioRow]]:
     """The four files of a set.
 
     Raises:
@@ -441,7 +441,7 @@ def _rows(folder: Path) -> dict[str, list[Row]]:
     return found
 
 
-def _content(rows: Mapping[str, Sequence[Row]]) -> str:
+def _content(rows: Mapping[str, Sequence[AudioRow]]) -> str:
     sizes: dict[str, int] = {}
     for clip in {clip for several in rows.values() for row in several for clip in row.audio}:
         try:

@@ -90,7 +90,7 @@ def reranking(
     """A reranker as an arm over blocks of lists.
 
     Its outputs are nDCG@10 and RR@10, the order it gave (padded with −1 to `width`), and for each query the block's
-    mean of what `account_` counts.
+    mean of what `stats_` counts.
 
     Args:
         shuffle: the seed by which the candidates are shuffled before they are ranked; as they came by default. Orders
@@ -104,7 +104,7 @@ def reranking(
         ranked = reranker.rank_batch([each.query for each in given], [each.documents for each in given])
         seconds = time.perf_counter() - begin
         orders = [[places[hit["corpus_id"]] for hit in hits] for places, hits in zip(order, ranked, strict=True)]
-        counts = {name: getattr(reranker.account_, name) / len(block) for name in _COUNTS}
+        counts = {name: getattr(reranker.stats_, name) / len(block) for name in _COUNTS}
         return _outputs(block, orders, counts, width, seconds)
 
     return Arm(name, run, role, description)

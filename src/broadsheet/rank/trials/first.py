@@ -16,7 +16,7 @@ from broadsheet.console import say
 from broadsheet.page.evidence import provenance, versions
 from broadsheet.rank.trials import arms as parts
 from broadsheet.rank.trials.arms import FIRST_STAGE, METRICS, changed, first_stage, reranking
-from broadsheet.rank.trials.items import Lists, Source
+from broadsheet.rank.trials.items import Lists, ListSource
 from broadsheet.trial.engine import Arm, run_arms
 from broadsheet.trial.results import ArmResult, TrialResult
 
@@ -78,7 +78,7 @@ class RankTrial:
         Raises:
             InputError: an option, a model or the data cannot be used.
         """
-        source = Source(self.data, self.words, self.titles, self.first_stage, self.split, self.seed)
+        source = ListSource(self.data, self.words, self.titles, self.first_stage, self.split, self.seed)
         items = source.test(self.queries if self.queries != -1 else (12 if self.quick else 100), self.candidates)
         main = self._load(self.reranker or self.model)
         rerankers = {MAIN: main}

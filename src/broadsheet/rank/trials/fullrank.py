@@ -20,7 +20,7 @@ from broadsheet.rank.order import multipass_calls, run_lockstep, strategy_named,
 from broadsheet.rank.trials import arms as parts
 from broadsheet.rank.trials.arms import METRICS, first_stage, reranking
 from broadsheet.rank.trials.bias import kendall
-from broadsheet.rank.trials.items import Source
+from broadsheet.rank.trials.items import ListSource
 from broadsheet.trial.engine import run_arms
 from broadsheet.trial.results import Curve, TrialResult
 
@@ -82,7 +82,7 @@ class FullRankTrial:
             InputError: an option, a model or the data cannot be used.
         """
         self._complete()
-        source = Source(self.data, self.words, self.titles, self.first_stage, self.split, self.seed)
+        source = ListSource(self.data, self.words, self.titles, self.first_stage, self.split, self.seed)
         items = source.test(self.queries, self.candidates)
         sliding, full = self._load("sliding"), self._load("full")
         full.model = sliding.model

@@ -19,7 +19,7 @@ from broadsheet.data.retrieval.trec import read_run
 
 
 @dataclass(frozen=True)
-class Source:
+class ListSource:
     """Where lists come from, and how they are made.
 
     Args:

@@ -21,7 +21,7 @@ from broadsheet.data.retrieval.metrics import evaluate_lists
 from broadsheet.page.evidence import provenance, versions
 from broadsheet.rank.trials import arms as parts
 from broadsheet.rank.trials.arms import METRICS, first_stage, reranking
-from broadsheet.rank.trials.items import Source
+from broadsheet.rank.trials.items import ListSource
 from broadsheet.trial.engine import Arm, run_arms
 from broadsheet.trial.results import TrialResult
 
@@ -151,7 +151,7 @@ class PGRankTrial:
     def _tuned(self) -> TrialResult:
         from broadsheet.rank.base import ListwiseReranker
 
-        source = Source(self.data, self.words, self.titles, self.first_stage, self.split, self.seed)
+        source = ListSource(self.data, self.words, self.titles, self.first_stage, self.split, self.seed)
         items = source.test(self.queries if self.queries != -1 else (12 if self.quick else 100), self.candidates)
         folders = {BEFORE: self.reranker, AFTER: self.tuned}
         folders |= {Path(name).name: name for name in filter(None, self.also.split(","))}

@@ -81,9 +81,9 @@ def header(shape: tuple[int, int], dtype: str) -> bytes:
     return header
 
 
-def write_manifest(folder: Path, documents: int, made_from: dict[str, Any]) -> None:
+def write_manifest(folder: Path, documents: int, config: dict[str, Any]) -> None:
     """Say what the folder holds and what made it; written last, so that a folder without it is not finished."""
-    settings, embedder = made_from["settings"], made_from["embedder"]
+    settings, embedder = config["settings"], config["embedder"]
     manifest = {
         "format": FORMAT,
         "documents": documents,
@@ -93,7 +93,7 @@ def write_manifest(folder: Path, documents: int, made_from: dict[str, Any]) -> N
         "prompt": settings["prompt"],
         "texts": settings["texts"],
         "embedder": embedder,
-        "corpus": made_from["corpus"],
+        "corpus": config["corpus"],
     }
     with cache.atomic_write(folder / MANIFEST) as file:
         json.dump(manifest, file, indent=1, ensure_ascii=False)

@@ -31,13 +31,13 @@ class Partial:
         made_from: all that the result depends on, as JSON values: `{"settings": {…}, thing: …, …}`.
     """
 
-    def __init__(self, out: Path, shard: tuple[int, int], last: str, made_from: dict[str, Any]) -> None:
+    def __init__(self, out: Path, shard: tuple[int, int], last: str, config: dict[str, Any]) -> None:
         self.out = out
         self.folder = out.with_name(f"{out.name}.partial")
         self.shards = [self.folder / f"shard-{part}-of-{shard[1]}" for part in range(shard[1])]
         self.shard = self.shards[shard[0]]
         self.last = last
-        self.made_from = json.loads(json.dumps(made_from))  # as it will be read back
+        self.config = json.loads(json.dumps(config))  # as it will be read back
 
     @contextmanager
     def claimed(self, force: bool) -> Iterator[Path]:
@@ -118,7 +118,7 @@ class Partial:
             shutil.rmtree(self.folder)
         if not record or force:
             with cache.atomic_write(self.folder / _RECORD) as file:
-                json.dump({"made_from": self.made_from, "replaces": stands}, file)
+                json.dump({"made_from": self.config, "replaces": stands}, file)
 
     def _stamp(self) -> list[int] | None:
         """What tells the folder at `out` from any other that stands there earlier or later."""
@@ -141,9 +141,9 @@ class Partial:
 
     def _changes(self, before: dict[str, Any]) -> list[str]:
         """How what the work was begun from differs from what is asked for now, in words."""
-        old, new = before["settings"], self.made_from["settings"]
+        old, new = before["settings"], self.config["settings"]
         changes = [f"{key} {old.get(key)!r}, now {new[key]!r}" for key in new if old.get(key) != new[key]]
-        others = [key for key in self.made_from if key != "settings" and before.get(key) != self.made_from[key]]
+        others = [key for key in self.config if key != "settings" and before.get(key) != self.config[key]]
         return changes + [f"another {key}" for key in others]
 
     def _lock(self, shard: Path) -> FileLock:

@@ -156,12 +156,12 @@ def encode_corpus(
         batch_tokens,
         parts,
     )
-    made_from = {"settings": asdict(settings), "embedder": identity(embedder), "corpus": corpus.identity()}
-    work = Partial(Path(out), shard, MANIFEST, made_from)
+    config = {"settings": asdict(settings), "embedder": identity(embedder), "corpus": corpus.identity()}
+    work = Partial(Path(out), shard, MANIFEST, config)
     started = time.perf_counter()
     with work.claimed(force) as folder:
-        resumed, done, whole = _encode(embedder, corpus, folder, part, settings, made_from)
-    finished = whole and work.finish(lambda shards, into: _merge(shards, into, settings, made_from))
+        resumed, done, whole = _encode(embedder, corpus, folder, part, settings, config)
+    finished = whole and work.finish(lambda shards, into: _merge(shards, into, settings, config))
     result = Encoded(work.out, done, resumed, time.perf_counter() - started, whole, finished)
     say(_told(result, shard, force))
     return result
@@ -195,13 +195,13 @@ def _encode(
     folder: Path,
     part: int,
     settings: _Settings,
-    made_from: dict[str, Any],
+    config: dict[str, Any],
 ) -> tuple[int, int, bool]:
     """Encode this shard's chunks that `folder` does not hold yet: documents it held, holds now, and whether all."""
     if (folder / MANIFEST).exists():
         resumed = int(read_manifest(folder)["documents"])
         return resumed, resumed, True
-    dimensions = int(made_from["embedder"]["dimensions"])
+    dimensions = int(config["embedder"]["dimensions"])
     chunks = _chunks(corpus, settings.chunk, part, settings.shards)
     resumed = done = _resume(folder, chunks, settings, dimensions)
     share = corpus.count // settings.shards if corpus.count else None
@@ -225,7 +225,7 @@ def _encode(
         file.write(header((done, dimensions), settings.dtype))
         file.flush()
         os.fsync(file.fileno())
-    write_manifest(folder, done, made_from)
+    write_manifest(folder, done, config)
     return resumed, done, True
 
 
@@ -329,11 +329,11 @@ def _line(document: Document, texts: bool) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
-def _merge(shards: list[Path], into: Path, settings: _Settings, made_from: dict[str, Any]) -> None:
+def _merge(shards: list[Path], into: Path, settings: _Settings, config: dict[str, Any]) -> None:
     """Fill a folder with the shards' chunks, in turn, which is the corpus's order."""
     manifests = [read_manifest(shard) for shard in shards]
     documents = sum(int(manifest["documents"]) for manifest in manifests)
-    dimensions = int(made_from["embedder"]["dimensions"])
+    dimensions = int(config["embedder"]["dimensions"])
     size = settings.chunk * dimensions * np.dtype(settings.dtype).itemsize
     with ExitStack() as stack:
         vectors, ids = (stack.enter_context((into / name).open("wb")) for name in (VECTORS, IDS))
@@ -350,4 +350,4 @@ def _merge(shards: list[Path], into: Path, settings: _Settings, made_from: dict[
         for file in (vectors, ids):
             file.flush()
             os.fsync(file.fileno())
-    write_manifest(into, documents, made_from)
+    write_manifest(into, documents, config)
