@@ -37,10 +37,17 @@ class Detector(ABC):
         seed: of whatever is sampled. A text's samples depend on the seed and the text, not on its neighbours.
 
     Attributes:
+        needs: what its readings must hold.
+        title: as it is printed, where that is not the class's name.
+        beats: the detector that its paper says it beats, as printed; empty where there is no such claim.
+        variants: further settings that its paper tries, name → fields.
         calibration_: after `fit`, the scikit-learn `LogisticRegression` on the score.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    title: ClassVar[str] = ""
+    beats: ClassVar[str] = ""
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     model: Any = field(default="default", kw_only=True)
     reference: Any = field(default=None, kw_only=True)

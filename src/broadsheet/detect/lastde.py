@@ -6,8 +6,9 @@ Knows: sequences of token log-probabilities. Does not know: models, tokenizers, 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -133,6 +134,11 @@ class Lastde(OnePassDetector):
     Source: arXiv:2410.06072, Eq. 2–9; authors' code TrustMedia-zju/Lastde_Detector.
     """
 
+    paper: ClassVar[str] = "lastde"
+    beats: ClassVar[str] = "LRR"  # Sec. 4: the best detector of one pass
+    # App. D; the authors now advise ExpStd for closed-source generators.
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"ExpStd": {"how": "expstd"}}
+
     window: int = 3
     bins_per_token: float = 10
     scales: int = 5
@@ -181,6 +187,10 @@ class LastdePP(Lastde):
     Source: arXiv:2410.06072, Sec. 3.2, Eq. 10; sampling as in Fast-DetectGPT, arXiv:2310.05130.
     """
 
+    paper: ClassVar[str] = "lastde"
+    title: ClassVar[str] = "Lastde++"
+    beats: ClassVar[str] = "Fast-DetectGPT"  # Sec. 4: the best detector that samples
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"ExpStd": {"how": "expstd"}, "2-norm": {"how": "2norm"}}
     needs: ClassVar[frozenset[Need]] = frozenset({"samples"})
 
     window: int = 4

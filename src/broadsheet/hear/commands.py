@@ -20,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+NAME = "hear"
 Device = Annotated[str | None, typer.Option(help="Of the language model; chosen by default.")]
 Dtype = Annotated[str | None, typer.Option(help="Of the language model; chosen by default.")]
 Trained = Annotated[Path, typer.Option("--model", metavar="FOLDER", help="What `apply salmonn` wrote.")]
