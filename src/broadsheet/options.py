@@ -99,6 +99,8 @@ class Options:
 
 def _check(name: str, value: Any, said: Option, choices: Sequence[str]) -> None:
     each = value if isinstance(value, tuple | list) else (value,)
+    if len(set(each)) < len(each):
+        raise InputError(f"got {flag(name)} {_text(value)}; expected each value once")
     for one in each:
         if isinstance(one, int | float) and not isinstance(one, bool) and said.least is not None and one < said.least:
             raise InputError(f"got {flag(name)} {one:g}; expected {said.least:g} or more")
