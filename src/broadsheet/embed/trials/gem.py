@@ -18,7 +18,7 @@ from broadsheet.trial.results import ArmResult
 from broadsheet.trial.stats import Comparison
 
 if TYPE_CHECKING:
-    from broadsheet.training import TrainOutput
+    from broadsheet.training.trainer import TrainOutput
 
 MEAN, LAST, NTP, MAIN = "mean pooling", "last token", "GEM, next tokens alone", "GEM"
 _FIRST = "GEM's first phase"

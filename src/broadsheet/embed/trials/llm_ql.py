@@ -18,7 +18,7 @@ from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.stats import Comparison
 
 if TYPE_CHECKING:
-    from broadsheet.training import TrainOutput
+    from broadsheet.training.trainer import TrainOutput
 
 UNTRAINED, PLAIN, LONGER = "untrained", "contrastive", "contrastive, as long"
 OPEN, MAIN = "QL without block, contrastive", "LLM-QL"

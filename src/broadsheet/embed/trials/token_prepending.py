@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from broadsheet.cache import atomic_write
 from broadsheet.console import InputError, say
-from broadsheet.embed.data.tasks import SentencePair, documentation, sts
+from broadsheet.embed.data.tasks import BODY_WORDS, SentencePair, documented_pairs, sts
 from broadsheet.embed.trials.base import sts_task
 from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome, Trial
@@ -31,7 +31,6 @@ LABELS = {
     "knowledge": "Knowledge",
     "meta-eol": "MetaEOL",
 }
-_WORDS = 20  # of a body in pairs from documentation: as long as a sentence
 
 
 @dataclass(frozen=True)
@@ -190,8 +189,8 @@ class TokenPrependingTrial(Trial):
             one, other = ([pair for i, pair in enumerate(drawn) if (i in tuning) == half] for half in (True, False))
             return Pairs(one, other, f"{self.sts}, a random half of it")
         n = n or 300
-        about = f"docstrings' summaries and bodies of {_WORDS} words, their own (score 1) or another's (0)"
-        return Pairs(documented(n, False, self.seed), documented(n, True, self.seed), about)
+        about = f"docstrings' summaries and bodies of {BODY_WORDS} words, their own (score 1) or another's (0)"
+        return Pairs(documented_pairs(n, False, self.seed), documented_pairs(n, True, self.seed), about)
 
     def _encoder(self, template: str, arm: str) -> Any:
         """The encoder of a template, with Token Prepending or without, before its layers are chosen."""
@@ -245,30 +244,6 @@ class TokenPrependingTrial(Trial):
         if len(TEMPLATES[template]) > 1:
             parts = [TemplateMean(encoder, TEMPLATES[template])]
         return Embedder(modules=parts, device=str(encoder.device)).eval()
-
-
-def documented(n: int, held_out: bool, seed: int = 0) -> list[SentencePair]:
-    """Pairs from documentation: a docstring's summary with its own body (score 1), and with another's (score 0).
-
-    Args:
-        n: how many, half of each kind.
-        held_out: from the packages that training leaves out, or from the others.
-        seed: of the split and the choice.
-
-    Raises:
-        InputError: fewer than four pairs, or more than the documentation has.
-    """
-    if n < 4:
-        raise InputError(f"got {n} pairs; expected 4 or more")
-    half = -(-n // 2)
-    entries = documentation(_WORDS, seed).pairs(half, held_out=held_out)
-    if len(entries) < half:
-        raise InputError(f"the corpus has {2 * len(entries)} pairs; expected {n}: ask for fewer")
-    pairs = []
-    for i, entry in enumerate(entries):
-        pairs.append(SentencePair(entry.summary, entry.text, 1.0))
-        pairs.append(SentencePair(entry.summary, entries[i - 1].text, 0.0))
-    return pairs[:n]
 
 
 def _within(option: str, layers: Sequence[int], depth: int) -> list[int]:
