@@ -30,7 +30,7 @@ from broadsheet.data import corpora
 from broadsheet.page import evidence
 from broadsheet.rank import Documentation, ListwiseReranker, PlackettLucePolicyGradient, RankList
 from broadsheet.rank.order import calls
-from broadsheet.rank.trials.arms import METRICS, changed, reranking
+from broadsheet.rank.trials.base import METRICS, changed, reranking
 from broadsheet.trial.engine import Arm, run_arms
 from broadsheet.trial.results import ArmResult
 from broadsheet.trial.stats import Comparison, sentence
