@@ -154,6 +154,11 @@ def choices_of(kind: type, name: str) -> tuple[str, ...]:
     return tuple(map(str, get_args(hint))) if get_origin(hint) is Literal else ()
 
 
+def default_of(kind: type, name: str) -> Any:
+    """The value of an option where none is given, without `quick`."""
+    return next(each.metadata[_METADATA].default for each in fields(kind) if each.name == name)
+
+
 def flag(name: str) -> str:
     """`"top_k"` as `"--top-k"`."""
     return f"--{name.replace('_', '-')}"

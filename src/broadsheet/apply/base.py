@@ -120,7 +120,7 @@ class Train(Recipe):
     usage: ClassVar[str] = ""
 
     steps: int | None = option(None, "Steps of the optimizer; as many as --epochs make where not given.", least=1)
-    minutes: float | None = option(30.0, "Of training, at most.", least=0.01)
+    minutes: float = option(30.0, "Of training, at most; 0: no limit.", least=0)
     epochs: int = option(1, "How often the data is read, at most.", least=1)
     batch_size: int = option(16, "Rows of a step.", least=1)
     learning_rate: float | None = option(None, "By default 2e-4 for adapters, 2e-5 for all weights.", least=0)
@@ -150,7 +150,7 @@ class Train(Recipe):
         """The options of `training.fit`; `defaults` hold where the user gave none."""
         given = {
             "steps": self.steps,
-            "minutes": self.minutes,
+            "minutes": self.minutes or None,
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -174,12 +174,21 @@ def activate(
 
     Activation tuning, the third stage of the paper: 12 steps on 12 stories.
     """
-    from broadsheet.hear.recipes import ApplySalmonn
+    from broadsheet.apply.base import Source
+    from broadsheet.hear.recipes import SalmonnRecipe
 
-    options: dict[str, Any] = {"device": device or "", "dtype": dtype or ""}
-    options |= {"story_steps": steps, "story_learning_rate": learning_rate, "rehearse": rehearse}
-    method = ApplySalmonn(stage="3", start=str(folder), factor=factor, seed=seed, **options)
-    if not method.run(method.data(clips), out, force=force).finished:
+    recipe = SalmonnRecipe(
+        stages="3",
+        start=str(folder),
+        factor=factor,
+        story_steps=steps,
+        story_learning_rate=learning_rate,
+        rehearse=rehearse,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
+    if not recipe.run(Source(clips), out, force=force).finished:
         raise KeyboardInterrupt
 
 
