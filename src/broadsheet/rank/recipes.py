@@ -25,7 +25,7 @@ from broadsheet.rank.trials.items import ListSource
 
 if TYPE_CHECKING:
     from broadsheet.rank.base import ListwiseReranker
-    from broadsheet.rank.objective import Objective
+    from broadsheet.rank.objective import ListLoss
 
 _QUERIES = 16  # reranked side by side, and kept when the command is stopped
 
@@ -152,11 +152,11 @@ class ApplyRank:
             force=force,
         )
         if fitted.finished:
-            say(f"{out}: {fitted.lists:,} lists in {fitted.steps:,} steps, {fitted.seconds / 60:.1f} minutes")
+            say(f"{out}: {fitted.examples:,} lists in {fitted.steps:,} steps, {fitted.seconds / 60:.1f} minutes")
             say(f"try it: broadsheet try {self.method} --reranker {out}")
-        return Summary(out, fitted.lists, 0, fitted.seconds, fitted.finished)
+        return Summary(out, fitted.examples, 0, fitted.seconds, fitted.finished)
 
-    def _objective(self) -> Objective:
+    def _objective(self) -> ListLoss:
         from broadsheet.rank.first import FIRST
         from broadsheet.rank.fullrank import FullRank
         from broadsheet.rank.pg_rank import PGRank
