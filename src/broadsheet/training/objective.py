@@ -65,7 +65,7 @@ class Objective:
         raise NotImplementedError
 
     def extra_batches(self, place: int) -> Sequence[Any]:
-        """Rows that join the forward pass whose first row has this place, such as `rehearsed` ones of an earlier task.
+        """Rows that join the forward pass whose first row has this place, such as those of an earlier task (`rehearsal`).
 
         They come to `collate` behind the others, with places below 0, and count for no step and no epoch.
         """
@@ -90,7 +90,7 @@ class Objective:
         return {}
 
 
-def rehearsed(rows: Sequence[Any], count: int, seed: int, place: int) -> list[Any]:
+def rehearsal(rows: Sequence[Any], count: int, seed: int, place: int) -> list[Any]:
     """`count` of `rows`, or all, drawn anew for each place: for `Objective.extra_batches`."""
     from random import Random
 

@@ -46,6 +46,12 @@ class TrainOutput:
     history: list[dict[str, float]] = field(default_factory=list, repr=False)
     folder: Path | None = None
 
+    @property
+    def last_loss(self) -> float:
+        """The mean loss of the last tenth of the steps."""
+        losses = [each["loss"] for each in self.history[-max(1, len(self.history) // 10) :]]
+        return sum(losses) / max(1, len(losses))
+
     @classmethod
     def of(cls, trainer: TrainedWeights, run: TimedRun, finished: bool) -> TrainOutput:
         """What `run` did with `trainer`."""
