@@ -162,7 +162,7 @@ class ObjectiveTrainer(TrainedWeights):
         self.seen(terms["loss"], rows, self.objective.tokens(inputs))
         for name, value in terms.items():
             if name != "loss":
-                self._terms.setdefault(name, []).append(float(value))
+                self._terms.setdefault(name, []).append(float(value.detach()))
         return (terms["loss"], terms) if return_outputs else terms["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -207,8 +207,12 @@ class _Step(nn.Module):
         self.model = model
         self.objective = objective  # registered, where it is a module
 
-    def gradient_checkpointing_enable(self, **settings: Any) -> None:
-        cast(Any, self.model).gradient_checkpointing_enable(**settings)
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
+        model = cast(Any, self.model)
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(**settings)
+        else:  # as sentence-transformers' models
+            model.gradient_checkpointing_enable(settings.get("activation_checkpointing_kwargs"))
 
     def get_input_embeddings(self) -> Any:
         """For NEFTune."""
