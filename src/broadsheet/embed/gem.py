@@ -33,6 +33,7 @@ from broadsheet.embed.modules.bottleneck import (
 from broadsheet.embed.modules.encoder import CausalEncoder
 from broadsheet.embed.modules.specials import Init, LastTokens, SpecialEncoder, add_tokens
 from broadsheet.training.distributed import gather_rows, global_mean
+from broadsheet.training.objective import Objective
 
 MAX_LOG_SCALE = math.log(100)
 _SETTINGS = (
@@ -105,7 +106,7 @@ def gem_embedder(
     )
 
 
-class GEM(nn.Module):
+class GEM(Objective, nn.Module):
     """GEM's two losses on plain texts: next tokens through a bottleneck, then contrast between embeddings.
 
     A share of the texts becomes compression rows `prefix | special tokens | suffix`, whose suffix sees the prefix

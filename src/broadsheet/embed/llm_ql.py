@@ -37,6 +37,7 @@ from broadsheet.embed.modules.bottleneck import (
 )
 from broadsheet.embed.modules.template import Template
 from broadsheet.training.distributed import global_mean
+from broadsheet.training.objective import Objective
 
 if TYPE_CHECKING:
     from broadsheet.embed.fitting import TrainOutput
@@ -46,7 +47,7 @@ DOCUMENT = Template("Instruct: Say in few words what this passage is about.\nPas
 _LABELS: dict[str, tuple[Segment, ...]] = {"live": ("prefix", "special", "suffix"), "query": ("suffix",)}
 
 
-class QueryLikelihood:
+class QueryLikelihood(Objective):
     """Stage 1: generate the query from its document, seeing the document through the end token alone.
 
     A row is the document's prompt, the end token E, the query and the end token again. Query tokens see E and the query

@@ -24,6 +24,7 @@ from broadsheet.embed.losses.ntxent import Similarity, label_ntxent
 from broadsheet.embed.losses.preference import Direction, Preference, consistency_kl, preference_loss
 from broadsheet.models import adapters
 from broadsheet.training.distributed import gather_rows
+from broadsheet.training.objective import Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +51,7 @@ _SETTINGS = (
 )
 
 
-class GRL(nn.Module):
+class GRL(Objective, nn.Module):
     """Contrastive learning, generation, and their agreement about the same passages: an objective for `fit`.
 
         loss = λ_contrastive · contrastive + λ_generation · generation + λ_consistency · KL

@@ -201,7 +201,7 @@ class SalmonnRecipe(Recipe):
         if stage.name == "warm":
             warmed = warm_start.warm_start(model, stage.rows, steps=self.warm_start_steps, seed=self.seed)
             model.save_pretrained(out)
-            say(f"warm start: {warmed.steps:,} steps in {warmed.seconds / 60:.1f} minutes, loss {warmed.loss:.3f}")
+            say(f"warm start: {warmed.steps:,} steps in {warmed.seconds / 60:.1f} minutes, loss {warmed.last_loss:.3f}")
             return None
         if stage.name == "3":
             return self._activate(model, stage, out)
@@ -284,7 +284,5 @@ def _record(folder: Path) -> dict[str, Any]:
 def _told(what: str, fitted: TrainOutput) -> None:
     if not fitted.finished:
         return
-    losses = [each["loss"] for each in fitted.history if "loss" in each]
-    tenth = losses[-max(1, len(losses) // 10) :]
-    loss = f", loss {losses[0]:.3f} → {sum(tenth) / len(tenth):.3f}" if losses else ""
+    loss = f", loss {fitted.history[0]['loss']:.3f} → {fitted.last_loss:.3f}" if fitted.history else ""
     say(f"{what}: {fitted.steps:,} steps, {fitted.examples:,} rows in {fitted.seconds / 60:.1f} minutes{loss}")

@@ -19,7 +19,7 @@ from broadsheet.rank.prompt import BRIEF
 from broadsheet.rank.rows import read_rows, training_rows
 
 if TYPE_CHECKING:
-    from broadsheet.rank.objective import Objective
+    from broadsheet.rank.objective import ListLoss
     from broadsheet.training.trainer import TrainOutput
 
 
@@ -52,6 +52,7 @@ class RerankerRecipe(Train):
         False, "Prompts with few words around the passages, kept in the reranker: for small models, short passages."
     )
     epochs: int = option(3, "How often a list is read, at most.", least=1)
+    batch_size: int = option(8, "Lists of a step.", least=1)
     tune: Literal["lora", "full"] = option("full", "Train adapters, or all weights.")
     learning_rate: float | None = option(None, "By default 5e-5 for all weights, 5e-4 for adapters.", least=0)
     sizes: tuple[int, ...] = option(
@@ -61,7 +62,7 @@ class RerankerRecipe(Train):
     neftune: float | None = option(None, "Noise on embeddings (the papers: 5).", least=0)
 
     @abstractmethod
-    def objective(self) -> Objective:
+    def objective(self) -> ListLoss:
         """The paper's loss."""
 
     def train(self, source: Source, out: Path, force: bool) -> TrainOutput:
@@ -78,7 +79,7 @@ class RerankerRecipe(Train):
         reranker = ListwiseReranker.load(self.reranker or self.model, device=self.device, dtype=self.dtype, **changes)
         say(f"training on {len(rows):,} lists")
         settings = self.settings()
-        settings.pop("batch_size"), settings.pop("lora_rank"), settings.pop("steps")
+        settings["lists_per_step"] = settings.pop("batch_size")
         done: TrainOutput = fit(
             reranker,
             rows,
@@ -90,28 +91,8 @@ class RerankerRecipe(Train):
             force=force,
             **settings,
         )
-        return done
-
-    def rows(self, source: Source) -> list[dict[str, Any]]:
-        """Lists to train on, in first-stage order."""
-        path = Path(source.spec).expanduser()
-        if path.is_file():
-            return read_rows(path, on_error=source.on_error)[: self.lists]
-        found = ListSource(source.spec, self.words, self.titles, self.first_stage or "", self.split, self.seed)
-        rows = training_rows(found.train(self.lists, self.candidates, self.depth or 0).lists, order="first_stage")
-        for row in rows:
-            if "labels" in row and source.spec == "pydocs":
-                row.pop("ranking", None)  # passages that are wrong alike need no order
-        return rows
-
-
-@dataclass
-class FirstRecipe(RerankerRecipe):
-    """Train a reranker with FIRST's joint loss: the written ranking, and the order of the first identifiers' logits."""
-
-    paper: ClassVar[str] = "first"
-
-    def objective(self) -> Objective:
+    from broadsheet.rank.objective import ListLoss
+    from broadsheet.training.trainer import TrainOutput
         from broadsheet.rank.first import FIRST
 
         return self.configured(FIRST)
@@ -124,7 +105,7 @@ class FullRankRecipe(RerankerRecipe):
     paper: ClassVar[str] = "fullrank"
     decode: ClassVar[str] = "permutation"
 
-    def objective(self) -> Objective:
+    def objective(self) -> ListLoss:
         from broadsheet.rank.fullrank import FullRank
 
         return self.configured(FullRank)
@@ -136,7 +117,7 @@ class PGRankRecipe(RerankerRecipe):
 
     paper: ClassVar[str] = "pg_rank"
 
-    def objective(self) -> Objective:
+    def objective(self) -> ListLoss:
         from broadsheet.rank.pg_rank import PGRank
 
         if not self.reranker:

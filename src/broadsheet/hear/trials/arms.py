@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -187,7 +187,7 @@ class TrainedArms(Trial):
             made = new()
             rows = [row for row in self.rows_["stage1"] if row.task in ("asr", "sound")]
             warmed = warm_start(made, rows, steps=self.warm_start_steps, seed=self.seed)
-            keep(_beside(start), asdict(warmed))
+            keep(_beside(start), {"steps": warmed.steps, "seconds": warmed.seconds, "loss": warmed.last_loss})
             made.save_pretrained(start)
         return self._load(start, name)
 
