@@ -34,7 +34,8 @@ from broadsheet.embed.modules.bottleneck import (
     remember,
     special_states,
 )
-from broadsheet.embed.modules.encoder import CausalEncoder, decoder_layers
+from broadsheet.embed.modules.encoder import CausalEncoder
+from broadsheet.embed.modules.layers import decoder_layers
 
 ARCHITECTURES = ["llama", "qwen3", "gemma2", "gpt2"]
 ROWS = [

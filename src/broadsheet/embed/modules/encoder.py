@@ -7,8 +7,8 @@ The whole model is kept, its head included: what embeds also generates, and meth
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from broadsheet.console import InputError
 from broadsheet.embed.modules import masks
+from broadsheet.embed.modules.layers import LeftEarly, decoder_layers, leave_after
 from broadsheet.embed.modules.template import Template
 from broadsheet.models import adapters
 from broadsheet.models.attention import causal_in_blocks
@@ -35,7 +36,7 @@ class CausalEncoder(InputModule):
         model: the whole `…ForCausalLM`. Its config is never changed.
         tokenizer: with a pad token.
         attention: `"causal"`, or `"bidirectional"`: every token sees the whole text. The model's own mask is replaced
-            for the forward pass alone, so the same weights go on generating.
+            for the forward pass alone, so the same weights still generate.
         layer: M gives the output of the first M layers, without the final norm, and the layers behind it are not run.
             None, or all layers: the last one, with the final norm.
         template: what stands around each text.
@@ -258,10 +259,10 @@ class CausalEncoder(InputModule):
         """
         causal = (attention or self.attention) == "causal"
         given = self._arguments(self.backbone, input_ids, attention_mask, causal)
-        with self.precision(), causal_in_blocks(self.model), _leaving_after(self.layers, self.layer) as left:
+        with self.precision(), causal_in_blocks(self.model), leave_after(self.layers, self.layer) as left:
             try:
                 output = self.backbone(input_ids=input_ids, use_cache=False, **given)
-            except _Left:
+            except LeftEarly:
                 return left[0]
         return cast(Tensor, output.last_hidden_state)
 
@@ -353,47 +354,11 @@ class CausalEncoder(InputModule):
             raise InputError(f"{folder / cls.config_file_name} cannot be used: {error}; save it anew") from None
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder layers of any causal LM: the longest list of modules that its config counts.
-
-    Raises:
-        InputError: none is found.
-    """
-    count = model.config.get_text_config().num_hidden_layers
-    found = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
-    if not found:
-        raise InputError(f"found no list of {count} layers in a {type(model).__name__}; it is no decoder we can read")
-    return found[0]
-
-
 def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The most tokens that model and tokenizer can take; None where neither says."""
     known = [getattr(model.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
     limits = [int(limit) for limit in known if limit and limit < 1e9]
     return min(limits) if limits else None
-
-
-class _Left(BaseException):
-    """Raised on the way into a layer that need not run. Not an `Exception`, so that nothing inside a model eats it."""
-
-
-@contextmanager
-def _leaving_after(layers: nn.ModuleList, layer: int | None) -> Iterator[list[Tensor]]:
-    """Inside, a forward pass ends with `_Left` once `layer` layers have run; the list then holds their output."""
-    left: list[Tensor] = []
-    if layer is None or layer >= len(layers):
-        yield left
-        return
-
-    def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        left.append(args[0] if args else kwargs["hidden_states"])
-        raise _Left
-
-    handle = layers[layer].register_forward_pre_hook(leave, with_kwargs=True)
-    try:
-        yield left
-    finally:
-        handle.remove()
 
 
 _POSITIONS: dict[type, bool] = {}

@@ -233,7 +233,7 @@ class LLMEmbedderTrial:
         return embedder(loaded, "mean", layer=self._layer(loaded), normalize=True)
 
     def _layer(self, loaded: models.Loaded | None) -> int:
-        from broadsheet.embed.modules.encoder import decoder_layers
+        from broadsheet.embed.modules.layers import decoder_layers
 
         if loaded is not None:
             self._depth = len(decoder_layers(loaded.model))
