@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lm_zoo import CONFIGS, make
 
 from broadsheet.console import InputError
+from broadsheet.embed.base import embedder, load
 from broadsheet.embed.modules.encoder import CausalEncoder
 from broadsheet.embed.modules.eol import (
     KNOWLEDGE,
@@ -368,10 +369,22 @@ def test_impossible_settings_are_refused(encoder, settings, message):
         variant(encoder, **settings)
 
 
-def test_exit_is_a_quarter_of_the_depth_unless_given(tiny_model, tiny_tokenizer):
-    found = [TokenPrepending(tiny_model(num_hidden_layers=n), tiny_tokenizer()).exit for n in (2, 4, 12)]
-    assert found == [2, 2, 3]
+def test_one_layer_is_changed_unless_exit_is_given(tiny_model, tiny_tokenizer):
+    found = [TokenPrepending(tiny_model(num_hidden_layers=n), tiny_tokenizer()) for n in (2, 4, 12)]
+    assert [(each.start, each.exit) for each in found] == [(1, 2)] * 3
+    assert TokenPrepending(tiny_model(num_hidden_layers=4), tiny_tokenizer(), start=2).exit == 3
     assert TokenPrepending(tiny_model(num_hidden_layers=4), tiny_tokenizer(), start=4).exit == 4
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted-mean"])
+def test_other_pooling_than_the_last_tokens_is_refused(tiny_model, tiny_tokenizer, pooling, tmp_path):
+    parts: Any = tiny_model(), tiny_tokenizer()
+    with pytest.raises(InputError, match=f"got pooling '{pooling}' after TokenPrepending; expected 'last-token'"):
+        embedder(parts, pooling, encoder=TokenPrepending)
+    made = embedder(parts, "last-token", encoder=TokenPrepending)
+    made.save(str(tmp_path / "made"))
+    assert load(tmp_path / "made").encode(["a"]).shape == (1, 32)
+    embedder(parts, pooling)  # any other encoder takes it
 
 
 # As a SentenceTransformer

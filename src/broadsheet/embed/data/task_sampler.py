@@ -40,8 +40,8 @@ def one_task_batches(
     return [part[i : i + batch_size] for part in shuffled for i in range(0, block, batch_size)]
 
 
-class OneTaskBatches(MultiDatasetDefaultBatchSampler):
-    """The batch sampler for a dict of data sets: `fit(…, multi_dataset_batch_sampler=OneTaskBatches)`.
+class OneTaskBatchSampler(MultiDatasetDefaultBatchSampler):
+    """The batch sampler for a dict of data sets: `fit(…, multi_dataset_batch_sampler=OneTaskBatchSampler)`.
 
     sentence-transformers' own samplers put one data set into a batch too, but with several processes different ones
     into the batches of a step, whose keys gathered losses then mix; and they keep incomplete batches.

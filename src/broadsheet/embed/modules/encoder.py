@@ -57,6 +57,7 @@ class CausalEncoder(InputModule):
         SentenceTransformer(modules=[CausalEncoder(model, tokenizer), Pooling(576, "mean")])
     """
 
+    poolings: ClassVar[tuple[str, ...]] = ()  # modes of `Pooling` that a subclass allows behind it; empty: any
     config_file_name = "encoder.json"
     config_keys: ClassVar[list[str]] = [  # type: ignore[misc]
         "attention",

@@ -134,7 +134,7 @@ class GEMTrial:
     def _settle(self) -> None:
         """Sizes where none are given, and what cannot be."""
         from broadsheet.embed.gem import check_settings
-        from broadsheet.embed.modules.specials import check_init
+        from broadsheet.embed.modules.new_tokens import check_init
 
         check_init(self.init)
         check_settings(self.raw_share, self.reconstruction, self.hidden_share, self.alpha, contrast=self.contrast)
