@@ -276,9 +276,9 @@ def test_a_text_that_holds_the_placeholder_is_left_alone(tiny_model, tiny_tokeni
     given = features(encoder, ["so <|endoftext|> it is"])
     ours = given["input_ids"][0] == encoder.placeholder_id
     assert ours.sum() == 2
-    rows, places, _ = encoder._places(given["input_ids"], None)
+    rows, positions, _ = encoder._positions(given["input_ids"], None)
     assert rows.tolist() == [0]
-    assert places.tolist() == [int(ours.nonzero()[0])]
+    assert positions.tolist() == [int(ours.nonzero()[0])]
 
 
 def test_the_text_is_cut_never_the_template_or_the_placeholder(encoder):
@@ -361,7 +361,7 @@ def test_a_model_with_spare_embeddings_is_not_resized(tiny_model, tiny_tokenizer
         ({"placeholders": 0}, "0 placeholders"),
         ({"position": "end"}, "position 'end'"),
         ({"placeholder": "Ġ:"}, "no token"),
-        ({"placeholder": ":"}, "stands in the template"),
+        ({"placeholder": ":"}, "is in the template"),
     ],
 )
 def test_impossible_settings_are_refused(encoder, settings, message):

@@ -351,7 +351,7 @@ def test_what_cannot_be_is_refused_in_one_line(made):
         ({"reference": "base"}, "got reference 'base'"),
         ({"generation": "kto_pair", "reference": "free"}, "kto_pair compares with a reference"),
         ({"weights": (0, 0, 0)}, "got weights"),
-        ({"temperature": 0}, "got temperatures 0"),
+        ({"temperature": 0}, "got temperature 0"),
         ({"chunk_size": 0}, "got chunk_size 0"),
         ({"prompt": "Answer:"}, "got prompt 'Answer:'"),
         ({"prompt": "word " * 300 + "{query}"}, "takes the model's context"),

@@ -87,7 +87,7 @@ def gem_embedder(
     dtype: Any = None,
     seed: int = 0,
 ) -> Embedder:
-    """A causal LM with new special tokens behind each text, whose last states are the embedding. Not yet trained.
+    """A causal LM with new special tokens after each text, whose last states are the embedding. Not yet trained.
 
     Use when one set of weights shall embed and generate. Without the tokens in a row its logits are the plain model's,
     and it never generates them.
@@ -131,9 +131,11 @@ def gem_embedder(
 
 
 class GEMEncoder(SpecialEncoder):
-    """Embeds with the mask of training: special tokens at a row's end do not see each other (Sec. 3.1)."""
+    """Embeds with the mask of training: special tokens at a row's end do not see each other."""
 
-    hidden = staticmethod(bottleneck)
+    def hidden(self, segments: Tensor) -> Tensor:
+        """The mask of Sec. 3.1."""
+        return bottleneck(segments)
 
 
 class GEM(nn.Module):

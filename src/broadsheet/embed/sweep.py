@@ -155,7 +155,7 @@ def sweep(
         wanted = [(s, e) for s in starts or [encoder.start] for e in (default_exits(depth) if exits is None else exits)]
         ranges = [{"start": s, "exit": e} for s, e in wanted if s < e]
     if not ranges:
-        raise InputError("got no exit behind a start; expected one or more to try")
+        raise InputError("got no exit after a start; expected one or more to try")
     texts = list(dict.fromkeys([*first, *second]))
     index = {text: i for i, text in enumerate(texts)}
     one, other = [index[text] for text in first], [index[text] for text in second]

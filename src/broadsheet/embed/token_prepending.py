@@ -125,7 +125,7 @@ class TokenPrepending(CausalEncoder):
                 "embeddings; use add_placeholder(model, tokenizer)"
             )
         if self.placeholder_id in self._head:
-            raise InputError(f"the placeholder {self.placeholder!r} stands in the template; choose another token")
+            raise InputError(f"the placeholder {self.placeholder!r} is in the template; choose another token")
 
     def rows(self, texts: Sequence[str], prompt: str | None = None) -> list[list[int]]:
         """As `CausalEncoder.rows`, with the placeholder's id inserted; the limit on tokens counts it."""

@@ -27,12 +27,12 @@ PROMPT = "Write a passage that answers the query.\nQuery: {query}\nPassage:"
 
 
 class PassageWriter:
-    """Queries and passages to rows of tokens that a model may have written.
+    """Queries and passages to rows of tokens, as if the model had generated the passage.
 
     Args:
         encoder: its tokenizer and limits; query and passage are each cut to its `max_seq_length`, as where they are
             embedded, and the passage further to what the model's context leaves.
-        prompt: what stands before the passage; `{query}` is replaced. It may hold the markers of a chat template.
+        prompt: before the passage; `{query}` is replaced. It may hold the markers of a chat template.
         score_prompt: the prompt's tokens are targets too.
 
     Raises:
@@ -53,7 +53,7 @@ class PassageWriter:
             raise InputError(f"the prompt takes the model's context of {context} tokens; shorten it")
 
     def row(self, query: str, passage: str) -> tuple[list[int], list[int]]:
-        """Token ids, and labels: −100 for what is not scored. The end-of-text token closes a passage and is scored."""
+        """Token ids, and labels: −100 where a token is not scored. The end-of-text token ends it and is scored."""
         most = self.encoder.max_seq_length
         asked = self._ids(query)[: most if self._room is None else min(most or self._room, max(1, self._room // 2))]
         prompt = [*self._before, *asked, *self._after]
@@ -127,10 +127,10 @@ def mean_log_probs(
     training = model.training
     model.eval()
     try:
-        for places in token_budget_batches([len(ids) for ids, _ in rows], batch_tokens):
-            ids, labels = stack([rows[i] for i in places], int(encoder.tokenizer.pad_token_id))
+        for batch in token_budget_batches([len(ids) for ids, _ in rows], batch_tokens):
+            ids, labels = stack([rows[i] for i in batch], int(encoder.tokenizer.pad_token_id))
             sums = read_written(model, ids.to(model.device), labels.to(model.device)).double().cpu()
-            means[places] = (sums / token_counts(labels)).numpy()
+            means[batch] = (sums / token_counts(labels)).numpy()
     finally:
         model.train(training)
     return means

@@ -1,7 +1,7 @@
 """`CausalEncoder`: any causal LM as the first module of a `SentenceTransformer`.
 
-Knows tokens, layers and attention masks. Does not know pooling (the module behind it), or how batches are chosen.
-The whole model is kept, its head included: what embeds also generates, and methods train both on the same weights.
+Knows tokens, layers and attention masks. Does not know pooling (the next module), or how batches are chosen. The whole
+model is kept, its head included: the model that embeds also generates, and methods train both on the same weights.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class CausalEncoder(InputModule):
         tokenizer: with a pad token.
         attention: `"causal"`, or `"bidirectional"`: every token sees the whole text. The model's own mask is replaced
             for the forward pass alone, so the same weights still generate.
-        layer: M gives the output of the first M layers, without the final norm, and the layers behind it are not run.
+        layer: M returns the output of the first M layers, without the final norm, and later layers are not run.
             None, or all layers: the last one, with the final norm.
-        template: what stands around each text.
-        append: tokens, by their string, behind all that: an end-of-text token, or tokens of a method's own.
-        max_seq_length: tokens of a row; None: as many as the model has positions for. Only the text is cut.
-        truncate: what is done with a text over the limit: `"cut"` at the end (counted in `truncated_`), or `"error"`.
+        template: prefix and suffix of each text.
+        append: tokens, by their string, at the end of a row: an end-of-text token, or tokens of a method's own.
+        max_seq_length: tokens of a row; None: the model's number of positions. Only the text is cut.
+        truncate: of a text over the limit: `"cut"` at the end (counted in `truncated_`), or `"error"`.
         spec: the name the model was loaded by; an adapter's folder names it as its base.
 
     Attributes:
-        texts_, truncated_, empty_: texts that `rows` has seen, those it cut, and those without a token of their own.
+        texts_, truncated_, empty_: numbers of texts that `rows` has read, cut, and found without a token of their own.
 
     Raises:
         InputError: a token in `append` that the tokenizer does not have, a layer the model does not have, or a
@@ -57,7 +57,7 @@ class CausalEncoder(InputModule):
         SentenceTransformer(modules=[CausalEncoder(model, tokenizer), Pooling(576, "mean")])
     """
 
-    poolings: ClassVar[tuple[str, ...]] = ()  # modes of `Pooling` that a subclass allows behind it; empty: any
+    poolings: ClassVar[tuple[str, ...]] = ()  # modes of `Pooling` that a subclass allows after it; empty: any
     config_file_name = "encoder.json"
     config_keys: ClassVar[list[str]] = [  # type: ignore[misc]
         "attention",
@@ -101,7 +101,7 @@ class CausalEncoder(InputModule):
         self.append = tuple(append)
         self.truncate = truncate
         self.spec = spec
-        self.autocast: torch.dtype | None = None  # while it is trained: the type of forward passes
+        self.autocast: torch.dtype | None = None  # in training, the dtype of forward passes
         self.texts_ = self.truncated_ = self.empty_ = 0
         if layer is not None and not 1 <= layer <= len(self.layers):
             raise InputError(f"got layer {layer}; the model has layers 1 to {len(self.layers)}")
@@ -110,7 +110,7 @@ class CausalEncoder(InputModule):
         self._append_ids = [self.token_id(token) for token in self.append]
         self._prompt_lengths: dict[str | None, int] = {}
 
-    # What it is made of
+    # Parts
 
     @property
     def backbone(self) -> PreTrainedModel:
@@ -124,7 +124,7 @@ class CausalEncoder(InputModule):
 
     @property
     def processor(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, by the name sentence-transformers' trainer asks for."""
+        """The tokenizer, by the name that sentence-transformers' trainer uses."""
         return self.tokenizer
 
     @property
@@ -151,7 +151,7 @@ class CausalEncoder(InputModule):
     def rows(self, texts: Sequence[str], prompt: str | None = None) -> list[list[int]]:
         """Token ids of each text with its template, prompt and appended tokens, cut to `max_seq_length`; not padded.
 
-        What stands around the text is never cut. A row without any token becomes one end-of-text token.
+        Template, prompt and appended tokens are never cut. A row without any token becomes one end-of-text token.
 
         Raises:
             InputError: a text is over the limit and `truncate` is `"error"`; or the limit leaves no room for text.
@@ -173,7 +173,7 @@ class CausalEncoder(InputModule):
         return [row or [self._end()] for row in rows]
 
     def _cut(self, row: list[int], i: int, encoded: Any, size: int, before: int, limit: int) -> list[int]:
-        """`row` without as many of its text's last tokens as the limit asks for."""
+        """`row` without the last tokens of its text that exceed the limit."""
         if self.truncate == "error":
             raise InputError(
                 f"text {i + 1} has {len(row) + len(self._append_ids):,} tokens, the limit is {self.max_seq_length}; "
@@ -187,7 +187,7 @@ class CausalEncoder(InputModule):
             head += next((n for n, flag in enumerate(special) if not flag), len(row))
             tail = next((n for n, flag in enumerate(reversed(special)) if not flag), 0)
             tail += sum(end > suffix for _, end in spans)
-        else:  # what joins text and suffix in one token is not known
+        else:  # no offsets: a token that joins text and suffix is not known
             head, tail = before, len(self.tokenizer(self.template.suffix, add_special_tokens=False)["input_ids"])
         if head + tail >= limit:
             raise InputError(
@@ -207,13 +207,13 @@ class CausalEncoder(InputModule):
         mask = torch.zeros(len(rows), length, dtype=torch.long)
         left = self.tokenizer.padding_side == "left"
         for i, row in enumerate(rows):
-            place = slice(length - len(row), length) if left else slice(0, len(row))
-            ids[i, place] = torch.tensor(row)
-            mask[i, place] = 1
+            columns = slice(length - len(row), length) if left else slice(0, len(row))
+            ids[i, columns] = torch.tensor(row)
+            mask[i, columns] = 1
         return {"input_ids": ids, "attention_mask": mask}
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Texts to padded features, as sentence-transformers asks for them; `prompt_length` says what stands before."""
+        """Texts to padded features, as sentence-transformers wants them, with `prompt_length` if there is a prompt."""
         features: dict[str, Any] = dict(self.pad(self.rows([str(text) for text in inputs], prompt)))
         features["modality"] = "text"
         if prompt:
@@ -241,7 +241,7 @@ class CausalEncoder(InputModule):
         return features
 
     def around(self, features: dict[str, Any]) -> AbstractContextManager[Any]:
-        """What `forward` runs inside: a method that edits hidden states overrides this."""
+        """The context of `forward`: a method that edits hidden states overrides this."""
         return nullcontext()
 
     def states(
@@ -256,7 +256,7 @@ class CausalEncoder(InputModule):
             attention: instead of the encoder's own.
 
         Returns:
-            (batch, length, hidden), in the model's dtype. At padding it holds nothing of use.
+            (batch, length, hidden), in the model's dtype. Values at padding are arbitrary.
         """
         causal = (attention or self.attention) == "causal"
         given = self._arguments(self.backbone, input_ids, attention_mask, causal)
@@ -274,7 +274,7 @@ class CausalEncoder(InputModule):
             return cast(Tensor, self.model(input_ids=input_ids, use_cache=False, **given).logits)
 
     def precision(self) -> AbstractContextManager[Any]:
-        """What forward passes run inside: `autocast`, where one is set."""
+        """The context of forward passes: `autocast`, where one is set."""
         return nullcontext() if self.autocast is None else torch.autocast(self.device.type, dtype=self.autocast)
 
     def _arguments(
@@ -329,7 +329,7 @@ class CausalEncoder(InputModule):
         model_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Read what `save` wrote: safetensors only, and no code of the folder's.
+        """Read a folder that `save` wrote: safetensors only, and none of the folder's code.
 
         Raises:
             InputError: the folder is damaged, or its adapter was trained for another base.
@@ -356,7 +356,7 @@ class CausalEncoder(InputModule):
 
 
 def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The most tokens that model and tokenizer can take; None where neither says."""
+    """The largest number of tokens that model and tokenizer take; None where neither has a limit."""
     known = [getattr(model.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
     limits = [int(limit) for limit in known if limit and limit < 1e9]
     return min(limits) if limits else None

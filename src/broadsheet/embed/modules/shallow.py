@@ -43,7 +43,7 @@ class FirstLayers(CausalEncoder):
             raise InputError(f"got {keep} layers to keep; the model has {depth}")
         self._whole: str | None = None
         if 0 < keep < depth:
-            # What an adapter's folder is checked by: the base as it is loaded, before layers go.
+            # An adapter's folder is checked against the base as it is loaded, before layers are removed.
             self._whole = models.fingerprint(model) if not adapters.has_adapter(model) else _recorded(model)
             keep_layers(model, keep)
         super().__init__(model, tokenizer, **settings)

@@ -16,7 +16,6 @@ from broadsheet.embed.modules.bottleneck import (
     PADDING,
     PREFIX,
     SPECIAL,
-    Hidden,
     allowed_positions,
     forward_states,
     position_ids,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class SpecialEncoder(CausalEncoder):
-    """A causal encoder with k special tokens at the end of each row, and a paper's mask over rows that hold them.
+    """A causal encoder with k special tokens at the end of each row, and a paper's mask (`hidden`) over such rows.
 
     With k > 1 such rows get a mask of four dimensions, which flash attention cannot take; a single token at the end of
     a row is read with plain causal attention.
@@ -38,12 +37,9 @@ class SpecialEncoder(CausalEncoder):
         model, tokenizer, settings: as of `CausalEncoder`; `append` names the special tokens.
 
     Attributes:
-        hidden: the paper's mask, see `bottleneck.Hidden`; a subclass sets it.
         learned: (k, hidden), what training has added to the special tokens' embeddings. A parameter of its own, so that
             they are trained while an adapter leaves the model's own weights alone; `save` adds it to the model's table.
     """
-
-    hidden: ClassVar[Hidden | None] = None
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> None:
         super().__init__(model, tokenizer, **settings)
@@ -52,6 +48,10 @@ class SpecialEncoder(CausalEncoder):
         table = model.get_input_embeddings()
         self.learned = nn.Parameter(torch.zeros_like(table.weight[: len(self.append)]))
         table.register_forward_hook(self._add_learned)
+
+    def hidden(self, segments: Tensor) -> Tensor:
+        """The paper's mask, see `bottleneck.Hidden`."""
+        raise NotImplementedError
 
     def _add_learned(self, table: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         special = args[0][..., None] == torch.tensor(self._append_ids, device=output.device)

@@ -31,12 +31,12 @@ def depth(model: SentenceTransformer) -> int:
 
 
 def layer_vectors(model: SentenceTransformer, words: Sequence[str], *, batch_size: int = 64) -> list[Floats]:
-    """The pooled vectors of what goes into the first layer, and of each layer, from one forward pass of each batch.
+    """The pooled vectors of the embedding layer and of each layer's output, from one forward pass of each batch.
 
-    The last one is the model's output, behind a final norm if it has one.
+    The last one is the model's output, after a final norm if it has one.
 
     Args:
-        model: a transformer with one pooling module behind it.
+        model: a transformer followed by one pooling module.
         words: short texts.
 
     Returns:
@@ -50,10 +50,10 @@ def layer_vectors(model: SentenceTransformer, words: Sequence[str], *, batch_siz
     def read(batch: Sequence[int]) -> list[list[Floats]]:
         features = model.preprocess([words[i] for i in batch])
         given = {name: part.to(model.device) if isinstance(part, Tensor) else part for name, part in features.items()}
-        with torch.inference_mode(), layer_inputs(parts, range(len(parts))) as taken:
-            taken[len(parts)] = cast(Any, model[0])(dict(given))["token_embeddings"]
+        with torch.inference_mode(), layer_inputs(parts, range(len(parts))) as states:
+            states[len(parts)] = cast(Any, model[0])(dict(given))["token_embeddings"]
             pooled = [
-                pooling({"token_embeddings": taken[layer], "attention_mask": given["attention_mask"]})
+                pooling({"token_embeddings": states[layer], "attention_mask": given["attention_mask"]})
                 for layer in range(len(parts) + 1)
             ]
         layers = [each["sentence_embedding"].float().cpu().numpy() for each in pooled]
