@@ -91,8 +91,28 @@ class RerankerRecipe(Train):
             force=force,
             **settings,
         )
-    from broadsheet.rank.objective import ListLoss
-    from broadsheet.training.trainer import TrainOutput
+        return done
+
+    def rows(self, source: Source) -> list[dict[str, Any]]:
+        """Lists to train on, in first-stage order."""
+        path = Path(source.spec).expanduser()
+        if path.is_file():
+            return read_rows(path, on_error=source.on_error)[: self.lists]
+        found = ListSource(source.spec, self.words, self.titles, self.first_stage or "", self.split, self.seed)
+        rows = training_rows(found.train(self.lists, self.candidates, self.depth or 0).lists, order="first_stage")
+        for row in rows:
+            if "labels" in row and source.spec == "pydocs":
+                row.pop("ranking", None)  # passages that are wrong alike need no order
+        return rows
+
+
+@dataclass
+class FirstRecipe(RerankerRecipe):
+    """Train a reranker with FIRST's joint loss: the written ranking, and the order of the first identifiers' logits."""
+
+    paper: ClassVar[str] = "first"
+
+    def objective(self) -> ListLoss:
         from broadsheet.rank.first import FIRST
 
         return self.configured(FIRST)

@@ -110,7 +110,7 @@ class LLMEmbedderTrial(Trial):
         return f"Does {self.model_name} predict text better from chunks fetched by an embedder that it has taught?"
 
     def tasks(self) -> list[EvalTask]:
-        from broadsheet.embed.modules.encoder import decoder_layers
+        from broadsheet.embed.modules.layers import decoder_layers
 
         self._scorer: LikelihoodScorer | None = self._load_scorer()
         self._depth = len(decoder_layers(self._scorer.model))
