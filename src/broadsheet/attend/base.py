@@ -253,7 +253,7 @@ class _MemoryInstallation(_Installation):
         made = MemoryLayer(
             self.method,
             layer,
-            (lambda: WindowState(layer, n_global=0, n_local=layer.sliding_window))  # type: ignore[arg-type]
+            (lambda: WindowState(layer, layer.sliding_window))  # type: ignore[arg-type]
             if layer.sliding_window
             else (lambda: self.method.state(layer)),
         )
