@@ -122,7 +122,11 @@ def block_mask(n_global: int, n_local: int, absent: int, seen: int, device: torc
     full = (left >= high) & (right < low + n_local) & (left >= max(0, absent)) & (right - left == BLOCK - 1)
     part = (near | far) & ~full
     return BlockMask.from_kv_blocks(
-        *listed(part[None, None]), *listed(full[None, None]), BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(TILE, columns)
+        *listed(part[None, None]),
+        *listed(full[None, None]),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=visible,
+        seq_lengths=(TILE, columns),
     )
 
 
@@ -163,7 +167,7 @@ def _run(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def faster(device: torch.device, shape: dict[str, Any], chunked: Callable[[], Any], flex: Callable[[], Any]) -> bool:
-    """Whether the kernel takes less time than chunks on this machine: measured once, reported, kept in the cache folder.
+    """Whether the kernel takes less time than chunks on this machine: measured once, reported, kept in a file.
 
     Args:
         device: where both run; the name of a GPU, or the processor's, is part of what is kept.
