@@ -138,8 +138,7 @@ class KeylessLayer(CacheLayerMixin):
         if tokens_to_remove:
             raise InputError(
                 f"got a request to take back {abs(tokens_to_remove)} of the tokens read; expected none with "
-                f"{self.reader}: generate without an assistant or prompt lookup, or copy the cache before and return to "
-                "the copy"
+                f"{self.reader}: generate without an assistant or prompt lookup, or read on from a copy of the cache"
             )
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
