@@ -14,10 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from broadsheet.console import InputError
 from broadsheet.rank.base import ListwiseReranker
-from broadsheet.rank.first import FIRST
+from broadsheet.rank.first import FIRST, weighted_ranknet
 from broadsheet.rank.fitting import fit
 from broadsheet.rank.fullrank import FullRank
-from broadsheet.rank.losses import weighted_ranknet
 from broadsheet.rank.pg_rank import PGRank
 from broadsheet.rank.prompt import Prompt, Prompter
 from broadsheet.rank.rows import ListDataset, ListItem, read_rows

@@ -192,7 +192,8 @@ class ApplyRank:
     # Labels
 
     def _label(self, data: str, out: Path, force: bool) -> Summary:
-        from broadsheet.rank.fullrank import complete_labels, reranker_comparator, teacher_comparator
+        from broadsheet.rank.fullrank import complete_labels
+        from broadsheet.rank.labelling import reranker_comparator, teacher_comparator
 
         _check_free(out, force)
         window, step = self.window or 20, self.step or 10

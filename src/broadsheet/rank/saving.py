@@ -1,12 +1,13 @@
 """A reranker as a folder: an ordinary Hugging Face model or PEFT adapter, its tokenizer, and `reranker.json`.
 
-Knows folders and their settings. Does not know how anything ranks. Foreign folders are checked before a library reads
-them: weights are safetensors, and an adapter is plain LoRA.
+Knows: folders and their settings. Does not know: how anything ranks. Folders from elsewhere are checked before a
+library reads them: weights are safetensors, and an adapter is plain LoRA.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,45 +20,54 @@ from broadsheet.models.safefiles import read_json
 from broadsheet.rank.prompt import Prompt
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from broadsheet.rank.base import ListwiseReranker
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SETTINGS = "reranker.json"
 _FORMAT = 1
 
 
-def save(reranker: ListwiseReranker, folder: Path) -> None:
-    """Write `reranker` as `folder`, whole or not at all; a reranker that stands there is replaced.
+def save(model: Any, tokenizer: Any, settings: Mapping[str, Any], folder: Path, *, spec: str | None = None) -> None:
+    """Write a reranker as `folder`, whole or not at all; a saved reranker there is replaced.
+
+    Args:
+        settings: the reranker's own, as JSON values.
+        spec: the name the model was loaded by; an adapter's folder names its base model so.
 
     Raises:
         InputError: `folder` holds something that is not a saved reranker, or cannot be written.
     """
     if folder.exists() and not (folder / SETTINGS).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is no saved reranker; choose another folder")
-    adapter = hasattr(reranker.model, "peft_config")
-    settings = {"format": _FORMAT, **reranker.settings()}
+    adapter = hasattr(model, "peft_config")
+    written = {"format": _FORMAT, **settings}
     if adapter:
-        config = reranker.model.peft_config["default"]
-        settings["base_model"] = reranker.spec or config.base_model_name_or_path
+        written["base_model"] = spec or model.peft_config["default"].base_model_name_or_path
     try:
         with locked(folder), atomic_folder(folder) as temporary, quiet():
             # Left to itself, peft asks the hub whether the embeddings have grown.
-            reranker.model.save_pretrained(temporary, **({"save_embedding_layers": False} if adapter else {}))
-            reranker.tokenizer.save_pretrained(temporary)
-            (temporary / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            model.save_pretrained(temporary, **({"save_embedding_layers": False} if adapter else {}))
+            tokenizer.save_pretrained(temporary)
+            (temporary / SETTINGS).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", "utf-8")
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from None
 
 
-def load(kind: type[ListwiseReranker], source: str | Path, changes: dict[str, Any], **options: Any) -> ListwiseReranker:
-    """See `ListwiseReranker.load`."""
+def load(source: str | Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """The model, the tokenizer and the settings of a saved reranker; of any other model, the default settings.
+
+    Args:
+        source: as in `ListwiseReranker.load`.
+        options: of `models.load`.
+
+    Raises:
+        InputError: nothing is found, it is damaged, or of another version.
+    """
     folder = Path(source).expanduser()
     if not (folder / SETTINGS).is_file():
         if (folder / adapters.ADAPTER).is_file():
             raise InputError(f"{folder} is an adapter without {SETTINGS}; save it with ListwiseReranker(…).save")
         model, tokenizer = load_model(source, **options)
-        return kind(model, tokenizer, **{"spec": str(source)} | changes)
+        return model, tokenizer, {"spec": str(source)}
     settings = read_json(folder / SETTINGS)
     if (found := settings.pop("format", None)) != _FORMAT:
         raise InputError(f"{folder / SETTINGS} has format {found!r}; this version reads {_FORMAT}: update broadsheet")
@@ -68,14 +78,9 @@ def load(kind: type[ListwiseReranker], source: str | Path, changes: dict[str, An
         if not isinstance(base, str):
             raise InputError(f"{folder / SETTINGS} does not name the adapter's base_model; add it")
         model, tokenizer = _adapted(folder, base, options)
-        spec = base
-    else:
-        model, tokenizer = load_model(folder, **options)
-        spec = str(source)
-    try:
-        return kind(model, tokenizer, **{"spec": spec} | settings | changes)
-    except TypeError as error:
-        raise InputError(f"{folder / SETTINGS} cannot be used: {error}; save the reranker anew") from None
+        return model, tokenizer, {"spec": base, **settings}
+    model, tokenizer = load_model(folder, **options)
+    return model, tokenizer, {"spec": str(source), **settings}
 
 
 def _adapted(folder: Path, base: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:

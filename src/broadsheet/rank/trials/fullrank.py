@@ -16,7 +16,9 @@ from broadsheet import models
 from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError, say
 from broadsheet.page.evidence import provenance, versions
-from broadsheet.rank.order import multipass_calls, run_lockstep, strategy_named, windows
+from broadsheet.rank.base import strategy_named
+from broadsheet.rank.fullrank import multipass_calls
+from broadsheet.rank.order import run_lockstep, windows
 from broadsheet.rank.trials import arms as parts
 from broadsheet.rank.trials.arms import METRICS, first_stage, reranking
 from broadsheet.rank.trials.bias import kendall
