@@ -1,6 +1,6 @@
 """Detect: is this text machine-written? Every method is a `Detector` with `score(texts)`, higher = more machine-like.
 
-One forward pass of a causal LM serves all of them but `DetectGPT`, `NPR` and `DNAGPT`, which read variants of the text.
+They all share one forward pass of a causal LM, except `DetectGPT`, `NPR` and `DNAGPT`, which read variants of the text.
 """
 
 from broadsheet.detect.base import Detector, OnePassDetector, score_all
