@@ -261,7 +261,7 @@ class ListwiseReranker:
 
     def save(self, folder: str | Path) -> None:
         """Write the model (or adapter), its tokenizer and `reranker.json` as one folder; see `saving.save`."""
-        saving.save(self.model, self.tokenizer, self.settings(), Path(folder), spec=self.spec)
+        saving.save(self, Path(folder))
 
     @classmethod
     def load(
@@ -283,13 +283,7 @@ class ListwiseReranker:
         Raises:
             InputError: nothing is found, it is damaged, or it has unknown settings.
         """
-        model, tokenizer, settings = saving.load(
-            source, device=device, dtype=dtype, attn_implementation=attn_implementation
-        )
-        try:
-            return cls(model, tokenizer, **settings | changes)
-        except TypeError as error:
-            raise InputError(f"{source}: settings cannot be used: {error}; save the reranker anew") from None
+        return saving.load(cls, source, changes, device=device, dtype=dtype, attn_implementation=attn_implementation)
 
     def _check(self, number: int, query: str, documents: Sequence[Document]) -> None:
         place = f" (query {number})" if number > 1 else ""

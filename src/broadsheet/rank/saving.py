@@ -7,9 +7,9 @@ library reads them: weights are safetensors, and an adapter is plain LoRA.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from broadsheet.cache import atomic_folder, locked
 from broadsheet.console import InputError
@@ -20,54 +20,54 @@ from broadsheet.models.safefiles import read_json
 from broadsheet.rank.prompt import Prompt
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 SETTINGS = "reranker.json"
 _FORMAT = 1
+Built = TypeVar("Built")
 
 
-def save(model: Any, tokenizer: Any, settings: Mapping[str, Any], folder: Path, *, spec: str | None = None) -> None:
-    """Write a reranker as `folder`, whole or not at all; a saved reranker there is replaced.
+class Saved(Protocol):
+    """What a folder keeps of a reranker."""
 
-    Args:
-        settings: the reranker's own, as JSON values.
-        spec: the name the model was loaded by; an adapter's folder names its base model so.
+    model: Any
+    tokenizer: Any
+    spec: str | None
+
+    def settings(self) -> dict[str, Any]: ...
+
+
+def save(reranker: Saved, folder: Path) -> None:
+    """Write `reranker` as `folder`, whole or not at all; a saved reranker there is replaced.
 
     Raises:
         InputError: `folder` holds something that is not a saved reranker, or cannot be written.
     """
     if folder.exists() and not (folder / SETTINGS).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is no saved reranker; choose another folder")
-    adapter = hasattr(model, "peft_config")
-    written = {"format": _FORMAT, **settings}
+    adapter = hasattr(reranker.model, "peft_config")
+    settings = {"format": _FORMAT, **reranker.settings()}
     if adapter:
-        written["base_model"] = spec or model.peft_config["default"].base_model_name_or_path
+        config = reranker.model.peft_config["default"]
+        settings["base_model"] = reranker.spec or config.base_model_name_or_path
     try:
         with locked(folder), atomic_folder(folder) as temporary, quiet():
             # Left to itself, peft asks the hub whether the embeddings have grown.
-            model.save_pretrained(temporary, **({"save_embedding_layers": False} if adapter else {}))
-            tokenizer.save_pretrained(temporary)
-            (temporary / SETTINGS).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            reranker.model.save_pretrained(temporary, **({"save_embedding_layers": False} if adapter else {}))
+            reranker.tokenizer.save_pretrained(temporary)
+            (temporary / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from None
 
 
-def load(source: str | Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """The model, the tokenizer and the settings of a saved reranker; of any other model, the default settings.
-
-    Args:
-        source: as in `ListwiseReranker.load`.
-        options: of `models.load`.
-
-    Raises:
-        InputError: nothing is found, it is damaged, or of another version.
-    """
+def load(kind: Callable[..., Built], source: str | Path, changes: dict[str, Any], **options: Any) -> Built:
+    """See `ListwiseReranker.load`; `kind` is the class that is built."""
     folder = Path(source).expanduser()
     if not (folder / SETTINGS).is_file():
         if (folder / adapters.ADAPTER).is_file():
             raise InputError(f"{folder} is an adapter without {SETTINGS}; save it with ListwiseReranker(…).save")
         model, tokenizer = load_model(source, **options)
-        return model, tokenizer, {"spec": str(source)}
+        return kind(model, tokenizer, **{"spec": str(source)} | changes)
     settings = read_json(folder / SETTINGS)
     if (found := settings.pop("format", None)) != _FORMAT:
         raise InputError(f"{folder / SETTINGS} has format {found!r}; this version reads {_FORMAT}: update broadsheet")
@@ -78,9 +78,14 @@ def load(source: str | Path, **options: Any) -> tuple[PreTrainedModel, PreTraine
         if not isinstance(base, str):
             raise InputError(f"{folder / SETTINGS} does not name the adapter's base_model; add it")
         model, tokenizer = _adapted(folder, base, options)
-        return model, tokenizer, {"spec": base, **settings}
-    model, tokenizer = load_model(folder, **options)
-    return model, tokenizer, {"spec": str(source), **settings}
+        spec = base
+    else:
+        model, tokenizer = load_model(folder, **options)
+        spec = str(source)
+    try:
+        return kind(model, tokenizer, **{"spec": spec} | settings | changes)
+    except TypeError as error:
+        raise InputError(f"{folder / SETTINGS} cannot be used: {error}; save the reranker anew") from None
 
 
 def _adapted(folder: Path, base: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
