@@ -1,4 +1,4 @@
-"""The model with ears: it hears through its places alone, batches equal single clips, and nothing frozen moves."""
+"""The audio model: it hears through its audio tokens alone, batches equal single clips, and nothing frozen moves."""
 
 from __future__ import annotations
 
@@ -180,8 +180,7 @@ def test_only_norms_connector_and_adapter_are_trained_and_encoders_stay_in_eval(
 
 def test_the_papers_sizes_have_the_papers_trained_weights() -> None:
     with torch.device("meta"):
-        from broadsheet.hear.connectors import WindowQFormer
-        from broadsheet.hear.sync import Synchronised
+        from broadsheet.hear.salmonn import Synchronised, WindowQFormer
         from broadsheet.hear.windows import Windows
 
         parts = [Synchronised([1280, 768], [50.0, 50.0]), WindowQFormer(2048, 5120, Windows())]

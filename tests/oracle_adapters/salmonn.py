@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from broadsheet.hear.connectors import WindowQFormer
 from broadsheet.hear.data.audio import prepare
 from broadsheet.hear.encoders.beats import beats_tokens, token_start_band
 from broadsheet.hear.processing import assemble
-from broadsheet.hear.sync import Synchronised
+from broadsheet.hear.salmonn import SalmonnForConditionalGeneration, Synchronised, WindowQFormer
 from broadsheet.hear.training.schedule import learning_rate
 from broadsheet.hear.windows import Windows
+from broadsheet.models import adapters
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -90,22 +91,28 @@ def lr_schedule(case: Any) -> dict[str, Any]:
     return {"lr": rates}
 
 
-def lora_scaling(case: Any) -> dict[str, Any]:
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.helpers import rescale_adapter_scale
+class Projection(PreTrainedModel):
+    """A language model of one projection."""
 
-    weight = torch.tensor(case.W, dtype=torch.float64)
-    model = nn.ModuleDict({"q_proj": nn.Linear(weight.shape[1], weight.shape[0], bias=False)}).double()
-    model["q_proj"].weight.data = weight
-    config = LoraConfig(r=case.r, lora_alpha=case.lora_alpha, target_modules=["q_proj"])
-    inject_adapter_in_model(config, model)
-    layer: Any = model["q_proj"]
+    config_class = PreTrainedConfig
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__(PreTrainedConfig())
+        self.q_proj = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+        self.q_proj.weight.data = weight
+
+
+def lora_scaling(case: Any) -> dict[str, Any]:
+    model = Projection(torch.tensor(case.W, dtype=torch.float64))
+    adapters.add(model, case.r, alpha=case.lora_alpha, modules=["q_proj"])
+    layer: Any = model.q_proj
     layer.lora_A["default"].weight.data = torch.tensor(case.A, dtype=torch.float64)
     layer.lora_B["default"].weight.data = torch.tensor(case.B, dtype=torch.float64)
     default = layer.scaling["default"]
+    hearing: Any = SimpleNamespace(llm=model)
     answers = {}
     for scale in case.scales:
-        with torch.no_grad(), rescale_adapter_scale(model, scale / default):
+        with torch.no_grad(), SalmonnForConditionalGeneration.scale_lora(hearing, scale / default):
             answers[str(scale)] = layer(torch.tensor(case.x, dtype=torch.float64)).tolist()
     return {"default_scaling": default, "y": answers}
 

@@ -15,7 +15,7 @@ import typer
 from broadsheet.console import InputError, say
 
 app = typer.Typer(
-    help="Ears for a language model: make data, ask about audio, unlock other tasks, draw the architecture.",
+    help="A language model that hears: make data, ask about audio, unlock other tasks, draw the architecture.",
     epilog="Example: broadsheet hear listen clip.wav 'What is said?' --model runs/ears",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -100,7 +100,7 @@ def listen(
     if not files:
         raise InputError("got no audio; give at least one file")
     begun = time.perf_counter()
-    longest = model.ears.piece_seconds
+    longest = model.audio_features.piece_seconds
     waves = [waves_.read(file) for file in files]
     clips = tuple(
         Clip(str(file), len(wave) / SAMPLE_RATE, len(waves_.pieces(wave, longest)))
@@ -240,12 +240,12 @@ def listen_all(
                 found[place] = {"answer": text}
         return found
 
-    kept, model.ears.keep = model.ears.keep, False
+    kept, model.audio_features.keep = model.audio_features.keep, False
     try:
         with scaled(model, scale):
             summary = map_corpus(requests, out, answered, batch_size=batch_size, settings=settings, force=force)
     finally:
-        model.ears.keep = kept
+        model.audio_features.keep = kept
     if summary.finished and (failed := _errors(out)):
         say(f"{failed:,} of {summary.documents:,} requests have an error instead of an answer, see {out}")
     return summary
@@ -273,7 +273,7 @@ def _request(model: SalmonnForConditionalGeneration, document: Document, max_tok
     if "error" in document.metadata:
         raise InputError(document.metadata["error"])
     waves = [waves_.read(file) for file in document.metadata["audio"]]
-    pieces = [waves_.pieces(wave, model.ears.piece_seconds) for wave in waves]
+    pieces = [waves_.pieces(wave, model.audio_features.piece_seconds) for wave in waves]
     tokens = [[model.processor.tokens(len(piece)) for piece in clip] for clip in pieces]
     ids, _ = model.processor.example(document.text, tokens)
     _fits(model, len(ids), max_tokens)

@@ -20,7 +20,7 @@ from transformers.processing_utils import ProcessorMixin
 from broadsheet.console import InputError, say
 from broadsheet.hear import base
 from broadsheet.hear.data import audio as waves_
-from broadsheet.hear.encoders.ears import piece_seconds
+from broadsheet.hear.encoders.audio_features import piece_seconds
 from broadsheet.hear.prompts import AudioPrompt
 from broadsheet.hear.windows import Windows
 

@@ -1,4 +1,4 @@
-"""BEATs (Chen et al., 2022, arXiv:2212.09058) as ears: the encoder that SALMONN hears sounds and music with.
+"""BEATs (Chen et al., 2022, arXiv:2212.09058): SALMONN's encoder of sounds and music.
 
 Knows: the published checkpoint files, a folder of safetensors, and waves. Does not know: language models, caches.
 
@@ -65,8 +65,8 @@ class BeatsEncoder(AudioEncoder):
         InputError: the file cannot be read, is not such a checkpoint, or its weights are not those its cfg describes.
 
     Example:
-        ears = BeatsEncoder("BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt")
-        ears.encode(torch.randn(480_000)).shape     # (1496, 768)
+        beats = BeatsEncoder("BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt")
+        beats.encode(torch.randn(480_000)).shape     # (1496, 768)
 
     Source: arXiv:2212.09058, Sec. 3; authors' code microsoft/unilm, folder beats.
     """

@@ -1,4 +1,4 @@
-"""Whisper's encoder (Radford et al., 2022, arXiv:2212.04356) as ears for speech: 50 frames a second, frozen.
+"""Whisper's encoder (Radford et al., 2022, arXiv:2212.04356): speech, 50 frames per second, frozen.
 
 Knows Whisper models as Hugging Face folders, on the hub, or the embedded tiny.en; waves at 16 kHz. Does not know
 language models, caches, or how long audio is cut: a wave longer than the context is refused.

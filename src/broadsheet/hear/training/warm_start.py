@@ -96,7 +96,7 @@ def warm_start(
     """
     if not rows or steps < 1:
         raise InputError(f"got {len(rows)} rows and {steps} steps for the warm start; expected 1 or more of each")
-    from broadsheet.hear.salmonn import stack
+    from broadsheet.hear.audio_lm import stack
 
     answers = [model.processor.example("-", [[1]], row.answer)[1][:-1] for row in rows]
     vocabulary = sorted({token for answer in answers for token in answer})
@@ -120,7 +120,7 @@ def warm_start(
                 while len(order) < batch_size:
                     order += draw.sample(range(len(rows)), len(rows))
                 chosen, order = order[:batch_size], order[batch_size:]
-                heard = model.ears.features_all([rows[each].audio[0] for each in chosen])
+                heard = model.audio_features.features_all([rows[each].audio[0] for each in chosen])
                 tokens, counts = model.connected(*stack([pieces[0] for pieces in heard]))
                 loss = reader(tokens, counts, [targets[each] for each in chosen])
                 optimizer.zero_grad()
