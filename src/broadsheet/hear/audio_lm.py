@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from broadsheet.console import InputError
 from broadsheet.hear.encoders.audio_features import AudioFeatures
-from broadsheet.hear.processing import IGNORED, SalmonnProcessor
+from broadsheet.hear.processing import IGNORED, SalmonnProcessor, as_wave
 
 Streams = Sequence[Tensor]
 
@@ -181,10 +181,11 @@ class AudioLanguageModel(PreTrainedModel):
         """A batch for `forward` or `generate`, with frames from the cache in place of waves.
 
         Args:
-            requests: (clip or list of clips, instruction) each.
+            requests: (clip or list of clips, instruction) each; inside a list, a tuple of clips is joined to one.
             answers: the wanted answers, for labels.
         """
         clips = [list(audio) if isinstance(audio, list | tuple) else [audio] for audio, _ in requests]
+        clips = [[as_wave(clip) if isinstance(clip, tuple) else clip for clip in several] for several in clips]
         heard = self.audio_features.features_all([clip for several in clips for clip in several])
         rest = iter(heard)
         examples = []
