@@ -99,7 +99,7 @@ class LooGLE:
             paper's judge is GPT-4; any callable will do, for instance one that asks a `broadsheet.teacher.Teacher`.
         meteor: adds METEOR, which needs WordNet.
 
-    Where paper and code disagree, the plain metric names follow the definition, and the authors' numbers are beside them:
+    Where paper and code disagree, the plain names follow the definition, and the authors' numbers are beside them:
     `rouge_*_recall`, `bleu_4_authors` (4-gram precision alone), `meteor_authors` (words as sets), `cloze_*_authors`
     (the whole answer has to be the dictionary). Recall rewards long answers. Their four reorder deviations are divided
     by their largest value here, as in the paper; their script prints that largest value itself. They generate with
