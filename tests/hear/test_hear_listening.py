@@ -205,7 +205,7 @@ def test_what_cannot_be_answered_says_why_and_the_others_go_on(
     ("line", "message"),
     [
         ({"id": "gone", "audio": "gone.wav", "instruction": "What?"}, "request gone: .*gone.wav.*--on-error skip"),
-        ("{not json", "line 3 is no JSON; mend it"),
+        ("{not json", "line 3 is no JSON; correct it"),
         ("\xff", "line 3 is no UTF-8 text"),
     ],
 )

@@ -127,7 +127,7 @@ def answers(
 
 
 def gold_tokens(gold: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens of a gold answer as they stand behind a prompt, all of which end in a colon."""
+    """The tokens of a gold answer after a prompt; all prompts end in a colon."""
     before, behind = tokenizer([":", f": {gold}"], add_special_tokens=False)["input_ids"]
     return list(behind[len(before) :])
 
@@ -154,9 +154,9 @@ class Passages:
             self._index.index(words, show_progress=False)
 
     def nearest(self, question: Question, k: int) -> str:
-        """The k passages nearest to a question, in the document's order, parted by dots.
+        """The k passages nearest to a question, in the document's order, separated by dots.
 
-        The first k where there is nothing to go by: no question, as for a summary, or not a word in the document.
+        The first k passages if there is no question, as for a summary, or the document has no words.
         """
         if k >= len(self.texts):
             return "".join(self.texts)
@@ -250,8 +250,8 @@ class DocumentReader:
         device, rows = self.model.device, len(prompts)
         rest = [prompt.ids[shared:-1] for prompt in prompts]
         width = max(map(len, rest))
-        # Padding stands between what is shared and what is not; no one attends to it, so any token will do, and one of
-        # the prompt's own leaves the repetition penalty alone.
+        # Padding goes between the shared prefix and the rest. Nothing attends to it, so any token will do, and one of
+        # the prompt's own does not affect the repetition penalty.
         padded = [[prompts[0].ids[0]] * (width - len(ids)) + ids for ids in rest]
         mask = torch.ones(rows, shared + width + 1, dtype=torch.long, device=device)
         for row, ids in enumerate(rest):

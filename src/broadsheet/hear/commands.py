@@ -44,7 +44,7 @@ def listen(
     batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
     on_error: Annotated[
         Literal["stop", "skip"],
-        typer.Option(help="At a request that cannot be answered: stop, or write its error and go on (counted, said)."),
+        typer.Option(help="At a request that cannot be answered: stop, or record the error and continue."),
     ] = "skip",
     force: Annotated[bool, typer.Option("--force", help="Replace OUT and start over.")] = False,
     device: Device = None,

@@ -360,7 +360,7 @@ def _tip(x: float, y: float) -> str:
 
 
 def _cut(line: str, wide: float, letter: float = 7) -> str:
-    """As much of a line as fits, at so many pixels a letter."""
+    """As much of a line as fits, by pixels per letter."""
     most = int((wide - 12) / letter)
     return line if len(line) <= most else line[: most - 1] + "…"
 

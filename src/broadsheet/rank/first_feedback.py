@@ -168,7 +168,7 @@ def _ranks(order: Sequence[Sequence[int]], inside: Tensor) -> tuple[Tensor, Tens
         for rank, place in enumerate(places):
             if not 0 <= place < inside.shape[1] or not known[row, place] or named[row, place]:
                 raise InputError(
-                    f"order {row + 1} names passage {place} twice, or there is none; expected indices below"
+                    f"order {row + 1} names passage {place} twice, or it does not exist; expected indices below"
                     f" {int(known[row].sum())}, each once"
                 )
             ranks[row, place], named[row, place] = rank, True

@@ -36,7 +36,7 @@ def log_factors(scores: Tensor, rankings: Tensor, mask: Tensor | None = None) ->
 
     Args:
         scores: (batch, n), or (n,) with rankings (samples, n).
-        rankings: (batch, samples, n); a masked item must stand behind all real ones.
+        rankings: (batch, samples, n); masked items must come after all real ones.
         mask: (batch, n), True where there is an item.
 
     Returns:
@@ -79,7 +79,7 @@ def gumbel_ranking(scores: Tensor, noise: Tensor, mask: Tensor | None = None) ->
 def sample_rankings(
     scores: Tensor, n_samples: int, mask: Tensor | None = None, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Rankings (batch, n_samples, n) drawn from Plackett–Luce, in float32 at least; padding stands last.
+    """Rankings (batch, n_samples, n) drawn from Plackett–Luce, in float32 at least; padding comes last.
 
     `generator` is a CPU generator wherever the scores are, so a seed gives the same rankings on every device.
     """

@@ -45,7 +45,7 @@ class Prompt:
     a causal model read the passage, so it can keep its verdict at the identifier that it has to answer with.
 
     `{num}` is the number of passages, `{kind}` "alphabetical" or "numerical", `{query}` the query, `{example}` a
-    ranking such as `[B] > [A]`. Identifier and passage stand between `intro` and `outro`, one per line.
+    ranking such as `[B] > [A]`. Identifiers and passages go between `intro` and `outro`, one per line.
 
     Source: the parts and their order are arXiv:2406.15657's and arXiv:2412.14574's (RankZephyr's single turn).
     """

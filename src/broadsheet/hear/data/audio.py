@@ -38,7 +38,7 @@ def read(path: str | Path, *, max_seconds: float | None = None) -> Tensor:
 
     Args:
         path: the file.
-        max_seconds: only the beginning is read, and nothing is said of the rest.
+        max_seconds: only the beginning is read; the rest is not reported.
 
     Returns:
         (samples,) float32 at 16 kHz in [-1, 1]: the first channel, as the paper takes it.
@@ -208,7 +208,7 @@ def _scaled(samples: NDArray[Any]) -> Samples:
 
 
 def _clipped(blocks: Iterable[Samples], what: str) -> Iterator[Samples]:
-    """Float samples, refused where they are none that could be heard, and clipped to [-1, 1], which is said."""
+    """Float samples clipped to [-1, 1], which is reported; NaN and infinite ones are refused."""
     blocks = iter(blocks)
     seen = beyond = 0
     for block in blocks:
