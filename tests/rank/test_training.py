@@ -14,16 +14,15 @@ from torch.nn.functional import cross_entropy
 
 from broadsheet.console import InputError
 from broadsheet.rank.base import ListwiseReranker
-from broadsheet.rank.first import FIRST
+from broadsheet.rank.first import FIRST, weighted_ranknet
 from broadsheet.rank.fitting import fit
 from broadsheet.rank.fullrank import FullRank
-from broadsheet.rank.losses import weighted_ranknet
 from broadsheet.rank.pg_rank import PGRank
 from broadsheet.rank.prompt import Prompt, Prompter
 from broadsheet.rank.rows import ListDataset, ListItem, read_rows
 from broadsheet.rank.training import ListwiseCollator, read_lists
-from broadsheet.training.trainer import ObjectiveTrainer
 from broadsheet.training.checkpoints import newest_checkpoint
+from broadsheet.training.trainer import ObjectiveTrainer
 
 WORDING = Prompt(system="R", intro="{query}\n", outro="{query}")
 WORDS = ["ab", "cd", "ef", "gh", "ij", "kl", "mn", "op"]

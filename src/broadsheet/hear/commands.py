@@ -15,7 +15,7 @@ import typer
 from broadsheet.console import InputError, say
 
 app = typer.Typer(
-    help="Ears for a language model: make data, ask about audio, unlock other tasks, draw the architecture.",
+    help="A language model that hears: make data, ask about audio, unlock other tasks, draw the architecture.",
     epilog="Example: broadsheet hear listen clip.wav 'What is said?' --model runs/ears",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -45,7 +45,7 @@ def listen(
     batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
     on_error: Annotated[
         Literal["stop", "skip"],
-        typer.Option(help="At a request that cannot be answered: stop, or write its error and go on (counted, said)."),
+        typer.Option(help="At a request that cannot be answered: stop, or record the error and continue."),
     ] = "skip",
     force: Annotated[bool, typer.Option("--force", help="Replace OUT and start over.")] = False,
     device: Device = None,

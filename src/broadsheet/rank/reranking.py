@@ -46,7 +46,8 @@ def label(
     Raises:
         InputError: `out` exists; the teacher cannot be used.
     """
-    from broadsheet.rank.fullrank import complete_labels, reranker_comparator, teacher_comparator
+    from broadsheet.rank.fullrank import complete_labels
+    from broadsheet.rank.labelling import reranker_comparator, teacher_comparator
 
     _check_free(out, force)
     if teacher is not None:

@@ -21,7 +21,7 @@ from broadsheet.console import say
 from broadsheet.hear import base
 from broadsheet.hear.data.rows import AudioRow, read_rows, write_rows
 from broadsheet.hear.data.tasks import WHAT_SAID
-from broadsheet.hear.encoders.ears import AudioFeatures
+from broadsheet.hear.encoders.audio_features import AudioFeatures
 from broadsheet.hear.prompts import INSTRUCTIONS
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 from broadsheet.hear.training.activating import FACTOR, activate, write_stories
@@ -129,7 +129,7 @@ class TrainedArms(Trial):
 
     def _ears(self, made: SalmonnForConditionalGeneration, name: str) -> SalmonnForConditionalGeneration:
         if name == SILENT:
-            made.ears = cast(AudioFeatures, ZeroFeatures(made.ears))
+            made.audio_features = cast(AudioFeatures, ZeroFeatures(made.audio_features))
         return made
 
     def _share(self, llm: Any) -> None:

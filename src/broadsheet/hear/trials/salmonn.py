@@ -17,7 +17,7 @@ from broadsheet.console import InputError
 from broadsheet.hear import base
 from broadsheet.hear.data import audio, make_data
 from broadsheet.hear.data.rows import AudioRow, read_rows
-from broadsheet.hear.encoders.ears import AudioFeatures
+from broadsheet.hear.encoders.audio_features import AudioFeatures
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 from broadsheet.hear.training.activating import FACTOR
 from broadsheet.hear.trials.arms import (
@@ -321,11 +321,11 @@ class SalmonnTrial(TrainedArms):
         parts = [self.parts_[self.settings_.index(for_speech(self.settings_))]] if name == ONE else self.parts_
         key = (other, len(parts))
         if key not in self._listeners:
-            ears = AudioFeatures(parts, keep=False)
+            shared = AudioFeatures(parts, keep=False)
 
             def encode(block: Sequence[AudioQuestion]) -> Any:
                 clips = list(dict.fromkeys(clip for each in block for clip in (each.other if other else each.audio)))
-                return block, dict(zip(clips, ears.features_all(clips), strict=True))
+                return block, dict(zip(clips, shared.features_all(clips), strict=True))
 
             self._listeners[key] = encode
         return self._listeners[key]
@@ -341,7 +341,7 @@ class SalmonnTrial(TrainedArms):
     ) -> list[str]:
         """What a model answers to questions about clips that are encoded already."""
         given = PrecomputedFeatures(frames)
-        model.ears = ZeroFeatures(given) if name == SILENT else given
+        model.audio_features = ZeroFeatures(given) if name == SILENT else given
         requests = [(list(each.other if other else each.audio), each.instruction) for each in block]
         with quiet():
             return list(model.answers(requests, **generation))

@@ -16,7 +16,9 @@ import numpy as np
 from broadsheet import models
 from broadsheet.console import InputError
 from broadsheet.options import option
-from broadsheet.rank.order import multipass_calls, run_lockstep, strategy_named, windows
+from broadsheet.rank.base import strategy_named
+from broadsheet.rank.fullrank import multipass_calls
+from broadsheet.rank.order import run_lockstep, windows
 from broadsheet.rank.trials.base import FIRST_STAGE, RerankerTrial
 from broadsheet.rank.trials.bias import kendall
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
