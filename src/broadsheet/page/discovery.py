@@ -150,7 +150,7 @@ class Exports:
 
     Args:
         package: the stage's `__name__`.
-        parts: module (below the stage) to the names it gives.
+        parts: module (below the stage, or whole: `broadsheet.…`) to the names it gives.
 
     Example:
         _exports = Exports(__name__, {"base": ("Detector",)})
@@ -160,7 +160,11 @@ class Exports:
 
     def __init__(self, package: str, parts: dict[str, tuple[str, ...]]) -> None:
         self.package = package
-        self._homes = {name: f"{package}.{home}" for home, names in parts.items() for name in names}
+        self._homes = {
+            name: home if home.startswith("broadsheet.") else f"{package}.{home}"
+            for home, names in parts.items()
+            for name in names
+        }
         for each in classes():
             module, name = each.entry.split(":")
             if each.key == "paper" and each.kind == "method" and module.startswith(f"{package}."):
