@@ -12,32 +12,17 @@ _exports = Exports(
     __name__,
     {
         "axes": ("embedding_methods",),
-        "base": (
-            "BASELINES",
-            "Embedder",
-            "baseline",
-            "embedder",
-            "load",
-        ),
+        "base": ("BASELINES", "Embedder", "baseline", "embedder", "load"),
         "data.feedback": ("LikelihoodScorer",),
         "data.induction": ("BilingualLexiconInduction",),
-        "fitting": (
-            "TrainOutput",
-            "fit",
-        ),
-        "gem": (
-            "gem_embedder",
-            "reconstruct",
-        ),
+        "fitting": ("TrainOutput", "fit"),
+        "gem": ("gem_embedder", "reconstruct"),
         "lexical_specialization": ("SubwordMean",),
         "llm_ql": ("query_log_likelihood",),
         "losses.contrastive": ("ContrastiveObjective",),
         "modules.encoder": ("CausalEncoder",),
         "modules.eol": ("TemplateMean",),
-        "modules.template": (
-            "PROMPT_EOL",
-            "Template",
-        ),
+        "modules.template": ("PROMPT_EOL", "Template"),
     },
 )
 __all__ = _exports.names

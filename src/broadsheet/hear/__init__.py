@@ -11,23 +11,14 @@ from broadsheet.page.discovery import Exports
 _exports = Exports(
     __name__,
     {
-        "base": (
-            "AudioEncoder",
-            "encoder",
-        ),
+        "base": ("AudioEncoder", "encoder"),
         "configuration": ("SalmonnConfig",),
         "data": ("make_data",),
-        "data.rows": (
-            "AudioRow",
-            "read_rows",
-        ),
+        "data.rows": ("AudioRow", "read_rows"),
         "encoders.audio_features": ("AudioFeatures",),
         "processing": ("SalmonnProcessor",),
         "training.activating": ("activate",),
-        "training.fitting": (
-            "TrainOutput",
-            "fit",
-        ),
+        "training.fitting": ("TrainOutput", "fit"),
         "trials.cascade": ("Cascade",),
     },
 )

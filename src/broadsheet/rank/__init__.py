@@ -9,34 +9,19 @@ from broadsheet.page.discovery import Exports
 _exports = Exports(
     __name__,
     {
-        "base": (
-            "ListwiseReranker",
-            "RerankStats",
-        ),
+        "base": ("ListwiseReranker", "RerankStats"),
         "broadsheet.data.retrieval.beir": ("Beir",),
         "broadsheet.data.retrieval.documentation": ("Documentation",),
         "broadsheet.data.retrieval.lists": ("RankList",),
-        "broadsheet.data.retrieval.metrics": (
-            "evaluate",
-            "evaluate_lists",
-        ),
+        "broadsheet.data.retrieval.metrics": ("evaluate", "evaluate_lists"),
         "first": ("WeightedRankNetScheme",),
         "first_feedback": ("RelevanceFeedback",),
-        "fitting": (
-            "TrainOutput",
-            "fit",
-        ),
+        "fitting": ("TrainOutput", "fit"),
         "formats": ("as_rerankers",),
         "fullrank": ("complete_labels",),
-        "labelling": (
-            "reranker_comparator",
-            "teacher_comparator",
-        ),
+        "labelling": ("reranker_comparator", "teacher_comparator"),
         "pg_rank": ("PGRank",),
-        "pg_rank_utilities": (
-            "MRR",
-            "NDCG",
-        ),
+        "pg_rank_utilities": ("MRR", "NDCG"),
         "prompt": ("Prompt",),
         "rows": ("training_rows",),
     },

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from broadsheet.cache import atomic_folder, locked
 from broadsheet.console import InputError
@@ -18,9 +18,6 @@ from broadsheet.models import load as load_model
 from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import read_json
 from broadsheet.rank.prompt import Prompt
-
-if TYPE_CHECKING:
-
 
 SETTINGS = "reranker.json"
 _FORMAT = 1
