@@ -22,8 +22,8 @@ from broadsheet.rank.pg_rank import PGRank
 from broadsheet.rank.prompt import Prompt, Prompter
 from broadsheet.rank.rows import ListDataset, ListItem, read_rows
 from broadsheet.rank.training import ListwiseCollator, read_lists
-from broadsheet.training.trainer import ObjectiveTrainer
 from broadsheet.training.checkpoints import newest_checkpoint
+from broadsheet.training.trainer import ObjectiveTrainer
 
 WORDING = Prompt(system="R", intro="{query}\n", outro="{query}")
 WORDS = ["ab", "cd", "ef", "gh", "ij", "kl", "mn", "op"]

@@ -88,4 +88,3 @@ def load(kind: type[ListwiseReranker], source: str | Path, changes: dict[str, An
         return kind(model, tokenizer, **{"spec": spec} | settings | changes)
     except TypeError as error:
         raise InputError(f"{folder / SETTINGS} cannot be used: {error}; save the reranker anew") from None
-

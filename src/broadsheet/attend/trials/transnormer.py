@@ -7,12 +7,11 @@ language can be read, and losses do not depend on a vocabulary.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +24,14 @@ from torch.nn.functional import cross_entropy
 
 from broadsheet.attend.memory import cache_bytes
 from broadsheet.attend.transnormer import TransNormerCache, TransNormerConfig, TransNormerForCausalLM
-from broadsheet.cache import atomic_folder, fingerprint, home, locked
-from broadsheet.console import InputError, progress, say
+from broadsheet.cache import fingerprint, home, locked
+from broadsheet.console import InputError, say
 from broadsheet.data import corpora
+from broadsheet.models.safefiles import read_json
 from broadsheet.page.evidence import provenance, versions
+from broadsheet.training.fit import fit
+from broadsheet.training.objective import Objective
+from broadsheet.training.schedules import SCHEDULES, Progress
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.results import Curve, Role, TrialResult
 
@@ -300,9 +303,11 @@ class TransNormerTrial:
         def prepare() -> None:
             with locked(place):
                 if not place.exists():
-                    with atomic_folder(place) as folder:
-                        self._train(contestant, texts, folder)
-            self.histories_[contestant.name] = json.loads((place / "history.json").read_text(encoding="utf-8"))
+                    self._train(contestant, texts, place)
+            history = read_json(place / "training.json")["history"]
+            self.histories_[contestant.name] = {
+                str(int(each["step"])): each["eval_held_out"] for each in history if "eval_held_out" in each
+            }
             model = contestant.make()
             model.load_state_dict(load_file(place / "model.safetensors"))
             self.trained_[contestant.name] = model.to(self.device).eval()
@@ -313,50 +318,79 @@ class TransNormerTrial:
 
         return Arm(contestant.name, run, contestant.role, contestant.description, prepare)
 
-    def _train(self, contestant: Contestant, texts: ByteTexts, folder: Path) -> None:
-        """Train one model, and save it with the loss it had on held-out texts along the way.
+    def _train(self, contestant: Contestant, texts: ByteTexts, place: Path) -> None:
+        """Train one model into a folder, with the loss it has on held-out texts along the way.
 
         Raises:
-            ValueError: the loss is not a number any more.
+            InputError: the loss is not a number any more.
+            KeyboardInterrupt: Ctrl-C; the same trial resumes.
         """
         with torch.random.fork_rng():
             torch.manual_seed(contestant.seed)
-            model = contestant.make().to(self.device).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, betas=(0.9, 0.95), weight_decay=0.1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        held_out = texts.held_out[:16, : self.length + 1].to(self.device)
-        history: dict[int, float] = {}
-        with progress(f"training {contestant.name}", total=self.steps) as bar:
-            for step in range(self.steps):
-                ids = self._batch(texts.stream, step).to(self.device)
-                logits = model(ids[:, :-1], use_cache=False).logits
-                loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-                if not loss.isfinite():
-                    raise ValueError(f"the loss is {loss.item()} after {step} steps; try a smaller --lr")
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-                if (step + 1) % max(1, self.steps // 10) == 0:
-                    history[step + 1] = float(read(model.eval(), held_out, 1).mean())
-                    model.train()
-                bar.advance(bar.task_ids[0])
-        save_file(model.state_dict(), folder / "model.safetensors")
-        (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
-
-    def _rate(self, step: int) -> float:
-        """Rises over a tenth of the steps, then falls as a cosine to a tenth."""
-        rise = max(1, self.steps // 10)
-        if step < rise:
-            return (step + 1) / rise
-        return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
+            model = contestant.make().to(self.device)
+        done = fit(
+            model,
+            range(self.steps),
+            NextByte(self, texts),
+            place,
+            save=lambda folder: save_file(model.state_dict(), folder / "model.safetensors"),
+            steps=self.steps,
+            batch_size=1,  # a row is the number of a step; `NextByte` draws its texts
+            learning_rate=self.lr,
+            schedule="cosine to a tenth",
+            warmup=0.1,
+            weight_decay=0.1,
+            autocast="none",
+            optim="adamw_torch",
+            adam_beta2=0.95,
+            seed=contestant.seed,
+        )
+        if not done.finished:
+            raise KeyboardInterrupt
 
     def _batch(self, stream: Tensor, step: int) -> Tensor:
         """The texts of a step, (batch, length + 1): the same for every arm, whatever ran before."""
         generator = torch.Generator().manual_seed(int(fingerprint([self.seed, step])[:15], 16))
         starts = torch.randint(len(stream) - self.length, (self.batch,), generator=generator)
         return stream[starts[:, None] + torch.arange(self.length + 1)]
+
+
+class NextByte(Objective):
+    """Next-byte prediction on texts drawn by the number of the step; held-out loss ten times along the way."""
+
+    def __init__(self, trial: TransNormerTrial, texts: ByteTexts) -> None:
+        self.trial, self.stream = trial, texts.stream
+        self.held_out = texts.held_out[:16, : trial.length + 1]
+
+    def collate(self, items: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        ids = self.trial._batch(self.stream, items[0][0])
+        return {"input_ids": ids, "tokens": torch.tensor(ids[:, 1:].numel())}
+
+    def loss(self, model: Any, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        ids = batch["input_ids"]
+        logits = model(ids[:, :-1], use_cache=False).logits
+        return cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+    def parameter_groups(self, model: Any, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        return [{"params": list(model.parameters()), "weight_decay": weight_decay}]  # vectors decay too
+
+    def after_step(self, model: Any, step: int) -> dict[str, float]:
+        if step % max(1, self.trial.steps // 10):
+            return {}
+        found = float(read(model.eval(), self.held_out, 1).mean())
+        model.train()
+        return {"held_out": found}
+
+
+def _cosine_to_a_tenth(progress: Progress, warmup: float) -> float:
+    """Rises over the steps of the warm-up, then falls as a cosine to a tenth."""
+    step, rise = progress.step, max(1, int(warmup * progress.steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(1, progress.steps - rise)))
+
+
+SCHEDULES["cosine to a tenth"] = _cosine_to_a_tenth
 
 
 def _ablations(contestants: Sequence[Contestant]) -> list[str]:

@@ -62,7 +62,9 @@ def training(folder: str) -> dict[str, str]:
         return {}
     kept = read_json(record)
     settings, objective = kept["settings"], kept["settings"]["objective"]
-    how = ", ".join(f"{key} {value}" for key, value in objective.items() if key not in ("name", "lists") and value is not None)
+    how = ", ".join(
+        f"{key} {value}" for key, value in objective.items() if key not in ("name", "lists") and value is not None
+    )
     return {
         "training": f"{objective['name']} ({how}), {kept['examples']:,} lists in {kept['steps']:,} steps and "
         f"{kept['seconds'] / 60:.0f} minutes, {settings['method']}, learning rate {settings['learning_rate']:g}"
