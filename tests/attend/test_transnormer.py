@@ -728,7 +728,7 @@ def test_trial_reports_an_arm_whose_loss_is_lost(small_trial, monkeypatch):
     result = small_trial().run()
     failed = {arm.name: arm.error for arm in result.arms if arm.status == "failed"}
     assert list(failed) == ["TransNormer, Eq. 2"]
-    assert "the loss is nan after 0 steps" in failed["TransNormer, Eq. 2"]
+    assert "the loss is nan at step 0" in failed["TransNormer, Eq. 2"]
 
 
 @pytest.mark.real
