@@ -31,7 +31,7 @@ class ApplyEmbed:
     OUT is a folder that `broadsheet.embed.load`, `broadsheet index --embedder OUT` and sentence-transformers read. It
     holds a whole model unless --adapter is given. A command that was stopped or killed goes on when it is repeated.
 
-    DATA is JSONL, Parquet, a folder of them, `hf:org/name:split`, or `pydocs`:
+    DATA is JSONL, Parquet, CSV, TSV, a folder of them, `hf:org/name:split`, or `pydocs`:
 
     - `gem` trains on texts (field `text`).
     - `llm_ql`, `ullme` train on pairs: `query` (or `anchor`, `question`, `sentence1`) with `positive` (or `document`,
@@ -39,9 +39,9 @@ class ApplyEmbed:
     - `llm_embedder` trains on `query` with the lists `pos` and `neg` and `teacher_scores`; or with `answers`, from
       which a language model makes the scores first (kept as OUT.scores.jsonl), where pairs will do; or on long texts,
       whose own earlier chunks are the candidates for what follows.
-    - `lexical_specialization` trains on word pairs: a TSV of `word1`, `word2`, or rows of them, with a `label` of the
+    - `lexical_specialization` trains on word pairs: rows of `word1`, `word2`, with a `label` of the
       set they belong to; or `wordnet`, `freedict:eng-fra`, `abbreviations` (`pydocs` means the last).
-    - `token_prepending` chooses its layers on sentence pairs with scores (a TSV or CSV as STS-B's), or on `pydocs`.
+    - `token_prepending` chooses its layers on sentence pairs with scores (such as STS-B's), or on `pydocs`.
 
     With --encode, DATA is any corpus, and OUT a folder of `vectors.npy`, `ids.jsonl` and `manifest.json`.
 
@@ -298,7 +298,7 @@ class ApplyEmbed:
 
         if corpus.spec == "pydocs":
             return documented(self.rows or 300, False, self.seed)
-        return sts(corpus.spec, self.rows, self.seed)
+        return sts(corpus.spec, self.rows, self.seed, corpus.on_error)
 
     # Parts
 
