@@ -10,8 +10,8 @@ its own. What a field takes follows from its type, whatever the format that a ro
 - `tuple[X, ...]`: a list, or a text that spells a JSON list (CSV has no other), or one value, unless X is `Any`;
 - `dict`: an object, or a text that spells a JSON object;
 - `Any`: whatever is there.
-Upper and lower case are the same in column names. A column that is null counts as missing, and so does an empty text or
-list where the field has a default. `__post_init__` may refuse what does not fit together: ValueError, with the reason.
+Upper and lower case are the same in column names. A column that is null counts as missing, and so does an empty text
+where the field has a default. `__post_init__` may refuse what does not fit together: ValueError, with the reason.
 """
 
 from __future__ import annotations
@@ -295,7 +295,7 @@ class _Reader(Generic[T]):
                 taken = {key for keys in here.values() for key in keys}
                 values[name] = {key: value for key, value in row.items() if key not in taken}
                 continue
-            keys = [key for key in here[name] if row[key] is not None and (needed or row[key] not in ("", []))]
+            keys = [key for key in here[name] if row[key] is not None and (needed or row[key] != "")]
             if not keys and needed:
                 return _missing(column, here[name], row)
             if not keys and column.kind == "id":

@@ -72,8 +72,8 @@ class Ranked:
 class Judgement:
     """How relevant a document is to a query: a line of qrels. A table without names has these three columns."""
 
-    query: str = column("query-id", "query_id", "qid", "query")
-    document: str = column("corpus-id", "corpus_id", "docid", "doc_id", "document")
+    query: str = column("query-id", "query_id", "qid", "query", kind="text")
+    document: str = column("corpus-id", "corpus_id", "docid", "doc_id", "document", kind="text")
     relevance: int = column("score", "relevance", "rel", "label")
 
     LAYOUTS: ClassVar[Mapping[int, Sequence[str]]] = {3: ("query-id", "corpus-id", "score")}

@@ -35,7 +35,7 @@ class ApplyRank:
     """Train a reranker (--train), label whole lists (--labels), or rerank what a search found.
 
     DATA is `pydocs`, a BEIR folder (`corpus.jsonl`, `queries.jsonl`, `qrels/*.tsv`), or a file: rows of `query`,
-    `documents` and `ranking` or `labels` (JSONL, Parquet) to train on, rank_llm's requests (JSONL) to rerank.
+    `documents` and `ranking` or `labels` (JSONL, Parquet, CSV, `hf:…`) to train on, rank_llm's requests to rerank.
 
     - With --train, OUT is a folder that `ListwiseReranker.load` and `broadsheet try first --reranker OUT` read. `first`
       trains FIRST's joint loss, `fullrank` the importance-aware loss, `pg_rank` the policy gradient, best from a
@@ -117,20 +117,20 @@ class ApplyRank:
                 "expected from 1, 0 and 0"
             )
         if self.train:
-            return self._train(corpus.spec, out, force)
+            return self._train(corpus, out, force)
         if self.labels:
-            return self._label(corpus.spec, out, force)
-        return self._rerank(corpus.spec, out, force)
+            return self._label(corpus, out, force)
+        return self._rerank(corpus, out, force)
 
     # Training
 
-    def _train(self, data: str, out: Path, force: bool) -> Summary:
+    def _train(self, corpus: Corpus, out: Path, force: bool) -> Summary:
         from broadsheet.rank.fitting import fit
 
         objective, sizes = self._objective(), self._sizes()
-        rows = self._rows(data, self.candidates or 20)
+        rows = self._rows(corpus, self.candidates or 20)
         for row in rows:
-            if "labels" in row and data == "pydocs":
+            if "labels" in row and corpus.spec == "pydocs":
                 row.pop("ranking", None)  # passages that are wrong alike need no order
         reranker = self._load(decode="first_token" if self.method != "fullrank" else "permutation")
         if self.method == "pg_rank" and not self.reranker:
@@ -177,13 +177,13 @@ class ApplyRank:
         except ValueError:
             raise InputError(f"got --sizes {self.sizes!r}; expected two numbers, as in 5-20") from None
 
-    def _rows(self, data: str, candidates: int) -> list[dict[str, Any]]:
+    def _rows(self, corpus: Corpus, candidates: int) -> list[dict[str, Any]]:
         """Rows to train on or to label, in first-stage order."""
         from broadsheet.rank.rows import read_rows
 
-        if Path(data).expanduser().is_file():
-            return read_rows(Path(data).expanduser())[: self.lists]
-        found = self._source(data).train(self.lists, candidates, self.depth)
+        if _is_rows(corpus.spec):
+            return read_rows(corpus.spec, corpus.on_error)[: self.lists]
+        found = self._source(corpus.spec).train(self.lists, candidates, self.depth)
         return training_rows(found.lists, order="first_stage")
 
     def _source(self, data: str) -> ListSource:
@@ -191,12 +191,12 @@ class ApplyRank:
 
     # Labels
 
-    def _label(self, data: str, out: Path, force: bool) -> Summary:
+    def _label(self, corpus: Corpus, out: Path, force: bool) -> Summary:
         from broadsheet.rank.fullrank import complete_labels, reranker_comparator, teacher_comparator
 
         _check_free(out, force)
         window, step = self.window or 20, self.step or 10
-        rows = self._rows(data, self.candidates or 100)
+        rows = self._rows(corpus, self.candidates or 100)
         if self.teacher:
             from broadsheet.teacher import Teacher
 
@@ -221,14 +221,16 @@ class ApplyRank:
 
     # Reranking
 
-    def _rerank(self, data: str, out: Path, force: bool) -> Summary:
-        path = Path(data).expanduser()
+    def _rerank(self, corpus: Corpus, out: Path, force: bool) -> Summary:
+        path = Path(corpus.spec).expanduser()
         if path.is_dir():
             return self._rerank_folder(path, out, force)
-        if not path.is_file():
-            raise InputError(f"{data} is nothing to rerank; give a BEIR folder or rank_llm's requests, or --train")
+        if not _is_rows(corpus.spec):
+            raise InputError(
+                f"{corpus.spec} is nothing to rerank; give a BEIR folder or rank_llm's requests, or --train"
+            )
         _check_free(out, force)
-        requests = read_requests(path)
+        requests = read_requests(corpus.spec, corpus.on_error)
         started = time.perf_counter()
         done = rerank_requests(self._load(), requests)
         write_requests(done, out)
@@ -311,6 +313,11 @@ def _reranked(lines: Path) -> Iterator[tuple[str, dict[str, float]]]:
         for line in file:
             record = json.loads(line)
             yield record["id"], record["run"]
+
+
+def _is_rows(data: str) -> bool:
+    """A file or a hub data set; folders hold collections here."""
+    return data.startswith("hf:") or Path(data).expanduser().is_file()
 
 
 def _check_free(out: Path, force: bool) -> None:
