@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from broadsheet.console import InputError, say
 from broadsheet.data import pydocs, rows
 from broadsheet.data.rows import OnError, Rows, Stored
-from broadsheet.data.sources import InvalidRow, RowLocation, Source, Text, is_unicode, open_source
+from broadsheet.data.sources import InvalidRow, RowLocation, RowSource, Text, is_unicode, open_source
 from broadsheet.models.embedded import DEFAULT
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ def load(
 class Corpus(Rows[Document]):
     """Documents that can be iterated any number of times, each time from the start and in the same order."""
 
-    source: Source | None = None
+    source: RowSource | None = None
 
     def __init__(self, spec: str, on_error: OnError, text_field: str, id_field: str) -> None:
         super().__init__(spec, on_error)
@@ -133,9 +133,9 @@ class PydocsCorpus(Corpus):
 class StoredCorpus(Stored, Corpus):
     """The rows of files or of a hub data set as documents."""
 
-    source: Source
+    source: RowSource
 
-    def __init__(self, source: Source, on_error: OnError, text_field: str, id_field: str) -> None:
+    def __init__(self, source: RowSource, on_error: OnError, text_field: str, id_field: str) -> None:
         super().__init__(source.spec, on_error, text_field, id_field)
         self.source, self.count = source, source.count
 

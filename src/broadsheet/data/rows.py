@@ -30,7 +30,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_typ
 
 from broadsheet.cache import atomic_write, fingerprint, home
 from broadsheet.console import InputError, say
-from broadsheet.data.sources import InvalidRow, Layout, RowLocation, Source, Text, is_unicode, open_source
+from broadsheet.data.sources import InvalidRow, Layout, RowLocation, RowSource, Text, is_unicode, open_source
 
 T = TypeVar("T")
 OnError = Literal["stop", "skip"]
@@ -72,7 +72,7 @@ def column(
 
 
 def read(
-    spec: str | os.PathLike[str] | Source,
+    spec: str | os.PathLike[str] | RowSource,
     schema: type[T],
     on_error: OnError = "stop",
     *,
@@ -95,7 +95,7 @@ def read(
         for pair in read("pairs.csv", schemas.Pair, on_error="skip"):
             print(pair.query, pair.positive)
     """
-    source = spec if isinstance(spec, Source) else open_source(spec)
+    source = spec if isinstance(spec, RowSource) else open_source(spec)
     return _Read(source, on_error, _Reader(schema, columns or {}, required))
 
 
@@ -196,7 +196,7 @@ class Rows(ABC, Generic[T]):
 class Stored:
     """The part of `Rows` that lies in a source."""
 
-    source: Source
+    source: RowSource
 
     def identity(self) -> dict[str, Any]:
         return self.source.identity()
@@ -223,7 +223,7 @@ class Listed(Rows[T]):
         return {"rows": self.fingerprint()}
 
     def fingerprint(self) -> str:
-        return fingerprint([vars(row) for row in self.rows])
+        return fingerprint([{each.name: getattr(row, each.name) for each in fields(row)} for row in self.rows])  # type: ignore[arg-type]
 
     def describe(self) -> str:
         return f"{self.spec}: {len(self.rows):,} rows"
@@ -238,7 +238,7 @@ class Listed(Rows[T]):
 
 
 class _Read(Stored, Rows[T]):
-    def __init__(self, source: Source, on_error: OnError, reader: _Reader[T]) -> None:
+    def __init__(self, source: RowSource, on_error: OnError, reader: _Reader[T]) -> None:
         super().__init__(source.spec, on_error)
         self.source, self.count, self._reader = source, source.count, reader
         self._layout = reader.layout()

@@ -67,7 +67,7 @@ class Text(str):
     """A file that is one text."""
 
 
-class Source(ABC):
+class RowSource(ABC):
     """Rows that can be read any number of times, each time from the start and in the same order.
 
     Attributes:
@@ -100,7 +100,7 @@ class Source(ABC):
         """One line for people: what it is, and how large."""
 
 
-def open_source(spec: str | os.PathLike[str], *, documents: bool = False) -> Source:
+def open_source(spec: str | os.PathLike[str], *, documents: bool = False) -> RowSource:
     """The rows of a spec; see the module. Nothing but the file names, or the hub's record, is read yet.
 
     Args:
@@ -114,12 +114,17 @@ def open_source(spec: str | os.PathLike[str], *, documents: bool = False) -> Sou
     return HubSource(name) if name.startswith("hf:") else FileSource(name, documents=documents)
 
 
+def is_rows(spec: str) -> bool:
+    """Whether a spec is one file of rows or a hub data set; where folders mean something else."""
+    return spec.startswith("hf:") or Path(spec).expanduser().is_file()
+
+
 def named(folder: Path, stem: str) -> Path | None:
     """The file of rows of this name in a folder, whatever its format; None where there is none."""
     return next((path for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()), None)
 
 
-class FileSource(Source):
+class FileSource(RowSource):
     """One file, or the files below a folder. Damage that ends a file early counts as one bad row.
 
     Args:
@@ -162,7 +167,7 @@ class FileSource(Source):
         return path.relative_to(self.root).as_posix()
 
 
-class HubSource(Source):
+class HubSource(RowSource):
     """A split of a hub data set: rows are downloaded as they are read, all from the commit that was newest at first.
 
     Sound and pictures are not decoded: they come as they are stored, `{"bytes": …, "path": …}`.

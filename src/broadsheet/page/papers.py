@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from broadsheet.console import InputError
-from broadsheet.page import evidence
+from broadsheet.page import discovery, evidence
+from broadsheet.page.discovery import load
+
+__all__ = ["RUNGS", "Paper", "Stage", "docstring", "get", "get_recipe", "get_trial", "load", "page", "search", "stages"]
 
 RUNGS = ("listed", "runs", "exact", "helps", "leads")
 _COSTS = ("/s", "seconds", "bytes")
@@ -27,9 +30,9 @@ class Paper:
     Attributes:
         id, arxiv, title: names; `arxiv` is the identifier alone, e.g. `"2410.06072"`.
         kind: method, study, benchmark or survey.
-        stage: the room it lives in.
-        entry: `"module:Class"` of what it offers; empty until it is built.
-        trial, apply: `"module:Class"` that `try` and `apply` run; empty where there is none.
+        stage: the folder it lives in.
+        offers: `"module:name"` of what it offers, where that is no class with `paper` (a survey's table).
+        package: the package that brings it: `"broadsheet"`, or a reader's own.
     """
 
     id: str
@@ -37,9 +40,23 @@ class Paper:
     kind: str
     stage: str
     title: str
-    entry: tuple[str, ...] = ()
-    trial: str = ""
-    apply: str = ""
+    offers: tuple[str, ...] = ()
+    package: str = "broadsheet"
+
+    @property
+    def entry(self) -> tuple[str, ...]:
+        """`"module:Class"` of its methods, discovered; empty until it is built."""
+        return self.offers or discovery.methods(self.id)
+
+    @property
+    def trial(self) -> str:
+        """`"module:Class"` that `try` runs: its own trial, or its stage's once it is built; empty where it has none."""
+        return discovery.trial(self.id) or (discovery.stage_trial(self.stage) if self.entry else "")
+
+    @property
+    def apply(self) -> str:
+        """`"module:Class"` that `apply` runs: its own recipe, or its stage's; empty where there is none."""
+        return discovery.recipe(self.id) or (discovery.stage_recipe(self.stage) if self.entry else "")
 
     @property
     def url(self) -> str:
@@ -82,6 +99,7 @@ class Paper:
             "entry": list(self.entry),
             "trial": self.trial,
             "apply": self.apply,
+            "package": self.package,
             "rung": self.rung,
             "reached": RUNGS[self.rung],
         }
@@ -89,29 +107,49 @@ class Paper:
 
 @dataclass(frozen=True)
 class Stage:
-    """A room of the library: what its papers have in common, and the trial that runs them together."""
+    """A folder of the library: what its papers have in common, and the trial that runs them together."""
 
     id: str
     about: str
-    trial: str = ""
     papers: tuple[Paper, ...] = field(default=())
+
+    @property
+    def trial(self) -> str:
+        """`"module:Class"` of the trial of all its papers; empty where it has none."""
+        return discovery.stage_trial(self.id)
 
 
 @cache
 def page() -> tuple[Paper, ...]:
-    """All papers, in page order."""
-    return tuple(Paper(**{**row, "entry": tuple(row.get("entry", ()))}) for row in _table()["paper"])
+    """All papers, in page order; then those that other packages add, by package.
+
+    Raises:
+        InputError: a package's paper has the id of another, or a stage that does not exist.
+    """
+    found: dict[str, Paper] = {}
+    known = {row["id"] for row in _table(discovery.packages()[0].table)["stage"]}
+    for package in discovery.packages():
+        for row in _table(package.table)["paper"]:
+            paper = Paper(**{**row, "offers": tuple(row.get("offers", ())), "package": package.name})
+            if paper.id in found:
+                raise InputError(f"{package.table}: the id {paper.id!r} is taken by {found[paper.id].package}")
+            if paper.stage not in known:
+                raise InputError(
+                    f"{package.table}: no stage {paper.stage!r}; expected one of {', '.join(sorted(known))}"
+                )
+            found[paper.id] = paper
+    return tuple(found.values())
 
 
 @cache
 def stages() -> tuple[Stage, ...]:
     """All stages, with their papers in page order."""
-    return tuple(Stage(**row, papers=tuple(p for p in page() if p.stage == row["id"])) for row in _table()["stage"])
+    rows = _table(discovery.packages()[0].table)["stage"]
+    return tuple(Stage(**row, papers=tuple(p for p in page() if p.stage == row["id"])) for row in rows)
 
 
-@cache
-def _table() -> dict[str, Any]:
-    return tomllib.loads(Path(__file__).with_name("papers.toml").read_text(encoding="utf-8"))
+def _table(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def get(paper_id: str) -> Paper:
@@ -150,6 +188,20 @@ def get_trial(name: str) -> tuple[str, str]:
     return paper.id, paper.trial
 
 
+def get_recipe(name: str) -> tuple[str, str]:
+    """(paper id, `"module:Class"`) of what `apply` runs for a paper, or for a stage.
+
+    Raises:
+        InputError: unknown name, or nothing to apply yet.
+    """
+    if entry := next((discovery.stage_recipe(stage.id) for stage in stages() if stage.id == name), ""):
+        return name, entry
+    paper = get(name)
+    if not paper.apply:
+        raise InputError(f"{paper.id} has nothing to apply yet: `broadsheet show {paper.id}` says what it offers")
+    return paper.id, paper.apply
+
+
 def _nearest(name: str, known: list[str]) -> str:
     near = get_close_matches(name.lower(), known, n=3, cutoff=0.5) or [k for k in known if name.lower() in k][:3]
     return f"; did you mean {' or '.join(near)}?" if near else "; `broadsheet papers` lists them"
@@ -182,16 +234,10 @@ def search(query: str = "", *, stage: str = "", kind: str = "", rung: int = 0) -
 def docstring(entry: str) -> str:
     """The docstring of `"module:Class"`, read from the source file: nothing is imported."""
     module, name = entry.split(":")
-    path = Path(__file__).parents[1].joinpath(*module.split(".")[1:]).with_suffix(".py")
+    package = max((p for p in discovery.packages() if f"{module}.".startswith(f"{p.name}.")), key=lambda p: len(p.name))
+    parts = module.removeprefix(package.name).strip(".").split(".")
+    path = package.folder.joinpath(*parts).with_suffix(".py")
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return ast.get_docstring(node) or ""
     raise LookupError(f"{entry}: no {name} in {path.name}")
-
-
-def load(entry: str) -> Any:
-    """Import `"module:Class"`."""
-    from importlib import import_module
-
-    module, name = entry.split(":")
-    return getattr(import_module(module), name)
