@@ -352,14 +352,14 @@ def test_columns_are_told_by_header_or_number(tmp_path, text, pair):
     (tmp_path / "words.tsv").write_text(text, encoding="utf-8")
     with gzip.open(tmp_path / "words.tsv.gz", "wt", encoding="utf-8") as file:
         file.write(text)
-    assert lexicon.read_tsv(tmp_path / "words.tsv") == [pair] == lexicon.read_tsv(tmp_path / "words.tsv.gz")
+    assert lexicon.load(str(tmp_path / "words.tsv")) == [pair] == lexicon.load(str(tmp_path / "words.tsv.gz"))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"a\tb\nc\t\n", r"words\.tsv:2: a word is missing"),
-        (b"a\n", r"words\.tsv:1: 1 columns"),
+        (b"a\tb\nc\t\n", r"words\.tsv:2: an empty word2"),
+        (b"a\n", r"words\.tsv:1: columns: 1; expected some called word1, word2, or without names 2"),
         (b"\xff\xfea\tb\n", "not UTF-8"),
         (b"\n\n", "holds no word pairs"),
     ],
@@ -375,7 +375,7 @@ def test_bad_lines_are_named(tmp_path, text, message):
     [
         ("wordnet:/nowhere", "apt install wordnet-base"),
         ("freedict:xxx-yyy", "apt install dict-freedict-xxx-yyy"),
-        ("/nowhere.tsv", "give a TSV of word pairs"),
+        ("/nowhere.tsv", "give rows of word pairs"),
     ],
 )
 def test_what_is_missing_is_named(name, message):
