@@ -288,8 +288,8 @@ def step_seconds(writer: TimedWriter, prompt: DecodePrompt) -> dict[int, float]:
     """Seconds of a step by its size, measured by ADED itself on this model: one measurement that all arms share."""
     aded = ADED()
     TimedWriter(writer.model, 4)(prompt, custom_generate=aded)
-    [pace] = aded.paces_[writer.model].values()
-    return pace.seconds
+    [step_cost] = aded.step_costs_[writer.model].values()
+    return step_cost.seconds
 
 
 def measured(runs: Sequence[tuple[Written, list[int]]]) -> Measured:
