@@ -78,7 +78,7 @@ class LazyModel:
 
 
 def sts_arm(name: str, embedder: Source | LazyModel, role: Role = "method", description: str = "") -> Arm:
-    """Sentence pairs (`tasks.Pair`) to rows of cosine and gold score, the output of `SPEARMAN`."""
+    """Sentence pairs (`tasks.SentencePair`) to rows of cosine and gold score, the output of `SPEARMAN`."""
     held = _held(embedder)
 
     def run(block: Sequence[SentencePair]) -> Outputs:
@@ -217,7 +217,7 @@ class EvalTask:
         name: as errors and files name it.
         items: what the arms answer.
         metrics: that are computed from the answers.
-        arm: `(name, held embedder, role, description, file for vectors)` to the arm.
+        arm: `(name, lazy embedder, role, description, file for vectors)` to the arm.
         texts: read with each item, for texts/s.
         about: one line for the trial's setting.
     """
@@ -344,7 +344,7 @@ def trained(
         dtype: that it is read back in.
 
     Example:
-        Candidate("contrastive", trained(folder / "contrastive", lambda out: fit(start(), rows, loss, out, steps=50)))
+        ModelArm("contrastive", trained(folder / "contrastive", lambda out: fit(start(), rows, loss, out, steps=50)))
     """
 
     def make() -> SentenceTransformer:
@@ -390,7 +390,7 @@ def workdir(*key: Any) -> Path:
 
 
 def clear(folder: Path) -> None:
-    """Remove a workplace; called when the trial's result is written."""
+    """Remove a work directory; called when the trial's result is written."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
