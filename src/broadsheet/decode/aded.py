@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 from broadsheet.console import InputError
@@ -85,6 +85,8 @@ class ADED(Drafter):
     Source: arXiv:2407.12021; authors' code liuxukun2000/Adaptix. In float32 the output is greedy decoding's; in half
     precision near-ties can fall the other way.
     """
+
+    paper: ClassVar[str] = "aded"
 
     table: TrigramTable = field(default_factory=TrigramTable)
     search: Literal["best-first", "mcts"] = field(default="best-first", kw_only=True)
