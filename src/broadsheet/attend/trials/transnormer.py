@@ -123,6 +123,7 @@ class TransNormerTrial(Trial):
     """
 
     paper: ClassVar[str] = "transnormer"
+    lacks: ClassVar[tuple[str, ...]] = ("model", "dtype", "method")
     title: ClassVar[str] = "TransNormer: linear attention with decay in place of softmax"
 
     texts: int = option(64, "Held-out texts.", quick=24, least=2)
@@ -140,11 +141,6 @@ class TransNormerTrial(Trial):
     text_field: str = option("text", "The field of the data that holds the text.")
 
     def check(self) -> None:
-        if self.model != "default" or self.dtype:
-            raise InputError(
-                f"got {f'--dtype {self.dtype}' if self.dtype else f'--model {self.model}'}; expected none: both models "
-                "are trained from scratch, in float32"
-            )
         if self.width % (2 * self.heads):
             raise InputError(f"got --width {self.width}; expected a multiple of twice the {self.heads} heads")
         if not self.lr > 0:
