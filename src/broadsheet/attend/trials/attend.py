@@ -98,7 +98,7 @@ class AttendTrial(Trial):
     dtype: str = option("float32", "Of the model.", metavar="NAME")
 
     @classmethod
-    def fields(cls, kind: type[Attention], trial: AttendTrial) -> dict[str, Any]:
+    def defaults(cls, kind: type[Attention], trial: AttendTrial) -> dict[str, Any]:
         """The fields of the method that follow from a trial's options, unless `--method` gives them."""
         return {"n_local": trial.window} if "n_local" in hyperparameters(kind) else {}
 
@@ -227,14 +227,14 @@ class AttendTrial(Trial):
         known = {key: kind for key, kind in discovery.stage_methods(self.stage).items() if issubclass(kind, Attention)}
         own = [key for key, kind in known.items() if self.of_tried_paper(kind)]
         wanted = own + [self.rival] * bool(self.rival) if self.methods is None else list(self.methods)
-        if not wanted or len(set(wanted)) < len(wanted) or set(wanted) - set(known):
-            raise InputError(f"got --methods {_listed(wanted)}; expected some of {_listed(known)}, none of them twice")
+        if not wanted or set(wanted) - set(known):
+            raise InputError(f"got --methods {_listed(wanted)}; expected some of {_listed(known)}")
         found = []
         for key in wanted:
             kind, paper = known[key], known[key].paper
             trial = _trial_of(paper)
             name = trial.arm if trial.arm and "." not in key else kind.__name__
-            found.append(TriedMethod(name, self.configured(kind, **trial.fields(kind, self)), paper, trial))
+            found.append(TriedMethod(name, self.configured(kind, **trial.defaults(kind, self)), paper, trial))
         return found
 
     def _plan(self, model: PreTrainedModel) -> Plan:

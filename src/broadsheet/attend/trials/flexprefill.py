@@ -25,5 +25,5 @@ class FlexPrefillTrial(AttendTrial):
     one_piece: ClassVar[bool] = True
 
     @classmethod
-    def fields(cls, kind: type[Attention], trial: AttendTrial) -> dict[str, Any]:
+    def defaults(cls, kind: type[Attention], trial: AttendTrial) -> dict[str, Any]:
         return {"min_budget": 256} if trial.quick else {}

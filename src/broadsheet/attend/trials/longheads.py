@@ -24,5 +24,5 @@ class LongHeadsTrial(AttendTrial):
     says: ClassVar[str] = "chunks that each head chooses serve better than a window of as many tokens (abstract)"
 
     @classmethod
-    def fields(cls, kind: type[Attention], trial: AttendTrial) -> dict[str, Any]:
+    def defaults(cls, kind: type[Attention], trial: AttendTrial) -> dict[str, Any]:
         return {"chunk_size": trial.window // 8, "attention_length": trial.window}

@@ -23,7 +23,7 @@ from broadsheet.data import corpora
 from broadsheet.evaluate.answering import ContextMethod, DocumentReader, Route
 from broadsheet.evaluate.loogle import LooGLE, Question, Score, evidence_depth
 from broadsheet.evaluate.trials import documentation
-from broadsheet.methods import call_of, configured, hyperparameters, names_of, parse_calls, plain, signature
+from broadsheet.methods import call_of, hyperparameters, names_of, parse_calls, plain, settings, signature
 from broadsheet.options import option
 from broadsheet.page import discovery
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
@@ -272,7 +272,7 @@ class LooGLETrial(Trial):
                 offered = ", ".join(map(signature, known))
                 raise InputError(f"no method {call.name!r} in --methods; expected some of {offered}")
             window = {"n_local": self.length // 2} if "n_local" in hyperparameters(kind) else {}
-            method = configured(kind, call, **window)
+            method = kind(**settings(kind, call, **window))
             found[call_of(method)] = method
         return found
 
