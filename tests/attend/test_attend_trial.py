@@ -21,7 +21,7 @@ from broadsheet.attend.trials.infllm import InfLLMTrial
 from broadsheet.attend.trials.lm_infinite import LMInfiniteTrial
 from broadsheet.attend.trials.longheads import LongHeadsTrial
 from broadsheet.attend.trials.longtexts import long_texts
-from broadsheet.attend.trials.metrics import FULL, ONE_PIECE, TRUNCATION, Plan
+from broadsheet.attend.trials.metrics import FULL, ONE_PIECE, TRUNCATION, LengthMetrics, Plan, outputs
 from broadsheet.console import InputError
 from broadsheet.data import corpora
 from broadsheet.options import construct
@@ -69,14 +69,25 @@ def result(made, tmp_path_factory):
 
 
 @pytest.fixture
-def bystanders(monkeypatch):
-    """Methods that change nothing."""
+def unread(monkeypatch):
+    """Texts are not read, and methods change nothing: what is reported follows from the numbers of `looked`."""
 
     @contextmanager
     def install(self, model):
         yield model
 
+    def reading(by_position):
+        return lambda self, text, lengths: (looked(text, lengths), by_position * (lengths[-1] // SCORED))
+
     monkeypatch.setattr(Attention, "__call__", install)
+    for name, by_position in {"chunks": [1.0], "one_piece": [], "truncated": []}.items():
+        monkeypatch.setattr(reader.LongTextReader, name, reading(by_position))
+
+
+def looked(text, lengths, loss=2.0):
+    """Every password found, and the same loss at every length."""
+    found = [1.0] * len(text.questions)
+    return [LengthMetrics(loss, n / 1000, 0.01, n, found, found) for n in lengths]
 
 
 def tail_loss(model, ids):
@@ -120,7 +131,7 @@ def test_cost_is_that_at_the_last_length(result, tiny_model):
     assert (np.diff(arms[FULL].samples["seconds"]) > 0).all()  # one pass: time adds up
 
 
-def test_a_password_counts_once_it_is_told_and_its_word_comes_first(setting, texts, monkeypatch):
+def test_a_password_counts_once_it_is_told_and_its_word_comes_first(texts, tiny_model, monkeypatch):
     asked = []
 
     def answer(model, cache, questions):
@@ -133,18 +144,25 @@ def test_a_password_counts_once_it_is_told_and_its_word_comes_first(setting, tex
         return logits
 
     monkeypatch.setattr(streaming, "ask", answer)
-    arms = LMInfiniteTrial(**setting).run().arms
-    for arm in arms:
-        for text, right, said, share in zip(
-            texts, arm.samples["right"], arm.samples["said"], arm.samples["retrieval beyond 256"], strict=True
-        ):
+    reads = reader.LongTextReader(tiny_model(pad_token_id=0), Plan(LENGTHS, WINDOW, SCORED, 256))
+    for reading in (reads.chunks, reads.truncated):
+        for text in texts:
+            row = outputs(reads.plan, *reading(text, LENGTHS))
             told = [[q.position < n for q in text.questions] for n in LENGTHS]
-            np.testing.assert_array_equal(~np.isnan(right), told)
+            np.testing.assert_array_equal(~np.isnan(row["right"]), told)
             known = np.where(told, [1.0, 0.0, 0.0], np.nan)
-            np.testing.assert_array_equal(right, known)
-            np.testing.assert_array_equal(said, known * 0)
-            assert share == pytest.approx(np.nanmean(known[1:]))
+            np.testing.assert_array_equal(row["right"], known)
+            np.testing.assert_array_equal(row["said"], known * 0)
+            assert row["retrieval beyond 256"] == pytest.approx(np.nanmean(known[1:]))
     assert {len(questions) for questions in asked} == {2, 3}  # what is told behind the length is not asked for
+
+
+def test_a_prefill_in_one_piece_gives_what_reading_in_chunks_gives(result, texts, tiny_model):
+    reads = reader.LongTextReader(tiny_model(pad_token_id=0), Plan(LENGTHS, WINDOW, SCORED, 256))
+    looks, by_position = reads.one_piece(texts[0], LENGTHS)
+    losses = {arm.name: arm.samples["losses"] for arm in result.arms}
+    np.testing.assert_allclose([look.loss for look in looks], losses[FULL][0], atol=2e-5)
+    assert by_position == []  # not every token was scored
 
 
 def test_what_is_reported_of_a_papers_trial(result, tmp_path):
@@ -188,20 +206,20 @@ def test_what_is_reported_of_a_papers_trial(result, tmp_path):
     assert "LM-Infinite" in console.file.getvalue()
 
 
-def test_within_the_trained_positions_nothing_is_claimed_and_that_is_said(setting):
+def test_within_the_trained_positions_nothing_is_claimed_and_that_is_reported(setting, unread):
     result = LMInfiniteTrial(**setting | {"lengths": (100, 200)}).run()
     assert "loss beyond 256" not in result.arms[0].values
     assert result.claims == []
     assert any("shows with a length of at least 288" in note for note in result.notes)
 
 
-def test_without_questions_only_losses_and_costs_are_measured(setting):
+def test_without_questions_only_losses_and_costs_are_measured(setting, unread):
     result = LMInfiniteTrial(**setting | {"questions": 0}).run()
     assert not any(name.startswith("retrieval") for name in result.arms[0].values)
     assert not any("Passwords" in figure.title for figure in result.figures)
 
 
-def test_the_stage_reads_all_methods_and_a_prefill_in_one_piece_beside_flexprefill(setting, bystanders):
+def test_the_stage_reads_all_methods_and_a_prefill_in_one_piece_beside_flexprefill(setting, unread):
     result = AttendTrial(**setting).run()
     roles = {arm.name: arm.role for arm in result.arms}
     assert roles == {
@@ -222,14 +240,11 @@ def test_the_stage_reads_all_methods_and_a_prefill_in_one_piece_beside_flexprefi
     ]
     compared = {(c.metric, c.baseline, c.arm) for c in result.comparisons}
     assert set(result.claims) <= compared
-    # A prefill in one piece gives what reading in chunks gives; only by position it was not scored.
-    losses = {arm.name: arm.samples["losses"] for arm in result.arms}
-    np.testing.assert_allclose(losses[ONE_PIECE], losses[FULL], atol=2e-5)
     [by_position] = [figure for figure in result.figures if figure.title.startswith("Loss by position")]
     assert list(by_position.lines) == [FULL, "LM-Infinite", "InfLLM", "LongHeads"]
 
 
-def test_methods_can_be_chosen(setting, bystanders):
+def test_methods_can_be_chosen(setting, unread):
     result = AttendTrial(**setting, methods=("longheads", "infllm")).run()
     assert [arm.name for arm in result.arms] == [FULL, TRUNCATION, "LongHeads", "InfLLM"]
     assert result.claims == []  # both are measured against LM-Infinite, which does not take part
@@ -238,7 +253,7 @@ def test_methods_can_be_chosen(setting, bystanders):
             AttendTrial(**setting, methods=methods).run()
 
 
-def test_a_papers_trial_claims_for_its_own_method_alone(setting, bystanders):
+def test_a_papers_trial_claims_for_its_own_method_alone(setting, unread):
     result = InfLLMTrial(**setting).run()
     assert {arm.name: arm.role for arm in result.arms[2:]} == {"InfLLM": "method", "LM-Infinite": "sibling"}
     assert result.claims == [("retrieval beyond 256", "LM-Infinite", "InfLLM")]
@@ -246,7 +261,7 @@ def test_a_papers_trial_claims_for_its_own_method_alone(setting, bystanders):
     assert {("LM-Infinite", "InfLLM"), (TRUNCATION, "LM-Infinite")} <= pairs
 
 
-def test_the_stages_trial_serves_a_paper_that_has_none(setting, bystanders, monkeypatch):
+def test_the_stages_trial_serves_a_paper_that_has_none(setting, unread, monkeypatch):
     found = discovery.trial
     monkeypatch.setattr(discovery, "trial", lambda paper: "" if paper == "infllm" else found(paper))
     result = AttendTrial(**setting).for_paper("infllm").run()
@@ -255,7 +270,7 @@ def test_the_stages_trial_serves_a_paper_that_has_none(setting, bystanders, monk
     assert result.arms[2].description == "InfLLM(n_local=64)"
 
 
-def test_flexprefill_is_compared_with_full_attention_in_one_piece(setting, bystanders):
+def test_flexprefill_is_compared_with_full_attention_in_one_piece(setting, unread):
     result = FlexPrefillTrial(**setting).run()
     assert [arm.name for arm in result.arms] == [FULL, TRUNCATION, "FlexPrefill"]
     assert result.arms[0].description == "each length anew, in one piece"
@@ -326,15 +341,14 @@ def test_a_model_that_a_method_refuses_is_refused_before_it_reads(setting, tmp_p
         LMInfiniteTrial(**setting | {"model": str(folder)}).run()
 
 
-def test_losses_that_are_not_numbers_fail_the_arms_and_are_told(setting, tmp_path, tiny_model, tiny_tokenizer):
-    model = tiny_model(pad_token_id=0)
-    model.lm_head.weight.data[5] = torch.nan
-    model.save_pretrained(tmp_path / "broken")
-    tiny_tokenizer().save_pretrained(tmp_path / "broken")
-    result = LMInfiniteTrial(**setting | {"model": str(tmp_path / "broken")}).run()
-    assert {arm.status for arm in result.arms} == {"failed"}
+def test_losses_that_are_not_numbers_fail_the_arms_and_are_told(setting, unread, monkeypatch):
+    broken = lambda self, text, lengths: (looked(text, lengths, np.nan), [])  # noqa: E731
+    monkeypatch.setattr(reader.LongTextReader, "chunks", broken)
+    result = LMInfiniteTrial(**setting).run()
+    assert [arm.status for arm in result.arms] == ["failed", "ok", "failed"]
     assert "2 of 2 values of 'loss' are NaN" in result.arms[0].error
-    assert (result.comparisons, result.figures) == ([], [])
+    assert result.comparisons == []
+    assert list(result.figures[0].lines) == [TRUNCATION]
 
 
 def test_groups_of_lengths():
