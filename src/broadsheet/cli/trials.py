@@ -121,6 +121,7 @@ def _check_oracles(paper: Any) -> None:
 
     oracles = paper.evidence_folder.parent / "tests" / "oracles"
     file = oracles / f"{paper.id}.json"
-    if paper.kind == "method" and oracles.is_dir():
-        if not file.is_file() or not json.loads(file.read_text(encoding="utf-8")).get("cases"):
-            raise InputError(f"nothing can be recorded yet: {file} holds no case of {paper.id}'s equations")
+    if paper.kind != "method" or not oracles.is_dir():
+        return
+    if not file.is_file() or not json.loads(file.read_text(encoding="utf-8")).get("cases"):
+        raise InputError(f"nothing can be recorded yet: {file} holds no case of {paper.id}'s equations")

@@ -92,9 +92,9 @@ class Paper:
     def rung(self) -> int:
         """The highest rung reached, 0 to 4 (see `RUNGS`), each resting on the one below it:
 
-        1 runs: a trial on a real model and real data is recorded; a method's names its claims. 2 exact: every numeric oracle case passed when last
-        recorded. 3 helps: the recorded trial shows each claim of the paper, interval clear of zero. 4 leads: the trial
-        shows it faster or leaner than a peer's implementation.
+        1 runs: a trial on a real model and real data is recorded, and a method's names its claims. 2 exact: every
+        numeric oracle case passed when last recorded. 3 helps: the recorded trial shows each claim of the paper,
+        interval clear of zero. 4 leads: the trial shows it faster or leaner than a peer's implementation.
         """
         trial = evidence.read(self.id, self.evidence_folder)
         if trial is None or (self.kind == "method" and not trial["claims"]):
