@@ -21,12 +21,12 @@ from pathlib import Path
 import speeds
 from speeds import table
 
+from broadsheet.console import InputError
 from broadsheet.embed import axes
 from broadsheet.hear import picture
 from broadsheet.hear.encoders.resources import SPEECH_EMBEDDING, WHISPER
 from broadsheet.hear.prompts import INSTRUCTIONS
 from broadsheet.models.embedded import DEFAULT
-from broadsheet.console import InputError
 from broadsheet.options import describe
 from broadsheet.page import evidence
 from broadsheet.page.papers import RUNGS, Paper, Stage, get_recipe, get_trial, load, ours, stages

@@ -19,7 +19,7 @@ PAPER, NEW = "repeated_bigrams", next(line for line in GUIDE.splitlines() if lin
 @pytest.fixture
 def texts(tmp_path: Path) -> list[str]:
     """Options for a trial on texts that are there: people vary their words, the machine repeats itself."""
-    words = "one two three four five six seven eight nine ten eleven twelve".split()
+    words = [f"word{i}" for i in range(12)]
     human = [" ".join(words[i:] + words[:i]) for i in range(12)]
     machine = [" ".join(words[i % 12 : i % 12 + 1] * 3 + words[:3] * 3) for i in range(12)]
     for name, rows in (("human", human), ("machine", machine)):

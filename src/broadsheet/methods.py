@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 import sys
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -64,14 +65,19 @@ def _literal(node: ast.expr) -> Any:
 
 
 def hyperparameters(kind: Any) -> dict[str, Any]:
-    """The fields of a dataclass that its constructor takes, with their defaults; required ones have `MISSING`."""
-    if not is_dataclass(kind):
-        return {}
-    return {each.name: each.default for each in fields(kind) if each.init}
+    """What a class's constructor takes by name, with its defaults; `MISSING` where one is required.
+
+    What has no default and no name to a reader, such as the model that a loss is built around, is left out.
+    """
+    if is_dataclass(kind):
+        return {each.name: each.default for each in fields(kind) if each.init}
+    parameters = list(inspect.signature(kind).parameters.values())
+    named = [each for each in parameters if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    return {each.name: each.default for each in named if each.default is not each.empty}
 
 
-def configured(kind: type[T], call: Call | None, **defaults: Any) -> T:
-    """`kind` with `defaults`, and with what `call` gives instead.
+def settings(kind: Any, call: Call | None, **defaults: Any) -> dict[str, Any]:
+    """`defaults`, and what `call` gives instead.
 
     Raises:
         InputError: `call` names a field that `kind` does not have; its fields are named.
@@ -80,11 +86,11 @@ def configured(kind: type[T], call: Call | None, **defaults: Any) -> T:
     known = hyperparameters(kind)
     if unknown := [name for name in given if name not in known]:
         raise InputError(f"{kind.__name__} has no field {unknown[0]!r}; expected {signature(kind)}")
-    return kind(**{**defaults, **given})
+    return {**defaults, **given}
 
 
 def signature(kind: Any) -> str:
-    """A dataclass with its fields and defaults on one line: `"LMInfinite(n_global=10, n_local=4096)"`."""
+    """A class with its fields and defaults on one line: `"LMInfinite(n_global=10, n_local=4096)"`."""
     shown = [
         name if default is MISSING else f"{name}={default!r}"
         for name, default in hyperparameters(kind).items()
@@ -139,15 +145,19 @@ class ForPaper(Options):
         paper = getattr(kind, "paper", "")
         return bool(paper) and (self.tried == self.stage or paper == self.tried)
 
-    def configured(self, kind: type[T], **defaults: Any) -> T:
-        """A method with the fields that `--method` gives it; `defaults` hold where it gives none.
+    def fields(self, kind: type, **defaults: Any) -> dict[str, Any]:
+        """The fields that a method is made with: `defaults`, and what `--method` gives instead.
 
         Raises:
             InputError: `--method` names a field that it does not have.
         """
         self._offered.append(kind)
         names = names_of(kind)
-        return configured(kind, next((call for call in self.calls if plain(call.name) in names), None), **defaults)
+        return settings(kind, next((call for call in self.calls if plain(call.name) in names), None), **defaults)
+
+    def configured(self, kind: type[T], **defaults: Any) -> T:
+        """The method with those fields."""
+        return kind(**self.fields(kind, **defaults))
 
     @cached_property
     def calls(self) -> list[Call]:
@@ -160,7 +170,7 @@ class ForPaper(Options):
         return []
 
     def check_calls(self, offered: Iterable[type] = ()) -> None:
-        """See that `--method` named nothing but what was `configured`, or is among `offered`.
+        """See that `--method` named nothing but what `fields` was asked for, or is among `offered`.
 
         Raises:
             InputError: it did; what it may name is listed.

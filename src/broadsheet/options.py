@@ -99,6 +99,8 @@ class Options:
 
 def _check(name: str, value: Any, said: Option, choices: Sequence[str]) -> None:
     each = value if isinstance(value, tuple | list) else (value,)
+    if len(set(each)) < len(each):
+        raise InputError(f"got {flag(name)} {_text(value)}; expected each value once")
     for one in each:
         if isinstance(one, int | float) and not isinstance(one, bool) and said.least is not None and one < said.least:
             raise InputError(f"got {flag(name)} {one:g}; expected {said.least:g} or more")
@@ -150,6 +152,11 @@ def choices_of(kind: type, name: str) -> tuple[str, ...]:
         return said.choices
     hint = _inner(_hints(kind)[name])
     return tuple(map(str, get_args(hint))) if get_origin(hint) is Literal else ()
+
+
+def default_of(kind: type, name: str) -> Any:
+    """The value of an option where none is given, without `quick`."""
+    return next(each.metadata[_METADATA].default for each in fields(kind) if each.name == name)
 
 
 def flag(name: str) -> str:

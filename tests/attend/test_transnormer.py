@@ -24,10 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Trainer, TrainingArguments
 
-from broadsheet.attend.kernels.lightning import (
-    DecayedState,
+from broadsheet.attend.kernels.linear import DecayedState, fla_form
+from broadsheet.attend.transnormer import (
+    TransNormerForCausalLM,
     decayed_attention,
-    fla_form,
     head_slopes,
     log_decay,
     lrpe,
@@ -35,7 +35,7 @@ from broadsheet.attend.kernels.lightning import (
     recurrent_step,
     srmsnorm,
 )
-from broadsheet.attend.transnormer import TransNormerCache, TransNormerConfig, TransNormerForCausalLM
+from broadsheet.attend.transnormer_config import TransNormerCache, TransNormerConfig
 from broadsheet.attend.trials import transnormer as transnormer_trial
 from broadsheet.attend.trials.transnormer import BEGIN, TransNormerTrial, read
 from broadsheet.cache import home
@@ -622,7 +622,7 @@ def test_nothing_can_be_taken_back():
     cache = model(ids, use_cache=True).cache
     assert not cache.is_croppable
     before = copy.deepcopy(cache)
-    with pytest.raises(InputError, match="take back 2 tokens"):
+    with pytest.raises(InputError, match="take back 2 of the tokens"):
         cache.crop(-2)
     cache.crop(0)
     assert torch.equal(cache.layers[0].state, before.layers[0].state)

@@ -18,14 +18,14 @@ from transformers import AutoModelForCausalLM
 from broadsheet.console import InputError
 from broadsheet.embed.base import Embedder, embedder, load
 from broadsheet.embed.fitting import fit
-from broadsheet.embed.gem import GEM, contrastive_loss, gem_embedder, recall
+from broadsheet.embed.gem import GEM, bottleneck, contrastive_loss, gem_embedder, reconstruct
 from broadsheet.embed.modules.bottleneck import (
     PREFIX,
     SPECIAL,
     SUFFIX,
     BottleneckRow,
     collator_for,
-    read_states,
+    forward_states,
     special_states,
 )
 from broadsheet.embed.trials.perplexity import perplexity, text_losses
@@ -113,8 +113,8 @@ def test_an_embedding_is_the_special_states_of_a_row_with_any_suffix(
         BottleneckRow(made.encoder.tokenizer(text)["input_ids"], gem.special, [40 + i] * (i + 1))
         for i, text in enumerate(TEXTS)
     ]
-    batch = collator_for(made.encoder)(rows)
-    states = special_states(read_states(made.encoder, batch), batch["segments"])
+    batch = collator_for(made.encoder, bottleneck)(rows)
+    states = special_states(forward_states(made.encoder, batch), batch["segments"])
     pooled = states.mean(1) if pooling == "mean" else states.flatten(1)
     assert (vectors - pooled).abs().max() < 1e-5
     alone = torch.stack([made.encode(text, convert_to_tensor=True) for text in TEXTS])
@@ -368,17 +368,17 @@ def test_a_text_can_be_told_from_its_special_tokens(make: Any) -> None:
     gem = objective(made)
     fit(made, ["the"], GEM(made, raw_share=0, reconstruction=1, alpha_max=0), method="full", steps=60, batch_size=2,
         learning_rate=1e-2, autocast="none")  # fmt: skip
-    [told] = recall(made, ["a the"], max_new_tokens=6)
+    [told] = reconstruct(made, ["a the"], max_new_tokens=6)
     ids = made.encoder.tokenizer("a the")["input_ids"]
     written: list[int] = []
     for _ in range(6):  # the same, token by token, through the mask
-        batch = collator_for(made.encoder)([BottleneckRow(ids, gem.special, written)])
+        batch = collator_for(made.encoder, bottleneck)([BottleneckRow(ids, gem.special, written)])
         logits = made.encoder.logits(batch["input_ids"], batch["attention_mask"])[0, -1]
         logits[made.encoder.model.generation_config.suppress_tokens] = -torch.inf
         written.append(int(logits.argmax()))
     end = made.encoder.tokenizer.eos_token_id
     assert told == made.encoder.tokenizer.decode(written[: written.index(end)] if end in written else written)
-    assert recall(made, ["the"], max_new_tokens=len(made.encoder.tokenizer("the")["input_ids"])) == ["the"]
+    assert reconstruct(made, ["the"], max_new_tokens=len(made.encoder.tokenizer("the")["input_ids"])) == ["the"]
 
 
 # Refusals
@@ -404,4 +404,4 @@ def test_what_cannot_be_is_refused(make: Any, tiny_model: Any, tiny_tokenizer: A
     with pytest.raises(InputError, match="gem_embedder"):
         GEM(embedder((tiny_model(), tiny_tokenizer())))
     with pytest.raises(InputError, match="gem_embedder"):
-        recall(embedder((tiny_model(), tiny_tokenizer())), TEXTS)
+        reconstruct(embedder((tiny_model(), tiny_tokenizer())), TEXTS)

@@ -16,11 +16,16 @@ from two_processes import leave
 from broadsheet.console import InputError
 from broadsheet.embed.data import lexicon
 from broadsheet.embed.data.induction import BilingualLexiconInduction, gold_ranks, induction_scores
-from broadsheet.embed.data.language_pairs import LanguagePairSampler, pair_weights
 from broadsheet.embed.data.lexicon import WordPair
-from broadsheet.embed.lexical_specialization import LabelNTXentLoss, LexicalSpecialization, word_template
-from broadsheet.embed.losses.ntxent import csls, label_ntxent
-from broadsheet.embed.modules.subwords import SubwordMean
+from broadsheet.embed.lexical_specialization import (
+    LabelNTXentLoss,
+    LanguagePairSampler,
+    LexicalSpecialization,
+    SubwordMean,
+    csls,
+    pair_weights,
+    word_template,
+)
 
 PAIRS = 5
 
@@ -89,9 +94,14 @@ def test_csls_takes_away_what_a_word_has_with_all_others(words):
     found = csls(cosines)
     means = [sum(row[j] for j in range(len(row)) if j != i) / (len(row) - 1) for i, row in enumerate(cosines)]
     assert found[1, 4].item() == pytest.approx((2 * cosines[1, 4] - means[1] - means[4]).item(), abs=1e-12)
-    expected = label_ntxent(words, torch.arange(PAIRS).repeat(2), 0.07, "csls")
-    assert loss_of(words, torch.arange(PAIRS), similarity="csls").item() == expected.item()
-    assert expected.item() != pytest.approx(loss_of(words, torch.arange(PAIRS)).item(), abs=1e-3)
+    scores, labels = found / 0.07, torch.arange(PAIRS).repeat(2)
+    expected = [
+        -scores[i, [j, *(k for k in range(2 * PAIRS) if labels[k] != labels[i])]].log_softmax(0)[0]
+        for i, j in ((i, (i + PAIRS) % (2 * PAIRS)) for i in range(2 * PAIRS))
+    ]
+    value = loss_of(words, torch.arange(PAIRS), similarity="csls").item()
+    assert value == pytest.approx(torch.stack(expected).mean().item(), abs=1e-10)
+    assert value != pytest.approx(loss_of(words, torch.arange(PAIRS)).item(), abs=1e-3)
 
 
 def test_missing_labels_and_temperatures_are_refused(words):
@@ -99,6 +109,8 @@ def test_missing_labels_and_temperatures_are_refused(words):
         loss_of(words, None)
     with pytest.raises(InputError, match="expected a positive number"):
         LabelNTXentLoss(torch.nn.Identity(), temperature=0)
+    with pytest.raises(InputError, match="expected one of cos, csls"):
+        LabelNTXentLoss(torch.nn.Identity(), similarity="dot")
 
 
 def _loss_and_gradient(data, rows, gather):

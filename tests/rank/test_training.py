@@ -14,15 +14,15 @@ from torch.nn.functional import cross_entropy
 
 from broadsheet.console import InputError
 from broadsheet.rank.base import ListwiseReranker
-from broadsheet.rank.first import FIRST
+from broadsheet.rank.first import FIRST, weighted_ranknet
 from broadsheet.rank.fitting import fit
 from broadsheet.rank.fullrank import FullRank
-from broadsheet.rank.losses import weighted_ranknet
 from broadsheet.rank.pg_rank import PGRank
 from broadsheet.rank.prompt import Prompt, Prompter
 from broadsheet.rank.rows import ListDataset, ListItem, read_rows
-from broadsheet.rank.training import ListwiseCollator, RerankTrainer, read_lists
+from broadsheet.rank.training import ListwiseCollator, read_lists
 from broadsheet.training.checkpoints import newest_checkpoint
+from broadsheet.training.trainer import ObjectiveTrainer
 
 WORDING = Prompt(system="R", intro="{query}\n", outro="{query}")
 WORDS = ["ab", "cd", "ef", "gh", "ij", "kl", "mn", "op"]
@@ -47,7 +47,7 @@ def make_rows(count=16, n=4, seed=0):
 def reranker(tiny_model, tiny_tokenizer):
     def make(**config):
         model = tiny_model(initializer_range=0.1, **config)
-        return ListwiseReranker(model, tiny_tokenizer(), window=4, step=2, prompt=WORDING)
+        return ListwiseReranker(model, tiny_tokenizer(), window=4, step=2, prompt=WORDING, spec="tiny")
 
     return make
 
@@ -252,7 +252,7 @@ def test_every_objective_learns(reranker, objective):
     before = weights_of(ranker.model)
     done = fit(ranker, rows, objective, shuffle=0, **QUICK | {"epochs": 30, "learning_rate": 5e-3})
     assert done.steps == 8 * 30 // 4
-    assert done.lists == 8 * 30
+    assert done.examples == 8 * 30
     name = {"FIRST": "loss_rank", "FullRank": "loss_lm", "PGRank": "loss_utility"}[type(objective).__name__]
     first, last = (sum(step[name] for step in part) / 4 for part in (done.history[:4], done.history[-4:]))
     assert last > first + 0.05 if name == "loss_utility" else last < 0.8 * first
@@ -385,18 +385,18 @@ def test_forward_passes_may_run_in_bfloat16_but_weights_stay(reranker):
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from broadsheet.rank import training
+from broadsheet.training import trainer as training
 from broadsheet.rank.base import ListwiseReranker
 from broadsheet.rank.fitting import fit
 
-save = training.RerankTrainer._save_checkpoint
+save = training.ObjectiveTrainer._save_checkpoint
 
 def save_or_die(self, *arguments):
     if self.state.global_step == 6:
         os.kill(os.getpid(), signal.SIGKILL)
     save(self, *arguments)
 
-training.RerankTrainer._save_checkpoint = save_or_die
+training.ObjectiveTrainer._save_checkpoint = save_or_die
 folder = Path(sys.argv[1])
 ranker = ListwiseReranker.load(folder / "begin", device="cpu", dtype="float32")
 fit(ranker, json.loads((folder / "rows.json").read_text()), out=folder / "cut", **json.loads(sys.argv[2]))
@@ -421,7 +421,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(reranker, tmp_path):
     (tmp_path / "cut.partial" / "checkpoint-99").mkdir()  # what a kill leaves of one
     resumed = run("cut")
     assert resumed.resumed_from == 5
-    assert (resumed.steps, resumed.lists, resumed.tokens) == (whole.steps, whole.lists, whole.tokens)
+    assert (resumed.steps, resumed.examples, resumed.tokens) == (whole.steps, whole.examples, whole.tokens)
     assert resumed.history == whole.history
     one, other = (tmp_path / name / "model.safetensors" for name in ("whole", "cut"))
     assert one.read_bytes() == other.read_bytes()
@@ -434,7 +434,7 @@ def test_sampled_rankings_are_drawn_on_after_a_stop(reranker, tmp_path, monkeypa
     options = RESUMED | {"method": method, "lora_rank": 4, "sizes": (2, 4)}
     whole = reranker()
     fit(whole, rows, objective, out=tmp_path / "whole", **options)
-    save = RerankTrainer._save_checkpoint
+    save = ObjectiveTrainer._save_checkpoint
 
     def save_or_fail(self, *arguments):
         if self.state.global_step == 6:
@@ -442,7 +442,7 @@ def test_sampled_rankings_are_drawn_on_after_a_stop(reranker, tmp_path, monkeypa
         save(self, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(StopError):
-        patch.setattr(RerankTrainer, "_save_checkpoint", save_or_fail)
+        patch.setattr(ObjectiveTrainer, "_save_checkpoint", save_or_fail)
         fit(reranker(), rows, objective, out=tmp_path / "cut", **options)
     resumed = reranker()
     assert fit(resumed, rows, objective, out=tmp_path / "cut", **options).resumed_from == 5

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from broadsheet.apply.corpus import Summary, map_corpus
 from broadsheet.console import InputError, say
@@ -24,6 +24,7 @@ from broadsheet.options import option
 
 if TYPE_CHECKING:
     from broadsheet.models import Loaded
+    from broadsheet.training.trainer import TrainOutput
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,6 @@ class Source:
     def corpus(self) -> Corpus:
         """It as documents."""
         return corpora.load(self.spec, on_error=self.on_error, text_field=self.text_field, id_field=self.id_field)
-
-
-class Trained(Protocol):
-    """What a training did, as far as a recipe reports it; `training.TrainOutput` is one."""
-
-    steps: int
-    examples: int
-    tokens: int
-    seconds: float
-    finished: bool
 
 
 @dataclass
@@ -129,7 +120,7 @@ class Train(Recipe):
     usage: ClassVar[str] = ""
 
     steps: int | None = option(None, "Steps of the optimizer; as many as --epochs make where not given.", least=1)
-    minutes: float | None = option(30.0, "Of training, at most.", least=0.01)
+    minutes: float = option(30.0, "Of training, at most; 0: no limit.", least=0)
     epochs: int = option(1, "How often the data is read, at most.", least=1)
     batch_size: int = option(16, "Rows of a step.", least=1)
     learning_rate: float | None = option(None, "By default 2e-4 for adapters, 2e-5 for all weights.", least=0)
@@ -137,7 +128,7 @@ class Train(Recipe):
     lora_rank: int = option(16, "Of the adapters.", least=1)
 
     @abstractmethod
-    def train(self, source: Source, out: Path, force: bool) -> Trained:
+    def train(self, source: Source, out: Path, force: bool) -> TrainOutput:
         """Train into `out`; its checkpoints are resumed."""
 
     def apply(self, source: Source, out: Path, force: bool) -> Summary:
@@ -159,7 +150,7 @@ class Train(Recipe):
         """The options of `training.fit`; `defaults` hold where the user gave none."""
         given = {
             "steps": self.steps,
-            "minutes": self.minutes,
+            "minutes": self.minutes or None,
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,

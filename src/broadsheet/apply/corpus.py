@@ -11,19 +11,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from broadsheet.cache import atomic_write
-from broadsheet.console import InputError, progress, say
+from broadsheet.console import InputError, interruptible, progress, say
 from broadsheet.data.corpora import Corpus, Document
 
 
@@ -146,25 +143,6 @@ def _alone(out: Path, partial: Path) -> Iterator[None]:
         lock.release()
         if not partial.exists():
             Path(lock.lock_file).unlink(missing_ok=True)
-
-
-@contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second acts as ever. Python handles signals in the main thread alone."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _record(partial: Path) -> Path:

@@ -10,7 +10,8 @@ from broadsheet.attend.infllm import InfLLM
 from broadsheet.attend.lm_infinite import LMInfinite
 from broadsheet.attend.longheads import LongHeads, coverage
 from broadsheet.attend.memory import Bytes, Layer, MemoryLayer, State, cache_bytes
-from broadsheet.attend.transnormer import TransNormerConfig, TransNormerForCausalLM
+from broadsheet.attend.transnormer import TransNormerForCausalLM
+from broadsheet.attend.transnormer_config import TransNormerConfig
 
 __all__ = [
     "Attention",

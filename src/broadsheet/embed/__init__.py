@@ -1,9 +1,9 @@
 """Embed: texts to vectors with a causal LM.
 
 Every method is, or trains, an `Embedder`: a `SentenceTransformer` around any causal LM, made by `embedder`, or by
-`baseline` from a plain way to pool, and read back by `load`. `fit` trains it.
+`baseline` from a plain pooling, and read back by `load`. `fit` trains it.
 
-Names are imported when they are asked for, so that what needs no model (words of a search, a table of axes) is fast.
+Names are imported on first use, so that anything without a model (a table of axes) is fast.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ if TYPE_CHECKING:
     from broadsheet.embed.data.induction import BilingualLexiconInduction
     from broadsheet.embed.dense_retrieval_study import Study
     from broadsheet.embed.fitting import TrainOutput, fit
-    from broadsheet.embed.gem import GEM, gem_embedder
-    from broadsheet.embed.lexical_specialization import LabelNTXentLoss, LexicalSpecialization
+    from broadsheet.embed.gem import GEM, gem_embedder, reconstruct
+    from broadsheet.embed.lexical_specialization import LabelNTXentLoss, LexicalSpecialization, SubwordMean
     from broadsheet.embed.llm_embedder import GradedDistillLoss, LLMEmbedder
-    from broadsheet.embed.llm_ql import LLMQL, QueryLikelihood
-    from broadsheet.embed.losses.infonce import info_nce
-    from broadsheet.embed.losses.ntxent import label_ntxent
+    from broadsheet.embed.llm_ql import LLMQL, QueryLikelihood, query_log_likelihood
+    from broadsheet.embed.losses.contrastive import ContrastiveObjective
     from broadsheet.embed.modules.encoder import CausalEncoder
     from broadsheet.embed.modules.eol import TemplateMean
-    from broadsheet.embed.modules.subwords import SubwordMean
     from broadsheet.embed.modules.template import PROMPT_EOL, Template
     from broadsheet.embed.token_prepending import TokenPrepending
     from broadsheet.embed.ullme import GRL
@@ -39,14 +37,12 @@ _HOMES = {
     "modules.eol": ("TemplateMean",),
     "data.feedback": ("LikelihoodScorer",),
     "fitting": ("TrainOutput", "fit"),
-    "gem": ("GEM", "gem_embedder"),
+    "gem": ("GEM", "gem_embedder", "reconstruct"),
     "data.induction": ("BilingualLexiconInduction",),
-    "losses.infonce": ("info_nce",),
-    "lexical_specialization": ("LabelNTXentLoss", "LexicalSpecialization"),
+    "lexical_specialization": ("LabelNTXentLoss", "LexicalSpecialization", "SubwordMean"),
     "llm_embedder": ("GradedDistillLoss", "LLMEmbedder"),
-    "llm_ql": ("LLMQL", "QueryLikelihood"),
-    "losses.ntxent": ("label_ntxent",),
-    "modules.subwords": ("SubwordMean",),
+    "llm_ql": ("LLMQL", "QueryLikelihood", "query_log_likelihood"),
+    "losses.contrastive": ("ContrastiveObjective",),
     "modules.template": ("PROMPT_EOL", "Template"),
     "token_prepending": ("TokenPrepending",),
     "ullme": ("GRL",),
@@ -60,6 +56,7 @@ __all__ = [
     "PROMPT_EOL",
     "BilingualLexiconInduction",
     "CausalEncoder",
+    "ContrastiveObjective",
     "Embedder",
     "GradedDistillLoss",
     "LLMEmbedder",
@@ -78,9 +75,9 @@ __all__ = [
     "embedding_methods",
     "fit",
     "gem_embedder",
-    "info_nce",
-    "label_ntxent",
     "load",
+    "query_log_likelihood",
+    "reconstruct",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Use of a trained model: one question about clips, answered as it is written, or a file of requests, through kills.
+"""Use of a trained model: one question about clips, streamed, or a file of requests, resumable after a kill.
 
 Knows: files, requests, generation. Does not know: options and terminals, training.
 """
@@ -35,12 +35,12 @@ MAX_TOKENS = 200  # of an answer (the authors')
 
 @dataclass(frozen=True)
 class Clip:
-    """A file that was heard.
+    """An audio file in a prompt.
 
     Args:
         file: its path.
-        seconds: how long it is.
-        pieces: that it was heard in.
+        seconds: its length.
+        pieces: that it was split into.
     """
 
     file: str
@@ -50,7 +50,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Heard:
-    """An answer, and what it is about.
+    """An answer, and its clips.
 
     Args:
         answer: the text.
@@ -79,11 +79,11 @@ def listen(
     """Ask one thing about one clip, or about several in one prompt.
 
     A file of more than 30 s (or the encoders' context, where that is shorter) is heard in pieces of that length, one
-    behind the other in its place in the prompt; that is said.
+    after the other in its place in the prompt; that is reported.
 
     Args:
         files: audio of any length and rate.
-        instruction: what is asked; `<audio>` in it marks where each clip stands.
+        instruction: may mark the place of each clip with `<audio>`.
         beams: of a beam search (the authors: 4); 1 is greedy.
         max_tokens: of the answer.
         scale: of the adapter's scaling (1: as trained; 0.5 writes more freely, 0 is the language model alone).
@@ -100,7 +100,7 @@ def listen(
     if not files:
         raise InputError("got no audio; give at least one file")
     begun = time.perf_counter()
-    longest = model.ears.piece_seconds
+    longest = model.audio_features.piece_seconds
     waves = [waves_.read(file) for file in files]
     clips = tuple(
         Clip(str(file), len(wave) / SAMPLE_RATE, len(waves_.pieces(wave, longest)))
@@ -142,7 +142,7 @@ class Requests(Corpus):
     """A JSONL file of requests: `audio` (a path or a list), `instruction` or `task`, perhaps `id`.
 
     Paths are relative to the file. A task alone is asked in its fixed way. A document's metadata holds `audio` (list of
-    paths), or, where a line is none and `on_error` is "skip", `error`: so that each line has its answer.
+    paths), or, for an invalid line with `on_error="skip"`, `error`: so that each line has its answer.
 
     Raises:
         InputError: there is no such file; while it is iterated, with `on_error="stop"`, a line that is no request.
@@ -187,7 +187,7 @@ class Requests(Corpus):
 
     def _bad(self, identifier: str, reason: str) -> Document:
         if self.on_error == "stop":
-            raise InputError(f"{reason}; mend it, or go on without it: --on-error skip")
+            raise InputError(f"{reason}; correct it, or skip it: --on-error skip")
         return Document(identifier, "", {"error": reason})
 
 
@@ -202,9 +202,9 @@ def listen_all(
     batch_size: int = 8,
     force: bool = False,
 ) -> Summary:
-    """Answer a file of requests into JSONL, `{"id", "answer"}` a line, in order; a run that was cut off goes on.
+    """Answer a file of requests into JSONL, one `{"id", "answer"}` per line, in order; an interrupted run is resumed.
 
-    A request that cannot be answered has `error` instead, which is counted and said; with `requests.on_error="stop"` it
+    A request that cannot be answered has `error` instead, counted and reported; with `requests.on_error="stop"` it
     ends the run. Frames of encoders are not kept.
 
     Args:
@@ -230,7 +230,7 @@ def listen_all(
                 ready.append((place, _request(model, document, max_tokens)))
             except InputError as error:
                 if requests.on_error == "stop":
-                    raise InputError(f"request {document.id}: {error}; or go on without it: --on-error skip") from None
+                    raise InputError(f"request {document.id}: {error}; or skip it: --on-error skip") from None
                 found[place] = {"error": " ".join(str(error).split())}
         if ready:
             texts = halve_on_oom(
@@ -240,12 +240,12 @@ def listen_all(
                 found[place] = {"answer": text}
         return found
 
-    kept, model.ears.keep = model.ears.keep, False
+    kept, model.audio_features.keep = model.audio_features.keep, False
     try:
         with scaled(model, scale):
             summary = map_corpus(requests, out, answered, batch_size=batch_size, settings=settings, force=force)
     finally:
-        model.ears.keep = kept
+        model.audio_features.keep = kept
     if summary.finished and (failed := _errors(out)):
         say(f"{failed:,} of {summary.documents:,} requests have an error instead of an answer, see {out}")
     return summary
@@ -273,7 +273,7 @@ def _request(model: SalmonnForConditionalGeneration, document: Document, max_tok
     if "error" in document.metadata:
         raise InputError(document.metadata["error"])
     waves = [waves_.read(file) for file in document.metadata["audio"]]
-    pieces = [waves_.pieces(wave, model.ears.piece_seconds) for wave in waves]
+    pieces = [waves_.pieces(wave, model.audio_features.piece_seconds) for wave in waves]
     tokens = [[model.processor.tokens(len(piece)) for piece in clip] for clip in pieces]
     ids, _ = model.processor.example(document.text, tokens)
     _fits(model, len(ids), max_tokens)

@@ -115,10 +115,9 @@ def _scan(package: Package) -> Iterator[Found]:
         starts = list(_CLASS.finditer(text))
         for start, end in zip(starts, [*(m.start() for m in starts[1:]), len(text)], strict=True):
             name = start[1]
-            if (of := _OF.search(text, start.end(), end)) is None:
-                continue
             kind = "trial" if name.endswith("Trial") else "recipe" if name.endswith("Recipe") else "method"
-            yield Found(f"{module}:{name}", of[1], of[2], kind, package.name)
+            for of in _OF.finditer(text, start.end(), end):
+                yield Found(f"{module}:{name}", of[1], of[2], kind, package.name)
 
 
 def methods(paper: str, package: str = "broadsheet") -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Files and interfaces of other rerankers: rank_llm's requests and templates, `rerankers`.
 
-Knows those formats. Does not know models. Ids are strings everywhere; a damaged line is named by file and number.
+Knows: those formats. Does not know: models. Ids are strings everywhere; errors name a damaged line by file and number.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torch.utils.data import Dataset
+
 from broadsheet.cache import atomic_write
 from broadsheet.console import InputError, say
 from broadsheet.data.retrieval.lists import RankList
@@ -119,14 +121,13 @@ class ListItem:
     documents: list[Any]
     ranks: list[int]
     relevance: list[float]
-    position: int = 0
 
     @property
     def order(self) -> list[int]:
         return sorted(range(len(self.ranks)), key=lambda i: self.ranks[i])
 
 
-class ListDataset:
+class ListDataset(Dataset[ListItem]):
     """Lists in the order and the shape they are trained on: item `p` follows from (seed, epoch, index) alone.
 
     Epochs lie one behind another, so that its plain order is the order of training and a resumed run sees what an
@@ -178,6 +179,11 @@ class ListDataset:
             raise InputError(f"got {len(rows)} lists, none of which tells two documents apart; nothing to train on")
         self.epochs, self.sizes, self.shuffle, self.negatives, self.seed = epochs, sizes, shuffle, negatives, seed
         self._order: tuple[int, list[int]] = (-1, [])
+        self._rows = rows
+
+    def identity(self) -> list[dict[str, Any]]:
+        """The rows that lists are made of, as JSON."""
+        return [dict(row) for row in self._rows]
 
     def __len__(self) -> int:
         return len(self.lists) * self.epochs
@@ -205,7 +211,6 @@ class ListDataset:
             [whole.documents[i] for i in kept],
             _dense([whole.ranks[i] for i in kept]),
             [whole.relevance[i] for i in kept],
-            position,
         )
 
     def _subset(self, whole: ListItem, size: int, draw: random.Random) -> list[int]:

@@ -105,3 +105,49 @@ def search(
     for place, hit in enumerate(hits, start=1):
         line = f"{place:2}  {hit.score:6.3f}  {hit.id:{min(first, width // 3)}}  "
         print(line + hit.snippet(max(width - len(line), 20)))
+
+
+@app.command(epilog="Example: broadsheet encode corpus.jsonl --embedder runs/gem --out runs/vectors")
+def encode(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file or folder of documents, `pydocs`, or `hf:…`.")],
+    out: Annotated[Path, typer.Option(help="Folder of vectors.npy, ids.jsonl and manifest.json; resumes.")],
+    embedder: Annotated[str, typer.Option(help="A saved embedder or a model.")] = "default",
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Encode share I, from 0, of N; the last process joins the shares.")
+    ] = "0/1",
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens of a text; by default the embedder's.")] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Write vectors of length 1.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Write vectors in float16.")] = False,
+    keep_texts: Annotated[bool, typer.Option("--keep-texts", help="Write the texts beside the ids.")] = False,
+    on_error: Annotated[
+        Literal["stop", "skip"], typer.Option(help="At a bad row: stop, or skip it (counted and reported).")
+    ] = "stop",
+    text_field: Annotated[str, typer.Option(help="The field that holds a document's text.")] = "text",
+    id_field: Annotated[str, typer.Option(help="The field that holds a document's id.")] = "id",
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT and start over.")] = False,
+    device: Annotated[str | None, typer.Option(help="Of the embedder; chosen by default.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the embedder; chosen by default.")] = None,
+) -> None:
+    """Encode a corpus into vectors on disk: memory stays flat, a killed run resumes, processes share the work."""
+    part, slash, parts = shard.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal()):
+        raise InputError(f"got --shard {shard!r}; expected a share, from 0, and their number, such as 0/4")
+    from broadsheet.data import corpora
+    from broadsheet.embed.base import load
+    from broadsheet.search.encoding.streaming import encode_corpus
+
+    made = load(embedder, device=device, dtype=dtype)
+    if length:
+        made.max_seq_length = length
+    done = encode_corpus(
+        made,
+        corpora.load(data, on_error=on_error, text_field=text_field, id_field=id_field),
+        out,
+        shard=(int(part), int(parts)),
+        dtype="float16" if half else "float32",
+        normalize=normalize,
+        texts=keep_texts,
+        force=force,
+    )
+    if not done.shard_finished:
+        raise KeyboardInterrupt

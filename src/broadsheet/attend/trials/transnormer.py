@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from broadsheet.attend.memory import cache_bytes
-from broadsheet.attend.transnormer import TransNormerCache, TransNormerConfig, TransNormerForCausalLM
+from broadsheet.attend.transnormer import TransNormerForCausalLM
+from broadsheet.attend.transnormer_config import TransNormerCache, TransNormerConfig
 from broadsheet.cache import atomic_folder, fingerprint, home, locked
 from broadsheet.console import InputError, progress, say
 from broadsheet.data import corpora

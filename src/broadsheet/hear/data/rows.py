@@ -41,7 +41,7 @@ def read_rows(path: str | Path, *, answers: bool = True) -> list[AudioRow]:
         answers: whether each row has to have one.
 
     Raises:
-        InputError: no file, no rows, or a line that is none, by its number.
+        InputError: no file, no rows, or a line that is not a row, by its number.
     """
     file = Path(path).expanduser()
     if file.is_dir():
@@ -74,7 +74,7 @@ def parsed(line: str, file: Path, number: int, *, answers: bool = True) -> Audio
     """The row in one line of a file.
 
     Raises:
-        InputError: it is none; said with the file and the line's number.
+        InputError: it is not a row; file and line number are named.
     """
     where = f"{file}, line {number}"
     try:

@@ -120,7 +120,7 @@ def planned(
         else:
             plan.append(TrainingStage(name, tuple(rows), minutes * PARTS[name] / parts or None, each[name]))
     if not plan:
-        raise InputError(f"{data.spec} holds nothing to train on for --stage {stage}")
+        raise InputError(f"{data.spec} holds nothing to train on for --stages {stage}")
     if warm and trained:
         plan.insert(0, TrainingStage("warm", plan[0].rows, steps=warm))
     return plan

@@ -1,37 +1,40 @@
-"""Special tokens that carry a text: adding them to a model, reading them, pooling them.
+"""Special tokens at the end of a row: rows of the embedding table that are trained apart, and pooling over them.
 
-Knows tokens, embedding rows and generation settings. Does not know how such tokens are trained (`gem`).
+Knows tokens, embedding tables and masks. Does not know how such tokens are trained, or which mask a paper gives them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from sentence_transformers.base.modules.module import Module
 from torch import Tensor, nn
 
 from broadsheet.console import InputError
-from broadsheet.embed.modules.bottleneck import PADDING, PREFIX, SPECIAL, bottleneck_mask, positions, read_states
+from broadsheet.embed.modules.bottleneck import (
+    PADDING,
+    PREFIX,
+    SPECIAL,
+    allowed_positions,
+    forward_states,
+    position_ids,
+)
 from broadsheet.embed.modules.encoder import Attention, CausalEncoder
 from broadsheet.models.adapters import merge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Init = Literal["mean", "end"]
-_NOISE = 0.1  # of the spread of embeddings: new tokens must differ from one another
-
 
 class SpecialEncoder(CausalEncoder):
-    """A causal encoder whose appended tokens do not see each other: each reads the text for itself.
+    """A causal encoder with k special tokens at the end of each row, and a paper's mask (`hidden`) over such rows.
 
-    With several such tokens, rows that hold any of them get a mask of four dimensions, which flash attention cannot
-    take; with one, a row is read as ever.
+    With k > 1 such rows get a mask of four dimensions, which flash attention cannot take; a single token at the end of
+    a row is read with plain causal attention.
 
     Args:
-        as of `CausalEncoder`; `append` names the special tokens.
+        model, tokenizer, settings: as of `CausalEncoder`; `append` names the special tokens.
 
     Attributes:
         learned: (k, hidden), what training has added to the special tokens' embeddings. A parameter of its own, so that
@@ -46,14 +49,18 @@ class SpecialEncoder(CausalEncoder):
         self.learned = nn.Parameter(torch.zeros_like(table.weight[: len(self.append)]))
         table.register_forward_hook(self._add_learned)
 
+    def hidden(self, segments: Tensor) -> Tensor:
+        """The paper's mask, see `bottleneck.Hidden`."""
+        raise NotImplementedError
+
     def _add_learned(self, table: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         special = args[0][..., None] == torch.tensor(self._append_ids, device=output.device)
         return output + special.to(self.learned.dtype) @ self.learned
 
     def settle(self) -> None:
-        """Move what was learned into the model's own table; nothing computes differently afterwards.
+        """Add `learned` to the model's own table and set it to zero; no result changes.
 
-        The output layer's rows of the special tokens move along where it shares the table.
+        The output layer's rows of the special tokens change too where it shares the table.
         """
         with torch.no_grad():
             self.model.get_input_embeddings().weight[self._append_ids] += self.learned
@@ -71,8 +78,8 @@ class SpecialEncoder(CausalEncoder):
         segments = torch.where(special, SPECIAL, PREFIX)
         if attention_mask is not None:
             segments = torch.where(attention_mask.bool(), segments, PADDING)
-        batch = {"input_ids": input_ids, "attention_mask": bottleneck_mask(segments)}
-        return read_states(self, batch | {"position_ids": positions(segments)})
+        batch = {"input_ids": input_ids, "attention_mask": allowed_positions(segments, self.hidden)}
+        return forward_states(self, batch | {"position_ids": position_ids(segments)})
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """As `CausalEncoder.save`, the whole model: an adapter, which would lack the new rows, is merged first."""
@@ -121,64 +128,3 @@ class LastTokens(Module):
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write the settings."""
         self.save_config(output_path)
-
-
-def check_init(init: str) -> None:
-    """Raises InputError unless new rows can begin so."""
-    if init not in get_args(Init):
-        raise InputError(f"got init {init!r}; expected one of {', '.join(get_args(Init))}")
-
-
-def add_tokens(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: Sequence[str],
-    *,
-    init: Init = "mean",
-    multiple: int = 64,
-    seed: int = 0,
-) -> list[int]:
-    """Add special tokens to a tokenizer and rows for them to a model, both in place; generation never gives them.
-
-    Their embeddings begin as the mean of all others (or as the end-of-text token's, with `init="end"`) plus a tenth of
-    the others' spread as noise; an output layer of its own gets the mean row. All other rows stay as they are.
-
-    Args:
-        multiple: the vocabulary is filled up to a multiple of it, which GPUs like; what fills it is suppressed too.
-        seed: of the noise.
-
-    Returns:
-        The tokens' ids.
-
-    Raises:
-        InputError: the tokenizer has one of them already, or another `init`.
-    """
-    from transformers import AddedToken
-
-    check_init(init)
-    if known := [token for token in tokens if token in tokenizer.get_vocab()]:
-        raise InputError(f"the tokenizer has {', '.join(known)} already; load that folder as it is, or name others")
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True)
-    ids: list[int] = [int(i) for i in tokenizer.convert_tokens_to_ids(list(tokens))]
-    before = model.get_input_embeddings().weight.shape[0]
-    if max(ids) >= before:
-        with torch.random.fork_rng():
-            model.resize_token_embeddings(max(ids) + 1, pad_to_multiple_of=multiple, mean_resizing=False)
-    after = model.get_input_embeddings().weight.shape[0]
-    new = sorted({*ids, *range(before, after)})
-    old = torch.ones(after, dtype=torch.bool)
-    old[new] = False
-    with torch.no_grad():
-        weight = model.get_input_embeddings().weight
-        spread, mean = torch.std_mean(weight[old].float(), 0)
-        noise = torch.randn(len(new), weight.shape[1], generator=torch.Generator().manual_seed(seed))
-        start = weight[tokenizer.eos_token_id].float() if init == "end" else mean
-        weight[new] = (start + _NOISE * spread * noise.to(spread)).to(weight)
-        head = model.get_output_embeddings()
-        if head.weight is not weight:
-            head.weight[new] = head.weight[old].float().mean(0).to(head.weight)
-        if getattr(head, "bias", None) is not None:
-            head.bias[new] = head.bias[old].mean()
-    suppressed = model.generation_config.suppress_tokens or []
-    model.generation_config.suppress_tokens = sorted({*suppressed, *new})
-    return ids
