@@ -6,7 +6,7 @@ import torch
 from formula_llama import encoder
 
 from broadsheet.embed.gem import contrastive_loss
-from broadsheet.embed.modules.bottleneck import Row, bottleneck_mask, collator_for, read, special_states
+from broadsheet.embed.modules.bottleneck import BottleneckRow, bottleneck_mask, collator_for, read, special_states
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -17,12 +17,12 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     cuts = case["prefix"], case["prefix"] + case["special"]
     if "ids" in case:
         ids = case["ids"]
-        return _row(case["model"], Row(ids[: cuts[0]], ids[cuts[0] : cuts[1]], ids[cuts[1] :]))
-    row = Row(*([0] * case[name] for name in ("prefix", "special", "suffix")))
+        return _row(case["model"], BottleneckRow(ids[: cuts[0]], ids[cuts[0] : cuts[1]], ids[cuts[1] :]))
+    row = BottleneckRow(*([0] * case[name] for name in ("prefix", "special", "suffix")))
     return {"mask": bottleneck_mask(torch.tensor([row.segments()]))[0, 0].int().tolist()}
 
 
-def _row(model: str, row: Row) -> dict[str, Any]:
+def _row(model: str, row: BottleneckRow) -> dict[str, Any]:
     made = encoder("gem", model)
     batch = collator_for(made)([row])
     with torch.no_grad():

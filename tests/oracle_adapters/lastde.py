@@ -7,7 +7,7 @@ import torch
 
 from broadsheet.detect import DNAGPT, LRR, NPR, DetectGPT, Entropy, FastDetectGPT, LastdePP, Likelihood, LogRank, Rank
 from broadsheet.detect.lastde import aggregate, lastde, multiscale_diversity_entropy
-from broadsheet.detect.reading import Reading, read_logits
+from broadsheet.detect.reading import TokenScores, read_logits
 from broadsheet.trial.stats import auroc
 
 
@@ -76,8 +76,8 @@ def _lastde_pp(
 def _perturbation_scores(
     ll: float, perturbed_ll: list[float], logrank_pos: float, perturbed_logrank_pos: list[float]
 ) -> dict[str, Any]:
-    def reading(log_likelihood: float, log_rank: float) -> Reading:
-        return Reading(_tensor([log_likelihood]), rank=_tensor([log_rank]).exp())
+    def reading(log_likelihood: float, log_rank: float) -> TokenScores:
+        return TokenScores(_tensor([log_likelihood]), rank=_tensor([log_rank]).exp())
 
     text = reading(ll, logrank_pos)
     copies = [reading(*pair) for pair in zip(perturbed_ll, perturbed_logrank_pos, strict=True)]

@@ -11,7 +11,7 @@ from broadsheet.embed.modules.bottleneck import (
     PREFIX,
     SPECIAL,
     SUFFIX,
-    Row,
+    BottleneckRow,
     bottleneck_mask,
     collator_for,
     read,
@@ -42,7 +42,7 @@ def _rows(case: dict[str, Any]) -> dict[str, Any]:
         for ids, real in zip(case["input_ids"], case["attention_mask"], strict=True):
             parts = (slice(0, special), slice(special, special + 1), slice(special + 1, None))
             kept = [[i for i, known in zip(ids[part], real[part], strict=True) if known] for part in parts]
-            rows.append(Row(*kept, scored))
+            rows.append(BottleneckRow(*kept, scored))
         batch = collator_for(made)(rows)
         batch["labels"][batch["labels"] == case["ignore_label_id"]] = IGNORED
         with torch.no_grad():
