@@ -134,7 +134,7 @@ def test_without_negatives_the_positive_alone_is_generated(
     assert run("ullme", data, tmp_path / "out", model=model, steps=1).finished
     assert "(sft)" in capsys.readouterr().err
     settings = json.loads((tmp_path / "out" / "training.json").read_text())["settings"]
-    assert settings["loss"]["generation"] == "sft"
+    assert settings["objective"]["generation"] == "sft"
 
 
 # Token Prepending
