@@ -12,11 +12,10 @@ from broadsheet.embed import axes
 from broadsheet.embed.axes import AXES, INTERACTION, METHODS, OVERVIEW, UNKNOWN, alike, counts, embedding_methods, nodes
 from broadsheet.embed.base import baseline, embedder
 from broadsheet.embed.gem import gem_embedder
-from broadsheet.embed.lexical_specialization import LexicalSpecialization
+from broadsheet.embed.lexical_specialization import LexicalSpecialization, SubwordMean
 from broadsheet.embed.llm_embedder import LLMEmbedder
 from broadsheet.embed.llm_ql import LLMQL
-from broadsheet.embed.modules.specials import LastTokens
-from broadsheet.embed.modules.subwords import SubwordMean
+from broadsheet.embed.modules.special_tokens import LastTokens
 from broadsheet.embed.token_prepending import TokenPrepending
 from broadsheet.page import papers
 

@@ -11,8 +11,8 @@ import torch
 from broadsheet.embed.base import embedder
 from broadsheet.embed.fitting import fit
 from broadsheet.embed.gem import GEM, gem_embedder
-from broadsheet.embed.llm_ql import LLMQL, QueryLikelihood, log_likelihood
-from broadsheet.embed.modules.bottleneck import collator_for, read
+from broadsheet.embed.llm_ql import LLMQL, QueryLikelihood, attention_stop, query_log_likelihood
+from broadsheet.embed.modules.bottleneck import collator_for, forward_pass
 from broadsheet.embed.trials.perplexity import perplexity
 
 PAIRS = [
@@ -52,11 +52,11 @@ def test_gem_leaves_generation_alone_and_learns(loaded: Any, default_model: Any)
 def test_the_end_token_learns_to_tell_the_query(loaded: Any) -> None:
     made = LLMQL().embedder(loaded)
     objective = QueryLikelihood(made, corruption=0.0, labels="query")
-    batch = collator_for(made.encoder)([objective.row(i, pair) for i, pair in enumerate(PAIRS)])
+    batch = collator_for(made.encoder, attention_stop)([objective.row(i, pair) for i, pair in enumerate(PAIRS)])
     with torch.no_grad():
-        start = read(made.encoder, batch).nll.sum().item()
+        start = forward_pass(made.encoder, batch).nll.sum().item()
     fit(made, PAIRS, objective, steps=8, batch_size=4, learning_rate=2e-3, schedule="constant", merge=True)
     with torch.no_grad():
-        assert read(made.encoder, batch).nll.sum().item() < 0.5 * start
-    scores = log_likelihood(made, [pair["query"] for pair in PAIRS], TEXTS)
+        assert forward_pass(made.encoder, batch).nll.sum().item() < 0.5 * start
+    scores = query_log_likelihood(made, [pair["query"] for pair in PAIRS], TEXTS)
     assert (scores.diagonal() >= scores.mean(1)).all()

@@ -28,8 +28,7 @@ from broadsheet.embed.dense_retrieval_study import (
     answer,
     examples,
 )
-from broadsheet.embed.losses.infonce import cosine_cross_entropy, info_nce
-from broadsheet.embed.ullme import GRL
+from broadsheet.embed.losses.contrastive import ContrastiveObjective, info_nce
 
 
 @pytest.fixture
@@ -56,35 +55,38 @@ def test_the_loss_is_sentence_transformers_own_at_scale_50(tiny_model, tiny_toke
     columns = [["a", "b b", "ccc"], ["one", "two", "three"], ["four", "five", "six"], ["7", "8", "9"]]
     features = [model.preprocess(texts) for texts in columns]
     theirs = MultipleNegativesRankingLoss(model, scale=50)(features, None)
-    query, *passages = (model.encode(texts, convert_to_tensor=True) for texts in columns)
-    grouped = torch.stack(passages, dim=1).flatten(0, 1)
-    assert info_nce(query, grouped, 3, 0.02).item() == pytest.approx(theirs.item(), abs=1e-4)
     items = [{"query": q, "positive": p, "negatives": n} for q, p, *n in zip(*columns, strict=True)]
-    objective = GRL(
-        model, contrastive="infonce", generation=None, consistency=None, projector=False, temperature=0.02, chunk_size=2
-    )
+    objective = ContrastiveObjective(model, temperature=0.02, chunk_size=2)
     ours = objective.loss(model, objective.collate(items))["loss"]
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-4)
 
 
 def test_at_a_high_temperature_nothing_is_told_apart_and_a_lone_pair_costs_nothing():
     query, passages = numbers(3, 5, seed=1), numbers(12, 5, seed=2)
-    assert info_nce(query, passages, 4, 1e9).item() == pytest.approx(math.log(12), abs=1e-6)
-    assert info_nce(query[:1], passages[:1], 1).item() == 0
+    assert info_nce(query, passages, torch.tensor([0, 4, 8]), 1e9).item() == pytest.approx(math.log(12), abs=1e-6)
+    assert info_nce(query[:1], passages[:1], torch.tensor([0]), 0.02).item() == 0
 
 
 def test_vectors_of_any_length_cost_the_same_and_excluded_passages_are_not_there():
     query, passages = numbers(2, 5, seed=1), numbers(6, 5, seed=2)
-    loss = info_nce(query, passages, 3)
-    torch.testing.assert_close(info_nce(query * 7, passages * 0.1, 3), loss)
+    first = torch.tensor([0, 3])
+    loss = info_nce(query, passages, first, 0.02)
+    torch.testing.assert_close(info_nce(query * 7, passages * 0.1, first, 0.02), loss)
     excluded = torch.zeros(2, 6, dtype=torch.bool)
     excluded[:, [1, 5]] = True
-    fewer = cosine_cross_entropy(query, passages[[0, 2, 3, 4]], torch.tensor([0, 2]), 0.02)
-    torch.testing.assert_close(cosine_cross_entropy(query, passages, torch.tensor([0, 3]), 0.02, excluded), fewer)
-    with pytest.raises(ValueError, match="got 6 passages for 2 queries in groups of 2"):
-        info_nce(query, passages, 2)
-    with pytest.raises(ValueError, match="got temperature 0"):
-        info_nce(query, passages, 3, 0)
+    fewer = info_nce(query, passages[[0, 2, 3, 4]], torch.tensor([0, 2]), 0.02)
+    torch.testing.assert_close(info_nce(query, passages, first, 0.02, excluded), fewer)
+
+
+def test_settings_out_of_range_are_refused(tiny_model, tiny_tokenizer):
+    model = embedder((tiny_model(), tiny_tokenizer()))
+    for settings, message in (
+        ({"temperature": 0.0}, r"got temperature 0\.0"),
+        ({"chunk_size": 0}, "got chunk_size 0"),
+        ({"contrastive": "nce"}, "got contrastive 'nce'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ContrastiveObjective(model, **settings)
 
 
 # Pooling
@@ -106,6 +108,30 @@ def test_the_end_of_text_is_read_wherever_padding_stands_and_whatever_the_batch(
         alone = model.preprocess([texts[i]])
         torch.testing.assert_close(model(alone)["sentence_embedding"][0], expected, atol=1e-5, rtol=0)
     np.testing.assert_allclose(model.encode(texts), model(batch)["sentence_embedding"].detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["last-token", "mean"])
+def test_the_study_pools_an_end_of_text_behind_each_text_or_all_of_it(study, pooling):
+    made = study.raw(replace(study.recipe, pooling=pooling))
+    texts = ["a longer text than the other", "short"]
+    for text, found in zip(texts, made.encode(texts), strict=True):
+        ids = made.encoder.tokenizer(text)["input_ids"] + [made.encoder.tokenizer.eos_token_id] * (pooling != "mean")
+        with torch.inference_mode():
+            states = made.encoder.backbone(torch.tensor([ids])).last_hidden_state[0]
+        expected = states.mean(0) if pooling == "mean" else states[-1]
+        np.testing.assert_allclose(found, expected, atol=2e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.5])
+def test_a_run_learns_at_the_recipe_s_temperature(study, tmp_path, temperature):
+    recipe = replace(study.recipe, steps=1, temperature=temperature)
+    items, model = examples(recipe), study.raw(recipe)
+    assert len(items) == recipe.batch
+    texts = [[item["query"] for item in items], [t for i in items for t in (i["positive"], *i["negatives"])]]
+    queries, passages = (model.encode(group, convert_to_tensor=True).double() for group in texts)
+    fitted = study._fit(recipe, items, tmp_path)
+    expected = info_nce(queries, passages, 1 + recipe.negatives, temperature).item()
+    assert fitted.history[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
 # Asking
@@ -211,7 +237,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_alike(study, tmp_path, monkeypat
     cell = StudyCell(study.recipe, 5, study.question)
     whole = study.cell(cell)
     other = Study(tmp_path / "killed", device="cpu", dtype="float32")
-    collate, calls = dense_retrieval_study.Checkpointed.collate, []
+    collate, calls = dense_retrieval_study.CheckpointedContrast.collate, []
 
     def dying(self: Any, items: Any) -> Any:
         calls.append(1)
@@ -219,7 +245,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_alike(study, tmp_path, monkeypat
             raise RuntimeError("killed")
         return collate(self, items)
 
-    monkeypatch.setattr(dense_retrieval_study.Checkpointed, "collate", dying)
+    monkeypatch.setattr(dense_retrieval_study.CheckpointedContrast, "collate", dying)
     with pytest.raises(RuntimeError, match="killed"):
         other.cell(cell)
     assert not list((tmp_path / "killed").glob("cell-*"))

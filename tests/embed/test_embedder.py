@@ -17,7 +17,8 @@ from lm_zoo import CONFIGS, make
 
 from broadsheet.console import InputError
 from broadsheet.embed.base import BASELINES, baseline, embedder, load
-from broadsheet.embed.modules.encoder import CausalEncoder, decoder_layers
+from broadsheet.embed.modules.encoder import CausalEncoder
+from broadsheet.embed.modules.layers import decoder_layers
 from broadsheet.embed.modules.template import PROMPT_EOL, Template
 
 TEXTS = ["hello world, this is it", "short", "another text that is longer than all the others, with words", "a"]

@@ -18,14 +18,15 @@ from transformers import AutoModelForCausalLM
 from broadsheet.console import InputError
 from broadsheet.embed.base import Embedder, embedder, load
 from broadsheet.embed.fitting import fit
-from broadsheet.embed.gem import GEM, contrastive_loss, gem_embedder, recall
+from broadsheet.embed.gem import GEM, bottleneck, contrastive_loss, gem_embedder, reconstruct
 from broadsheet.embed.modules.bottleneck import (
+    PADDING,
     PREFIX,
     SPECIAL,
     SUFFIX,
     BottleneckRow,
     collator_for,
-    read_states,
+    forward_states,
     special_states,
 )
 from broadsheet.embed.trials.perplexity import perplexity, text_losses
@@ -113,8 +114,8 @@ def test_an_embedding_is_the_special_states_of_a_row_with_any_suffix(
         BottleneckRow(made.encoder.tokenizer(text)["input_ids"], gem.special, [40 + i] * (i + 1))
         for i, text in enumerate(TEXTS)
     ]
-    batch = collator_for(made.encoder)(rows)
-    states = special_states(read_states(made.encoder, batch), batch["segments"])
+    batch = collator_for(made.encoder, bottleneck)(rows)
+    states = special_states(forward_states(made.encoder, batch), batch["segments"])
     pooled = states.mean(1) if pooling == "mean" else states.flatten(1)
     assert (vectors - pooled).abs().max() < 1e-5
     alone = torch.stack([made.encode(text, convert_to_tensor=True) for text in TEXTS])
@@ -279,6 +280,37 @@ def test_alpha_decides_what_is_trained(make: Any, tiny_model: Any, contrast: Any
     assert terms["contrastive"].item() == pytest.approx(full.item(), abs=1e-5)  # whichever pass the anchors come from
 
 
+@pytest.mark.parametrize(("contrast", "alpha"), [("compression", 0.25), ("compression", 1.0), ("all", 1.0)])
+def test_the_loss_contrasts_the_text_with_the_text_without_what_is_hidden(
+    make: Any, contrast: Any, alpha: float
+) -> None:
+    made = make(2)
+    gem = objective(made, raw_share=0.5, hidden_share=0.6, alpha_max=alpha, contrast=contrast)
+    made.double()
+    batch = batch_of(gem, TEXTS * 4)
+    assert batch["view_hidden"].any(1).sum() > 3
+
+    def embedding(row: int, shown: torch.Tensor) -> torch.Tensor:
+        """The mean state of the special tokens, each read behind the shown tokens alone, all where they stood."""
+        segments, states = batch["view_segments"][row], []
+        for special in (segments == SPECIAL).nonzero():
+            where = torch.cat([(shown & (segments == PREFIX)).nonzero()[:, 0], special])[None]
+            kept = {"input_ids": batch["view_input_ids"][row][where], "position_ids": where}
+            kept["attention_mask"] = torch.ones_like(where)  # one text, though its position ids have gaps
+            states.append(made.encoder.backbone(**kept).last_hidden_state[0, -1])
+        return torch.stack(states).mean(0)
+
+    read = batch["view_segments"] != PADDING
+    with torch.no_grad():
+        anchors, positives = (
+            torch.stack([embedding(row, shown[row]) for row in range(len(read))])
+            for shown in (read, read & ~batch["view_hidden"])
+        )
+        found = gem.loss(made, batch)["contrastive"].item()
+    assert found == pytest.approx(contrastive_loss(anchors, positives, gem.log_scale).item(), rel=1e-9)
+    assert abs(found - contrastive_loss(anchors, anchors, gem.log_scale).item()) > 0.01
+
+
 def test_alpha_follows_the_texts_read(make: Any) -> None:
     gem = GEM(make(), ntp_rows=100, ramp_rows=50, alpha_max=0.8)
     assert [gem.alpha(place) for place in (0, 99, 100, 125, 150, 10_000)] == [0, 0, 0, 0.4, 0.8, 0.8]
@@ -368,17 +400,17 @@ def test_a_text_can_be_told_from_its_special_tokens(make: Any) -> None:
     gem = objective(made)
     fit(made, ["the"], GEM(made, raw_share=0, reconstruction=1, alpha_max=0), method="full", steps=60, batch_size=2,
         learning_rate=1e-2, autocast="none")  # fmt: skip
-    [told] = recall(made, ["a the"], max_new_tokens=6)
+    [told] = reconstruct(made, ["a the"], max_new_tokens=6)
     ids = made.encoder.tokenizer("a the")["input_ids"]
     written: list[int] = []
     for _ in range(6):  # the same, token by token, through the mask
-        batch = collator_for(made.encoder)([BottleneckRow(ids, gem.special, written)])
+        batch = collator_for(made.encoder, bottleneck)([BottleneckRow(ids, gem.special, written)])
         logits = made.encoder.logits(batch["input_ids"], batch["attention_mask"])[0, -1]
         logits[made.encoder.model.generation_config.suppress_tokens] = -torch.inf
         written.append(int(logits.argmax()))
     end = made.encoder.tokenizer.eos_token_id
     assert told == made.encoder.tokenizer.decode(written[: written.index(end)] if end in written else written)
-    assert recall(made, ["the"], max_new_tokens=len(made.encoder.tokenizer("the")["input_ids"])) == ["the"]
+    assert reconstruct(made, ["the"], max_new_tokens=len(made.encoder.tokenizer("the")["input_ids"])) == ["the"]
 
 
 # Refusals
@@ -404,4 +436,4 @@ def test_what_cannot_be_is_refused(make: Any, tiny_model: Any, tiny_tokenizer: A
     with pytest.raises(InputError, match="gem_embedder"):
         GEM(embedder((tiny_model(), tiny_tokenizer())))
     with pytest.raises(InputError, match="gem_embedder"):
-        recall(embedder((tiny_model(), tiny_tokenizer())), TEXTS)
+        reconstruct(embedder((tiny_model(), tiny_tokenizer())), TEXTS)

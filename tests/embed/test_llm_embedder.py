@@ -15,11 +15,19 @@ from two_processes import leave
 from broadsheet.console import InputError
 from broadsheet.embed.base import embedder
 from broadsheet.embed.data.groups import GroupConfig, build_group, build_groups
-from broadsheet.embed.data.task_sampler import OneTaskBatches, one_task_batches
-from broadsheet.embed.llm_embedder import TASK_PROMPTS, TASKS, GradedDistillLoss, LLMEmbedder, task_prompts
-from broadsheet.embed.losses.graded import contrastive, graded_distillation, kl_distillation
+from broadsheet.embed.data.task_sampler import OneTaskBatchSampler, one_task_batches
+from broadsheet.embed.llm_embedder import (
+    TASK_PROMPTS,
+    TASKS,
+    GradedDistillLoss,
+    LLMEmbedder,
+    graded_distillation,
+    kl_distillation,
+    task_prompts,
+)
 
 B, G, WIDTH = 3, 4, 6
+OWN = torch.arange(B * G).view(B, G)  # columns of each query's own keys
 
 
 @pytest.fixture
@@ -93,8 +101,8 @@ def test_a_querys_term_ignores_the_order_of_other_queries_keys(batch):
     query, keys, teacher = batch
     moved = keys.clone()
     moved[1] = keys[1].flip(0)
-    before = graded_distillation(scores_of(batch), teacher)
-    after = graded_distillation(scores_of((query, moved, teacher)), teacher)
+    before = graded_distillation(scores_of(batch), OWN, teacher)
+    after = graded_distillation(scores_of((query, moved, teacher)), OWN, teacher)
     assert torch.allclose(before[[0, 2]], after[[0, 2]], atol=1e-12)
     assert not torch.allclose(before[1], after[1], atol=1e-3)
 
@@ -108,27 +116,28 @@ def test_a_constant_on_a_querys_teacher_scores_changes_nothing(batch, distill):
 
 def test_kl_is_zero_when_the_student_repeats_the_teacher(batch):
     teacher = batch[2]
-    own = 0.7 * teacher / 0.1 + 2
-    scores = torch.zeros(B, B * G, dtype=torch.float64)
-    for i in range(B):
-        scores[i, i * G : (i + 1) * G] = own[i]
+    scores = 0.7 * teacher / 0.1 + 2
     found = kl_distillation(scores, teacher, student_temperature=0.7, teacher_temperature=0.1)
     assert found.abs().max() < 1e-12
     assert kl_distillation(scores, teacher, teacher_temperature=0.1).max() > 1e-2
 
 
 def test_kl_does_not_see_other_queries(batch):
-    scores = scores_of(batch)
-    changed = scores.clone()
-    changed[0, G:] += 9
-    assert torch.allclose(kl_distillation(scores, batch[2]), kl_distillation(changed, batch[2]))
+    query, keys, teacher = batch
+    changed = keys.clone()
+    changed[1:] = keys[1:].flip(-1)
+    alone = loss((query[:1], keys[:1], teacher[:1]), "kl")
+    for others in (keys, changed):
+        rest = loss((query[1:], others[1:], teacher[1:]), "kl")
+        both = loss((query, others, teacher), "kl")
+        assert both.item() == pytest.approx((alone.item() + (B - 1) * rest.item()) / B, abs=1e-12)
 
 
 def test_two_terms_are_weighted_and_one_is_not(batch):
     graded, hard = loss(batch), loss(batch, "none", contrastive_weight=0.2)
     both = loss(batch, contrastive_weight=0.2, distill_weight=3.0)
     assert both.item() == pytest.approx(3 * graded.item() + 0.2 * hard.item(), abs=1e-12)
-    assert hard.item() == pytest.approx(contrastive(scores_of(batch), G).mean().item(), abs=1e-12)
+    assert hard.item() == pytest.approx(cross_entropy(scores_of(batch), OWN[:, 0]).item(), abs=1e-12)
 
 
 def test_half_precision_is_computed_in_float32(batch):
@@ -432,7 +441,7 @@ def test_sampler_says_what_it_drops(capsys):
 
     whole = ConcatDataset([list(range(5)), list(range(3))])
     children = [BatchSampler(SequentialSampler(each), 2, True) for each in whole.datasets]
-    sampler = OneTaskBatches(whole, children, seed=1)
+    sampler = OneTaskBatchSampler(whole, children, seed=1)
     assert sampler.dropped_ == [1, 1]
     assert len(sampler) == len(list(sampler)) == 3
     assert "2 of 8 rows" in capsys.readouterr().err
@@ -449,7 +458,7 @@ def test_processes_work_on_one_task_at_a_time(monkeypatch):
     whole = ConcatDataset([list(range(13)), list(range(9)), list(range(8))])
     children = [BatchSampler(SequentialSampler(each), 2, True) for each in whole.datasets]
     task_of = [task for task, size in enumerate((13, 9, 8)) for _ in range(size)]
-    shards = [list(BatchSamplerShard(OneTaskBatches(whole, children), 2, rank)) for rank in range(2)]
+    shards = [list(BatchSamplerShard(OneTaskBatchSampler(whole, children), 2, rank)) for rank in range(2)]
     assert [len(shard) for shard in shards] == [7, 7]  # blocks of four rows: 3, 2 and 2
     assert not {i for batch in shards[0] for i in batch} & {i for batch in shards[1] for i in batch}
     for batches in zip(*shards, strict=True):

@@ -15,8 +15,24 @@ from torch.nn.functional import cross_entropy, normalize
 from broadsheet.console import InputError
 from broadsheet.embed.base import Embedder, embedder, load
 from broadsheet.embed.fitting import fit
-from broadsheet.embed.llm_ql import DOCUMENT, LLMQL, QUERY, QueryLikelihood, contrast, log_likelihood, rows_of
-from broadsheet.embed.modules.bottleneck import SPECIAL, SUFFIX, BottleneckRow, collator_for, read, special_states
+from broadsheet.embed.llm_ql import (
+    DOCUMENT,
+    LLMQL,
+    QUERY,
+    QueryLikelihood,
+    attention_stop,
+    contrast,
+    query_log_likelihood,
+    rows_of,
+)
+from broadsheet.embed.modules.bottleneck import (
+    SPECIAL,
+    SUFFIX,
+    BottleneckRow,
+    collator_for,
+    forward_pass,
+    special_states,
+)
 from broadsheet.embed.modules.template import Template
 
 SHORT = {"query": Template("Q: ", "\nA:"), "document": Template("P: ", "\nS:")}
@@ -51,12 +67,12 @@ def test_the_end_tokens_state_is_the_embedding_of_the_second_stage(make: Any, si
     made.encoder.tokenizer.padding_side = side
     objective = QueryLikelihood(made, corruption=0.0)
     batch = batch_of(objective)
-    reading = read(made.encoder, batch)
+    reading = forward_pass(made.encoder, batch)
     states = normalize(special_states(reading.states, batch["segments"])[:, 0], dim=-1)
     vectors = made.encode_document(DOCUMENTS, convert_to_tensor=True)
     assert (vectors - states).abs().max() < 1e-5
     corrupted = batch_of(QueryLikelihood(made, corruption=0.9))
-    changed = special_states(read(made.encoder, corrupted).states, corrupted["segments"])[:, 0]
+    changed = special_states(forward_pass(made.encoder, corrupted).states, corrupted["segments"])[:, 0]
     assert (normalize(changed, dim=-1) - vectors).abs().max() > 1e-2
 
 
@@ -130,8 +146,8 @@ def test_the_query_depends_on_the_document_through_the_end_token(make: Any) -> N
     made = make()
     objective = QueryLikelihood(made, corruption=0.0, labels="query")
     rows = [objective.row(0, {"query": "red hats", "positive": text}) for text in DOCUMENTS[:2]]
-    batch = collator_for(made.encoder)(rows)
-    nll = read(made.encoder, batch).nll.sum(1)
+    batch = collator_for(made.encoder, attention_stop)(rows)
+    nll = forward_pass(made.encoder, batch).nll.sum(1)
     assert abs(nll[0] - nll[1]) > 1e-3
 
 
@@ -172,14 +188,14 @@ def test_a_long_target_is_cut_and_still_ends(make: Any) -> None:
 
 def test_the_score_is_the_querys_likelihood_through_the_mask(make: Any) -> None:
     made = make()
-    found = log_likelihood(made, QUERIES, DOCUMENTS, batch_size=3)
-    ending = log_likelihood(made, QUERIES, DOCUMENTS, end=True)
+    found = query_log_likelihood(made, QUERIES, DOCUMENTS, batch_size=3)
+    ending = query_log_likelihood(made, QUERIES, DOCUMENTS, end=True)
     tokenizer = made.encoder.tokenizer
     for i, query in enumerate(QUERIES):
         for j, document in enumerate(DOCUMENTS):
             ids, target = rows_of(made, "document", [document])[0], tokenizer(query)["input_ids"]
-            batch = collator_for(made.encoder)([BottleneckRow(ids[:-1], ids[-1:], target, ("suffix",))])
-            assert found[i, j].item() == pytest.approx(-read(made.encoder, batch).nll.sum().item(), abs=1e-3)
+            batch = collator_for(made.encoder, attention_stop)([BottleneckRow(ids[:-1], ids[-1:], target, ("suffix",))])
+            assert found[i, j].item() == pytest.approx(-forward_pass(made.encoder, batch).nll.sum().item(), abs=1e-3)
     assert (ending < found).all()
 
 
@@ -187,7 +203,7 @@ def test_training_ranks_a_document_above_others_by_likelihood(make: Any) -> None
     made = make()
     fit(made, PAIRS, QueryLikelihood(made, corruption=0.1), method="full", steps=60, batch_size=4, learning_rate=1e-2,
         schedule="constant", autocast="none")  # fmt: skip
-    scores = log_likelihood(made, QUERIES, DOCUMENTS)
+    scores = query_log_likelihood(made, QUERIES, DOCUMENTS)
     assert scores.argmax(1).tolist() == [0, 1, 2, 3]
     assert (scores.diagonal() > scores.median(1).values).all()
 

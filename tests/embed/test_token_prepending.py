@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lm_zoo import CONFIGS, make
 
 from broadsheet.console import InputError
+from broadsheet.embed.base import embedder, load
 from broadsheet.embed.modules.encoder import CausalEncoder
 from broadsheet.embed.modules.eol import (
     KNOWLEDGE,
@@ -275,9 +276,9 @@ def test_a_text_that_holds_the_placeholder_is_left_alone(tiny_model, tiny_tokeni
     given = features(encoder, ["so <|endoftext|> it is"])
     ours = given["input_ids"][0] == encoder.placeholder_id
     assert ours.sum() == 2
-    rows, places, _ = encoder._places(given["input_ids"], None)
+    rows, positions, _ = encoder._positions(given["input_ids"], None)
     assert rows.tolist() == [0]
-    assert places.tolist() == [int(ours.nonzero()[0])]
+    assert positions.tolist() == [int(ours.nonzero()[0])]
 
 
 def test_the_text_is_cut_never_the_template_or_the_placeholder(encoder):
@@ -360,7 +361,7 @@ def test_a_model_with_spare_embeddings_is_not_resized(tiny_model, tiny_tokenizer
         ({"placeholders": 0}, "0 placeholders"),
         ({"position": "end"}, "position 'end'"),
         ({"placeholder": "Ġ:"}, "no token"),
-        ({"placeholder": ":"}, "stands in the template"),
+        ({"placeholder": ":"}, "is in the template"),
     ],
 )
 def test_impossible_settings_are_refused(encoder, settings, message):
@@ -368,10 +369,22 @@ def test_impossible_settings_are_refused(encoder, settings, message):
         variant(encoder, **settings)
 
 
-def test_exit_is_a_quarter_of_the_depth_unless_given(tiny_model, tiny_tokenizer):
-    found = [TokenPrepending(tiny_model(num_hidden_layers=n), tiny_tokenizer()).exit for n in (2, 4, 12)]
-    assert found == [2, 2, 3]
+def test_one_layer_is_changed_unless_exit_is_given(tiny_model, tiny_tokenizer):
+    found = [TokenPrepending(tiny_model(num_hidden_layers=n), tiny_tokenizer()) for n in (2, 4, 12)]
+    assert [(each.start, each.exit) for each in found] == [(1, 2)] * 3
+    assert TokenPrepending(tiny_model(num_hidden_layers=4), tiny_tokenizer(), start=2).exit == 3
     assert TokenPrepending(tiny_model(num_hidden_layers=4), tiny_tokenizer(), start=4).exit == 4
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted-mean"])
+def test_other_pooling_than_the_last_tokens_is_refused(tiny_model, tiny_tokenizer, pooling, tmp_path):
+    parts: Any = tiny_model(), tiny_tokenizer()
+    with pytest.raises(InputError, match=f"got pooling '{pooling}' after TokenPrepending; expected 'last-token'"):
+        embedder(parts, pooling, encoder=TokenPrepending)
+    made = embedder(parts, "last-token", encoder=TokenPrepending)
+    made.save(str(tmp_path / "made"))
+    assert load(tmp_path / "made").encode(["a"]).shape == (1, 32)
+    embedder(parts, pooling)  # any other encoder takes it
 
 
 # As a SentenceTransformer

@@ -13,8 +13,8 @@ from broadsheet.console import InputError
 from broadsheet.embed.base import embedder, load
 from broadsheet.embed.data.writing import PROMPT, PassageWriter, mean_log_probs, read_written
 from broadsheet.embed.fitting import fit
-from broadsheet.embed.losses.infonce import info_nce
-from broadsheet.embed.losses.ntxent import label_ntxent
+from broadsheet.embed.losses.contrastive import info_nce
+from broadsheet.embed.losses.ntxent import minus_distances, nt_xent
 from broadsheet.embed.ullme import GRL
 from broadsheet.models import adapters
 
@@ -189,7 +189,7 @@ def test_nt_xent_is_taken_over_queries_and_passages_together(made):
     vectors = torch.cat([model.encode(group, convert_to_tensor=True) for group in texts])
     labels = torch.tensor([0, 1, 2, 0, 10, 11, 1, 12, 2, 13, 14, 15])
     terms, _ = gradients(objective, model)
-    assert terms["contrastive"] == pytest.approx(label_ntxent(vectors, labels, 0.05, "l2").item(), abs=1e-4)
+    assert terms["contrastive"] == pytest.approx(nt_xent(minus_distances(vectors) / 0.05, labels).item(), abs=1e-4)
 
 
 def test_infonce_takes_all_passages_and_own_takes_the_query_s(made):
@@ -199,9 +199,11 @@ def test_infonce_takes_all_passages_and_own_takes_the_query_s(made):
     passages = model.encode([t for i in items for t in (i["positive"], *i["negatives"])], convert_to_tensor=True)
     settings = {"weights": TERMS["contrastive"], "projector": False, "temperature": 0.1}
     terms, _ = gradients(GRL(model, contrastive="infonce", **settings).double(), model, items)
-    assert terms["contrastive"] == pytest.approx(info_nce(queries, passages, 2, 0.1).item(), abs=1e-4)
+    assert terms["contrastive"] == pytest.approx(
+        info_nce(queries, passages, torch.tensor([0, 2, 4]), 0.1).item(), abs=1e-4
+    )
     terms, _ = gradients(GRL(model, contrastive="own", **settings).double(), model, items)
-    own = [info_nce(q[None], p, 2, 0.1).item() for q, p in zip(queries, passages.split(2), strict=True)]
+    own = [info_nce(q[None], p, torch.tensor([0]), 0.1).item() for q, p in zip(queries, passages.split(2), strict=True)]
     assert terms["contrastive"] == pytest.approx(sum(own) / 3, abs=1e-4)
 
 
@@ -272,12 +274,33 @@ def test_a_query_with_one_candidate_has_nothing_to_agree_about(made):
     assert not row.any()
 
 
+@pytest.mark.parametrize(("temperature", "generation_temperature"), [(0.05, 1.0), (0.5, 0.1)])
+@pytest.mark.parametrize("direction", ["gen-rt", "rt-gen"])
+def test_agreement_is_the_kl_of_both_rankings_each_at_its_temperature(
+    made, temperature, generation_temperature, direction
+):
+    model = made()
+    settings: dict[str, Any] = {"temperature": temperature, "generation_temperature": generation_temperature}
+    objective = GRL(model, weights=TERMS["consistency"], consistency=direction, **settings).double()
+    read = objective._read(model, objective.collate(ITEMS))
+    passages = read["passage"].split([3, 2, 4])
+    expected = 0.0
+    for item, query, vectors in zip(ITEMS, read["query"], passages, strict=True):
+        pairs = [(item["query"], text) for text in (item["positive"], *item["negatives"])]
+        embedded = (torch.cosine_similarity(query[None], vectors) / temperature).softmax(0)
+        generated = (torch.tensor(mean_log_probs(model.encoder, pairs)) / generation_temperature).softmax(0)
+        left, right = (generated, embedded) if direction == "gen-rt" else (embedded, generated)
+        expected += (left * (left / right).log()).sum().item() / len(ITEMS)
+    terms, _ = gradients(objective, model)
+    assert terms["consistency"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_agreement_trains_the_embedding_alone_while_the_generator_is_detached(made):
     """With the embedding taken away, nothing is left to learn."""
     model = made()
     for detach, moved in ((True, False), (False, True)):
         objective = GRL(model, weights=TERMS["consistency"], detach_generator=detach).double()
-        read = objective._read(model, batch := objective.collate(ITEMS))
+        read = objective.read(model, batch := objective.collate(ITEMS))
         read |= {name: read[name].detach() for name in ("query", "passage")}
         assert objective._consistency(read, batch["counts"]).requires_grad == moved
 
@@ -288,7 +311,7 @@ def test_agreement_trains_the_embedding_alone_while_the_generator_is_detached(ma
 def test_the_vector_that_is_evaluated_is_the_one_before_the_projector(made):
     model = made()
     objective = GRL(model).double()
-    read = objective._read(model, objective.collate(ITEMS))
+    read = objective.read(model, objective.collate(ITEMS))
     vectors = model.encode([item["query"] for item in ITEMS], convert_to_tensor=True)
     torch.testing.assert_close(read["query"].detach(), vectors, atol=1e-4, rtol=0)
     normal = torch.nn.functional.normalize
@@ -308,7 +331,7 @@ def test_the_instruction_is_seen_but_not_pooled(made):
     reads = []
     for model in (pooled, spared):
         objective = GRL(model, chunk_size=2).double()
-        reads.append(objective._read(model, objective.collate(ITEMS)))
+        reads.append(objective.read(model, objective.collate(ITEMS)))
         queries = model.encode_query([item["query"] for item in ITEMS], convert_to_tensor=True)
         documents = model.encode_document([item["positive"] for item in ITEMS], convert_to_tensor=True)
         torch.testing.assert_close(reads[-1]["query"].detach(), queries, atol=1e-4, rtol=0)
@@ -316,7 +339,7 @@ def test_the_instruction_is_seen_but_not_pooled(made):
     assert (reads[0]["query"] - reads[1]["query"]).abs().max() > 1e-2
     other = made(prompts={**prompts, "query": "Lose it: "}, include_prompt=False)
     objective = GRL(other).double()
-    assert (objective._read(other, objective.collate(ITEMS))["query"] - reads[1]["query"]).abs().max() > 1e-3
+    assert (objective.read(other, objective.collate(ITEMS))["query"] - reads[1]["query"]).abs().max() > 1e-3
 
 
 def test_fit_trains_model_and_projector_and_the_folder_embeds_and_writes(made, tiny_folder, tmp_path):
@@ -349,7 +372,7 @@ def test_what_cannot_be_is_refused_in_one_line(made):
         ({"reference": "base"}, "got reference 'base'"),
         ({"generation": "kto_pair", "reference": "free"}, "kto_pair compares with a reference"),
         ({"weights": (0, 0, 0)}, "got weights"),
-        ({"temperature": 0}, "got temperatures 0"),
+        ({"temperature": 0}, "got temperature 0"),
         ({"chunk_size": 0}, "got chunk_size 0"),
         ({"prompt": "Answer:"}, "got prompt 'Answer:'"),
         ({"prompt": "word " * 300 + "{query}"}, "takes the model's context"),

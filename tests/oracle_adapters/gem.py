@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from formula_llama import encoder
 
-from broadsheet.embed.gem import contrastive_loss
-from broadsheet.embed.modules.bottleneck import Row, bottleneck_mask, collator_for, read, special_states
+from broadsheet.embed.gem import bottleneck, contrastive_loss
+from broadsheet.embed.modules.bottleneck import BottleneckRow, collator_for, forward_pass, special_states
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -17,18 +17,19 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     cuts = case["prefix"], case["prefix"] + case["special"]
     if "ids" in case:
         ids = case["ids"]
-        return _row(case["model"], Row(ids[: cuts[0]], ids[cuts[0] : cuts[1]], ids[cuts[1] :]))
-    row = Row(*([0] * case[name] for name in ("prefix", "special", "suffix")))
-    return {"mask": bottleneck_mask(torch.tensor([row.segments()]))[0, 0].int().tolist()}
+        return _row(case["model"], BottleneckRow(ids[: cuts[0]], ids[cuts[0] : cuts[1]], ids[cuts[1] :]))
+    row = BottleneckRow(*([0] * case[name] for name in ("prefix", "special", "suffix")))
+    batch = collator_for(encoder("gem", "tiny_llama"), bottleneck)([row])
+    return {"mask": batch["attention_mask"][0, 0].int().tolist()}
 
 
-def _row(model: str, row: Row) -> dict[str, Any]:
+def _row(model: str, row: BottleneckRow) -> dict[str, Any]:
     made = encoder("gem", model)
-    batch = collator_for(made)([row])
+    batch = collator_for(made, bottleneck)([row])
     with torch.no_grad():
-        reading = read(made, batch)
-    special = special_states(reading.states, batch["segments"])
+        output = forward_pass(made, batch)
+    special = special_states(output.states, batch["segments"])
     return {
-        "loss": (reading.nll.sum() / reading.scored.sum()).item(),
+        "loss": (output.nll.sum() / output.scored.sum()).item(),
         "special_hidden": special[0].tolist() if row.special else [],
     }

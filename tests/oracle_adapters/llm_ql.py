@@ -5,16 +5,17 @@ from typing import Any
 import torch
 from formula_llama import encoder
 
+from broadsheet.embed.llm_ql import attention_stop
 from broadsheet.embed.modules.bottleneck import (
     IGNORED,
     PADDING,
     PREFIX,
     SPECIAL,
     SUFFIX,
-    Row,
-    bottleneck_mask,
+    BottleneckRow,
+    allowed_positions,
     collator_for,
-    read,
+    forward_pass,
     special_states,
 )
 
@@ -24,12 +25,12 @@ _LAYOUTS = {"loss_document_eos_query": ("prefix", "special", "suffix"), "loss_qu
 def run(case: dict[str, Any]) -> dict[str, Any]:
     if "input_ids" in case:
         return _rows(case)
-    place = torch.arange(case["length"])
+    position = torch.arange(case["length"])
     special = case["special_position"]
-    segments = torch.where(place < special, PREFIX, torch.where(place == special, SPECIAL, SUFFIX))
+    segments = torch.where(position < special, PREFIX, torch.where(position == special, SPECIAL, SUFFIX))
     if "attention_mask" in case:
         segments = torch.where(torch.tensor(case["attention_mask"]).bool(), segments, PADDING)
-    return {"allowed": bottleneck_mask(segments[None])[0, 0].int().tolist()}
+    return {"allowed": allowed_positions(segments[None], attention_stop)[0, 0].int().tolist()}
 
 
 def _rows(case: dict[str, Any]) -> dict[str, Any]:
@@ -42,14 +43,14 @@ def _rows(case: dict[str, Any]) -> dict[str, Any]:
         for ids, real in zip(case["input_ids"], case["attention_mask"], strict=True):
             parts = (slice(0, special), slice(special, special + 1), slice(special + 1, None))
             kept = [[i for i, known in zip(ids[part], real[part], strict=True) if known] for part in parts]
-            rows.append(Row(*kept, scored))
-        batch = collator_for(made)(rows)
+            rows.append(BottleneckRow(*kept, scored))
+        batch = collator_for(made, attention_stop)(rows)
         batch["labels"][batch["labels"] == case["ignore_label_id"]] = IGNORED
         with torch.no_grad():
-            reading = read(made, batch)
-        found[name] = (reading.nll.sum() / reading.scored.sum()).item()
+            output = forward_pass(made, batch)
+        found[name] = (output.nll.sum() / output.scored.sum()).item()
     last = torch.tensor([len(row) for row in rows]) - 1
     return found | {
-        "hidden_at_special": special_states(reading.states, batch["segments"])[:, 0].tolist(),
-        "hidden_at_last_real": reading.states[torch.arange(len(rows)), last].tolist(),
+        "hidden_at_special": special_states(output.states, batch["segments"])[:, 0].tolist(),
+        "hidden_at_last_real": output.states[torch.arange(len(rows)), last].tolist(),
     }

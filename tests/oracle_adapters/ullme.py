@@ -1,11 +1,13 @@
 """ULLME's oracle cases, by the fields they have: the KL, preference losses, log-probabilities, NT-Xent."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from formula_llama import embedder
 
-from broadsheet.embed.losses.ntxent import label_ntxent
-from broadsheet.embed.losses.preference import consistency_kl, preference_loss, sequence_log_probs
+from broadsheet.embed.data.writing import read_written, token_counts
+from broadsheet.embed.ullme import GRL, consistency_kl, preference_loss
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -21,39 +23,57 @@ def _double(values: Any) -> torch.Tensor:
 
 
 def _kl(case: dict[str, Any]) -> dict[str, Any]:
-    value = consistency_kl(
+    values = consistency_kl(
         _double(case["dual_scores"]), _double(case["gen_scores"]), temperature=case["temperature"], direction="gen-rt"
     )
-    return {"kl": value.item()}
+    return {"kl": values.mean().item()}
 
 
 def _preference(case: dict[str, Any]) -> dict[str, Any]:
-    names = ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps")
+    policy = (_double(case[f"policy_{name}_logps"]) for name in ("chosen", "rejected"))
+    known = [case.get(f"reference_{name}_logps") for name in ("chosen", "rejected")]
     losses = preference_loss(
-        *(_double(case[name]) if case.get(name) is not None else None for name in names),
+        *policy,
+        *(None if case.get("reference_free") or each is None else _double(each) for each in known),
         kind=case["loss_type"],
         beta=case.get("beta", 0.1),
         label_smoothing=case.get("label_smoothing", 0.0),
-        reference_free=case.get("reference_free", False),
     )
     return {"losses": losses.tolist(), "loss": losses.mean().item()}
 
 
+class _Written(torch.nn.Module):
+    """A model whose logits are the case's."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool, logits_to_keep: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.logits[:, logits_to_keep])
+
+
 def _log_probs(case: dict[str, Any]) -> dict[str, Any]:
-    logits, labels = _double(case["logits"]), torch.tensor(case["labels"])
-    return {
-        "sum": sequence_log_probs(logits, labels).tolist(),
-        "mean": sequence_log_probs(logits, labels, mean=True).tolist(),
-    }
+    labels = torch.tensor(case["labels"])
+    sums = read_written(_Written(_double(case["logits"])), labels.clamp_min(0), labels)  # type: ignore[arg-type]
+    return {"sum": sums.tolist(), "mean": (sums / token_counts(labels)).tolist()}
 
 
 def _ntxent(case: dict[str, Any]) -> dict[str, Any]:
     queries = _double(case["q"])
     rows = [_double(case.get(name) or []).reshape(-1, queries.shape[1]) for name in ("pos", "neg")]
-    labels = list(case["query_labels"])
-    each = len(rows[0]) // len(queries)
-    fresh = range(max(labels) + 1, max(labels) + 1 + len(rows[1]))
-    of_rows = [*labels, *(label for label in labels for _ in range(each)), *fresh]
-    similarity: Any = "l2" if "L2" in case.get("distance", "L2") else "cos"
-    loss = label_ntxent(torch.cat([queries, *rows]), torch.tensor(of_rows), case["temperature"], similarity)
-    return {"loss": loss.item()}
+    labels = torch.tensor(case["query_labels"])
+    positives = labels.repeat_interleave(len(rows[0]) // len(queries))
+    fresh = int(labels.max()) + 1 + torch.arange(len(rows[1]))
+    objective = GRL(
+        embedder(),
+        contrastive="ntxent-l2" if "L2" in case.get("distance", "L2") else "ntxent-cos",
+        temperature=case["temperature"],
+        projector=False,
+    )
+    batch = {
+        "counts": torch.full((len(queries),), (len(rows[0]) + len(rows[1])) // len(queries)),
+        "labels": labels,
+        "passage_labels": torch.cat([positives, fresh]),
+    }
+    return {"loss": objective.contrast(queries, torch.cat(rows), batch).item()}

@@ -11,6 +11,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from broadsheet.embed.base import Embedder
+from broadsheet.embed.base import embedder as make_embedder
 from broadsheet.embed.modules.encoder import CausalEncoder
 
 
@@ -30,3 +32,10 @@ def encoder(slug: str, name: str) -> CausalEncoder:
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(config.vocab_size)}, unk_token="t0"))
     names = {f"{role}_token": f"t{settings[f'{role}_token_id']}" for role in ("bos", "eos", "pad")}
     return CausalEncoder(model, PreTrainedTokenizerFast(tokenizer_object=words, **names))
+
+
+@cache
+def embedder() -> Embedder:
+    """Some embedder, for objectives whose loss is asked about vectors that the case gives."""
+    made = encoder("gem", "tiny_llama")
+    return make_embedder((made.model, made.tokenizer))

@@ -1,11 +1,10 @@
 """The map of embedding with language models, as data: what each method needs, touches and costs.
 
-Two surveys order the field: by how embeddings are got out of a model (arXiv:2412.12591) and by how models and
+Two surveys order the field: by how embeddings are obtained from a model (arXiv:2412.12591) and by how models and
 embeddings help each other (arXiv:2412.09165). Their orders are merged here into seven axes, and every method of the
-stage has one value on each. Methods that the stage does not have stand there as references.
+stage has one value on each. Methods that the stage does not have are listed as references.
 
-Knows: names and words. Does not know: any method's code; a test sees to it that attention and pooling are those of the
-embedders that are really made.
+Knows: names and words. Does not know: any method's code; a test checks attention and pooling against real embedders.
 """
 
 from __future__ import annotations
@@ -28,27 +27,27 @@ AXES: dict[str, tuple[str, ...]] = {
     "cost": ("none", "a template", "a template and 1 token", "a template for each task, 1 pass each", "an instruction",
              "1 token", "k tokens", "the text twice"),
 }  # fmt: skip
-"""The axes and their values. `cost` is what embedding a text takes beyond reading it once, training aside."""
+"""The axes and their values. `cost` is that of embedding a text beyond reading it once, without training."""
 
 OVERVIEW: dict[str, str] = {
-    "prompting/plain": "read as it is",
+    "prompting/plain": "read without a prompt",
     "prompting/one word": "asked for the text in one word",
     "prompting/several tasks": "several prompts, averaged",
-    "prompting/reasoning and knowledge": "a prompt that pretends to have thought, or to know",
-    "prompting/repetition": "the text twice, so that its first words have seen its end",
-    "prompting/intervention": "hidden states changed on the way",
+    "prompting/reasoning and knowledge": "a prompt that claims reasoning, or gives knowledge",
+    "prompting/repetition": "the text twice, so that its first words see its end",
+    "prompting/intervention": "hidden states changed between layers",
     "tuning/architecture": "attention, pooling, adapters",
     "tuning/objective": "contrast, and losses beside it: generation, distillation, dimensions",
     "tuning/data": "synthetic pairs, mined negatives, instructions",
     "settings/multilingual": "several languages",
 }
-"""Nodes of the first survey that methods here belong to, with what they mean, in our words."""
+"""Nodes of the first survey that methods here belong to, with their meaning, in our words."""
 
 INTERACTION: dict[str, str] = {
     "augmented/synthesis": "a model writes training data",
     "augmented/annotation": "a model judges training data",
     "embedders/training-free": "a model embeds, unchanged",
-    "embedders/architecture": "what is changed in a model so that it embeds",
+    "embedders/architecture": "changes to a model so that it embeds",
     "embedders/tuning": "instructions and pairs to tune on",
     "embedders/next-token objectives": "embeddings learned by predicting text from them",
     "understanding/compression": "a model reads text through few vectors",
@@ -62,12 +61,12 @@ class EmbeddingMethod:
 
     Args:
         name: as it is printed.
-        entry: `"module:name"` of what runs it here; empty for a reference.
-        paper: its id on the page; empty for what is none of the page's papers.
+        entry: `"module:name"` of the code that runs it here; empty for a reference.
+        paper: its id on the page; empty for a method of no paper of the page.
         needs_training, touches, attention, pooling, generates_too, side, cost: one of the axis's values.
         overview, interaction: its node in each survey; empty where it has none. That the survey itself cites the
             method there is not claimed.
-        how: what a user writes, or which library has it.
+        how: the call, or the library or paper that has it.
     """
 
     name: str
@@ -91,336 +90,77 @@ class EmbeddingMethod:
 
     @property
     def runs(self) -> str:
-        """What runs it here, or `"reference only"`."""
+        """The name of the code that runs it here, or `"reference only"`."""
         return self.entry.split(":")[1] if self.entry else "reference only"
 
 
 _BASE, _EOL = "broadsheet.embed.base:baseline", "broadsheet.embed.modules.eol:"
+_TRAINING_FREE, _OBJECTIVE = "embedders/training-free", "tuning/objective"
+# fmt: off
 METHODS: tuple[EmbeddingMethod, ...] = (
-    EmbeddingMethod(
-        "mean",
-        _BASE,
-        "",
-        "no",
-        "nothing",
-        "either",
-        "mean",
-        "yes",
-        "symmetric",
-        "none",
-        "prompting/plain",
-        "embedders/training-free",
-        'baseline("mean")',
-    ),
-    EmbeddingMethod(
-        "weighted mean",
-        _BASE,
-        "",
-        "no",
-        "nothing",
-        "either",
-        "weighted mean",
-        "yes",
-        "symmetric",
-        "none",
-        "prompting/plain",
-        "embedders/training-free",
-        'baseline("weighted-mean")',
-    ),
-    EmbeddingMethod(
-        "last token",
-        _BASE,
-        "",
-        "no",
-        "nothing",
-        "either",
-        "last",
-        "yes",
-        "symmetric",
-        "none",
-        "prompting/plain",
-        "embedders/training-free",
-        'baseline("last-token")',
-    ),
-    EmbeddingMethod(
-        "bidirectional, untrained",
-        _BASE,
-        "",
-        "no",
-        "mask",
-        "bidirectional",
-        "either",
-        "yes",
-        "symmetric",
-        "none",
-        "tuning/architecture",
-        "embedders/architecture",
-        'baseline("mean", attention="bidirectional")',
-    ),
-    EmbeddingMethod(
-        "PromptEOL",
-        _BASE,
-        "",
-        "no",
-        "prompt",
-        "causal",
-        "last",
-        "yes",
-        "symmetric",
-        "a template",
-        "prompting/one word",
-        "embedders/training-free",
-        'baseline("prompt-eol")',
-    ),
-    EmbeddingMethod(
-        "Pretended CoT",
-        _EOL + "PRETENDED_COT",
-        "",
-        "no",
-        "prompt",
-        "causal",
-        "last",
-        "yes",
-        "symmetric",
-        "a template",
-        "prompting/reasoning and knowledge",
-        "embedders/training-free",
-        'embedder(model, "last-token", template=PRETENDED_COT)',
-    ),
-    EmbeddingMethod(
-        "Knowledge Enhancement",
-        _EOL + "KNOWLEDGE",
-        "",
-        "no",
-        "prompt",
-        "causal",
-        "last",
-        "yes",
-        "symmetric",
-        "a template",
-        "prompting/reasoning and knowledge",
-        "embedders/training-free",
-        'embedder(model, "last-token", template=KNOWLEDGE)',
-    ),
-    EmbeddingMethod(
-        "MetaEOL",
-        _EOL + "TemplateMean",
-        "",
-        "no",
-        "prompt",
-        "causal",
-        "last",
-        "yes",
-        "symmetric",
-        "a template for each task, 1 pass each",
-        "prompting/several tasks",
-        "embedders/training-free",
-        "TemplateMean(encoder)",
-    ),
-    EmbeddingMethod(
-        "Echo embeddings",
-        "",
-        "",
-        "no",
-        "prompt",
-        "causal",
-        "mean",
-        "yes",
-        "symmetric",
-        "the text twice",
-        "prompting/repetition",
-        "embedders/training-free",
-        "arXiv:2402.15449",
-    ),
-    EmbeddingMethod(
-        "Token Prepending",
-        "broadsheet.embed.token_prepending:TokenPrepending",
-        "token_prepending",
-        "no",
-        "hidden states",
-        "causal",
-        "last",
-        "yes",
-        "symmetric",
-        "a template and 1 token",
-        "prompting/intervention",
-        "embedders/training-free",
-        'embedder(model, "last-token", encoder=TokenPrepending)',
-    ),
-    EmbeddingMethod(
-        "GEM",
-        "broadsheet.embed.gem:GEM",
-        "gem",
-        "self-supervised",
-        "mask and weights",
-        "causal",
-        "special tokens",
-        "yes",
-        "symmetric",
-        "k tokens",
-        "tuning/objective",
-        "understanding/compression",
-        "fit(gem_embedder(model), texts, GEM(…))",
-    ),
-    EmbeddingMethod(
-        "LLM-QL",
-        "broadsheet.embed.llm_ql:LLMQL",
-        "llm_ql",
-        "supervised",
-        "mask and weights",
-        "causal",
-        "EOS",
-        "partly",
-        "query/document",
-        "an instruction",
-        "tuning/objective",
-        "embedders/next-token objectives",
-        "LLMQL().fit(…)",
-    ),
-    EmbeddingMethod(
-        "GRL (ULLME)",
-        "broadsheet.embed.ullme:GRL",
-        "ullme",
-        "supervised",
-        "weights",
-        "bidirectional",
-        "mean",
-        "yes",
-        "query/document",
-        "none",
-        "tuning/objective",
-        "embedders/next-token objectives",
-        "fit(embedder, items, GRL(embedder))",
-    ),
-    EmbeddingMethod(
-        "LLM-Embedder",
-        "broadsheet.embed.llm_embedder:LLMEmbedder",
-        "llm_embedder",
-        "LLM feedback",
-        "weights",
-        "causal",
-        "mean",
-        "no",
-        "query/document",
-        "an instruction",
-        "tuning/objective",
-        "augmented/annotation",
-        "LLMEmbedder().fit(…)",
-    ),
-    EmbeddingMethod(
-        "lexical specialization",
-        "broadsheet.embed.lexical_specialization:LexicalSpecialization",
-        "lexical_specialization",
-        "supervised",
-        "weights",
-        "causal",
-        "subword mean",
-        "no",
-        "symmetric",
-        "1 token",
-        "settings/multilingual",
-        "embedders/tuning",
-        "LexicalSpecialization().fit(…)",
-    ),
-    EmbeddingMethod(
-        "RepLLaMA",
-        "",
-        "",
-        "supervised",
-        "weights",
-        "causal",
-        "EOS",
-        UNKNOWN,
-        "query/document",
-        "1 token",
-        "tuning/architecture",
-        "embedders/tuning",
-        "arXiv:2310.08319",
-    ),
-    EmbeddingMethod(
-        "E5-Mistral",
-        "",
-        "",
-        "supervised",
-        "data",
-        "causal",
-        "EOS",
-        UNKNOWN,
-        "query/document",
-        "an instruction",
-        "tuning/data",
-        "augmented/synthesis",
-        "arXiv:2401.00368",
-    ),
-    EmbeddingMethod(
-        "LLM2Vec",
-        "",
-        "",
-        "self-supervised",
-        "mask and weights",
-        "bidirectional",
-        "mean",
-        UNKNOWN,
-        "symmetric",
-        "none",
-        "tuning/architecture",
-        "embedders/architecture",
-        "arXiv:2404.05961",
-    ),
-    EmbeddingMethod(
-        "NV-Embed",
-        "",
-        "",
-        "supervised",
-        "mask and weights",
-        "bidirectional",
-        "learned",
-        UNKNOWN,
-        "query/document",
-        "an instruction",
-        "tuning/architecture",
-        "embedders/architecture",
-        "arXiv:2405.17428",
-    ),
-    EmbeddingMethod(
-        "GritLM",
-        "",
-        "",
-        "supervised",
-        "mask and weights",
-        "bidirectional",
-        "mean",
-        "yes",
-        "query/document",
-        "an instruction",
-        "tuning/objective",
-        "embedders/tuning",
-        "arXiv:2402.09906",
-    ),
-    EmbeddingMethod(
-        "Matryoshka dimensions",
-        "",
-        "",
-        "supervised",
-        "dimension",
-        "either",
-        "either",
-        UNKNOWN,
-        "symmetric",
-        "none",
-        "tuning/objective",
-        "embedders/tuning",
-        "sentence-transformers' MatryoshkaLoss, arXiv:2205.13147",
-    ),
+    EmbeddingMethod("mean", _BASE, "", "no", "nothing", "either", "mean", "yes", "symmetric", "none",
+        "prompting/plain", _TRAINING_FREE, 'baseline("mean")'),
+    EmbeddingMethod("weighted mean", _BASE, "", "no", "nothing", "either", "weighted mean", "yes", "symmetric",
+        "none", "prompting/plain", _TRAINING_FREE, 'baseline("weighted-mean")'),
+    EmbeddingMethod("last token", _BASE, "", "no", "nothing", "either", "last", "yes", "symmetric", "none",
+        "prompting/plain", _TRAINING_FREE, 'baseline("last-token")'),
+    EmbeddingMethod("bidirectional, untrained", _BASE, "", "no", "mask", "bidirectional", "either", "yes",
+        "symmetric", "none", "tuning/architecture", "embedders/architecture",
+        'baseline("mean", attention="bidirectional")'),
+    EmbeddingMethod("PromptEOL", _BASE, "", "no", "prompt", "causal", "last", "yes", "symmetric", "a template",
+        "prompting/one word", _TRAINING_FREE, 'baseline("prompt-eol")'),
+    EmbeddingMethod("Pretended CoT", _EOL + "PRETENDED_COT", "", "no", "prompt", "causal", "last", "yes", "symmetric",
+        "a template", "prompting/reasoning and knowledge", _TRAINING_FREE,
+        'embedder(model, "last-token", template=PRETENDED_COT)'),
+    EmbeddingMethod("Knowledge Enhancement", _EOL + "KNOWLEDGE", "", "no", "prompt", "causal", "last", "yes",
+        "symmetric", "a template", "prompting/reasoning and knowledge", _TRAINING_FREE,
+        'embedder(model, "last-token", template=KNOWLEDGE)'),
+    EmbeddingMethod("MetaEOL", _EOL + "TemplateMean", "", "no", "prompt", "causal", "last", "yes", "symmetric",
+        "a template for each task, 1 pass each", "prompting/several tasks", _TRAINING_FREE, "TemplateMean(encoder)"),
+    EmbeddingMethod("Echo embeddings", "", "", "no", "prompt", "causal", "mean", "yes", "symmetric", "the text twice",
+        "prompting/repetition", _TRAINING_FREE, "arXiv:2402.15449"),
+    EmbeddingMethod("Token Prepending", "broadsheet.embed.token_prepending:TokenPrepending", "token_prepending", "no",
+        "hidden states", "causal", "last", "yes", "symmetric", "a template and 1 token", "prompting/intervention",
+        _TRAINING_FREE, 'embedder(model, "last-token", encoder=TokenPrepending)'),
+    EmbeddingMethod("GEM", "broadsheet.embed.gem:GEM", "gem", "self-supervised", "mask and weights", "causal",
+        "special tokens", "yes", "symmetric", "k tokens", _OBJECTIVE, "understanding/compression",
+        "fit(gem_embedder(model), texts, GEM(…))"),
+    EmbeddingMethod("LLM-QL", "broadsheet.embed.llm_ql:LLMQL", "llm_ql", "supervised", "mask and weights", "causal",
+        "EOS", "partly", "query/document", "an instruction", _OBJECTIVE, "embedders/next-token objectives",
+        "LLMQL().fit(…)"),
+    EmbeddingMethod("GRL (ULLME)", "broadsheet.embed.ullme:GRL", "ullme", "supervised", "weights", "bidirectional",
+        "mean", "yes", "query/document", "none", _OBJECTIVE, "embedders/next-token objectives",
+        "fit(embedder, items, GRL(embedder))"),
+    EmbeddingMethod("LLM-Embedder", "broadsheet.embed.llm_embedder:LLMEmbedder", "llm_embedder", "LLM feedback",
+        "weights", "causal", "mean", "no", "query/document", "an instruction", _OBJECTIVE, "augmented/annotation",
+        "LLMEmbedder().fit(…)"),
+    EmbeddingMethod("lexical specialization", "broadsheet.embed.lexical_specialization:LexicalSpecialization",
+        "lexical_specialization", "supervised", "weights", "causal", "subword mean", "no", "symmetric", "1 token",
+        "settings/multilingual", "embedders/tuning", "LexicalSpecialization().fit(…)"),
+    EmbeddingMethod("RepLLaMA", "", "", "supervised", "weights", "causal", "EOS", "not known", "query/document",
+        "1 token", "tuning/architecture", "embedders/tuning", "arXiv:2310.08319"),
+    EmbeddingMethod("E5-Mistral", "", "", "supervised", "data", "causal", "EOS", "not known", "query/document",
+        "an instruction", "tuning/data", "augmented/synthesis", "arXiv:2401.00368"),
+    EmbeddingMethod("LLM2Vec", "", "", "self-supervised", "mask and weights", "bidirectional", "mean", "not known",
+        "symmetric", "none", "tuning/architecture", "embedders/architecture", "arXiv:2404.05961"),
+    EmbeddingMethod("NV-Embed", "", "", "supervised", "mask and weights", "bidirectional", "learned", "not known",
+        "query/document", "an instruction", "tuning/architecture", "embedders/architecture", "arXiv:2405.17428"),
+    EmbeddingMethod("GritLM", "", "", "supervised", "mask and weights", "bidirectional", "mean", "yes",
+        "query/document", "an instruction", _OBJECTIVE, "embedders/tuning", "arXiv:2402.09906"),
+    EmbeddingMethod("Matryoshka dimensions", "", "", "supervised", "dimension", "either", "either", "not known",
+        "symmetric", "none", _OBJECTIVE, "embedders/tuning",
+        "sentence-transformers' MatryoshkaLoss, arXiv:2205.13147"),
 )
+# fmt: on
+"""Every method of the stage, and references; the arguments are `EmbeddingMethod`'s, in their order."""
 
 
 def embedding_methods(*, runnable: bool = False, **values: str) -> list[EmbeddingMethod]:
-    """Methods with these values, in the order of the map: which one fits what there is, and what is wanted?
+    """Methods with these values, in the order of the map.
 
-    Inputs: an axis by its name and the value that is asked for; `runnable=True` leaves references out.
-    Use when … a choice has to be made: no pairs to train on, the model has to go on generating, queries differ from
-        documents. What each costs and wins on a model and texts of yours, `broadsheet try embed` measures.
+    Inputs: an axis by its name and the wanted value; `runnable=True` leaves references out.
+    Use when … a method has to be chosen: no pairs to train on, the model still has to generate, queries differ from
+        documents. `broadsheet try embed` measures their cost and quality on your model and texts.
     Relation: the two surveys' orders, merged; `overview` and `interaction` name a method's node in each.
 
     Raises:
@@ -430,7 +170,7 @@ def embedding_methods(*, runnable: bool = False, **values: str) -> list[Embeddin
         >>> [method.name for method in embedding_methods(needs_training="no", touches="hidden states")]
         ['Token Prepending']
 
-    Source: arXiv:2412.12591 and arXiv:2412.09165, of which the abstracts and outlines were read; the axes are ours.
+    Source: arXiv:2412.12591 and arXiv:2412.09165 (abstracts and outlines); the axes are ours.
     """
     for axis, value in values.items():
         if axis not in AXES:
@@ -453,7 +193,7 @@ def alike() -> list[list[EmbeddingMethod]]:
 
 
 def counts(axis: str) -> dict[str, int]:
-    """How many methods have each value of an axis, or stand at each node of `"overview"` or `"interaction"`.
+    """How many methods have each value of an axis, or belong to each node of `"overview"` or `"interaction"`.
 
     Raises:
         InputError: no such axis.

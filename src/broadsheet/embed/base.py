@@ -1,6 +1,6 @@
 """The socket of the stage: every method is an `Embedder`, a `SentenceTransformer` around a causal LM.
 
-Knows how the parts are put together, and the plain baselines by name. Does not know any paper.
+Knows how an embedder is assembled, and the plain baselines by name. Does not know any paper.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BASELINES = ("mean", "weighted-mean", "last-token", "prompt-eol")
 
 
 class Embedder(SentenceTransformer):
-    """A `SentenceTransformer` whose first module is a `CausalEncoder`, and whose `encode` wastes nothing on padding.
+    """A `SentenceTransformer` whose first module is a `CausalEncoder`, and whose `encode` computes next to no padding.
 
     All else is sentence-transformers': `encode_query`, `encode_document`, `similarity`, prompts, losses, trainer,
     evaluators, `save`; MTEB takes it as it is. A saved folder is read back by `broadsheet.embed.load(folder)`, or by
@@ -38,6 +38,19 @@ class Embedder(SentenceTransformer):
         embedder = broadsheet.embed.embedder("default", "mean")
         vectors = embedder.encode(["How are you?", "Fine, thanks."])
     """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        modules = list(self)
+        allowed = modules[0].poolings if modules and isinstance(modules[0], CausalEncoder) else ()
+        for module in modules[1:]:
+            if allowed and isinstance(module, Pooling) and module.pooling_mode not in allowed:
+                names = {mode: name for name, mode in POOLINGS.items()}
+                raise InputError(
+                    f"got pooling {names.get(module.pooling_mode, module.pooling_mode)!r} after "
+                    f"{type(modules[0]).__name__}; expected {' or '.join(repr(names[mode]) for mode in allowed)}, the "
+                    "vector that its template makes the embedding"
+                )
 
     @property
     def encoder(self) -> CausalEncoder:
@@ -69,9 +82,9 @@ class Embedder(SentenceTransformer):
     ) -> Any:
         """As `SentenceTransformer.encode`, in batches of a token budget: the same vectors to 1e-5, whatever the batch.
 
-        `batch_size`, if given, is the most texts in a batch. What is no plain encoding of texts (token embeddings,
-        other precisions, several devices) is left to sentence-transformers. Texts that were cut to the limit are
-        counted and said.
+        `batch_size`, if given, is the largest number of texts in a batch. Anything but plain encoding of texts (token
+        embeddings, other precisions, several devices) is left to sentence-transformers. The number of texts that were
+        cut to the limit is reported.
 
         Returns:
             (texts, dimensions) as numpy or tensor, or a list of vectors; one vector for one text. float32 in numpy.
@@ -152,18 +165,18 @@ def embedder(
     """A causal LM as an embedder.
 
     Args:
-        model: a name for `models.load`, what that returned, or a model with its tokenizer.
+        model: a name for `models.load`, its result, or a model with its tokenizer.
         pooling: how token vectors become one: their `"mean"`, `"weighted-mean"` (weight = position, so that tokens
             that have seen more count more), the `"last-token"`'s; or a sentence-transformers module.
         attention, layer, template, append, max_seq_length: see `CausalEncoder`.
         prompts: by name; `encode_query` uses `"query"`, `encode_document` `"document"`.
         normalize: to unit length.
         include_prompt: whether the prompt's tokens are pooled too.
-        device, dtype: of `models.load`; with a model given, they move and convert it.
-        encoder, settings: another kind of first module, and what it takes besides.
+        device, dtype: of `models.load`; a model that is passed in is moved and converted.
+        encoder, settings: another kind of first module, and its further arguments.
 
     Raises:
-        InputError: a model or a setting that cannot be.
+        InputError: a model or a setting that cannot be used.
 
     Example:
         embedder("default", "last-token", template=PROMPT_EOL).encode(["One sentence."])
@@ -202,7 +215,7 @@ def embedder(
 
 
 def baseline(name: str, model: Any = "default", **settings: Any) -> Embedder:
-    """A plain way to embed, by name: what a method has to beat.
+    """A plain way to embed, by name: the baselines of every method.
 
     `"mean"`, `"weighted-mean"` and `"last-token"` pool the last layer; `"prompt-eol"` asks for the sentence in one word
     and takes the last token (Jiang et al., 2023).
@@ -221,7 +234,7 @@ def load(source: str | Path, *, device: str | None = None, dtype: str | torch.dt
     """An embedder: a saved folder, any sentence-transformers model, or a causal LM by name (its mean baseline).
 
     Raises:
-        InputError: nothing of that name, or it cannot be read.
+        InputError: there is none of that name, or it cannot be read.
 
     Example:
         load("runs/gem").encode_query("what is a monad")

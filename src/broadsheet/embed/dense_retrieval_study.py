@@ -1,10 +1,14 @@
 """The dense-retrieval study (2024, arXiv:2408.12194): one recipe for many backbones, cell by cell, each kept.
 
-Knows: a recipe (what is trained, and how), a question (what is asked), how a cell is trained, asked and recorded. Does
-not know: which cells make up which table (`study_presets`), or how a result is shown (`study_trial`).
+Knows: a recipe (model, loss, training), a question (an evaluation), how a cell is trained, evaluated and recorded. Does
+not know: which cells make up which table (`trials.study_presets`), or how a result is shown (the trial).
 
-A recipe's run and a cell's answers are kept under the cache by all that decides them. The same cell asked again is read
-back; a run that was killed goes on.
+The recipe that all backbones share (Sec. 3): h is the state of an appended end-of-text token under causal attention,
+s(q, p) = cos(h_q, h_p) / τ with τ = 0.02 (Eq. 1), and the loss is InfoNCE over the passages of the batch (Eq. 4 and 5).
+The printed index of Eq. 4 leaves open which negatives are meant: here every other passage of the batch.
+
+A recipe's run and a cell's answers are kept in the cache, named by everything that determines them. The same cell asked
+again is read back; a run that was killed is resumed.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,8 +30,9 @@ from broadsheet.clock import measure
 from broadsheet.console import InputError, say
 from broadsheet.data.retrieval.metrics import evaluate
 from broadsheet.embed.data import doc_tasks, tasks
-from broadsheet.embed.modules.encoder import context_length, decoder_layers
-from broadsheet.embed.ullme import GRL
+from broadsheet.embed.losses.contrastive import ContrastiveObjective
+from broadsheet.embed.modules.encoder import context_length
+from broadsheet.embed.modules.layers import decoder_layers
 from broadsheet.page.evidence import versions
 
 if TYPE_CHECKING:
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
 
 _MOST = 4000  # examples of a task; longer runs see them again
 MEASURES = ("nDCG@10", "RR@10", "R@10", "R@100")
-# Paraphrases that training draws from, and two that it never sees.
+# Dimension E: paraphrases that training draws from, and two that it never sees.
 SEEN = (
     "Find the documentation that answers the query. Query: ",
     "Which passage of the documentation does this line describe? ",
@@ -53,23 +58,23 @@ UNSEEN = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, and how; by default the study's recipe at a small scale.
+    """A model and its training; by default the study's recipe at a small scale.
 
     Args:
         backbone: a name for `models.load`.
-        layers: the first ones that are kept; 0 for all.
+        layers: number of first layers that are kept; 0 for all.
         pooling: "last-token" of an appended end-of-text token, as in the study; "mean", "weighted-mean".
         attention: "causal", as in the study, or "bidirectional".
         method: "lora" or "full".
         loss: "infonce" over the batch's passages, as in the study; "ntxent-cos", "ntxent-l2".
         temperature, learning_rate: the study's 0.02 and 0.0003. The rate falls linearly to 0, without warm-up.
         steps, batch, negatives: the study has about 3,700 steps of 128 queries with 7 hard negatives.
-        tasks: what is trained on, see `doc_tasks.TASKS`; several give a joint run, with as many examples of each.
+        tasks: of training, see `doc_tasks.TASKS`; several give a joint run, with as many examples of each.
         words: of a passage. length: tokens of a text, at most.
-        instructed: queries of training begin with one of `SEEN`, drawn by seed and place.
+        instructed: queries of training begin with one of `SEEN`, drawn by seed and index.
         chunk: queries whose activations are kept at once; 0: all.
-        split: the seed of the data: which packages are trained on and which are asked, and which examples. It must be
-            the question's.
+        split: the seed of the data: which packages are for training and which for evaluation, and which examples. It
+            must be the question's.
         seed: of order, adapters and instructions.
     """
 
@@ -98,18 +103,18 @@ class Recipe:
         return self.steps * len(self.tasks)
 
     def checkpoints(self) -> list[int]:
-        """Steps after which the run's weights are kept, beside the last: a fifth and two fifths of the way."""
+        """Steps after which the run's weights are kept, besides the last: 1/5 and 2/5 of all (dimension B)."""
         return sorted({max(1, self.total_steps * i // 5) for i in (1, 2)} - {self.total_steps})
 
 
 @dataclass(frozen=True)
 class StudyQuestion:
-    """What an embedder is asked.
+    """An evaluation of an embedder.
 
     Args:
         task: one of `doc_tasks.TASKS`, or a BEIR folder.
-        queries, passages: how many; 0 passages for all.
-        words: of a passage. length: tokens of a text that are read, at most.
+        queries, passages: numbers of them; 0 passages for all.
+        words: of a passage. length: tokens of a text that are read, at most (dimension D).
         instruction: before each query.
         seed: of the choice.
     """
@@ -125,7 +130,7 @@ class StudyQuestion:
 
 @dataclass(frozen=True)
 class StudyCell:
-    """One cell of the grid: a recipe, how many of its steps have been made (0: the raw model), and a question."""
+    """One cell of the grid: a recipe, the number of its steps that were taken (0: the raw model), and a question."""
 
     recipe: Recipe
     step: int
@@ -134,7 +139,7 @@ class StudyCell:
 
 @dataclass(frozen=True)
 class CellRecord:
-    """What a cell gave.
+    """A cell's result.
 
     Args:
         model: backbone and its fingerprint. parameters, non_embedding: of the model as it ran, adapter left out.
@@ -158,27 +163,33 @@ class CellRecord:
     values: dict[str, list[float]] = field(repr=False)
 
 
-class Checkpointed(GRL):
-    """A contrastive objective that keeps the embedder at given steps of a run.
+class CheckpointedContrast(ContrastiveObjective):
+    """The study's loss, as an objective that also writes the embedder at given steps of a run.
 
     Args:
-        folders: by step, where it is kept after so many steps. Others: see `GRL`.
-        batch: examples of a step, by which an item's place tells the step.
+        folders: by number of steps, the folder that the embedder is written to after them. Others: see
+            `ContrastiveObjective`.
+        batch: examples of a step, by which an item's index gives the step.
     """
 
     def __init__(self, embedder: Embedder, folders: Mapping[int, Path], batch: int, **settings: Any) -> None:
-        super().__init__(embedder, generation=None, consistency=None, projector=False, **settings)
+        super().__init__(embedder, **settings)
         self.folders = dict(folders)
         self.batch = batch
 
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings of the loss, as a run records them."""
+        names = ("contrastive", "temperature", "hard", "chunk_size", "gather_across_devices")
+        return {name: getattr(self, name) for name in names}
+
     def collate(self, items: Sequence[Any]) -> dict[str, Tensor]:
-        """As `GRL`; "step" says how many steps were made before."""
+        """As `ContrastiveObjective`; "step" is the number of steps taken before."""
         return {**super().collate(items), "step": torch.tensor([items[0][0] // self.batch])}
 
     def loss(
         self, embedder: Embedder, batch: Mapping[str, Tensor], generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """As `GRL`; before the first loss of a step that is to be kept, it is."""
+        """As `ContrastiveObjective`; the embedder is written first if its number of steps has a folder."""
         from broadsheet.embed.fitting import write
 
         folder = self.folders.get(int(batch["step"]))
@@ -188,27 +199,29 @@ class Checkpointed(GRL):
 
 
 class Study:
-    """Trains and asks cells of the study's grid, each once: every answer is kept, and read again by whoever asks it.
+    """Trains and evaluates cells of the study's grid, each once: every result is kept, and read back when asked again.
 
     A cell is a recipe (backbone, layers, pooling, attention, loss, data, instructions), a step of its training, and a
     question (a task, the length that is read, an instruction).
 
-    Inputs: cells, one by one; `broadsheet study dense_retrieval` asks whole axes of the grid and prints tables.
-    Use when … it is to be known which choice counts before a retriever is trained in earnest. For one choice between
-        two methods a trial with its paired verdict says more.
-    Relation: the paper compares backbones of many sizes and families, trained alike; here one model cut to its first
+    Inputs: cells, one by one; `broadsheet study dense_retrieval` evaluates whole axes of the grid and prints tables.
+    Use when … a choice of backbone, size, pooling or data has to be made before a retriever is trained. For one choice
+        between two methods a trial with its paired verdict tells more.
+    Relation: the paper compares backbones of many sizes and families under one recipe; here one model cut to its first
         layers stands for smaller ones where no others are given.
 
     Args:
-        folder: where runs and answers are kept; by default below the cache.
-        device, dtype: of `models.load`; the type is that of asking and of frozen weights.
+        folder: of runs and results; by default in the cache.
+        device, dtype: of `models.load`; the dtype is that of evaluation and of frozen weights.
 
     Example:
-        record = Study().cell(Cell(Recipe(layers=6), 25, Question()))
+        record = Study().cell(StudyCell(Recipe(layers=6), 25, StudyQuestion()))
         sum(record.values["nDCG@10"]) / len(record.queries)
 
     Source: arXiv:2408.12194.
     """
+
+    paper: ClassVar[str] = "dense_retrieval_study"
 
     def __init__(self, folder: Path | None = None, *, device: str = "", dtype: str = "") -> None:
         self.folder = home() / "study" if folder is None else folder
@@ -222,8 +235,8 @@ class Study:
         """The cell's record, from the cache or anew.
 
         Raises:
-            InputError: a recipe or question that cannot be; a step at which the run keeps nothing.
-            KeyboardInterrupt: training was stopped; the same call goes on.
+            InputError: an impossible recipe or question; a step at which the run keeps nothing.
+            KeyboardInterrupt: training was stopped; the same call resumes it.
         """
         recipe, step = cell.recipe, cell.step
         if recipe.split != cell.question.seed:
@@ -247,7 +260,7 @@ class Study:
         return record
 
     def task(self, question: StudyQuestion) -> RetrievalTask:
-        """The question's queries and passages; they do not depend on how long texts are read, or on instructions."""
+        """The question's queries and passages; they depend neither on the length that is read nor on instructions."""
         same = replace(question, length=0, instruction="")
         if same not in self._tasks:
             self._tasks[same] = doc_tasks.question(
@@ -280,12 +293,12 @@ class Study:
         from broadsheet.embed.fitting import fit
 
         model = self.raw(recipe)
-        objective = Checkpointed(
+        objective = CheckpointedContrast(
             model,
             {step: folder / f"step-{step}" for step in recipe.checkpoints()},
             recipe.batch,
-            contrastive=recipe.loss,
-            temperature=recipe.temperature,
+            contrastive=recipe.loss,  # "infonce": Eq. 4 and 5
+            temperature=recipe.temperature,  # τ of Eq. 1
             chunk_size=recipe.chunk or None,
         )
         return fit(
@@ -314,7 +327,7 @@ class Study:
             raise InputError(f"{recipe.backbone} has no end-of-text token to pool; expected pooling mean")
         return embedder(
             loaded,
-            recipe.pooling,
+            recipe.pooling,  # Sec. 3: the final hidden state of an appended end-of-text token
             attention=recipe.attention,
             append=(end,) if recipe.pooling == "last-token" else (),
             max_seq_length=recipe.length,
@@ -377,7 +390,7 @@ class Study:
         return self._backbones[backbone]
 
     def _raw_key(self, recipe: Recipe) -> list[Any]:
-        """What the raw model is told apart by."""
+        """Everything that determines the raw model."""
         made = [recipe.layers, recipe.pooling, recipe.attention]
         return [self.fingerprint(recipe.backbone), *made, self.device, self.dtype]
 
@@ -392,7 +405,7 @@ class Study:
 
 
 def examples(recipe: Recipe) -> list[dict[str, Any]]:
-    """What the recipe trains on: for each task as many examples as its steps read, instructions in front."""
+    """The recipe's training data: for each task as many examples as its steps read, instructions in front."""
     each = min(recipe.steps * recipe.batch, _MOST)
     found = []
     for task in recipe.tasks:
@@ -420,10 +433,10 @@ def _units(vectors: Any) -> Floats:
 
 
 def described(recipe: Recipe) -> str:
-    """A recipe in a few words: what it is made of, and what differs from the default."""
-    told = [recipe.backbone, f"first {recipe.layers} layers" if recipe.layers else "all layers"]
+    """A recipe in a few words: backbone, layers, and the fields that differ from the default."""
+    words = [recipe.backbone, f"first {recipe.layers} layers" if recipe.layers else "all layers"]
     for name, standard in asdict(Recipe()).items():
         value = getattr(recipe, name)
         if name not in ("backbone", "layers") and value != standard:
-            told.append(f"{name} {', '.join(value) if isinstance(value, tuple) else value}")
-    return ", ".join(told)
+            words.append(f"{name} {', '.join(value) if isinstance(value, tuple) else value}")
+    return ", ".join(words)

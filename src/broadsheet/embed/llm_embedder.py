@@ -1,7 +1,8 @@
 """LLM-Embedder (Zhang et al., 2023, arXiv:2310.07554): an embedder that fetches what makes an LLM's output likelier.
 
-Knows: groups of keys with a teacher's scores, sentence-transformers' losses and data sets. Does not know how the
-scores are made (`feedback`), or the trainer (`fitting`).
+Knows: groups of keys with a teacher's scores, the graded distillation of these scores, each task's settings,
+sentence-transformers' losses and data sets. Does not know how scores are made (`data.feedback`), how groups are built
+(`data.groups`), or the trainer (`fit`).
 """
 
 from __future__ import annotations
@@ -10,25 +11,25 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from broadsheet.console import InputError, say
 from broadsheet.embed.base import Embedder, embedder
 from broadsheet.embed.data.groups import GroupConfig, Groups, build_groups
-from broadsheet.embed.data.task_sampler import OneTaskBatches
+from broadsheet.embed.data.task_sampler import OneTaskBatchSampler
 from broadsheet.embed.fitting import TrainOutput, fit
-from broadsheet.embed.losses.graded import contrastive, graded_distillation, kl_distillation
+from broadsheet.embed.losses.settings import constructor_settings
 from broadsheet.training.distributed import gather_rows, global_mean
 
 Distill = Literal["graded", "kl", "none"]
 
-# What the embedder is told of each task, for queries and for keys. Any wording serves, if training and use agree.
+# Each task's prompts, for queries and for keys. Any wording serves, if training and use agree.
 TASK_PROMPTS = {
     "qa": ("Find passages that answer the question: ", "Passage that may answer a question: "),
     "convsearch": ("Find passages for the last turn of this conversation: ", "Passage that may continue it: "),
@@ -48,6 +49,12 @@ def task_prompts() -> dict[str, str]:
 class GradedDistillLoss(nn.Module):
     """A teacher's grades for the keys of each query, learned as an order, as a distribution, or as a hard label.
 
+    With S = cos(query, key) / τ over the keys of all queries, and own keys numbered from the positive on:
+
+        graded  Σ_g w_g · ( −log softmax_{j ∉ {own keys before g}} S )[own key g],   w = softmax(teacher scores)
+        kl      KL( softmax(teacher / τ_teacher) ‖ softmax(S / τ_student) ) over the query's own keys
+        none    ( −log softmax S )[positive], which is InfoNCE
+
     Inputs:
 
     | texts | labels |
@@ -55,8 +62,8 @@ class GradedDistillLoss(nn.Module):
     | (query, key_1, …, key_G): the positive, then negatives, best first for `"graded"` | (batch, G) teacher scores |
     | (query, key_1, …, key_G) with `distill="none"` | none, or scores that are not read |
 
-    Use when … a language model's likelihoods, or a reranker's scores, say how useful each key is. Prefer
-    `MultipleNegativesRankingLoss` where only one key is right and the others are plainly not.
+    Use when … a language model's likelihoods, or a reranker's scores, tell how useful each key is. Prefer
+    `MultipleNegativesRankingLoss` where only one key is right and the others are clearly wrong.
 
     Relation: with a teacher that is sure of the first key, or with G = 1, `"graded"` is InfoNCE;
     `"kl"` is sentence-transformers' `DistillKLDivLoss` without its factor student_temperature²; `"none"` is
@@ -64,7 +71,7 @@ class GradedDistillLoss(nn.Module):
 
     Args:
         model: the embedder.
-        distill: `"graded"`, `"kl"` or `"none"`; see `graded`.
+        distill: `"graded"`, `"kl"` or `"none"`.
         contrastive_weight: of the InfoNCE term beside a distillation (0.2 in the paper; 0 leaves it out). Alone, a term
             is not weighted.
         distill_weight: of the distillation beside InfoNCE.
@@ -79,6 +86,8 @@ class GradedDistillLoss(nn.Module):
 
     Source: arXiv:2310.07554; authors' code FlagOpen/FlagEmbedding, research/llm_embedder. In float32 at least.
     """
+
+    paper: ClassVar[str] = "llm_embedder"
 
     def __init__(
         self,
@@ -133,36 +142,69 @@ class GradedDistillLoss(nn.Module):
         flat, first = keys.reshape(count * size, width), 0
         if self.gather_across_devices:
             flat, first = gather_rows(flat)
-        return self.from_scores(query @ flat.T / self.temperature, size, labels, first)
-
-    def from_scores(self, scores: Tensor, size: int, labels: Tensor | None, first: int = 0) -> Tensor:
-        """The loss from (batch, keys) scores with the keys query by query, G = `size` each."""
+        scores = query @ flat.T / self.temperature  # S, (batch, keys of all queries); query i's key g at i·G + g
+        own = (
+            first + size * torch.arange(count, device=scores.device)[:, None] + torch.arange(size, device=scores.device)
+        )
         terms: list[tuple[float, Tensor]] = []
         if self.distill != "none" and self.distill_weight:
-            if labels is None or labels.shape != (len(scores), size):
+            if labels is None or labels.shape != own.shape:
                 got = None if labels is None else tuple(labels.shape)
-                raise InputError(f"got teacher scores {got}; expected ({len(scores)}, {size}), one for each key")
-            if self.distill == "graded":
-                found = graded_distillation(scores, labels, first)
-            else:
-                found = kl_distillation(
-                    scores,
-                    labels,
-                    first,
-                    student_temperature=self.student_temperature,
-                    teacher_temperature=self.teacher_temperature,
-                )
-            terms.append((self.distill_weight, found))
+                raise InputError(f"got teacher scores {got}; expected ({count}, {size}), one for each key")
+            distilled = (
+                graded_distillation(scores, own, labels)
+                if self.distill == "graded"
+                else kl_distillation(scores.gather(1, own), labels, self.student_temperature, self.teacher_temperature)
+            )
+            terms.append((self.distill_weight, distilled))
         if self.contrastive_weight:
-            terms.append((self.contrastive_weight, contrastive(scores, size, first)))
+            terms.append((self.contrastive_weight, cross_entropy(scores, own[:, 0], reduction="none")))  # InfoNCE
         weighted = [term if len(terms) == 1 else weight * term for weight, term in terms]
         each = torch.stack(weighted).sum(0)
-        return global_mean(each.sum(), len(each)) if self.gather_across_devices else each.mean()
+        return global_mean(each.sum(), count) if self.gather_across_devices else each.mean()
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings, for model cards and for `fit`."""
-        names = ("distill", "contrastive_weight", "distill_weight", "temperature", "teacher_temperature")
-        return {name: getattr(self, name) for name in (*names, "student_temperature", "gather_across_devices")}
+        return constructor_settings(self)
+
+
+def graded_distillation(scores: Tensor, own: Tensor, teacher: Tensor) -> Tensor:
+    """Stabilised distillation: every key in turn is the positive, against lower own keys and all other queries' keys.
+
+    A ListMLE with weights and in-batch negatives. The teacher's scores are used without a temperature: a language
+    model's mean log-likelihoods differ little, and their weights are then nearly equal.
+
+    Args:
+        scores: S, (batch, keys).
+        own: (batch, G), the columns of each query's own keys: the positive, then negatives by falling teacher score.
+        teacher: (batch, G), for these keys.
+
+    Returns:
+        (batch,), each query's loss; the last key's term is 0 if there are no other queries.
+    """
+    weights = teacher.to(scores.dtype).softmax(1)  # w_ig
+    remaining, total = scores, scores.new_zeros(len(scores))
+    for g in range(own.shape[1]):
+        total = total + weights[:, g] * cross_entropy(remaining, own[:, g], reduction="none")
+        remaining = remaining.scatter(1, own[:, g : g + 1], -torch.inf)  # own keys before the next one are removed
+    return total
+
+
+def kl_distillation(
+    own_scores: Tensor, teacher: Tensor, student_temperature: float = 1.0, teacher_temperature: float = 1.0
+) -> Tensor:
+    """KL(teacher ‖ student) over each query's own keys, no others.
+
+    Args:
+        own_scores, teacher: (batch, G).
+        student_temperature: beside the τ in the scores.
+
+    Returns:
+        (batch,); 0 where the scores equal the teacher's up to the temperatures and a constant.
+    """
+    student = log_softmax(own_scores / student_temperature, 1)
+    target = log_softmax(teacher.to(own_scores.dtype) / teacher_temperature, 1)
+    return (target.exp() * (target - student)).sum(1)
 
 
 @dataclass(frozen=True)
@@ -201,14 +243,14 @@ TASKS = {
 
 @dataclass
 class LLMEmbedder:
-    """An embedder for what a language model should see: passages, earlier turns, earlier text, examples, tools.
+    """An embedder for the texts that a language model should see: passages, earlier turns or text, examples, tools.
 
-    It is taught by a language model: for each query candidates are scored by how likely they make the wanted output
+    A language model is the teacher: for each query it scores candidates by how likely they make the wanted output
     (`feedback.LikelihoodScorer`), and the scores are distilled, each task with its own loss, prompts and batches.
 
     Inputs: rows of `query` with the lists `pos` and `neg`, or `history`, and `teacher_scores` for them; see
         `groups.build_group`.
-    Use when … retrieved text goes into a language model, and its answers, not relevance labels, are what you have.
+    Use when … retrieved text goes into a language model, and you have wanted answers but no relevance labels.
     Prefer a contrastive loss when … relevance is labelled and one passage answers.
     Relation: `GradedDistillLoss` is the loss of all tasks; without scores it is contrastive training by task.
 
@@ -229,6 +271,7 @@ class LLMEmbedder:
     reward is the likelihood itself, not the rank of the output among samples).
     """
 
+    paper: ClassVar[str] = "llm_embedder"
     tasks: Mapping[str, Task] = field(default_factory=lambda: dict(TASKS))
     group_size: int = 8
     temperature: float = 0.01
@@ -282,10 +325,8 @@ class LLMEmbedder:
             made[name] = Dataset.from_dict(columns)
         if not made:
             reasons = sum((each.dropped for each in groups.values()), Counter[str]())
-            said = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common())
-            raise InputError(
-                f"no query is left to train on ({said or 'no rows'}); loosen the margin, or give more rows"
-            )
+            why = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common())
+            raise InputError(f"no query is left to train on ({why or 'no rows'}); loosen the margin, or give more rows")
         return made
 
     def losses(self, model: SentenceTransformer, tasks: Iterable[str]) -> dict[str, GradedDistillLoss]:
@@ -303,7 +344,7 @@ class LLMEmbedder:
         }
 
     def prompts(self, tasks: Iterable[str]) -> dict[str, dict[str, str]]:
-        """What the trainer puts before each column, by task."""
+        """The prompt of each column, by task, as the trainer takes them."""
         keys = [f"key_{g + 1}" for g in range(self.group_size)]
         return {
             name: {"query": TASK_PROMPTS[name][0], **dict.fromkeys(keys, TASK_PROMPTS[name][1])}
@@ -324,7 +365,7 @@ class LLMEmbedder:
         """Train on rows with `teacher_scores`, as `feedback.score_corpus` writes them.
 
         Args:
-            model: as `embedder` or `adopt` gives it.
+            model: from `embedder` or `adopt`.
             examples: see `build_group`.
             batch_size: queries of a batch, G keys each. A task with fewer queries than that would never be trained on.
             settings: of `fitting.fit`: `steps`, `minutes`, `learning_rate`, `method`, …
@@ -350,6 +391,6 @@ class LLMEmbedder:
             batch_size=batch_size,
             seed=seed,
             prompts=self.prompts(sets),
-            multi_dataset_batch_sampler=OneTaskBatches,
+            multi_dataset_batch_sampler=OneTaskBatchSampler,
             **settings,
         )

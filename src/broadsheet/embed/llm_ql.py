@@ -1,39 +1,42 @@
 """LLM-QL (2025, arXiv:2504.05216): before contrastive training, the model learns to write a document's query.
 
-Knows pairs of queries and documents, the prompts around them, and the end token between. Does not know masks
-(`bottleneck`) or how training runs (`fit`).
+Knows pairs of queries and documents, the prompts around them, the end token between, the attention stop and the
+corruption. Does not know how rows become padded batches (`modules.bottleneck`) or how training runs (`fit`).
 
-The query may look at one token alone, the end token E behind the document's prompt; so E must carry the document. It is
-the token whose state the second, contrastive stage makes the embedding. Both stages tokenise through the same function.
+The query sees one token alone, the end token E after the document's prompt; so E must carry the document. E's state is
+the embedding that the second, contrastive stage trains. Both stages tokenise through the same function.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from broadsheet import models
 from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.embed.base import Embedder, embedder, load
-from broadsheet.embed.modules.asymmetric import SidedEncoder
+from broadsheet.embed.losses.settings import constructor_settings
+from broadsheet.embed.modules.asymmetric import AsymmetricEncoder
 from broadsheet.embed.modules.bottleneck import (
     IGNORED,
+    SPECIAL,
     BottleneckRow,
     Segment,
+    cache_specials,
     check_encoder,
     collator_for,
-    corrupt,
-    read,
-    recall_logits,
-    remember,
+    forward_pass,
+    suffix_logits,
 )
 from broadsheet.embed.modules.template import Template
 from broadsheet.training.distributed import global_mean
@@ -45,13 +48,49 @@ if TYPE_CHECKING:
 QUERY = Template("Instruct: Find the passage that answers this query best.\nQuery: ", "\nThe most relevant passage:")
 DOCUMENT = Template("Instruct: Say in few words what this passage is about.\nPassage: ", "\nSummary:")
 _LABELS: dict[str, tuple[Segment, ...]] = {"live": ("prefix", "special", "suffix"), "query": ("suffix",)}
+_WORD = re.compile(r"\S+")
+
+
+def attention_stop(segments: Tensor) -> Tensor:
+    """LLM-QL's mask M: which position is hidden from which, beyond causal attention.
+
+    Args:
+        segments: (batch, length); E is the row's one `SPECIAL` position.
+
+    Returns:
+        Boolean (batch, length, length), [b, i, j] whether j is hidden from i: i > I and j < I, with I the index of E.
+
+    Source: arXiv:2504.05216, Sec. 3, attention stop (v3: attention block).
+    """
+    length = segments.shape[1]
+    end = segments == SPECIAL
+    index = torch.where(end.any(1), end.long().argmax(1), length)[:, None]  # I; without E nothing stands after it
+    position = torch.arange(length, device=segments.device)
+    return (position > index)[:, :, None] & (position < index)[:, None, :]  # M_ij: i > I and j < I
+
+
+def corrupt(text: str, probability: float, generator: Random, word: str = "_") -> str:
+    """Replace each word, a run without white space, by `word`, independently with a probability.
+
+    White space stays as it is; probability 0 returns the text itself, 1 leaves no word of it.
+
+    Raises:
+        InputError: the probability is not within 0 and 1.
+
+    Source: arXiv:2504.05216, Sec. 3, input corruption (v3: document corruption); 0.6 in the authors' command.
+    """
+    if not 0 <= probability <= 1:
+        raise InputError(f"got a corruption of {probability}; expected a share of words from 0 to 1")
+    if not probability:
+        return text
+    return _WORD.sub(lambda found: word if generator.random() < probability else found[0], text)
 
 
 class QueryLikelihood(Objective):
     """Stage 1: generate the query from its document, seeing the document through the end token alone.
 
     A row is the document's prompt, the end token E, the query and the end token again. Query tokens see E and the query
-    before them; E sees the document. Words of the document are replaced by "_", anew each time it comes.
+    before them; E sees the document. Words of the document are replaced by "_", drawn anew each time it is read.
 
     Inputs: pairs, `{"query": …, "positive": …}` (or `"document"`), or tuples of the two.
     Use when … there are pairs and the contrastive budget is small: before contrastive training, on the same embedder.
@@ -64,12 +103,12 @@ class QueryLikelihood(Objective):
         corruption: chance of each word of a document. Authors' command: 0.6 (their code's default: 0.45).
         block: hide the document from the query. False is the ablation.
         labels: `"live"`: document, E and query are all targets, as in the authors' running code; `"query"`: the query
-            alone, which stands there commented out. Which one the paper means is not known.
+            alone, which their code has commented out. Which one the paper means is not known.
         reverse: share of pairs that train query → passage instead: uncorrupted, the passage alone is the target. The
             authors' command: 0; their other mode: 0.5.
         max_target: tokens generated, the end token included (authors: 200). Longer ones are cut (`cut_` counts them).
         gather_across_devices: average over the targets of all processes.
-        seed: of corruption and direction, drawn from it and the pair's place in the order of training.
+        seed: of corruption and direction, drawn from it and the pair's index in the order of training.
 
     Raises:
         InputError: a parameter out of range, or an embedder that appends no token, or several.
@@ -78,9 +117,11 @@ class QueryLikelihood(Objective):
         made = LLMQL().embedder("default")
         fit(made, pairs, QueryLikelihood(made), "runs/ql", steps=60, merge=True)
 
-    Source: arXiv:2504.05216, Sec. 3; authors' code Trustworthy-Information-Access/llm-ql, whose end token stands at a
-    fixed index, behind a document padded and cut to it: here each row has its own, and the cue behind it is never cut.
+    Source: arXiv:2504.05216, Sec. 3; authors' code Trustworthy-Information-Access/llm-ql, whose end token has a fixed
+    index, after a document padded and cut to it: here each row has its own, and the cue before it is never cut.
     """
+
+    paper: ClassVar[str] = "llm_ql"
 
     def __init__(
         self,
@@ -108,14 +149,13 @@ class QueryLikelihood(Objective):
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings, as a run records them."""
-        names = ("corruption", "block", "labels", "reverse", "max_target", "gather_across_devices", "seed")
-        return {name: getattr(self, name) for name in names}
+        return constructor_settings(self)
 
-    def row(self, place: int, pair: Any) -> BottleneckRow:
-        """What a pair becomes at its place in the order of training."""
+    def row(self, index: int, pair: Any) -> BottleneckRow:
+        """The row that a pair becomes at its index in the order of training: `document | E | query`."""
         query, document = _pair(pair)
-        generator = Random(f"{self.seed}/{place}")
-        if generator.random() < self.reverse:
+        generator = Random(f"{self.seed}/{index}")
+        if generator.random() < self.reverse:  # query | E | document
             ids = rows_of(self.embedder, "query", [query])[0]
             return BottleneckRow(ids[:-1], ids[-1:], self._target(document), ("suffix",))
         ids = rows_of(self.embedder, "document", [corrupt(document, self.corruption, generator)])[0]
@@ -131,19 +171,20 @@ class QueryLikelihood(Objective):
         return ids
 
     def collate(self, items: Sequence[tuple[int, Any]]) -> dict[str, Tensor]:
-        """(place, pair) pairs to what `BottleneckCollator` gives for their rows."""
-        batch = collator_for(self.embedder.encoder, block=self.block)([self.row(place, pair) for place, pair in items])
+        """(index, pair) pairs to one batch, as `BottleneckCollator` makes it of their rows."""
+        collate = collator_for(self.embedder.encoder, attention_stop if self.block else None)
+        batch = collate([self.row(index, pair) for index, pair in items])
         return batch | {"tokens": (batch["segments"] > 0).sum()}
 
     def loss(self, embedder: Embedder, batch: Mapping[str, Tensor], generator: Any = None) -> dict[str, Tensor]:
         """`loss`: the mean cross-entropy over all targets of the batch."""
-        reading = read(embedder.encoder, batch)
-        total, count = reading.nll.sum(), reading.scored.sum()
+        output = forward_pass(embedder.encoder, batch)
+        total, count = output.nll.sum(), output.scored.sum()  # Sec. 3, QL: −Σ log P(q_t | E, q_<t)
         return {"loss": global_mean(total, count) if self.gather_across_devices else total / count.clamp(min=1)}
 
 
 def check_settings(corruption: float, reverse: float, labels: str, max_target: int) -> None:
-    """Raises InputError for the first of `QueryLikelihood`'s parameters that cannot be."""
+    """Raises InputError for the first of `QueryLikelihood`'s parameters that is out of range."""
     for name, share in {"corruption": corruption, "reverse": reverse}.items():
         if not 0 <= share <= 1:
             raise InputError(f"got {name} {share}; expected 0 to 1")
@@ -154,10 +195,10 @@ def check_settings(corruption: float, reverse: float, labels: str, max_target: i
 
 
 def end_of(embedder: Embedder) -> int:
-    """The id of the one token that is appended to each row, E.
+    """The id of E, the one token that is appended to each row.
 
     Raises:
-        InputError: none is, or several are; or the encoder is not causal to the last layer.
+        InputError: none or several are appended; or the encoder is not causal to the last layer.
     """
     encoder = embedder.encoder
     check_encoder(encoder)
@@ -172,7 +213,7 @@ def rows_of(embedder: Embedder, side: str, texts: Sequence[str]) -> list[list[in
 
 
 def target_ids(embedder: Embedder, text: str) -> list[int]:
-    """A text's tokens as they are generated behind E, and the end token."""
+    """A text's tokens as they are generated after E, and the end token."""
     ids: list[int] = embedder.encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return [*ids, end_of(embedder)]
 
@@ -188,15 +229,15 @@ def _pair(pair: Any) -> tuple[str, str]:
     return query, document
 
 
-def log_likelihood(
+def query_log_likelihood(
     embedder: Embedder, queries: Sequence[str], documents: Sequence[str], *, end: bool = False, batch_size: int = 32
 ) -> Tensor:
     """log P(query | E of the document), summed over the query's tokens, for every pair: ranking by query likelihood.
 
-    Each document is read once; a query then sees what E left in the cache, and nothing else.
+    Each document is read once; a query then sees the keys and values of E, and nothing else.
 
     Args:
-        end: count the end token behind the query too.
+        end: count the end token after the query too.
         batch_size: documents, and pairs, in a forward pass.
 
     Returns:
@@ -206,24 +247,21 @@ def log_likelihood(
     """
     encoder = embedder.encoder
     targets = [target_ids(embedder, query)[: None if end else -1] for query in queries]
-    found = torch.zeros(len(queries), len(documents))
-    width = max(map(len, targets), default=0)
-    words = torch.full((len(targets), width), IGNORED)
+    scores = torch.zeros(len(queries), len(documents))
+    words = torch.full((len(targets), max(map(len, targets), default=0)), IGNORED)  # (queries, tokens)
     for i, target in enumerate(targets):
         words[i, : len(target)] = torch.tensor(target)
     words = words.to(encoder.device)
     for start in range(0, len(documents), batch_size):
         ids = rows_of(embedder, "document", documents[start : start + batch_size])
-        memory = remember(encoder, [BottleneckRow(row[:-1], row[-1:]) for row in ids])
+        cached = cache_specials(encoder, [BottleneckRow(row[:-1], row[-1:]) for row in ids])
         pairs = torch.cartesian_prod(torch.arange(len(ids)), torch.arange(len(targets))).to(encoder.device)
         for rows, which in zip(pairs[:, 0].split(batch_size), pairs[:, 1].split(batch_size), strict=True):
             wanted = words[which]
-            logits = recall_logits(encoder, memory, rows, wanted[:, :-1].clamp(min=0)).float()
-            nll = torch.nn.functional.cross_entropy(
-                logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
-            )
-            found[which.cpu(), start + rows.cpu()] = -nll.sum(1).cpu()
-    return found
+            logits = suffix_logits(encoder, cached, rows, wanted[:, :-1].clamp(min=0)).float()
+            nll = cross_entropy(logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none")
+            scores[which.cpu(), start + rows.cpu()] = -nll.sum(1).cpu()
+    return scores
 
 
 @dataclass
@@ -236,10 +274,10 @@ class LLMQL:
     Relation: with `ql_steps=0` it is contrastive training of an end token. The first stage is `QueryLikelihood`.
 
     Args:
-        query, document: what stands around each side's texts. No space at the end: E follows directly.
+        query, document: the template of each side's texts. No space at the end: E follows directly.
         corruption, block, labels, reverse, max_target: of stage 1, see `QueryLikelihood`.
-        scale: of the contrastive loss's cosines, 1 / temperature. The authors: 100.
-        mini_batch_size: GradCache: so many texts a forward pass, the same loss for less memory; 0 for all at once.
+        scale: of the contrastive loss's cosines, 1 / τ. The authors: 100.
+        mini_batch_size: GradCache: texts in a forward pass, the same loss for less memory; 0 for all at once.
         gather_across_devices: of both losses.
         seed: of stage 1's draws.
 
@@ -252,6 +290,8 @@ class LLMQL:
     Source: arXiv:2504.05216. The authors: Llama-2-7B, stage 1 full fine-tuning at 1e-5 for two epochs of MS MARCO,
     stage 2 LoRA of rank 32 at 1e-4 for one epoch, 15 hard negatives a query.
     """
+
+    paper: ClassVar[str] = "llm_ql"
 
     query: Template = field(default=QUERY)
     document: Template = field(default=DOCUMENT)
@@ -287,7 +327,7 @@ class LLMQL:
         lm, tokenizer = models.load(model, **options) if isinstance(model, str | Path) else model
         end = end or tokenizer.eos_token or ""
         if not end:
-            raise InputError("the tokenizer has no end-of-text token; name the token that shall end a document")
+            raise InputError("the tokenizer has no end-of-text token; name the token that ends a document with end=")
         sides = {"query": self.query, "document": self.document}
         return embedder(
             (lm, tokenizer),
@@ -295,7 +335,7 @@ class LLMQL:
             append=(end,),
             prompts={name: side.prefix for name, side in sides.items()},
             normalize=True,
-            encoder=SidedEncoder,
+            encoder=AsymmetricEncoder,
             sides=sides,
             **settings,
         )
@@ -314,7 +354,10 @@ class LLMQL:
         )
 
     def contrastive(self, embedder: Embedder) -> Any:
-        """Stage 2's loss on (query, positive, negatives…): sentence-transformers', cached with `mini_batch_size`."""
+        """Stage 2's loss on (query, positive, negatives…): sentence-transformers', cached with `mini_batch_size`.
+
+        −log softmax over all passages of the batch of cos(q, p) · `scale`, each row's positive being right.
+        """
         from sentence_transformers.sentence_transformer.losses import (
             CachedMultipleNegativesRankingLoss,
             MultipleNegativesRankingLoss,

@@ -3,17 +3,17 @@
 Knows: encoders whose last token is the embedding, sentence pairs with scores. Does not know: which method an encoder
 is; it asks for `start` and `exit` where the encoder has them.
 
-A causal model passes all its layers anyway: while it does, the last token's vector is taken down after each layer that
-is asked about. So a plain template takes one pass over the texts for all output layers, and Token Prepending, whose
-early layers change with `exit`, one pass for each `exit`. Both are tuned by the same function on the same pairs.
+A causal model runs all its layers anyway: meanwhile the last token's vector is recorded after each layer that is asked
+for. So a plain template takes one pass over the texts for all output layers, and Token Prepending, whose early layers
+change with `exit`, one pass for each `exit`. Both are tuned by the same function on the same pairs.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +21,12 @@ import numpy as np
 from broadsheet.console import InputError, progress
 from broadsheet.embed.modules.encode import features_of, plan_batches
 from broadsheet.embed.modules.eol import last_vectors, variant
+from broadsheet.embed.modules.layers import layer_inputs
 from broadsheet.embed.token_prepending import TokenPrepending
 from broadsheet.models import halve_on_oom
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor, nn
 
     from broadsheet.embed.modules.encoder import CausalEncoder
     from broadsheet.embed.modules.template import Template
@@ -40,7 +40,7 @@ _DEPTH = 30
 
 @dataclass(frozen=True)
 class SweepCell:
-    """One setting and what it reached.
+    """One setting and its result.
 
     Attributes:
         layer: the output layer; the model's depth stands for the last one, with the final norm.
@@ -69,8 +69,8 @@ class Sweep:
 
     Attributes:
         cells: in the order start, exit, layer.
-        passes: over the texts.
-        pairs: that the scores rest on.
+        passes: forward passes over the texts.
+        pairs: number of sentence pairs behind each score.
     """
 
     cells: tuple[SweepCell, ...]
@@ -123,21 +123,21 @@ def sweep(
 ) -> Sweep:
     """Try output layers, and for Token Prepending the layers it changes, on sentence pairs with scores.
 
-    Choose on other pairs than those the result is told for. The encoder itself is not changed:
+    Choose on other pairs than those that the result is reported for. The encoder itself is not changed:
     `variant(encoder, **sweep(…).best.settings)` is the best one.
 
     Args:
         encoder: a plain one, or a `TokenPrepending`; the last token's vector is taken.
-        first, second, gold: the pairs' texts and how alike people find them.
+        first, second, gold: the pairs' texts and human similarity scores.
         starts: for Token Prepending; the encoder's own by default.
-        exits: likewise; by default 4, 6, 8 and 12 of 30 layers, or as many of the model's.
-        layers: output layers; by default 15, 20, 25, 28 and 30 of 30, or as many of the model's.
-        templates: vectors are averaged over these; by default the encoder's own alone. Each takes a pass of its own.
+        exits: likewise; by default `default_exits`.
+        layers: output layers; by default `default_layers`.
+        templates: vectors are averaged over these; by default the encoder's own alone. Each takes its own pass.
         batch_tokens: padded tokens in a batch.
 
     Raises:
-        InputError: no pairs, fewer of one kind than of another, scores that do not differ, or layers that the model
-            does not have.
+        InputError: no pairs, lists of unequal length, scores that do not differ, or layers that the model does not
+            have.
 
     Example:
         found = sweep(TokenPrepending(model, tokenizer), first, second, gold)
@@ -145,7 +145,7 @@ def sweep(
         best = variant(TokenPrepending(model, tokenizer), **found.best.settings)
     """
     if not len(first) == len(second) == len(gold):
-        raise InputError(f"got {len(first)} and {len(second)} texts and {len(gold)} scores; expected as many of each")
+        raise InputError(f"got {len(first)} and {len(second)} texts and {len(gold)} scores; expected equal numbers")
     if len(set(gold)) < 2:
         raise InputError(f"got {len(gold)} pairs with {len(set(gold))} different scores; a correlation needs two")
     depth = len(encoder.layers)
@@ -155,10 +155,10 @@ def sweep(
         wanted = [(s, e) for s in starts or [encoder.start] for e in (default_exits(depth) if exits is None else exits)]
         ranges = [{"start": s, "exit": e} for s, e in wanted if s < e]
     if not ranges:
-        raise InputError("got no exit behind a start; expected one or more to try")
+        raise InputError("got no exit after a start; expected one or more to try")
     texts = list(dict.fromkeys([*first, *second]))
-    place = {text: i for i, text in enumerate(texts)}
-    one, other = [place[text] for text in first], [place[text] for text in second]
+    index = {text: i for i, text in enumerate(texts)}
+    one, other = [index[text] for text in first], [index[text] for text in second]
     begin = time.perf_counter()
     cells: list[SweepCell] = []
     with progress("trying layers", total=len(ranges)) as bar:
@@ -190,8 +190,8 @@ def layer_vectors(
         templates: vectors are averaged over these.
 
     Returns:
-        For each layer (texts, hidden) in float32, equal to what an encoder with that `layer` and last-token pooling
-        gives.
+        For each layer (texts, hidden) in float32, equal to the vectors of an encoder with that `layer` and last-token
+        pooling.
 
     Raises:
         InputError: no layer, or one that the model does not have.
@@ -210,9 +210,11 @@ def layer_vectors(
         def read(batch: Sequence[int], reader: CausalEncoder = reader, rows: Any = rows) -> list[dict[int, Any]]:
             features: dict[str, Any] = features_of(reader, [rows[i] for i in batch])
             mask = features["attention_mask"]
-            with torch.inference_mode(), _taken(reader.layers, mask, layers) as taken:
-                taken[max(layers)] = last_vectors(reader(features)["token_embeddings"], mask)
-            arrays = {layer: part.float().cpu().numpy() for layer, part in taken.items()}
+            inner = set(layers) - {max(layers)}
+            last = partial(last_vectors, attention_mask=mask)
+            with torch.inference_mode(), layer_inputs(reader.layers, inner, last) as recorded:
+                recorded[max(layers)] = last(reader(features)["token_embeddings"])  # (batch, hidden)
+            arrays = {layer: part.float().cpu().numpy() for layer, part in recorded.items()}
             return [{layer: array[i] for layer, array in arrays.items()} for i in range(len(batch))]
 
         for batch in plan_batches([len(row) for row in rows], batch_tokens):
@@ -224,31 +226,13 @@ def layer_vectors(
     return found
 
 
-@contextmanager
-def _taken(layers: nn.ModuleList, attention_mask: Tensor, wanted: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Inside, what the last tokens are after each wanted layer but the highest is written down, by layer."""
-    taken: dict[int, Tensor] = {}
-    handles = []
-    for number in sorted(set(wanted) - {max(wanted)}):
-
-        def take(module: nn.Module, args: Any, output: Any, number: int = number) -> None:
-            taken[number] = last_vectors(output[0] if isinstance(output, tuple) else output, attention_mask)
-
-        handles.append(layers[number - 1].register_forward_hook(take))
-    try:
-        yield taken
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def default_exits(depth: int) -> list[int]:
-    """2, 4, 6, 8 and 12 of 30 layers, or as many of another depth."""
+    """2, 4, 6, 8 and 12 of 30 layers, in proportion for another depth."""
     return sorted({min(depth, max(2, round(depth * part / _DEPTH))) for part in _EXITS})
 
 
 def default_layers(depth: int) -> list[int]:
-    """15, 20, 25, 28 and 30 of 30 layers, or as many of another depth."""
+    """15, 20, 25, 28 and 30 of 30 layers, in proportion for another depth."""
     return sorted({max(1, round(depth * part / _DEPTH)) for part in _LAYERS})
 
 

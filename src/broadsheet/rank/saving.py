@@ -1,14 +1,15 @@
 """A reranker as a folder: an ordinary Hugging Face model or PEFT adapter, its tokenizer, and `reranker.json`.
 
-Knows folders and their settings. Does not know how anything ranks. Foreign folders are checked before a library reads
-them: weights are safetensors, and an adapter is plain LoRA.
+Knows: folders and their settings. Does not know: how anything ranks. Folders from elsewhere are checked before a
+library reads them: weights are safetensors, and an adapter is plain LoRA.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 from broadsheet.cache import atomic_folder, locked
 from broadsheet.console import InputError
@@ -18,15 +19,23 @@ from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import read_json
 from broadsheet.rank.prompt import Prompt
 
-if TYPE_CHECKING:
-    from broadsheet.rank.base import ListwiseReranker
-
 SETTINGS = "reranker.json"
 _FORMAT = 1
+Built = TypeVar("Built")
 
 
-def save(reranker: ListwiseReranker, folder: Path) -> None:
-    """Write `reranker` as `folder`, whole or not at all; a reranker that stands there is replaced.
+class Saved(Protocol):
+    """What a folder keeps of a reranker."""
+
+    model: Any
+    tokenizer: Any
+    spec: str | None
+
+    def settings(self) -> dict[str, Any]: ...
+
+
+def save(reranker: Saved, folder: Path) -> None:
+    """Write `reranker` as `folder`, whole or not at all; a saved reranker there is replaced.
 
     Raises:
         InputError: `folder` holds something that is not a saved reranker, or cannot be written.
@@ -40,13 +49,13 @@ def save(reranker: ListwiseReranker, folder: Path) -> None:
         raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from None
 
 
-def base_name(reranker: ListwiseReranker) -> str:
+def base_name(reranker: Saved) -> str:
     """The name that an adapter's base can be loaded by; empty where it is not known."""
     given = [adapter.base_model_name_or_path for adapter in getattr(reranker.model, "peft_config", {}).values()]
     return reranker.spec or next(filter(None, [*given, reranker.model.config.name_or_path]), "")
 
 
-def write(reranker: ListwiseReranker, folder: Path) -> None:
+def write(reranker: Saved, folder: Path) -> None:
     """Write the files of `reranker` into an empty folder.
 
     Raises:
@@ -62,8 +71,8 @@ def write(reranker: ListwiseReranker, folder: Path) -> None:
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def load(kind: type[ListwiseReranker], source: str | Path, changes: dict[str, Any], **options: Any) -> ListwiseReranker:
-    """See `ListwiseReranker.load`."""
+def load(kind: Callable[..., Built], source: str | Path, changes: dict[str, Any], **options: Any) -> Built:
+    """See `ListwiseReranker.load`; `kind` is the class that is built."""
     folder = Path(source).expanduser()
     if not (folder / SETTINGS).is_file():
         if (folder / adapters.ADAPTER).is_file():

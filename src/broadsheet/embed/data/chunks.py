@@ -1,4 +1,4 @@
-"""Long documents as questions to a retriever: which earlier chunk makes the text that follows here likelier?
+"""Long documents as retrieval questions: which earlier chunk makes the next text likelier?
 
 Knows: documents, a tokenizer, BM25. Does not know: models that score, embedders.
 """
@@ -31,11 +31,11 @@ _CHARACTERS = 2.5  # a token has at least, on average; a document with fewer is 
 
 @dataclass(frozen=True)
 class Continuation:
-    """A chunk, the text right after it, and candidates that might foretell that text.
+    """A chunk, the text right after it, and candidates that might predict that text.
 
     Args:
         id: of the document.
-        query: the chunk; output: what follows.
+        query: the chunk; output: the text after it.
         keys: candidate chunks, best first by BM25: of the document's earlier ones at most half, the others of other
             documents.
     """
@@ -71,18 +71,18 @@ def continuations(
     Args:
         documents: read once.
         tokenizer: cuts chunks; a fast one.
-        n: how many.
-        test: which part.
+        n: number of continuations.
+        test: take the test's documents, or the others.
         chunk, output: tokens of a chunk and of an output.
         candidates: of each query.
         seed: of the split and the choices.
 
     Raises:
-        InputError: the tokenizer tells no offsets, or there are not so many documents that are long enough.
+        InputError: the tokenizer has no offsets, or there are fewer than `n` documents that are long enough.
     """
     if not tokenizer.is_fast:
         raise InputError(
-            "the tokenizer does not say where tokens stand in a text; documents are cut by that: use another"
+            "the tokenizer does not give the offsets of tokens, by which documents are cut; use a fast one"
         )
     if min(n, chunk, output, candidates) < 1:
         raise InputError(

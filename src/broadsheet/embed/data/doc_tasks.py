@@ -1,8 +1,8 @@
-"""Documentation as several retrieval tasks, to train on and to ask: its summaries, names and halves.
+"""Documentation as several retrieval tasks, for training and evaluation: its summaries, names and halves.
 
-Knows: passages of documentation, what BM25 finds beside the right one, BEIR folders. Does not know: models, losses.
+Knows: passages of documentation, BM25's hits beside the right one, BEIR folders. Does not know: models, losses.
 
-Training packages and asked packages are those of `Documentation`: none is both.
+Packages of training and of evaluation are those of `Documentation`: none is both.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _LONG = (150, 400)  # words of a long body, at least and at most
 
 
 def examples(task: str, n: int, negatives: int, *, words: int = 40, seed: int = 0) -> list[dict[str, Any]]:
-    """Items `query`, `positive`, `negatives` from packages that no task asks about.
+    """Items `query`, `positive`, `negatives` from packages that no evaluation uses.
 
     Args:
-        task: "summary", "name" or "half". Their passages are the same, so that tasks differ in what asks alone.
-        n: at most so many; as many as there are otherwise.
+        task: "summary", "name" or "half". Their passages are the same, so that tasks differ in their queries alone.
+        n: the largest number of items.
         negatives: of each, drawn at random from the first 20 that BM25 finds for the summary, the right one left out.
         words: of a passage, at most.
         seed: of split and choice: that of the question.
@@ -73,10 +73,10 @@ def examples(task: str, n: int, negatives: int, *, words: int = 40, seed: int = 
 
 
 def question(task: str, queries: int, passages: int, *, words: int = 40, seed: int = 0) -> RetrievalTask:
-    """A task to be asked: one of `TASKS` over held-out packages, or a BEIR folder.
+    """A task for evaluation: one of `TASKS` over held-out packages, or a BEIR folder.
 
     Raises:
-        InputError: it is neither, or has not so many queries.
+        InputError: it is neither, or has fewer queries.
     """
     if task not in TASKS:
         return tasks.retrieval(task, queries, passages, words=words, seed=seed)
@@ -91,7 +91,7 @@ def question(task: str, queries: int, passages: int, *, words: int = 40, seed: i
         if docs.held_out(entry.package) and len(entry.text.split()) >= low
     }
     wanted = [entry.id for entry in asked]
-    # An order by names: a passage more or less leaves the others where they were.
+    # Ordered by hashed name: adding or removing a passage leaves the order of the others.
     others = sorted(texts.keys() - set(wanted), key=lambda name: fingerprint([seed, name]))
     kept = {*wanted, *(others[: max(0, passages - len(wanted))] if passages else others)}
     return RetrievalTask(
@@ -116,12 +116,12 @@ def _long(docs: Documentation, queries: int, low: int) -> list[DocPassage]:
     """Held-out entries with a long body, in random order; no package has more than a tenth, if there are others."""
     able = [e for e in docs.entries if e.unique and docs.held_out(e.package) and len(e.text.split()) >= low]
     able.sort(key=lambda entry: fingerprint([docs.seed, entry.id]))
-    taken = Counter[str]()
+    of_each = Counter[str]()
     first: list[DocPassage] = []
     later: list[DocPassage] = []
     for entry in able:
-        taken[entry.package] += 1
-        (first if taken[entry.package] <= max(1, -(-queries // 10)) else later).append(entry)
+        of_each[entry.package] += 1
+        (first if of_each[entry.package] <= max(1, -(-queries // 10)) else later).append(entry)
     if len(able) < queries:
         raise InputError(f"the corpus has {len(able)} queries with a long body; expected {queries}: ask for fewer")
     return [*first, *later][:queries]

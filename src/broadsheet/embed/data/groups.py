@@ -1,6 +1,6 @@
-"""Groups to train a retriever on: a query, one positive key, and G − 1 negatives with what a teacher thinks of each.
+"""Groups to train a retriever on: a query, one positive key and G − 1 negatives, with a teacher's score of each.
 
-Knows: rows of queries and candidates, teacher scores. Does not know: models, losses, how scores came about.
+Knows: rows of queries and candidates, teacher scores. Does not know: models, losses, how scores are computed.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Negative = Literal["random", "first", "teacher+", "teacher-"]
 
 @dataclass(frozen=True)
 class GroupConfig:
-    """How a group is made from a row.
+    """The choice of a group's keys from a row.
 
     Args:
         train_group_size: keys of a query, G; 8 in the paper. A query with fewer negatives repeats them.
         select_positive: the `"first"` positive, a `"random"` one, the best by the teacher among positives
             (`"teacher-pos"`), or among all candidates (`"teacher"`: a negative that wins leaves the negatives).
-        select_negative: `"random"`, the `"first"`, or those the teacher puts highest (`"teacher+"`) or lowest
-            (`"teacher-"`).
-        teacher_scores_margin: drop a query whose best and worst score are less far apart.
+        select_negative: `"random"`, the `"first"`, or those with the teacher's highest (`"teacher+"`) or lowest
+            (`"teacher-"`) scores.
+        teacher_scores_margin: drop a query whose best and worst score differ by less.
         teacher_scores_min: drop a query whose best score is lower.
-        stable_distill: sort the negatives by the teacher, best first, as the graded loss wants them. The positive stays
+        stable_distill: sort the negatives by teacher score, best first, as the graded loss needs. The positive stays
             first, even if its score is lower.
-        instruction: prefixes for `"query"` and `"key"`; by default none, as the embedder's prompts do that.
+        instruction: prefixes for `"query"` and `"key"`; by default none, as the embedder's prompts serve for that.
     """
 
     train_group_size: int = 8
@@ -53,7 +53,7 @@ class GroupConfig:
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of one call of `build_groups`, and how many rows gave none, by reason."""
+    """Groups of one call of `build_groups`, and the number of rows that were dropped, by reason."""
 
     rows: list[dict[str, Any]]
     dropped: Counter[str] = field(default_factory=Counter)
@@ -62,19 +62,19 @@ class Groups:
 def build_groups(
     examples: Iterable[Mapping[str, Any]], config: GroupConfig, *, seed: int = 0, max_samples: int | None = None
 ) -> Groups:
-    """A group for every row that gives one; see `build_group`.
+    """A group for every row that is not dropped; see `build_group`.
 
     Args:
-        seed: of what is drawn, with the row's place.
-        max_samples: at most so many groups, drawn at random and kept in order. (The authors keep the last ones.)
+        seed: of random choices, with the row's index.
+        max_samples: the largest number of groups, drawn at random and kept in order. (The authors keep the last ones.)
     """
     rows: list[dict[str, Any]] = []
     dropped: Counter[str] = Counter()
-    for place, example in enumerate(examples):
+    for index, example in enumerate(examples):
         try:
-            made = build_group(example, config, random.Random(f"{seed}/{place}"))
+            made = build_group(example, config, random.Random(f"{seed}/{index}"))
         except InputError as error:
-            raise InputError(f"row {place + 1}: {error}") from None
+            raise InputError(f"row {index + 1}: {error}") from None
         if isinstance(made, str):
             dropped[made] += 1
         else:
@@ -89,13 +89,13 @@ def build_groups(
 def build_group(
     example: Mapping[str, Any], config: GroupConfig, generator: random.Random | None = None
 ) -> dict[str, Any] | str:
-    """A query with its G keys, the positive first; or why it is dropped.
+    """A query with its G keys, the positive first; or the reason why it is dropped.
 
     Args:
         example: `query`; `task`; the lists `pos` and `neg`, or `history`, whose entries are all negatives until the
             teacher picks one; `teacher_scores`, if any, for the positives and then the negatives.
         config: see `GroupConfig`.
-        generator: draws what is random; a seeded one by default.
+        generator: of random choices; a seeded one by default.
 
     Returns:
         `query`, `key` (G texts), `task`, and `teacher_scores` (G numbers, in the keys' order) if there were any. A
@@ -159,24 +159,24 @@ def _too_uncertain(scores: Sequence[float], config: GroupConfig) -> str:
 
 
 def _positive(positives: int, scores: Sequence[float], config: GroupConfig, generator: random.Random) -> int:
-    """The place of the positive among all candidates; the first of equals."""
-    how = config.select_positive
-    if how == "teacher":
+    """The index of the positive among all candidates; the first of equals."""
+    rule = config.select_positive
+    if rule == "teacher":
         return max(range(len(scores)), key=scores.__getitem__)
     if not positives:
-        raise InputError(f"no positives, among which select_positive {how!r} chooses; with a history choose 'teacher'")
-    if how == "teacher-pos":
+        raise InputError(f"no positives for select_positive {rule!r} to choose from; with a history choose 'teacher'")
+    if rule == "teacher-pos":
         return max(range(positives), key=scores.__getitem__)
-    return generator.randrange(positives) if how == "random" else 0
+    return generator.randrange(positives) if rule == "random" else 0
 
 
 def _negatives(
     rest: Sequence[int], wanted: int, scores: Sequence[float], config: GroupConfig, generator: random.Random
 ) -> list[int]:
-    how = config.select_negative
-    if how == "random":
+    rule = config.select_negative
+    if rule == "random":
         return generator.sample(rest, wanted)
-    if how == "first":
+    if rule == "first":
         return list(rest[:wanted])
-    sign = -1 if how == "teacher+" else 1
+    sign = -1 if rule == "teacher+" else 1
     return sorted(rest, key=lambda i: sign * scores[i])[:wanted]

@@ -1,6 +1,6 @@
 """Bilingual lexicon induction: does a word's nearest neighbour in another word list mean the same?
 
-Knows: words, vectors, ranks. Does not know: how an encoder came about.
+Knows: words, vectors, ranks. Does not know: how an encoder is made.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ def gold_ranks(
 ) -> NDArray[np.int64]:
     """The rank, from 1, that each query's best gold word has by cosine among the target words.
 
-    Other gold words of the query stand in nobody's way; words with the same cosine stand before the gold one, so that
-    an encoder that has collapsed to one vector ranks last and not first.
+    Other gold words of the query do not count; words with the same cosine rank before the gold one, so that an encoder
+    that has collapsed to one vector ranks last and not first.
 
     Args:
         source: (queries, width).
         target: (words, width).
-        gold: for each query the places of its gold words, at least one.
-        excluded: for each query the places of words that are no candidates.
+        gold: for each query the indices of its gold words, at least one.
+        excluded: for each query the indices of words that are no candidates.
     """
     one, other = _unit(source), _unit(target)
     ranks = np.zeros(len(one), dtype=np.int64)
     for start in range(0, len(one), 256):
         for i, row in enumerate(one[start : start + 256] @ other.T, start):
-            # An equal cosine may come out a last digit lower.
+            # Rounding may make an equal cosine lower in the last digit.
             before = row >= row[list(gold[i])].max() - 1e-12
             before[[*gold[i], *(excluded[i] if excluded else ())]] = False
             ranks[i] = 1 + int(before.sum())
@@ -58,8 +58,8 @@ def _unit(vectors: ArrayLike) -> Floats:
     return array / np.maximum(np.linalg.norm(array, axis=-1, keepdims=True), 1e-12)
 
 
-class _Places:
-    """Where words stand in a list: as they are written, or else without regard to upper and lower case."""
+class _Index:
+    """Indices of words in a list: by exact spelling, or else regardless of case."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = words
@@ -76,20 +76,20 @@ class _Places:
 class BilingualLexiconInduction(BaseEvaluator):
     """Find each word's translation, or synonym, among all words of a vocabulary: MRR and P@1.
 
-    A word that the vocabulary lacks is looked for without regard to upper and lower case; one that is not there either
-    is missing, and a query without any gold word is left out. Both are counted.
+    A word that the vocabulary lacks is looked up regardless of case; if that fails it is missing, and a query without
+    any gold word is left out. Both are counted.
 
     Args:
         pairs: (query, gold word); a query may have several.
         vocabulary: the words that are ranked.
         source_vocabulary: if given, queries that it lacks are left out too, as where both languages are word lists.
-        exclude_query: the query itself is no candidate: for synonyms, where it stands in the vocabulary.
-        name: before the metrics' names.
+        exclude_query: the query itself is no candidate: for synonyms, where the vocabulary holds it.
+        name: prefix of the metrics' names.
         prompt_name: of `encode`, for all words.
 
     Attributes:
-        queries: those that are asked; gold: places of each one's gold words.
-        missing_: pairs whose gold word, or query, the vocabularies lack.
+        queries: those that are evaluated; gold: indices of each one's gold words.
+        missing_: number of pairs whose gold word, or query, the vocabularies lack.
 
     Raises:
         InputError: no query is left.
@@ -116,25 +116,25 @@ class BilingualLexiconInduction(BaseEvaluator):
         self.name = name
         self.prompt_name = prompt_name
         self.primary_metric = "mrr"
-        places, sources = _Places(self.vocabulary), None if source_vocabulary is None else _Places(source_vocabulary)
+        index, sources = _Index(self.vocabulary), None if source_vocabulary is None else _Index(source_vocabulary)
         self.missing_ = 0
         found: dict[str, set[int]] = {}
         for query, right in pairs:
-            place = places.of(right)
+            found_at = index.of(right)
             asked = query
             if sources is not None:
                 known = sources.of(query)
                 asked = "" if known is None else sources.words[known]
-            if place is None or not asked:
+            if found_at is None or not asked:
                 self.missing_ += 1
             else:
-                found.setdefault(asked, set()).add(place)
+                found.setdefault(asked, set()).add(found_at)
         if not found:
             raise InputError(f"none of the {self.missing_} pairs has its words in the vocabulary; give another")
         self.queries = list(found)
         self.gold = [sorted(right) for right in found.values()]
         self.excluded = [
-            [own] if exclude_query and (own := places.exact.get(query)) is not None and own not in right else []
+            [own] if exclude_query and (own := index.exact.get(query)) is not None and own not in right else []
             for query, right in found.items()
         ]
 
@@ -145,7 +145,7 @@ class BilingualLexiconInduction(BaseEvaluator):
     def __call__(
         self, model: Any, output_path: str | None = None, epoch: int = -1, steps: int = -1
     ) -> dict[str, float]:
-        """Encode the words, rank, and give `mrr`, `p@1` and `missing`."""
+        """Encode the words, rank, and return `mrr`, `p@1` and `missing`."""
         words = list(dict.fromkeys([*self.queries, *self.vocabulary]))
         vectors = model.encode(words, prompt_name=self.prompt_name, show_progress_bar=False)
         where = {word: i for i, word in enumerate(words)}

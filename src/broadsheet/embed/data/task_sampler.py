@@ -1,4 +1,4 @@
-"""Batches that hold one task: so that a query's negatives, on every device, are of its own kind.
+"""Batches that hold one task, so that a query's negatives, on every device, are of the same task.
 
 Knows: sizes of data sets, processes. Does not know: rows, losses.
 """
@@ -18,11 +18,11 @@ from broadsheet.console import say
 def one_task_batches(
     sizes: Sequence[int], batch_size: int, *, processes: int = 1, seed: int = 0, epoch: int = 0
 ) -> list[list[int]]:
-    """The batches of an epoch, as places in the data sets put one behind the other.
+    """The batches of an epoch, as row indices of the concatenated data sets.
 
     Every data set is shuffled and cut into blocks of `processes` batches; an incomplete block is left out; the blocks
-    are shuffled. The batches of a block follow each other, and it is a block that several processes work on at a time.
-    A function of its arguments alone, hence the same in all of them.
+    are shuffled. The batches of a block follow each other: several processes work on one block at a time. A function
+    of its arguments alone, hence the same in every process.
 
     Example:
         >>> one_task_batches([2, 3], 2)  # one of the three is left out
@@ -40,14 +40,14 @@ def one_task_batches(
     return [part[i : i + batch_size] for part in shuffled for i in range(0, block, batch_size)]
 
 
-class OneTaskBatches(MultiDatasetDefaultBatchSampler):
-    """The batch sampler for a dict of data sets: `fit(…, multi_dataset_batch_sampler=OneTaskBatches)`.
+class OneTaskBatchSampler(MultiDatasetDefaultBatchSampler):
+    """The batch sampler for a dict of data sets: `fit(…, multi_dataset_batch_sampler=OneTaskBatchSampler)`.
 
-    sentence-transformers' own samplers put one data set into a batch too, but with several processes different ones
-    into the batches of a step, whose keys gathered losses then mix; and they keep incomplete batches.
+    sentence-transformers' own samplers fill a batch from one data set too, but with several processes the batches of a
+    step come from different ones, whose keys gathered losses then mix; and they keep incomplete batches.
 
     Attributes:
-        dropped_: rows that an epoch leaves out, by place of the data set; said once.
+        dropped_: number of rows that an epoch leaves out, by index of the data set; reported once.
 
     Source: arXiv:2310.07554; authors' code FlagOpen/FlagEmbedding, research/llm_embedder ("epoch" batches).
     """

@@ -1,11 +1,11 @@
-"""What an embedder is asked: similarity, retrieval, near-duplicates, clusters; and pairs to train it on.
+"""Evaluation tasks of embedders: similarity, retrieval, near-duplicates, clusters; and pairs to train on.
 
-Knows: files of sentence pairs, `pydocs`, BEIR folders, and the metrics of each task. Does not know: embedders (`trial`
-has them answer).
+Knows: files of sentence pairs, `pydocs`, BEIR folders, and the metrics of each task. Does not know: embedders (the
+trials run them).
 
-Without labels, documentation asks: the summary line of a docstring has to find its body among passages of packages that
-no training pair comes from; two docstrings that share most of their words have to lie closer than two of one package
-that share none; passages have to lie with those of their package. With labels: STS files, BEIR folders.
+Without labels, documentation serves: the summary line of a docstring has to find its body among passages of packages
+that no training pair comes from; two docstrings that share most of their words have to be closer than two of one
+package that share none; passages have to cluster by package. With labels: STS files, BEIR folders.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from broadsheet.data.corpora import Document
 
 __all__ = [
+    "BODY_WORDS",
     "CLUSTERING",
     "DUPLICATES",
     "RETRIEVAL",
@@ -46,6 +47,7 @@ __all__ = [
     "Triple",
     "clustering",
     "documentation",
+    "documented_pairs",
     "duplicates",
     "retrieval",
     "sts",
@@ -68,6 +70,9 @@ _NEAR, _COPY, _FAR = (
 )  # Jaccard of three-word sequences: a near-duplicate from, a copy from, unlike below
 
 
+BODY_WORDS = 20  # of a body in pairs from documentation: as long as a sentence
+
+
 # Retrieval
 
 
@@ -78,7 +83,7 @@ def _pydocs() -> corpora.Corpus:
 
 @lru_cache(maxsize=2)
 def documentation(words: int = 40, seed: int = 0) -> Documentation:
-    """`pydocs` as passages of at most so many words; read once for all tasks of a trial."""
+    """`pydocs` as passages of at most `words` words; read once for all tasks of a trial."""
     return Documentation(_pydocs(), words=words, seed=seed)
 
 
@@ -95,10 +100,10 @@ class RetrievalTask:
     """Queries that have to find their passages.
 
     Attributes:
-        queries: what is searched for.
+        queries: the queries.
         corpus: passages by name; all of them are searched.
-        qrels: relevance by query and passage; what it does not name counts as 0.
-        about: one line for people.
+        qrels: relevance by query and passage; a pair that it lacks counts as 0.
+        about: one line that describes the task.
     """
 
     queries: list[Query]
@@ -125,14 +130,14 @@ def retrieval(
     Args:
         data: `pydocs`: summaries of docstrings search the bodies, all from packages that `training_pairs` leaves out,
             near-duplicate bodies removed. Or a BEIR folder.
-        queries: how many; of a BEIR folder 0 takes all that are judged.
-        passages: in the corpus: the right ones, and others at random; 0 for all there are.
+        queries: number of queries; of a BEIR folder 0 takes all that are judged.
+        passages: number in the corpus: the right ones, and others at random; 0 for all.
         words: of a passage, at most; 0 for all.
         split: of a BEIR folder's qrels.
         seed: of the choices.
 
     Raises:
-        InputError: the data cannot be read, or has not so many queries.
+        InputError: the data cannot be read, or has fewer queries.
     """
     if queries < 0 or passages < 0:
         raise InputError(f"got {queries} queries and {passages} passages; expected 0 (all) or more")
@@ -170,17 +175,17 @@ def _corpus(texts: dict[str, str], right: Iterable[str], n: int, seed: int) -> d
     wanted = set(right)
     if not n or n >= len(texts):
         return texts
-    # An order by names: a text more or less leaves the others where they were.
+    # Ordered by hashed name: adding or removing a text leaves the order of the others.
     others = sorted((name for name in texts if name not in wanted), key=lambda name: fingerprint([seed, name]))
     wanted.update(others[: max(0, n - len(wanted))])
     return {name: text for name, text in texts.items() if name in wanted}
 
 
 def training_pairs(n: int, *, words: int = 40, seed: int = 0) -> list[dict[str, str]]:
-    """Rows `query`, `positive` to train on: summaries and bodies of packages that no pydocs task asks about.
+    """Rows `query`, `positive` to train on: summaries and bodies of packages that no pydocs task uses.
 
     Args:
-        n: at most so many; as many as there are otherwise.
+        n: the largest number of rows.
         words: of a body, at most.
         seed: of the split and the choice: that of the task.
 
@@ -211,16 +216,16 @@ def duplicates(
 ) -> list[Triple]:
     """Near-duplicate docstrings (Jaccard 0.4 to 0.95) beside unrelated ones of the same package and similar length.
 
-    Copies are left out: whatever embeds equal texts equally finds them.
+    Copies are left out: any deterministic embedder finds them.
 
     Args:
-        n: how many triples, no package with more than a tenth of them as long as there are others.
+        n: number of triples, no package with more than a tenth of them as long as there are others.
         words: of a text, at most.
         seed: of the choices.
         documents: rows of `pydocs`, the corpus itself by default.
 
     Raises:
-        InputError: the corpus has not so many, or `n` is below 1.
+        InputError: the corpus has fewer, or `n` is below 1.
     """
     if n < 1 or words < 1:
         raise InputError(f"got {n} near-duplicates of {words} words; expected 1 or more")
@@ -233,7 +238,7 @@ def duplicates(
     found, of_package = _near_pairs(rows, 4 * n)
     triples: list[Triple] = []
     later: list[Triple] = []
-    taken: dict[str, int] = defaultdict(int)
+    of_each: dict[str, int] = defaultdict(int)
     for first, second, overlap in found:
         package, anchor = rows[first][1], rows[first][2]
         generator = random.Random(f"{seed}/{rows[first][0]}")
@@ -242,8 +247,8 @@ def duplicates(
         nearest = list(islice((text for text in by_length if jaccard(anchor, text) < _FAR), 5))
         if not nearest:
             continue
-        taken[package] += 1
-        into = triples if taken[package] <= max(1, -(-n // 10)) else later
+        of_each[package] += 1
+        into = triples if of_each[package] <= max(1, -(-n // 10)) else later
         into.append(Triple(anchor, rows[second][2], generator.choice(nearest), overlap))
         if len(triples) == n:
             break
@@ -255,7 +260,7 @@ def duplicates(
 def _near_pairs(
     rows: Sequence[tuple[str, str, str]], n: int
 ) -> tuple[list[tuple[int, int, float]], dict[str, list[str]]]:
-    """Places of `n` texts and of their near-duplicates, no text in two pairs; and the distinct texts by package."""
+    """Indices of `n` texts and of their near-duplicates, no text in two pairs; and the distinct texts by package."""
     pairs: list[tuple[int, int, float]] = []
     used: set[int] = set()
     of_package: dict[str, list[str]] = defaultdict(list)
@@ -277,17 +282,17 @@ def _near_pairs(
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text and what it belongs to."""
+    """A text and its label."""
 
     text: str
     label: str
 
 
 def clustering(packages: int = 10, per_package: int = 25, *, words: int = 40, seed: int = 0) -> list[Labelled]:
-    """Passages of `pydocs` whose label is their top-level package; near-duplicates removed, each package with as many.
+    """Passages of `pydocs` whose label is their top-level package; near-duplicates removed, equally many a package.
 
     Raises:
-        InputError: the corpus has not so many packages with so many passages.
+        InputError: the corpus has fewer packages with `per_package` passages.
     """
     if packages < 2 or per_package < 2:
         raise InputError(f"got {packages} packages with {per_package} passages; expected 2 or more of both")
@@ -316,7 +321,7 @@ def v_measure(values: Floats, weights: Floats) -> Floats:
         weights: (resamples, n).
 
     Returns:
-        (resamples,): what `sklearn.metrics.v_measure_score` gives for a sample that holds each document so often.
+        (resamples,): as `sklearn.metrics.v_measure_score` of a sample that holds each document `weights` times.
     """
     labels = values[:, 0].astype(int)
     total = weights.sum(axis=1)
@@ -327,7 +332,7 @@ def v_measure(values: Floats, weights: Floats) -> Floats:
         joint = _entropy(_counts(labels * (run.max() + 1) + run, weights), total)
         shared = of_labels + of_clusters - joint  # mutual information
         either = of_labels + of_clusters
-        # One label and one cluster agree perfectly, as scikit-learn has it.
+        # One label and one cluster agree perfectly, as in scikit-learn.
         scores.append(np.where(either > 0, 2 * shared / np.where(either > 0, either, 1), 1.0))
     return np.mean(scores, axis=0)
 
@@ -349,3 +354,30 @@ CLUSTERING = [
     Metric("kNN accuracy", binary=True, bounds=(0, 1)),
     Metric("V-measure", of="clusters", statistic=v_measure, bounds=(0, 1)),
 ]
+
+
+# Similarity
+
+
+def documented_pairs(n: int, held_out: bool, seed: int = 0) -> list[SentencePair]:
+    """Pairs from documentation: a docstring's summary with its own body (score 1), and with another's (score 0).
+
+    Args:
+        n: how many, half of each kind.
+        held_out: from the packages that training leaves out, or from the others.
+        seed: of the split and the choice.
+
+    Raises:
+        InputError: fewer than four pairs, or more than the documentation has.
+    """
+    if n < 4:
+        raise InputError(f"got {n} pairs; expected 4 or more")
+    half = -(-n // 2)
+    entries = documentation(BODY_WORDS, seed).pairs(half, held_out=held_out)
+    if len(entries) < half:
+        raise InputError(f"the corpus has {2 * len(entries)} pairs; expected {n}: ask for fewer")
+    pairs = []
+    for i, entry in enumerate(entries):
+        pairs.append(SentencePair(entry.summary, entry.text, 1.0))
+        pairs.append(SentencePair(entry.summary, entries[i - 1].text, 0.0))
+    return pairs[:n]

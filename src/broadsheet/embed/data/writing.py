@@ -1,4 +1,4 @@
-"""Passages as a causal LM writes them for a query: prompts with targets, and their likelihood.
+"""Passages as a causal LM generates them for a query: prompts with targets, and their likelihood.
 
 Knows: tokenizers, causal LMs, LoRA adapters that can be switched off. Does not know: losses, embeddings.
 """
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from broadsheet.console import InputError
-from broadsheet.embed.losses.preference import sequence_log_probs
 from broadsheet.embed.modules.encoder import CausalEncoder, context_length
 from broadsheet.models import token_budget_batches
 
@@ -27,12 +27,12 @@ PROMPT = "Write a passage that answers the query.\nQuery: {query}\nPassage:"
 
 
 class PassageWriter:
-    """Queries and passages to rows of tokens that a model may have written.
+    """Queries and passages to rows of tokens, as if the model had generated the passage.
 
     Args:
         encoder: its tokenizer and limits; query and passage are each cut to its `max_seq_length`, as where they are
             embedded, and the passage further to what the model's context leaves.
-        prompt: what stands before the passage; `{query}` is replaced. It may hold the markers of a chat template.
+        prompt: before the passage; `{query}` is replaced. It may hold the markers of a chat template.
         score_prompt: the prompt's tokens are targets too.
 
     Raises:
@@ -53,7 +53,7 @@ class PassageWriter:
             raise InputError(f"the prompt takes the model's context of {context} tokens; shorten it")
 
     def row(self, query: str, passage: str) -> tuple[list[int], list[int]]:
-        """Token ids, and labels: −100 for what is not scored. The end-of-text token closes a passage and is scored."""
+        """Token ids, and labels: −100 where a token is not scored. The end-of-text token ends it and is scored."""
         most = self.encoder.max_seq_length
         asked = self._ids(query)[: most if self._room is None else min(most or self._room, max(1, self._room // 2))]
         prompt = [*self._before, *asked, *self._after]
@@ -100,7 +100,20 @@ def read_written(model: PreTrainedModel, ids: Tensor, labels: Tensor, autocast: 
             logits = model(input_ids=ids, use_cache=False, logits_to_keep=wanted).logits
         else:
             logits = model(input_ids=ids, use_cache=False).logits[:, wanted]
-    return sequence_log_probs(logits, labels[:, 1:][:, wanted], shifted=True)
+    targets = labels[:, 1:][:, wanted]
+    counted = targets != -100
+    # Only labelled positions go through the softmax: over a large vocabulary the others cost most of the memory.
+    chosen = logits[counted]
+    picked = -cross_entropy(
+        chosen if chosen.dtype == torch.float64 else chosen.float(), targets[counted], reduction="none"
+    )
+    row = counted.nonzero()[:, 0]
+    return torch.zeros(len(labels), dtype=picked.dtype, device=picked.device).index_add(0, row, picked)
+
+
+def token_counts(labels: Tensor) -> Tensor:
+    """Labelled tokens of each row that something predicts, at least 1: the divisor of a mean log-probability."""
+    return (labels[:, 1:] != -100).sum(1).clamp_min(1)
 
 
 @torch.no_grad()
@@ -114,10 +127,10 @@ def mean_log_probs(
     training = model.training
     model.eval()
     try:
-        for places in token_budget_batches([len(ids) for ids, _ in rows], batch_tokens):
-            ids, labels = stack([rows[i] for i in places], int(encoder.tokenizer.pad_token_id))
+        for batch in token_budget_batches([len(ids) for ids, _ in rows], batch_tokens):
+            ids, labels = stack([rows[i] for i in batch], int(encoder.tokenizer.pad_token_id))
             sums = read_written(model, ids.to(model.device), labels.to(model.device)).double().cpu()
-            means[places] = (sums / (labels[:, 1:] != -100).sum(1).clamp_min(1)).numpy()
+            means[batch] = (sums / token_counts(labels)).numpy()
     finally:
         model.train(training)
     return means

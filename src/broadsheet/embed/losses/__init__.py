@@ -1,1 +1,1 @@
-"""Losses over vectors and over what a language model writes."""
+"""Losses that several papers share: contrast between queries and passages, NT-Xent over labels."""

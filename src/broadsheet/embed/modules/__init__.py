@@ -1,1 +1,1 @@
-"""Modules of an embedder: the encoder, what stands around a text, masks, pooling."""
+"""Modules of an embedder that several papers share: encoders, templates, layers, masks, special tokens."""

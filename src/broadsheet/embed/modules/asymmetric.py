@@ -1,4 +1,4 @@
-"""Queries and documents with a template each: what stands before a text says what must stand behind it.
+"""Queries and documents with a template each: the prompt before a text decides the suffix after it.
 
 Knows templates and prompts. Does not know what a side is used for.
 """
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class SidedEncoder(CausalEncoder):
-    """A causal encoder with another cue behind the text for each side: queries end otherwise than documents.
+class AsymmetricEncoder(CausalEncoder):
+    """A causal encoder with a suffix of its own for each side: queries end differently from documents.
 
     Args:
         sides: templates by name. A text that comes with a side's prefix as its prompt gets that side's suffix too; any
             other prompt gets the encoder's own template.
 
     Raises:
-        InputError: two sides begin alike and end otherwise, so that a prompt does not tell them apart.
+        InputError: two sides have the same prefix and different suffixes, so that a prompt does not tell them apart.
     """
 
     config_keys: ClassVar[list[str]] = [*CausalEncoder.config_keys, "sides"]  # type: ignore[misc]
@@ -44,7 +44,7 @@ class SidedEncoder(CausalEncoder):
         for name, side in self.sides.items():
             if self._by_prefix.setdefault(side.prefix, side) != side:
                 raise InputError(
-                    f"the side {name!r} begins like another and ends otherwise; give it a prefix of its own"
+                    f"the side {name!r} begins like another and has another suffix; give it a prefix of its own"
                 )
 
     def get_config_dict(self) -> dict[str, Any]:

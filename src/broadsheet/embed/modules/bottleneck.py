@@ -1,20 +1,15 @@
-"""The bottleneck language model: what follows some special tokens sees what stands before them only through them.
+"""Rows of token ids in three segments, `prefix | special | suffix`, as batches, forward passes and a cache.
 
-Knows rows of token ids in three segments, `prefix | special | suffix`, their mask, labels and losses. Does not know
-texts, or what a paper makes of them: GEM (`gem`) puts new tokens into a text, LLM-QL (`llm_ql`) an end-of-text token
-between a document and its query.
-
-Next-token prediction behind the bottleneck forces the prefix into the special tokens' states, which is what makes them
-embeddings. Every position keeps its ordinary number, and plain causal attention is all that embedding itself needs.
+Knows labels, padding, causal attention and the language-model loss. Does not know texts, or which further positions are
+hidden from each other: that is a paper's mask, a function of the segments that GEM (`gem`) and LLM-QL (`llm_ql`) pass
+in. Position ids stay as they are, and embedding itself needs plain causal attention alone.
 """
 
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -32,13 +27,15 @@ if TYPE_CHECKING:
 Segment = Literal["prefix", "special", "suffix"]
 PADDING, PREFIX, SPECIAL, SUFFIX = range(4)
 _NUMBERS: dict[Segment, int] = {"prefix": PREFIX, "special": SPECIAL, "suffix": SUFFIX}
-IGNORED = -100
-_WORD = re.compile(r"\S+")
+IGNORED = -100  # the label of a token that is no target
+
+Hidden = Callable[[Tensor], Tensor]
+"""A paper's mask: segments (batch, length) to boolean (batch, length, length), [b, i, j] whether j is hidden from i."""
 
 
 @dataclass(frozen=True)
 class BottleneckRow:
-    """One row of token ids in three segments. Without `special` it is an ordinary row, wherever its tokens stand.
+    """One row of token ids in three segments. Without `special` it is an ordinary row, whichever segment holds them.
 
     Args:
         prefix, special, suffix: token ids. An ordinary row has a prefix alone.
@@ -53,9 +50,9 @@ class BottleneckRow:
     def __len__(self) -> int:
         return len(self.prefix) + len(self.special) + len(self.suffix)
 
-    def segments(self, *, block: bool = True) -> list[int]:
-        """The segment of each token; all `PREFIX`, which means plain causal attention, without block or specials."""
-        if not (block and self.special):
+    def segments(self) -> list[int]:
+        """The segment of each token; all `PREFIX`, which means plain causal attention, without special tokens."""
+        if not self.special:
             return [PREFIX] * len(self)
         return [PREFIX] * len(self.prefix) + [SPECIAL] * len(self.special) + [SUFFIX] * len(self.suffix)
 
@@ -67,38 +64,26 @@ class BottleneckRow:
         return [IGNORED, *labels[1:]]
 
 
-def bottleneck_mask(segments: Tensor) -> Tensor:
-    """Which position sees which, from the segment of each.
+def allowed_positions(segments: Tensor, hidden: Hidden | None = None) -> Tensor:
+    """Which position sees which: j ≤ i, both real, and j not hidden from i; every position sees itself.
 
-    Position i sees j ≤ i, but not: a suffix position any prefix position; a special position another special one; any
-    position padding. Padding sees itself alone, so that no softmax runs over nothing.
+    So padding sees itself alone, and no softmax runs over nothing.
 
     Args:
-        segments: (batch, length) of `PADDING`, `PREFIX`, `SPECIAL`, `SUFFIX`. A row of prefix alone is plain causal.
+        segments: (batch, length) of `PADDING`, `PREFIX`, `SPECIAL`, `SUFFIX`.
+        hidden: the paper's mask; None is plain causal attention.
 
     Returns:
         Boolean (batch, 1, length, length), [b, 0, i, j] whether i sees j.
-
-    Source: arXiv:2506.04344, Sec. 3.1 and Fig. 3; arXiv:2504.05216, the mask M, is the case of one special token.
     """
     length = segments.shape[1]
-    row, column = segments[:, :, None], segments[:, None, :]
     itself = torch.eye(length, dtype=torch.bool, device=segments.device)
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    hidden = ((row == SUFFIX) & (column == PREFIX)) | ((row == SPECIAL) & (column == SPECIAL))
-    real = (row != PADDING) & (column != PADDING)
-    return ((causal & real & ~hidden) | itself)[:, None]
-
-
-def hide(allowed: Tensor, keys: Tensor) -> Tensor:
-    """The same mask with some positions seen by themselves alone: they are as good as dropped, the numbers stay.
-
-    Args:
-        allowed: boolean (batch, 1, length, length).
-        keys: boolean (batch, length), the positions to hide.
-    """
-    itself = torch.eye(keys.shape[1], dtype=torch.bool, device=keys.device)
-    return allowed & (~keys[:, None, None, :] | itself)
+    allowed = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    real = segments != PADDING
+    allowed = allowed & real[:, :, None] & real[:, None, :]  # (batch, length, length)
+    if hidden is not None:
+        allowed = allowed & ~hidden(segments)
+    return (allowed | itself)[:, None]
 
 
 @dataclass(frozen=True)
@@ -106,25 +91,25 @@ class BottleneckCollator:
     """Rows → one padded batch that any causal LM of transformers takes as it is: `model(**batch)`.
 
     Args:
-        pad_id: what fills up the rows. It is masked, so any token will do.
+        pad_id: fills up the rows. It is masked, so any token will do.
+        hidden: the paper's mask; None: every row has plain causal attention, which is ordinary language modelling.
         padding_side: `"right"` or `"left"`; results do not depend on it.
-        block: leave it out (False) and every row has plain causal attention: ordinary language modelling.
-        segments: also give `segments`, which `read` and the objectives want, and a bare model does not take.
+        segments: also return `segments`, which `forward_pass` and the objectives need, and a bare model does not take.
 
     Returns, by key (all tensors):
         input_ids, position_ids: (batch, length); positions count real tokens from 0.
-        attention_mask: boolean (batch, 1, length, length), as `bottleneck_mask`.
+        attention_mask: boolean (batch, 1, length, length), as `allowed_positions`.
         labels: (batch, length), `IGNORED` where a token is no target; unshifted, as transformers' models want them.
         segments: (batch, length).
 
     Example:
-        batch = BottleneckCollator(pad_id=0, segments=False)([Row([5, 6], [9], [7, 8])])
+        batch = BottleneckCollator(pad_id=0, segments=False)([BottleneckRow([5, 6], [9], [7, 8])])
         model(**batch).loss
     """
 
     pad_id: int
+    hidden: Hidden | None = None
     padding_side: Literal["right", "left"] = "right"
-    block: bool = True
     segments: bool = True
 
     def __call__(self, rows: Sequence[BottleneckRow]) -> dict[str, Tensor]:
@@ -133,33 +118,33 @@ class BottleneckCollator:
         labels = torch.full((len(rows), length), IGNORED)
         segments = torch.full((len(rows), length), PADDING)
         for i, row in enumerate(rows):
-            place = slice(length - len(row), length) if self.padding_side == "left" else slice(0, len(row))
-            ids[i, place] = torch.tensor([*row.prefix, *row.special, *row.suffix])
-            labels[i, place] = torch.tensor(row.targets())
-            segments[i, place] = torch.tensor(row.segments(block=self.block))
+            columns = slice(length - len(row), length) if self.padding_side == "left" else slice(0, len(row))
+            ids[i, columns] = torch.tensor([*row.prefix, *row.special, *row.suffix])
+            labels[i, columns] = torch.tensor(row.targets())
+            segments[i, columns] = torch.tensor(row.segments())
         batch = {
             "input_ids": ids,
-            "attention_mask": bottleneck_mask(segments),
-            "position_ids": positions(segments),
+            "attention_mask": allowed_positions(segments, self.hidden),
+            "position_ids": position_ids(segments),
             "labels": labels,
         }
         return batch | {"segments": segments} if self.segments else batch
 
 
-def positions(segments: Tensor) -> Tensor:
-    """Position numbers (batch, length): real tokens count from 0; padding on the left has 0."""
+def position_ids(segments: Tensor) -> Tensor:
+    """Position ids (batch, length): real tokens count from 0; padding on the left has 0."""
     return ((segments != PADDING).long().cumsum(-1) - 1).clamp(min=0)
 
 
-def collator_for(encoder: CausalEncoder, *, block: bool = True) -> BottleneckCollator:
-    """The collator with an encoder's padding."""
+def collator_for(encoder: CausalEncoder, hidden: Hidden | None) -> BottleneckCollator:
+    """The collator with an encoder's padding and a paper's mask."""
     tokenizer = encoder.tokenizer
-    return BottleneckCollator(int(tokenizer.pad_token_id), tokenizer.padding_side, block)
+    return BottleneckCollator(int(tokenizer.pad_token_id), hidden, tokenizer.padding_side)
 
 
 @dataclass(frozen=True)
-class BottleneckReading:
-    """What one forward pass over a collated batch gave.
+class BottleneckOutput:
+    """The result of one forward pass over a collated batch.
 
     Attributes:
         states: (batch, length, hidden), after the final norm.
@@ -172,11 +157,11 @@ class BottleneckReading:
     scored: Tensor
 
 
-def read(encoder: CausalEncoder, batch: Mapping[str, Tensor]) -> BottleneckReading:
-    """States and next-token losses of a collated batch. Logits are computed where a target needs them alone.
+def forward_pass(encoder: CausalEncoder, batch: Mapping[str, Tensor]) -> BottleneckOutput:
+    """States and next-token losses of a collated batch. Logits are computed only where a target needs them.
 
     Raises:
-        InputError: the encoder is not causal or stops at an inner layer, behind which there is no head.
+        InputError: the encoder is not causal, or stops at an inner layer, which has no language-model head.
     """
     check_encoder(encoder)
     ids, labels = batch["input_ids"], batch["labels"]
@@ -192,11 +177,11 @@ def read(encoder: CausalEncoder, batch: Mapping[str, Tensor]) -> BottleneckReadi
     scored = scored[:, columns]
     words = torch.where(scored, labels[:, 1:][:, columns], 0)
     nll = cross_entropy(_wide(logits).transpose(1, 2), words, reduction="none")
-    return BottleneckReading(output.hidden_states[-1], torch.where(scored, nll, 0), scored)
+    return BottleneckOutput(output.hidden_states[-1], torch.where(scored, nll, 0), scored)
 
 
-def read_states(encoder: CausalEncoder, batch: Mapping[str, Tensor]) -> Tensor:
-    """States alone (batch, length, hidden): the head is not run, and gets no gradient."""
+def forward_states(encoder: CausalEncoder, batch: Mapping[str, Tensor]) -> Tensor:
+    """States alone, (batch, length, hidden): the head is not run, and gets no gradient."""
     check_encoder(encoder)
     with encoder.precision():
         output = encoder.backbone(input_ids=batch["input_ids"], use_cache=False, **_inputs(encoder, batch))
@@ -244,31 +229,14 @@ def special_states(states: Tensor, segments: Tensor) -> Tensor:
     return states[special].view(len(some), int(some[0]) if len(some) else 0, states.shape[-1])
 
 
-def corrupt(text: str, probability: float, generator: Random, word: str = "_") -> str:
-    """Replace each word, a run without white space, by `word`, independently with a probability.
-
-    White space stays as it is; probability 0 gives the text itself, 1 no word of it.
-
-    Raises:
-        InputError: the probability is not within 0 and 1.
-
-    Source: arXiv:2504.05216, document corruption (0.6 in the authors' command).
-    """
-    if not 0 <= probability <= 1:
-        raise InputError(f"got a corruption of {probability}; expected a share of words from 0 to 1")
-    if not probability:
-        return text
-    return _WORD.sub(lambda found: word if generator.random() < probability else found[0], text)
-
-
 @dataclass(frozen=True)
-class BottleneckMemory:
-    """What the special tokens of rows left in the cache: all that a suffix can know of its prefix.
+class SpecialCache:
+    """Keys and values of rows' special tokens: all that a suffix can know of its prefix.
 
     Attributes:
         keys, values: per layer (rows, heads, k, head_dim).
-        lengths: (rows,) tokens up to and including the special ones: the position that a suffix begins at.
-        logits: (rows, vocabulary), what the last special token predicts: the first token of the suffix.
+        lengths: (rows,) tokens up to and including the special ones: the position id that a suffix begins at.
+        logits: (rows, vocabulary), the last special token's prediction of the first token of the suffix.
     """
 
     keys: list[Tensor]
@@ -277,15 +245,15 @@ class BottleneckMemory:
     logits: Tensor
 
     def cache(self, rows: Tensor) -> DynamicCache:
-        """A cache to go on from, for the chosen rows (with repetition, if one is chosen several times)."""
+        """A cache to decode from, for the chosen rows; one may be chosen several times."""
         from transformers import DynamicCache
 
         return DynamicCache([(key[rows], value[rows]) for key, value in zip(self.keys, self.values, strict=True)])
 
 
 @torch.no_grad()
-def remember(encoder: CausalEncoder, rows: Sequence[BottleneckRow]) -> BottleneckMemory:
-    """Read prefixes and special tokens, and keep what the special tokens hold; all rows have the same number of them.
+def cache_specials(encoder: CausalEncoder, rows: Sequence[BottleneckRow], hidden: Hidden | None = None) -> SpecialCache:
+    """Run prefixes and special tokens, and keep the special tokens' keys and values; all rows have as many of them.
 
     Raises:
         ValueError: rows have different numbers of special tokens, or none.
@@ -295,7 +263,8 @@ def remember(encoder: CausalEncoder, rows: Sequence[BottleneckRow]) -> Bottlenec
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"got rows with {sorted(sizes)} special tokens; expected one number above 0")
     k = sizes.pop()
-    collate = BottleneckCollator(int(encoder.tokenizer.pad_token_id), "left")  # so that the special tokens end each row
+    # On the left, so that the special tokens end each row.
+    collate = BottleneckCollator(int(encoder.tokenizer.pad_token_id), hidden, "left")
     batch = {
         key: value.to(encoder.device)
         for key, value in collate([BottleneckRow(row.prefix, row.special) for row in rows]).items()
@@ -305,7 +274,7 @@ def remember(encoder: CausalEncoder, rows: Sequence[BottleneckRow]) -> Bottlenec
         given["logits_to_keep"] = 1
     output = encoder.model(input_ids=batch["input_ids"], use_cache=True, **given)
     layers = output.cache.layers
-    return BottleneckMemory(
+    return SpecialCache(
         [layer.keys[:, :, -k:] for layer in layers],
         [layer.values[:, :, -k:] for layer in layers],
         (batch["segments"] != PADDING).sum(1),
@@ -314,27 +283,27 @@ def remember(encoder: CausalEncoder, rows: Sequence[BottleneckRow]) -> Bottlenec
 
 
 @torch.no_grad()
-def recall_logits(encoder: CausalEncoder, memory: BottleneckMemory, rows: Tensor, suffixes: Tensor) -> Tensor:
-    """Next-token logits over suffixes that know nothing but a memory.
+def suffix_logits(encoder: CausalEncoder, cached: SpecialCache, rows: Tensor, suffixes: Tensor) -> Tensor:
+    """Next-token logits over suffixes that see nothing but the special tokens' cache.
 
     Args:
-        rows: (batch,) the row of the memory that each suffix belongs to.
-        suffixes: (batch, length) token ids, padded on the right with whatever token.
+        rows: (batch,) the cached row that each suffix belongs to.
+        suffixes: (batch, length) token ids, padded on the right with any token.
 
     Returns:
         (batch, length + 1, vocabulary): [:, 0] predicts the first token of the suffix, [:, t] what follows t tokens.
     """
-    first = memory.logits[rows][:, None]
+    first = cached.logits[rows][:, None]
     size, length = suffixes.shape
     if not length:
         return first
     given: dict[str, Any] = {}
     if _takes(encoder.backbone, "position_ids"):
-        given["position_ids"] = memory.lengths[rows][:, None] + torch.arange(length, device=suffixes.device)
+        given["position_ids"] = cached.lengths[rows][:, None] + torch.arange(length, device=suffixes.device)
     output = encoder.model(
         input_ids=suffixes,
-        attention_mask=suffixes.new_ones(size, memory.keys[0].shape[2] + length),
-        cache=memory.cache(rows),
+        attention_mask=suffixes.new_ones(size, cached.keys[0].shape[2] + length),
+        cache=cached.cache(rows),
         use_cache=True,
         **given,
     )

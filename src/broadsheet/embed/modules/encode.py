@@ -1,12 +1,12 @@
-"""Texts to vectors in batches without waste: what `Embedder.encode` does.
+"""Texts to vectors in batches with little padding: the work of `Embedder.encode`.
 
-Knows: rows of tokens, their lengths, what a batch costs, and memory that runs out. Does not know: which modules make a
-vector of a row.
+Knows: rows of tokens, their lengths, the cost of a batch, and running out of memory. Does not know: which modules turn
+a row into a vector.
 
-What plain encoding loses on texts of mixed length, it loses to padding (a quarter of all positions on `pydocs`, since
-characters tell little about tokens) and to the mask that padding brings. Here rows are tokenized first and grouped by
-their length in tokens, so that hardly any padding is left; what is left stands on the right, where a causal model needs
-no mask for it. The vectors are the same.
+On texts of mixed length plain encoding loses time to padding (a quarter of all positions on `pydocs`, since characters
+predict tokens poorly) and to the mask that padding needs. Here rows are tokenized first and grouped by their length in
+tokens, so that hardly any padding is left; the rest is on the right, where a causal model needs no mask for it. The
+vectors are the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _TOKENIZED_AT_ONCE = 1024  # texts; a tokenizer's own records take far more room than its ids
 _BUDGET = {"cpu": 1024, "mps": 4096, "cuda": 16384}  # tokens; on CPUs more of them leave the cache
-_OVERHEAD = {"cpu": 48, "mps": 256, "cuda": 1024}  # what a batch costs besides its tokens, in tokens
+_OVERHEAD = {"cpu": 48, "mps": 256, "cuda": 1024}  # the cost of a batch besides its tokens, in tokens
 
 
 def encode_texts(
@@ -52,9 +52,9 @@ def encode_texts(
         prompt: put before each text, inside the encoder's template.
         batch_tokens: padded tokens in a batch; by default 1,024 on CPU, the fastest there, and 16,384 on CUDA. A longer
             text makes a batch of its own.
-        max_texts: the most texts in a batch.
+        max_texts: the largest number of texts in a batch.
         normalize: to unit length.
-        dimensions: keep only so many of a vector's, before normalizing.
+        dimensions: number of first dimensions of a vector that are kept, before normalizing.
         progress: show a bar on stderr.
 
     Returns:
@@ -104,11 +104,11 @@ def encode_texts(
 def plan_batches(
     lengths: Sequence[int], budget: int, *, max_texts: int | None = None, overhead: int = 48
 ) -> list[list[int]]:
-    """Group rows so that padded tokens and the batches' own cost are least together.
+    """Group rows so that the sum of padded tokens and the batches' own cost is least.
 
     Lengths are cut into ranges, each padded to its longest row and split into batches of like size. A batch costs its
     padded tokens and `overhead` more; the ranges that cost least are found by dynamic programming over the distinct
-    lengths. So rows of equal length go together, and a range takes in shorter ones only where a batch of their own
+    lengths. So rows of equal length share a batch, and a range includes shorter ones only where a batch of their own
     would cost more than their padding.
 
     Args:
@@ -118,8 +118,8 @@ def plan_batches(
         overhead: of a batch, in tokens.
 
     Returns:
-        Batches of indices into `lengths`, every index once, longest rows first: a batch that does not fit into memory
-        shows at the start.
+        Batches of indices into `lengths`, every index once, longest rows first, so that running out of memory shows at
+        the start.
 
     Raises:
         ValueError: a budget or a number of rows below 1.
@@ -156,9 +156,9 @@ def plan_batches(
 def features_of(
     encoder: CausalEncoder, rows: Sequence[Sequence[int] | NDArray[np.int32]], prompt: str | None = None
 ) -> dict[str, object]:
-    """What `CausalEncoder.preprocess` makes of texts, from their rows: on its device, and padded on the right.
+    """The features of `CausalEncoder.preprocess`, from rows: on the encoder's device, and padded on the right.
 
-    A causal model runs without a mask then, whatever side its tokenizer pads on.
+    A causal model then runs without a mask, whichever side its tokenizer pads on.
     """
     lengths = torch.tensor([len(row) for row in rows])
     mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
@@ -176,7 +176,7 @@ def features_of(
 
 def _rows(encoder: CausalEncoder, texts: Sequence[str], prompt: str | None) -> list[NDArray[np.int32]]:
     """Ids of each text, four bytes a token."""
-    # With truncate="error" the encoder counts texts to say which one is too long: it has to see them all.
+    # With truncate="error" the encoder reports the index of a text that is too long: it has to see them all.
     step = max(1, len(texts)) if encoder.truncate == "error" else _TOKENIZED_AT_ONCE
     return [
         np.asarray(row, dtype=np.int32)

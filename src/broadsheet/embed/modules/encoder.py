@@ -1,14 +1,14 @@
 """`CausalEncoder`: any causal LM as the first module of a `SentenceTransformer`.
 
-Knows tokens, layers and attention masks. Does not know pooling (the module behind it), or how batches are chosen.
-The whole model is kept, its head included: what embeds also generates, and methods train both on the same weights.
+Knows tokens, layers and attention masks. Does not know pooling (the next module), or how batches are chosen. The whole
+model is kept, its head included: the model that embeds also generates, and methods train both on the same weights.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from broadsheet.console import InputError
 from broadsheet.embed.modules import masks
+from broadsheet.embed.modules.layers import LeftEarly, decoder_layers, leave_after
 from broadsheet.embed.modules.template import Template
 from broadsheet.models import adapters
 from broadsheet.models.attention import causal_in_blocks
@@ -35,17 +36,17 @@ class CausalEncoder(InputModule):
         model: the whole `…ForCausalLM`. Its config is never changed.
         tokenizer: with a pad token.
         attention: `"causal"`, or `"bidirectional"`: every token sees the whole text. The model's own mask is replaced
-            for the forward pass alone, so the same weights go on generating.
-        layer: M gives the output of the first M layers, without the final norm, and the layers behind it are not run.
+            for the forward pass alone, so the same weights still generate.
+        layer: M returns the output of the first M layers, without the final norm, and later layers are not run.
             None, or all layers: the last one, with the final norm.
-        template: what stands around each text.
-        append: tokens, by their string, behind all that: an end-of-text token, or tokens of a method's own.
-        max_seq_length: tokens of a row; None: as many as the model has positions for. Only the text is cut.
-        truncate: what is done with a text over the limit: `"cut"` at the end (counted in `truncated_`), or `"error"`.
+        template: prefix and suffix of each text.
+        append: tokens, by their string, at the end of a row: an end-of-text token, or tokens of a method's own.
+        max_seq_length: tokens of a row; None: the model's number of positions. Only the text is cut.
+        truncate: of a text over the limit: `"cut"` at the end (counted in `truncated_`), or `"error"`.
         spec: the name the model was loaded by; an adapter's folder names it as its base.
 
     Attributes:
-        texts_, truncated_, empty_: texts that `rows` has seen, those it cut, and those without a token of their own.
+        texts_, truncated_, empty_: numbers of texts that `rows` has read, cut, and found without a token of their own.
 
     Raises:
         InputError: a token in `append` that the tokenizer does not have, a layer the model does not have, or a
@@ -56,6 +57,7 @@ class CausalEncoder(InputModule):
         SentenceTransformer(modules=[CausalEncoder(model, tokenizer), Pooling(576, "mean")])
     """
 
+    poolings: ClassVar[tuple[str, ...]] = ()  # modes of `Pooling` that a subclass allows after it; empty: any
     config_file_name = "encoder.json"
     config_keys: ClassVar[list[str]] = [  # type: ignore[misc]
         "attention",
@@ -99,7 +101,7 @@ class CausalEncoder(InputModule):
         self.append = tuple(append)
         self.truncate = truncate
         self.spec = spec
-        self.autocast: torch.dtype | None = None  # while it is trained: the type of forward passes
+        self.autocast: torch.dtype | None = None  # in training, the dtype of forward passes
         self.texts_ = self.truncated_ = self.empty_ = 0
         if layer is not None and not 1 <= layer <= len(self.layers):
             raise InputError(f"got layer {layer}; the model has layers 1 to {len(self.layers)}")
@@ -108,7 +110,7 @@ class CausalEncoder(InputModule):
         self._append_ids = [self.token_id(token) for token in self.append]
         self._prompt_lengths: dict[str | None, int] = {}
 
-    # What it is made of
+    # Parts
 
     @property
     def backbone(self) -> PreTrainedModel:
@@ -122,7 +124,7 @@ class CausalEncoder(InputModule):
 
     @property
     def processor(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, by the name sentence-transformers' trainer asks for."""
+        """The tokenizer, by the name that sentence-transformers' trainer uses."""
         return self.tokenizer
 
     @property
@@ -149,7 +151,7 @@ class CausalEncoder(InputModule):
     def rows(self, texts: Sequence[str], prompt: str | None = None) -> list[list[int]]:
         """Token ids of each text with its template, prompt and appended tokens, cut to `max_seq_length`; not padded.
 
-        What stands around the text is never cut. A row without any token becomes one end-of-text token.
+        Template, prompt and appended tokens are never cut. A row without any token becomes one end-of-text token.
 
         Raises:
             InputError: a text is over the limit and `truncate` is `"error"`; or the limit leaves no room for text.
@@ -171,7 +173,7 @@ class CausalEncoder(InputModule):
         return [row or [self._end()] for row in rows]
 
     def _cut(self, row: list[int], i: int, encoded: Any, size: int, before: int, limit: int) -> list[int]:
-        """`row` without as many of its text's last tokens as the limit asks for."""
+        """`row` without the last tokens of its text that exceed the limit."""
         if self.truncate == "error":
             raise InputError(
                 f"text {i + 1} has {len(row) + len(self._append_ids):,} tokens, the limit is {self.max_seq_length}; "
@@ -185,7 +187,7 @@ class CausalEncoder(InputModule):
             head += next((n for n, flag in enumerate(special) if not flag), len(row))
             tail = next((n for n, flag in enumerate(reversed(special)) if not flag), 0)
             tail += sum(end > suffix for _, end in spans)
-        else:  # what joins text and suffix in one token is not known
+        else:  # no offsets: a token that joins text and suffix is not known
             head, tail = before, len(self.tokenizer(self.template.suffix, add_special_tokens=False)["input_ids"])
         if head + tail >= limit:
             raise InputError(
@@ -205,13 +207,13 @@ class CausalEncoder(InputModule):
         mask = torch.zeros(len(rows), length, dtype=torch.long)
         left = self.tokenizer.padding_side == "left"
         for i, row in enumerate(rows):
-            place = slice(length - len(row), length) if left else slice(0, len(row))
-            ids[i, place] = torch.tensor(row)
-            mask[i, place] = 1
+            columns = slice(length - len(row), length) if left else slice(0, len(row))
+            ids[i, columns] = torch.tensor(row)
+            mask[i, columns] = 1
         return {"input_ids": ids, "attention_mask": mask}
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Texts to padded features, as sentence-transformers asks for them; `prompt_length` says what stands before."""
+        """Texts to padded features, as sentence-transformers wants them, with `prompt_length` if there is a prompt."""
         features: dict[str, Any] = dict(self.pad(self.rows([str(text) for text in inputs], prompt)))
         features["modality"] = "text"
         if prompt:
@@ -239,7 +241,7 @@ class CausalEncoder(InputModule):
         return features
 
     def around(self, features: dict[str, Any]) -> AbstractContextManager[Any]:
-        """What `forward` runs inside: a method that edits hidden states overrides this."""
+        """The context of `forward`: a method that edits hidden states overrides this."""
         return nullcontext()
 
     def states(
@@ -254,14 +256,14 @@ class CausalEncoder(InputModule):
             attention: instead of the encoder's own.
 
         Returns:
-            (batch, length, hidden), in the model's dtype. At padding it holds nothing of use.
+            (batch, length, hidden), in the model's dtype. Values at padding are arbitrary.
         """
         causal = (attention or self.attention) == "causal"
         given = self._arguments(self.backbone, input_ids, attention_mask, causal)
-        with self.precision(), causal_in_blocks(self.model), _leaving_after(self.layers, self.layer) as left:
+        with self.precision(), causal_in_blocks(self.model), leave_after(self.layers, self.layer) as left:
             try:
                 output = self.backbone(input_ids=input_ids, use_cache=False, **given)
-            except _Left:
+            except LeftEarly:
                 return left[0]
         return cast(Tensor, output.last_hidden_state)
 
@@ -272,7 +274,7 @@ class CausalEncoder(InputModule):
             return cast(Tensor, self.model(input_ids=input_ids, use_cache=False, **given).logits)
 
     def precision(self) -> AbstractContextManager[Any]:
-        """What forward passes run inside: `autocast`, where one is set."""
+        """The context of forward passes: `autocast`, where one is set."""
         return nullcontext() if self.autocast is None else torch.autocast(self.device.type, dtype=self.autocast)
 
     def _arguments(
@@ -327,7 +329,7 @@ class CausalEncoder(InputModule):
         model_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Read what `save` wrote: safetensors only, and no code of the folder's.
+        """Read a folder that `save` wrote: safetensors only, and none of the folder's code.
 
         Raises:
             InputError: the folder is damaged, or its adapter was trained for another base.
@@ -353,47 +355,11 @@ class CausalEncoder(InputModule):
             raise InputError(f"{folder / cls.config_file_name} cannot be used: {error}; save it anew") from None
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder layers of any causal LM: the longest list of modules that its config counts.
-
-    Raises:
-        InputError: none is found.
-    """
-    count = model.config.get_text_config().num_hidden_layers
-    found = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
-    if not found:
-        raise InputError(f"found no list of {count} layers in a {type(model).__name__}; it is no decoder we can read")
-    return found[0]
-
-
 def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The most tokens that model and tokenizer can take; None where neither says."""
+    """The largest number of tokens that model and tokenizer take; None where neither has a limit."""
     known = [getattr(model.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
     limits = [int(limit) for limit in known if limit and limit < 1e9]
     return min(limits) if limits else None
-
-
-class _Left(BaseException):
-    """Raised on the way into a layer that need not run. Not an `Exception`, so that nothing inside a model eats it."""
-
-
-@contextmanager
-def _leaving_after(layers: nn.ModuleList, layer: int | None) -> Iterator[list[Tensor]]:
-    """Inside, a forward pass ends with `_Left` once `layer` layers have run; the list then holds their output."""
-    left: list[Tensor] = []
-    if layer is None or layer >= len(layers):
-        yield left
-        return
-
-    def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        left.append(args[0] if args else kwargs["hidden_states"])
-        raise _Left
-
-    handle = layers[layer].register_forward_pre_hook(leave, with_kwargs=True)
-    try:
-        yield left
-    finally:
-        handle.remove()
 
 
 _POSITIONS: dict[type, bool] = {}

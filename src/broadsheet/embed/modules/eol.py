@@ -1,12 +1,12 @@
 """Templates that ask for one word, and an embedder that averages over several of them.
 
-Knows: strings, encoders that share a model. Does not know: what an encoder does with a row (`encoder`,
-`token_prepending`).
+Knows: strings, encoders that share a model. Does not know: how an encoder reads a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, ClassVar, Self
 
 import torch
@@ -17,7 +17,7 @@ from broadsheet.embed.modules.encoder import CausalEncoder
 from broadsheet.embed.modules.template import PROMPT_EOL, Template
 
 PRETENDED_COT = Template(f"After thinking step by step , this{PROMPT_EOL.prefix[4:]}", PROMPT_EOL.suffix, clean=True)
-"""Pretended chain of thought (Zhang et al., 2024): PromptEOL, as if after some thought."""
+"""Pretended chain of thought (Zhang et al., 2024): PromptEOL, as if after reasoning."""
 
 KNOWLEDGE = Template(
     "Who or what a sentence is about and what happens carry its meaning , descriptions add little to it . "
@@ -25,7 +25,7 @@ KNOWLEDGE = Template(
     PROMPT_EOL.suffix,
     clean=True,
 )
-"""Knowledge enhancement (Zhang et al., 2024), in our words: PromptEOL after a remark on what matters in a sentence."""
+"""Knowledge enhancement (Zhang et al., 2024), in our words: PromptEOL after a remark on which parts carry meaning."""
 
 
 def _task(preamble: str, word: str) -> Template:
@@ -60,8 +60,7 @@ def variant(encoder: CausalEncoder, **changes: Any) -> Any:
 class TemplateMean(InputModule):
     """Each text read in several templates; the mean of the last tokens' vectors is its embedding.
 
-    It is a whole `SentenceTransformer` by itself: no pooling follows. It takes as many forward passes as there are
-    templates.
+    It is a whole `SentenceTransformer` by itself: no pooling follows. It takes one forward pass a template.
 
     Args:
         encoder: a `CausalEncoder`, or a `TokenPrepending`; its own template is not used.
@@ -74,7 +73,7 @@ class TemplateMean(InputModule):
         model, tokenizer = broadsheet.models.load("default")
         SentenceTransformer(modules=[TemplateMean(TokenPrepending(model, tokenizer))]).encode(["A man plays."])
 
-    Source: MetaEOL, arXiv:2402.18458; the tasks as told in arXiv:2412.11556, Sec. 4.
+    Source: MetaEOL, arXiv:2402.18458; the tasks as described in arXiv:2412.11556, Sec. 4.
     """
 
     config_file_name = "templates.json"
@@ -127,7 +126,7 @@ class TemplateMean(InputModule):
         """The settings as saved."""
         return {
             "templates": [template.to_dict() for template in self.templates],
-            "encoder": type(self.encoder).__name__,
+            "encoder": f"{type(self.encoder).__module__}.{type(self.encoder).__name__}",
         }
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
@@ -142,14 +141,14 @@ class TemplateMean(InputModule):
         Raises:
             InputError: the folder names another encoder than those of this package.
         """
-        from broadsheet.embed.token_prepending import TokenPrepending
-
-        kinds: dict[str, type[CausalEncoder]] = {kind.__name__: kind for kind in (CausalEncoder, TokenPrepending)}
         where = {key: kwargs[key] for key in ("token", "cache_folder", "revision", "local_files_only") if key in kwargs}
         settings = cls.load_config(model_name_or_path, subfolder=subfolder, **where)
-        if settings["encoder"] not in kinds:
-            raise InputError(f"got encoder {settings['encoder']!r}; expected one of {', '.join(kinds)}")
-        encoder = kinds[settings["encoder"]].load(model_name_or_path, subfolder=subfolder, **kwargs)
+        module, _, name = str(settings["encoder"]).rpartition(".")
+        # No code but this package's is imported.
+        kind = getattr(import_module(module), name, None) if module.startswith("broadsheet.embed.") else None
+        if not (isinstance(kind, type) and issubclass(kind, CausalEncoder)):
+            raise InputError(f"got encoder {settings['encoder']!r}; expected an encoder of broadsheet.embed")
+        encoder = kind.load(model_name_or_path, subfolder=subfolder, **kwargs)
         return cls(encoder, settings["templates"])
 
 

@@ -1,6 +1,6 @@
 """Attention masks with four dimensions, as the attention function of a model wants them.
 
-Knows which positions may see which. transformers hands such a mask to every layer as it is.
+Knows which positions may see which. transformers passes such a mask to every layer unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from broadsheet.console import InputError
 
 
 def attention_argument(allowed: Tensor, model: PreTrainedModel) -> Tensor:
-    """What to pass as `attention_mask` so that position i sees position j exactly where `allowed` says so.
+    """The `attention_mask` with which position i sees position j exactly where `allowed` is true.
 
     A position that may see nothing (padding) is made to see itself: a softmax over nothing is NaN.
 
@@ -42,7 +42,7 @@ def attention_argument(allowed: Tensor, model: PreTrainedModel) -> Tensor:
             ~allowed, torch.finfo(dtype).min
         )
     raise InputError(
-        f"this needs a mask of its own, which attention {kind!r} cannot take; load the model with "
+        f"this needs a custom mask, which attention {kind!r} cannot take; load the model with "
         "attn_implementation='sdpa'"
     )
 

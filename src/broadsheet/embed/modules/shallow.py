@@ -1,6 +1,6 @@
 """A causal LM cut down to its first layers: a smaller backbone of the same family, without another download.
 
-Knows: decoder layers, and how a folder remembers the whole base. Does not know: why one wants a smaller model.
+Knows: decoder layers, and how a folder records the whole base. Does not know: why a smaller model is wanted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from broadsheet import models
 from broadsheet.console import InputError
-from broadsheet.embed.modules.encoder import CausalEncoder, decoder_layers
+from broadsheet.embed.modules.encoder import CausalEncoder
+from broadsheet.embed.modules.layers import decoder_layers, keep_layers
 from broadsheet.models import adapters
 
 if TYPE_CHECKING:
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class FirstLayers(CausalEncoder):
-    """A `CausalEncoder` whose model keeps the first `keep` layers, and its final norm; the others are let go of.
+    """A `CausalEncoder` whose model keeps the first `keep` layers, and its final norm; the others are removed.
 
     The model given is changed: its memory and time are those of the smaller model. An adapter trained on it is saved
-    beside the name of the whole base, and the layers are let go of again when it is loaded.
+    beside the name of the whole base, and the layers are removed again when it is loaded.
 
     Args:
         keep: how many layers; 0 or all of them changes nothing. Others: see `CausalEncoder`.
@@ -42,7 +43,7 @@ class FirstLayers(CausalEncoder):
             raise InputError(f"got {keep} layers to keep; the model has {depth}")
         self._whole: str | None = None
         if 0 < keep < depth:
-            # What an adapter's folder is checked by: the base as it is loaded, before layers go.
+            # An adapter's folder is checked against the base as it is loaded, before layers are removed.
             self._whole = models.fingerprint(model) if not adapters.has_adapter(model) else _recorded(model)
             keep_layers(model, keep)
         super().__init__(model, tokenizer, **settings)
@@ -58,15 +59,6 @@ class FirstLayers(CausalEncoder):
 
 def _recorded(model: Any) -> str:
     return str(model.base_["fingerprint"])
-
-
-def keep_layers(model: PreTrainedModel, count: int) -> None:
-    """Let go of all layers behind the first `count`, in place."""
-    del decoder_layers(model)[count:]
-    config: Any = model.config.get_text_config()
-    config.num_hidden_layers = count
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:count]
 
 
 def parameters(model: PreTrainedModel) -> tuple[int, int]:

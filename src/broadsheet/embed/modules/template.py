@@ -1,6 +1,6 @@
-"""What stands around a text before it is embedded.
+"""Templates: the prefix and suffix of a text that is embedded.
 
-Knows strings. Does not know tokens: `CausalEncoder.rows` makes them, and cuts the text, never what stands around it.
+Knows strings. Does not know tokens: `CausalEncoder.rows` makes them, and cuts the text, never its template.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ class Template:
     """`prefix + prompt + text + suffix`, where the prompt is sentence-transformers' own (`model.prompts`), if any.
 
     Args:
-        prefix, suffix: strings around the text, as they are; no space is added.
+        prefix, suffix: strings around the text; no space is added.
         clean: make a text one sentence without double quotes first: a full stop is added where none of `. ? " '` ends
-            it, double quotes become single ones, and a question mark at the end becomes a full stop. What the Token
-            Prepending paper's evaluation does (arXiv:2412.11556, authors' code) for templates that quote the text.
+            it, double quotes become single ones, and a question mark at the end becomes a full stop. As in the Token
+            Prepending paper's evaluation (arXiv:2412.11556, authors' code), for templates that quote the text.
 
     Example:
         >>> Template('"', '" means in one word:"', clean=True).around("Who is there?")
@@ -31,7 +31,7 @@ class Template:
     clean: bool = False
 
     def text(self, text: str) -> str:
-        """The text as it is put between prefix and suffix."""
+        """The text between prefix and suffix."""
         if not self.clean:
             return text
         text = text.strip()
@@ -45,15 +45,15 @@ class Template:
         return self.prefix + self.text(text) + self.suffix
 
     def to_dict(self) -> dict[str, Any]:
-        """As saved in a folder."""
+        """The template as a folder stores it."""
         return asdict(self)
 
     @classmethod
     def of(cls, value: Template | dict[str, Any] | None) -> Template:
-        """A template from what a folder or a caller gives; None is the empty one.
+        """A template from a folder's or a caller's value; None is the empty one.
 
         Raises:
-            InputError: a field it does not have.
+            InputError: an unknown field.
         """
         if isinstance(value, cls):
             return value
@@ -64,4 +64,4 @@ class Template:
 
 
 PROMPT_EOL = Template('This sentence : "', '" means in one word:"', clean=True)
-"""PromptEOL (Jiang et al., 2023): the last token must say the sentence in one word."""
+"""PromptEOL (Jiang et al., 2023): the last token has to express the sentence in one word."""

@@ -1,12 +1,11 @@
-"""Words read off every layer of a model in one pass, and a model cut behind the layer that reads them best.
+"""Word vectors of every layer of a model from one pass, and a model cut after its best layer.
 
 Knows: causal encoders and other transformers, subword means. Does not know: word lists, training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 
 from broadsheet.console import InputError
-from broadsheet.embed.modules.encoder import CausalEncoder, decoder_layers
+from broadsheet.embed.modules.encoder import CausalEncoder
+from broadsheet.embed.modules.layers import decoder_layers, keep_layers, layer_inputs
 from broadsheet.models import halve_on_oom
 
 if TYPE_CHECKING:
@@ -31,29 +31,29 @@ def depth(model: SentenceTransformer) -> int:
 
 
 def layer_vectors(model: SentenceTransformer, words: Sequence[str], *, batch_size: int = 64) -> list[Floats]:
-    """The pooled vectors of what goes into the first layer, and of each layer, from one forward pass of each batch.
+    """The pooled vectors of the embedding layer and of each layer's output, from one forward pass of each batch.
 
-    The last one is the model's output, behind a final norm if it has one.
+    The last one is the model's output, after a final norm if it has one.
 
     Args:
-        model: a transformer with one pooling module behind it.
+        model: a transformer followed by one pooling module.
         words: short texts.
 
     Returns:
-        (words, width) arrays, one more than the model has layers: the place of each is its layer.
+        (words, width) arrays, one more than the model has layers: the index of each is its layer.
     """
     order = sorted(range(len(words)), key=lambda i: -len(words[i]))
-    parts = list(decoder_layers(_transformer(model)))
+    parts = decoder_layers(_transformer(model))
     pooling = cast(Any, model[1])
     found: list[list[Any]] = [[None] * len(words) for _ in range(len(parts) + 1)]
 
     def read(batch: Sequence[int]) -> list[list[Floats]]:
         features = model.preprocess([words[i] for i in batch])
         given = {name: part.to(model.device) if isinstance(part, Tensor) else part for name, part in features.items()}
-        with torch.inference_mode(), _taken(parts) as taken:
-            taken[len(parts)] = cast(Any, model[0])(dict(given))["token_embeddings"]
+        with torch.inference_mode(), layer_inputs(parts, range(len(parts))) as states:
+            states[len(parts)] = cast(Any, model[0])(dict(given))["token_embeddings"]
             pooled = [
-                pooling({"token_embeddings": taken[layer], "attention_mask": given["attention_mask"]})
+                pooling({"token_embeddings": states[layer], "attention_mask": given["attention_mask"]})
                 for layer in range(len(parts) + 1)
             ]
         layers = [each["sentence_embedding"].float().cpu().numpy() for each in pooled]
@@ -69,9 +69,9 @@ def layer_vectors(model: SentenceTransformer, words: Sequence[str], *, batch_siz
 
 
 def cut_behind(model: SentenceTransformer, layer: int) -> SentenceTransformer:
-    """Make `model` give what its layer `layer` gives, in place; the layers behind are not run.
+    """Make `model` return the output of its layer `layer`, in place; later layers are not run.
 
-    Layer 0 is what goes into the first one. A causal encoder keeps the others, for generation; of other transformers
+    Layer 0 is the embedding layer. A causal encoder keeps the others, for generation; of other transformers
     they are removed.
 
     Raises:
@@ -84,9 +84,7 @@ def cut_behind(model: SentenceTransformer, layer: int) -> SentenceTransformer:
     if isinstance(first, CausalEncoder):
         first.layer = layer
     elif layer < total:
-        transformer = _transformer(model)
-        del decoder_layers(transformer)[layer:]
-        transformer.config.get_text_config().num_hidden_layers = layer
+        keep_layers(_transformer(model), layer)
     return model
 
 
@@ -96,22 +94,3 @@ def _transformer(model: SentenceTransformer) -> PreTrainedModel:
     if found is None:
         raise InputError(f"the first module is a {type(first).__name__}; layers are read off a transformer")
     return cast("PreTrainedModel", found)
-
-
-@contextmanager
-def _taken(parts: Sequence[torch.nn.Module]) -> Iterator[dict[int, Tensor]]:
-    """Inside, what goes into each layer is written down: what the layers before it, so many, have made of the text."""
-    taken: dict[int, Tensor] = {}
-
-    def taker(layer: int) -> Any:
-        def take(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-            taken[layer] = args[0] if args else kwargs["hidden_states"]
-
-        return take
-
-    handles = [part.register_forward_pre_hook(taker(i), with_kwargs=True) for i, part in enumerate(parts)]
-    try:
-        yield taken
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -154,11 +154,11 @@ class AudioObjective(Objective):
 def encode(model: SalmonnForConditionalGeneration, rows: Sequence[AudioRow], group: int = 64) -> None:
     """See that every clip's frames are in the cache, so that training only reads them."""
     clips = list(dict.fromkeys(clip for row in rows for clip in row.audio))
-    if not model.ears.keep:
+    if not model.audio_features.keep:
         return
     with progress("encoding clips", total=len(clips)) as bar:
         for start in range(0, len(clips), group):
-            model.ears.features_all(clips[start : start + group])
+            model.audio_features.features_all(clips[start : start + group])
             bar.advance(bar.task_ids[0], min(group, len(clips) - start))
 
 
@@ -167,7 +167,9 @@ def identity(model: SalmonnForConditionalGeneration) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(model.trained_parameters().items()):
         digest.update(name.encode() + weight.detach().float().cpu().contiguous().numpy().tobytes())
-    return fingerprint([model.config.llm, [each.identity for each in model.ears.encoders], digest.hexdigest()])
+    return fingerprint(
+        [model.config.llm, [each.identity for each in model.audio_features.encoders], digest.hexdigest()]
+    )
 
 
 def _check(rows: Sequence[AudioRow]) -> None:

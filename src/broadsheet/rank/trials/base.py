@@ -1,0 +1,259 @@
+"""What a trial asks of rerankers: lists of candidates to put in order, and what is reported of how they did.
+
+Knows: lists, `ListwiseReranker`, `Trial`. Does not know: which arms a paper wants.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from broadsheet import models
+from broadsheet.data.retrieval.metrics import MEASURES, evaluate_lists
+from broadsheet.models.safefiles import read_json
+from broadsheet.options import option
+from broadsheet.rank.list_source import ListSource
+from broadsheet.rank.trials.bias import position_bias
+from broadsheet.trial.base import EvalTask, LazyModel, ModelArm, Outcome, Trial
+from broadsheet.trial.engine import Arm, Measured, Metric
+from broadsheet.trial.results import ArmResult, Curve
+
+if TYPE_CHECKING:
+    from broadsheet.data.retrieval.lists import RankList
+    from broadsheet.rank.base import ListwiseReranker
+
+FIRST_STAGE = "first stage"
+METRICS = [Metric(name, bounds=(0, 1)) for name in MEASURES]
+_COUNTS = ("calls", "passages", "prompt_tokens", "output_tokens", "invalid_outputs", "cut_passages", "shortened_words")
+
+
+@dataclass
+class RerankerTrial(Trial):
+    """The options and the task that trials of rerankers share.
+
+    The lists come from documentation: the summary line of a docstring has to find its body among what BM25 finds
+    (`pydocs`); or from a BEIR folder.
+    """
+
+    reranker: str | None = option(
+        None, "A trained reranker (`broadsheet apply first`); the model itself by default.", metavar="FOLDER"
+    )
+    also: tuple[str, ...] = option((), "Further rerankers, each an arm named after its folder.", metavar="FOLDER,…")
+    queries: int | Literal["all"] | None = option(100, "Lists; `all` of a BEIR folder.", quick=12, least=1)
+    candidates: int = option(20, "In a list, the best of the first stage.", least=1)
+    words: int = option(40, "Of a passage that is searched and shown; 0: all.", least=0)
+    titles: bool = option(False, "Passages of pydocs show the name of their function or class.")
+    first_stage: str | None = option(
+        None, "A TREC run over a BEIR folder, whose order is improved; by default BM25's.", metavar="FILE"
+    )
+    split: str = option("test", "Of the BEIR folder's qrels.", metavar="NAME")
+
+    def ordering(self, block_size: int = 5) -> EvalTask:
+        """Lists to put in order; kept as `lists_`."""
+        source = ListSource(self.data, self.words, self.titles, self.first_stage or "", self.split, self.seed)
+        items = self.lists_ = source.test(0 if self.queries == "all" else int(self.queries or 0), self.candidates)
+        return EvalTask(
+            "ordering",
+            items.lists,
+            METRICS,
+            self.arm,
+            item="list",
+            about=f"{items.about}; {len(items.lists)} queries, at most {self.candidates} candidates each by "
+            f"{self.first_stage or 'BM25'}, {self.words or 'all'} words a passage" + ", titles shown" * self.titles,
+            fingerprint=items.fingerprint,
+            block_size=block_size,
+        )
+
+    def arm(self, arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
+        """The first stage's order, or a reranker's."""
+        if arm.name == FIRST_STAGE:
+            return first_stage(arm, self.candidates)
+        return reranking(arm, model, width=self.candidates)
+
+    def unranked(self, role: Any = None) -> ModelArm:
+        """The first stage's order as an arm."""
+        return ModelArm(FIRST_STAGE, lambda: None, role, "the candidates as they came")
+
+    @property
+    def main(self) -> str:
+        """The model that is tried: the trained reranker's folder, or the model."""
+        return self.reranker or self.model
+
+    @property
+    def model_name(self) -> str:
+        return self.reranker or models.title(self.model)
+
+    def load(self, name: str, **changes: Any) -> ListwiseReranker:
+        """A reranker with other settings than its own."""
+        from broadsheet.rank.base import ListwiseReranker
+
+        return ListwiseReranker.load(name, device=self.device, dtype=self.dtype, **changes)
+
+    def ranking_setting(self, reranker: ListwiseReranker) -> dict[str, str]:
+        """What every trial on lists reports of the model that ran."""
+        return {
+            **training(self.reranker or ""),
+            "dtype": str(reranker.model.dtype).removeprefix("torch."),
+            "device": str(reranker.model.device),
+        }
+
+    def figures(self, outcome: Outcome) -> list[Curve]:
+        return [success(outcome.results, self.lists_.lists, "Right passage among the first k")]
+
+    def notes(self, outcome: Outcome) -> list[str]:
+        return [ceiling(self.lists_.lists), *account(outcome.results, self.lists_.lists)]
+
+
+def changed(reranker: ListwiseReranker, **settings: Any) -> ListwiseReranker:
+    """The same model and tokenizer under other settings."""
+    from broadsheet.rank.prompt import Prompt
+
+    given = {**reranker.settings(), **settings}
+    if isinstance(given["prompt"], Mapping):
+        given["prompt"] = Prompt.from_dict(given["prompt"])
+    return type(reranker)(
+        reranker.model, reranker.tokenizer, batch_tokens=reranker.batch_tokens, spec=reranker.spec, **given
+    )
+
+
+def training(folder: str) -> dict[str, str]:
+    """How the reranker in `folder` was trained last, for a trial's setting; nothing where no record is kept."""
+    record = Path(folder).expanduser() / "training.json"
+    if not folder or not record.is_file():
+        return {}
+    kept = read_json(record)
+    settings, objective = kept["settings"], kept["settings"]["objective"]
+    how = ", ".join(
+        f"{key} {value}" for key, value in objective.items() if key not in ("name", "lists") and value is not None
+    )
+    return {
+        "training": f"{objective['name']} ({how}), {kept['examples']:,} lists in {kept['steps']:,} steps and "
+        f"{kept['seconds'] / 60:.0f} minutes, {settings['method']}, learning rate {settings['learning_rate']:g}"
+    }
+
+
+def first_stage(arm: ModelArm, width: int) -> Arm:
+    """The order that the lists come in. Its speed is that of copying them: the search was done before."""
+
+    def run(block: Sequence[RankList]) -> Measured:
+        return _outputs(block, [list(range(len(each.ids))) for each in block], {}, width)
+
+    return Arm(arm.name, run, description=arm.description)
+
+
+def reranking(arm: ModelArm, model: LazyModel, *, width: int, shuffle: int | None = None) -> Arm:
+    """A reranker as an arm over blocks of lists.
+
+    Its outputs are nDCG@10 and RR@10, the order it gave (padded with −1 to `width`), and for each query the block's
+    mean of what `stats_` counts.
+
+    Args:
+        shuffle: the seed by which the candidates are shuffled before they are ranked; as they came by default. Orders
+            are told in terms of the candidates as they came.
+    """
+
+    def run(block: Sequence[RankList]) -> Measured:
+        reranker: ListwiseReranker = model()
+        order = [list(range(len(each.ids))) if shuffle is None else each.shuffled(shuffle)[1] for each in block]
+        given = [each.reordered(places) for each, places in zip(block, order, strict=True)]
+        begin = time.perf_counter()
+        ranked = reranker.rank_batch([each.query for each in given], [each.documents for each in given])
+        seconds = time.perf_counter() - begin
+        orders = [[places[hit["corpus_id"]] for hit in hits] for places, hits in zip(order, ranked, strict=True)]
+        counts = {name: getattr(reranker.stats_, name) / len(block) for name in _COUNTS}
+        return _outputs(block, orders, counts, width, seconds)
+
+    return Arm(arm.name, run, description=arm.description, prepare=model.prepare)
+
+
+def _outputs(
+    block: Sequence[RankList],
+    orders: Sequence[Sequence[int]],
+    counts: Mapping[str, float],
+    width: int,
+    seconds: float | None = None,
+) -> Measured:
+    rankings = [[each.ids[i] for i in order] for each, order in zip(block, orders, strict=True)]
+    outputs: dict[str, list[Any]] = dict(evaluate_lists(block, rankings))
+    outputs["order"] = [[*order, *[-1] * (width - len(order))] for order in orders]
+    outputs |= {name: [value] * len(block) for name, value in counts.items()}
+    return Measured(outputs, seconds)
+
+
+def orders_of(arm: ArmResult) -> list[list[int]]:
+    """The orders an arm gave, as indices into each list's candidates."""
+    return [[i for i in row if i >= 0] for row in arm.samples["order"]]
+
+
+def success(arms: Sequence[ArmResult], lists: Sequence[RankList], title: str) -> Curve:
+    """For each arm, the share of queries with a right passage among the first k, over k."""
+    usable = [arm for arm in arms if arm.status == "ok"]
+    width = max(len(each.ids) for each in lists)
+    lines: dict[str, list[float | None]] = {}
+    for arm in usable:
+        first = [
+            next((place for place, i in enumerate(order) if each.labels[i] > 0), width)
+            for each, order in zip(lists, orders_of(arm), strict=True)
+        ]
+        lines[arm.name] = [float(np.mean([place < k for place in first])) for k in range(1, width + 1)]
+    return Curve(title, "first k", "share of queries", [float(k) for k in range(1, width + 1)], lines)
+
+
+def ceiling(lists: Sequence[RankList]) -> str:
+    """What the first stage leaves to gain."""
+    best = [sorted(range(len(each.ids)), key=lambda i, each=each: -each.labels[i]) for each in lists]  # type: ignore[misc]
+    values = evaluate_lists(lists, [[each.ids[i] for i in order] for each, order in zip(lists, best, strict=True)])
+    found = sum(each.found for each in lists)
+    return (
+        f"The first stage found a right passage for {found} of {len(lists)} queries. The others count 0 whatever is "
+        f"done: the best order of the candidates has an nDCG@10 of {np.mean(values['nDCG@10']):.3f}."
+    )
+
+
+def account(arms: Sequence[ArmResult], lists: Sequence[RankList]) -> list[str]:
+    """What each reranker read and wrote, and how it did where there was something to find."""
+    notes = []
+    found = [i for i, each in enumerate(lists) if each.found]
+    for arm in arms:
+        if arm.status != "ok":
+            continue
+        said = f"{arm.name}: nothing to find among the candidates"
+        if found:
+            among = float(np.mean([arm.samples["nDCG@10"][i] for i in found]))
+            said = f"{arm.name}: nDCG@10 {among:.3f} over the {len(found)} queries whose right passage was found"
+        if "calls" in arm.samples and arm.items_per_second:
+            mean = {name: float(np.mean(arm.samples[name])) for name in _COUNTS}
+            said += (
+                f"; a query took {1 / arm.items_per_second.estimate:.2f} s, {mean['calls']:.1f} calls, "
+                f"{mean['passages']:.1f} passages read, {mean['prompt_tokens']:,.0f} prompt tokens and "
+                f"{mean['output_tokens']:,.1f} output tokens"
+            )
+            if mean["output_tokens"]:
+                said += f", {mean['invalid_outputs'] / max(mean['calls'], 1e-9):.0%} of the outputs invalid (completed)"
+            if mean["cut_passages"]:
+                said += f"; {mean['cut_passages']:.1f} passages a query shortened"
+        notes.append(f"{said}.")
+    return notes
+
+
+def bias(given: ArmResult, shuffled: ArmResult, lists: Sequence[RankList], seed: int) -> str:
+    """Position bias: what shuffling the candidates did to the order that came out."""
+    found = []
+    for each, order, again in zip(lists, orders_of(given), orders_of(shuffled), strict=True):
+        shuffle = each.shuffled(seed)[1]
+        place = {item: i for i, item in enumerate(shuffle)}
+        found.append(position_bias(order, shuffle, [place[item] for item in again]))
+    mean = {name: float(np.mean([getattr(one, name) for one in found])) for name in vars(found[0])}
+    change = float(np.mean(shuffled.samples["nDCG@10"])) - float(np.mean(given.samples["nDCG@10"]))
+    return (
+        f"Position bias of {given.name}, by shuffled candidates. Kendall's τ between the orders made of both inputs: "
+        f"{mean['agreement']:.2f} (1: the input's order does not matter); the same passage first for "
+        f"{mean['same_first']:.0%}. τ between the shuffled input and the order made of it: {mean['follows']:.2f} (0: "
+        f"places are ignored); what came first stood at {mean['first_from']:.2f} of the input on average (0.50 without "
+        f"a bias). nDCG@10 changes by {change:+.3f}."
+    ).replace("-", "−")
