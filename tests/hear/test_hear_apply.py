@@ -131,7 +131,8 @@ def test_stories_are_learnt_beside_rows_of_the_stage_before(
     train(made, rehearse=3, story_learning_rate=1e-3, keep_stages=True)
     account = json.loads((tmp_path / "ears" / "training.json").read_text())["stages"]
     assert [(stage["steps"], stage["examples"]) for stage in account] == [(2, 4), (2, 4), (2, 2 * 4)]
-    assert [account[2]["settings"][name] for name in ("rehearsed", "learning_rate")] == [3, 1e-3]
+    settings = account[2]["settings"]
+    assert (settings["objective"]["rehearsed"], settings["learning_rate"]) == (3, 1e-3)
     train(made, "alone", stage="3", start=str(tmp_path / "ears.stage2"), rehearse=2, story_steps=2)
     account = json.loads((tmp_path / "alone" / "training.json").read_text())["stages"]
     assert [(stage["stage"], stage["examples"]) for stage in account] == [("3", 2 * 3)]
