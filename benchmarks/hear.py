@@ -31,7 +31,7 @@ from broadsheet.console import InputError
 from broadsheet.hear import base
 from broadsheet.hear.data.mixing import wav_bytes
 from broadsheet.hear.data.rows import Row
-from broadsheet.hear.encoders.ears import Ears
+from broadsheet.hear.encoders.audio_features import AudioFeatures
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 from broadsheet.hear.training.fitting import fit
 from broadsheet.page import evidence
@@ -87,7 +87,7 @@ def windows(model: SalmonnForConditionalGeneration, repeats: int) -> dict[str, f
 
 def cache(parts: Sequence[base.AudioEncoder], files: Sequence[str], folder: Path, repeats: int) -> dict[str, float]:
     """Seconds for the frames of all clips, from disk and anew."""
-    kept, anew = Ears(parts, folder), Ears(parts, keep=False)
+    kept, anew = AudioFeatures(parts, folder), AudioFeatures(parts, keep=False)
     kept.features_all(files)
     return least_seconds(
         {"cached": lambda: kept.features_all(files), "encoded": lambda: anew.features_all(files)}, repeats
@@ -98,7 +98,7 @@ def answering(
     model: SalmonnForConditionalGeneration, files: Sequence[str], tokens: int, repeats: int
 ) -> dict[str, float]:
     """Seconds for answers to all clips, encoding included."""
-    model.ears = Ears(model.ears.encoders, keep=False)
+    model.audio_features = AudioFeatures(model.audio_features.encoders, keep=False)
     requests = [(file, "What is said?") for file in files]
     how: dict[str, Any] = {"max_new_tokens": tokens, "min_new_tokens": tokens}
     return least_seconds(
@@ -116,11 +116,11 @@ def training(
     """Steps a second with cached frames and without, after a step that does not count, and peak memory."""
     rows = [Row("asr", (file,), "the old queen found my red lamp") for file in files]
     found: dict[str, float] = {"steps": steps, "batch": batch}
-    for name, ears in (
-        ("cached", Ears(model.ears.encoders, folder)),
-        ("encoded", Ears(model.ears.encoders, keep=False)),
+    for name, features in (
+        ("cached", AudioFeatures(model.audio_features.encoders, folder)),
+        ("encoded", AudioFeatures(model.audio_features.encoders, keep=False)),
     ):
-        model.ears = ears
+        model.audio_features = features
         fit(model, rows, steps=1, batch_size=batch)
         fitted, _, peak = measure(lambda some: fit(model, some, steps=steps, batch_size=batch), rows)
         found |= {f"steps_per_second_{name}": fitted.steps / fitted.seconds, f"peak_bytes_{name}": peak}
@@ -162,7 +162,7 @@ def main() -> None:
         parser.error(str(error))
     short, [long] = waves(arguments.clips, arguments.seconds, arguments.seed), waves(1, LONG, arguments.seed + 1)
     rates: dict[str, dict[str, float]] = {}
-    for part in [*full, *(each for each in model.ears.encoders if "context_seconds" in each.settings())]:
+    for part in [*full, *(each for each in model.audio_features.encoders if "context_seconds" in each.settings())]:
         context = part.settings().get("context_seconds")
         name = part.kind + (f", context of {context:g} s" if context else "")
         rates[name] = encoding(part, long, short, arguments.repeats)
@@ -179,7 +179,7 @@ def main() -> None:
         files = [str(Path(temporary) / f"{place}.wav") for place in range(arguments.clips)]
         for file, clip in zip(files, short, strict=True):
             Path(file).write_bytes(wav_bytes(np.asarray(clip, dtype=np.float32)))
-        kept = cache(model.ears.encoders, files, Path(temporary) / "features", arguments.repeats)
+        kept = cache(model.audio_features.encoders, files, Path(temporary) / "features", arguments.repeats)
         print(f"frames of {len(files)} clips from disk: {kept['encoded'] / kept['cached']:.0f} times as fast as anew")
         said = answering(model, files, arguments.tokens, max(1, arguments.repeats // 2))
         heard = arguments.clips * arguments.seconds
@@ -207,7 +207,7 @@ def main() -> None:
             "command": "python benchmarks/hear.py --record",
             "provenance": evidence.provenance(
                 model={"name": arguments.model, "fingerprint": models.fingerprint(model.llm)},
-                encoders=[part.settings() for part in model.ears.encoders],
+                encoders=[part.settings() for part in model.audio_features.encoders],
                 seed=arguments.seed,
             ),
         }

@@ -29,8 +29,8 @@ from broadsheet.console import InputError
 from broadsheet.data import corpora
 from broadsheet.page import evidence
 from broadsheet.rank import Documentation, ListwiseReranker, PlackettLucePolicyGradient, RankList
-from broadsheet.rank.order import calls
-from broadsheet.rank.trials.arms import METRICS, changed, reranking
+from broadsheet.rank.order import calls, sliding
+from broadsheet.rank.trials.base import METRICS, changed, reranking
 from broadsheet.trial.engine import Arm, run_arms
 from broadsheet.trial.results import ArmResult
 from broadsheet.trial.stats import Comparison, sentence
@@ -147,7 +147,7 @@ def growth(
             },
             1,
         )
-        count = calls("sliding", passages, first.window, first.step)
+        count = calls(sliding, passages, first.window, first.step)
         found[f"{passages} passages of {words} words"] = {
             **seconds,
             "calls": count,

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaForCausalLM
 
-from broadsheet.attend.kernels.lightning import decayed_attention, log_decay
-from broadsheet.attend.transnormer import TransNormerCache
+from broadsheet.attend.transnormer import decayed_attention, log_decay
+from broadsheet.attend.transnormer_config import TransNormerCache
 from broadsheet.attend.trials.transnormer import Shape, decode_seconds
 from broadsheet.page import evidence
 from broadsheet.trial.engine import Arm, Metric, run_arms

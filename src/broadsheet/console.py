@@ -1,13 +1,16 @@
-"""What broadsheet says while it works: one-line messages and progress bars on stderr, and the error a user can mend.
+"""What broadsheet says while it works: messages and progress bars on stderr, the error a user can mend; and Ctrl-C.
 
 stdout is kept for results, so that every command can be piped.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -49,8 +52,8 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def progress(description: str, total: float | None = None) -> Iterator[Progress]:
-    """A Rich progress display on stderr with one task, silent when stderr is not a terminal.
+def progress(description: str, total: float | None = None, *, shown: bool = True) -> Iterator[Progress]:
+    """A Rich progress display on stderr with one task, silent unless stderr is a terminal and it is to be `shown`.
 
     Example:
         with progress("scoring", total=len(texts)) as bar:
@@ -75,7 +78,7 @@ def progress(description: str, total: float | None = None) -> Iterator[Progress]
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
         bar.add_task(description, total=total)
         yield bar
 
@@ -88,3 +91,22 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         for item in items:
             yield item
             bar.advance(bar.task_ids[0])
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second acts as usual. Outside the main thread it is never set."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

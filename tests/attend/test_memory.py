@@ -121,7 +121,7 @@ def test_what_was_read_cannot_be_taken_back() -> None:
     memory = layer()
     read(memory, values(1, 3))
     memory.crop(0)
-    with pytest.raises(ValueError, match="cannot take back tokens"):
+    with pytest.raises(ValueError, match="take back 1 of the tokens"):
         memory.crop(-1)
 
 

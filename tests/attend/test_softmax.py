@@ -86,10 +86,10 @@ def test_a_mask_may_differ_by_head_for_a_single_query() -> None:
 
 
 def test_the_band_is_as_wide_as_asked() -> None:
-    query = torch.zeros(1, 1, 3, 2)
+    dtype, device = torch.float64, torch.device("cpu")
     expected = torch.tensor([[0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]).bool()
-    assert torch.equal(band_mask(query, 5, width=2) == 0, expected)
-    assert torch.equal(band_mask(query, 5) == 0, torch.ones(3, 5).tril(2).bool())
+    assert torch.equal(band_mask(3, 5, 2, 2, dtype, device) == 0, expected)
+    assert torch.equal(band_mask(3, 5, 2, None, dtype, device) == 0, torch.ones(3, 5).tril(2).bool())
 
 
 def test_a_mask_and_causality_are_not_both_taken() -> None:

@@ -12,15 +12,20 @@ from hypothesis import strategies as st
 
 from broadsheet.detect import Lastde, LastdePP, TokenScores
 from broadsheet.detect.base import standard_score
-from broadsheet.detect.lastde import aggregate, lastde, multiscale_diversity_entropy
+from broadsheet.detect.lastde import aggregate, multiscale_diversity_entropy
 
-HOWS = ("std", "range", "2norm", "exprange", "expstd")
+AGGREGATIONS = ("std", "range", "2norm", "exprange", "expstd")
 
 
 def log_probabilities(n: int, seed: int = 0, columns: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     shape = (n, columns) if columns else (n,)
     return torch.rand(shape, generator=generator, dtype=torch.float64).log() * 2
+
+
+def lastde(series: torch.Tensor, *, bins: int, **parameters) -> torch.Tensor:
+    """Scores of series with exactly `bins` bins."""
+    return Lastde(bins_per_token=(bins + 0.5) / len(series), **parameters).score_series(series)
 
 
 def by_the_book(series: list[float], window: int, bins: int, scales: int) -> list[float]:
@@ -69,10 +74,11 @@ def test_one_bin_for_all_cosines_means_zero():
     assert multiscale_diversity_entropy(log_probabilities(50), window=3, bins=2, scales=5).abs().max() == 0
 
 
-@pytest.mark.parametrize("how", HOWS)
-def test_scaling_the_series_scales_the_score(how):
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_scaling_the_series_scales_the_score(aggregation):
     series = log_probabilities(80, seed=1)
-    assert float(lastde(4 * series, bins=100, how=how)) == pytest.approx(4 * float(lastde(series, bins=100, how=how)))
+    scores = [float(lastde(factor * series, bins=100, aggregation=aggregation)) for factor in (1, 4)]
+    assert scores[1] == pytest.approx(4 * scores[0])
 
 
 def test_shifting_the_series_is_not_scaling():
@@ -102,11 +108,11 @@ def test_std_is_unbiased_and_aggregates_are_what_they_are_called():
     assert float(aggregate(entropies, "2norm")) == pytest.approx(math.sqrt(0.21))
     assert float(aggregate(entropies, "exprange")) == pytest.approx(math.exp(0.3))
     assert float(aggregate(entropies, "expstd")) == pytest.approx(math.exp(0.1527525232))
-    with pytest.raises(ValueError, match="expected std, range"):
+    with pytest.raises(ValueError, match="expected one of std, range"):
         aggregate(entropies, "median")  # type: ignore[arg-type]
 
 
-def test_too_short_or_too_few_scales_is_said():
+def test_too_short_or_too_few_scales_is_an_error():
     with pytest.raises(ValueError, match="at least 9"):
         multiscale_diversity_entropy(log_probabilities(8), window=3, bins=10, scales=5)
     assert multiscale_diversity_entropy(log_probabilities(9), window=3, bins=10, scales=5).shape == (5,)
@@ -133,7 +139,7 @@ def test_lastde_pp_with_identical_samples_divides_by_one():
     assert one.samples is not None
     one.samples = one.samples.expand(-1, 5)
     method = LastdePP(n_samples=5)
-    values = method.of(torch.cat([one.log_likelihood[:, None], one.samples], 1))
+    values = method.score_series(torch.cat([one.log_likelihood[:, None], one.samples], 1))
     assert method.statistic(one) == pytest.approx(float(values[0] - values[1]))
 
 

@@ -17,12 +17,13 @@ from broadsheet.console import InputError
 from broadsheet.embed.base import Embedder, embedder, load
 from broadsheet.embed.fitting import fit
 from broadsheet.models import adapters
+from broadsheet.training.objective import Objective
 
 PAIRS = [{"anchor": f"number {i}", "positive": f"{i} and {i * i % 17}"} for i in range(24)]
 TEXTS = ["number 3", "something else"]
 
 
-class NextToken(nn.Module):
+class NextToken(Objective, nn.Module):
     """An objective with a parameter and a draw of its own."""
 
     def __init__(self, made: Embedder) -> None:

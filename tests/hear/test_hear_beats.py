@@ -14,7 +14,7 @@ from torch import Tensor
 
 from broadsheet.console import InputError
 from broadsheet.hear import base
-from broadsheet.hear.encoders.beats import DEVIATION, MEAN, BeatsEncoder, beats_tokens, token_start_band
+from broadsheet.hear.encoders.beats import DEVIATION, MEAN, BeatsEncoder
 from broadsheet.hear.encoders.beats_layers import Backbone, BeatsConfig, position_buckets
 from broadsheet.hear.encoders.fbank import fbank, fbank_frames, fbank_samples
 
@@ -144,17 +144,15 @@ def test_the_spectrogram_is_scaled_as_the_authors_do(tiny: BeatsEncoder) -> None
 
 
 def test_token_counts_of_the_card() -> None:
-    assert beats_tokens(480_000) == {"fbank_frames": 2998, "tokens": 1496}
-    assert beats_tokens(16_000) == {"fbank_frames": 98, "tokens": 48}
-    assert token_start_band(0) == (0.0, 0)
-    assert token_start_band(9) == (pytest.approx(0.16), 1)
-    assert token_start_band(1495) == (pytest.approx(186 * 0.16), 7)
+    published = {"kind": "beats", "config": PUBLISHED}
+    assert (fbank_frames(480_000), BeatsEncoder.frames_of(published, 480_000)) == (2998, 1496)
+    assert (fbank_frames(16_000), BeatsEncoder.frames_of(published, 16_000)) == (98, 48)
 
 
 @pytest.mark.parametrize("samples", [0, 1, 2799, 2800, 5359, 5360, 16_000])
 def test_frames_of_is_what_encode_gives(tiny: BeatsEncoder, samples: int) -> None:
     frames = BeatsEncoder.frames_of(tiny.settings(), samples)
-    assert frames == max(beats_tokens(samples)["tokens"], 8)
+    assert frames == max(8 * (fbank_frames(samples) // 16), 8)
     assert tiny.encode(noise(samples)).shape == (frames, 16)
 
 
@@ -167,8 +165,7 @@ def test_a_token_is_its_block_and_band(tiny: BeatsEncoder) -> None:
     spectrogram = torch.randn(1, 48, 128, generator=torch.Generator().manual_seed(4))
     before = tiny.patches(spectrogram)
     assert before.shape == (1, 24, 16)
-    start, band = token_start_band(13)
-    spectrogram[0, round(start * 100) + 15, 16 * band] += 1.0
+    spectrogram[0, 16 + 15, 16 * 5] += 1.0  # block 1, band 5: token 8 · 1 + 5
     changed = (tiny.patches(spectrogram) != before).any(dim=-1)[0].nonzero().flatten().tolist()
     assert changed == [13]
 
@@ -177,7 +174,7 @@ def test_a_later_sound_does_not_change_earlier_patches(tiny: BeatsEncoder) -> No
     wave = noise(32_000)
     later = torch.cat([wave[:16_000], noise(16_000, seed=1)])
     first, second = (tiny.patches(tiny.spectrogram(one)[None])[0] for one in (wave, later))
-    heard = beats_tokens(16_000)["tokens"]
+    heard = BeatsEncoder.frames_of(tiny.settings(), 16_000)
     torch.testing.assert_close(first[:heard], second[:heard], atol=0, rtol=0)
     assert not torch.allclose(first[heard + 8 :], second[heard + 8 :])
 

@@ -9,7 +9,7 @@ import torch
 from hearing import Blocks, noise, tiny
 from torch import Tensor
 
-from broadsheet.hear.encoders.ears import AudioFeatures
+from broadsheet.hear.encoders.audio_features import AudioFeatures
 from broadsheet.hear.trials.cascade import Cascade, PrecomputedFeatures, ZeroFeatures
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -85,18 +85,18 @@ def test_silence_has_the_length_of_a_clip_and_nothing_else(tiny_model: Callable,
     model = tiny(tiny_model(max_position_embeddings=512), tiny_tokenizer())
     one, other = [(noise(16_000, seed), ASKED) for seed in (1, 2)]
     assert not torch.equal(model(**model.prepared([one])).logits, model(**model.prepared([other])).logits)
-    heard = model.ears
-    model.ears = ZeroFeatures(heard)  # type: ignore[assignment]
+    heard = model.audio_features
+    model.audio_features = ZeroFeatures(heard)  # type: ignore[assignment]
     assert torch.equal(model(**model.prepared([one])).logits, model(**model.prepared([other])).logits)
-    assert model.ears.encoders == heard.encoders
-    [[speech, sound]] = model.ears.features(noise(16_000))
+    assert model.audio_features.encoders == heard.encoders
+    [[speech, sound]] = model.audio_features.features(noise(16_000))
     assert (tuple(speech.shape), tuple(sound.shape)) == ((50, 6), (25, 4))
     assert not speech.any()
 
 
 def test_given_frames_are_those_of_the_clip() -> None:
-    ears = AudioFeatures([Blocks()], keep=False)
-    frames = {"a": ears.features(noise(16_000, 1)), "b": ears.features(noise(16_000, 2))}
+    heard = AudioFeatures([Blocks()], keep=False)
+    frames = {"a": heard.features(noise(16_000, 1)), "b": heard.features(noise(16_000, 2))}
     [second, first] = PrecomputedFeatures(frames).features_all(["b", "a"])
     assert torch.equal(first[0][0], frames["a"][0][0])
     assert torch.equal(second[0][0], frames["b"][0][0])

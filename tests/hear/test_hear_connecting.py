@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from broadsheet.console import InputError
-from broadsheet.hear.connectors import StackLinear, WindowQFormer
-from broadsheet.hear.sync import Synchronised
+from broadsheet.hear.connectors import StackLinear
+from broadsheet.hear.salmonn import Synchronised, WindowQFormer
 from broadsheet.hear.training.schedule import learning_rate
 from broadsheet.hear.windows import Windows
 

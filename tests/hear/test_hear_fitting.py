@@ -17,9 +17,9 @@ from broadsheet.console import InputError
 from broadsheet.hear.data.rows import AudioRow, read_rows, write_rows
 from broadsheet.hear.prompts import INSTRUCTIONS
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
-from broadsheet.hear.training import activating, fitting
+from broadsheet.hear.training import activating
 from broadsheet.hear.training.activating import activate, write_stories
-from broadsheet.hear.training.fitting import Collator, fit
+from broadsheet.hear.training.fitting import AudioObjective, fit
 from broadsheet.hear.training.warm_start import TokenCTC, warm_start
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -126,8 +126,8 @@ def test_a_killed_training_goes_on_bit_for_bit(make: Make, rows: list[AudioRow],
 
 def test_the_adapter_has_its_own_rate_and_vectors_no_decay(make: Make) -> None:
     model = make()
-    settings = {"learning_rate": 1.0, "lora_learning_rate": 0.5, "weight_decay": 0.1}
-    groups = fitting._optimizer(model, settings).param_groups
+    objective = AudioObjective([AudioRow("sound", ("a.wav",), "high")], lora_learning_rate=0.5)
+    groups = objective.parameter_groups(model, 1.0, 0.1)
     found = {
         (group["lr"], group["weight_decay"], parameter.ndim > 1) for group in groups for parameter in group["params"]
     }
@@ -139,15 +139,16 @@ def test_instructions_are_drawn_by_place_and_a_rows_own_is_kept(make: Make, rows
     model = make()
     asked: list[str] = []
     model.prepared = lambda requests, answers: asked.extend(text for _, text in requests)  # type: ignore[assignment]
-    collate = Collator(model, seed=3)
-    collate([(place, rows[0]) for place in range(40)])
-    again = list(asked)
+    objective, again = (AudioObjective(rows, seed=3) for _ in range(2))
+    objective.model = again.model = model
+    objective.collate([(place, rows[0]) for place in range(40)])
+    first = list(asked)
     asked.clear()
-    Collator(model, seed=3)([(place, rows[0]) for place in range(40)])
-    assert asked == again
+    again.collate([(place, rows[0]) for place in range(40)])
+    assert asked == first
     assert set(asked) == set(INSTRUCTIONS["sound"])
     asked.clear()
-    collate([(0, replace(rows[0], instruction="And now?"))])
+    objective.collate([(0, replace(rows[0], instruction="And now?"))])
     assert asked == ["And now?"]
 
 
@@ -172,10 +173,8 @@ def test_rehearsed_rows_join_each_pass_and_are_drawn_anew(make: Make, rows: list
     asked.clear()
     fit(model, own, steps=6, batch_size=1, rehearse=others, rehearsed=3, autocast="none")
     assert asked == seen
-    alone = Collator(make(), seed=0)([(0, own[0])])
-    with_others = Collator(make(), seed=0, rehearse=others, rehearsed=99)([(0, own[0])])
-    assert (len(alone["input_ids"]), len(with_others["input_ids"])) == (1, 1 + len(others))
-    assert json.loads((tmp_path / "out/training.json").read_text())["settings"]["rehearsed"] == 3
+    assert len(AudioObjective(own, rehearse=others, rehearsed=99).extra_batches(0)) == len(others)
+    assert json.loads((tmp_path / "out/training.json").read_text())["settings"]["objective"]["rehearsed"] == 3
 
 
 def test_what_is_rehearsed_is_part_of_what_a_training_is_made_from(
@@ -229,7 +228,7 @@ def test_a_warm_start_brings_tokens_to_words_without_the_language_model(make: Ma
     model = make()
     before = {name: weight.clone() for name, weight in model.named_parameters() if name.startswith("llm")}
     warmed = warm_start(model, rows, steps=60, batch_size=8, learning_rate=1e-2)
-    assert warmed.loss < 1.0
+    assert warmed.last_loss < 1.0
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters() if name in before)
     with pytest.raises(InputError, match="0 rows"):
         warm_start(model, [])

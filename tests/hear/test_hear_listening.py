@@ -107,7 +107,7 @@ def test_long_files_are_heard_in_pieces_and_that_is_said(
 def test_pieces_are_as_long_as_the_encoders_hear(
     model: SalmonnForConditionalGeneration, clip: Clips, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model.ears.piece_seconds = 2.0
+    model.audio_features.piece_seconds = 2.0
     assert listen(model, [clip("a", 5.0)], "What?", max_tokens=2).clips[0].pieces == 3
     assert "3 pieces of at most 2 s" in capsys.readouterr().err
 
@@ -205,7 +205,7 @@ def test_what_cannot_be_answered_says_why_and_the_others_go_on(
     ("line", "message"),
     [
         ({"id": "gone", "audio": "gone.wav", "instruction": "What?"}, "request gone: .*gone.wav.*--on-error skip"),
-        ("{not json", "line 3 is no JSON; mend it"),
+        ("{not json", "line 3 is no JSON; correct it"),
         ("\xff", "line 3 is no UTF-8 text"),
     ],
 )
@@ -272,7 +272,7 @@ def test_frames_of_many_requests_are_not_kept(
     lines = [{"audio": clip("a"), "instruction": "What?"}]
     listen_all(model, requests(tmp_path, lines), tmp_path / "out.jsonl", max_tokens=2)
     assert not list(home.rglob("*.npy"))
-    assert model.ears.keep
+    assert model.audio_features.keep
 
 
 def test_a_batch_that_does_not_fit_is_halved(

@@ -1,4 +1,4 @@
-"""The model with ears: it hears through its places alone, batches equal single clips, and nothing frozen moves."""
+"""The audio model: it hears through its audio tokens alone, batches equal single clips, and nothing frozen moves."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lm_zoo
 import pytest
 import torch
 from hearing import Blocks, noise, tiny
 
+from broadsheet import hear
 from broadsheet.console import InputError
 from broadsheet.hear.configuration import SalmonnConfig
 from broadsheet.hear.processing import AUDIO, MAX_ANSWER, assemble
@@ -24,8 +26,8 @@ Make = Callable[..., SalmonnForConditionalGeneration]
 
 @pytest.fixture
 def make(tiny_model: Callable, tiny_tokenizer: Callable) -> Make:
-    def made(**settings: Any) -> SalmonnForConditionalGeneration:
-        return tiny(tiny_model(max_position_embeddings=512), tiny_tokenizer(), **settings)
+    def made(llm: Any = None, **settings: Any) -> SalmonnForConditionalGeneration:
+        return tiny(llm or tiny_model(max_position_embeddings=512), tiny_tokenizer(), **settings)
 
     return made
 
@@ -75,8 +77,9 @@ def test_the_loss_is_the_mean_over_answers_alone(make: Make) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_equals_single_clips_on_either_side_of_padding(make: Make, side: str) -> None:
-    model = make()
+@pytest.mark.parametrize("positions", ["rotary", "absolute"])
+def test_a_batch_equals_single_clips_on_either_side_of_padding(make: Make, positions: str, side: str) -> None:
+    model = make() if positions == "rotary" else make(lm_zoo.make("gpt2"), lora_modules=["c_attn"])
     requests = [
         (noise(16_000, 1), "What is said?"),
         ([noise(30_000, 2), noise(8_000, 3)], "Are these two the same sound, or another one?"),
@@ -120,6 +123,18 @@ def test_it_hears_through_its_audio_tokens_alone(make: Make) -> None:
     assert not torch.allclose(model(**batch).logits, model(**other).logits)
     with pytest.raises(InputError, match="places"):
         model(batch["input_ids"], features=other["features"], lengths=other["lengths"] * 0 + 9)
+
+
+def test_a_tuple_of_clips_is_heard_as_one_with_silence_between(make: Make) -> None:
+    model = make()
+    first, second = noise(16_000, 1) / 10, noise(20_000, 2) / 10
+    joined = torch.cat([first, torch.zeros(1_600), second])
+    pair, whole = (model.prepared([([clip], "Same speaker?")]) for clip in ((first, second), joined))
+    assert torch.equal(pair["input_ids"], whole["input_ids"])
+    assert torch.equal(model(**pair).logits, model(**whole).logits)
+    assert torch.equal(model.processor("Same speaker?", [(first, second)])["waves"][0], joined)
+    apart = model.prepared([([first, second], "Same speaker?")])
+    assert apart["lengths"].shape[0] == 2
 
 
 def test_waves_and_cached_features_are_the_same(make: Make) -> None:
@@ -180,8 +195,7 @@ def test_only_norms_connector_and_adapter_are_trained_and_encoders_stay_in_eval(
 
 def test_the_papers_sizes_have_the_papers_trained_weights() -> None:
     with torch.device("meta"):
-        from broadsheet.hear.connectors import WindowQFormer
-        from broadsheet.hear.sync import Synchronised
+        from broadsheet.hear.salmonn import Synchronised, WindowQFormer
         from broadsheet.hear.windows import Windows
 
         parts = [Synchronised([1280, 768], [50.0, 50.0]), WindowQFormer(2048, 5120, Windows())]
@@ -222,6 +236,12 @@ def test_a_saved_folder_gives_the_same_model_and_holds_only_what_was_trained(tmp
     (tmp_path / "ears/connector.safetensors").unlink()
     with pytest.raises(InputError, match=r"no connector\.safetensors"):
         SalmonnForConditionalGeneration.from_pretrained(tmp_path / "ears")
+
+
+def test_every_public_name_is_found() -> None:
+    assert all(getattr(hear, name).__name__ == name for name in hear.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Ears'"):
+        _ = hear.Ears
 
 
 def test_settings_that_cannot_be_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""The speech embedding as ears: how windows lie on the wave, with stand-ins for its networks; then the real ones."""
+"""The speech embedding: how windows lie on the wave, with stand-ins for its networks; then the real ones."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def networks(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Simpl
 
 
 @pytest.fixture(scope="module")
-def ears() -> SpeechEmbeddingEncoder:
+def small() -> SpeechEmbeddingEncoder:
     """With stand-ins, for tests that hypothesis repeats."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(resources, "speech_embedding_files", lambda: (Path("mel"), Path("embedding")))
@@ -100,12 +100,12 @@ def test_frames_are_those_of_windows_taken_one_by_one(networks: SimpleNamespace,
 
 @settings(max_examples=20)
 @given(st.lists(st.integers(1, 40_000), max_size=6))
-def test_batches_are_what_single_waves_are(ears: SpeechEmbeddingEncoder, lengths: list[int]) -> None:
+def test_batches_are_what_single_waves_are(small: SpeechEmbeddingEncoder, lengths: list[int]) -> None:
     waves = sounds(*lengths)
-    together = ears.encode_all(waves)
-    assert [len(frames) for frames in together] == [ears.frames_of(ears.settings(), length) for length in lengths]
+    together = small.encode_all(waves)
+    assert [len(frames) for frames in together] == [small.frames_of(small.settings(), length) for length in lengths]
     for wave, frames in zip(waves, together, strict=True):
-        assert torch.equal(ears.encode(wave), frames)
+        assert torch.equal(small.encode(wave), frames)
 
 
 def test_windows_are_batched(networks: SimpleNamespace) -> None:
@@ -114,11 +114,11 @@ def test_windows_are_batched(networks: SimpleNamespace) -> None:
 
 
 def test_settings_build_the_same_again(networks: SimpleNamespace) -> None:
-    ears = SpeechEmbeddingEncoder()
-    assert json.loads(json.dumps(ears.settings())) == base.named("speech-embedding")
+    small = SpeechEmbeddingEncoder()
+    assert json.loads(json.dumps(small.settings())) == base.named("speech-embedding")
     again = base.encoder("speech-embedding")
-    assert again.identity == ears.identity
-    assert ears.describe({}) == (ears.width, ears.frame_rate) == (96, 12.5)
+    assert again.identity == small.identity
+    assert small.describe({}) == (small.width, small.frame_rate) == (96, 12.5)
 
 
 def test_identity_is_that_of_the_files(networks: SimpleNamespace, files: tuple[Path, Path]) -> None:
@@ -130,13 +130,13 @@ def test_identity_is_that_of_the_files(networks: SimpleNamespace, files: tuple[P
 
 
 def test_it_is_a_module_without_weights(networks: SimpleNamespace) -> None:
-    ears = SpeechEmbeddingEncoder()
-    inside = torch.nn.ModuleList([ears]).train()
-    assert not ears.training
-    assert dict(ears.state_dict()) == {}
+    small = SpeechEmbeddingEncoder()
+    inside = torch.nn.ModuleList([small]).train()
+    assert not small.training
+    assert dict(small.state_dict()) == {}
     [wave] = sounds(5_000)
-    assert torch.equal(copy.deepcopy(inside)[0].encode(wave), ears.encode(wave))
-    assert ears.to("meta").encode(wave).device.type == "meta"  # frames come on the device the module was moved to
+    assert torch.equal(copy.deepcopy(inside)[0].encode(wave), small.encode(wave))
+    assert small.to("meta").encode(wave).device.type == "meta"  # frames come on the device the module was moved to
 
 
 @pytest.mark.parametrize("shape", [(0,), (1, 8_000), ()])
@@ -155,14 +155,14 @@ def test_a_missing_package_is_named(files: tuple[Path, Path], monkeypatch: pytes
 def test_the_real_networks_hear_an_event_where_it_is() -> None:
     """Frames change where a click's window reaches, evenly on both sides; batches change nothing."""
     pytest.importorskip("onnxruntime")
-    ears: Any = SpeechEmbeddingEncoder()
+    small: Any = SpeechEmbeddingEncoder()
     background, click, other = (0.003 * wave for wave in sounds(64_000, 1_280, 20_001, seed=1))
     louder = background.clone()
     louder[1280 * 25 : 1280 * 26] += 100 * click
-    together = ears.encode_all([background, louder, other])
+    together = small.encode_all([background, louder, other])
     assert [tuple(frames.shape) for frames in together] == [(50, 96), (50, 96), (16, 96)]
     changed = (together[0] - together[1]).norm(dim=1) > 1e-3
     # not the first and last 5, which see silence: its floor lies under the loudest point
     where = [frame for frame in changed.nonzero().flatten().tolist() if 5 <= frame < 45]
     assert where == list(range(25 - 5, 25 + 6))
-    assert (ears.encode(other) - together[2]).abs().max() < 1e-5
+    assert (small.encode(other) - together[2]).abs().max() < 1e-5

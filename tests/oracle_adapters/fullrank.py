@@ -4,9 +4,11 @@ from typing import Any
 
 import torch
 
+from broadsheet.data.retrieval.metrics import evaluate
 from broadsheet.rank import order
-from broadsheet.rank.fullrank import FullRank, complete_labels, importance_aware_loss, separator_weights
-from broadsheet.rank.pg_rank import NDCG
+from broadsheet.rank.base import STRATEGIES
+from broadsheet.rank.fullrank import FullRank, complete_labels, importance_aware_loss, multipass_calls
+from broadsheet.rank.prompt import TargetOrder
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -14,9 +16,15 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loss(case: dict[str, Any]) -> dict[str, Any]:
-    labels = torch.tensor([case["labels"]])
-    weights = separator_weights(labels, case["separator_id"], case["ignore_index"])[:, 1:]
-    mask = (labels != case["ignore_index"])[:, 1:]
+    """The authors' code tells separators by a token id; our prompts know what each token is part of."""
+    labels = case["labels"]
+    mask = torch.tensor([[label != case["ignore_index"] for label in labels[1:]]])
+    ids = [label for label in labels if label != case["ignore_index"]]
+    between = [token == case["separator_id"] for token in ids]
+    ranks = [0 if between[i] else 1 + sum(between[:i]) for i in range(len(ids))]
+    method = FullRank(weights="authors")
+    given = method.token_weights(TargetOrder(ids, ranks, [rank > 0 for rank in ranks]))
+    weights = torch.tensor([[0.0] * (len(labels) - len(ids)) + given], dtype=torch.float64)[:, 1:]
     nll = torch.tensor([case["token_nll_shifted"]], dtype=torch.float64)
     return {
         "weights_shifted_authors_code": weights[0].tolist(),
@@ -35,19 +43,19 @@ def _multi_pass(case: dict[str, Any]) -> dict[str, Any]:
     def compare(asked: list[Any]) -> list[list[int]]:
         return [order.by_score([relevance[int(document)] for document in documents]) for _, documents in asked]
 
-    def single(items: list[int]) -> list[int]:
-        return order.by_score([relevance[item] for item in items])
+    def single(asked: list[tuple[int, list[int]]]) -> list[list[int]]:
+        return [order.by_score([relevance[item] for item in items]) for _, items in asked]
 
     rows = [{"query": "q", "documents": [str(item) for item in range(len(relevance))]}]
     return {
-        "single_pass_order": order.sweep(len(relevance), single, window, step),
+        "single_pass_order": order.run_lockstep([STRATEGIES["sliding"](len(relevance), window, step)], single)[0],
         "multi_pass_order": complete_labels(rows, compare, window=window, step=step)[0],
-        "calls_per_pass": order.multipass_calls(len(relevance), window, step),
+        "calls_per_pass": multipass_calls(len(relevance), window, step),
     }
 
 
 def _calls(case: dict[str, Any]) -> dict[str, Any]:
-    calls = order.multipass_calls(case["n"], case["window"], case["step"])
+    calls = multipass_calls(case["n"], case["window"], case["step"])
     return {"calls_per_pass": calls, "total": sum(calls)}
 
 
@@ -57,13 +65,12 @@ def _text(case: dict[str, Any]) -> dict[str, Any]:
 
 def _ndcg(case: dict[str, Any]) -> dict[str, Any]:
     """All judged documents make the ideal; those of the ten first places stand first."""
-    top = case["top10_rel"]
     judged = [int(grade) for grade, count in case["qrels_rel_counts"].items() for _ in range(count)]
-    for grade in top:
+    for grade in case["top10_rel"]:
         judged.remove(grade)
-    labels = torch.tensor([top + judged], dtype=torch.float64)
-    ranking = torch.arange(labels.shape[1]).view(1, 1, -1)
-    return {"ndcg": NDCG(10)(ranking, labels, torch.ones_like(labels, dtype=torch.bool)).item()}
+    grades = [*case["top10_rel"], *judged]
+    qrels = {str(place): grade for place, grade in enumerate(grades)}
+    return {"ndcg": evaluate({"q": list(qrels)}, {"q": qrels}, ["nDCG@10"])["nDCG@10"]["q"]}
 
 
 _CASES = {

@@ -5,9 +5,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from broadsheet.detect import DNAGPT, LRR, NPR, DetectGPT, Entropy, FastDetectGPT, LastdePP, Likelihood, LogRank, Rank
-from broadsheet.detect.lastde import aggregate, lastde, multiscale_diversity_entropy
-from broadsheet.detect.reading import Reading, read_logits
+from broadsheet.detect import (
+    DNAGPT,
+    LRR,
+    NPR,
+    DetectGPT,
+    Entropy,
+    FastDetectGPT,
+    Lastde,
+    LastdePP,
+    Likelihood,
+    LogRank,
+    Rank,
+    TokenScores,
+)
+from broadsheet.detect.lastde import aggregate, multiscale_diversity_entropy, neighbour_cosines
+from broadsheet.detect.reading import read_logits
 from broadsheet.trial.stats import auroc
 
 
@@ -20,12 +33,18 @@ def _tensor(values: Any) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def _bins_per_token(epsilon: int, n: int) -> float:
+    """For exactly ε bins on n tokens, whatever the division rounds to."""
+    return (epsilon + 0.5) / n
+
+
 def _lastde(logprobs: list[float], window_s: int, epsilon: int, tau_max: int) -> dict[str, Any]:
     series = _tensor(logprobs)
     entropies = multiscale_diversity_entropy(series, window=window_s, bins=epsilon, scales=tau_max)
+    per_token = _bins_per_token(epsilon, len(series))
     scores = {
-        f"lastde_{how}": float(lastde(series, window=window_s, bins=epsilon, scales=tau_max, how=how))
-        for how in ("std", "expstd", "range", "exprange", "2norm")
+        f"lastde_{name}": Lastde(window_s, per_token, tau_max, aggregation=name).statistic(TokenScores(series))
+        for name in ("std", "expstd", "range", "exprange", "2norm")
     }
     return {
         "de_per_scale": entropies.tolist(),
@@ -39,11 +58,10 @@ def _de(sequence: list[float], window_s: int, epsilon: int, scales: list[int]) -
     series = _tensor(sequence)
     entropies = multiscale_diversity_entropy(series, window=window_s, bins=epsilon, scales=max(scales))
     entropies = entropies[[scale - 1 for scale in scales]]
-    windows = series.unfold(0, window_s, 1)
     return {
         "de_per_scale": entropies.tolist(),
         "agg_std": float(aggregate(entropies, "std")),
-        "cos_scale1": torch.cosine_similarity(windows[:-1], windows[1:]).tolist(),
+        "cos_scale1": neighbour_cosines(series[:, None], window_s)[:, 0].tolist(),
     }
 
 
@@ -62,11 +80,12 @@ def _lastde_pp(
     reading = read_logits(
         _tensor(logits_score), torch.tensor(labels), needs={"samples"}, samples=torch.tensor(samples).T
     )
-    method = LastdePP(window=window_s, bins_per_token=epsilon / len(labels), scales=tau_max, n_samples=len(samples))
+    per_token = _bins_per_token(epsilon, len(labels))
+    method = LastdePP(window_s, per_token, tau_max, n_samples=len(samples))
     assert reading.samples is not None
-    values = method.of(reading.samples)
+    values = method.score_series(reading.samples)
     return {
-        "lastde_x": float(method.of(reading.log_likelihood)),
+        "lastde_x": float(method.score_series(reading.log_likelihood)),
         "mu": float(values.mean()),
         "sigma_unbiased": float(values.std()),
         "discrepancy": method.statistic(reading),
@@ -76,8 +95,8 @@ def _lastde_pp(
 def _perturbation_scores(
     ll: float, perturbed_ll: list[float], logrank_pos: float, perturbed_logrank_pos: list[float]
 ) -> dict[str, Any]:
-    def reading(log_likelihood: float, log_rank: float) -> Reading:
-        return Reading(_tensor([log_likelihood]), rank=_tensor([log_rank]).exp())
+    def reading(log_likelihood: float, log_rank: float) -> TokenScores:
+        return TokenScores(_tensor([log_likelihood]), rank=_tensor([log_rank]).exp())
 
     text = reading(ll, logrank_pos)
     copies = [reading(*pair) for pair in zip(perturbed_ll, perturbed_logrank_pos, strict=True)]

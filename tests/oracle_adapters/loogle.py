@@ -2,15 +2,8 @@
 
 from typing import Any
 
-from broadsheet.evaluate.loogle_metrics import (
-    bleu,
-    bleu_4_authors,
-    cloze_matches,
-    order_deviation,
-    read_order,
-    rouge_l,
-    rouge_n,
-)
+from broadsheet.evaluate import LooGLE, Question
+from broadsheet.evaluate.loogle_metrics import order_deviation, read_order
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -34,15 +27,16 @@ def _order(reference: list[Any], predicted: list[Any]) -> dict[str, Any]:
 
 def _cloze(reference: dict[str, str], prediction: Any) -> dict[str, Any]:
     text = prediction if isinstance(prediction, str) else repr(prediction)
-    matches = cloze_matches(reference, text, whole=True)
-    return {"exact": [matches.exact, matches.total], "partial": [matches.partial, matches.total]}
+    scores = LooGLE().score(Question("shortdep_cloze", "", "", reference), text)
+    return {name: list(scores[f"cloze_{name}_authors"]) for name in ("exact", "partial")}  # type: ignore[arg-type]
 
 
 def _overlap(reference: str, prediction: str) -> dict[str, Any]:
+    scores = LooGLE().score(Question("longdep_qa", "", "", reference), prediction)
     return {
-        "bleu1": bleu(reference, prediction, 1),
-        "bleu4_weights_0001": bleu_4_authors(reference, prediction),
-        "rouge1_recall": rouge_n(reference, prediction, 1).recall,
-        "rouge2_recall": rouge_n(reference, prediction, 2).recall,
-        "rougeL_recall": rouge_l(reference, prediction).recall,
+        "bleu1": scores["bleu_1"],
+        "bleu4_weights_0001": scores["bleu_4_authors"],
+        "rouge1_recall": scores["rouge_1_recall"],
+        "rouge2_recall": scores["rouge_2_recall"],
+        "rougeL_recall": scores["rouge_l_recall"],
     }

@@ -1,18 +1,12 @@
 """PG-RANK's oracle cases, by `op`."""
 
+from itertools import permutations
 from typing import Any
 
 import torch
 
-from broadsheet.rank.pg_rank import (
-    MRR,
-    NDCG,
-    expected_utility,
-    gumbel_ranking,
-    leave_one_out,
-    log_prob,
-    surrogate,
-)
+from broadsheet.rank.pg_rank import gumbel_ranking, leave_one_out, log_prob, surrogate
+from broadsheet.rank.pg_rank_utilities import MRR, NDCG
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -38,8 +32,12 @@ def _log_prob(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _exact(case: dict[str, Any]) -> dict[str, Any]:
+    """J = Σ_r π(r)·Δ(r) over all rankings."""
     scores = _scores(case)
-    value = expected_utility(scores, torch.tensor([case["relevance"]]), _utility(case))
+    labels = torch.tensor([case["relevance"]], dtype=torch.float64)
+    every = torch.tensor([list(permutations(range(labels.shape[1])))])
+    utilities = _utility(case)(every, labels, torch.ones_like(labels, dtype=torch.bool))
+    value = (log_prob(scores, every).exp() * utilities).sum()
     return {"J": value.item(), "grad_scores": _gradient(value, scores)}
 
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from broadsheet.hear.connectors import WindowQFormer
-from broadsheet.hear.data.audio import prepare
-from broadsheet.hear.encoders.beats import beats_tokens, token_start_band
-from broadsheet.hear.processing import assemble
-from broadsheet.hear.sync import Synchronised
+from broadsheet.hear.encoders.beats import BeatsEncoder
+from broadsheet.hear.encoders.fbank import fbank_frames
+from broadsheet.hear.processing import as_wave, assemble
+from broadsheet.hear.salmonn import SalmonnForConditionalGeneration, Synchronised, WindowQFormer
 from broadsheet.hear.training.schedule import learning_rate
 from broadsheet.hear.windows import Windows
+from broadsheet.models import adapters
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -90,22 +91,28 @@ def lr_schedule(case: Any) -> dict[str, Any]:
     return {"lr": rates}
 
 
-def lora_scaling(case: Any) -> dict[str, Any]:
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.helpers import rescale_adapter_scale
+class Projection(PreTrainedModel):
+    """A language model of one projection."""
 
-    weight = torch.tensor(case.W, dtype=torch.float64)
-    model = nn.ModuleDict({"q_proj": nn.Linear(weight.shape[1], weight.shape[0], bias=False)}).double()
-    model["q_proj"].weight.data = weight
-    config = LoraConfig(r=case.r, lora_alpha=case.lora_alpha, target_modules=["q_proj"])
-    inject_adapter_in_model(config, model)
-    layer: Any = model["q_proj"]
+    config_class = PreTrainedConfig
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__(PreTrainedConfig())
+        self.q_proj = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+        self.q_proj.weight.data = weight
+
+
+def lora_scaling(case: Any) -> dict[str, Any]:
+    model = Projection(torch.tensor(case.W, dtype=torch.float64))
+    adapters.add(model, case.r, alpha=case.lora_alpha, modules=["q_proj"])
+    layer: Any = model.q_proj
     layer.lora_A["default"].weight.data = torch.tensor(case.A, dtype=torch.float64)
     layer.lora_B["default"].weight.data = torch.tensor(case.B, dtype=torch.float64)
     default = layer.scaling["default"]
+    hearing: Any = SimpleNamespace(llm=model)
     answers = {}
     for scale in case.scales:
-        with torch.no_grad(), rescale_adapter_scale(model, scale / default):
+        with torch.no_grad(), SalmonnForConditionalGeneration.scale_lora(hearing, scale / default):
             answers[str(scale)] = layer(torch.tensor(case.x, dtype=torch.float64)).tolist()
     return {"default_scaling": default, "y": answers}
 
@@ -122,12 +129,29 @@ def labels(case: Any) -> dict[str, Any]:
 
 
 def tokens_of_beats(case: Any) -> dict[str, Any]:
-    start, band = token_start_band(9)
-    return {**beats_tokens(case.samples, case.sr), "token_9_time_start_s": start, "token_9_band": band}
+    """Where token 9 is: the first frame and the band of the spectrogram that change its patch and no other."""
+    config = {"input_patch_size": 16, "embed_dim": 8, "encoder_layers": 1, "encoder_embed_dim": 16}
+    encoder = BeatsEncoder.random({**config, "encoder_ffn_embed_dim": 16, "encoder_attention_heads": 2})
+    silence = torch.zeros(1, 48, 128)
+    plain = encoder.patches(silence)
+    places = []
+    for frame in range(48):
+        for band in range(8):
+            sound = silence.clone()
+            sound[0, frame, 16 * band] = 1.0
+            changed = (encoder.patches(sound) != plain).any(-1)[0].nonzero().flatten().tolist()
+            places += [(frame, band)] if changed == [9] else []
+    frame, band = places[0]
+    return {
+        "fbank_frames": fbank_frames(case.samples, case.sr),
+        "tokens": BeatsEncoder.frames_of(encoder.settings(), case.samples),
+        "token_9_time_start_s": frame / 100,
+        "token_9_band": band,
+    }
 
 
 def audio_prep(case: Any) -> dict[str, Any]:
-    return {"samples": len(prepare([torch.ones(samples) for samples in case.clip_samples]))}
+    return {"samples": len(as_wave(tuple(torch.ones(samples) for samples in case.clip_samples)))}
 
 
 OPERATIONS = {

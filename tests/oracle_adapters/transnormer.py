@@ -4,8 +4,16 @@ from typing import Any
 
 import torch
 
-from broadsheet.attend.kernels.lightning import decayed_attention, head_slopes, log_decay, lrpe, lrpe_theta, srmsnorm
-from broadsheet.attend.transnormer import SGLU, TransNormerConfig
+from broadsheet.attend.transnormer import (
+    SGLU,
+    decayed_attention,
+    head_slopes,
+    log_decay,
+    lrpe,
+    lrpe_theta,
+    srmsnorm,
+)
+from broadsheet.attend.transnormer_config import TransNormerConfig
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:

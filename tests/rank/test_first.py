@@ -11,26 +11,21 @@ from hypothesis import strategies as st
 from torch.nn.functional import softplus
 
 from broadsheet.console import InputError
-from broadsheet.rank.first import FIRST, WeightedRankNetScheme
-from broadsheet.rank.losses import (
-    DEFAULT_WEIGHTS,
-    LOSSES,
-    first_loss,
-    lambdarank,
-    listnet,
-    ranknet,
-    ranks_from_labels,
-    softmax,
-    weighted_ranknet,
-)
+from broadsheet.rank.first import DEFAULT_WEIGHTS, FIRST, LOSSES, WeightedRankNetScheme, weighted_ranknet
+from broadsheet.rank.losses import lambdarank, lambdarank_authors, listnet, listnet_authors, ranknet, softmax
 from broadsheet.rank.objective import ListReading
 
-KINDS = sorted(LOSSES)
+KINDS = sorted(kind for kind in LOSSES if not kind.endswith("_authors"))
 RANKS = torch.tensor([[2, 0, 3, 1, 4]])
 
 
 def random_scores(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def ranks_from_labels(labels):
+    """How many items have a higher label."""
+    return (labels[..., None, :] > labels[..., :, None]).sum(-1)
 
 
 def reading(scores, ranks, **parts):
@@ -98,20 +93,16 @@ def test_weighted_ranknet_is_the_plain_double_loop():
     assert weighted_ranknet(scores, ranks).item() == pytest.approx(total / 15)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("as_released", [False, True])
-def test_padding_and_neighbours_have_no_influence(kind, as_released):
-    if as_released and kind not in ("lambdarank", "listnet"):
-        pytest.skip("released as it is meant")
-    extra = {"as_released": True} if as_released else {}
+@pytest.mark.parametrize("kind", sorted(LOSSES))
+def test_padding_and_neighbours_have_no_influence(kind):
     short, long = random_scores(3, seed=1), random_scores(5, seed=2)
     scores = torch.full((3, 5), float("nan"), dtype=torch.float64)
     scores[0, 1:4], scores[1], scores[2, 0] = short, long, 1.0
     mask = torch.tensor([[0, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]).bool()
     ranks = torch.tensor([[9, 1, 2, 0, 9], [2, 0, 3, 1, 4], [0, 7, 7, 7, 7]])
     scores.requires_grad_()
-    loss = LOSSES[kind](scores, ranks, mask, **extra)
-    alone = [LOSSES[kind](s, r, **extra).item() for s, r in ((short, ranks[0, 1:4]), (long, ranks[1]))]
+    loss = LOSSES[kind](scores, ranks, mask)
+    alone = [LOSSES[kind](s, r).item() for s, r in ((short, ranks[0, 1:4]), (long, ranks[1]))]
     assert loss.item() == pytest.approx(sum(alone) / 3, abs=1e-9)  # a list of one item counts as 0
     (gradient,) = torch.autograd.grad(loss, scores)
     assert torch.equal(gradient[~mask], torch.zeros(int((~mask).sum()), dtype=torch.float64))
@@ -126,18 +117,10 @@ def test_ties_are_not_compared():
     expected = sum(softplus(scores[0, j] - scores[0, i]).item() for i in (1, 3) for j in (0, 2)) / 4
     assert ranknet(scores, ranks).item() == pytest.approx(expected)
     assert weighted_ranknet(scores, torch.zeros(1, 4, dtype=torch.long)).item() == 0
-    masked = ranks_from_labels(labels, torch.tensor([[True, False, True, True]]))
-    assert masked[0, [0, 2, 3]].tolist() == [1, 1, 0]
 
 
-def test_lambdarank_looks_at_present_places_and_its_weights_take_no_gradient():
+def test_lambdarank_weighs_by_present_places_and_its_weights_take_no_gradient():
     scores = random_scores(1, 5, seed=7).requires_grad_()
-    pulled = lambdarank(scores, RANKS, k=1)
-    (gradient,) = torch.autograd.grad(pulled, scores)
-    first = scores[0].argmax()
-    # Only pairs with the item that stands first count, so it takes the opposite of all the others' gradients.
-    assert gradient[0, first].item() == pytest.approx(-(gradient.sum() - gradient[0, first]).item())
-    assert gradient[0, first].abs() > 0
     step = 1e-6
     moved = scores.detach().clone()
     moved[0, 0] += step
@@ -145,13 +128,24 @@ def test_lambdarank_looks_at_present_places_and_its_weights_take_no_gradient():
     assert torch.autograd.grad(lambdarank(scores, RANKS), scores)[0][0, 0].item() == pytest.approx(
         numeric.item(), abs=1e-4
     )
+    # Two items: gains 1 and 0, places 1 and 2, ideal DCG 1.
+    two = torch.tensor([[0.4, 1.0]], dtype=torch.float64)
+    expected = (1 - 1 / math.log2(3)) * math.log1p(math.exp(0.6))
+    assert lambdarank(two, torch.tensor([[0, 1]])).item() == pytest.approx(expected)
+
+
+def test_the_released_lambdarank_takes_its_gains_from_the_scores():
+    scores, ranks = torch.tensor([[2.0, 1.0]], dtype=torch.float64), torch.tensor([[0, 1]])
+    gains, discount = (2**2 - 1, 2**1 - 1), 1 / math.log2(3)
+    weight = (1 - discount) * (gains[0] - gains[1]) / (gains[0] + gains[1] * discount)
+    assert lambdarank_authors(scores, ranks).item() == pytest.approx(weight * math.log2(1 + math.exp(-1)))
 
 
 def test_the_released_target_moves_with_the_scores():
     scores, ranks = torch.tensor([[3.0, 1.0]]), torch.tensor([[1, 0]])
     target = torch.tensor([1.0, 3.0]).softmax(0)
     expected = -(target * scores[0].log_softmax(0)).sum().item()
-    assert listnet(scores, ranks, as_released=True).item() == pytest.approx(expected, abs=1e-6)
+    assert listnet_authors(scores, ranks).item() == pytest.approx(expected, abs=1e-6)
     fixed = torch.tensor([-1.0, 0.0]).softmax(0)
     assert listnet(scores, ranks).item() == pytest.approx(-(fixed * scores[0].log_softmax(0)).sum().item(), abs=1e-6)
 
@@ -171,16 +165,17 @@ def test_shapes_that_do_not_belong_together():
 
 
 def test_the_joint_loss_is_a_sum_with_the_authors_weights():
-    scores, lm = random_scores(2, 5), torch.tensor(1.5, dtype=torch.float64)
-    ranks = RANKS.expand(2, -1)
-    for kind in KINDS:
-        found = first_loss(scores, ranks, lm_loss=lm, kind=kind)
-        assert found.total.item() == pytest.approx(1.5 + DEFAULT_WEIGHTS[kind] * LOSSES[kind](scores, ranks).item())
-    assert DEFAULT_WEIGHTS["weighted_ranknet"] == 10
-    assert first_loss(scores, ranks, lm_loss=lm, weight=0).total.item() == 1.5
-    assert first_loss(scores, ranks, weight=2).total.item() == pytest.approx(2 * weighted_ranknet(scores, ranks).item())
-    with pytest.raises(InputError, match="ranking loss 'hinge'"):
-        first_loss(scores, ranks, kind="hinge")  # type: ignore[arg-type]
+    scores = random_scores(1, 5)
+    written = torch.ones(1, 2, dtype=torch.bool)
+    parts = {"nll": torch.tensor([[1.0, 2.0]]), "written": written, "weights": torch.ones(1, 2)}
+    for kind in LOSSES:
+        found = FIRST(kind=kind).terms(reading(scores, RANKS, **parts))["loss"]
+        assert found.item() == pytest.approx(1.5 + DEFAULT_WEIGHTS[kind] * LOSSES[kind](scores, RANKS).item())
+    assert {
+        "weighted_ranknet": 10,
+        **dict.fromkeys(("ranknet", "lambdarank", "lambdarank_authors", "softmax"), 1),
+        **dict.fromkeys(("listnet", "listnet_authors"), 0.1),
+    } == DEFAULT_WEIGHTS
 
 
 def test_without_lambda_the_objective_is_plain_fine_tuning():

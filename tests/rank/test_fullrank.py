@@ -9,20 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from broadsheet.console import InputError
 from broadsheet.rank import order
-from broadsheet.rank.fullrank import (
-    FullRank,
-    complete_labels,
-    importance_aware_loss,
-    reranker_comparator,
-    separator_weights,
-    teacher_comparator,
-)
+from broadsheet.rank.fullrank import FullRank, complete_labels, importance_aware_loss, multipass_calls
+from broadsheet.rank.labelling import reranker_comparator, teacher_comparator
 from broadsheet.rank.prompt import Prompter
 
 
@@ -57,33 +49,6 @@ def test_the_authors_weigh_brackets_too(tokenizer):
     found = [(tokenizer.decode([token]), weight) for token, weight in zip(target.ids, weights, strict=True)]
     parts = [(text, weight) for text, weight in found if text.strip()]
     assert parts == [("[", 2), ("2", 2), ("]", 2), (">", 0.25), ("[", two), ("1", two), ("]", two)]
-
-
-@pytest.mark.parametrize("weights", ["paper", "authors"])
-@given(places=st.permutations(range(12)))
-def test_weights_from_character_offsets_are_the_same(tokenizer, weights, places):
-    method = FullRank(weights, alpha=0.5)
-    prompter = Prompter(tokenizer, "numeric")
-    text = order.label_text(places)
-    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-    by_offset = method.text_weights(text, encoded["offset_mapping"])
-    target = prompter.target(places, eos=False)
-
-    def of(characters, ids, values):
-        return [value for token, value in zip(ids, values, strict=True) if tokenizer.decode([token]) in characters]
-
-    for characters in ("0123456789", "]", ">"):
-        wanted = of(characters, target.ids, method.token_weights(target))
-        assert of(characters, encoded["input_ids"], by_offset) == wanted
-    assert (of("]", encoded["input_ids"], by_offset)[0] == 0.5) == (weights == "paper")
-
-
-def test_the_separators_id_gives_the_authors_weights():
-    labels = torch.tensor([[-100, 5, 7, 6, 9, 5, 8, 6], [-100, -100, 5, 7, 6, 9, 5, 8]])
-    found = separator_weights(labels, separator_id=9)
-    two = FullRank().weight(2)
-    assert found[0].tolist() == pytest.approx([0, 2, 2, 2, 1, two, two, two])
-    assert found[1].tolist() == pytest.approx([0, 0, 2, 2, 2, 1, two, two])
 
 
 def test_with_weights_of_one_the_loss_is_cross_entropy():
@@ -143,7 +108,10 @@ def best_first(row):
 def test_an_exact_comparison_gives_complete_labels():
     lists = rows([1, 2, 5, 17, 40])
     assert complete_labels(lists, exact, window=6, step=3) == [best_first(row) for row in lists]
-    single = order.sweep(40, lambda window: exact([("", [lists[4]["documents"][i] for i in window])])[0], 6, 3)
+    documents = lists[4]["documents"]
+    [single] = order.run_lockstep(
+        [order.sliding(40, 6, 3)], lambda asked: exact([("", [documents[i] for i in items]) for _, items in asked])
+    )
     assert single != best_first(lists[4])
 
 
@@ -157,7 +125,7 @@ def test_a_window_holds_no_more_than_it_may_and_batches_mix_lists():
     complete_labels(rows([12, 12, 12]), compare, window=4, step=2, batch_size=2)
     assert max(len(documents) for asked in seen for _, documents in asked) == 4
     assert {len(asked) for asked in seen} == {1, 2}
-    assert sum(len(asked) for asked in seen) == 3 * sum(order.multipass_calls(12, 4, 2))
+    assert sum(len(asked) for asked in seen) == 3 * sum(multipass_calls(12, 4, 2))
     assert {query for query, _ in seen[0]} == {"q0", "q1"}
 
 
@@ -186,7 +154,7 @@ def test_labels_go_on_after_a_kill(tmp_path):
 
         return compare
 
-    total = sum(sum(order.multipass_calls(n, 4, 2)) for n in (12, 8, 15))
+    total = sum(sum(multipass_calls(n, 4, 2)) for n in (12, 8, 15))
     with pytest.raises(Killed):
         complete_labels(lists, counting(total // 2), window=4, step=2, journal=journal, batch_size=2)
     done = len(calls)
@@ -213,7 +181,7 @@ def test_a_journal_serves_only_what_it_was_made_for(tmp_path):
     complete_labels(lists, compare, window=4, step=2, journal=journal, name="another")
     assert asked_again
     journal.write_text("{}\n")
-    with pytest.raises(InputError, match="line 1: not an answer"):
+    with pytest.raises(InputError, match="line 1: not a recorded order"):
         complete_labels(lists, exact, window=4, step=2, journal=journal)
     with pytest.raises(InputError, match="list 2 has"):
         complete_labels([*lists, {"query": "q", "documents": "one text"}], exact)

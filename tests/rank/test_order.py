@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from broadsheet.console import InputError
 from broadsheet.rank import order
-from broadsheet.rank.order import by_score, calls, complete, multipass_calls, parse, run_lockstep, sweep, windows
+from broadsheet.rank.base import STRATEGIES, strategy_named
+from broadsheet.rank.fullrank import full, multipass, multipass_calls
+from broadsheet.rank.order import by_score, calls, complete, parse, run_lockstep, sliding, windows
 
 VALUES = st.lists(st.integers(0, 1000), max_size=60, unique=True)
 SHAPES = st.tuples(st.integers(2, 12), st.integers(1, 12)).filter(lambda shape: shape[1] <= shape[0])
@@ -26,6 +28,13 @@ def exact(values):
 
     compare.calls = 0
     return compare
+
+
+def sweep(values, compare, window=20, step=10, strategy="sliding"):
+    """One list through one strategy."""
+    n = values if isinstance(values, int) else len(values)
+    generator = strategy_named(strategy)(n, window, step)
+    return run_lockstep([generator], lambda asked: [compare(items) for _, items in asked])[0]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +84,7 @@ def test_a_sweep_with_an_exact_comparison_puts_the_first_window_minus_step_right
     assert sorted(found) == list(range(len(values)))
     sure = len(values) if len(values) <= window else window - step
     assert found[:sure] == by_score(values)[:sure]
-    assert compare.calls == calls("sliding", len(values), window, step)
+    assert compare.calls == calls(sliding, len(values), window, step)
 
 
 def test_a_single_sweep_leaves_later_places_unsure():
@@ -94,7 +103,7 @@ def test_several_passes_order_everything(values, shape):
 
 def test_complete_labels_of_100_items_take_45_calls():
     assert multipass_calls(100, 20, 10) == [9, 8, 7, 6, 5, 4, 3, 2, 1]
-    assert calls("multipass", 100, 20, 10) == 45
+    assert calls(multipass, 100, 20, 10) == 45
 
 
 def test_several_passes_need_windows_that_overlap():
@@ -125,17 +134,17 @@ def test_sweeps_side_by_side_give_what_each_gives_alone(lists, strategy):
         rounds.append(len(asked))
         return [by_score([lists[index][item] for item in items]) for index, items in asked]
 
-    sweeps = [order.STRATEGIES[strategy](len(values), 5, 2) for values in lists]
+    sweeps = [STRATEGIES[strategy](len(values), 5, 2) for values in lists]
     found = run_lockstep(sweeps, compare)
     assert found == [sweep(values, exact(values), 5, 2, strategy) for values in lists]
-    assert len(rounds) == max((calls(strategy, len(values), 5, 2) for values in lists), default=0)
+    assert len(rounds) == max((calls(STRATEGIES[strategy], len(values), 5, 2) for values in lists), default=0)
 
 
 def test_a_comparison_that_loses_items_is_caught():
     with pytest.raises(ValueError, match="each of their positions once"):
         sweep(3, lambda items: [0, 0, 1])
     with pytest.raises(ValueError, match="0 orders for 1 windows"):
-        run_lockstep([order.full(3, 2, 1)], lambda asked: [])
+        run_lockstep([full(3, 2, 1)], lambda asked: [])
 
 
 @pytest.mark.parametrize(

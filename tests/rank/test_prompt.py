@@ -108,8 +108,8 @@ def test_no_passage_can_pose_as_another(prompter, documents, query):
 def test_a_passage_is_the_same_ids_in_every_window_and_is_tokenized_once(tiny_tokenizer):
     prompter = Prompter(tiny_tokenizer())
     read = []
-    original = prompter._pieces
-    prompter._pieces = lambda texts, control=False: read.extend(texts) or original(texts, control)
+    original = prompter._pieces.pieces
+    prompter._pieces.pieces = lambda texts, control=False: read.extend(texts) or original(texts, control)
     first = prompter.build("q", ["alpha beta", "gamma"])
     count = len(read)
     second = prompter.build("q", ["gamma", "alpha beta"])

@@ -185,7 +185,7 @@ def test_training_lists_come_from_the_train_split_and_from_packages_that_are_not
     seen.clear()
     docs = Documentation(documents())
     monkeypatch.setattr(
-        "broadsheet.rank.trials.items.Source._documentation", lambda self: (docs, corpora.load(collection))
+        "broadsheet.rank.list_source.ListSource._documentation", lambda self: (docs, corpora.load(collection))
     )
     command.ApplyRank(train=True, model=str(model), lists=9, candidates=4)._train("pydocs", tmp_path / "b", False)
     packages = {entry.text: entry.package for entry in docs.entries}

@@ -13,11 +13,11 @@ import pytest
 from broadsheet.console import InputError
 from broadsheet.data.retrieval.lists import RankList
 from broadsheet.rank.base import ListwiseReranker
+from broadsheet.rank.list_source import ListSource
 from broadsheet.rank.trials import arms as parts
-from broadsheet.rank.trials.arms import FIRST_STAGE
+from broadsheet.rank.trials.base import FIRST_STAGE
 from broadsheet.rank.trials.first import MAIN, PERMUTATION, SHUFFLED, UNTRAINED, RankTrial
 from broadsheet.rank.trials.fullrank import FULL, SLIDING, FullRankTrial, noisy_labels
-from broadsheet.rank.trials.items import ListSource
 from broadsheet.rank.trials.pg_rank import AFTER, BEFORE, FOR_MRR, FOR_NDCG, LISTNET, PGRankTrial, synthetic
 
 WORDS = ["hat", "mat", "red", "sea", "reed", "inn", "tree", "near", "rat", "stone"]

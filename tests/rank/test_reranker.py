@@ -177,7 +177,7 @@ def test_an_answer_is_read_no_further_than_a_ranking_is_long(tokenizer):
     assert reranker.stats_.output_tokens == reranker.prompter.answer_length(2) - 1
 
 
-def test_the_account_says_what_was_read(tokenizer):
+def test_stats_count_what_was_read(tokenizer):
     sliding = ListwiseReranker(Scripted(tokenizer), tokenizer, window=6, step=3)
     sliding.rank("q", documents_of(VALUES))
     assert sliding.stats_.passages == 6 * 4
@@ -286,7 +286,7 @@ def test_padding_changes_no_logit_in_any_architecture(kind):
         model = hf.AutoModelForCausalLM.from_config(KINDS[kind](), attn_implementation="eager").eval()
     prompts = [[5, 6, 7], list(range(3, 21)), [9, 9, 8, 7, 6, 5, 4]]
     names = [[3, 4], [5, 6, 7], [8]]
-    together = decoding.first_token(model, prompts, names, batch_tokens=1000)
+    together = decoding.read_next(model, prompts, names, batch_tokens=1000)
     for prompt, letters, row in zip(prompts, names, together, strict=True):
         plain = model(torch.tensor([prompt])).logits[0, -1, letters]
         torch.testing.assert_close(torch.tensor(row), plain, atol=1e-5, rtol=0)

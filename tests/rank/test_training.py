@@ -14,15 +14,15 @@ from torch.nn.functional import cross_entropy
 
 from broadsheet.console import InputError
 from broadsheet.rank.base import ListwiseReranker
-from broadsheet.rank.first import FIRST
+from broadsheet.rank.first import FIRST, weighted_ranknet
 from broadsheet.rank.fitting import fit
 from broadsheet.rank.fullrank import FullRank
-from broadsheet.rank.losses import weighted_ranknet
 from broadsheet.rank.pg_rank import PGRank
 from broadsheet.rank.prompt import Prompt, Prompter
 from broadsheet.rank.rows import ListDataset, ListItem, read_rows
-from broadsheet.rank.training import ListwiseCollator, RerankTrainer, read_lists
+from broadsheet.rank.training import ListwiseCollator, read_lists
 from broadsheet.training.checkpoints import newest_checkpoint
+from broadsheet.training.trainer import ObjectiveTrainer
 
 WORDING = Prompt(system="R", intro="{query}\n", outro="{query}")
 WORDS = ["ab", "cd", "ef", "gh", "ij", "kl", "mn", "op"]
@@ -47,7 +47,7 @@ def make_rows(count=16, n=4, seed=0):
 def reranker(tiny_model, tiny_tokenizer):
     def make(**config):
         model = tiny_model(initializer_range=0.1, **config)
-        return ListwiseReranker(model, tiny_tokenizer(), window=4, step=2, prompt=WORDING)
+        return ListwiseReranker(model, tiny_tokenizer(), window=4, step=2, prompt=WORDING, spec="tiny")
 
     return make
 
@@ -202,17 +202,17 @@ def test_lists_without_a_difference_are_left_out(capsys):
 
 
 BAD = [
-    ({"documents": ["a", "b"], "labels": [0, 1]}, "query is None"),
-    ({"query": "  ", "documents": ["a", "b"], "labels": [0, 1]}, "query is '  '"),
+    ({"documents": ["a", "b"], "labels": [0, 1]}, "no field 'query'"),
+    ({"query": "  ", "documents": ["a", "b"], "labels": [0, 1]}, "an empty query"),
     ({"query": "q", "documents": ["a"], "labels": [0]}, "at least two"),
-    ({"query": "q", "documents": "ab", "labels": [0, 1]}, "at least two"),
+    ({"query": "q", "documents": "ab", "labels": [0, 1]}, "field 'documents' is not a list .got 'ab'."),
     ({"query": "q", "documents": ["a", "b"], "labels": [0]}, "expected 2 finite"),
-    ({"query": "q", "documents": ["a", "b"], "labels": [0, float("nan")]}, "expected 2 finite"),
+    ({"query": "q", "documents": ["a", "b"], "labels": [0, float("nan")]}, "field 'labels' is not a list of numbers"),
     ({"query": "q", "documents": ["a", "b"], "ranking": [1, 2]}, "indices 0 to 1"),
     ({"query": "q", "documents": ["a", "b"], "ranking": [1, 1]}, "each once"),
     ({"query": "q", "documents": ["a", "b"], "ranking": []}, "indices 0 to 1"),
     ({"query": "q", "documents": ["a", "b"]}, "neither ranking nor labels"),
-    (["q"], "got list"),
+    (["q"], "not a JSON object .got list."),
 ]
 
 
@@ -233,13 +233,13 @@ def test_files_of_rows(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "lists.parquet")
     assert read_rows(tmp_path / "lists.parquet") == rows
     path.write_bytes(b'{"query": "\xff"}\n')
-    with pytest.raises(InputError, match=r"lists\.jsonl, line 1: not JSON"):
+    with pytest.raises(InputError, match=r"lists\.jsonl:1: not UTF-8"):
         read_rows(path)
     path.write_text(json.dumps({"query": "q"}) + "\n")
-    with pytest.raises(InputError, match=r"lists\.jsonl, row 1"):
+    with pytest.raises(InputError, match=r"lists\.jsonl:1: no field 'documents'; the row has query; rename"):
         read_rows(path)
     (tmp_path / "lists.parquet").write_text("x")
-    with pytest.raises(InputError, match="no Parquet"):
+    with pytest.raises(InputError, match="not Parquet"):
         read_rows(tmp_path / "lists.parquet")
     with pytest.raises(InputError, match="no file"):
         read_rows(tmp_path / "none.jsonl")
@@ -252,7 +252,7 @@ def test_every_objective_learns(reranker, objective):
     before = weights_of(ranker.model)
     done = fit(ranker, rows, objective, shuffle=0, **QUICK | {"epochs": 30, "learning_rate": 5e-3})
     assert done.steps == 8 * 30 // 4
-    assert done.lists == 8 * 30
+    assert done.examples == 8 * 30
     name = {"FIRST": "loss_rank", "FullRank": "loss_lm", "PGRank": "loss_utility"}[type(objective).__name__]
     first, last = (sum(step[name] for step in part) / 4 for part in (done.history[:4], done.history[-4:]))
     assert last > first + 0.05 if name == "loss_utility" else last < 0.8 * first
@@ -385,18 +385,18 @@ def test_forward_passes_may_run_in_bfloat16_but_weights_stay(reranker):
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from broadsheet.rank import training
+from broadsheet.training import trainer as training
 from broadsheet.rank.base import ListwiseReranker
 from broadsheet.rank.fitting import fit
 
-save = training.RerankTrainer._save_checkpoint
+save = training.ObjectiveTrainer._save_checkpoint
 
 def save_or_die(self, *arguments):
     if self.state.global_step == 6:
         os.kill(os.getpid(), signal.SIGKILL)
     save(self, *arguments)
 
-training.RerankTrainer._save_checkpoint = save_or_die
+training.ObjectiveTrainer._save_checkpoint = save_or_die
 folder = Path(sys.argv[1])
 ranker = ListwiseReranker.load(folder / "begin", device="cpu", dtype="float32")
 fit(ranker, json.loads((folder / "rows.json").read_text()), out=folder / "cut", **json.loads(sys.argv[2]))
@@ -421,7 +421,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(reranker, tmp_path):
     (tmp_path / "cut.partial" / "checkpoint-99").mkdir()  # what a kill leaves of one
     resumed = run("cut")
     assert resumed.resumed_from == 5
-    assert (resumed.steps, resumed.lists, resumed.tokens) == (whole.steps, whole.lists, whole.tokens)
+    assert (resumed.steps, resumed.examples, resumed.tokens) == (whole.steps, whole.examples, whole.tokens)
     assert resumed.history == whole.history
     one, other = (tmp_path / name / "model.safetensors" for name in ("whole", "cut"))
     assert one.read_bytes() == other.read_bytes()
@@ -434,7 +434,7 @@ def test_sampled_rankings_are_drawn_on_after_a_stop(reranker, tmp_path, monkeypa
     options = RESUMED | {"method": method, "lora_rank": 4, "sizes": (2, 4)}
     whole = reranker()
     fit(whole, rows, objective, out=tmp_path / "whole", **options)
-    save = RerankTrainer._save_checkpoint
+    save = ObjectiveTrainer._save_checkpoint
 
     def save_or_fail(self, *arguments):
         if self.state.global_step == 6:
@@ -442,7 +442,7 @@ def test_sampled_rankings_are_drawn_on_after_a_stop(reranker, tmp_path, monkeypa
         save(self, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(StopError):
-        patch.setattr(RerankTrainer, "_save_checkpoint", save_or_fail)
+        patch.setattr(ObjectiveTrainer, "_save_checkpoint", save_or_fail)
         fit(reranker(), rows, objective, out=tmp_path / "cut", **options)
     resumed = reranker()
     assert fit(resumed, rows, objective, out=tmp_path / "cut", **options).resumed_from == 5

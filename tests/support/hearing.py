@@ -1,4 +1,4 @@
-"""A tiny model with ears for tests: two encoders that need no weights from anywhere, a tiny Llama, a small Q-Former."""
+"""A tiny audio model for tests: two encoders that need no weights from anywhere, a tiny Llama, a small Q-Former."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Blocks(AudioEncoder):
 def tiny(
     model: Any, tokenizer: Any, encoders: Sequence[AudioEncoder] = (), *, seed: int = 0, **settings: Any
 ) -> SalmonnForConditionalGeneration:
-    """A seeded model with ears around a tiny language model, whose adapter does something."""
+    """A seeded audio model around a tiny language model, whose adapter does something."""
     parts = list(encoders) or [Blocks(), Blocks(4, 25.0, seed=1)]
     with torch.random.fork_rng():
         torch.manual_seed(seed)

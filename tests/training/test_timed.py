@@ -1,4 +1,4 @@
-"""Timed runs around any `Trainer`: the rate follows the clock, the run ends in time, or goes on as if never cut off."""
+"""Timed runs around any `Trainer`: the rate follows the clock, the run ends in time, or resumes as if never cut off."""
 
 from __future__ import annotations
 
@@ -14,23 +14,14 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from toys import Clock
 
 from broadsheet.console import InputError
 from broadsheet.training.checkpoints import AtomicCheckpointTrainer, checkpoint_record
-from broadsheet.training.timed import ARGUMENTS, SCHEDULES, ScheduledByProgress, TimedRun, loss_history, warmed_up
+from broadsheet.training.schedules import SCHEDULES, Progress, schedule
+from broadsheet.training.timed import ARGUMENTS, ScheduledByProgress, TimedRun, loss_history
 
 WORDS = ["ab", "cd", "ef", "gh", "ij", "kl", "mn", "op", "qr", "st", "uv", "wx"]
-
-
-class Clock:
-    """A second passes each time it is asked."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        self.now += 1
-        return self.now
 
 
 class EmbedTrainer(AtomicCheckpointTrainer, ScheduledByProgress, SentenceTransformerTrainer):
@@ -45,7 +36,7 @@ class EmbedTrainer(AtomicCheckpointTrainer, ScheduledByProgress, SentenceTransfo
 
 @pytest.fixture
 def trainer(tiny_tokenizer):
-    def make(folder, run, epochs=4, schedule="linear"):
+    def make(folder, run, epochs=4):
         torch.manual_seed(0)
         tokenizer = tiny_tokenizer()
         embedding = StaticEmbedding(tokenizer.backend_tokenizer, embedding_dim=8)
@@ -65,26 +56,27 @@ def trainer(tiny_tokenizer):
             train_dataset=Dataset.from_dict({"anchor": [a for a, _ in pairs], "positive": [b for _, b in pairs]}),
             loss=MultipleNegativesRankingLoss(model),
             progress=run.progress,
-            schedule=warmed_up(schedule, 0.2),
+            schedule=schedule("linear", 0.2),
         )
 
     return make
 
 
 def test_the_rate_rises_from_a_tenth_and_falls_to_nothing():
-    assert [SCHEDULES[name](1.0) for name in ("cosine", "linear", "constant")] == [0, 0, 1]
-    for name in SCHEDULES:
-        factor = warmed_up(name, 0.2)
-        values = [factor(i / 100) for i in range(101)]
+    def rates(name, warmup):
+        factor = schedule(name, warmup)
+        return [factor(Progress(i / 100, i, 100, 100)) for i in range(101)]
+
+    for name, end in {"cosine": 0, "linear": 0, "constant": 1}.items():
+        values = rates(name, 0.2)
         assert values[0] == 0.1
         assert values[:21] == sorted(values[:21])
         assert values[20] == 1
         assert values[20:] == sorted(values[20:], reverse=True)
-    assert warmed_up("linear", 0.0)(0.0) == 1
-    with pytest.raises(InputError, match="warmup 1"):
-        warmed_up("linear", 1)
-    with pytest.raises(InputError, match="schedule 'step'"):
-        warmed_up("step", 0)
+        assert values[-1] == end
+    assert rates("linear", 0.0)[0] == 1
+    assert rates("cosine", 0.0)[50] == pytest.approx(0.5)
+    assert {"cosine", "linear", "constant"} <= SCHEDULES.keys()
 
 
 def test_minutes_are_above_none():
@@ -142,19 +134,19 @@ def test_a_run_cut_off_ends_as_an_uninterrupted_one(trainer, tmp_path, capsys):
     rest = trainer(tmp_path / "cut", run)
     assert run.train(rest)
     assert run.resumed_from == 9
-    assert "going on after step 9 (" in capsys.readouterr().err
+    assert "resuming after step 9 (" in capsys.readouterr().err
     assert loss_history(rest) == loss_history(whole)
     one, other = (each.model.state_dict() for each in (whole, rest))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint_and_time_goes_on(trainer, tmp_path, capsys):
+def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint_and_time_counts_on(trainer, tmp_path, capsys):
     run = TimedRun(None, clock=Clock())
     embedder = trainer(tmp_path, run)
     embedder.at = lambda step: signal.raise_signal(signal.SIGINT) if step == 2 else None
     assert not run.train(embedder)
     assert embedder.state.global_step == 3
-    assert "stopped after 3 steps; the same call goes on from there" in capsys.readouterr().err
+    assert "stopped after 3 steps; the same call resumes there" in capsys.readouterr().err
     spent = embedder.record["seconds"]
     run = TimedRun(None, clock=Clock())
     rest = trainer(tmp_path, run)

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import sdpa_mask
 
-from broadsheet.attend.layout import ModelLayout, find_decoder, padding_mask, read_anatomy, swap
+from broadsheet.attend.layout import ModelLayout, consecutive, find_decoder, padding_mask, read_anatomy, swap
 from broadsheet.attend.memory import Layer, MemoryLayer, State
 from broadsheet.attend.rotary import IdentityRotary, Rotary
 from broadsheet.console import InputError
@@ -212,7 +212,7 @@ class _MemoryInstallation(_Installation):
             raise InputError(
                 f"got an attention mask of {mask.dim()} dimensions; expected a padding mask (batch, length)"
             )
-        if not _consecutive(kwargs.get("position_ids"), mask):
+        if not consecutive(kwargs.get("position_ids"), mask):
             raise InputError("got position_ids that jump; expected one text a row, not several packed into one")
         if kwargs.get("output_attentions"):
             raise InputError("got output_attentions=True; no matrix of attention weights is ever made here")
@@ -253,7 +253,7 @@ class _MemoryInstallation(_Installation):
         made = MemoryLayer(
             self.method,
             layer,
-            (lambda: WindowState(layer, n_global=0, n_local=layer.sliding_window))  # type: ignore[arg-type]
+            (lambda: WindowState(layer, layer.sliding_window))  # type: ignore[arg-type]
             if layer.sliding_window
             else (lambda: self.method.state(layer)),
         )
@@ -290,17 +290,6 @@ class _MemoryInstallation(_Installation):
         for layer in self._announcing:
             layer.announce = None
         self._announcing.clear()
-
-
-def _consecutive(position_ids: Tensor | None, mask: Tensor | None) -> bool:
-    """Whether the tokens of a row that are no padding follow one another."""
-    if position_ids is None or position_ids.shape[-1] < 2:
-        return True
-    jumps = position_ids.diff() != 1
-    if mask is not None:
-        real = mask[:, -position_ids.shape[-1] :].bool()
-        jumps = jumps & real[:, 1:] & real[:, :-1]
-    return not bool(jumps.any())
 
 
 def _dispatch(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:

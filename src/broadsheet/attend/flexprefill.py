@@ -1,24 +1,28 @@
 """FlexPrefill (Lai et al., 2025, arXiv:2502.20766): which blocks of attention are worth computing, by text and head.
 
-Knows: rotated queries, keys and values, and the mask of a padded batch. Does not know: caches, decoding, how the chosen
-blocks are computed.
+Knows: rotated queries, keys and values. Does not know: caches, decoding, padding, how the chosen blocks are computed.
+
+- Step 1, probe: A = softmax(Q̂ Kᵀ / √d) of the last block of queries Q̂.
+- Step 2, pattern (Algorithm 2): D = √JS(ā ‖ â) between A's share of each block, ā, and what block means make of it, â;
+  D < τ is a query-aware head, else vertical-slash.
+- Step 3a, vertical-slash (Algorithm 3): the fewest columns, and distances, that hold the share γ of A.
+- Step 3b, query-aware (Algorithm 4): the fewest blocks of softmax(Q̄ K̄ᵀ / √d) that hold the share γ of the whole map,
+  and the vertical-slash blocks of the least budget.
+- Step 4: exact attention over the chosen blocks, the first column and the diagonal (Algorithm 1).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
-from weakref import ReferenceType, ref
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from broadsheet.attend.base import ModelLayout, PostRopeAttention
 from broadsheet.attend.kernels.blocksparse import blocks_attention, flex_attention
+from broadsheet.attend.kernels.padding import MaskReader, by_equal_lengths, stock_attention
 from broadsheet.attend.kernels.softmax import attention_logits, attention_part
 from broadsheet.console import InputError
 
@@ -33,12 +37,14 @@ _PROBED = 1 << 20  # weights of a probe held at once: 4 MiB, so that a CPU sums 
 def js_distance(p: Tensor, q: Tensor) -> Tensor:
     """D = √JS(p‖q), natural logarithm: (…, n), (…, n) -> (…), symmetric, 0 where equal, at most √ln 2 ≈ 0.8326."""
     middle = (p + q) / 2
+    # Algorithm 2: JS(p‖q) = ½ Σ p log(p/m) + ½ Σ q log(q/m), m = (p + q)/2; xlogy, since 0 log 0 is 0
     divergence = (torch.special.xlogy(p, p) + torch.special.xlogy(q, q)) / 2 - torch.special.xlogy(middle, middle)
     return divergence.sum(-1).clamp_min(0).sqrt()
 
 
 def cover_count(scores: Tensor, gamma: float) -> Tensor:
     """How many of the largest scores it takes to pass the share `gamma`: (…, n) that sum to 1 -> (…), at most n + 1."""
+    # Algorithm 3: K = min {k: the k largest sum to more than γ}
     return (scores.sort(dim=-1, descending=True).values.cumsum(-1) <= gamma).sum(-1) + 1
 
 
@@ -82,7 +88,8 @@ def probe_sums(probe: Tensor, key: Tensor, *, scaling: float, softcap: float | N
             logits = attention_logits(some, key[:, j : j + 1, :end], scaling=scaling, softcap=softcap)
             own = logits[..., end - some.shape[2] :]
             own.masked_fill_(torch.ones_like(own[0, 0], dtype=torch.bool).triu(1), -torch.inf)
-            weights = logits.softmax(-1)
+            weights = logits.softmax(-1)  # Step 1: A, (rows, group, queries, keys)
+            # Algorithm 3: a_v sums A by column, a_s by distance
             vertical[:, mine, :end] += weights.sum(-2)
             slash[:, mine, :end] += diagonal_sums(weights)
     return vertical / queries, slash / queries
@@ -104,6 +111,7 @@ def block_means(tokens: Tensor, size: int, cut: int = 0) -> Tensor:
 def vertical_slash(columns: Tensor, distances: Tensor, rows: int) -> Tensor:
     """The causal blocks in chosen columns or at chosen distances: 2 × (…, N) bool -> the last rows, (…, rows, N)."""
     n = columns.shape[-1]
+    # Algorithm 3: block (r, c) is active if c is a chosen column or r - c a chosen distance, and c <= r
     distance = torch.arange(n - rows, n, device=columns.device)[:, None] - torch.arange(n, device=columns.device)
     return (columns[..., None, :] | distances[..., distance.clamp_min(0)]) & (distance >= 0)
 
@@ -116,8 +124,22 @@ def top_share(weights: Tensor, gamma: float, rounding: Rounding = "paper") -> Te
     ordered, order = weights.flatten(-2).sort(dim=-1, descending=True)
     total = ordered.cumsum(-1)
     share = gamma * weights.shape[-2]
+    # Algorithm 4: the smallest set of blocks, of the whole map, whose weights reach γ of its mass N
     kept = total <= share if rounding == "code" else total - ordered < share
     return torch.zeros_like(kept).scatter(-1, order, kept).view(weights.shape)
+
+
+def block_map(query: Tensor, key: Tensor, size: int, scaling: float, softcap: float | None) -> Tensor:
+    """Attention between the means of blocks, causal, each row of sum 1 (Algorithm 4).
+
+    Returns:
+        (rows, heads, query blocks, key blocks).
+    """
+    before = key.shape[2] - query.shape[2]
+    queries, keys = block_means(query, size, before % size), block_means(key, size)  # Q̄, K̄
+    logits = attention_logits(queries, keys, scaling=scaling, softcap=softcap)
+    acausal = torch.ones_like(logits[0, 0], dtype=torch.bool).triu(before // size + 1)
+    return logits.masked_fill(acausal, -torch.inf).softmax(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +212,7 @@ class FlexPrefill(PostRopeAttention):
     Source: arXiv:2502.20766, Algorithms 1–4; authors' code bytedance/FlexPrefill.
     """
 
+    paper: ClassVar[str] = "flexprefill"
     gamma: float = 0.95
     tau: float = 0.1
     block_size: int = 128
@@ -200,7 +223,7 @@ class FlexPrefill(PostRopeAttention):
     backend: Backend = "auto"
     computed_ratio_: dict[int, float] = field(default_factory=dict, init=False, repr=False, compare=False)
     query_aware_: dict[int, float] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _read: tuple[ReferenceType[Tensor], int, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
+    _masks: MaskReader = field(default_factory=MaskReader, init=False, repr=False, compare=False)
 
     def check(self, model_layout: ModelLayout) -> None:
         """Refuse hyperparameters out of range, and a backend that the model's device does not have."""
@@ -234,26 +257,16 @@ class FlexPrefill(PostRopeAttention):
         if attention_mask is None and queries > 1:  # a static cache has room for more keys than were read
             key, value = key[:, :, :queries], value[:, :, :queries]
         if queries <= self.block_size or kwargs.get("sliding_window"):
-            return _stock(module, query, key, value, attention_mask, **kwargs)
+            return stock_attention(module, query, key, value, attention_mask, **kwargs)
         layer: Any = module.layer_idx
         if self._in_full(queries, key.shape[2]):
             self.computed_ratio_[layer], self.query_aware_[layer] = 1.0, 0.0
-            return _stock(module, query, key, value, attention_mask, **kwargs)
+            return stock_attention(module, query, key, value, attention_mask, **kwargs)
 
         settings = {"scaling": kwargs.get("scaling") or query.shape[-1] ** -0.5, "softcap": kwargs.get("softcap")}
         counts: list[_Count] = []
-        real = None if attention_mask is None else self._real_keys(attention_mask, layer)
-        if real is None or bool(real.all()):
-            output = self._attend(query, key, value, counts, **settings)
-        else:
-            output = query.new_zeros(len(query), queries, query.shape[1], query.shape[3])
-            for rows in _alike(real, queries):
-                own, asking = [real[row] for row in rows], [real[row, -queries:] for row in rows]
-                q = torch.stack([query[row][:, mine] for row, mine in zip(rows, asking, strict=True)])
-                k = torch.stack([key[row][:, mine] for row, mine in zip(rows, own, strict=True)])
-                v = torch.stack([value[row][:, mine] for row, mine in zip(rows, own, strict=True)])
-                for row, mine, part in zip(rows, asking, self._attend(q, k, v, counts, **settings), strict=True):
-                    output[row, mine] = part
+        real = self._masks.real_keys(attention_mask, layer)
+        output = by_equal_lengths(query, key, value, real, lambda *row: self._attend(*row, counts, **settings))
         computed, causal, aware, heads = (sum(each) for each in zip(*counts, strict=True))
         self.computed_ratio_[layer], self.query_aware_[layer] = computed / causal, aware / heads
         return output
@@ -277,10 +290,12 @@ class FlexPrefill(PostRopeAttention):
         size, before = self.block_size, key.shape[2] - query.shape[2]
         first, n = before // size, _blocks(key.shape[2], size)
         if self.segment is None:
-            pattern = self.probe(query[:, :, -size:], key, scaling=scaling, softcap=softcap)
+            pattern = self.probe(query[:, :, -size:], key, scaling=scaling, softcap=softcap)  # Steps 1 and 2
+            # Step 3a; a query-aware head's columns and distances are those of the least budget
             active = vertical_slash(pattern.columns, pattern.distances, n - first)
             if bool(pattern.query_aware.any()):
-                ranked = top_share(_block_map(query, key, size, scaling, softcap), self.gamma, self.rounding)
+                # Step 3b, S = top-γ ∪ VS(min)
+                ranked = top_share(block_map(query, key, size, scaling, softcap), self.gamma, self.rounding)
                 active |= ranked & pattern.query_aware[..., None, None]
             return active, pattern.query_aware.float()
 
@@ -303,23 +318,26 @@ class FlexPrefill(PostRopeAttention):
             key: (rows, kv_heads, keys, head_dim).
         """
         size = self.block_size
+        # Steps 1 and 3a: a_v, a_s, each (rows, heads, keys); ā and the block sums of a_s, each (rows, heads, N)
         by_column, by_distance = probe_sums(probe, key, scaling=scaling, softcap=softcap)
         true, nearness = _block_sums(by_column, size), _block_sums(by_distance, size)
+        # Step 2: â = softmax(mean(Q̂) · pool(K) / √d), (rows, heads, N)
         means = probe.to(by_column.dtype).mean(2, keepdim=True)
         logits = attention_logits(means, block_means(key, size), scaling=scaling, softcap=softcap)
         estimated = logits[:, :, 0].softmax(-1)
-        aware = js_distance(true.double(), estimated.double()) < self.tau
+        aware = js_distance(true.double(), estimated.double()) < self.tau  # D < τ: query-aware
         columns, distances = self._largest(true, by_column, aware), self._largest(nearness, by_distance, aware)
         return Pattern(columns, distances, aware, true, estimated)
 
     def _largest(self, blocks: Tensor, entries: Tensor, least: Tensor) -> Tensor:
         """The first block and the heaviest others, until they hold `gamma`; the least budget where `least`."""
         n, size = blocks.shape[-1], self.block_size
+        # The first column, and the distance 0, are always kept.
         order = blocks.index_fill(-1, torch.zeros(1, dtype=torch.long, device=blocks.device), torch.inf)
         order = order.sort(dim=-1, descending=True, stable=True).indices
         if self.rounding == "code":
-            count = cover_count(entries, self.gamma) // 128 + 1
-        else:
+            count = cover_count(entries, self.gamma) // 128 + 1  # as the authors' code turns tokens into blocks
+        else:  # Algorithm 3, on blocks: the fewest that reach γ
             count = (blocks.gather(-1, order).cumsum(-1) < self.gamma).sum(-1) + 1
         fewest = min(n, max(1, _blocks(self.min_budget, size)))
         most = n if self.max_budget is None else min(n, max(1, _blocks(self.max_budget, size)))
@@ -340,7 +358,7 @@ class FlexPrefill(PostRopeAttention):
         active[:, :, 0, : start + 1] = True
         if rows > 1 and bool(pattern.query_aware.any()):
             end = (stop - 1) * size - before
-            weights = _block_map(query[:, :, begin:end], key[:, :, : end + before], size, scaling, softcap)
+            weights = block_map(query[:, :, begin:end], key[:, :, : end + before], size, scaling, softcap)
             ranked = top_share(weights[..., None, :], self.gamma, self.rounding)[..., 0, :]
             active[:, :, 1:, :-1] |= ranked & pattern.query_aware[..., None, None]
         return active, pattern.query_aware.float()
@@ -370,58 +388,8 @@ class FlexPrefill(PostRopeAttention):
         active, aware = self.select(query, key, scaling=scaling, softcap=softcap)
         counts.append((int(active.sum()), causal, float(aware.sum()), rows * heads))
         flex = self.backend == "flex" or (self.backend == "auto" and query.device.type == "cuda")
-        compute = flex_attention if flex else blocks_attention
+        compute = flex_attention if flex else blocks_attention  # Step 4
         return compute(query, key, value, active, block_size=self.block_size, scaling=scaling, softcap=softcap)
-
-    def _real_keys(self, mask: Tensor, layer: int) -> Tensor:
-        """Which keys are no padding, (batch, keys) bool; read once a forward pass, whose layers share their mask."""
-        if self._read is None or self._read[0]() is not mask or self._read[1] >= layer:
-            real = _read_mask(mask)
-        else:
-            real = self._read[2]
-        self._read = ref(mask), layer, real
-        return real
-
-
-def _read_mask(mask: Tensor) -> Tensor:
-    """The padding behind a causal mask.
-
-    Raises:
-        InputError: the mask is not causality and padding.
-    """
-    if mask.dtype == torch.bool and mask.shape[1] == 1:
-        real = mask[:, 0, -1]
-        causal = torch.ones_like(mask[0, 0]).tril(mask.shape[3] - mask.shape[2])
-        if all(torch.equal(row[0], causal & own) for row, own in zip(mask, real, strict=True)):
-            return real
-    raise InputError(
-        "got an attention mask that is not plain causality and padding (packed texts, a static cache continued, or a "
-        "mask of one's own); expected a padding mask (batch, length) and a growing cache"
-    )
-
-
-def _alike(real: Tensor, queries: int) -> Iterable[list[int]]:
-    """The rows that hold real queries, those of equal lengths together."""
-    rows = defaultdict(list)
-    for row, lengths in enumerate(zip(real.sum(1).tolist(), real[:, -queries:].sum(1).tolist(), strict=True)):
-        if lengths[1]:
-            rows[lengths].append(row)
-    return rows.values()
-
-
-def _stock(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> Tensor:
-    """The model's attention as it is without the method; torch's kernel knows no softcap."""
-    softcap = kwargs.get("softcap")
-    if softcap is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
-    mask = None
-    if attention_mask is not None:
-        mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(~attention_mask, -torch.inf)
-    scaling, causal = kwargs.get("scaling") or query.shape[-1] ** -0.5, mask is None and query.shape[2] > 1
-    output, _ = attention_part(query, key, value, scaling=scaling, mask=mask, causal=causal, softcap=softcap)
-    return output.transpose(1, 2)
 
 
 def _blocks(tokens: int, size: int) -> int:
@@ -432,13 +400,3 @@ def _blocks(tokens: int, size: int) -> int:
 def _block_sums(entries: Tensor, size: int) -> Tensor:
     """(…, n) -> (…, N)."""
     return pad(entries, (0, -entries.shape[-1] % size)).unflatten(-1, (-1, size)).sum(-1)
-
-
-def _block_map(query: Tensor, key: Tensor, size: int, scaling: float, softcap: float | None) -> Tensor:
-    """Attention between the means of blocks, (rows, heads, query blocks, key blocks), causal, each row of sum 1."""
-    before = key.shape[2] - query.shape[2]
-    logits = attention_logits(
-        block_means(query, size, before % size), block_means(key, size), scaling=scaling, softcap=softcap
-    )
-    acausal = torch.ones_like(logits[0, 0], dtype=torch.bool).triu(before // size + 1)
-    return logits.masked_fill(acausal, -torch.inf).softmax(-1)

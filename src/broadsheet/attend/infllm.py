@@ -1,22 +1,34 @@
 """InfLLM (Xiao et al., 2024, arXiv:2402.04617): what leaves the window goes into blocks, and a few of them come back.
 
 Knows: queries, keys and values before rotary encoding, of texts without padding. Does not know: tokenizers, generation,
-model classes.
+model classes, where blocks are stored (`kernels.blocks`).
+
+A text is read in execution blocks X of E queries. For each (Sec. 3):
+- Step 1, window: keys at distances 0 <= d < l_L, at their true distances.
+- Step 2, lookup: relevance(B) = Σ_h q̄_h · rep_h(B), with q̄ the mean of X's queries at the far angle and rep_h(B) the
+  mean of block B's representative keys, un-rotated; the k_m blocks of the largest relevance.
+- Step 3, far part: those blocks, the first tokens I, and what waits to become either, all at the far angle; one softmax
+  with Step 1.
+- Step 4, score r_m of a token: the attention that it received in Step 1, for each head.
+- Step 5, update: what left the window fills I, then blocks of l_bs tokens; the r_k tokens of the highest scores
+  represent their block.
+- Step 6, offload: blocks are kept on the host, and copies of those in use on the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from broadsheet.attend.base import ModelLayout, PreRopeAttention
 from broadsheet.attend.kernels.blocks import Blocks
-from broadsheet.attend.kernels.joint import Keys, attend_jointly, how_often, logits
+from broadsheet.attend.kernels.buffers import moved
+from broadsheet.attend.kernels.joint import Keys, attend_jointly, how_often
+from broadsheet.attend.kernels.softmax import attention_logits, shared_mask
 from broadsheet.attend.memory import Bytes, Layer, State
 from broadsheet.console import InputError
 
@@ -28,10 +40,10 @@ _FEWEST_QUERIES = 32  # that a matrix product needs to be worth its name
 class InfLLM(PreRopeAttention):
     """Read texts of any length in a window, and look up in each layer the few blocks of older text that matter now.
 
-    The last `n_local` tokens are attended as ever. The first `n_init` tokens, and the `top_k` older blocks whose
-    representative keys match the query best, are attended as well, all of them as if they stood `far_distance` tokens
-    back, so that no distance is new to the model. All keys share one softmax. A token between the window and the last
-    complete block is attended always, as the first tokens are.
+    The last `n_local` tokens are attended at their true distances. The first `n_init` tokens, and the `top_k` older
+    blocks whose representative keys match the query best, are attended as well, all of them as if they stood
+    `far_distance` tokens back, so that no distance is new to the model. All keys share one softmax. A token between the
+    window and the last complete block is always attended, as the first tokens are.
 
     Use when a text is longer than the model was trained on, or than the device's memory takes, and what matters may
     stand anywhere in it. Prefer `LMInfinite` when the recent text is enough: it looks nothing up and is faster; prefer
@@ -80,6 +92,7 @@ class InfLLM(PreRopeAttention):
     Source: arXiv:2402.04617, Sec. 3; authors' code thunlp/InfLLM.
     """
 
+    paper: ClassVar[str] = "infllm"
     n_local: int = 1024
     n_init: int = 64
     block_size: int = 32
@@ -203,7 +216,7 @@ class InfLLMState(State):
     def _read(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Read a piece."""
         n_local, start, new = self.method.n_local, self.seen, query.shape[2]
-        near = self._append(query, key, value)
+        near = self._append(query, key, value)  # (rows, heads, queries, head_dim)
         distant = self._distant(query) if self.seen > n_local else None
         outputs = []
         keys = min(n_local, self.seen) + (distant.key.shape[2] if distant else 0)
@@ -215,7 +228,8 @@ class InfLLMState(State):
             mask = None
             if part.stop - part.start > 1:
                 newest, count = start + part.start - first, columns.stop - columns.start
-                mask = _visible(part.stop - part.start, count, newest, n_local, near.dtype, near.device)
+                mask = shared_mask(part.stop - part.start, count, newest, n_local, near.dtype, near.device)
+            # Step 1, (rows, kv_heads, keys, head_dim); Step 3: one softmax with the far part
             window = Keys(near[:, :, part], self._placed[:, :, columns], self._pair[:, 1, :, columns], mask)
             output, received = attend_jointly(
                 [window, distant.of(part)] if distant else [window],
@@ -224,16 +238,16 @@ class InfLLMState(State):
             )
             outputs.append(output)
             if self._scored and self.method.score == "probability":
-                self._score[..., columns] += received
+                self._score[..., columns] += received  # Step 4, as the authors' code has it
         if self._scored and self.method.score == "logit":
-            self._add_logits(near)
+            self._add_logits(near)  # Step 4, as the paper's text has it
         self._move_on()
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
 
     def _distant(self, query: Tensor) -> Keys:
         """What of the text left the windows of these queries: first tokens, blocks, and what waits to be either."""
         method, new = self.method, query.shape[2]
-        far = self._rotate(query, method.distance)
+        far = self._rotate(query, method.distance)  # Step 2: R(far_distance) q
         if self._scales:
             # Keys before rotary encoding are keys at position 0, but for the scale of the model's tables (YaRN).
             far = self._rotate(far, 0)
@@ -242,6 +256,7 @@ class InfLLMState(State):
         # Without blocks, only first tokens wait.
         stop = min(self.seen - method.n_local, self.seen if method.top_k else method.n_init)
         waiting = self._columns(self.oldest, max(self.oldest, stop))
+        # Step 3: [I, blocks, waiting], (rows, 2, heads, keys, head_dim), all un-rotated
         pair = self.blocks.load(wanted, self._first, self._pair[:, :, :, waiting])
         if new == 1:
             return Keys(far, pair[:, 0], pair[:, 1])
@@ -252,11 +267,11 @@ class InfLLMState(State):
             mask[..., before : mask.shape[-1] - behind].masked_fill_(hidden, -torch.inf)
         if behind:
             newest = self.seen - new - method.n_local - self.oldest
-            mask[..., -behind:] = _visible(new, behind, newest, None, far.dtype, far.device)
+            mask[..., -behind:] = shared_mask(new, behind, newest, None, far.dtype, far.device)
         return Keys(far, pair[:, 0], pair[:, 1], mask)
 
     def _look_up(self, far: Tensor) -> Tensor:
-        """The blocks whose representatives match best, for each query or for the mean of all; all if these are few.
+        """Step 2: the blocks whose representatives match best, for each query or the mean of all; all if these are few.
 
         Returns:
             (rows, choosers, queries or 1, blocks).
@@ -266,21 +281,23 @@ class InfLLMState(State):
             return torch.arange(count, device=far.device).expand(rows, choosers, 1, count)
         far = far.to(self.representatives.dtype)
         if self.method.execution_block > 1 and far.shape[2] > 1:
-            far = far.mean(2, keepdim=True)
+            far = far.mean(2, keepdim=True)  # q̄_h
         if choosers == 1:  # the sum over heads is a product of longer vectors
             far, known = far.transpose(1, 2).flatten(2)[:, None], self.representatives.flatten(2)[:, None]
         else:
             known = self.representatives.transpose(1, 2)
+        # relevance(B) = Σ_h q̄_h · rep_h(B), (rows, choosers, queries or 1, blocks)
         return torch.matmul(far, known.transpose(2, 3)).topk(top_k, -1).indices
 
     def _add_logits(self, near: Tensor) -> None:
-        """Give keys their logits with those of the newest queries that are 1 to `n_local` tokens ahead of them."""
+        """Step 4, r_m = mean of q·k_m over the next l_L queries: add the logits of keys with the newest queries, those
+        that are 1 to `n_local` tokens ahead."""
         start, new = self.seen - near.shape[2], near.shape[2]
         tokens = torch.arange(max(self.oldest, start - self.method.n_local), self.seen, device=near.device)
         columns = self._columns(self.seen - len(tokens), self.seen)
         near, keys = near.to(self._score.dtype), self._placed[:, :, columns].to(self._score.dtype)
         if new == 1:
-            self._score[..., columns] += logits(Keys(near, keys, keys), scaling=1.0)[:, :, 0] * (tokens < start)
+            self._score[..., columns] += attention_logits(near, keys, scaling=1.0)[:, :, 0] * (tokens < start)
             return
         # The queries that follow a key are consecutive: their sum is a difference of two running sums.
         running = torch.nn.functional.pad(near.cumsum(2), (0, 0, 1, 0))
@@ -299,8 +316,8 @@ class InfLLMState(State):
             method, old = self.method, self._columns(self.oldest, self.seen)
             room = max(_MOST_QUERIES, method.execution_block)
             size = method.n_local + method.block_size + room if held >= method.n_local else held + max(held, new)
-            self._pair, self._score = _moved(self._pair, -2, old, size), _moved(self._score, -1, old, size)
-            self._placed = _moved(self._placed, -2, old, size)
+            self._pair, self._score = moved(self._pair, -2, old, size), moved(self._score, -1, old, size)
+            self._placed = moved(self._placed, -2, old, size)
             self._placed[:, :, :held] = self._rotate(self._pair[:, 0, :, :held], range(held))
             self._base = self.oldest
         columns = self._columns(self.seen, self.seen + new)
@@ -312,7 +329,7 @@ class InfLLMState(State):
         return placed[:, : query.shape[1]]
 
     def _move_on(self) -> None:
-        """Let tokens beyond the window become first tokens, then blocks: the remainder holds the window at least."""
+        """Step 5: tokens beyond the window become first tokens, then blocks; the window always remains."""
         method = self.method
         spare = self.seen - self.oldest - method.n_local
         lacking = method.n_init - self._first.shape[3]
@@ -330,7 +347,7 @@ class InfLLMState(State):
             self.representatives = torch.cat((self.representatives, made), 1)
 
     def _represent(self, keys: Tensor, score: Tensor) -> Tensor:
-        """The mean of a block's most representative keys, for each query head.
+        """rep_h(B): the mean of a block's r_k most representative keys, for each query head (Step 5).
 
         Args:
             keys: (rows, kv_heads, blocks * block_size, head_dim).
@@ -378,29 +395,3 @@ def _union(selected: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
     some = each.any(2)
     wanted = some.byte().topk(int(some.sum(-1).max()), -1).indices
     return wanted, each.gather(-1, wanted[:, :, None].expand(-1, -1, selected.shape[2], -1))
-
-
-@lru_cache(maxsize=4)
-def _visible(
-    queries: int, keys: int, newest: int, width: int | None, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """The mask under which query t sees the keys t + newest - width + 1 … t + newest: (queries, keys), 0 or -inf.
-
-    All layers of a model and most execution blocks of a text share one.
-    """
-    with torch.inference_mode(False):  # it may outlive the caller's mode
-        visible = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(newest)
-        if width is not None:
-            visible = visible.triu(newest - width + 1)
-        return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(~visible, -torch.inf)
-
-
-def _moved(buffer: Tensor, axis: int, columns: slice, size: int) -> Tensor:
-    """A buffer of `size` columns that begins with these columns of the old one."""
-    shape = list(buffer.shape)
-    shape[axis] = size
-    held = columns.stop - columns.start
-    with torch.inference_mode(False):  # it may be filled on in another mode than it was made in
-        made = buffer.new_empty(shape)
-        made.narrow(axis, 0, held).copy_(buffer.narrow(axis, columns.start, held))
-    return made

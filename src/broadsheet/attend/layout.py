@@ -191,6 +191,22 @@ def padding_mask(kv_length: int, attention_mask: Tensor | None = None, **_: Any)
     return None if attention_mask is None or attention_mask.all() else attention_mask
 
 
+def consecutive(position_ids: Tensor | None, mask: Tensor | None) -> bool:
+    """Whether the tokens of a row that are no padding follow one another: one text a row, none packed behind another.
+
+    Args:
+        position_ids: (batch, new); None is consecutive.
+        mask: (batch, at least `new`), nonzero for tokens and 0 for padding; None without padding.
+    """
+    if position_ids is None or position_ids.shape[-1] < 2:
+        return True
+    jumps = position_ids.diff() != 1
+    if mask is not None:
+        real = mask[:, -position_ids.shape[-1] :].bool()
+        jumps = jumps & real[:, 1:] & real[:, :-1]
+    return not bool(jumps.any())
+
+
 def swap(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
     """Set an attribute until `undo` is closed."""
     undo.callback(setattr, owner, name, getattr(owner, name))

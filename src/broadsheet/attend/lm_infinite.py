@@ -1,21 +1,30 @@
 """LM-Infinite (Han et al., 2024, arXiv:2308.16137): a Λ-shaped mask and a distance ceiling.
 
 Knows: queries, keys and values before rotary encoding, and how many tokens were read. Does not know: tokenizers,
-generation, model classes.
+generation, model classes, how a window is kept (`kernels.window`).
+
+Numbers such as "Rule 1" are those of the method's description: query i, key j, distance d = i - j, window of L tokens,
+G first tokens.
+1. The Λ mask: key j is visible to query i iff 0 <= d < L (the window, the token itself included) or j < G.
+2. The ceiling: a key at distance d has the logit w(q_i, k_j, min(d, L)). With RoPE that is <R(i) q_i, R(j) k_j> in the
+   window and <R(L) q_i, k_j> beyond it, k_j un-rotated. One softmax over both.
+3. Middle tokens, optional: from a layer h on each head adds the k keys G <= j <= i - L of the largest logits, each at
+   distance L/2: <R(L/2) q_i, k_j>.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from broadsheet.attend.base import PreRopeAttention
 from broadsheet.attend.kernels import flex
-from broadsheet.attend.kernels.softmax import merge_parts
-from broadsheet.attend.kernels.window import CHUNK, WindowState
+from broadsheet.attend.kernels.buffers import append, empty
+from broadsheet.attend.kernels.softmax import Part, attention_logits, merge_parts, softmax_part, weigh
+from broadsheet.attend.kernels.window import CHUNK, WindowState, rotation
 from broadsheet.attend.memory import Layer
 from broadsheet.console import InputError
 
@@ -27,7 +36,7 @@ LONG = 4096  # tokens of a prompt for which a GPU's compiled kernel may be worth
 
 @dataclass
 class LMInfinite(PreRopeAttention):
-    """Read on past the training length: a token sees the first `n_global` and the last `n_local` tokens, and none of
+    """Read past the training length: a token sees the first `n_global` and the last `n_local` tokens, and none of
     them at a distance greater than `max_distance`.
 
     Use when a text or a stream is longer than the model was trained on, or than the cache may grow, and what counts is
@@ -42,13 +51,13 @@ class LMInfinite(PreRopeAttention):
     setting a ceiling.
 
     Args:
-        n_global: first tokens that stay visible (paper: 10 or 100, with equal results; its code: n_start, 100).
-        n_local: tokens of the window, each token itself among them (paper: L, as many as the model was trained on,
+        n_global: G, first tokens that stay visible (paper: 10 or 100, with equal results; its code: n_start, 100).
+        n_local: L, tokens of the window, each token itself among them (paper: as many as the model was trained on,
             which is `model.config.max_position_embeddings`; 2048 suits nearly every model and costs less).
         max_distance: the ceiling on distances, at least `n_local` - 1 (paper: L; None for `n_local`). A first token
             that has left the window stands where it is until it is that far. The authors' code puts it there at once,
             which is the same where the ceiling is the window.
-        top_k: middle tokens, those between the first ones and the window, that each head adds to what a query sees:
+        top_k: k middle tokens, those between the first ones and the window, that each head adds to what a query sees:
             the ones with the largest logits (paper: 5, for retrieval tasks, and none for perplexity). All of them have
             to be kept for that: memory, and the time of a token, grow with the text.
         top_k_from_layer: the first layer that does so, counted from 0 (paper: h = 5; its code: 4).
@@ -60,8 +69,8 @@ class LMInfinite(PreRopeAttention):
             PyTorch's attention. `"flex"`: by a compiled FlexAttention kernel, in tiles of 1024 queries; a new batch
             size costs a compilation. `"auto"`: on a CPU in chunks, because there the kernel takes about twice as
             long, after 4 to 27 seconds of compilation (`python benchmarks/attend_lm_infinite.py --flex`); on a GPU, for
-            prompts of 4096 tokens and more, by whichever is measured to be faster the first time, which is said, and
-            kept in the cache folder.
+            prompts of 4096 tokens and more, by whichever is measured to be faster the first time, which is
+            reported, and kept in the cache folder.
 
     Raises:
         InputError: a parameter is out of range, or the ceiling beyond the model's trained length; `"flex"` together
@@ -75,6 +84,7 @@ class LMInfinite(PreRopeAttention):
     and the ceiling L.
     """
 
+    paper: ClassVar[str] = "lm_infinite"
     n_global: int = 10
     n_local: int = 2048
     max_distance: int | None = None
@@ -117,19 +127,87 @@ class LMInfinite(PreRopeAttention):
 
 
 class LambdaState(WindowState):
-    """The Λ-shaped memory, attended to by the backend that the method names."""
+    """The window, and in front of it the first `n_global` tokens, at no distance greater than the ceiling.
+
+    The first tokens lie in the slots before the ring, the last of them in front. They are kept un-rotated: for a query
+    of one token they are placed anew beside the ring, so that one attention call reads both. However long the text,
+    that is `n_global` + `n_local` - 1 tokens and the slot of the next one.
+    """
 
     def __init__(self, layer: Layer, method: LMInfinite) -> None:
-        super().__init__(layer, method.n_global, method.n_local, method.max_distance)
         self.method = method
+        self.n_global = method.n_global
+        self.max_distance = method.n_local if method.max_distance is None else method.max_distance
+        super().__init__(layer, method.n_local, self.n_global, self.max_distance)
+        self._first: Tensor | None = None  # keys of the first tokens, un-rotated: (rows, kv_heads, n_global, head_dim)
         self._flex = method.backend == "flex"
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Read the next tokens, as `State.attend` says."""
+        """Read the next tokens, as in `State.attend`."""
         if self.method.backend == "auto":
             long = query.device.type != "cpu" and query.shape[2] >= LONG
             self._flex = long and self._kernel_is_faster(query, value)
         return super().attend(query, key, value)
+
+    def _fill_front(self, key: Tensor, value: Tensor) -> None:
+        """Keep the tokens j < G."""
+        if self._first is None:
+            self._first = key.new_zeros(*key.shape[:2], self.n_global, key.shape[3])
+        if self.seen < self.n_global:
+            assert self._value is not None
+            stop = min(self.n_global, self.seen + key.shape[2])
+            slots, taken = slice(self.n_global - stop, self.n_global - self.seen), slice(0, stop - self.seen)
+            self._first[:, :, slots] = key[:, :, taken].flip(2)
+            self._value[:, :, slots] = value[:, :, taken].flip(2)
+
+    def _place_front(self, keys: Tensor, position: int) -> int:
+        """Rotate the first tokens that have left the window for one query, at `position`; the first slot in sight."""
+        first, last = self._first, self.n_global
+        assert first is not None
+        # Rule 1: j < G and d >= L. Nearer first tokens are in the ring.
+        begin = last - min(last, max(0, self.seen - self.n_local + 1))
+        if begin == last:
+            return begin
+        slots, first = keys.narrow(2, begin, last - begin), first.narrow(2, begin, last - begin)
+        # Rule 2, for a query that the ring places at its own position: k_j stands at that position - min(d, L).
+        farthest = position - self.max_distance
+        if farthest >= last - 1 - begin:
+            slots.copy_(first @ rotation(self.layer.rotary, farthest, keys.shape[3], keys.dtype, keys.device))
+        else:  # some have not reached the ceiling yet; the origin is still 0
+            places = torch.arange(last - 1 - begin, -1, -1, device=keys.device).clamp_min(farthest)
+            slots.copy_(self.layer.rotary.rotate(first, places))
+        return begin
+
+    def _front_part(self, query: Tensor, rotated: Tensor, seen: int) -> Part | None:
+        logits = self._first_logits(query, rotated, seen)
+        if logits is None:
+            return None
+        assert self._value is not None
+        weights, sums = softmax_part(logits)
+        return weigh(weights, self._value[:, :, : self.n_global]), sums
+
+    def _first_logits(self, query: Tensor, rotated: Tensor, seen: int) -> Tensor | None:
+        """Logits of queries `seen`, `seen` + 1, … with the first tokens: (rows, heads, queries, n_global).
+
+        They are -inf where the token is still in the window. None if all are.
+        """
+        new, rotary, ceiling = query.shape[2], self.layer.rotary, self.max_distance
+        if not self.n_global or seen + new <= self.n_local:
+            return None
+        assert self._first is not None
+        # Rule 2, d >= L: <R(L) q_i, k_j>. What would rotate the queries is put on the keys, of which there are fewer.
+        zero, there = (rotation(rotary, at, query.shape[3], query.dtype, query.device) for at in (0, ceiling))
+        logits = self._logits(query, self._first @ zero @ there.T)
+        if seen >= max(ceiling, self.n_local) + self.n_global:
+            return logits
+        places = torch.arange(self.n_global - 1, -1, -1, device=query.device)
+        distance = torch.arange(seen, seen + new, device=query.device)[:, None] - places
+        if ceiling > self.n_local:  # some are nearer, and stand where they are; the origin is still at the text's start
+            logits = torch.where(distance < ceiling, self._logits(rotated, rotary.rotate(self._first, places)), logits)
+        return logits.masked_fill(distance < self.n_local, -torch.inf)  # Rule 1: those are in the window
+
+    def _logits(self, query: Tensor, keys: Tensor) -> Tensor:
+        return attention_logits(query, keys, scaling=self.layer.scaling, softcap=self.layer.softcap)
 
     def _meet(self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor) -> Tensor | None:
         if not self._flex:
@@ -169,18 +247,27 @@ class LambdaState(WindowState):
 
 
 class MiddleState(LambdaState):
-    """The Λ-shaped memory, and for each query and head the `top_k` middle tokens whose logits are largest."""
+    """The Λ-shaped memory, and for each query and head the `top_k` middle tokens whose logits are largest (Rule 3).
+
+    Attributes:
+        middle_: (rows, heads, tokens), the middle tokens that the latest query added, in no order.
+    """
+
+    middle_: Tensor
 
     def __init__(self, layer: Layer, method: LMInfinite) -> None:
         super().__init__(layer, method)
         self._middle_distance = method.n_local // 2 if method.middle_distance is None else method.middle_distance
-        self._past_key: Tensor | None = None  # of all tokens, at angle 0, with room for more
+        self._past_key: Tensor | None = None  # of all tokens, at angle 0: (rows, kv_heads, room, head_dim)
         self._past_value: Tensor | None = None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Read the next tokens, as `State.attend` says."""
+        """Read the next tokens, as in `State.attend`."""
         new = query.shape[2]
-        self._keep(self.layer.rotary.rotate(key, 0), value)
+        if self._past_key is None or self._past_value is None:
+            self._past_key, self._past_value = empty(key), empty(value)
+        self._past_key = append(self._past_key, self.seen, self.layer.rotary.rotate(key, 0))
+        self._past_value = append(self._past_value, self.seen, value)
         plain = 0 if self.method.middle_rows == "all" else new - 1
         outputs = []
         if plain:
@@ -195,7 +282,7 @@ class MiddleState(LambdaState):
             outputs.append(output)
         return torch.cat(outputs, dim=2)
 
-    def _middle(self, query: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+    def _middle(self, query: Tensor, seen: int) -> Part:
         """Attention of tokens `seen`, `seen` + 1, … to the middle tokens that each of their heads ranks first."""
         assert self._past_key is not None
         assert self._past_value is not None
@@ -204,101 +291,17 @@ class MiddleState(LambdaState):
         parts = []
         for start in range(0, new, CHUNK):
             asking = query[:, :, start : start + CHUNK]
-            # Of query i, the middle tokens are n_global … i - n_local.
+            # Rule 3: of query i, the middle tokens are G … i - L, each at distance L/2.
             newest = torch.arange(seen + start, seen + start + asking.shape[2], device=query.device) - self.n_local
             middle = slice(self.n_global, max(self.n_global, seen + start + asking.shape[2] - self.n_local))
             logits = self._logits(asking, self._past_key[:, :, middle])
             tokens = torch.arange(middle.start, middle.stop, device=query.device)
             logits = logits.masked_fill(tokens > newest[:, None], -torch.inf)
             best, which = logits.topk(min(self.method.top_k, len(tokens)), dim=-1)
-            sums = torch.logsumexp(best, dim=-1)
-            weights = torch.exp(best - sums.clamp_min(torch.finfo(sums.dtype).min)[..., None]).to(query.dtype)
+            self.middle_ = which[:, :, -1] + self.n_global
+            weights, sums = softmax_part(best)
             index = which.reshape(rows, self.layer.kv_heads, -1, 1).expand(-1, -1, -1, width)
             values = self._past_value[:, :, middle].gather(2, index).reshape(*which.shape, width)
-            parts.append(((weights[..., None, :] @ values)[..., 0, :], sums))
+            parts.append(((weights[..., None, :].to(values.dtype) @ values)[..., 0, :], sums))
         output, sums = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
         return output, sums
-
-    def _keep(self, key: Tensor, value: Tensor) -> None:
-        """Add keys and values to those of the text; room for them grows by doubling."""
-        end = self.seen + key.shape[2]
-        for name, new in (("_past_key", key), ("_past_value", value)):
-            held = getattr(self, name)
-            if held is None or end > held.shape[2]:
-                size = end if held is None else max(end, 2 * held.shape[2])
-                room = new.new_empty(*new.shape[:2], size, new.shape[3])
-                if held is not None:
-                    room[:, :, : self.seen] = held[:, :, : self.seen]
-                setattr(self, name, room)
-            getattr(self, name)[:, :, self.seen : end] = new
-
-
-def lambda_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    n_global: int,
-    n_local: int,
-    max_distance: int | None = None,
-    top_k: int = 0,
-    middle_distance: int | None = None,
-    middle_rows: Rows = "last",
-    rope_base: float = 10000.0,
-    slopes: Tensor | None = None,
-    scaling: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The formula, written down for a whole text at once: what `LMInfinite` computes without the matrix of weights.
-
-    Args:
-        query, key, value: (…, length, head_dim), before any position encoding.
-        n_global, n_local, max_distance, top_k, middle_distance, middle_rows: as in `LMInfinite`.
-        rope_base: θ of the rotary encoding, the two halves of a head being the pairs.
-        slopes: ALiBi's slopes, to broadcast to (…,); they take the place of the rotary encoding.
-        scaling: of the logits; None for head_dim^-0.5.
-
-    Returns:
-        The output, (…, length, head_dim), and the weights, (…, length, length).
-
-    Example:
-        >>> x = torch.randn(1, 9, 4, dtype=torch.float64)
-        >>> output, weights = lambda_attention(x, x, x, n_global=1, n_local=3)
-        >>> [round(float(weight), 6) for weight in weights[0, 8, 1:6]]  # tokens 1 … 5 are out of sight
-        [0.0, 0.0, 0.0, 0.0, 0.0]
-    """
-    length, width = query.shape[-2:]
-    scaling = width**-0.5 if scaling is None else scaling
-    ceiling = n_local if max_distance is None else max_distance
-    tokens = torch.arange(length, device=query.device)
-    distance = tokens[:, None] - tokens
-
-    def logits_at(places: Tensor | int, keys_at: Tensor | int, far: Tensor | int) -> Tensor:
-        """Of queries and keys at these positions, which are `far` apart."""
-        if slopes is not None:
-            return scaling * query @ key.transpose(-1, -2) - slopes[..., None, None] * far
-        turned = _rotate(key, keys_at, rope_base).transpose(-1, -2)
-        return scaling * _rotate(query, places, rope_base) @ turned
-
-    near, capped = logits_at(tokens, tokens, distance), logits_at(ceiling, 0, ceiling)
-    logits = torch.where(distance < ceiling, near, capped)  # w(q_i, k_j, min(i - j, L))
-    visible = (distance >= 0) & ((distance < n_local) | (tokens < n_global))
-    if top_k:
-        between = (distance >= n_local) & (tokens >= n_global)
-        if middle_rows == "last":
-            between[:-1] = False
-        place = n_local // 2 if middle_distance is None else middle_distance
-        middle = logits_at(place, 0, place).masked_fill(~between, -torch.inf)
-        best = middle.topk(min(top_k, length), dim=-1).indices
-        chosen = torch.zeros_like(middle, dtype=torch.bool).scatter(-1, best, True) & between
-        logits, visible = torch.where(chosen, middle, logits), visible | chosen
-    weights = torch.softmax(logits.masked_fill(~visible, -torch.inf), dim=-1)
-    return weights @ value, weights
-
-
-def _rotate(x: Tensor, positions: Tensor | int, base: float) -> Tensor:
-    """Rotary encoding, the two halves of a head being the pairs: (…, length, head_dim)."""
-    half = x.shape[-1] // 2
-    frequencies = base ** (-torch.arange(half, dtype=x.dtype, device=x.device) / half)
-    angles = torch.as_tensor(positions, device=x.device)[..., None] * frequencies
-    cos, sin = torch.cos(angles), torch.sin(angles)
-    return torch.cat((x[..., :half] * cos - x[..., half:] * sin, x[..., half:] * cos + x[..., :half] * sin), dim=-1)

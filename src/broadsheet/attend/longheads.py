@@ -2,18 +2,27 @@
 
 Knows: queries, keys and values before rotary encoding, of texts without padding. Does not know: tokenizers, generation,
 model classes.
+
+Chunks have w tokens; a query attends to P = A / w of them (Sec. 3).
+- Summary of a complete chunk c, for each head: with positions 0 … w-1, F = softmax(Q_c K_cᵀ / √d) V_c, not causal;
+  f = mean of F's rows; s_c = softmax(f K_cᵀ / √d) K_c.
+- Selection for a query with g complete chunks behind it: chunk 0, chunk g-1, and the P-3 chunks 1 … g-2 of the largest
+  q · s_c, with q un-rotated and unscaled.
+- Attention to those chunks in order and to the tail behind chunk g-1, at new positions 0 … m-1 without gaps, the query
+  at m-1. Before token b attention is full.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from broadsheet.attend.base import ModelLayout, PreRopeAttention
-from broadsheet.attend.kernels.softmax import attention_part, merge_parts
+from broadsheet.attend.kernels.buffers import append, empty
+from broadsheet.attend.kernels.softmax import Part, attention_part, merge_parts
 from broadsheet.attend.memory import Layer, State
 from broadsheet.console import InputError
 
@@ -21,8 +30,6 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
 _BLOCK_BYTES = 24 << 20  # of rotated queries at once: the C allocator keeps tensors below 32 MiB for the next block
-
-LayerLayout = tuple[Tensor, Tensor]  # an output and its log-sum-exp, as `attention_part` gives them
 
 
 @dataclass
@@ -73,6 +80,7 @@ class LongHeads(PreRopeAttention):
     Source: arXiv:2402.10685, Sec. 3; authors' code LuLuLuyi/LongHeads.
     """
 
+    paper: ClassVar[str] = "longheads"
     chunk_size: int = 256
     attention_length: int = 2048
     begin: int | None = None
@@ -109,7 +117,7 @@ class ChunkState(State):
 
     chosen_: Tensor
     # Buffers, with room for tokens to come. Keys and values end with a whole chunk.
-    _key: Tensor
+    _key: Tensor  # (rows, kv_heads, tokens, head_dim), rotated by their places in their chunks
     _value: Tensor
     _summaries: Tensor  # (rows, heads, complete chunks, head_dim), float32 or wider: close scores must not become equal
     _query: Tensor  # the unfinished chunk's, rotated by their places: its summary will need them
@@ -127,20 +135,20 @@ class ChunkState(State):
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Read the next tokens, as `State.attend` says."""
         if not self.seen:
-            self._key = self._value = self._early = _empty(key, key.dtype)
-            self._query = _empty(query, query.dtype)
-            self._summaries = _empty(query, torch.promote_types(query.dtype, torch.float32))
+            self._key = self._value = self._early = empty(key, key.dtype)
+            self._query = empty(query, query.dtype)
+            self._summaries = empty(query, torch.promote_types(query.dtype, torch.float32))
         start, w, rotate = self.seen, self.chunk_size, self.layer.rotary.rotate
         self.seen += query.shape[2]
-        places = torch.arange(start, self.seen, device=query.device) % w
+        places = torch.arange(start, self.seen, device=query.device) % w  # 0 … w-1 in each chunk
         own = rotate(query, places)
-        self._key = _append(self._key, start, rotate(key, places), w)
-        self._value = _append(self._value, start, value, w)
+        self._key = append(self._key, start, rotate(key, places), w)
+        self._value = append(self._value, start, value, w)
         self._summarise(own, start)
 
         outputs = []
         at = start
-        if at < self.begin:
+        if at < self.begin:  # i < b: full attention
             at = min(self.begin, self.seen)
             outputs.append(self._attend_all(query[:, :, : at - start], key[:, :, : at - start], start))
         while at < self.seen:
@@ -157,7 +165,7 @@ class ChunkState(State):
         parts = [self._part(query, key, self._value[:, :, start : new.stop], causal=len(new) > 1)]
         if start:
             parts.append(self._part(query, self._early[:, :, :start], self._value[:, :, :start]))
-        self._early = _append(self._early, start, key, 1) if new.stop < self.begin else _empty(key, key.dtype)
+        self._early = append(self._early, start, key) if new.stop < self.begin else empty(key, key.dtype)
         self.chosen_ = torch.arange(new.stop // self.chunk_size, device=key.device).expand(*query.shape[:2], -1)
         return merge_parts(parts)
 
@@ -168,6 +176,7 @@ class ChunkState(State):
         chosen = self._choose(query, seen)
         self.chosen_ = chosen[..., -1].clone()
 
+        # Attention: the query at m-1, seen from the start of the chunk at each place of its list.
         behind = torch.arange(self.n_chunks - 1, 0, -1, device=device)[:, None] * w
         positions = behind + torch.arange(seen.start, seen.stop, device=device) % w - 1  # (places, queries)
         if len(seen) > 1:
@@ -185,15 +194,17 @@ class ChunkState(State):
         least, most = seen[0] // self.chunk_size, seen[-1] // self.chunk_size
         complete = torch.arange(seen.start, seen.stop, device=query.device) // self.chunk_size
         between = self._summaries[:, :, 1 : most - 1]
+        # Selection: q · s_c for the chunks 1 … g-2, (rows, heads, queries, chunks)
         scores = torch.matmul(query.to(between.dtype), between.transpose(-1, -2))
         if least < most:
             later = torch.arange(1, most - 1, device=query.device) > complete[:, None] - 2
             scores.masked_fill_(later, -torch.inf)
         best = scores.topk(self.n_chunks - 3).indices.sort().values.transpose(2, 3) + 1
         last = (complete - 1).expand(*best.shape[:2], 1, -1)
+        # Selection: {0}, the P-3 best, {g-1}
         return torch.cat((torch.zeros_like(last), best, last), 2)
 
-    def _attend_chunks(self, query: Tensor, positions: Tensor, chosen: Tensor) -> list[LayerLayout]:
+    def _attend_chunks(self, query: Tensor, positions: Tensor, chosen: Tensor) -> list[Part]:
         """Each query with the chunks of its list, a part for every place: chunk by chunk, with all that chose it.
 
         Args:
@@ -216,7 +227,7 @@ class ChunkState(State):
                 flat_sums.index_copy_(0, group, its_sums[0, 0])
         return list(zip(output.unbind(2), sums.unbind(2), strict=True))
 
-    def _attend_list(self, query: Tensor, positions: Tensor, chosen: Tensor, last: int) -> list[LayerLayout]:
+    def _attend_list(self, query: Tensor, positions: Tensor, chosen: Tensor, last: int) -> list[Part]:
         """As `_attend_chunks`, for one query: (rows, heads, 1, head_dim), (places,) and (rows, heads, places)."""
         key, value, first = self._by_chunk()
         placed = self.layer.rotary.rotate(query.expand(-1, -1, len(positions), -1), positions)
@@ -239,7 +250,7 @@ class ChunkState(State):
         first = torch.arange(0, len(key), room // self.chunk_size, device=key.device).view(rows, kv_heads)
         return key, value, first.repeat_interleave(self.layer.group, 1)
 
-    def _attend_tail(self, own: Tensor, start: int) -> LayerLayout:
+    def _attend_tail(self, own: Tensor, start: int) -> Part:
         """Each token from `start` on with its unfinished chunk up to itself: nothing if it ends the chunk."""
         w, stop = self.chunk_size, start + own.shape[2]
         parts = []
@@ -257,7 +268,7 @@ class ChunkState(State):
         return _join(parts)
 
     def _summarise(self, own: Tensor, start: int) -> None:
-        """Summaries of the chunks that the tokens from `start` on complete; the unfinished chunk's queries are kept."""
+        """Summaries of the chunks that the tokens from `start` complete; the unfinished chunk's queries are kept."""
         w, done, held = self.chunk_size, start // self.chunk_size, start % self.chunk_size
         complete = self.seen // w - done
         if complete:
@@ -267,13 +278,15 @@ class ChunkState(State):
                 x.unflatten(2, (complete, w)).transpose(1, 2).flatten(0, 1)  # chunks as rows
                 for x in (queries[:, :, : complete * w], self._key[:, :, span], self._value[:, :, span])
             )
+            # f = mean of the rows of F = softmax(Q_c K_cᵀ / √d) V_c, (rows · chunks, heads, 1, head_dim)
             pooled = self._part(query, key, value)[0].mean(2, keepdim=True)
+            # s_c = softmax(f K_cᵀ / √d) K_c, (rows, heads, chunks, head_dim)
             summary = self._part(pooled, key, key)[0].unflatten(0, (-1, complete)).squeeze(3).transpose(1, 2)
-            self._summaries = _append(self._summaries, done, summary, 1)
+            self._summaries = append(self._summaries, done, summary)
             own, held = queries[:, :, complete * w :], 0
-        self._query = _append(self._query, held, own, w)
+        self._query = append(self._query, held, own, w)
 
-    def _part(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> LayerLayout:
+    def _part(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Part:
         layer = self.layer
         return attention_part(query, key, value, scaling=layer.scaling, softcap=layer.softcap, causal=causal)
 
@@ -306,24 +319,7 @@ def coverage(cache: Cache) -> list[float]:
     return shares
 
 
-def _empty(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """A buffer for rows and heads as in `like`, without tokens."""
-    return like.new_empty(*like.shape[:2], 0, like.shape[3], dtype=dtype)
-
-
-def _append(held: Tensor, length: int, new: Tensor, multiple: int) -> Tensor:
-    """`held` with `new` behind its first `length` tokens; grown by a quarter, to a multiple, where they do not fit."""
-    total = length + new.shape[2]
-    if total > held.shape[2]:
-        room = -(-max(total, length + length // 4) // multiple) * multiple
-        grown = held.new_empty(*held.shape[:2], room, held.shape[3])
-        grown[:, :, :length] = held[:, :, :length]
-        held = grown
-    held[:, :, length:total] = new
-    return held
-
-
-def _join(parts: list[LayerLayout]) -> LayerLayout:
+def _join(parts: list[Part]) -> Part:
     """Parts of different queries, one behind the other."""
     if len(parts) == 1:
         return parts[0]

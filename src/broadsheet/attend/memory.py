@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from broadsheet.attend.rotary import Rotary
+from broadsheet.console import InputError
 
 
 class Bytes(NamedTuple):
@@ -92,7 +93,71 @@ class State(ABC):
                 yield from held
 
 
-class MemoryLayer(CacheLayerMixin):
+class KeylessLayer(CacheLayerMixin):
+    """A cache layer that holds something else than all keys and values, out of which no token can be taken again.
+
+    A subclass sets `reader`, what the errors call it, and has `batch_select_indices`.
+
+    Attributes:
+        seen: tokens read, padding included: where the next one stands.
+        batch_size: rows read.
+    """
+
+    is_sliding = False
+    is_croppable = False
+    reader: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.seen = 0
+        self.batch_size = 0
+        self.is_initialized = False
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, padding included: where the next token stands."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """The padding mask covers all tokens seen and the new ones."""
+        return self.seen + query_length, 0
+
+    def get_max_length(self) -> int:
+        """Unbounded."""
+        return -1
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused: what was read has left its mark on the memory.
+
+        Raises:
+            InputError: always, unless there is nothing to remove.
+        """
+        if tokens_to_remove:
+            raise InputError(
+                f"got a request to take back {abs(tokens_to_remove)} of the tokens read; expected none with "
+                f"{self.reader}: generate without an assistant or prompt lookup, or read on from a copy of the cache"
+            )
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Let row i continue row beam_idx[i]."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row."""
+        if self.is_initialized:
+            self.batch_select_indices(torch.arange(self.batch_size, device=self.device).repeat_interleave(repeats))
+
+    def offload(self) -> None:
+        """Nothing: what is kept off the device is moved by the subclass itself."""
+
+    def prefetch(self) -> None:
+        """Nothing, as in `offload`."""
+
+
+class MemoryLayer(KeylessLayer):
     """A cache layer whose keys and values are in the hands of a method's `State`s.
 
     Rows that have had the same padding so far share a state, so that a state never meets padding: a method that is
@@ -100,29 +165,24 @@ class MemoryLayer(CacheLayerMixin):
     attention function right after it, reads them.
 
     Args:
-        method: what fills it, to compare with what is installed when reading goes on.
+        method: what fills it, to compare with what is installed when more is read.
         layer: the layer it belongs to.
         make: a new, empty state.
     """
 
-    is_sliding = False
-    is_croppable = False
-
     def __init__(self, method: Any, layer: Layer, make: Callable[[], State]) -> None:
         super().__init__()
         self.method = method
+        self.reader = type(method).__name__
         self.layer = layer
         self._make = make
         # Called with self by `update`; set while the method is installed.
         self.announce: Callable[[MemoryLayer], None] | None = None
-        self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self.seen = 0
-        self.batch_size = 0
+        super().reset()
         self._parts: list[tuple[Tensor, State]] = []
-        self.is_initialized = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Note the batch and its device."""
@@ -135,10 +195,10 @@ class MemoryLayer(CacheLayerMixin):
         """Take the new keys and values, before rotary encoding; give them back for the attention function.
 
         Raises:
-            ValueError: the method is not installed any more.
+            InputError: the method is not installed any more.
         """
         if self.announce is None:
-            raise ValueError(f"got a cache that was filled under {self.method}; expected that to be installed still")
+            raise InputError(f"got a cache that was filled under {self.method}; expected that to be installed still")
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.seen += key_states.shape[2]
@@ -186,40 +246,6 @@ class MemoryLayer(CacheLayerMixin):
         held = [state.bytes() for state in self.states]
         return Bytes(sum(each.on_device for each in held), sum(each.off_device for each in held))
 
-    def get_seq_length(self) -> int:
-        """Tokens seen, padding included: where the next token stands."""
-        return self.seen
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """The padding mask covers all tokens seen and the new ones."""
-        return self.seen + query_length, 0
-
-    def get_max_length(self) -> int:
-        """Unbounded."""
-        return -1
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refused: what was read has left its mark on the memory.
-
-        Raises:
-            ValueError: always, unless there is nothing to remove.
-        """
-        if tokens_to_remove:
-            raise ValueError(
-                f"{type(self.method).__name__} cannot take back tokens it has read, which assisted generation needs; "
-                "generate without an assistant or prompt lookup"
-            )
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Let row i go on from row beam_idx[i]."""
-        if self.is_initialized:
-            self.batch_select_indices(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row."""
-        if self.is_initialized:
-            self.batch_select_indices(torch.arange(self.batch_size, device=self.device).repeat_interleave(repeats))
-
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows, in this order."""
         if not self.is_initialized:
@@ -232,12 +258,6 @@ class MemoryLayer(CacheLayerMixin):
                 parts.append((new, state.select(old)))
         self._parts = parts
         self.batch_size = len(indices)
-
-    def offload(self) -> None:
-        """Nothing: a method that keeps part of its memory off the device moves it itself."""
-
-    def prefetch(self) -> None:
-        """Nothing, as in `offload`."""
 
 
 def cache_bytes(cache: Cache) -> Bytes:

@@ -83,16 +83,17 @@ class Rotary:
         return self._put(x, cos[:, span], sin[:, span])
 
     def shift(self, x: Tensor, by: int) -> Tensor:
-        """Move tensors that are already rotated `by` positions on (back, if negative), exactly up to rounding.
+        """Move tensors that are already rotated by `by` positions (back, if negative), exactly up to rounding.
 
         Angles near zero keep their precision in float32 however many tokens a stream has.
         """
         if self.module is None or not by:
             return x
-        cos, sin = self._table(abs(by) + 1, x.float())
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        cos, sin = self._table(abs(by) + 1, wide)
         start = cos[:, :1]  # cos 0, which is not 1 where the model scales its tables (YaRN)
         angle_cos, angle_sin = cos[:, abs(by), None] / start, sin[:, abs(by), None] / start
-        return self._put(x.float(), angle_cos, angle_sin if by > 0 else -angle_sin).to(x.dtype)
+        return self._put(wide, angle_cos, angle_sin if by > 0 else -angle_sin).to(x.dtype)
 
     def _table(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of positions 0 … at least `length`-1, (1, length, rotary_dim)."""

@@ -1,21 +1,32 @@
 """TransNormerLLM (Qin et al., 2023, arXiv:2307.14995): a language model without softmax, as a transformers model.
 
-Knows: configs, weights, what `generate` and `Trainer` ask of a model. Does not know: how decayed linear attention is
-worked and what is kept of a text (`lightning`), tokenizers, training.
+Knows: the equations, configs, weights, what `Trainer` asks of a model. Does not know: what `generate` asks of a cache
+(`kernels.linear`), tokenizers, training.
+
+- Block: X ← X + GLA(SRMSNorm(X)); X ← X + SGLU(SRMSNorm(X)).
+- GLA: o_t = Σ_{s≤t} (q_t·k_s) λ^{t−s} v_s, O = SRMSNorm(concat_h o) ⊙ U; LRPE-d on q and k in the first layer.
+- Decay: Eq. 2, λ(h, l) = exp(−(8h/H)(1 − l/L)); the released code has another.
+- Robust inference: S_t = λ S_{t−1} + k_t v_tᵀ, o_t = q_t S_t. The factored form (q λ^t)(k λ^{−t}) overflows after some
+  hundred tokens, so no form here takes a negative power of λ.
+- Lightning Attention: blocks of M tokens, in the form that is linear in the length (version 2, arXiv:2401.04658).
+
+Sums are formed and returned in float32 (float64 for float64 inputs) whatever the inputs and autocast are: they are not
+normalised, and a bfloat16 state drifts. A token that is not real (padding) is as if it were not there: it writes
+nothing, nothing decays over it, and it takes no position. The authors' code zeroes its value only, so that there a pad
+after the text still ages the state.
 
 Importing this module makes `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know the model type `transnormer`.
 """
 
 from __future__ import annotations
 
-from math import sqrt
-from typing import Any, get_args
+import math
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, initialization
-from transformers.cache_utils import Cache
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel, initialization
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -24,101 +35,175 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from broadsheet.attend.kernels.lightning import (
-    Decay,
-    DecayedState,
-    Kernel,
-    decayed_attention,
-    log_decay,
-    lrpe,
-    lrpe_theta,
-    srmsnorm,
-)
-from broadsheet.attend.memory import Bytes
+from broadsheet.attend.kernels.linear import Kernel, fla_form, use_fla, where_tokens_stand
+from broadsheet.attend.transnormer_config import Decay, TransNormerCache, TransNormerConfig
 from broadsheet.console import InputError
 
 
-class TransNormerConfig(PreTrainedConfig):
-    """The shape of a TransNormer.
+def head_slopes(n_heads: int) -> list[float]:
+    """ALiBi's slopes: 2^(−8(h+1)/H); for H not a power of two, those of the power below it, then every other one of the
+    power above it."""
+    power = 2 ** math.floor(math.log2(n_heads))
+    # Released code: slope_h = 2^(−8(h+1)/H)
+    slopes = [2 ** (-8 * (h + 1) / power) for h in range(power)]
+    return slopes + ([] if power == n_heads else head_slopes(2 * power)[::2][: n_heads - power])
 
-    The paper gives 30 layers and 32 heads for its 7B model; widths, the GLU's width, the vocabulary and the scale of
-    the initial weights of its 385M, 1B and 7B models were not found, so those defaults are ours.
+
+def log_decay(n_heads: int, layer: int, n_layers: int, how: Decay = "code") -> list[float]:
+    """ln λ of each head of one layer, each at most 0.
 
     Args:
-        vocab_size: V.
-        hidden_size: D, the width of the residual stream.
-        attention_size: the width of queries, keys, values and gate, all heads together; by default `hidden_size`.
-        intermediate_size: the width of the gated MLP.
-        num_hidden_layers, num_attention_heads: L and H.
-        lrpe_layers: layers that encode positions by LRPE (the first one only: "mix", the paper's choice; all layers
-            gave a perplexity 1 % lower at 15–20 % more time). The state of such a layer is twice as large.
-        decay: `"code"` or `"paper"`, see `lightning.log_decay`; the released weights were trained with the code's,
-            which is the default. `"none"` takes the decay away.
-        block_size: M, tokens worked at once in training and prefill. It changes speed only (the released code: 256;
-            128 was the fastest of 32–256 on CPU).
-        kernel: `"auto"`, `"torch"` or `"fla"`, see `lightning.decayed_attention`.
-        scale_embedding: multiply embeddings by √D (released code: on).
-        bias: in the linear layers (released code: off).
-        initializer_range: standard deviation of the initial weights.
-        use_cache: whether a forward pass outside training returns its state.
-        tie_word_embeddings: use the embeddings as the head (off in the paper).
+        layer: counted from 0.
+        how: `"code"` is what the released weights were trained with, −slope_h (1 − l/(L−1) + 1e-5): the first head
+            forgets fastest, the last layer hardly at all. `"paper"` is the printed Eq. 2, −(8h/H)(1 − l/L) with l from
+            1: the first head and the last layer never forget. `"none"` is plain linear attention. They are different
+            functions: weights trained with one are wrong with another.
+
+    Raises:
+        InputError: an unknown `how`, or no such layer.
     """
-
-    model_type = "transnormer"
-    keys_to_ignore_at_inference = ["cache"]  # noqa: RUF012
-
-    vocab_size: int = 32000
-    hidden_size: int = 1024
-    attention_size: int | None = None
-    intermediate_size: int = 2048
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 8
-    lrpe_layers: tuple[int, ...] | list[int] = (0,)
-    decay: Decay = "code"
-    block_size: int = 128
-    kernel: Kernel = "auto"
-    scale_embedding: bool = True
-    bias: bool = False
-    initializer_range: float = 0.02
-    use_cache: bool = True
-    tie_word_embeddings: bool = False
-    pad_token_id: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        self.attention_size = self.attention_size or self.hidden_size
-        self.lrpe_layers = sorted(self.lrpe_layers)
-        if self.attention_size % self.num_attention_heads:
-            raise InputError(
-                f"got an attention size of {self.attention_size} for {self.num_attention_heads} heads; "
-                "expected a multiple"
-            )
-        if not set(self.lrpe_layers) <= set(range(self.num_hidden_layers)):
-            raise InputError(
-                f"got lrpe_layers {self.lrpe_layers}; expected numbers from 0 to {self.num_hidden_layers - 1}"
-            )
-        for name, known in (("decay", get_args(Decay)), ("kernel", get_args(Kernel))):
-            if getattr(self, name) not in known:
-                raise InputError(f"got {name} {getattr(self, name)!r}; expected one of {', '.join(known)}")
-        super().__post_init__(**kwargs)
+    if not 0 <= layer < n_layers:
+        raise InputError(f"got layer {layer} of {n_layers}; expected 0 to {n_layers - 1}")
+    match how:
+        case "code":
+            # Released code: ln λ = −slope_h (1 − l/(L−1) + 1e-5), l = 0 … L−1. A single layer has no l/(L−1) (the
+            # authors' code divides by zero); it is taken as a first layer.
+            return [-slope * (1 - layer / max(n_layers - 1, 1) + 1e-5) for slope in head_slopes(n_heads)]
+        case "paper":  # Eq. 2: ln λ = −(8h/H)(1 − l/L), h = 0 … H−1, l = 1 … L
+            return [-(8 * h / n_heads) * (1 - (layer + 1) / n_layers) for h in range(n_heads)]
+        case "none":
+            return [0.0] * n_heads
+    raise InputError(f"got decay {how!r}; expected one of {', '.join(get_args(Decay))}")
 
 
-class TransNormerCache(Cache):
-    """The states of all layers.
+def lrpe_theta(n_heads: int, head_dim: int) -> Tensor:
+    """The angle between neighbours at the start of training: 10000^(−2r/(Hd)), r over heads, then dims; (H, d)."""
+    ranks = torch.arange(n_heads * head_dim, dtype=torch.float64).reshape(n_heads, head_dim)
+    # LRPE-d: θ = 10000^(−2r/(Hd)), r = 0 … Hd−1
+    return 10000 ** (-2 * ranks / (n_heads * head_dim))
 
-    Example:
-        >>> cache = TransNormerCache(TransNormerConfig(num_hidden_layers=2))
-        >>> cache.get_seq_length(), cache.bytes().on_device
-        (0, 0)
+
+def lrpe(x: Tensor, theta: Tensor, positions: Tensor) -> Tensor:
+    """LRPE-d: x at position p becomes [x cos θp ; x sin θp], so that q·k turns into Σ_i q_i k_i cos θ_i(t−s).
+
+    Args:
+        x: (batch, heads, length, head_dim).
+        theta: (heads, head_dim).
+        positions: (length,) or (batch, length).
+
+    Returns:
+        (batch, heads, length, 2 · head_dim).
     """
+    # In float32 the angle at position 10^6 is off by 0.03 rad; MPS has nothing better.
+    exact = torch.float32 if x.device.type == "mps" else torch.float64
+    angle = positions.to(exact).reshape(-1, 1, x.shape[-2], 1) * theta.to(exact)[:, None]  # (batch, heads, length, d)
+    # LRPE-d: x ↦ [x cos θp ; x sin θp]
+    return torch.cat([x * angle.cos().to(x.dtype), x * angle.sin().to(x.dtype)], dim=-1)
 
-    def __init__(self, config: TransNormerConfig) -> None:
-        super().__init__(layers=[DecayedState() for _ in range(config.num_hidden_layers)])
 
-    def bytes(self) -> Bytes:
-        """Bytes held."""
-        return Bytes(sum(layer.bytes().on_device for layer in self.layers), 0)
+def srmsnorm(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """SRMSNorm: x over the root of its mean square, with no learned scale; computed in float32 at least."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    # SRMSNorm: x / (‖x‖₂ / √D)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def decayed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    *,
+    state: Tensor | None = None,
+    real: Tensor | None = None,
+    block_size: int = 128,
+    kernel: Kernel = "auto",
+) -> tuple[Tensor, Tensor]:
+    """o_t = Σ_{s≤t} (q_t·k_s) λ^{t−s} v_s, for the whole of a text, a chunk of it, or one more token.
+
+    Args:
+        q, k: (batch, heads, length, d), already activated and encoded; they are not scaled.
+        v: (batch, heads, length, e).
+        log_decay: (heads,), ln λ, at most 0.
+        state: what earlier chunks returned, (batch, heads, d, e); None at the start of a text.
+        real: (batch, length), 1 for tokens and 0 for padding, wherever it lies; None where nothing is padded.
+        block_size: tokens in a block of the block form. Any size gives the same result.
+        kernel: `"torch"` runs everywhere; `"fla"` is flash-linear-attention's kernel, on CUDA; `"auto"` is fla where
+            both are there.
+
+    Returns:
+        (batch, heads, length, e), and the state after the last token.
+
+    Raises:
+        InputError: fla was asked for and cannot be used, an unknown kernel, or a block size below 1.
+    """
+    if block_size < 1:
+        raise InputError(f"got block_size {block_size}; expected at least 1")
+    if use_fla(kernel, q.device):
+        return fla_form(q, k, v, log_decay, state=state, real=real)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v, rate = q.to(wide), k.to(wide), v.to(wide), log_decay.to(wide)
+        if state is None:
+            state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
+        if q.shape[-2] == 1 and real is None:
+            return recurrent_step(q, k, v, rate, state)
+        return block_form(q, k, v, rate, state, real, block_size)
+
+
+def recurrent_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One token: S ← λS + k vᵀ, o = qS. Time and memory do not depend on how many went before."""
+    state = state * log_decay.exp()[:, None, None] + k.mT * v  # S_t = λ S_{t−1} + k_t v_tᵀ  (batch, heads, d, e)
+    return q @ state, state  # o_t = q_t S_t  (batch, heads, 1, e)
+
+
+def block_form(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, real: Tensor | None, block_size: int
+) -> tuple[Tensor, Tensor]:
+    """Lightning Attention-2 (arXiv:2401.04658): quadratic within a block of M tokens, a state between blocks.
+
+    With a block's tokens numbered r = 1 … m: intra = (Q Kᵀ ⊙ D) V, inter_r = λ^r q_r S, O = intra + inter, and then
+    S ← λ^m S + Σ_r λ^{m−r} k_r v_rᵀ. Work grows linearly in the length. One loop over the blocks, so that the scores of
+    one block are all that is held at a time and stay in the processor's cache: twice as fast as all blocks at once, and
+    about as fast with the backward pass (`benchmarks/transnormer.py`).
+    """
+    steps = torch.arange(1, min(block_size, q.shape[-2]) + 1, device=q.device)[None]
+    full = _powers(log_decay, steps)
+    # Split, not slices: the gradient of a slice is as long as the whole, which made training quadratic.
+    blocks = zip(*(x.split(block_size, dim=-2) for x in (q, k, v)), strict=True)
+    marks = real.split(block_size, dim=-1) if real is not None else None
+    outputs = []
+    for i, (queries, keys, values) in enumerate(blocks):
+        powers = full
+        if marks is not None:
+            values = values * marks[i][:, None, :, None]
+            powers = _powers(log_decay, marks[i].long().cumsum(-1))
+        elif queries.shape[-2] < steps.shape[-1]:
+            powers = _powers(log_decay, steps[:, : queries.shape[-2]])
+        within = ((queries @ keys.mT) * powers.within) @ values  # (Q Kᵀ ⊙ D) V  (batch, heads, m, e)
+        before = (queries * powers.since_start) @ state  # λ^r q_r S
+        outputs.append(within + before)
+        state = state * powers.whole + (keys * powers.to_end).mT @ values  # S ← λ^m S + Σ_r λ^{m−r} k_r v_rᵀ
+    return torch.cat(outputs, dim=-2), state
+
+
+class _Powers(NamedTuple):
+    """Powers of λ in a block, by (batch or 1, heads, …)."""
+
+    within: Tensor  # (…, m, m): D_rs = λ^(r−s) where s ≤ r, else 0
+    since_start: Tensor  # (…, m, 1): λ^r
+    to_end: Tensor  # (…, m, 1): λ^(m−r)
+    whole: Tensor  # (…, 1, 1): λ^m
+
+
+def _powers(log_decay: Tensor, count: Tensor) -> _Powers:
+    """The powers of a block whose r-th token is the `count[:, r]`-th real one, (batch or 1, m)."""
+    rate, count = log_decay[:, None, None], count.to(log_decay.dtype)[:, None, :, None]
+    last = count[:, :, -1:]
+    apart = (count - count.mT).clamp(min=0)
+    return _Powers(
+        (rate * apart).exp().tril(), (rate * count).exp(), (rate * (last - count)).exp(), (rate * last).exp()
+    )
 
 
 class GatedLinearAttention(nn.Module):
@@ -146,8 +231,10 @@ class GatedLinearAttention(nn.Module):
         real: Tensor | None,
         cache: TransNormerCache | None = None,
     ) -> Tensor:
+        # GLA: [Q, K, V, U] = X W, each (batch, length, attention_size)
         q, k, v, gate = self.in_proj(hidden_states).chunk(4, dim=-1)
         heads = (self.config.num_attention_heads, -1)
+        # Q = swish(Q), K = swish(K); (batch, heads, length, head_dim)
         q, k, v = (x.unflatten(-1, heads).transpose(1, 2) for x in (silu(q), silu(k), v))
         if self.layer in self.config.lrpe_layers:
             q, k = lrpe(q, self.theta, positions), lrpe(k, self.theta, positions)
@@ -164,7 +251,7 @@ class GatedLinearAttention(nn.Module):
         )
         if memory:
             memory.advance(state, q.shape[2], real)
-        # The sums can be beyond float16's range: they are narrowed after the norm.
+        # O = SRMSNorm(concat_h o) ⊙ U. The sums can be beyond float16's range: they are narrowed after the norm.
         normed = srmsnorm(mixed.transpose(1, 2).flatten(2)).to(gate.dtype)
         return self.out_proj(normed * gate)
 
@@ -179,11 +266,11 @@ class SGLU(nn.Module):
         self.o_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.o_proj(self.v_proj(hidden_states) * self.u_proj(hidden_states))
+        return self.o_proj(self.v_proj(hidden_states) * self.u_proj(hidden_states))  # ((x W_v) ⊙ (x W_u)) W_o
 
 
 class TransNormerBlock(GradientCheckpointingLayer):
-    """X ← X + GLA(SRMSNorm(X)); X ← X + SGLU(SRMSNorm(X))."""
+    """A layer: X ← X + GLA(SRMSNorm(X)); X ← X + SGLU(SRMSNorm(X))."""
 
     def __init__(self, config: TransNormerConfig, layer: int) -> None:
         super().__init__()
@@ -264,20 +351,14 @@ class TransNormerModel(TransNormerPreTrainedModel):
         if not length:
             raise InputError("got a text of no tokens; expected at least one, such as a token that begins a text")
         if self.config.scale_embedding:
-            hidden_states = hidden_states * sqrt(self.config.hidden_size)
+            hidden_states = hidden_states * math.sqrt(self.config.hidden_size)
 
         if use_cache and cache is None and not self.training:
             cache = TransNormerCache(self.config)
-        past = _position(cache, self.config)
-        real = _real_tokens(attention_mask, batch, length)
-        _refuse_packing(kwargs.get("position_ids"), real)
-        if real is None:
-            positions = torch.arange(length, device=hidden_states.device)[None]
-        else:
-            positions = real.long().cumsum(-1) - 1
-        if past is not None:
-            positions = positions + past[:, None]
-
+        positions, real = where_tokens_stand(
+            batch, length, attention_mask, kwargs.get("position_ids"), cache, len(self.layers)
+        )
+        positions = positions.to(hidden_states.device)
         decays = torch.tensor(self.log_decay, device=hidden_states.device)
         for layer in self.layers:
             hidden_states = layer(hidden_states, decays, positions, real, cache=cache)
@@ -295,9 +376,7 @@ class TransNormerForCausalLM(TransNormerPreTrainedModel, GenerationMixin):
 
     A `PreTrainedModel` like any other: `from_pretrained`, `save_pretrained` (safetensors), `Trainer`, `generate` with
     greedy, sampling and beams, `prefill_chunk_size`, gradient checkpointing. What needs to take tokens back (assisted
-    generation, prompt lookup, `crop`) is refused. Padding may lie anywhere: a pad writes nothing, decays nothing and
-    takes no position, so a padded row equals the row alone, and reading on after right padding is right as well. (The
-    authors' code zeroes the values of pads only; there the state ages over right padding.)
+    generation, prompt lookup, `crop`) is refused. Padding may lie anywhere: a padded row equals the row alone.
 
     Inputs: token ids (batch, length), with `labels` for the loss; texts packed into one row are refused.
     Relation: RetNet has the same recurrence with a norm per head and softmax-free rotary queries; Lightning Attention-2
@@ -321,6 +400,7 @@ class TransNormerForCausalLM(TransNormerPreTrainedModel, GenerationMixin):
     OpenNLPLab/TransnormerLLM and its released modelling files, whose decays (`decay="code"`) are not Eq. 2.
     """
 
+    paper: ClassVar[str] = "transnormer"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: TransNormerConfig) -> None:
@@ -375,46 +455,6 @@ class TransNormerForCausalLM(TransNormerPreTrainedModel, GenerationMixin):
             raise InputError(f"got cache_implementation {wanted!r}; expected none: a TransNormer's state does not grow")
         if generation_config.use_cache is not False and model_kwargs.get("cache") is None:
             model_kwargs["cache"] = TransNormerCache(self.config)
-
-
-def _position(cache: Cache | None, config: TransNormerConfig) -> Tensor | None:
-    """Where each row of a cache stands, (batch,); None at the start of the texts."""
-    if cache is None:
-        return None
-    layers = cache.layers
-    if len(layers) != config.num_hidden_layers or not all(isinstance(layer, DecayedState) for layer in layers):
-        raise InputError(
-            f"got a {type(cache).__name__} of {len(layers)} layers; expected TransNormerCache(model.config), "
-            f"of {config.num_hidden_layers}"
-        )
-    return layers[0].position
-
-
-def _real_tokens(attention_mask: Tensor | None, batch: int, length: int) -> Tensor | None:
-    """Which of the new tokens are no padding, (batch, length) bool; None where all are."""
-    if attention_mask is None:
-        return None
-    if attention_mask.ndim != 2 or len(attention_mask) != batch or attention_mask.shape[1] < length:
-        raise InputError(
-            f"got an attention mask of shape {tuple(attention_mask.shape)} for {batch} × {length} tokens; expected "
-            "1 for tokens and 0 for padding (batch, length): linear attention is causal and takes no other mask"
-        )
-    real = attention_mask[:, -length:].bool()
-    return None if real.all() else real
-
-
-def _refuse_packing(position_ids: Tensor | None, real: Tensor | None) -> None:
-    """Positions that start anew within a row mean several texts in it, which the state would mix."""
-    if position_ids is None:
-        return
-    goes_on = position_ids.diff(dim=-1) == 1
-    if real is not None:
-        goes_on |= ~(real[:, 1:] & real[:, :-1])
-    if not goes_on.all():
-        raise InputError(
-            "got position_ids that do not count up by one, as for texts packed into a row; expected one text a row, "
-            "padded to equal lengths"
-        )
 
 
 AutoConfig.register("transnormer", TransNormerConfig)

@@ -1,31 +1,20 @@
 """Detect: is this text machine-written? Every method is a `Detector` with `score(texts)`, higher = more machine-like.
 
 One forward pass of a causal LM serves all of them but `DetectGPT`, `NPR` and `DNAGPT`, which read variants of the text.
+The papers' own detectors (`broadsheet papers --stage detect`) are found in their files; the parts are listed here.
 """
 
-from broadsheet.detect.base import Detector, OnePassDetector, score_all
-from broadsheet.detect.curvature import Binoculars, FastDetectGPT
-from broadsheet.detect.lastde import Lastde, LastdePP
-from broadsheet.detect.likelihood import LRR, Entropy, Likelihood, LogRank, Rank
-from broadsheet.detect.reading import Reader, TokenScores
-from broadsheet.detect.resampling import DNAGPT, NPR, DetectGPT
+from broadsheet.page.discovery import Exports
 
-__all__ = [
-    "DNAGPT",
-    "LRR",
-    "NPR",
-    "Binoculars",
-    "DetectGPT",
-    "Detector",
-    "Entropy",
-    "FastDetectGPT",
-    "Lastde",
-    "LastdePP",
-    "Likelihood",
-    "LogRank",
-    "OnePassDetector",
-    "Rank",
-    "Reader",
-    "TokenScores",
-    "score_all",
-]
+_exports = Exports(
+    __name__,
+    {
+        "base": ("Detector", "OnePassDetector", "score_all"),
+        "curvature": ("Binoculars", "FastDetectGPT"),
+        "likelihood": ("LRR", "Entropy", "Likelihood", "LogRank", "Rank"),
+        "reading": ("Reader", "TokenScores"),
+        "resampling": ("DNAGPT", "NPR", "DetectGPT"),
+    },
+)
+__all__ = _exports.names
+__getattr__ = _exports.get

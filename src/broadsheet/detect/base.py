@@ -1,6 +1,6 @@
 """The socket of the stage: a detector turns texts into scores, higher meaning more likely machine-written.
 
-Knows: readings of texts, calibration on labelled scores. Does not know: any one statistic.
+Knows: token scores of texts, calibration on labelled scores. Does not know: any one statistic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from broadsheet.detect.reading import Need, Reader, TokenScores, read_logits
 
 Scores = NDArray[np.float64]
 
-# Texts read before their readings are let go: with 100 samples a token a reading of 200 tokens takes 160 kB.
+# Texts whose token scores are in memory together: with 100 samples per token, 200 tokens take 160 kB.
 _CHUNK = 256
 
 
@@ -30,17 +30,24 @@ class Detector(ABC):
 
     Args:
         model: what `models.load` takes (`"default"`, a hub id, a folder, a .gguf file), or a loaded (model, tokenizer).
-        reference: a second model with the same tokenizer that the text is compared with or resampled from; by default
-            the model itself. Methods that use none ignore it.
+        reference: a second model with the same tokenizer, whose predictions the text is compared with or resampled
+            from; by default the model itself. Methods that use none ignore it.
         device, dtype: as in `models.load`; float32 by default, because the statistics are differences of
             log-probabilities.
-        seed: of whatever is sampled. A text's samples depend on the seed and the text, not on its neighbours.
+        seed: of samples. A text's samples depend on the seed and the text, not on the other texts.
 
     Attributes:
+        needs: what its readings must hold.
+        title: as it is printed, where that is not the class's name.
+        beats: the detector that its paper says it beats, as printed; empty where there is no such claim.
+        variants: further settings that its paper tries, name → fields.
         calibration_: after `fit`, the scikit-learn `LogisticRegression` on the score.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    title: ClassVar[str] = ""
+    beats: ClassVar[str] = ""
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     model: Any = field(default="default", kw_only=True)
     reference: Any = field(default=None, kw_only=True)
@@ -50,12 +57,12 @@ class Detector(ABC):
 
     @property
     def n_samples(self) -> int:
-        """How many samples at each position the readings must hold."""
+        """Samples per position that the token scores must hold."""
         return 0
 
     @property
     def reader(self) -> Reader:
-        """The loaded model; made on first use and kept."""
+        """The model, loaded on first use and kept."""
         if getattr(self, "_reader", None) is None:
             self._reader = Reader(self.model, self.reference, device=self.device, dtype=self.dtype)
         return self._reader
@@ -63,7 +70,7 @@ class Detector(ABC):
     def score(self, texts: Sequence[str]) -> Scores:
         """Scores of `texts`: (len(texts),) float64, higher = more machine-like.
 
-        A text too short for the method (empty, one token) gets NaN; how many is said.
+        A text too short for the method (empty, one token) gets NaN; their number is reported.
 
         Raises:
             InputError: `texts` is a single string, or holds something else than strings.
@@ -73,7 +80,7 @@ class Detector(ABC):
 
     @abstractmethod
     def score_readings(self, texts: Sequence[str], readings: Sequence[TokenScores], reader: Reader) -> Scores:
-        """Scores from readings that hold `needs`, NaN where a text is too short. `reader` reads further texts."""
+        """Scores from token scores that hold `needs`, NaN where a text is too short. `reader` reads further texts."""
 
     def fit(self, texts: Sequence[str], labels: Sequence[int]) -> Self:
         """Calibrate the score to a probability on labelled texts (1 = machine-written), by logistic regression.
@@ -110,7 +117,7 @@ class Detector(ABC):
         return self.to_probability(self.score(texts))
 
     def to_probability(self, scores: Scores) -> NDArray[np.float64]:
-        """What `predict_proba` makes of scores that are there already.
+        """Probabilities, as `predict_proba` returns them, of scores computed before.
 
         Raises:
             InputError: called before `fit`.
@@ -126,15 +133,15 @@ class Detector(ABC):
 
 @dataclass
 class OnePassDetector(Detector):
-    """A detector whose score is a statistic of the text's own reading: one forward pass, shared between methods."""
+    """A detector whose score is a statistic of the text's own token scores: one forward pass, shared by all methods."""
 
     @abstractmethod
     def statistic(self, reading: TokenScores) -> float:
-        """The score of one text from its reading; called with at least `min_tokens` scored tokens."""
+        """The score of one text from its token scores, at least `min_tokens` of them."""
 
     @property
     def min_tokens(self) -> int:
-        """The fewest scored tokens (the first token of a text is not) the statistic is defined for."""
+        """The fewest scored tokens that the statistic is defined for (a text's first token has no score)."""
         return 1
 
     def score_readings(self, texts: Sequence[str], readings: Sequence[TokenScores], reader: Reader) -> Scores:
@@ -145,7 +152,7 @@ class OnePassDetector(Detector):
         return scores
 
     def scores_from_logits(self, logits: Tensor, labels: Tensor, ref_logits: Tensor | None = None) -> float:
-        """The score of one text from logits (n, vocabulary) that predict `labels` (n,), with no model at hand."""
+        """The score of one text from logits (n, vocabulary) that predict `labels` (n,), without a model."""
         generator = torch.Generator().manual_seed(self.seed)
         reading = read_logits(
             logits, labels, ref_logits, needs=self.needs, n_samples=self.n_samples, generator=generator
@@ -157,8 +164,8 @@ def score_all(detectors: Mapping[str, Detector], texts: Sequence[str], reader: R
     """Scores of several detectors from one shared forward pass over each text.
 
     Args:
-        detectors: name → detector; their `model` and `reference` are not loaded: `reader` reads for all. Those that
-            sample must agree on the seed.
+        detectors: name → detector; their own `model` and `reference` are not loaded, `reader` serves them all.
+            Detectors that sample must have the same seed.
 
     Raises:
         InputError: `texts` is a single string, or holds something else than strings; or the detectors disagree.

@@ -1,7 +1,7 @@
 """The plain statistics of one forward pass: likelihood, rank, log-rank, entropy, and LRR.
 
-Knows: readings. Five one-line detectors stand together here because they are the baselines of every paper in this
-stage (arXiv:1906.04043, GLTR, for the first four) and serve side by side from the same reading.
+Knows: token scores. Five one-line detectors are together here because they are the baselines of every paper in this
+stage (arXiv:1906.04043, GLTR, for the first four) and share the same token scores.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from broadsheet.detect.reading import Need, TokenScores
 class Likelihood(OnePassDetector):
     """Mean log-likelihood of the text's tokens, in nats: the plain baseline, −(the model's own loss).
 
-    Use when only a baseline is wanted: text that is predictable for its subject (documentation, law) scores as
-    machine-made.
+    Use as a baseline only: text that is predictable for its subject (documentation, law) scores as machine-written.
     Source: arXiv:1906.04043; as compared in arXiv:2410.06072, Sec. 4.
     """
 
@@ -30,7 +29,7 @@ class Likelihood(OnePassDetector):
 class Rank(OnePassDetector):
     """Minus the mean 1-based rank of each token among all tokens by probability.
 
-    Use when comparing with older work. Prefer `LogRank`: a few rare tokens decide the mean rank.
+    Use when comparing with older work. Prefer `LogRank`: the mean rank is dominated by a few rare tokens.
     Source: arXiv:1906.04043.
     """
 
@@ -45,7 +44,7 @@ class Rank(OnePassDetector):
 class LogRank(OnePassDetector):
     """Minus the mean natural logarithm of each token's rank.
 
-    Use when outliers must not decide. Relation: the denominator of `LRR`, and what `NPR` perturbs.
+    Use when outliers must not dominate. Relation: the denominator of `LRR`; `NPR` compares it after perturbation.
     Source: arXiv:2301.11305.
     """
 
@@ -75,7 +74,7 @@ class Entropy(OnePassDetector):
 class LRR(OnePassDetector):
     """Log-likelihood over log-rank: |mean log-likelihood| / mean log-rank; +inf where every token ranks first.
 
-    Use when one forward pass is all there is and no parameter is to be chosen. Relation: `Lastde` replaces the
+    Use when only one forward pass is affordable and no parameter should be chosen. Relation: `Lastde` replaces the
     denominator by the spread of a multiscale entropy.
     Source: arXiv:2306.05540, Eq. 1.
     """

@@ -1,4 +1,4 @@
-"""One forward pass over each text, kept as the few numbers per token that every detector is made from.
+"""One forward pass over each text, kept as the few numbers per token from which every detector computes its score.
 
 Knows: causal LMs, token ids, windows over long texts, batches. Does not know: detectors. Nothing here is averaged over
 tokens: a `TokenScores` holds sequences, and a detector's statistic is a function of them.
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 Need = Literal["rank", "entropy", "moments", "samples"]
 
-# Matrix products and attention change the order of their sums with the shape of the batch. On the CPU a text's batch
-# therefore has a shape that its own length decides: its width is the length rounded up, its rows fill the token budget
-# (with empty ones if need be). So a text gets the bits it gets alone, which Lastde needs: its histogram turns a
-# difference of 1e-6 into a jump. 512 tokens at once are also where a CPU's throughput peaks.
+# Matrix products and attention change the order of their sums with the shape of the batch. On the CPU the shape of a
+# text's batch therefore depends on its own length alone: the width is that length rounded up, and rows fill the token
+# budget (with empty ones if necessary). So a text's scores are bit-equal to those it gets alone. Lastde needs that: its
+# histogram turns a difference of 1e-6 into a jump. A CPU's throughput also peaks at about 512 tokens.
 _WIDTH_MULTIPLE = 64
 _CPU_TOKENS = 512
 # On an accelerator: as many as keep float32 logits under 2 GiB.
@@ -37,14 +37,14 @@ _CONTEXT = 4096
 
 @dataclass
 class TokenScores:
-    """What a model made of one text of n + 1 tokens; every tensor is float64 on the model's device.
+    """A model's scores of the tokens of one text of n + 1 tokens; every tensor is float64 on the model's device.
 
     Attributes:
         log_likelihood: (n,) log p(x_j | x_<j) of the scoring model, in nats. The first token is never scored.
         rank: (n,) 1-based rank of x_j by probability.
         entropy: (n,) entropy of p(· | x_<j), in nats.
         mean, variance: (n,) of log p(v) with v drawn from the reference model q: μ_j and σ²_j of Fast-DetectGPT.
-        sampled: (n, K) ids of K tokens drawn at each position independently from q(· | x_<j).
+        sampled: (n, K) ids of K tokens drawn independently at each position from q(· | x_<j).
         samples: (n, K) log p of those tokens. A larger K with the same seed begins with the same draws.
     """
 
@@ -61,7 +61,7 @@ class TokenScores:
 
     @staticmethod
     def join(parts: Sequence[TokenScores]) -> TokenScores:
-        """One reading out of those of consecutive windows."""
+        """The token scores of a text from those of its consecutive windows."""
         if len(parts) == 1:
             return parts[0]
         columns: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def read_logits(
     generator: torch.Generator | None = None,
     samples: Tensor | None = None,
 ) -> TokenScores:
-    """The reading of one text from its logits.
+    """The token scores of one text from its logits.
 
     Args:
         logits: (n, vocabulary) of the scoring model p, row j predicting `labels[j]`; upcast to float32 or better first.
@@ -131,7 +131,7 @@ def read_logits(
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    # bf16 log-probabilities move the statistics by several per cent, so they are upcast before the softmax.
+    # bf16 log-probabilities shift the statistics by several per cent, so logits are upcast before the softmax.
     return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
 
 
@@ -182,9 +182,9 @@ class Reader:
     """Reads texts with a causal LM, and with a reference model that shares its tokenizer, in batches.
 
     Texts longer than the context are read in windows that overlap by half, each token scored once with at least half a
-    context before it (but for the first window); how many texts were so read is said once a call. Batches are
-    padded on the right, where causal attention never looks, so a text's reading does not depend on its neighbours: on
-    the CPU in float32 it is the same to the bit.
+    context before it (except in the first window); the number of such texts is reported once per call. Batches are
+    padded on the right, where causal attention never looks, so a text's scores do not depend on its neighbours: on the
+    CPU in float32 they are bit-equal.
 
     Args:
         model: what `models.load` takes, or a loaded `(model, tokenizer)`.
@@ -221,7 +221,7 @@ class Reader:
         self.context = context or min(*limits, _CONTEXT)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with what the tokenizer adds by itself and no chat template."""
+        """Token ids of a text, with the special tokens that the tokenizer adds and no chat template."""
         return self.tokenizer(text, verbose=False).input_ids
 
     def read(
@@ -233,12 +233,12 @@ class Reader:
         seed: int = 0,
         passes: Iterable[ForwardPass] | None = None,
     ) -> list[TokenScores]:
-        """Readings of `texts` (strings or token ids), in their order.
+        """Token scores of `texts` (strings or token ids), in their order.
 
         Args:
             needs: see `read_logits`.
             n_samples, seed: of the samples; those of a text depend on the seed and on the text alone.
-            passes: the texts' forward passes where they have been made already.
+            passes: the texts' forward passes, if they were computed before.
 
         Raises:
             InputError: the model's predictions are NaN; or as `passes`.
@@ -252,7 +252,7 @@ class Reader:
             if reading.log_likelihood.isnan().any():
                 raise InputError(
                     "the model's predictions are not numbers (NaN): its weights are damaged, or they overflow in half "
-                    "precision, which dtype float32 mends"
+                    "precision: use dtype float32"
                 )
             parts[one.text].append((one.start, reading))
         return [TokenScores.join([reading for _, reading in sorted(p, key=lambda part: part[0])]) for p in parts]

@@ -1,99 +1,88 @@
-"""Score a corpus with a detector: one JSON line a document, as it streams.
+"""`broadsheet apply` for detectors: a score for each document of a corpus, as it streams.
 
-Knows: the stage's detectors by name, documents. Resuming is `apply`'s.
+Knows: detectors by name, documents. Resuming is `apply`'s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from broadsheet import models
-from broadsheet.apply.corpus import Summary, map_corpus
+from broadsheet.apply.base import Map
 from broadsheet.console import InputError
 from broadsheet.data import corpora
-from broadsheet.data.corpora import Corpus, Document
+from broadsheet.data.corpora import Document
 from broadsheet.detect.base import Detector
-from broadsheet.detect.curvature import Binoculars, FastDetectGPT
-from broadsheet.detect.lastde import Lastde, LastdePP
-from broadsheet.detect.likelihood import LRR, Entropy, Likelihood, LogRank, Rank
-from broadsheet.detect.resampling import DNAGPT, NPR, DetectGPT
-
-DETECTORS: dict[str, type[Detector]] = {
-    "likelihood": Likelihood,
-    "rank": Rank,
-    "logrank": LogRank,
-    "entropy": Entropy,
-    "lrr": LRR,
-    "fast-detectgpt": FastDetectGPT,
-    "binoculars": Binoculars,
-    "lastde": Lastde,
-    "lastde++": LastdePP,
-    "detectgpt": DetectGPT,
-    "npr": NPR,
-    "dna-gpt": DNAGPT,
-}
+from broadsheet.detect.baselines import BASELINES
+from broadsheet.methods import names_of, plain, signature
+from broadsheet.options import option
+from broadsheet.page import discovery
 
 
 @dataclass
-class ScoreCorpus:
+class DetectRecipe(Map):
     """Write `{"id", "score"}` for each document; higher = more machine-like, null where a text is too short.
 
-    Options:
-        --detector NAME: likelihood, rank, logrank, entropy, lrr, fast-detectgpt, binoculars, lastde, lastde++ (the
-            default), detectgpt, npr, dna-gpt.
-        --reference MODEL: a second model with the same tokenizer, for the detectors that use one.
-        --calibrate FILE: documents with a field `label` (1 = machine-written); each line then also has `probability`.
-        --batch N: documents read at once (64).
-        --device NAME, --dtype NAME: as in models.load; float32 by default.
-        --seed N: of the samples (0).
+    The detector is the paper's last one (`lastdepp` for `lastde`) unless --method names another of the paper;
+    `broadsheet apply detect` offers every detector of the stage, those that papers compare with too.
     """
 
-    method: str = "lastde"
-    model: str = "default"
-    detector: str = "lastde++"
-    reference: str = ""
-    calibrate: str = ""
-    batch: int = 64
-    device: str = ""
-    dtype: str = "float32"
-    seed: int = 0
+    stage: ClassVar[str] = "detect"
 
-    def run(self, corpus: Corpus, out: Path, *, force: bool = False) -> Summary:
-        """Score `corpus` into `out`, going on where a killed run stopped.
+    reference: str | None = option(
+        None, "A second model with the same tokenizer, for the detectors that use one.", metavar="MODEL"
+    )
+    calibrate: str | None = option(
+        None,
+        "Documents with a field `label` (1 = machine-written); each line then also has `probability`.",
+        metavar="FILE",
+    )
 
-        Raises:
-            InputError: an unknown detector, a calibration file without labels, or what `map_corpus` refuses.
-        """
-        if self.detector.lower() not in DETECTORS:
-            raise InputError(f"no detector {self.detector!r}; expected one of {', '.join(DETECTORS)}")
-        if self.batch < 1:
-            raise InputError(f"got --batch {self.batch}; expected at least 1")
-        detector = DETECTORS[self.detector.lower()](
-            model=self.model,
-            reference=self.reference or None,
-            device=self.device or None,
-            dtype=self.dtype,
-            seed=self.seed,
-        )
+    def prepare(self) -> None:
+        """Load the detector, and calibrate it."""
+        self.detector_ = self._detector()
         if self.calibrate:
-            detector.fit(*_labelled(self.calibrate))
-        settings = {
-            "detector": repr(detector),
-            "model": models.fingerprint(detector.reader.model),
+            self.detector_.fit(*_labelled(self.calibrate))
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "detector": repr(self.detector_),
+            "model": models.fingerprint(self.detector_.reader.model),
             "calibrate": corpora.load(self.calibrate).fingerprint() if self.calibrate else "",
         }
 
-        def score(documents: list[Document]) -> list[dict[str, Any]]:
-            scores = detector.score([document.text for document in documents])
-            if not self.calibrate:
-                return [{"score": float(score)} for score in scores]
-            probabilities = detector.to_probability(scores)[:, 1]
-            pairs = zip(scores, probabilities, strict=True)
-            return [{"score": float(score), "probability": float(probability)} for score, probability in pairs]
+    def results(self, documents: list[Document]) -> Sequence[dict[str, Any]]:
+        """`score`, and with `--calibrate` also `probability`."""
+        scores = self.detector_.score([document.text for document in documents])
+        if not self.calibrate:
+            return [{"score": float(score)} for score in scores]
+        probabilities = self.detector_.to_probability(scores)[:, 1]
+        pairs = zip(scores, probabilities, strict=True)
+        return [{"score": float(score), "probability": float(probability)} for score, probability in pairs]
 
-        return map_corpus(corpus, out, score, batch_size=self.batch, settings=settings, force=force)
+    def _detector(self) -> Detector:
+        """The detector that `--method` names, with its fields; by default the paper's last one.
+
+        Raises:
+            InputError: the paper, or the stage, has no detector of that name.
+        """
+        offered = [kind for kind in discovery.stage_methods(self.stage).values() if self.of_tried_paper(kind)]
+        offered += BASELINES.values() if self.tried == self.stage else []
+        kind = offered[-1]
+        if self.calls:
+            named = [each for each in offered if plain(self.calls[0].name) in names_of(each)]
+            if not named or len(self.calls) > 1:
+                raise InputError(f"got --method {self.method}; expected one of {', '.join(map(signature, offered))}")
+            kind = named[0]
+        elif self.tried == self.stage:
+            raise InputError(f"apply {self.stage} needs --method: one of {', '.join(map(signature, offered))}")
+        dtype = self.dtype or "float32"  # scores are differences of log-probabilities
+        made: Detector = self.configured(
+            kind, model=self.model, reference=self.reference, device=self.device, dtype=dtype, seed=self.seed
+        )
+        return made
 
 
 def _labelled(path: str) -> tuple[list[str], list[int]]:

@@ -1,7 +1,7 @@
 """Detectors that read variants of a text: DetectGPT and NPR perturb it, DNA-GPT writes its second half again.
 
-Knows: a reader, readings, a fill model or a generator. The published methods fill gaps with T5-3B; without such a model
-at hand the causal model's own predictions fill them, and this is said once per detector.
+Knows: a reader, token scores, a fill model or a generator. The published methods fill gaps with T5-3B; without such a
+model the causal model's own predictions fill them, which is reported once per detector.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class _Perturbing(Detector):
 
     @abstractmethod
     def contrast(self, reading: TokenScores, perturbed: Sequence[TokenScores]) -> float:
-        """The score from the text's reading and those of its perturbed copies."""
+        """The score from the token scores of the text and of its perturbed copies."""
 
     def score_readings(self, texts: Sequence[str], readings: Sequence[TokenScores], reader: Reader) -> Scores:
         if self.fill_model is None and not getattr(self, "_said", False):
@@ -171,7 +171,7 @@ class NPR(_Perturbing):
 
 @dataclass
 class DNAGPT(Detector):
-    """How much likelier the text is than texts in which the model wrote the second half again.
+    """How much likelier the text is than versions whose second half the model rewrote.
 
     LL(x) − mean_i LL(prefix + continuation_i), white-box form: the first half of the words is kept, `n_regenerations`
     continuations are sampled from it, and each full text is trimmed to the word count of the original.
@@ -209,7 +209,7 @@ class DNAGPT(Detector):
         return scores
 
     def contrast(self, reading: TokenScores, rewritten: Sequence[TokenScores]) -> float:
-        """The score from the text's reading and those of its rewritten versions."""
+        """The score from the token scores of the text and of its rewritten versions."""
         return float(reading.log_likelihood.mean()) - float(np.mean([one.log_likelihood.mean() for one in rewritten]))
 
 

@@ -38,6 +38,7 @@ from broadsheet.embed.modules.bottleneck import (
 from broadsheet.embed.modules.new_tokens import Init, add_tokens
 from broadsheet.embed.modules.special_tokens import LastTokens, SpecialEncoder
 from broadsheet.training.distributed import gather_rows, global_mean
+from broadsheet.training.objective import Objective
 
 if TYPE_CHECKING:
     from broadsheet.embed.modules.encoder import CausalEncoder
@@ -138,7 +139,7 @@ class GEMEncoder(SpecialEncoder):
         return bottleneck(segments)
 
 
-class GEM(nn.Module):
+class GEM(Objective, nn.Module):
     """GEM's two losses on plain texts: next tokens through a bottleneck, then contrast between two views of a row.
 
     A share 1 − p of the texts becomes compression rows `prefix | special tokens | suffix`: a text cut at a random

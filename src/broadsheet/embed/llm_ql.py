@@ -40,6 +40,7 @@ from broadsheet.embed.modules.bottleneck import (
 )
 from broadsheet.embed.modules.template import Template
 from broadsheet.training.distributed import global_mean
+from broadsheet.training.objective import Objective
 
 if TYPE_CHECKING:
     from broadsheet.embed.fitting import TrainOutput
@@ -85,7 +86,7 @@ def corrupt(text: str, probability: float, generator: Random, word: str = "_") -
     return _WORD.sub(lambda found: word if generator.random() < probability else found[0], text)
 
 
-class QueryLikelihood:
+class QueryLikelihood(Objective):
     """Stage 1: generate the query from its document, seeing the document through the end token alone.
 
     A row is the document's prompt, the end token E, the query and the end token again. Query tokens see E and the query

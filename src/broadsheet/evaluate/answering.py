@@ -1,10 +1,10 @@
-"""How a long document reaches a model, and what the model makes of the questions on it.
+"""How a long document reaches a model, and the model's answers to the questions on it.
 
 Knows: questions and their prompts, tokens, key/value caches, greedy generation. Does not know: metrics, how a method
 changes a model.
 
-Questions on one document whose prompts begin with the same instruction are read together: what these prompts have in
-common is read once, the rest in batches that go on from copies of that cache.
+Questions on one document whose prompts begin with the same instruction are read together: the common prefix of these
+prompts is read once, the rest in batches that continue from copies of that cache.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Route:
     """How a document reaches the model: whole, its two ends, retrieved passages, or under a method.
 
     Args:
-        name: as it is printed.
-        max_length: tokens of the prompt; a longer one keeps its two ends. None: that of the `LooGLE` at hand.
-        passages: how many passages of the document stand in for it, those that BM25 finds nearest to the question, in
-            the document's order; 0 for the document itself.
+        name: as printed.
+        max_length: tokens of the prompt; a longer one keeps its two ends. None: as the `LooGLE` object says.
+        passages: how many passages replace the document: those BM25 ranks first for the question, in the document's
+            order; 0 for the document itself.
         passage_tokens: tokens of a passage.
-        method: installed around the model meanwhile: `with method(model): …`.
+        method: installed around the model while it answers: `with method(model): …`.
 
     Example:
         >>> Route("two ends", max_length=2048), Route("BM25", passages=8)  # doctest: +SKIP
@@ -70,12 +70,12 @@ WHOLE = Route("whole document")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model made of one question.
+    """A model's answer to one question.
 
     Attributes:
-        text: its answer, without the white space around it.
-        log_likelihood: mean log-probability of a token of the gold answer after the prompt, in nats.
-        prompt_tokens: what the model read.
+        text: the answer, stripped.
+        log_likelihood: mean log-probability of the gold answer's tokens after the prompt, in nats.
+        prompt_tokens: tokens that the model read.
         cut: tokens cut out of the prompt's middle.
     """
 
@@ -97,17 +97,17 @@ def answers(
     repetition_penalty: float = 1.0,
     batch_size: int = 8,
 ) -> list[Answer]:
-    """Answer questions greedily, and say how likely their gold answers are.
+    """Answer questions greedily, and measure how likely their gold answers are.
 
-    Questions on the same document should stand together: the document is then read once. A batch that does not fit
-    into memory is halved. How many prompts were cut is said.
+    Questions on the same document should be consecutive: the document is then read once. A batch that does not fit
+    into memory is halved. The number of cut prompts is reported.
 
     Args:
-        questions: as `LooGLE.read` gives them.
+        questions: as from `LooGLE.read`.
         route: how the documents reach the model.
         loogle: the prompts and their length.
         max_new_tokens: of each answer; by default the paper's for the task (300, 500, 500 and 50).
-        first_line: an answer ends with its first line that is not blank. Models that were not tuned to stop need it.
+        first_line: an answer ends after its first line that is not blank. Models not tuned to stop need it.
         repetition_penalty: the authors use 2.0 with open models.
         batch_size: questions answered at once.
 
@@ -127,7 +127,7 @@ def answers(
 
 
 def gold_tokens(gold: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens of a gold answer as they stand behind a prompt, all of which end in a colon."""
+    """The tokens of a gold answer after a prompt; all prompts end in a colon."""
     before, behind = tokenizer([":", f": {gold}"], add_special_tokens=False)["input_ids"]
     return list(behind[len(before) :])
 
@@ -154,9 +154,9 @@ class Passages:
             self._index.index(words, show_progress=False)
 
     def nearest(self, question: Question, k: int) -> str:
-        """The k passages nearest to a question, in the document's order, parted by dots.
+        """The k passages nearest to a question, in the document's order, separated by dots.
 
-        The first k where there is nothing to go by: no question, as for a summary, or not a word in the document.
+        The first k passages if there is no question, as for a summary, or the document has no words.
         """
         if k >= len(self.texts):
             return "".join(self.texts)
@@ -250,8 +250,8 @@ class DocumentReader:
         device, rows = self.model.device, len(prompts)
         rest = [prompt.ids[shared:-1] for prompt in prompts]
         width = max(map(len, rest))
-        # Padding stands between what is shared and what is not; no one attends to it, so any token will do, and one of
-        # the prompt's own leaves the repetition penalty alone.
+        # Padding goes between the shared prefix and the rest. Nothing attends to it, so any token will do, and one of
+        # the prompt's own does not affect the repetition penalty.
         padded = [[prompts[0].ids[0]] * (width - len(ids)) + ids for ids in rest]
         mask = torch.ones(rows, shared + width + 1, dtype=torch.long, device=device)
         for row, ids in enumerate(rest):

@@ -1,7 +1,7 @@
 """LooGLE (Li et al., 2023, arXiv:2311.04939): questions on documents of ten thousand words and more, and their scores.
 
-Knows: the benchmark's rows, prompts, lengths and which metric belongs to which task. Does not know: models; how a
-document reaches one is in `answering`, the metrics themselves are in `loogle_metrics`.
+Knows: the benchmark's rows, prompts, lengths, and the metrics of each task. Does not know: models; how a document
+reaches one is in `answering`, the metrics themselves are in `loogle_metrics`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 from broadsheet.console import InputError, say
 from broadsheet.evaluate import loogle_metrics as metrics
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 Task = Literal["shortdep_qa", "shortdep_cloze", "longdep_qa", "longdep_summarization"]
 TASKS: tuple[Task, ...] = get_args(Task)
-# A number a question, or hits and possible hits, whose sums make the score of a test set.
+# One number per question, or hits and possible hits, whose sums give the score of a test set.
 Score = float | tuple[int, int]
 
-# The order of parts is the paper's, the words are ours.
+# The order of parts is the paper's (instruction, document, question), the words are ours.
 _QA = "Read the text, then answer the question about it.\n{document}\nQuestion: {question}\nAnswer:"
 _PROMPTS: dict[Task, str] = {
     "shortdep_qa": _QA,
@@ -43,10 +43,10 @@ class Question:
 
     Attributes:
         task: which of the four tasks it belongs to.
-        document, title: what is asked about; the title is shown to no model.
+        document, title: the text asked about, and its title, which no model sees.
         question: empty for a summary.
         answer: the gold answer; for cloze the masks and their entities.
-        evidence: where the answer stands, in the annotators' words, which are often not verbatim in the document.
+        evidence: the annotators' evidence for the answer, often not verbatim in the document.
         kind: of a longdep_qa question: comprehension_and_reasoning, multiple_information_retrieval, computation or
             timeline_reorder; else empty.
     """
@@ -78,14 +78,14 @@ class EncodedDocument(NamedTuple):
 
 @dataclass
 class LooGLE:
-    """Ask a model about long documents, and score what it answers, with no judge but the gold answers.
+    """Ask a model about long documents, and score its answers against the gold answers, without a judge.
 
-    Use when a long-context model or method has to show that it uses a text, not only that it survives it. Prefer a
-    passkey test when the model is too small to answer questions: below some billion parameters most scores lie near 0.
+    Use when a long-context model or method should show that it uses a text, not only that it can process it. Prefer a
+    passkey test if the model is too small to answer questions: below some billion parameters most scores are near 0.
 
     Inputs: rows of LooGLE (JSONL, Parquet, a folder of them, or `hf:bigainlco/LooGLE/shortdep_qa:test`): `input`, the
     document; `qa_pairs`, a list of {Q, A, S[, type]} or a string that holds one, "none" for summaries; `output`, the
-    reference summary, else "none". The task is seen from the row.
+    reference summary, else "none". The task follows from the row.
 
     Relation: the metrics are in `loogle_metrics`, the ways a document reaches a model (whole, its two ends, retrieved
     passages, a method of `broadsheet.attend`) in `answering`, and the same four tasks for lm-evaluation-harness in
@@ -95,11 +95,11 @@ class LooGLE:
         max_length: tokens of a prompt. A longer one keeps its first and last halves, so that the instruction and the
             question survive (the paper takes each model's own limit, up to 32,000); None cuts nothing.
         truncate: "middle" as above; "error" refuses a longer prompt.
-        judge: called as judge(question, gold, answer) on each QA answer for True, False or None (cannot tell). The
-            paper asks GPT-4; any callable will do, for instance one that asks a `broadsheet.teacher.Teacher`.
+        judge: called as judge(question, gold, answer) on each QA answer; returns True, False or None (cannot tell). The
+            paper's judge is GPT-4; any callable will do, for instance one that asks a `broadsheet.teacher.Teacher`.
         meteor: adds METEOR, which needs WordNet.
 
-    Where paper and code disagree the plain metric names are right and the authors' own numbers stand beside them:
+    Where paper and code disagree, the plain names follow the definition, and the authors' numbers are beside them:
     `rouge_*_recall`, `bleu_4_authors` (4-gram precision alone), `meteor_authors` (words as sets), `cloze_*_authors`
     (the whole answer has to be the dictionary). Recall rewards long answers. Their four reorder deviations are divided
     by their largest value here, as in the paper; their script prints that largest value itself. They generate with
@@ -116,6 +116,8 @@ class LooGLE:
 
     Source: arXiv:2311.04939; authors' code and data bigai-nlco/LooGLE.
     """
+
+    paper: ClassVar[str] = "loogle"
 
     max_length: int | None = None
     truncate: Literal["middle", "error"] = "middle"
@@ -146,15 +148,15 @@ class LooGLE:
             say(f"{data}: {len(skipped):,} rows that are not LooGLE's skipped, the first: {skipped[0]}")
 
     def prompt(self, question: Question) -> str:
-        """What a model is given: instruction, document, question, in the paper's order."""
+        """The prompt: instruction, document, question, in the paper's order (Sec. 3, prompts)."""
         return _PROMPTS[question.task].format(document=question.document, question=question.question)
 
     def instruction(self, question: Question) -> str:
-        """What the prompt begins with, up to the document; the same for all questions of a task."""
+        """The beginning of the prompt, up to the document; the same for all questions of a task."""
         return _PROMPTS[question.task].partition("{document}")[0]
 
     def encode(self, question: Question, tokenizer: PreTrainedTokenizerBase) -> EncodedDocument:
-        """The prompt as tokens, at most `max_length`; never decoded and encoded anew, which would change the count.
+        """The prompt as tokens, at most `max_length`; never decoded and encoded again, which would change the count.
 
         Raises:
             InputError: it is longer, and `truncate` is "error".
@@ -192,7 +194,7 @@ class LooGLE:
         """The scores of a test set: by task, then by metric; `n` is the number of questions.
 
         Raises:
-            InputError: not one prediction a question.
+            InputError: not one prediction per question.
         """
         if len(questions) != len(predictions):
             raise InputError(f"got {len(predictions)} predictions for {len(questions)} questions; expected one each")
@@ -219,7 +221,7 @@ def mean(values: Sequence[Score]) -> float:
 
 
 def both_ends(ids: Sequence[int], length: int) -> list[int]:
-    """The first and the last `length / 2` of the tokens, all of them if there are no more; an odd one is at the end.
+    """The first and last `length / 2` tokens, or all of them if they fit; an odd one goes to the end.
 
     Raises:
         InputError: `length` is below 1.
@@ -232,15 +234,15 @@ def both_ends(ids: Sequence[int], length: int) -> list[int]:
         raise InputError(f"got a length of {length} tokens; expected at least 1")
     if len(ids) <= length:
         return list(ids)
-    head = length // 2
+    head = length // 2  # the first and last max_length/2 tokens of the whole prompt
     return [*ids[:head], *ids[len(ids) - (length - head) :]]
 
 
 def evidence_depth(question: Question) -> float | None:
-    """Where in the document the evidence stands, from 0 (its beginning) to 1, averaged over the pieces of evidence.
+    """Where in the document the evidence is, from 0 (its beginning) to 1, averaged over the pieces of evidence.
 
-    Annotators did not always copy: a piece counts as found where a stretch of its length holds most of the different
-    groups of three words that it is made of. None where there is no evidence, or a piece of it is not found.
+    Annotators did not always copy: a piece counts as found where a span of its length holds most of its different
+    trigrams. None if there is no evidence, or a piece of it is not found.
     """
     document = question.document.lower().split()
     places = [_place(document, piece.lower().split()) for piece in question.evidence]
@@ -249,7 +251,7 @@ def evidence_depth(question: Question) -> float | None:
 
 
 def _place(document: list[str], piece: list[str], share: float = 0.5) -> float | None:
-    """The middle of the stretch of `document` with most trigrams of `piece`, if it has at least `share` of them."""
+    """The middle of the span of `document` with most trigrams of `piece`, if it has at least `share` of them."""
     n = min(3, len(piece))
     if not n:
         return None
@@ -301,7 +303,7 @@ def _question(row: Document, number: int, pair: Any, title: str) -> Question:
     elif kind == "timeline_reorder":
         labels = [label.strip() for label in answer.split(",")]
         if len(set(labels)) < len(labels) or "" in labels:
-            raise InputError(f"{place}: A is {answer!r}; expected different labels parted by commas, as in II,I,III")
+            raise InputError(f"{place}: A is {answer!r}; expected different labels separated by commas, as in II,I,III")
     task: Task = "shortdep_cloze" if isinstance(answer, dict) else "longdep_qa" if kind else "shortdep_qa"
     evidence = pair.get("S") or ()
     evidence = (evidence,) if isinstance(evidence, str) else tuple(map(str, evidence))

@@ -1,9 +1,9 @@
 """The metrics of LooGLE (Li et al., 2023, arXiv:2311.04939): overlap of texts, cloze matches, orders, and judges.
 
-Knows: a gold answer and what a model wrote, as strings. Does not know: documents, prompts, models.
+Knows: a gold answer and a model's answer, as strings. Does not know: documents, prompts, models.
 
-Where a metric exists twice, the plain name is the one to use, and what the authors' code computes ends in `_recall` or
-`_authors`. A gold answer, given as the prediction, scores 1 on every plain metric.
+Where a metric exists twice, the plain name is the one to use; the authors' variant ends in `_recall` or `_authors`. A
+gold answer, given as the prediction, scores 1 on every plain metric. Definitions: Sec. 4 of the paper and its code.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def token_f1(gold: str, prediction: str) -> float:
 
 
 def containment(gold: str, prediction: str) -> float:
-    """1 if the `words` of the gold answer stand in the prediction in one piece, else 0.
+    """1 if the `words` of the gold answer occur consecutively in the prediction, else 0.
 
     Example:
         >>> containment("Red House", "It was the red house, I think.")
@@ -63,10 +63,10 @@ def containment(gold: str, prediction: str) -> float:
 
 
 def bleu(gold: str, prediction: str, order: int = 4) -> float:
-    """Geometric mean of the n-gram precisions up to `order`, times the brevity penalty; white space parts the words.
+    """Geometric mean of the n-gram precisions up to `order`, times the brevity penalty, on whitespace tokens.
 
-    Not smoothed: 0 when an order has no match. Orders longer than the shorter text are left out ("effective order"),
-    or no answer of three words could score.
+    Not smoothed: 0 if an order has no match. Orders longer than the shorter text are left out ("effective order"), or
+    no answer of three words could score.
 
     Raises:
         InputError: nltk is not installed.
@@ -79,12 +79,12 @@ def bleu(gold: str, prediction: str, order: int = 4) -> float:
 
 
 def bleu_4_authors(gold: str, prediction: str) -> float:
-    """The authors' "BLEU-4": the 4-gram precision alone, times the brevity penalty; some 1e-308 without a match.
+    """The authors' "BLEU-4": the 4-gram precision alone, times the brevity penalty; about 1e-308 without a match.
 
     Raises:
         InputError: nltk is not installed.
     """
-    return _nltk_bleu(gold, prediction, (0, 0, 0, 1))
+    return _nltk_bleu(gold, prediction, (0, 0, 0, 1))  # weights (0, 0, 0, 1) of nltk's sentence_bleu
 
 
 def _nltk_bleu(gold: str, prediction: str, weights: tuple[float, ...]) -> float:
@@ -98,7 +98,7 @@ def _nltk_bleu(gold: str, prediction: str, weights: tuple[float, ...]) -> float:
 
 
 class Overlap(NamedTuple):
-    """How much two texts share: of the prediction, of the gold text, and their harmonic mean."""
+    """The overlap of two texts, as a share of the prediction, of the gold text, and their harmonic mean."""
 
     precision: float
     recall: float
@@ -106,7 +106,7 @@ class Overlap(NamedTuple):
 
 
 def rouge_n(gold: str, prediction: str, n: int) -> Overlap:
-    """ROUGE-N as the package rouge 1.0.1 defines it, on which the paper's numbers rest: n-grams as sets.
+    """ROUGE-N as the package rouge 1.0.1 defines it, which the paper uses: n-grams as sets.
 
     A text of fewer than n words has no n-grams and scores 0: see `rouge_f1` for short answers.
     """
@@ -117,10 +117,11 @@ def rouge_n(gold: str, prediction: str, n: int) -> Overlap:
 def rouge_l(gold: str, prediction: str) -> Overlap:
     """ROUGE-L as the package rouge 1.0.1 defines it: the different words in any longest common subsequence.
 
-    Texts are cut into sentences at full stops, each sentence of one is held against each of the other, and words count
-    once. The values are the package's to the bit (but for F1, where it adds 1e-8 to a denominator and no gold answer
-    reaches 1); the package itself recurses once a word and keeps a dictionary of all pairs of words, so that it dies at
-    a thousand words without a full stop. Time is quadratic in the longest sentences, memory one bit a pair of words.
+    Texts are split into sentences at full stops, each sentence of one is compared with each of the other, and words
+    count once. The values equal the package's bit for bit (except F1, where it adds 1e-8 to a denominator, so that no
+    gold answer reaches 1). The package itself recurses once per word and keeps a dictionary of all pairs of words, and
+    fails at a thousand words without a full stop. Here time is quadratic in the longest sentences, and memory one bit
+    per pair of words.
     """
     gold_sentences, sentences = _sentences(gold), _sentences(prediction)
     known = [set(sentence) for sentence in sentences]
@@ -184,11 +185,11 @@ def _common_subsequence(a: list[str], b: list[str]) -> Iterator[str]:
 
 
 def meteor(gold: str, prediction: str, *, ordered: bool = True) -> float:
-    """METEOR of nltk on words parted by white space.
+    """METEOR of nltk on whitespace tokens.
 
     Args:
-        ordered: False drops repeated words first, as the authors do. They pass Python sets, whose order changes from
-            run to run and with it the value; here the first occurrence decides.
+        ordered: False drops repeated words first, as the authors do. They pass Python sets, whose order, and so the
+            value, changes from run to run; here the first occurrence counts.
 
     Raises:
         InputError: nltk, or the WordNet data that it takes synonyms from, is not installed.
@@ -211,7 +212,7 @@ def bertscore(
 ) -> list[Overlap]:
     """BERTScore of each prediction, by the package bert-score.
 
-    The authors print `precision`: they read the recall, but hand over the gold answer in the prediction's place.
+    The authors print `precision`: they take the recall, but pass the gold answer as the prediction.
 
     Args:
         model: a hub id or a local folder; the authors use the package's English default, "roberta-large".
@@ -247,7 +248,7 @@ def cloze_matches(gold: Mapping[str, str], prediction: str, *, whole: bool = Fal
     Args:
         gold: mask → entity, e.g. `{"<mask-0>": "Britney Spears"}`.
         prediction: see `parse_cloze`; what cannot be parsed fills no mask.
-        whole: see `parse_cloze`; True is what the authors' code scores.
+        whole: see `parse_cloze`; the authors' code scores with True.
 
     Example:
         >>> cloze_matches({"<mask-0>": "Los Angeles", "<mask-1>": "Bob"}, "{'<mask-0>': 'Angeles', '<mask-1>': 'Bob'}")
@@ -263,11 +264,10 @@ def cloze_matches(gold: Mapping[str, str], prediction: str, *, whole: bool = Fal
 
 
 def parse_cloze(prediction: str, *, whole: bool = False) -> dict[Any, Any]:
-    """The dictionary a model wrote, as JSON or as a Python literal; empty where there is none. Nothing is executed.
+    """The dictionary in a model's answer, as JSON or a Python literal; empty if there is none. Nothing is executed.
 
     Args:
-        whole: the prediction has to be a dictionary and nothing else; otherwise the first one in it counts, whatever
-            stands around it.
+        whole: the prediction has to be a dictionary and nothing else; otherwise the first one in it counts.
     """
     candidates = [prediction.strip()] if whole else re.findall(r"\{[^{}]*\}", prediction)
     return next((found for each in candidates if isinstance(found := literal(each), dict)), {})
@@ -288,7 +288,7 @@ def literal(text: str) -> Any:
 
 
 class Order(NamedTuple):
-    """`OrderDeviation` over the largest that n items can have: 0 for the gold order, 1 for the farthest from it."""
+    """`OrderDeviation` divided by its maximum for n items: 0 for the gold order, 1 for the farthest from it."""
 
     lsd: float
     lmd: float
@@ -315,7 +315,7 @@ class OrderDeviation(NamedTuple):
         """Each divided by its largest value over the permutations of n items; zeros for one item."""
         if n < 2:
             return Order(0.0, 0.0, 0.0, 0.0)
-        farthest = n * n // 2  # summed distances of the reversed order
+        farthest = n * n // 2  # max of Σ |pos − i|, reached by the reversed order; max of LSD is (n² − 1)/3
         return Order(3 * self.lsd / (n * n - 1), n * self.lmd / farthest, self.sd / (n - 1), 2 * self.sdd / farthest)
 
 
@@ -346,17 +346,20 @@ def order_deviation(gold: Sequence[str], predicted: Sequence[str]) -> OrderDevia
         while (i := places[i]) in unvisited:
             unvisited.remove(i)
     # The authors' greedy search always finds a swap that brings both items nearer by its whole length, so it ends at
-    # half the summed distance, which is the least that can be (Diaconis & Graham, 1977).
+    # half the summed distance, which is the minimum (Diaconis & Graham, 1977).
     return OrderDeviation(
-        lsd=sum(d * d for d in distances) / n, lmd=sum(distances) / n, sd=n - cycles, sdd=sum(distances) // 2
+        lsd=sum(d * d for d in distances) / n,  # LSD = mean (pos_i − i)²
+        lmd=sum(distances) / n,  # LMD = mean |pos_i − i|
+        sd=n - cycles,  # SD = n − number of cycles
+        sdd=sum(distances) // 2,  # SDD = ½ Σ |pos_i − i|
     )
 
 
 def read_order(gold: Sequence[str], prediction: str) -> list[str]:
-    """The order in which a prediction names the labels of the gold answer, Roman or plain numbers or words.
+    """The order in which a prediction names the labels of the gold answer: Roman or plain numbers, or words.
 
-    The first mention counts. Labels that are not mentioned follow in the order of the question's own list (I, II, III
-    or 1, 2, 3): not in the gold order, or an empty answer would be right.
+    The first mention counts. Labels that are not mentioned follow in the order of the question's list (I, II, III or
+    1, 2, 3), not in the gold order, or an empty answer would be right.
 
     Example:
         >>> read_order(["II", "I", "III"], "First II. happened, then III., not II")
@@ -372,7 +375,7 @@ _NUMERALS = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
 
 
 def _label(label: str) -> tuple[float, str]:
-    """What labels are sorted by: their number, Roman or plain; words come after numbers."""
+    """The sort key of a label: its number, Roman or plain; words come after numbers."""
     if label.isdecimal() and label.isascii():
         return int(label), label
     if label and set(label) <= _NUMERALS.keys():
@@ -382,9 +385,9 @@ def _label(label: str) -> tuple[float, str]:
 
 
 def judged(judge: Judge, items: Sequence[tuple[str, str, str]]) -> tuple[int, int]:
-    """How many of the (question, gold answer, prediction) a judge calls right, and how many it judges at all.
+    """How many (question, gold answer, prediction) triples a judge calls right, and how many it decides.
 
-    The paper's score is their ratio: what a judge cannot tell (None) is left out. GPT-4 is its judge.
+    The paper's score is their ratio, True / (True + False); undecided ones (None) are left out. Its judge is GPT-4.
 
     Example:
         >>> judged(lambda question, gold, answer: containment(gold, answer) > 0, [("Who?", "Bob", "Bob did.")])

@@ -1,6 +1,6 @@
 """The socket of the stage: an audio encoder, frozen, that turns a wave into frames at a known rate.
 
-Knows: what every encoder promises, and how one is named. Does not know: any encoder, caches, language models.
+Knows: what every encoder implements, and how one is named. Does not know: any encoder, caches, language models.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
 
 SAMPLE_RATE = 16_000  # samples per second of every wave
-# kind → where it is built from settings. Another kind is one file and one row.
+# kind → the class that settings build. Another kind needs one file and one row here.
 KINDS = {
     "beats": "broadsheet.hear.encoders.beats:BeatsEncoder",
     "speech-embedding": "broadsheet.hear.encoders.speech_embedding:SpeechEmbeddingEncoder",
@@ -45,18 +45,18 @@ class AudioEncoder(nn.Module):
         return cls(**{name: value for name, value in settings.items() if name != "kind"})
 
     def settings(self) -> dict[str, Any]:
-        """What it was built from, as JSON values, with its `kind`; names weights, does not hold them."""
+        """The arguments it was built with, as JSON values, and its `kind`; weights are named, not included."""
         raise NotImplementedError
 
     @classmethod
     def describe(cls, settings: Mapping[str, Any]) -> tuple[int, float]:
-        """`(width, frame_rate)` from settings alone, where that needs no weights; otherwise they are loaded for it."""
+        """`(width, frame_rate)` from settings; by default the encoder is built for it."""
         built = cls.from_settings(settings)
         return built.width, built.frame_rate
 
     @classmethod
     def frames_of(cls, settings: Mapping[str, Any], samples: int) -> int:
-        """How many frames a wave of so many samples gives, from settings alone."""
+        """How many frames a wave of `samples` gives, from settings alone."""
         raise NotImplementedError
 
     def encode(self, wave: Tensor) -> Tensor:
@@ -83,11 +83,11 @@ class AudioEncoder(nn.Module):
         return fingerprint([self.settings(), weights])
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode: a frozen encoder has no dropout, also inside a model that is trained."""
+        """Stays in eval mode: a frozen encoder has no dropout, not even inside a model in training."""
         return super().train(False)
 
     def freeze(self) -> Self:
-        """No parameter is trained; called at the end of every constructor."""
+        """Freeze all parameters; called at the end of every constructor."""
         self.requires_grad_(False)
         return self.eval()
 
@@ -115,7 +115,7 @@ def encoder(name: str | Mapping[str, Any]) -> AudioEncoder:
     """An encoder by name or settings, frozen.
 
     Raises:
-        InputError: there is no such kind, or its weights cannot be had.
+        InputError: there is no such kind, or its weights cannot be loaded.
 
     Example:
         encoder("whisper:tiny.en").encode(wave).shape      # (1500, 384)

@@ -8,18 +8,19 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from broadsheet.console import InputError, say
 
 app = typer.Typer(
-    help="Ears for a language model: make data, ask about audio, unlock other tasks, draw the architecture.",
+    help="A language model that hears: make data, ask about audio, unlock other tasks, draw the architecture.",
     epilog="Example: broadsheet hear listen clip.wav 'What is said?' --model runs/ears",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+NAME = "hear"
 Device = Annotated[str | None, typer.Option(help="Of the language model; chosen by default.")]
 Dtype = Annotated[str | None, typer.Option(help="Of the language model; chosen by default.")]
 Trained = Annotated[Path, typer.Option("--model", metavar="FOLDER", help="What `apply salmonn` wrote.")]
@@ -44,7 +45,7 @@ def listen(
     batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
     on_error: Annotated[
         Literal["stop", "skip"],
-        typer.Option(help="At a request that cannot be answered: stop, or write its error and go on (counted, said)."),
+        typer.Option(help="At a request that cannot be answered: stop, or record the error and continue."),
     ] = "skip",
     force: Annotated[bool, typer.Option("--force", help="Replace OUT and start over.")] = False,
     device: Device = None,
@@ -173,12 +174,21 @@ def activate(
 
     Activation tuning, the third stage of the paper: 12 steps on 12 stories.
     """
-    from broadsheet.hear.recipes import ApplySalmonn
+    from broadsheet.apply.base import Source
+    from broadsheet.hear.recipes import SalmonnRecipe
 
-    options: dict[str, Any] = {"device": device or "", "dtype": dtype or ""}
-    options |= {"story_steps": steps, "story_learning_rate": learning_rate, "rehearse": rehearse}
-    method = ApplySalmonn(stage="3", start=str(folder), factor=factor, seed=seed, **options)
-    if not method.run(method.data(clips), out, force=force).finished:
+    recipe = SalmonnRecipe(
+        stages="3",
+        start=str(folder),
+        factor=factor,
+        story_steps=steps,
+        story_learning_rate=learning_rate,
+        rehearse=rehearse,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
+    if not recipe.run(Source(clips), out, force=force).finished:
         raise KeyboardInterrupt
 
 

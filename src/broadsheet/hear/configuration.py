@@ -1,4 +1,4 @@
-"""What a SALMONN is made of, as names and numbers.
+"""The config of a SALMONN: names and sizes of its parts.
 
 Knows: the paper's values, encoders by name. Does not know: weights.
 """
@@ -37,7 +37,7 @@ FIELDS = (
 
 
 class SalmonnConfig(PreTrainedConfig):
-    """What a SALMONN is made of; the defaults are the paper's, but for the names of the parts.
+    """Names and sizes of a SALMONN's parts; the sizes default to the paper's.
 
     Args:
         llm: the language model, as in `broadsheet.models.load`.
@@ -49,9 +49,9 @@ class SalmonnConfig(PreTrainedConfig):
             (768, 12, 2, 3072, 0.1, 0.02), see `WindowQFormer`.
         lora_rank, lora_alpha, lora_dropout, lora_modules: of the adapter (8, 32, 0.1, q and v). Its scaling is
             alpha / rank = 4. Rank 0: no adapter.
-        match_norm: begin with audio tokens of the mean norm of the language model's embeddings. Ours; without it a
-            model of 576 dimensions sees tokens four times as long as its own.
-        encoder_identities: fingerprints of the encoders that the rest was trained on; empty before.
+        match_norm: start with audio tokens of the mean norm of the language model's embeddings. Ours; without it a
+            model of 576 dimensions gets audio tokens four times as long as its text tokens.
+        encoder_identities: fingerprints of the encoders in training; empty before.
 
     Source: arXiv:2310.13289, Sec. 3.1, 4.1 and the authors' configuration.
     """
@@ -100,5 +100,5 @@ class SalmonnConfig(PreTrainedConfig):
         return {name: getattr(self, name) for name in FIELDS}
 
     def kinds(self) -> str:
-        """Its encoders in words."""
+        """Kinds of its encoders, as text."""
         return ", ".join(str(each["kind"]) for each in self.encoders)

@@ -1,4 +1,4 @@
-"""Use of a trained model: one question about clips, answered as it is written, or a file of requests, through kills.
+"""Use of a trained model: one question about clips, streamed, or a file of requests, resumable after a kill.
 
 Knows: files, requests, generation. Does not know: options and terminals, training.
 """
@@ -17,12 +17,13 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from broadsheet.apply.corpus import Summary, map_corpus
-from broadsheet.cache import sha256_file
 from broadsheet.console import InputError, say
-from broadsheet.data.corpora import Corpus, Document, InvalidRow, OnError, RowLocation
+from broadsheet.data.corpora import Corpus, Document
+from broadsheet.data.rows import OnError, Stored, made
+from broadsheet.data.schemas import AudioQA
+from broadsheet.data.sources import InvalidRow, RowLocation, RowSource, open_source
 from broadsheet.hear.base import SAMPLE_RATE
 from broadsheet.hear.data import audio as waves_
-from broadsheet.hear.data import rows as rows_
 from broadsheet.hear.prompts import instruction as asked
 from broadsheet.hear.training.fitting import identity
 from broadsheet.models import halve_on_oom
@@ -35,12 +36,12 @@ MAX_TOKENS = 200  # of an answer (the authors')
 
 @dataclass(frozen=True)
 class Clip:
-    """A file that was heard.
+    """An audio file in a prompt.
 
     Args:
         file: its path.
-        seconds: how long it is.
-        pieces: that it was heard in.
+        seconds: its length.
+        pieces: that it was split into.
     """
 
     file: str
@@ -50,7 +51,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Heard:
-    """An answer, and what it is about.
+    """An answer, and its clips.
 
     Args:
         answer: the text.
@@ -79,11 +80,11 @@ def listen(
     """Ask one thing about one clip, or about several in one prompt.
 
     A file of more than 30 s (or the encoders' context, where that is shorter) is heard in pieces of that length, one
-    behind the other in its place in the prompt; that is said.
+    after the other in its place in the prompt; that is reported.
 
     Args:
         files: audio of any length and rate.
-        instruction: what is asked; `<audio>` in it marks where each clip stands.
+        instruction: may mark the place of each clip with `<audio>`.
         beams: of a beam search (the authors: 4); 1 is greedy.
         max_tokens: of the answer.
         scale: of the adapter's scaling (1: as trained; 0.5 writes more freely, 0 is the language model alone).
@@ -100,7 +101,7 @@ def listen(
     if not files:
         raise InputError("got no audio; give at least one file")
     begun = time.perf_counter()
-    longest = model.ears.piece_seconds
+    longest = model.audio_features.piece_seconds
     waves = [waves_.read(file) for file in files]
     clips = tuple(
         Clip(str(file), len(wave) / SAMPLE_RATE, len(waves_.pieces(wave, longest)))
@@ -138,57 +139,37 @@ class Streamed(TextStreamer):
             self.write(words)
 
 
-class Requests(Corpus):
-    """A JSONL file of requests: `audio` (a path or a list), `instruction` or `task`, perhaps `id`.
+class Requests(Stored, Corpus):
+    """Requests: rows of `audio` (a path or a list), `instruction` or `task`, perhaps `id`, as `rows.read` takes them.
 
     Paths are relative to the file. A task alone is asked in its fixed way. A document's metadata holds `audio` (list of
-    paths), or, where a line is none and `on_error` is "skip", `error`: so that each line has its answer.
+    paths), or, for an invalid line with `on_error="skip"`, `error`: so that each line has its answer.
 
     Raises:
         InputError: there is no such file; while it is iterated, with `on_error="stop"`, a line that is no request.
     """
 
+    source: RowSource
+
     def __init__(self, path: str | Path, on_error: OnError = "skip") -> None:
-        super().__init__(str(path), on_error, "instruction", "id")
-        self.path = Path(path).expanduser()
-        if not self.path.is_file():
-            raise InputError(f"there is no {path}; expected JSONL with audio, instruction, and perhaps id")
-        self.count = sum(1 for _ in self._rows())
+        self.source = open_source(path)
+        super().__init__(self.source.spec, on_error, "instruction", "id")
+        self.count = self.source.count or sum(1 for _ in self._rows())
 
-    def identity(self) -> dict[str, Any]:
-        return {"requests": self.path.name, "bytes": self.path.stat().st_size}
+    def _rows(self) -> Iterator[tuple[RowLocation, Any]]:
+        # A line that cannot be read becomes a document too: it is answered with what is wrong with it.
+        return ((place, (row,)) for place, row in self.source.rows())
 
-    def fingerprint(self) -> str:
-        return sha256_file(self.path)[:16]
-
-    def describe(self) -> str:
-        return f"{self.spec}: {self.count:,} requests"
-
-    def _rows(self) -> Iterator[tuple[RowLocation, bytes]]:
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield RowLocation(f"{self.path}, line {number}", f"{self.path.name}:{number}"), line
-
-    def _document(self, place: RowLocation, row: Any) -> Document | InvalidRow:
-        number = int(place.id.rpartition(":")[2])
-        identifier = place.id
+    def _made(self, place: RowLocation, row: Any) -> Document | InvalidRow:
+        found = row[0] if isinstance(row[0], InvalidRow) else made(AudioQA, row[0], place)
+        given = row[0].get("id") if isinstance(row[0], dict) else None
+        identifier = place.id if given is None else str(given)
         try:
-            line = row.decode("utf-8-sig")
-            found = rows_.parsed(line, self.path, number, answers=False)
-            named = found.more.get("id")
-            identifier = place.id if named is None else str(named)
-            text = found.instruction or asked(found.task)
-        except UnicodeDecodeError:
-            return self._bad(identifier, f"{place.shown} is no UTF-8 text")
+            if not isinstance(found, InvalidRow):
+                return Document(identifier, found.instruction or asked(found.task), {"audio": list(found.audio)})
         except InputError as error:
-            return self._bad(identifier, str(error))
-        return Document(identifier, text, {"audio": list(found.audio)})
-
-    def _bad(self, identifier: str, reason: str) -> Document:
-        if self.on_error == "stop":
-            raise InputError(f"{reason}; mend it, or go on without it: --on-error skip")
-        return Document(identifier, "", {"error": reason})
+            found = InvalidRow(str(error))
+        return found if self.on_error == "stop" else Document(identifier, "", {"error": found.at(place)})
 
 
 def listen_all(
@@ -202,9 +183,9 @@ def listen_all(
     batch_size: int = 8,
     force: bool = False,
 ) -> Summary:
-    """Answer a file of requests into JSONL, `{"id", "answer"}` a line, in order; a run that was cut off goes on.
+    """Answer a file of requests into JSONL, one `{"id", "answer"}` per line, in order; an interrupted run is resumed.
 
-    A request that cannot be answered has `error` instead, which is counted and said; with `requests.on_error="stop"` it
+    A request that cannot be answered has `error` instead, counted and reported; with `requests.on_error="stop"` it
     ends the run. Frames of encoders are not kept.
 
     Args:
@@ -230,7 +211,7 @@ def listen_all(
                 ready.append((place, _request(model, document, max_tokens)))
             except InputError as error:
                 if requests.on_error == "stop":
-                    raise InputError(f"request {document.id}: {error}; or go on without it: --on-error skip") from None
+                    raise InputError(f"request {document.id}: {error}; or skip it: --on-error skip") from None
                 found[place] = {"error": " ".join(str(error).split())}
         if ready:
             texts = halve_on_oom(
@@ -240,12 +221,12 @@ def listen_all(
                 found[place] = {"answer": text}
         return found
 
-    kept, model.ears.keep = model.ears.keep, False
+    kept, model.audio_features.keep = model.audio_features.keep, False
     try:
         with scaled(model, scale):
             summary = map_corpus(requests, out, answered, batch_size=batch_size, settings=settings, force=force)
     finally:
-        model.ears.keep = kept
+        model.audio_features.keep = kept
     if summary.finished and (failed := _errors(out)):
         say(f"{failed:,} of {summary.documents:,} requests have an error instead of an answer, see {out}")
     return summary
@@ -273,7 +254,7 @@ def _request(model: SalmonnForConditionalGeneration, document: Document, max_tok
     if "error" in document.metadata:
         raise InputError(document.metadata["error"])
     waves = [waves_.read(file) for file in document.metadata["audio"]]
-    pieces = [waves_.pieces(wave, model.ears.piece_seconds) for wave in waves]
+    pieces = [waves_.pieces(wave, model.audio_features.piece_seconds) for wave in waves]
     tokens = [[model.processor.tokens(len(piece)) for piece in clip] for clip in pieces]
     ids, _ = model.processor.example(document.text, tokens)
     _fits(model, len(ids), max_tokens)

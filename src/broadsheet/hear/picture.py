@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broadsheet.hear import base
-from broadsheet.hear.encoders.ears import piece_seconds
+from broadsheet.hear.encoders.audio_features import piece_seconds
 from broadsheet.hear.windows import Windows
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def counted(config: SalmonnConfig, sizes: Sizes) -> Sizes:
     """Sizes with the parameters of norms, connector and projection, from their shapes alone."""
     import torch
 
-    from broadsheet.hear.connectors import StackLinear, WindowQFormer
+    from broadsheet.hear.connectors import StackLinear
+    from broadsheet.hear.salmonn import WindowQFormer
 
     width = sum(encoder[0] for encoder in sizes.encoders)
     windows = Windows(config.window_seconds, config.stride_seconds)
@@ -104,8 +105,11 @@ def counted(config: SalmonnConfig, sizes: Sizes) -> Sizes:
 
 def sizes_of(model: SalmonnForConditionalGeneration) -> Sizes:
     """The sizes of a model, counted in it."""
-    samples = round(model.ears.piece_seconds * base.SAMPLE_RATE)
-    encoders = [(each.width, each.frame_rate, each.frames_of(each.settings(), samples)) for each in model.ears.encoders]
+    samples = round(model.audio_features.piece_seconds * base.SAMPLE_RATE)
+    encoders = [
+        (each.width, each.frame_rate, each.frames_of(each.settings(), samples))
+        for each in model.audio_features.encoders
+    ]
     projection = _parameters(model.connector.projection)
     connector = (_parameters(model.synchronised), _parameters(model.connector) - projection, projection)
     adapter = sum(each.numel() for name, each in model.llm.named_parameters() if "lora_" in name)
@@ -114,7 +118,7 @@ def sizes_of(model: SalmonnForConditionalGeneration) -> Sizes:
         int(model.get_input_embeddings().weight.shape[1]),
         connector,
         adapter,
-        tuple(_parameters(each) for each in model.ears.encoders),
+        tuple(_parameters(each) for each in model.audio_features.encoders),
         _parameters(model.llm) - adapter,
     )
 
@@ -356,7 +360,7 @@ def _tip(x: float, y: float) -> str:
 
 
 def _cut(line: str, wide: float, letter: float = 7) -> str:
-    """As much of a line as fits, at so many pixels a letter."""
+    """As much of a line as fits, by pixels per letter."""
     most = int((wide - 12) / letter)
     return line if len(line) <= most else line[: most - 1] + "…"
 

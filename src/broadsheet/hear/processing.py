@@ -20,25 +20,25 @@ from transformers.processing_utils import ProcessorMixin
 from broadsheet.console import InputError, say
 from broadsheet.hear import base
 from broadsheet.hear.data import audio as waves_
-from broadsheet.hear.encoders.ears import piece_seconds
+from broadsheet.hear.encoders.audio_features import piece_seconds
 from broadsheet.hear.prompts import AudioPrompt
 from broadsheet.hear.windows import Windows
 
 AUDIO = "<|audio|>"
 IGNORED = -100
-MAX_ANSWER = 300  # tokens of an answer that are trained on
+MAX_ANSWER = 300  # tokens of a training answer; longer ones are cut
 
 
 class SalmonnProcessor(ProcessorMixin):
     """Prompts with places for audio tokens, from clips and an instruction, with labels where there is an answer.
 
-    `[BOS][before][audio][after][answer, EOS]`: the parts of the prompt are tokenized each on its own, without special
-    tokens, and every clip stands as its number of `<|audio|>` tokens. That token's id lies beyond the language model's
-    vocabulary, which is left as it is.
+    `[BOS][before][audio][after][answer, EOS]` (Sec. 3.1): each part of the prompt is tokenized on its own, without
+    special tokens, and every clip is written as its number of `<|audio|>` tokens. That token's id lies beyond the
+    language model's vocabulary, which is unchanged.
 
     Args:
         tokenizer: of the language model.
-        encoders: settings of the audio encoders, in order: they tell how many frames a wave gives.
+        encoders: settings of the audio encoders, in order: the number of frames of a wave follows from them.
         window_seconds, stride_seconds, num_queries: as in `SalmonnConfig`.
         template: of `AudioPrompt`.
 
@@ -91,8 +91,9 @@ class SalmonnProcessor(ProcessorMixin):
         Args:
             instruction: what is asked, one text or a list.
             audio: of one prompt a path, a wave (samples,) at 16 kHz, or a list of those; of a batch a list of lists.
-            answer: what is to be answered, for `labels`.
-            padding_side: where shorter prompts are filled up.
+                Inside a list, a tuple of clips is joined to one, see `as_wave`.
+            answer: the wanted answer, for `labels`.
+            padding_side: where shorter prompts are padded.
 
         Returns:
             `input_ids`, `attention_mask` (batch, length); `waves`, a flat list of pieces of at most 30 s (or the
@@ -100,7 +101,7 @@ class SalmonnProcessor(ProcessorMixin):
             supervised.
 
         Raises:
-            InputError: no audio, unreadable audio, or marks in the instruction that do not fit the clips.
+            InputError: no audio, unreadable audio, or marks in the instruction that do not match the clips.
         """
         single = isinstance(instruction, str)
         prompts: list[str] = [instruction] if isinstance(instruction, str) else list(instruction)
@@ -133,7 +134,7 @@ class SalmonnProcessor(ProcessorMixin):
         Args:
             instruction: what is asked.
             tokens: per clip, per piece of it, how many audio tokens it becomes.
-            answer: what is to be answered; beyond 300 tokens it is cut, and that is said.
+            answer: the wanted answer; it is cut after 300 tokens, which is reported.
         """
         parts = self.prompt.parts(instruction, len(tokens))
         ids = [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]
@@ -149,7 +150,7 @@ class SalmonnProcessor(ProcessorMixin):
         return ids, [*wanted[:MAX_ANSWER], int(self.tokenizer.eos_token_id)]
 
     def batch(self, examples: Sequence[tuple[list[int], list[int]]], padding_side: str = "left") -> dict[str, Tensor]:
-        """Examples as tensors: prompts filled up on one side, answers behind them on the right.
+        """Examples as tensors: prompts padded on one side, followed by their answers.
 
         With `padding_side="left"` all answers begin in the same column.
         """
@@ -210,7 +211,7 @@ def assemble(
         blank = max(0, longest - len(prompt))
         ids.append(torch.tensor([pad_id] * blank + [*prompt, *answer]))
         masks.append(torch.tensor([0] * blank + [1] * (len(prompt) + len(answer))))
-        labels.append(torch.tensor([IGNORED] * (blank + len(prompt)) + list(answer)))
+        labels.append(torch.tensor([IGNORED] * (blank + len(prompt)) + list(answer)))  # answer and end of text only
     batch = {
         "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
         "attention_mask": pad_sequence(masks, batch_first=True),
@@ -221,7 +222,14 @@ def assemble(
 
 
 def as_wave(clip: Any) -> Tensor:
-    """A clip as a wave: a path is read; a 1-D tensor or array is taken as 16 kHz samples."""
+    """A clip as a wave, (samples,) at 16 kHz.
+
+    Args:
+        clip: a path; a 1-D tensor or array of samples at 16 kHz; or a tuple of those, which are joined with 0.1 s of
+            silence to one clip of at most 30 s, as the paper prepares pairs for speaker verification.
+    """
+    if isinstance(clip, tuple):
+        return waves_.prepare([as_wave(each) for each in clip])
     if isinstance(clip, str | Path):
         return waves_.read(clip)
     return waves_.from_array(clip, base.SAMPLE_RATE)

@@ -1,4 +1,4 @@
-"""What is said around audio: the template, and per task the ways to ask.
+"""The text around audio: the template, and instructions per task.
 
 Knows: text. Does not know: tokenizers, audio.
 """
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 from broadsheet.console import InputError
 
-MARK = "<audio>"  # in an instruction: where a clip stands; without one, clips come first
+MARK = "<audio>"  # the place of a clip in an instruction; without marks, clips come first
 
 
 @dataclass(frozen=True)
 class AudioPrompt:
     """The text around the clips of a prompt: `USER: <Speech>`[clip]`</Speech> ` instruction `\\nASSISTANT:`.
 
-    `<Speech>` and `</Speech>` are ordinary text. An answer follows the prompt directly; a space begins it, where the
-    tokenizer tells words that begin with one from others.
+    `<Speech>` and `</Speech>` are ordinary text. An answer follows the prompt directly; it begins with a space if the
+    tokenizer distinguishes words with one.
 
     Args:
-        user, assistant: what the turn and the answer begin with.
+        user, assistant: beginning of the turn and of the answer.
         before, after: around each clip.
 
     Source: arXiv:2310.13289, Sec. 3.1; the authors' prompt for Vicuna 1.1.
@@ -37,7 +37,7 @@ class AudioPrompt:
         """The text before, between and after the clips: one part more than clips.
 
         Raises:
-            InputError: the instruction marks places for another number of clips, or is empty without a clip.
+            InputError: the numbers of marks and clips differ, or the instruction is empty.
         """
         marked = instruction.count(MARK)
         if marked and marked != clips:
@@ -51,7 +51,7 @@ class AudioPrompt:
         return text.split(MARK)
 
 
-# The first of a task is what evaluation asks; training draws one for each example.
+# Evaluation uses the first instruction of a task; training draws one for each example.
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "asr": (
         "What is said?",
@@ -98,7 +98,7 @@ INSTRUCTIONS: dict[str, tuple[str, ...]] = {
 
 
 def instruction(task: str, draw: random.Random | None = None, pools: dict[str, Sequence[str]] | None = None) -> str:
-    """How a task is asked: the fixed way, or one drawn from its pool.
+    """The instruction of a task: the fixed one, or one drawn from its pool.
 
     Raises:
         InputError: the task has no pool, so its rows need an instruction of their own.

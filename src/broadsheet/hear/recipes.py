@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from broadsheet.apply.base import Recipe, Source
 from broadsheet.apply.corpus import Summary
 from broadsheet.cache import atomic_folder, fingerprint
-from broadsheet.console import InputError, at_least, say
+from broadsheet.console import InputError, say
 from broadsheet.hear.base import named
 from broadsheet.hear.data.rows import read_rows, write_rows
-from broadsheet.hear.training.plan import FULL, Data, TrainingStage, content, context_for, open_data, planned
+from broadsheet.hear.training.plan import FULL, TrainingStage, content, context_for, open_data, planned
+from broadsheet.options import default_of, flag, option
 from broadsheet.training.workdir import workdir
 
 if TYPE_CHECKING:
@@ -26,93 +28,84 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ApplySalmonn:
+class SalmonnRecipe(Recipe):
     """Give a language model ears: train norms, connector and adapter on rows of audio and answers.
 
     OUT is a folder for `broadsheet hear listen --model OUT` and `SalmonnForConditionalGeneration.from_pretrained`: what
-    was trained, beside the names of the language model and the encoders. A command that was stopped or killed goes on
+    was trained, beside the names of the language model and the encoders. A command that was stopped or killed resumes
     when it is repeated; what a finished stage has learnt is kept.
 
     DATA is a folder that `broadsheet hear make-data` made, whose three stages are trained one after another: speech and
     sounds (`stage1.jsonl`), all tasks (`stage2.jsonl`), then activation tuning on stories (about `stories.jsonl`).
-    Or it is a JSONL file of rows `{"task": …, "audio": path or list, "instruction": …, "answer": …}`, paths relative to
-    it, trained on as one stage; a row without an instruction draws one for its task. `--on-error skip` leaves out rows
+    Or it is a file of rows `{"task": …, "audio": path or list, "instruction": …, "answer": …}`, paths relative to it,
+    trained on as one stage; a row without an instruction draws one for its task. `--on-error skip` leaves out rows
     whose audio cannot be read.
-
-    Options:
-        --stage NAME: 1, 2, 3 or all (all).
-        --minutes N: of training, for stages 1 and 2 together, two thirds for the first (30; 0: no limit).
-        --steps N,N: of stages 1 and 2, at most (as many as the minutes hold).
-        --epochs N: how often the rows may come, without --steps (0: as the minutes let them; without those, once).
-        --batch-size N: rows of a step (16).
-        --learning-rate X: of norms and connector (0.0003).
-        --lora-learning-rate X: of the adapter (0.001).
-        --warm-start-steps N: before the first stage, of a warm start that is ours, not the paper's (0: none).
-        --activate FILE: clips for activation tuning at the end (of a folder its stories.jsonl); `no`: none.
-        --factor X: of the adapter's scaling while stories are written (0.5).
-        --story-steps N: of activation tuning, a story each (12).
-        --story-learning-rate X: of activation tuning (0.0001).
-        --rehearse N: rows of the stage before beside each story, so that it is not forgotten; ours, not the paper's
-            (0: none).
-        --start FOLDER: go on from a trained folder instead of beginning anew.
-        --encoders NAME,…: whisper:NAME, beats:FILE, speech-embedding (whisper:tiny.en,speech-embedding).
-        --context S: seconds that Whisper looks at, and of the longest piece it hears (8 where no clip is longer, for a
-            fifth of the work; otherwise 30, the paper's).
-        --queries N: audio tokens a window (1).
-        --window S: seconds of a window (0.333333).
-        --connector NAME: qformer, or stack for stack-and-linear (qformer).
-        --hidden N, --layers N: of the Q-Former; its heads are 64 wide (384 and 2; the paper's are 768 and 2).
-        --lora-rank N, --lora-alpha N: of the adapter, whose scaling is alpha / rank (8 and 32; rank 0: none).
-        --keep-stages: leave each stage's model as OUT.stage1, OUT.stage2 ….
-        --seed N: of new weights, order and draws (0).
-        --device NAME, --dtype NAME: of the language model, as in models.load.
     """
 
-    method: str = "salmonn"
-    model: str = "default"
-    stage: str = "all"
-    minutes: float = 30.0
-    steps: str = ""
-    epochs: int = 0
-    batch_size: int = 16
-    learning_rate: float = 3e-4
-    lora_learning_rate: float = 1e-3
-    warm_start_steps: int = 0
-    activate: str = ""
-    factor: float = 0.5
-    story_steps: int = 12
-    story_learning_rate: float = 1e-4
-    rehearse: int = 0
-    start: str = ""
-    encoders: str = "whisper:tiny.en,speech-embedding"
-    context: float = 0.0
-    queries: int = 1
-    window: float = 0.333333
-    connector: str = "qformer"
-    hidden: int = 384
-    layers: int = 2
-    lora_rank: int = 8
-    lora_alpha: int = 32
-    keep_stages: bool = False
-    seed: int = 0
-    device: str = ""
-    dtype: str = ""
+    paper: ClassVar[str] = "salmonn"
 
-    data = staticmethod(open_data)
+    stages: Literal["1", "2", "3", "all"] = option("all", "Which stages are trained.")
+    minutes: float | None = option(
+        30.0, "Of training, for stages 1 and 2 together, two thirds for the first; 0: no limit.", least=0
+    )
+    steps: tuple[int, ...] = option((), "Of stages 1 and 2, at most; by default as many as the minutes hold.", least=1)
+    epochs: int | None = option(
+        None, "How often the rows may come, without --steps; by default as the minutes let them, else once.", least=1
+    )
+    batch_size: int = option(16, "Rows of a step.", least=1)
+    learning_rate: float = option(3e-4, "Of norms and connector.", least=0)
+    lora_learning_rate: float = option(1e-3, "Of the adapter.", least=0)
+    warm_start_steps: int = option(
+        0, "Before the first stage, of a warm start that is ours, not the paper's; 0: none.", least=0
+    )
+    activate: str | None = option(
+        None, "Clips for activation tuning at the end; by default a folder's stories.jsonl; `no`: none.", metavar="FILE"
+    )
+    factor: float = option(0.5, "Of the adapter's scaling while stories are written.", least=0)
+    story_steps: int = option(12, "Of activation tuning, a story each.", least=1)
+    story_learning_rate: float = option(1e-4, "Of activation tuning.", least=0)
+    rehearse: int = option(
+        0,
+        "Rows of the stage before beside each story, so that it is not forgotten; ours, not the paper's; 0: none.",
+        least=0,
+    )
+    start: str | None = option(None, "A trained folder to train on from, instead of beginning anew.", metavar="FOLDER")
+    encoders: tuple[str, ...] = option(
+        ("whisper:tiny.en", "speech-embedding"), "whisper:NAME, beats:FILE, speech-embedding.", metavar="NAME,…"
+    )
+    context: float | None = option(
+        None,
+        "Seconds that Whisper looks at, and of the longest piece it hears; by default 8 where no clip is longer, for a "
+        "fifth of the work, otherwise 30, the paper's.",
+        least=1,
+    )
+    queries: int = option(1, "Audio tokens a window.", least=1)
+    window: float = option(0.333333, "Seconds of a window.", least=0.02)
+    connector: Literal["qformer", "stack"] = option("qformer", "The Q-Former, or stack-and-linear.")
+    hidden: int = option(384, "Width of the Q-Former, whose heads are 64 wide (the paper: 768).", least=64)
+    layers: int = option(2, "Of the Q-Former.", least=1)
+    lora_rank: int = option(8, "Of the adapter; 0: none.", least=0)
+    lora_alpha: int = option(32, "Of the adapter, whose scaling is alpha / rank.", least=1)
+    keep_stages: bool = option(False, "Leave each stage's model as OUT.stage1, OUT.stage2 ….")
 
-    def run(self, data: Data, out: Path, *, force: bool = False) -> Summary:
-        """Train.
+    def check(self) -> None:
+        if self.activate not in (None, "no") and self.stages not in ("3", "all"):
+            raise InputError(f"got --activate {self.activate} with --stages {self.stages}; expected stage 3 or all")
+        if self.start:
+            defaults = {name: default_of(type(self), name) for name in _ARCHITECTURE}
+            if changed := [name for name, default in defaults.items() if getattr(self, name) != default]:
+                given = ", ".join(map(flag, changed))
+                raise InputError(f"got {given} with --start, which keeps what {self.start} consists of; leave it out")
+        if self.hidden % 64:
+            raise InputError(f"got --hidden {self.hidden}; expected a multiple of 64, the width of a head")
 
-        Raises:
-            InputError: an option, the rows, the model or `out` cannot be used.
-        """
-        self._check()
+    def apply(self, source: Source, out: Path, force: bool) -> Summary:
         plan = planned(
-            data,
-            self.stage,
-            minutes=self.minutes,
-            steps=self.steps,
-            activate=self.activate,
+            open_data(source.spec, on_error=source.on_error),
+            self.stages,
+            minutes=self.minutes or 0.0,
+            steps=",".join(map(str, self.steps)),
+            activate=self.activate or "",
             stories=self.story_steps,
             rehearse=self.rehearse > 0,
             warm=self.warm_start_steps,
@@ -120,9 +113,7 @@ class ApplySalmonn:
         )
         if not (self.lora_rank or self.start) and plan[-1].name == "3":
             raise InputError("got --lora-rank 0: activation tuning weakens an adapter; give a rank, or --activate no")
-        options = {
-            name: value for name, value in asdict(self).items() if name not in ("method", "device", "keep_stages")
-        }
+        options = {name: value for name, value in self.given().items() if name not in ("device", "keep_stages")}
         config = {**options, "start": self._start_identity(), "rows": content(plan)}
         with workdir(
             out,
@@ -147,26 +138,6 @@ class ApplySalmonn:
         say(f"{out}: {examples:,} rows in {seconds / 60:.1f} minutes of training")
         say(f"use it: broadsheet hear listen CLIP.wav 'What is said?' --model {out}")
         return Summary(out, examples, 0, seconds, True)
-
-    # What there is to do
-
-    def _check(self) -> None:
-        rates = ("learning_rate", "lora_learning_rate", "story_learning_rate", "factor")
-        at_least(0, self, *rates, "minutes", "epochs", "warm_start_steps", "rehearse")
-        at_least(1, self, "batch_size", "story_steps")
-        if self.stage not in ("1", "2", "3", "all"):
-            raise InputError(f"got --stage {self.stage!r}; expected 1, 2, 3 or all")
-        if self.activate not in ("", "no") and self.stage not in ("3", "all"):
-            raise InputError(f"got --activate {self.activate} with --stage {self.stage}; expected stage 3 or all")
-        if self.start:
-            changed = [name for name in _ARCHITECTURE if getattr(self, name) != _DEFAULTS[name]]
-            if changed:
-                given = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
-                raise InputError(
-                    f"got {given} with --start, which goes on with what {self.start} is made of; leave it out"
-                )
-        if self.hidden % 64:
-            raise InputError(f"got --hidden {self.hidden}; expected a multiple of 64, the width of a head")
 
     def _start_identity(self) -> str:
         if not self.start:
@@ -197,10 +168,10 @@ class ApplySalmonn:
         """What an earlier stage left; the one to go on from; or a new one."""
         from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 
-        options: dict[str, Any] = {"device": self.device or None, "dtype": self.dtype or None}
+        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         if trained is not None or self.start:
-            return SalmonnForConditionalGeneration.from_pretrained(trained or self.start, **options)
-        encoders = [named(each.strip()) for each in self.encoders.split(",")]
+            return SalmonnForConditionalGeneration.from_pretrained(trained or str(self.start), **options)
+        encoders = [named(each) for each in self.encoders]
         if any(each["kind"] == "whisper" for each in encoders):
             context = self.context or context_for(plan)
             short = {} if context == FULL else {"context_seconds": context, "crop": True}
@@ -230,7 +201,7 @@ class ApplySalmonn:
         if stage.name == "warm":
             warmed = warm_start.warm_start(model, stage.rows, steps=self.warm_start_steps, seed=self.seed)
             model.save_pretrained(out)
-            say(f"warm start: {warmed.steps:,} steps in {warmed.seconds / 60:.1f} minutes, loss {warmed.loss:.3f}")
+            say(f"warm start: {warmed.steps:,} steps in {warmed.seconds / 60:.1f} minutes, loss {warmed.last_loss:.3f}")
             return None
         if stage.name == "3":
             return self._activate(model, stage, out)
@@ -275,7 +246,7 @@ class ApplySalmonn:
     def _finish(self, plan: Sequence[TrainingStage], records: list[dict[str, Any]], folder: Path, out: Path) -> None:
         """The last stage's model as `out`, with an account of all stages; then the working folder goes."""
         account = {
-            "settings": asdict(self),
+            "settings": self.given(),
             "stages": [
                 {"stage": stage.name, "rows": len(stage.rows), **record}
                 for stage, record in zip(plan, records, strict=True)
@@ -292,7 +263,6 @@ class ApplySalmonn:
         shutil.rmtree(folder)
 
 
-_DEFAULTS = {field.name: field.default for field in fields(ApplySalmonn)}
 _ARCHITECTURE = (
     *("model", "encoders", "context", "queries", "window", "connector"),
     *("hidden", "layers", "lora_rank", "lora_alpha"),
@@ -314,7 +284,5 @@ def _record(folder: Path) -> dict[str, Any]:
 def _told(what: str, fitted: TrainOutput) -> None:
     if not fitted.finished:
         return
-    losses = [each["loss"] for each in fitted.history if "loss" in each]
-    tenth = losses[-max(1, len(losses) // 10) :]
-    loss = f", loss {losses[0]:.3f} → {sum(tenth) / len(tenth):.3f}" if losses else ""
+    loss = f", loss {fitted.history[0]['loss']:.3f} → {fitted.last_loss:.3f}" if fitted.history else ""
     say(f"{what}: {fitted.steps:,} steps, {fitted.examples:,} rows in {fitted.seconds / 60:.1f} minutes{loss}")

@@ -1,63 +1,200 @@
 """SALMONN (Tang et al., 2024, arXiv:2310.13289): frozen audio encoders, a window-level Q-Former, a causal LM with LoRA.
 
-Knows: how encoders, connector and language model fit together, and the folder that keeps what was trained. Does not
-know: data, training (`fitting`), how a trained model is tried.
+    Z = [LN(S); LN(A)]                       Eq. 1   `Synchronised`: frames of the encoders, joined at 50 Hz
+    H = Q-Former(Q, Z in windows of L)       Eq. 2–3 `WindowQFormer`: N tokens per window, in time order
+    P(answer | H, instruction)               Sec. 3  `SalmonnForConditionalGeneration`: the LLM with LoRA
+
+Knows: how encoders, connector and language model fit together. Does not know: data, optimizers (`training`), prompts
+(`audio_lm`, `processing`), folders (`saving`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from math import sqrt
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers import AutoConfig, AutoModelForCausalLM, Blip2QFormerConfig, Blip2QFormerModel
 
 from broadsheet import models
-from broadsheet.cache import atomic_folder
 from broadsheet.console import InputError
-from broadsheet.hear import base
-from broadsheet.hear.configuration import FIELDS, SalmonnConfig
-from broadsheet.hear.connectors import StackLinear, WindowQFormer
-from broadsheet.hear.encoders.ears import AudioFeatures
-from broadsheet.hear.processing import IGNORED, SalmonnProcessor
-from broadsheet.hear.sync import Synchronised
+from broadsheet.hear import base, saving
+from broadsheet.hear.audio_lm import AudioLanguageModel, Streams
+from broadsheet.hear.configuration import SalmonnConfig
+from broadsheet.hear.connectors import StackLinear, start_at_norm
+from broadsheet.hear.encoders.audio_features import AudioFeatures
+from broadsheet.hear.processing import SalmonnProcessor
 from broadsheet.hear.windows import Windows
 from broadsheet.models import adapters
 
-_WEIGHTS = "connector.safetensors"
 RATE = 50.0  # frames per second that encoders are synchronised to
-Streams = Sequence[Tensor]
 
 
-class SalmonnForConditionalGeneration(PreTrainedModel):
-    """A causal language model with ears: it answers in text about what is heard.
+class Synchronised(nn.Module):
+    """Joins the frames of several encoders: Z = [LN₁(S); LN₂(A); …] on the feature axis.
+
+    Every stream is brought to the common rate by repeating its frames, has a LayerNorm of its own, and is padded with
+    zeros. Padding follows the norm, so it is exactly zero whatever the norm has learnt. One stream takes the same path
+    as several.
+
+    Args:
+        widths: of each encoder's frames.
+        rates: frames per second of each; `rate` has to be a multiple of every one.
+        rate: frames per second of the result.
+        eps: of the norms.
+
+    Raises:
+        InputError: a rate that does not divide the common one.
+
+    Source: arXiv:2310.13289, Sec. 3.1, Eq. 1.
+    """
+
+    def __init__(self, widths: Sequence[int], rates: Sequence[float], rate: float = 50.0, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.repeats = [round(rate / each) for each in rates]
+        if any(repeat < 1 or repeat * each != rate for repeat, each in zip(self.repeats, rates, strict=True)):
+            raise InputError(f"got encoders of {list(rates)} frames per second; expected divisors of {rate:g}")
+        self.widths = list(widths)
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for width in widths)
+
+    def frames(self, lengths: Sequence[int]) -> int:
+        """Frames of one clip after joining, from the frames that each encoder gave."""
+        return max(repeat * length for repeat, length in zip(self.repeats, lengths, strict=True))
+
+    def forward(self, streams: Sequence[Tensor], lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Join a batch of clips.
+
+        Args:
+            streams: per encoder (clips, its frames, its width); frames beyond a clip's length are ignored.
+            lengths: (clips, encoders) valid frames of each stream.
+
+        Returns:
+            Z, (clips, frames, sum of widths), and how many of its frames each clip has, (clips,).
+        """
+        repeats = torch.tensor(self.repeats, device=lengths.device)
+        ends = lengths * repeats
+        total = ends.amax(1)
+        frames = int(total.max())
+        joined = []
+        for norm, stream, repeat, end in zip(self.norms, streams, self.repeats, ends.T, strict=True):
+            # LN(S): (clips, frames, width of the stream), zero after the stream's end
+            normed = norm(stream.to(next(norm.parameters()).dtype)).repeat_interleave(repeat, dim=1)[:, :frames]
+            normed = nn.functional.pad(normed, (0, 0, 0, frames - normed.shape[1]))
+            beyond = torch.arange(frames, device=lengths.device) >= end[:, None]
+            joined.append(normed.masked_fill(beyond[..., None], 0.0))
+        return torch.cat(joined, dim=-1), total  # Eq. 1: Z = [LN(S); LN(A)], (clips, frames, sum of widths)
+
+
+class WindowQFormer(nn.Module):
+    """A Q-Former that reads every window of frames on its own, with the same few trainable queries.
+
+    All windows of a batch are one batch for Blip-2's Q-Former: cross-attention in every layer, no text branch, random
+    initial weights. Its outputs are tokens in time order, projected to the language model's width.
+
+    Args:
+        width: of a frame.
+        out_width: of a token.
+        windows: how frames are cut.
+        queries: N, tokens a window (the paper: 1).
+        hidden, heads, layers, ffn: of the Q-Former (the paper, BERT-base: 768, 12, 2, 3072).
+        dropout: of the Q-Former (0.1).
+        init: initial standard deviation of its weights (BERT's 0.02). A narrow Q-Former hears little at that: the
+            window's contribution to the query shrinks with the width, so tokens hardly differ between clips; about
+            1 / √hidden keeps them apart.
+
+    Shapes:
+        (clips, frames, width) → (clips, windows · N, out_width).
+
+    Source: arXiv:2310.13289, Sec. 3.1, Eq. 2–3.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        out_width: int,
+        windows: Windows,
+        *,
+        queries: int = 1,
+        hidden: int = 768,
+        heads: int = 12,
+        layers: int = 2,
+        ffn: int = 3072,
+        dropout: float = 0.1,
+        init: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if min(queries, hidden, heads, layers, ffn) < 1 or hidden % heads:
+            raise InputError(f"got {queries} queries, hidden {hidden}, heads {heads}, layers {layers}, ffn {ffn}")
+        self.windows = windows
+        settings: dict[str, Any] = {
+            "hidden_size": hidden,
+            "num_attention_heads": heads,
+            "num_hidden_layers": layers,
+            "intermediate_size": ffn,
+            "encoder_hidden_size": width,
+            "cross_attention_frequency": 1,
+            "use_qformer_text_input": False,
+            "hidden_dropout_prob": dropout,
+            "attention_probs_dropout_prob": dropout,
+            "initializer_range": init,
+            "attn_implementation": "sdpa",
+        }
+        self.query = nn.Parameter(torch.randn(1, queries, hidden) * 0.02)
+        self.qformer = Blip2QFormerModel(Blip2QFormerConfig(**settings))
+        self.projection = nn.Linear(hidden, out_width)
+
+    @property
+    def per_window(self) -> int:
+        """Tokens a window."""
+        return int(self.query.shape[1])
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Tokens of a batch of clips, see the class."""
+        cut = self.windows.cut(frames)  # (clips, count, window, width)
+        clips, count, window, width = cut.shape
+        # Eq. 2: every window is a batch row, read with the same N queries: (clips · count, N, hidden)
+        read = self.qformer(
+            query_embeds=self.query.expand(clips * count, -1, -1),
+            encoder_hidden_states=cut.reshape(clips * count, window, width),
+        ).last_hidden_state
+        # Eq. 3: all windows' outputs in time order, projected: (clips, count · N, width of the language model)
+        return self.projection(read).reshape(clips, count * self.per_window, -1)
+
+    def match_norm(self, norm: float) -> None:
+        """Start with tokens of about this Euclidean norm; the Q-Former's last LayerNorm gives √hidden."""
+        start_at_norm(self.projection, norm, sqrt(self.projection.in_features))
+
+
+class SalmonnForConditionalGeneration(AudioLanguageModel):
+    """A causal language model that hears: it answers in text about audio.
 
     Use when: a text LLM should answer about speech, sounds and music in one model, its own weights unchanged.
     Prefer a cascade (speech recognition, then the LLM) when only words matter: it reads better and needs no training.
 
     Inputs: clips at 16 kHz (paths or waves) and an instruction; for training rows of task, audio, instruction, answer.
-    Every clip goes through each encoder; their frames are brought to 50 Hz, normalised, put side by side, cut into
-    windows of a third of a second, and read by one Q-Former, N tokens a window. The tokens take the place of
-    `<|audio|>` in the prompt's embeddings, and the LLM with LoRA goes on from there.
+    Every clip goes through each encoder; the frames are brought to 50 Hz, normalised, concatenated on the feature axis,
+    cut into windows of a third of a second, and read by one Q-Former, N tokens per window. The tokens replace
+    `<|audio|>` in the prompt's embeddings, and the LLM with LoRA continues from there.
     Trained are the norms, the Q-Former with its queries and projection, and LoRA; nothing else.
+
+    Training has three stages with one loss (the next-token cross-entropy of the answer), one set of trained parameters
+    and other rows each (Sec. 3.2):
+        1. pre-training on speech recognition and audio captioning: `training.fitting.fit`;
+        2. instruction tuning on all tasks: the same `fit`;
+        3. activation tuning, `training.activating.activate`: with LoRA scaled from 4 to 2 (`scale_lora(0.5)`) the model
+           writes a story about each of 12 clips; back at 4 it is trained on them for 12 steps.
 
     Relation: Blip-2's Q-Former, per window so that time order is kept; `connector="stack"` is the plain rival.
 
     Args:
-        config: of what it is made.
+        config: names and sizes of the parts.
         llm: the language model and its tokenizer; by default loaded by the name in `config`.
         encoders: in the order of `config.encoders`; by default built from those.
         features: folder of the cache of encoders' frames.
-
-    Attributes:
-        processor: makes batches for it.
-        ears: its encoders, with their cache.
 
     Example:
         model = SalmonnForConditionalGeneration.build("default", ["whisper:tiny.en", "speech-embedding"])
@@ -67,8 +204,8 @@ class SalmonnForConditionalGeneration(PreTrainedModel):
     Source: arXiv:2310.13289, Eq. 1–3; authors' code bytedance/SALMONN.
     """
 
+    paper: ClassVar[str] = "salmonn"
     config_class = SalmonnConfig
-    main_input_name = "input_ids"
     config: SalmonnConfig
 
     def __init__(
@@ -87,9 +224,9 @@ class SalmonnForConditionalGeneration(PreTrainedModel):
         config.encoders = [each.settings() for each in parts]
         self.llm = model
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name)
+            parameter.requires_grad_("lora_" in name)  # the LLM is frozen, LoRA is not
         self.encoders = nn.ModuleList(parts)
-        self.ears = AudioFeatures(parts, features)
+        self.audio_features = AudioFeatures(parts, features)
         self.windows = Windows(config.window_seconds, config.stride_seconds)
         self.synchronised = Synchronised([each.width for each in parts], [each.frame_rate for each in parts], RATE)
         self.connector = self._connector()
@@ -161,172 +298,20 @@ class SalmonnForConditionalGeneration(PreTrainedModel):
             made.match_norm(float(embeddings.detach().float().norm(dim=-1).mean()))
         return made
 
-    @property
-    def device(self) -> torch.device:
-        """Where the language model is."""
-        found: torch.device = self.llm.device
-        return found
-
-    def get_input_embeddings(self) -> Any:
-        """The language model's."""
-        return self.llm.get_input_embeddings()
-
     def audio_tokens(self, features: Streams, lengths: Tensor) -> Tensor:
-        """Tokens of a batch of clips (pieces of at most 30 s), those of each behind those of the one before.
-
-        Args:
-            features: per encoder (clips, frames, width), filled up.
-            lengths: (clips, encoders), frames that count.
-
-        Returns:
-            (tokens of all clips together, width of the language model).
-        """
+        """See `AudioLanguageModel.audio_tokens`."""
         tokens, counts = self.connected(features, lengths)
         return tokens[torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]]
 
     def connected(self, features: Streams, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens of a batch of clips, (clips, tokens, width), filled up, and how many each clip has, (clips,)."""
+        """Tokens of a batch of clips, (clips, tokens, width), padded, and how many each clip has, (clips,)."""
+        # Eq. 1: Z (clips, frames, sum of widths); then Eq. 2–3
         joined, frames = self.synchronised([each.to(self.device) for each in features], lengths.to(self.device))
         counts = [self.windows.count(int(each)) * self.connector.per_window for each in frames]
         return self.connector(joined), torch.tensor(counts, device=self.device)
 
-    def embed(
-        self,
-        input_ids: Tensor,
-        features: Streams | None = None,
-        lengths: Tensor | None = None,
-        waves: Sequence[Tensor] | None = None,
-        tokens: Tensor | None = None,
-    ) -> Tensor:
-        """Embeddings of a batch of prompts, with audio in its places.
-
-        Raises:
-            InputError: the prompts have places for another number of audio tokens than the clips make.
-        """
-        places = input_ids == self.processor.audio_token_id
-        embeddings = self.llm.get_input_embeddings()(input_ids.masked_fill(places, 0))
-        if waves and tokens is None and features is None:
-            features, lengths = stack(self._heard(waves))
-        if tokens is None and features is not None and lengths is not None:
-            tokens = self.audio_tokens(features, lengths)
-        found, wanted = (0 if tokens is None else len(tokens)), int(places.sum())
-        if found != wanted:
-            raise InputError(f"got {found} audio tokens for prompts with {wanted} places; make both with one processor")
-        if tokens is None:
-            return embeddings
-        return embeddings.masked_scatter(places[..., None], tokens.to(embeddings.dtype))
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        features: Streams | None = None,
-        lengths: Tensor | None = None,
-        waves: Sequence[Tensor] | None = None,
-        labels: Tensor | None = None,
-        **others: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits of a batch of prompts, and the loss on its answers.
-
-        Positions follow the mask, so that filling changes nothing, on whichever side it is.
-
-        Args:
-            input_ids, attention_mask: (batch, length), from the processor.
-            features, lengths: of the clips, as in `audio_tokens`; or `waves`, at 16 kHz, to be encoded here.
-            labels: (batch, length), -100 where nothing is supervised. Logits are then made only from the first
-                supervised column on.
-
-        Returns:
-            `logits` (batch, columns, vocabulary), `loss`: the mean cross-entropy of supervised tokens.
-        """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        embeddings = self.embed(input_ids, features, lengths, waves)
-        keep = 0
-        if labels is not None:
-            supervised = (labels != IGNORED).any(0).nonzero()
-            keep = input_ids.shape[1] - max(int(supervised[0]) - 1, 0) if len(supervised) else 1
-        output = self.llm(
-            inputs_embeds=embeddings,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            logits_to_keep=keep,
-            use_cache=False,
-        )
-        loss = None
-        if labels is not None:
-            targets = labels[:, labels.shape[1] - keep + 1 :]
-            loss = nn.functional.cross_entropy(
-                output.logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED
-            )
-        return CausalLMOutputWithPast(loss=loss, logits=output.logits)
-
-    @torch.inference_mode()
-    def generate(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        features: Streams | None = None,
-        lengths: Tensor | None = None,
-        waves: Sequence[Tensor] | None = None,
-        **generation: Any,
-    ) -> Tensor:
-        """Answers, as the language model's own `generate` writes them: greedy, beams, sampling, streamers.
-
-        Args:
-            input_ids, attention_mask, features, lengths, waves: as in `forward`.
-            generation: of `GenerationMixin.generate`. The authors answer with `num_beams=4, max_new_tokens=200`.
-
-        Returns:
-            (batch · num_return_sequences, new tokens): the answers alone.
-        """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        embeddings = self.embed(input_ids, features, lengths, waves)
-        # filled up on the left, whichever way it came: a stable sort of the mask moves the filling to the front
-        order = mask.argsort(dim=1, stable=True)
-        embeddings = embeddings.gather(1, order[..., None].expand_as(embeddings))
-        settings = {"max_new_tokens": 200, "do_sample": False, **generation}
-        settings.setdefault("pad_token_id", self.processor.tokenizer.pad_token_id)
-        settings.setdefault("eos_token_id", self.processor.tokenizer.eos_token_id)
-        answers: Tensor = self.llm.generate(inputs_embeds=embeddings, attention_mask=mask.gather(1, order), **settings)
-        return answers
-
-    def answer(self, audio: Any, instruction: str, **generation: Any) -> str:
-        """What it says to an instruction about one clip, or a list of clips, by path or as waves at 16 kHz."""
-        return self.answers([(audio, instruction)], **generation)[0]
-
-    def answers(self, requests: Sequence[tuple[Any, str]], batch_size: int = 16, **generation: Any) -> list[str]:
-        """What it says to several (audio, instruction) requests; frames come from the cache where they are there."""
-        written: list[str] = []
-        for start in range(0, len(requests), batch_size):
-            batch = self.prepared(requests[start : start + batch_size])
-            written += self.processor.decode_answers(self.generate(**batch, **generation))
-        return written
-
-    def prepared(
-        self, requests: Sequence[tuple[Any, str]], answers: Sequence[str] | None = None, padding_side: str = "left"
-    ) -> dict[str, Any]:
-        """A batch for `forward` or `generate`, with frames from the cache in place of waves.
-
-        Args:
-            requests: (clip or list of clips, instruction) each.
-            answers: what is to be answered, for labels.
-        """
-        clips = [list(audio) if isinstance(audio, list | tuple) else [audio] for audio, _ in requests]
-        heard = self.ears.features_all([clip for several in clips for clip in several])
-        rest = iter(heard)
-        examples = []
-        for place, (several, (_, instruction)) in enumerate(zip(clips, requests, strict=True)):
-            tokens = [[self._tokens(piece) for piece in next(rest)] for _ in several]
-            examples.append(self.processor.example(instruction, tokens, answers[place] if answers else None))
-        features, lengths = stack(list(chain.from_iterable(heard)))
-        batch = self.processor.batch(examples, padding_side)
-        moved: dict[str, Any] = {name: value.to(self.device) for name, value in batch.items()}
-        return {**moved, "features": features, "lengths": lengths}
-
-    def _heard(self, waves: Sequence[Tensor]) -> list[list[Tensor]]:
-        return list(chain.from_iterable(self.ears.features_all(list(waves))))
-
-    def _tokens(self, piece: Sequence[Tensor]) -> int:
+    def tokens_of(self, piece: Sequence[Tensor]) -> int:
+        """Audio tokens that one piece of a clip becomes, from its frames per encoder."""
         frames = self.synchronised.frames([len(stream) for stream in piece])
         return self.windows.count(frames) * self.connector.per_window
 
@@ -334,13 +319,18 @@ class SalmonnForConditionalGeneration(PreTrainedModel):
     def scale_lora(self, factor: float) -> Iterator[None]:
         """Inside, the adapter's scaling is `factor` times its own: 0.5 turns the paper's 4 into 2, 0 turns it off.
 
-        Afterwards it is what it was, to the bit.
+        Afterwards the scaling is unchanged, bit for bit.
+
+        Raises:
+            InputError: the model has no adapter.
+
+        Source: arXiv:2310.13289, Sec. 3.2: a lower scaling weakens P(Y|X), which short training answers have narrowed.
         """
         from peft.helpers import rescale_adapter_scale
 
         if not adapters.has_adapter(self.llm):
             raise InputError("the model has no adapter to scale; build it with lora_rank above 0")
-        with rescale_adapter_scale(self.llm, factor):
+        with rescale_adapter_scale(self.llm, factor):  # y = Wx + factor · (alpha / rank) · BAx
             yield
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -353,20 +343,8 @@ class SalmonnForConditionalGeneration(PreTrainedModel):
         Raises:
             InputError: the folder cannot be written.
         """
-        from safetensors.torch import save_file
-
-        self.config.encoder_identities = [each.identity for each in self.ears.encoders]
-        try:
-            with atomic_folder(Path(folder)) as aside:
-                weights = {**_named("synchronised", self.synchronised), **_named("connector", self.connector)}
-                save_file(weights, str(aside / _WEIGHTS))
-                if adapters.has_adapter(self.llm):
-                    adapters.save(self.llm, aside, self.config.llm)
-                settings = {"model_type": "salmonn", "architectures": [type(self).__name__], **self.config.settings()}
-                (aside / "config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-                self.processor.save_pretrained(aside)
-        except OSError as error:
-            raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from None
+        self.config.encoder_identities = [each.identity for each in self.audio_features.encoders]
+        saving.save(Path(folder), self.config, self.llm, self.processor, self._trained_modules())
 
     @classmethod
     def from_pretrained(
@@ -381,61 +359,28 @@ class SalmonnForConditionalGeneration(PreTrainedModel):
         """The model that `save_pretrained` wrote, with its language model and encoders loaded by their names.
 
         Raises:
-            InputError: the folder is damaged, or a part of the model is missing or another than it was trained on.
+            InputError: the folder is damaged, or a part of the model is missing or differs from the one in training.
         """
-        from safetensors.torch import load_file
-
-        from broadsheet.models.safefiles import check_safetensors, read_json
-
         place = Path(folder).expanduser()
-        for name in ("config.json", _WEIGHTS, "processor_config.json"):
-            if not (place / name).is_file():
-                raise InputError(f"{place} holds no {name}; expected a folder that `broadsheet apply salmonn` wrote")
-        settings = read_json(place / "config.json")
-        if settings.get("model_type") != "salmonn":
-            raise InputError(f"{place} holds a {settings.get('model_type')} model; expected a salmonn")
-        config = SalmonnConfig(**{name: settings[name] for name in FIELDS if name in settings})
-        check_safetensors(place / _WEIGHTS)
-        options = {"device": device, "dtype": dtype}
+        config = saving.read_config(place)
         if config.lora_rank:
-            llm = adapters.load(place, options)
+            llm = adapters.load(place, {"device": device, "dtype": dtype})
         else:
             loaded = models.load(config.llm, device=device, dtype=dtype)
             llm = (loaded.model, loaded.tokenizer)
         made = cls(config, llm, features=features)
         made.processor = SalmonnProcessor.from_pretrained(place)
-        found = [each.identity for each in made.ears.encoders]
+        found = [each.identity for each in made.audio_features.encoders]
         if config.encoder_identities and found != config.encoder_identities:
             raise InputError(
                 f"{place} was trained on other weights of {config.kinds()}; give the encoders it was trained on"
             )
-        try:
-            kept = load_file(str(place / _WEIGHTS))
-            made.synchronised.load_state_dict(_under("synchronised", kept))
-            made.connector.load_state_dict(_under("connector", kept))
-        except RuntimeError as error:
-            raise InputError(
-                f"{place / _WEIGHTS} does not fit its config: {' '.join(str(error).split())[:200]}"
-            ) from None
+        saving.load_weights(place, made._trained_modules())
         return made.eval()
+
+    def _trained_modules(self) -> dict[str, nn.Module]:
+        return {"synchronised": self.synchronised, "connector": self.connector}
 
 
 AutoConfig.register("salmonn", SalmonnConfig, exist_ok=True)
 AutoModelForCausalLM.register(SalmonnConfig, SalmonnForConditionalGeneration, exist_ok=True)
-
-
-def stack(clips: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], Tensor]:
-    """Frames of clips as a batch: per encoder (clips, frames, width), filled up; lengths (clips, encoders)."""
-    lengths = torch.tensor([[len(stream) for stream in clip] for clip in clips])
-    streams = [nn.utils.rnn.pad_sequence(list(each), batch_first=True) for each in zip(*clips, strict=True)]
-    return streams, lengths
-
-
-def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": weight.detach().cpu().contiguous() for name, weight in module.state_dict().items()}
-
-
-def _under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(f"{prefix}."): weight for name, weight in weights.items() if name.startswith(f"{prefix}.")
-    }

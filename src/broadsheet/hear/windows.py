@@ -17,7 +17,7 @@ _CONTEXT_SECONDS = 30.0  # the authors round within a context of 30 s: 1500 · s
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of so many seconds every so many seconds, in whole frames.
+    """Windows of `seconds` every `stride` seconds, in whole frames.
 
     Both are rounded half to even, as Python's `round` does: at 50 frames per second 0.333333 s are 17 frames, 0.25 s
     are 12 and 0.35 s are 18. A tail shorter than a window is dropped; fewer frames than one window are padded to it.
@@ -56,7 +56,8 @@ class Windows:
         return self._frames(self.seconds if self.stride is None else self.stride)
 
     def count(self, frames: int) -> int:
-        """Windows in so many frames: ⌊(frames − window) / step⌋ + 1, at least one."""
+        """Windows in `frames`: at least one."""
+        # ⌊(T − K)/stride⌋ + 1; the paper's formula is ⌈T/L⌉
         return max(0, frames - self.window) // self.step + 1
 
     def cut(self, frames: Tensor) -> Tensor:
@@ -73,4 +74,5 @@ class Windows:
         return frames.unfold(1, self.window, self.step).transpose(2, 3)
 
     def _frames(self, seconds: float) -> int:
+        # K = round(1500 · seconds / 30) at 50 frames per second
         return round(_CONTEXT_SECONDS * self.frame_rate * seconds / _CONTEXT_SECONDS)

@@ -9,7 +9,7 @@ Importing this package imports neither torch nor transformers.
 from broadsheet.models.batching import halve_on_oom, token_budget_batches
 from broadsheet.models.embedded import gguf_file as default_gguf
 from broadsheet.models.hub import Cached
-from broadsheet.models.loading import Loaded, cached, fingerprint, load
+from broadsheet.models.loading import Loaded, cached, fingerprint, load, title
 
 __all__ = [
     "Cached",
@@ -19,5 +19,6 @@ __all__ = [
     "fingerprint",
     "halve_on_oom",
     "load",
+    "title",
     "token_budget_batches",
 ]

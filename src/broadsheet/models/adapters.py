@@ -41,7 +41,7 @@ def add(
 ) -> None:
     """Put LoRA matrices of `rank` into all linear layers but the head (or into `modules`); they alone are trained.
 
-    The model stays what it is, with other layers inside: nothing is wrapped around it.
+    The model itself is changed: nothing is wrapped around it.
 
     Args:
         alpha: 2 × rank by default.
@@ -51,7 +51,7 @@ def add(
     """
     peft = _peft("an adapter")
     if has_adapter(model):
-        raise InputError("the model has an adapter; go on with it, or merge it first")
+        raise InputError("the model has an adapter; train that one, or merge it first")
     targets: Any = list(modules) or "all-linear"
     settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha or 2 * rank, "lora_dropout": dropout}
     base = {"fingerprint": fingerprint(model), "dtype": str(model.dtype).removeprefix("torch.")}
@@ -110,17 +110,19 @@ def save(model: PreTrainedModel, folder: Path, spec: str) -> None:
         base = spec if spec == "default" or not Path(spec).exists() else str(Path(spec).resolve())
         config.base_model_name_or_path = base
         config.save_pretrained(str(folder))
+        # Left to itself, peft asks the hub whether the embeddings have grown.
         weights = _peft("an adapter").get_peft_model_state_dict(model, save_embedding_layers=False)
         save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, folder / WEIGHTS)
-        record = {"spec": base, **model.base_}
+        record = {"spec": base, **getattr(model, "base_", {})}  # a model that peft wrapped knows no fingerprint
         (folder / BASE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
 
-def load(folder: Path, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+def load(folder: Path, options: dict[str, Any], base: str | None = None) -> tuple[PreTrainedModel, Any]:
     """The model and tokenizer in `folder`; an adapter comes in its base.
 
     Args:
         options: of `models.load`.
+        base: the base of an adapter whose folder does not record it.
 
     Raises:
         InputError: damaged or foreign files; an adapter that is no plain LoRA, lacks its base, or does not fit it.
@@ -129,19 +131,23 @@ def load(folder: Path, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
         model, tokenizer = load_model(folder, **options)
         return model, tokenizer
     check(folder)
-    if not (folder / BASE).is_file():
+    if not (base or (folder / BASE).is_file()):
         raise InputError(f"{folder} is an adapter without {BASE}, so its base is not known; save it anew")
-    record = read_json(folder / BASE)
-    model, _ = load_model(record["spec"], **options | {"dtype": record["dtype"]})
-    if (found := fingerprint(model)) != record["fingerprint"]:
+    record = read_json(folder / BASE) if (folder / BASE).is_file() else {"spec": base}
+    trained_in = {"dtype": record["dtype"]} if "dtype" in record else {}
+    model, tokenizer = load_model(record["spec"], **options | trained_in)
+    found = {"fingerprint": fingerprint(model), "dtype": str(model.dtype).removeprefix("torch.")}
+    if found["fingerprint"] != record.get("fingerprint", found["fingerprint"]):
         raise InputError(
-            f"the adapter in {folder} was trained on another base: {record['spec']} has fingerprint {found}, "
-            f"expected {record['fingerprint']}; give the base it was trained on"
+            f"the adapter in {folder} was trained on another base: {record['spec']} has fingerprint "
+            f"{found['fingerprint']}, expected {record['fingerprint']}; give the base it was trained on"
         )
     attach(model, folder, record["spec"], layers=record.get("layers"))
     if options.get("dtype") is not None:
         model.to(_dtype(options["dtype"]))
-    model.base_ = {"fingerprint": record["fingerprint"], "dtype": record["dtype"]}
+    model.base_ = found
+    if not (folder / "tokenizer_config.json").is_file():
+        return model.eval(), tokenizer
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -178,7 +184,8 @@ def attach(model: PreTrainedModel, folder: Path, spec: str, *, layers: int | Non
     from safetensors.torch import load_file
 
     peft = _peft(f"{folder} is an adapter, which")
-    weights = load_file(str(folder / WEIGHTS))
+    prefix = "base_model.model."  # of the names in an adapter that peft saved around a model
+    weights = {name.removeprefix(prefix): weight for name, weight in load_file(str(folder / WEIGHTS)).items()}
     try:
         config = peft.LoraConfig.from_pretrained(str(folder), local_files_only=True)
         if layers is not None:
@@ -209,7 +216,7 @@ def _peft(what: str) -> Any:
     try:
         import peft
     except ImportError:
-        raise InputError(f"{what} needs peft: pip install 'broadsheet[embed]'") from None
+        raise InputError(f"{what} needs peft: pip install peft") from None
     return peft
 
 

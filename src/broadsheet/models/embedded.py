@@ -48,6 +48,11 @@ class Embedded:
     disk_bytes: int
 
     @property
+    def title(self) -> str:
+        """The model's own name: `"SmolLM2-135M-Instruct"`."""
+        return Path(self.member).name.split(".Q")[0]
+
+    @property
     def packed(self) -> wheels.Wheel:
         """The wheel, and the GGUF file in it."""
         member = wheels.Member(self.member, self.member_bytes, self.sha256, f"{self.name}.gguf")

@@ -49,6 +49,11 @@ class Loaded:
         return fingerprint(self.model)
 
 
+def title(spec: str) -> str:
+    """A model's spec in words: `"the default model (SmolLM2-135M-Instruct)"`; another spec as it is."""
+    return f"the default model ({embedded.DEFAULT.title})" if spec == "default" else spec
+
+
 def load(
     spec: str | Path = "default",
     *,

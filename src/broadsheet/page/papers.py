@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -14,7 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from broadsheet.console import InputError
-from broadsheet.page import evidence
+from broadsheet.page import discovery, evidence
+from broadsheet.page.discovery import load
+
+__all__ = [
+    "RUNGS",
+    "Paper",
+    "Stage",
+    "docstring",
+    "get",
+    "get_recipe",
+    "get_trial",
+    "load",
+    "ours",
+    "page",
+    "search",
+    "stages",
+]
 
 RUNGS = ("listed", "runs", "exact", "helps", "leads")
 _COSTS = ("/s", "seconds", "bytes")
@@ -27,9 +44,9 @@ class Paper:
     Attributes:
         id, arxiv, title: names; `arxiv` is the identifier alone, e.g. `"2410.06072"`.
         kind: method, study, benchmark or survey.
-        stage: the room it lives in.
-        entry: `"module:Class"` of what it offers; empty until it is built.
-        trial, apply: `"module:Class"` that `try` and `apply` run; empty where there is none.
+        stage: the folder it lives in.
+        offers: `"module:name"` of what it offers, where that is no class with `paper` (a survey's table).
+        package: the package that brings it: `"broadsheet"`, or a reader's own.
     """
 
     id: str
@@ -37,26 +54,52 @@ class Paper:
     kind: str
     stage: str
     title: str
-    entry: tuple[str, ...] = ()
-    trial: str = ""
-    apply: str = ""
+    offers: tuple[str, ...] = ()
+    package: str = "broadsheet"
+
+    @property
+    def entry(self) -> tuple[str, ...]:
+        """`"module:Class"` of its methods, discovered; empty until it is built."""
+        return self.offers or discovery.methods(self.id, self.package)
+
+    @property
+    def trial(self) -> str:
+        """`"module:Class"` that `try` runs: its own trial, or its stage's once it is built; empty where it has none."""
+        return discovery.trial(self.id, self.package) or (discovery.stage_trial(self.stage) if self.entry else "")
+
+    @property
+    def apply(self) -> str:
+        """`"module:Class"` that `apply` runs: its own recipe, or its stage's; empty where there is none."""
+        return discovery.recipe(self.id, self.package) or (discovery.stage_recipe(self.stage) if self.entry else "")
 
     @property
     def url(self) -> str:
         return f"https://arxiv.org/abs/{self.arxiv}"
 
     @property
+    def ours(self) -> bool:
+        """Whether broadsheet brings it, and not a reader's own package."""
+        return self.package == "broadsheet"
+
+    @property
+    def evidence_folder(self) -> Path:
+        """Where its trial is recorded: broadsheet's evidence, or the folder `evidence` of its own package."""
+        if self.ours:
+            return evidence.folder()
+        return next(each.folder for each in discovery.packages() if each.name == self.package) / "evidence"
+
+    @property
     def rung(self) -> int:
         """The highest rung reached, 0 to 4 (see `RUNGS`), each resting on the one below it:
 
-        1 runs: a trial on a real model and real data is recorded. 2 exact: every numeric oracle case passed when last
-        recorded. 3 helps: the recorded trial shows each claim of the paper, interval clear of zero. 4 leads: the trial
-        shows it faster or leaner than a peer's implementation.
+        1 runs: a trial on a real model and real data is recorded, and a method's names its claims. 2 exact: every
+        numeric oracle case passed when last recorded. 3 helps: the recorded trial shows each claim of the paper,
+        interval clear of zero. 4 leads: the trial shows it faster or leaner than a peer's implementation.
         """
-        trial = evidence.read(self.id)
-        if trial is None:
+        trial = evidence.read(self.id, self.evidence_folder)
+        if trial is None or (self.kind == "method" and not trial["claims"]):
             return 0
-        oracles = (evidence.read("oracles") or {}).get("slugs", {}).get(self.id)
+        oracles = (evidence.read("oracles", self.evidence_folder) or {}).get("slugs", {}).get(self.id)
         if not oracles or oracles["failed"] or not oracles["passed"]:
             return 1
         verdicts = {(c["metric"], c["baseline"], c["arm"]): c["verdict"] for c in trial["comparisons"]}
@@ -82,6 +125,7 @@ class Paper:
             "entry": list(self.entry),
             "trial": self.trial,
             "apply": self.apply,
+            "package": self.package,
             "rung": self.rung,
             "reached": RUNGS[self.rung],
         }
@@ -89,29 +133,87 @@ class Paper:
 
 @dataclass(frozen=True)
 class Stage:
-    """A room of the library: what its papers have in common, and the trial that runs them together."""
+    """A folder of the library: what its papers have in common, and the trial that runs them together.
+
+    Attributes:
+        papers: broadsheet's own, in page order; those of other packages are in `page()` alone.
+    """
 
     id: str
     about: str
-    trial: str = ""
     papers: tuple[Paper, ...] = field(default=())
+
+    @property
+    def trial(self) -> str:
+        """`"module:Class"` of the trial of all its papers; empty where it has none."""
+        return discovery.stage_trial(self.id)
 
 
 @cache
 def page() -> tuple[Paper, ...]:
-    """All papers, in page order."""
-    return tuple(Paper(**{**row, "entry": tuple(row.get("entry", ()))}) for row in _table()["paper"])
+    """All papers, in page order; then those that other packages add, by package.
+
+    A package that cannot be read, or whose rows are wrong, is reported in one line and left out.
+    """
+    ours, *others = discovery.packages()
+    found = _rows(ours, {})
+    for package in others:
+        try:
+            found |= _rows(package, found)
+        except (InputError, OSError) as error:
+            discovery.left_out(package.name, str(error))
+    return tuple(found.values())
+
+
+def ours() -> tuple[Paper, ...]:
+    """The papers that broadsheet brings, in page order."""
+    return tuple(paper for paper in page() if paper.ours)
+
+
+def _rows(package: discovery.Package, taken: Mapping[str, Paper]) -> dict[str, Paper]:
+    """A package's papers by id.
+
+    Raises:
+        InputError: a row lacks a key or has one that is unknown, a paper has the id of another, or an unknown stage.
+    """
+    known = {row["id"] for row in _table(discovery.packages()[0].table)["stage"]}
+    kinds = ("method", "study", "benchmark", "survey")
+    found: dict[str, Paper] = {}
+    for number, row in enumerate(_table(package.table).get("paper", []), 1):
+        where = f"{package.table}, paper {number}"
+        try:
+            paper = Paper(**{**row, "offers": tuple(row.get("offers", ())), "package": package.name})
+        except TypeError:
+            got = f"got {', '.join(row)}" if isinstance(row, dict) else f"got {row!r}"
+            raise InputError(f"{where}: {got}; expected id, arxiv, kind, stage, title, and perhaps offers") from None
+        if paper.id in taken or paper.id in found:
+            holder = taken[paper.id].package if paper.id in taken else package.name
+            raise InputError(f"{where}: the id {paper.id!r} is taken by {holder}")
+        if paper.stage not in known:
+            raise InputError(f"{where}: no stage {paper.stage!r}; expected one of {', '.join(sorted(known))}")
+        if paper.kind not in kinds:
+            raise InputError(f"{where}: no kind {paper.kind!r}; expected one of {', '.join(kinds)}")
+        found[paper.id] = paper
+    return found
 
 
 @cache
 def stages() -> tuple[Stage, ...]:
-    """All stages, with their papers in page order."""
-    return tuple(Stage(**row, papers=tuple(p for p in page() if p.stage == row["id"])) for row in _table()["stage"])
+    """All stages, with broadsheet's own papers in page order."""
+    rows = _table(discovery.packages()[0].table)["stage"]
+    return tuple(Stage(**row, papers=tuple(p for p in ours() if p.stage == row["id"])) for row in rows)
 
 
-@cache
-def _table() -> dict[str, Any]:
-    return tomllib.loads(Path(__file__).with_name("papers.toml").read_text(encoding="utf-8"))
+def _table(path: Path) -> dict[str, Any]:
+    """A `papers.toml`.
+
+    Raises:
+        InputError: it is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def get(paper_id: str) -> Paper:
@@ -127,13 +229,16 @@ def get(paper_id: str) -> Paper:
 
 
 def get_trial(name: str) -> tuple[str, str]:
-    """(paper id, `"module:Class"`) of the trial of a paper, or of a stage.
+    """(paper id, `"module:Class"`) of the trial of a paper, or of a stage: its own, else that of its only paper.
 
     Raises:
         InputError: unknown name, or nothing to try yet.
     """
     for stage in stages():
         if stage.id == name:
+            papers = [paper for paper in stage.papers if discovery.trial(paper.id)]
+            if not stage.trial and len(papers) == 1:
+                return papers[0].id, papers[0].trial
             if not stage.trial:
                 raise InputError(
                     f"nothing to try in the stage {name!r} yet: `broadsheet papers --rung 1` lists what can be"
@@ -148,6 +253,20 @@ def get_trial(name: str) -> tuple[str, str]:
             f"{paper.id} is listed but not built yet: `broadsheet papers --rung 1` lists what can be tried"
         )
     return paper.id, paper.trial
+
+
+def get_recipe(name: str) -> tuple[str, str]:
+    """(paper id, `"module:Class"`) of what `apply` runs for a paper, or for a stage.
+
+    Raises:
+        InputError: unknown name, or nothing to apply yet.
+    """
+    if entry := next((discovery.stage_recipe(stage.id) for stage in stages() if stage.id == name), ""):
+        return name, entry
+    paper = get(name)
+    if not paper.apply:
+        raise InputError(f"{paper.id} has nothing to apply yet: `broadsheet show {paper.id}` says what it offers")
+    return paper.id, paper.apply
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -180,18 +299,21 @@ def search(query: str = "", *, stage: str = "", kind: str = "", rung: int = 0) -
 
 
 def docstring(entry: str) -> str:
-    """The docstring of `"module:Class"`, read from the source file: nothing is imported."""
+    """The docstring of `"module:Class"`, read from the source file: nothing is imported.
+
+    Raises:
+        InputError: the file is no Python.
+        LookupError: it holds no such class.
+    """
     module, name = entry.split(":")
-    path = Path(__file__).parents[1].joinpath(*module.split(".")[1:]).with_suffix(".py")
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    package = max((p for p in discovery.packages() if p.holds(module)), key=lambda p: len(p.name))
+    parts = module.removeprefix(package.name).strip(".").split(".")
+    path = package.folder.joinpath(*parts).with_suffix(".py")
+    try:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+    except SyntaxError as error:
+        raise InputError(f"{path}:{error.lineno}: {error.msg}") from None
+    for node in body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return ast.get_docstring(node) or ""
     raise LookupError(f"{entry}: no {name} in {path.name}")
-
-
-def load(entry: str) -> Any:
-    """Import `"module:Class"`."""
-    from importlib import import_module
-
-    module, name = entry.split(":")
-    return getattr(import_module(module), name)

@@ -1,7 +1,7 @@
 """`ListwiseReranker`: any causal LM ranks the documents of a query, several of them in one prompt.
 
-Knows queries and documents, and which strategy, prompt and decoding it is made of. Does not know how those work (see
-`order`, `prompt`, `decoding`), how a model is trained for it, or how rankings are measured.
+Knows: queries and documents, and which strategy, prompt and decoding to use. Does not know: how those work (see
+`order`, `prompt`, `decoding` and the papers' files), how a model is trained for it, how rankings are measured.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broadsheet.console import InputError, progress, say
-from broadsheet.rank import decoding, order
-from broadsheet.rank.order import Identifiers
+from broadsheet.rank import decoding, fullrank, order, saving
+from broadsheet.rank.first import first_token
+from broadsheet.rank.order import Identifiers, Strategy
 from broadsheet.rank.prompt import Document, Prompt, Prompter, document_text
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 Run = dict[str, dict[str, float]]
 
 DECODES = ("first_token", "permutation")
+STRATEGIES: dict[str, Strategy] = {
+    "sliding": order.sliding,
+    "full": fullrank.full,
+    "multipass": fullrank.multipass,
+}
 
 
 @dataclass
@@ -30,12 +36,13 @@ class RerankStats:
     """What one call of a reranker did.
 
     Attributes:
-        queries: ranked, those that needed no call included.
+        queries: ranked, including those that needed no call.
         calls: windows that the model compared.
         prompt_tokens, output_tokens: read and written; a first-token call writes none.
-        passages: read, each as often as it was in a window.
+        passages: read, counted once for every window they were in.
         invalid_outputs: written rankings that did not name every passage of their window exactly once.
-        cut_passages, shortened_words: readings of passages that were shortened to fit, and the words left out.
+        cut_passages, shortened_words: passages that were shortened to fit (counted like `passages`), and the words left
+            out of them.
     """
 
     queries: int = 0
@@ -49,34 +56,34 @@ class RerankStats:
 
 
 class ListwiseReranker:
-    """Rank documents by what a language model says of several at once.
+    """Rank documents with a language model that compares several of them in one prompt.
 
     Use it to reorder the first 20 to 100 documents of a search, with a model that was trained for it: an untrained
-    small model ranks near chance. `decode="first_token"` reads the order off the logits of one forward pass per window
-    (FIRST) and gives each document a logit; `"permutation"` lets the model write the order, which takes longer and
-    needs a model that keeps to the format. `strategy="sliding"` reads windows of `window` documents from the back of
-    the list, `"full"` all of them at once, `"multipass"` makes complete labels for training, at many calls.
+    small model ranks near chance. `decode="first_token"` sorts by the logits of one forward pass per window (FIRST) and
+    gives each document a logit; `"permutation"` lets the model write the order, which takes longer and needs a model
+    that follows the format. `strategy="sliding"` reads windows of `window` documents from the end of the list,
+    `"full"` all of them at once (FullRank), `"multipass"` makes complete labels for training, with many calls.
 
     Args:
         model: a causal LM, or a PEFT model around one.
         tokenizer: its tokenizer.
-        strategy: "sliding", "full" or "multipass"; see `broadsheet.rank.order`.
-        decode: "first_token" or "permutation"; see `broadsheet.rank.decoding`.
+        strategy: "sliding" (`order.sliding`), "full" or "multipass" (`fullrank.full`, `fullrank.multipass`).
+        decode: "first_token" (`first.first_token`) or "permutation" (`decoding.permutation`).
         identifiers: "alpha" (letters, at most 26 documents in a call) or "numeric".
         window, step: documents in a call, and how far a window moves to the front after it. Paper: 20 and 10.
         max_words: of a document, its title included. FIRST: 300; FullRank: 100.
         prompt: the wording; by default `Prompt()`.
         max_length: tokens of prompt and answer together; by default the model's context.
-        truncate: "shorten" documents that do not fit, said once and counted in `stats_`; or "error".
-        batch_tokens: padded tokens in one batch of windows; by default what suits the device.
-        spec: the name the model was loaded by, which a saved adapter finds it by.
+        truncate: "shorten" documents that do not fit, reported once and counted in `stats_`; or "error".
+        batch_tokens: padded tokens in one batch of windows; by default chosen for the device.
+        spec: the name by which the model was loaded; a saved adapter refers to it.
 
     Attributes:
-        account_: what the latest call did.
+        stats_: what the latest call did.
 
     Raises:
-        InputError: an unknown name, a window that cannot be, or a tokenizer that does not write each identifier as one
-            token.
+        InputError: an unknown name, a window or step out of range, or a tokenizer that does not write each identifier
+            as one token.
 
     Example:
         reranker = ListwiseReranker(*broadsheet.models.load("default"))
@@ -105,12 +112,12 @@ class ListwiseReranker:
         batch_tokens: int | None = None,
         spec: str | None = None,
     ) -> None:
-        order.strategy_named(strategy)
+        strategy_named(strategy)
         if decode not in DECODES:
             raise InputError(f"decode is {decode!r}; expected one of {', '.join(DECODES)}")
         order.check_window(window, step)
         if strategy == "multipass":
-            order.multipass_calls(window, window, step)
+            fullrank.multipass_calls(window, window, step)  # refuses a step as long as the window
         self.model = model
         self.tokenizer = tokenizer
         self.strategy = strategy
@@ -127,7 +134,7 @@ class ListwiseReranker:
             max_length=context_length(model, tokenizer) if max_length is None else max_length,
             truncate=truncate,
         )
-        self._told = False
+        self._reported = False
         self.stats_ = RerankStats()
         self._check_size(2 if strategy == "full" else window)
 
@@ -136,7 +143,7 @@ class ListwiseReranker:
         return self.prompter.identifiers
 
     def settings(self) -> dict[str, Any]:
-        """What a saved reranker is made again from, as JSON values."""
+        """The arguments that rebuild this reranker, as JSON values."""
         return {
             "strategy": self.strategy,
             "decode": self.decode,
@@ -155,18 +162,18 @@ class ListwiseReranker:
         """The documents from most to least relevant, as sentence-transformers' `CrossEncoder.rank` gives them.
 
         Args:
-            query: what is searched for.
-            documents: texts, or mappings with `text` and perhaps `title`, best first as far as is known.
+            query: the search query.
+            documents: texts, or mappings with `text` and perhaps `title`, in first-stage order (best first).
             top_k: how many to return; all by default. The calls are the same.
             return_documents: give each document's text back as `text`.
 
         Returns:
-            One dict per document: `corpus_id`, its index in `documents`; `score`, the number of documents it is placed
-            before, plus one: strictly decreasing, comparable within this list only; `logit`, with first-token decoding,
-            of its identifier in the last window it was in, or None if it was in none.
+            One dict per document: `corpus_id`, its index in `documents`; `score`, the number of documents ranked
+            behind it, plus one: strictly decreasing, comparable within this list only; with first-token decoding
+            `logit`, that of its identifier in the last window it was in, or None if it was in none.
 
         Raises:
-            InputError: an empty query, no documents, more of them than one call can name, or logits that are NaN.
+            InputError: an empty query, no documents, more documents than one call has identifiers for, or NaN logits.
         """
         return self.rank_batch([query], [documents], top_k, return_documents)[0]
 
@@ -177,10 +184,10 @@ class ListwiseReranker:
         top_k: int | None = None,
         return_documents: bool = False,
     ) -> list[list[dict[str, Any]]]:
-        """`rank` for many queries side by side: the windows of all of them share batches.
+        """`rank` for many queries together: their windows share batches.
 
         Raises:
-            InputError: as `rank`; or there are not as many lists of documents as queries.
+            InputError: as `rank`; or the numbers of queries and of lists of documents differ.
         """
         if isinstance(queries, str) or len(queries) != len(documents):
             raise InputError(
@@ -191,10 +198,10 @@ class ListwiseReranker:
         if top_k is not None and top_k < 1:
             raise InputError(f"top_k is {top_k}; expected at least 1, or None for all")
         self.stats_ = RerankStats(queries=len(queries))
-        strategy = order.strategy_named(self.strategy)
+        strategy = strategy_named(self.strategy)
         sizes = [len(listed) for listed in documents]
         logits: list[dict[int, float]] = [{} for _ in queries]
-        total = sum(order.calls(self.strategy, size, self.window, self.step) for size in sizes)
+        total = sum(order.calls(strategy, size, self.window, self.step) for size in sizes)
         training = self.model.training
         self.model.eval()
         try:
@@ -206,7 +213,7 @@ class ListwiseReranker:
                 orders = order.run_lockstep([strategy(size, self.window, self.step) for size in sizes], compare)
         finally:
             self.model.train(training)
-        self._tell()
+        self._report_shortened()
         return [
             self._hits(found, listed, values, top_k, return_documents)
             for found, listed, values in zip(orders, documents, logits, strict=True)
@@ -219,7 +226,7 @@ class ListwiseReranker:
         corpus: Mapping[str, Document],
         depth: int = 100,
     ) -> Run:
-        """Rerank the first `depth` documents of each query of a run; those behind keep their places behind.
+        """Rerank the first `depth` documents of each query of a run; the others keep their places after them.
 
         Args:
             run: query id → document id → first-stage score. Equal scores keep their order.
@@ -230,7 +237,7 @@ class ListwiseReranker:
             A run with the same documents; scores are strictly decreasing, so that no tool breaks ties by name.
 
         Raises:
-            InputError: as `rank`; or the run names a query or document that is not there.
+            InputError: as `rank`; or the run names a query or a document that is missing.
         """
         ranked = {query: sorted(scores, key=scores.__getitem__, reverse=True) for query, scores in run.items()}
         for query, names in ranked.items():
@@ -254,8 +261,6 @@ class ListwiseReranker:
 
     def save(self, folder: str | Path) -> None:
         """Write the model (or adapter), its tokenizer and `reranker.json` as one folder; see `saving.save`."""
-        from broadsheet.rank import saving
-
         saving.save(self, Path(folder))
 
     @classmethod
@@ -268,7 +273,7 @@ class ListwiseReranker:
         attn_implementation: str | None = None,
         **changes: Any,
     ) -> ListwiseReranker:
-        """A saved reranker, or any model `models.load` takes by name, made a reranker with the default settings.
+        """A saved reranker, or a reranker with default settings around any model that `models.load` takes.
 
         Args:
             source: a folder with `reranker.json`; or "default", a model folder, a GGUF file, a hub id.
@@ -276,10 +281,8 @@ class ListwiseReranker:
             changes: settings that differ from the saved ones, such as `strategy="full"`.
 
         Raises:
-            InputError: it is not there, damaged, or its settings are none of ours.
+            InputError: nothing is found, it is damaged, or it has unknown settings.
         """
-        from broadsheet.rank import saving
-
         return saving.load(cls, source, changes, device=device, dtype=dtype, attn_implementation=attn_implementation)
 
     def _check(self, number: int, query: str, documents: Sequence[Document]) -> None:
@@ -307,29 +310,30 @@ class ListwiseReranker:
         logits: list[dict[int, float]],
         done: Any,
     ) -> list[list[int]]:
+        """Orders of the windows asked for, from one batch of calls; `stats_` and `logits` are updated."""
         opening = self.prompter.opening
         reserve = len(opening) if self.decode == "first_token" else None
         built = [
             self.prompter.build(queries[index], [documents[index][item] for item in items], reserve)
             for index, items in asked
         ]
-        prompts = [one.ids + opening for one in built]
-        account = self.stats_
-        account.calls += len(built)
-        account.prompt_tokens += sum(map(len, prompts))
-        account.passages += sum(one.n for one in built)
-        account.cut_passages += sum(one.cut for one in built)
-        account.shortened_words += sum(one.shortened_words for one in built)
+        stats = self.stats_
+        stats.calls += len(built)
+        stats.prompt_tokens += sum(len(one.ids) + len(opening) for one in built)
+        stats.passages += sum(one.n for one in built)
+        stats.cut_passages += sum(one.cut for one in built)
+        stats.shortened_words += sum(one.shortened_words for one in built)
+        prompts = [one.ids for one in built]
         if self.decode == "first_token":
             names = [self.prompter.identifier_ids(one.n) for one in built]
-            scores = decoding.first_token(self.model, prompts, names, batch_tokens=self.batch_tokens, done=done)
+            scores = first_token(self.model, prompts, opening, names, batch_tokens=self.batch_tokens, done=done)
             for (index, items), row in zip(asked, scores, strict=True):
                 logits[index].update(zip(items, row, strict=True))
             return [order.by_score(row) for row in scores]
         lengths = [self.prompter.answer_length(one.n) - len(opening) for one in built]
         written = decoding.permutation(
             self.model,
-            prompts,
+            [prompt + opening for prompt in prompts],
             lengths,
             end=self.tokenizer.eos_token_id,
             batch_tokens=self.batch_tokens,
@@ -338,7 +342,7 @@ class ListwiseReranker:
         return [self._read(tokens, one.n) for tokens, one in zip(written, built, strict=True)]
 
     def _read(self, tokens: list[int], n: int) -> list[int]:
-        """The order a written answer gives, completed; its tokens and faults go into the account."""
+        """The order that a written answer gives, completed; its tokens and faults are counted in `stats_`."""
         text = f"[{self.tokenizer.decode(tokens)}"
         self.stats_.output_tokens += len(tokens)
         self.stats_.invalid_outputs += sorted(order.mentioned(text, self.identifiers)) != list(range(n))
@@ -363,15 +367,26 @@ class ListwiseReranker:
             hits.append(hit)
         return hits
 
-    def _tell(self) -> None:
-        account = self.stats_
-        if account.cut_passages and not self._told:
-            self._told = True
+    def _report_shortened(self) -> None:
+        stats = self.stats_
+        if stats.cut_passages and not self._reported:
+            self._reported = True
             say(
-                f"{account.cut_passages:,} of {account.passages:,} passages were read without their last"
-                f" {account.shortened_words:,} words: at most {self.prompter.max_words} each and"
-                f" {self.prompter.max_length or 'any number of'} tokens in all (account_ counts, this is said once)"
+                f"{stats.cut_passages:,} of {stats.passages:,} passages were read without their last"
+                f" {stats.shortened_words:,} words: at most {self.prompter.max_words} each and"
+                f" {self.prompter.max_length or 'any number of'} tokens in all (reported once; stats_ counts them)"
             )
+
+
+def strategy_named(name: str) -> Strategy:
+    """The strategy of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in STRATEGIES:
+        raise InputError(f"strategy is {name!r}; expected one of {', '.join(STRATEGIES)}")
+    return STRATEGIES[name]
 
 
 def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -1,6 +1,6 @@
-"""How an order is read off a model: the logits of the first identifier, or a written permutation.
+"""How prompts are answered in batches: logits of the next token, or a written permutation.
 
-Knows causal LMs, batches of token ids, identifier tokens. Does not know queries, documents, windows or tokenizers.
+Knows: causal LMs, batches of token ids. Does not know: queries, documents, windows, tokenizers.
 """
 
 from __future__ import annotations
@@ -16,39 +16,34 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-# Tokens of one batch. Reading is bound by arithmetic, which a CPU is busy with after some hundred tokens; writing one
-# token a step is bound by memory, so that many sequences cost little more than one.
+# Tokens of one batch. Reading is bound by arithmetic, and a few hundred tokens keep a CPU busy. Writing one token per
+# step is bound by memory, so many sequences cost little more than one.
 _READING = {"cpu": 2048, "cuda": 32_768}
 _WRITING = {"cpu": 16_384, "cuda": 65_536}
 
 
-def first_token(
+def read_next(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    identifiers: Sequence[Sequence[int]],
+    wanted: Sequence[Sequence[int]],
     *,
     batch_tokens: int | None = None,
     done: Callable[[int], object] = lambda count: None,
 ) -> list[list[float]]:
-    """The logits of each prompt's identifiers at its last position: one forward pass per prompt, nothing written.
-
-    All of the vocabulary's logits are at hand, so no identifier is ever missing (an engine that returns the 30 most
-    likely tokens loses some).
+    """Logits of some tokens right after each prompt: one forward pass per prompt, nothing written.
 
     Args:
         model: in eval mode.
-        prompts: token ids, each ending with the bracket that opens the answer.
-        identifiers: for each prompt, the token ids of its passages' identifiers.
+        prompts: token ids.
+        wanted: for each prompt, the ids of the tokens whose logits are returned.
         batch_tokens: padded tokens in one pass; by default 2,048 on a CPU. Results do not depend on it.
-        done: called with the number of prompts of each batch that is through.
+        done: called after each batch with its number of prompts.
 
     Returns:
-        Per prompt, one logit per identifier.
+        Per prompt, one logit per wanted token.
 
     Raises:
         InputError: a logit is NaN.
-
-    Source: arXiv:2406.15657, Sec. 3.
     """
     import torch
 
@@ -56,7 +51,7 @@ def first_token(
         last = torch.tensor([len(prompts[index]) - 1 for index in batch])
         with torch.inference_mode():
             logits = last_logits(model, _padded(model, [prompts[index] for index in batch]), last).float()
-        rows = [logits[row, list(identifiers[index])].tolist() for row, index in enumerate(batch)]
+        rows = [logits[row, list(wanted[index])].tolist() for row, index in enumerate(batch)]
         if any(value != value for row in rows for value in row):
             raise InputError(
                 f"the model's logits are NaN ({str(model.dtype).removeprefix('torch.')}); its weights are damaged or"
@@ -107,7 +102,7 @@ def permutation(
         lengths: tokens each may write at most.
         end: the token that ends an answer, besides those the model's generation config names.
         batch_tokens: padded tokens of one batch's prompts; by default 16,384 on a CPU.
-        done: called with the number of prompts of each batch that is through.
+        done: called after each batch with its number of prompts.
 
     Returns:
         Token ids per prompt, the end of text not among them.

@@ -1,4 +1,4 @@
-"""Losses that make a list of scores a ranking: RankNet with and without rank weights, LambdaRank, ListNet, softmax.
+"""Losses that make a list of scores a ranking, beside the papers' own: RankNet, LambdaRank, ListNet, softmax.
 
 Knows: scores (batch, n), the rank that each item should have (0 = best, ties allowed), a mask. Does not know: prompts,
 tokenizers, where the scores come from. Every loss is a mean over lists of one number per list, so that it does not
@@ -7,45 +7,17 @@ depend on how lists are batched or padded; a list without a pair to tell apart g
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, softplus
 
 from broadsheet.console import InputError
 
-Kind = Literal["weighted_ranknet", "ranknet", "lambdarank", "listnet", "softmax"]
-
-# λ of the authors' code; "softmax" is ours, a cross-entropy like the LM loss beside it.
-DEFAULT_WEIGHTS: dict[str, float] = {
-    "weighted_ranknet": 10.0,
-    "ranknet": 1.0,
-    "lambdarank": 1.0,
-    "listnet": 0.1,
-    "softmax": 1.0,
-}
-_EPSILON = 1e-10  # the authors' code clamps probabilities and normalisers here
+_EPSILON = 1e-10  # FIRST's code clamps probabilities and normalisers here
 
 
-@dataclass(frozen=True)
-class FirstLoss:
-    """`total` = lm + λ·rank, and its two terms (unweighted) for the log; each a scalar tensor."""
-
-    total: Tensor
-    lm: Tensor
-    rank: Tensor
-
-
-def weighted_ranknet(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:
-    """RankNet whose pairs weigh 1/(r_i + r_j), r the 1-based label ranks: FIRST's ranking loss.
-
-        L = (1/|P|) Σ_{(i,j): r_i < r_j} log(1 + exp(s_j − s_i)) / (r_i + r_j)
-
-    A plain mean over the pairs P that the labels tell apart (n(n−1)/2 without ties), not a weighted mean. Mistakes
-    among the best cost most: swapping the two best of two equal gaps costs more than swapping the two worst.
+def ranknet(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The mean over pairs of log(1 + exp(s_worse − s_better)), for the pairs that the labels tell apart.
 
     Args:
         scores: (batch, n) or (n,); computed in float32 at least.
@@ -55,55 +27,38 @@ def weighted_ranknet(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) 
     Returns:
         A scalar: the mean over lists.
 
-    Example:
-        >>> float(weighted_ranknet(torch.tensor([1.5, -0.25, 0.75, 2.0]), torch.tensor([1, 3, 0, 2])))
-        0.17548771...
-
-    Source: arXiv:2406.15657, the weighted RankNet loss; authors' code gangiswag/llm-reranker.
+    Raises:
+        InputError: the shapes differ.
     """
-    scores, ranks, mask = _lists(scores, ranks, mask)
-    weight = 1 / (ranks[:, :, None] + ranks[:, None, :] + 2)
-    return _over_pairs(softplus(-_differences(scores)) * weight, _pairs(ranks, mask))
+    scores, ranks, mask = as_lists(scores, ranks, mask)
+    return mean_over_pairs(softplus(-differences(scores)), ordered_pairs(ranks, mask))
 
 
-def ranknet(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Unweighted RankNet: the mean over pairs of log(1 + exp(s_worse − s_better)); arguments of `weighted_ranknet`."""
-    scores, ranks, mask = _lists(scores, ranks, mask)
-    return _over_pairs(softplus(-_differences(scores)), _pairs(ranks, mask))
+def lambdarank(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:
+    """RankNet whose pairs weigh by how far a swap would move nDCG; arguments of `ranknet`.
 
-
-def lambdarank(
-    scores: Tensor, ranks: Tensor, mask: Tensor | None = None, *, k: int | None = None, as_released: bool = False
-) -> Tensor:
-    """RankNet whose pairs weigh by how far a swap would move nDCG; arguments of `weighted_ranknet`.
-
-    By default: gain n − 1 − rank (linear), |Δgain|·|Δdiscount| / ideal DCG at the *present* places of the two items,
-    detached, as LambdaRank is defined. FIRST's released code does something else, kept behind `as_released`: the gains
-    are 2^y of the model's own scores handed out in label order, weights by the difference of places (LambdaLoss's
-    second bound), base-2 logarithms, and gradient flows through the weights.
-
-    Args:
-        k: only pairs of which one stands among the k best count; None = all.
-        as_released: the authors' loss, for comparison with their numbers.
+    Gain n − 1 − rank (linear); |Δgain|·|Δdiscount| / ideal DCG at the *present* places of the two items, detached, as
+    LambdaRank is defined. `lambdarank_authors` is what FIRST's released code computes under that name.
     """
-    scores, ranks, mask = _lists(scores, ranks, mask)
-    places = _places(scores, mask)
-    near = torch.ones_like(mask)[:, :, None] & torch.ones_like(mask)[:, None, :]
-    if k is not None:
-        near = (places[:, :, None] < k) | (places[:, None, :] < k)
-    if as_released:
-        return _lambda_as_released(scores, ranks, mask, near)
+    scores, ranks, mask = as_lists(scores, ranks, mask)
     with torch.no_grad():
         gain = torch.where(mask, mask.sum(1, keepdim=True) - 1 - ranks, 0).clamp(min=0)
-        discount = 1 / torch.log2(places + 2.0)
+        discount = 1 / torch.log2(_places(scores, mask) + 2.0)
         at_best = 1 / torch.log2(torch.arange(scores.shape[1], device=scores.device) + 2.0)
-        cut = scores.shape[1] if k is None else k
-        ideal = (gain.sort(1, descending=True).values * at_best)[:, :cut].sum(1).clamp(min=_EPSILON)
-        weight = _differences(gain).abs() * _differences(discount).abs() / ideal[:, None, None]
-    return _over_pairs(softplus(-_differences(scores)) * weight, _pairs(ranks, mask) & near)
+        ideal = (gain.sort(1, descending=True).values * at_best).sum(1).clamp(min=_EPSILON)
+        weight = differences(gain).abs() * differences(discount).abs() / ideal[:, None, None]  # (batch, n, n)
+    return mean_over_pairs(softplus(-differences(scores)) * weight, ordered_pairs(ranks, mask))
 
 
-def _lambda_as_released(scores: Tensor, ranks: Tensor, mask: Tensor, near: Tensor) -> Tensor:
+def lambdarank_authors(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:
+    """LambdaRank as FIRST's released code has it, for comparison with its numbers; arguments of `ranknet`.
+
+    The gains are 2^y of the model's own scores handed out in label order, pairs weigh by the difference of places
+    (LambdaLoss's second bound), logarithms have base 2, and gradient flows through the weights.
+
+    Source: gangiswag/llm-reranker, ndcgLoss2 weights with sigma 1.
+    """
+    scores, ranks, mask = as_lists(scores, ranks, mask)
     labels = _scores_by_label_order(scores, ranks, mask)
     order = torch.where(mask, scores, -torch.inf).argsort(dim=1, descending=True, stable=True)
     inside = mask.gather(1, order)
@@ -116,27 +71,32 @@ def _lambda_as_released(scores: Tensor, ranks: Tensor, mask: Tensor, near: Tenso
     gain = (2 ** label_by_place.clamp(min=0) - 1) / ideal
     apart = (torch.arange(n, device=scores.device)[:, None] - torch.arange(n, device=scores.device)).abs()
     delta = (1 / discount[apart - 1] - 1 / discount[apart]).abs().fill_diagonal_(0)
-    weight = delta * _differences(gain).abs()
+    weight = delta * differences(gain).abs()
     # log2 of a clamped power of a clamped sigmoid, as there: the clamps leave a lost pair without gradient.
-    probability = torch.sigmoid(_differences(by_place)).clamp(min=_EPSILON)
+    probability = torch.sigmoid(differences(by_place)).clamp(min=_EPSILON)
     loss = -torch.log2((probability**weight).clamp(min=_EPSILON))
-    pairs = (_differences(label_by_place) > 0) & inside[:, :, None] & inside[:, None, :]
-    near = near.gather(1, order[:, :, None].expand(-1, -1, n)).gather(2, order[:, None, :].expand(-1, n, -1))
-    return _over_pairs(loss, pairs & near)
+    pairs = (differences(label_by_place) > 0) & inside[:, :, None] & inside[:, None, :]
+    return mean_over_pairs(loss, pairs)
 
 
-def listnet(scores: Tensor, ranks: Tensor, mask: Tensor | None = None, *, as_released: bool = False) -> Tensor:
-    """Cross-entropy between two distributions over the list: what the labels say is best, and what the scores say.
+def listnet(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Cross-entropy between softmax(−rank), about 63 % on the best, and softmax(scores); arguments of `ranknet`."""
+    scores, ranks, mask = as_lists(scores, ranks, mask)
+    target = _filled(-ranks, mask).softmax(1)
+    return -(target * torch.where(mask, log_softmax(_filled(scores, mask), 1), 0)).sum(1).mean()
 
-    By default the target is softmax(−rank), about 63 % on the best. FIRST's released code takes the softmax of the
-    model's own scores handed out in label order (a target that moves with the model, gradient included), kept behind
-    `as_released`. Arguments of `weighted_ranknet`.
+
+def listnet_authors(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:
+    """ListNet as FIRST's released code has it; arguments of `ranknet`.
+
+    The target is the softmax of the model's own scores handed out in label order: it moves with the model, gradient
+    included.
+
+    Source: gangiswag/llm-reranker.
     """
-    scores, ranks, mask = _lists(scores, ranks, mask)
-    target = _scores_by_label_order(scores, ranks, mask) if as_released else -ranks
-    target = _filled(target, mask).softmax(1)
-    chosen = _filled(scores, mask)
-    logs = torch.log(chosen.softmax(1) + _EPSILON) if as_released else log_softmax(chosen, 1)
+    scores, ranks, mask = as_lists(scores, ranks, mask)
+    target = _filled(_scores_by_label_order(scores, ranks, mask), mask).softmax(1)
+    logs = torch.log(_filled(scores, mask).softmax(1) + _EPSILON)
     return -(target * torch.where(mask, logs, 0)).sum(1).mean()
 
 
@@ -144,65 +104,16 @@ def softmax(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor
     """−log of the probability, among the listed items, of an item of the best rank (ours; for a few relevant items).
 
     With one relevant item it is the LM loss on the first identifier, normalised over identifiers instead of the whole
-    vocabulary; several best items are averaged. Arguments of `weighted_ranknet`.
+    vocabulary; several best items are averaged. Arguments of `ranknet`.
     """
-    scores, ranks, mask = _lists(scores, ranks, mask)
+    scores, ranks, mask = as_lists(scores, ranks, mask)
     best = mask & (ranks == torch.where(mask, ranks, torch.inf).min(1, keepdim=True).values)
     useful = mask.any(1) & (best != mask).any(1)
     logs = torch.where(best, log_softmax(_filled(scores, mask), 1), 0)
     return torch.where(useful, -logs.sum(1) / best.sum(1).clamp(min=1), 0).mean()
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "weighted_ranknet": weighted_ranknet,
-    "ranknet": ranknet,
-    "lambdarank": lambdarank,
-    "listnet": listnet,
-    "softmax": softmax,
-}
-
-
-def check_kind(kind: str) -> None:
-    """Raises InputError unless `kind` names one of `LOSSES`."""
-    if kind not in LOSSES:
-        raise InputError(f"got ranking loss {kind!r}; expected one of {', '.join(LOSSES)}")
-
-
-def first_loss(
-    scores: Tensor,
-    ranks: Tensor,
-    mask: Tensor | None = None,
-    *,
-    lm_loss: Tensor | None = None,
-    kind: Kind = "weighted_ranknet",
-    weight: float | None = None,
-) -> FirstLoss:
-    """FIRST's joint loss L = L_LM + λ·L_rank; plain fine-tuning at λ = 0, the ranking alone without `lm_loss`.
-
-    Args:
-        scores, ranks, mask: as for `weighted_ranknet`; the scores are the logits of the identifiers after "[".
-        lm_loss: a scalar, the mean negative log-likelihood of the target's tokens; None leaves that term out.
-        kind: the ranking loss, a key of `LOSSES`.
-        weight: λ; by default the authors' for the kind (weighted RankNet 10, RankNet and LambdaRank 1, ListNet 0.1).
-
-    Raises:
-        InputError: no such loss.
-    """
-    check_kind(kind)
-    factor = DEFAULT_WEIGHTS[kind] if weight is None else weight
-    rank = LOSSES[kind](scores, ranks, mask)
-    lm = rank.new_zeros(()) if lm_loss is None else lm_loss
-    return FirstLoss(lm + factor * rank, lm, rank)
-
-
-def ranks_from_labels(labels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Relevance labels (batch, n), higher = better, to ranks: how many items are better; equal labels share a rank."""
-    inside = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
-    better = (labels[..., None, :] > labels[..., :, None]) & inside[..., None, :]
-    return better.sum(-1)
-
-
-def _lists(scores: Tensor, ranks: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def as_lists(scores: Tensor, ranks: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """All three as (batch, n), float32 at least, with zeros in the padding: -inf there would become NaN in gradients.
 
     Raises:
@@ -226,17 +137,18 @@ def _filled(scores: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, scores, torch.finfo(scores.dtype).min)
 
 
-def _differences(values: Tensor) -> Tensor:
+def differences(values: Tensor) -> Tensor:
     """(batch, n, n): value i minus value j."""
     return values[:, :, None] - values[:, None, :]
 
 
-def _pairs(ranks: Tensor, mask: Tensor) -> Tensor:
-    """(batch, n, n): True at (i, j) where both are there and i should stand above j."""
+def ordered_pairs(ranks: Tensor, mask: Tensor) -> Tensor:
+    """(batch, n, n): True at (i, j) where both items are real and the label ranks i above j."""
     return (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
 
 
-def _over_pairs(losses: Tensor, pairs: Tensor) -> Tensor:
+def mean_over_pairs(losses: Tensor, pairs: Tensor) -> Tensor:
+    """A scalar: (batch, n, n) losses averaged over the pairs of each list, then over lists; no pair gives 0."""
     each = torch.where(pairs, losses, 0).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
     return each.mean()
 

@@ -1,4 +1,4 @@
-"""What a listwise reranker can be trained for: the socket between a training step and the papers' losses.
+"""What a listwise reranker can be trained for: the socket between a batch of lists and the papers' losses.
 
 Knows: what one batch of prompts gave (logits of identifiers, likelihoods of written rankings). Does not know: models,
 tokenizers, optimizers.
@@ -53,8 +53,8 @@ class ListReading:
         return importance_aware_loss(self.nll, self.weights, self.written)
 
 
-class Objective(Protocol):
-    """A paper's loss on lists.
+class ListLoss(Protocol):
+    """A paper's loss on lists, which `training.ListObjective` makes an objective of `broadsheet.training.fit`.
 
     `wants_target`: the ranking is to be written behind the prompt, for its likelihood. `wants_scores`: the logits of
     identifiers, each of which must then be one token.

@@ -1,11 +1,12 @@
 """Windows, sweeps and orders: how a list too long for one prompt is ranked through calls that each see a few items.
 
-Knows indices of items and orders of windows. Does not know models, prompts, texts: what compares the items of a window
-is the caller's.
+Knows: indices of items, orders of windows. Does not know: models, prompts, texts; the caller compares the items of a
+window.
 
 A *strategy* is a generator. It yields the indices of a window's items in their present order, is sent the order that
-the comparison gave (positions within the window, best first), and returns the final order of all items. Written so,
-the sweeps of many queries advance side by side, and their windows make one batch (`run_lockstep`).
+the comparison gave (positions within the window, best first), and returns the final order of all items. So the sweeps
+of many queries can advance together, with their windows in one batch (`run_lockstep`). `sliding` is here, `full` and
+`multipass` in `fullrank`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Identifiers = Literal["alpha", "numeric"]
 Sweep = Generator[list[int], Sequence[int], list[int]]
 Strategy = Callable[[int, int, int], Sweep]
 
-# Only what stands in brackets is an identifier: the word "I" and the abbreviation "[AC]" are none.
+# Only a single letter or a number in brackets is an identifier; the word "I" and "[AC]" are not.
 BRACKETED: dict[str, re.Pattern[str]] = {
     "alpha": re.compile(r"\[\s*([A-Z])\s*\]"),
     "numeric": re.compile(r"\[\s*([0-9]{1,9})\s*\]"),
@@ -28,7 +29,7 @@ BRACKETED: dict[str, re.Pattern[str]] = {
 
 
 def check_window(window: int, step: int) -> None:
-    """Refuse a window or step that would never finish or leave items out.
+    """Refuse a window or step that would never finish or would leave items out.
 
     Raises:
         InputError: `window` is below 2, or `step` is not between 1 and `window`.
@@ -68,66 +69,30 @@ def windows(n: int, window: int, step: int, start: int = 0) -> list[tuple[int, i
 def sliding(n: int, window: int, step: int) -> Sweep:
     """One sweep from the back: each window's order is written back before the next window is read.
 
-    With an exact comparison the first `window − step` places are right after it, the others need not be.
+    With an exact comparison the first `window − step` places are right afterwards; the others may not be.
+
+    Source: RankGPT's sliding window, as arXiv:2406.15657 and arXiv:2412.14574 use it (window 20, step 10).
     """
     order = list(range(n))
-    yield from _sweep(order, 0, window, step)
+    yield from sweep(order, 0, window, step)
     return order
 
 
-def full(n: int, window: int, step: int) -> Sweep:
-    """All items in one call; `window` and `step` are not used."""
-    order = list(range(n))
-    if n > 1:
-        order = reorder(order, (yield list(order)))
-    return order
+def calls(strategy: Strategy, n: int, window: int, step: int) -> int:
+    """How many windows a strategy compares for `n` items; no order that a comparison gives changes it."""
+    windows_seen = 0
+
+    def keep(asked: list[tuple[int, list[int]]]) -> list[list[int]]:
+        nonlocal windows_seen
+        windows_seen += len(asked)
+        return [list(range(len(items))) for _, items in asked]
+
+    run_lockstep([strategy(n, window, step)], keep)
+    return windows_seen
 
 
-def multipass(n: int, window: int, step: int) -> Sweep:
-    """Sweep, freeze the first `step` places, sweep the rest, and so on; the last `window` items are one call.
-
-    With an exact comparison every place is right. Steps of more than half a window freeze `window − step` places: no
-    more are sure after a sweep.
-
-    Raises:
-        InputError: `step` equals `window`: windows that do not overlap carry no item forward.
-
-    Source: arXiv:2412.14574, the construction of complete labels ("multi-pass sliding window").
-    """
-    order = list(range(n))
-    for start in _passes(n, window, step):
-        yield from _sweep(order, start, window, step)
-    return order
-
-
-def multipass_calls(n: int, window: int, step: int) -> list[int]:
-    """Calls of each pass of `multipass`: 9, 8, …, 1 for 100 items, windows of 20 and steps of 10."""
-    return [len(windows(n, window, step, start)) for start in _passes(n, window, step)]
-
-
-STRATEGIES: dict[str, Strategy] = {"sliding": sliding, "full": full, "multipass": multipass}
-
-
-def calls(strategy: str, n: int, window: int, step: int) -> int:
-    """How many windows a strategy compares for `n` items."""
-    if strategy == "full":
-        return int(n > 1)
-    return len(windows(n, window, step)) if strategy == "sliding" else sum(multipass_calls(n, window, step))
-
-
-def _passes(n: int, window: int, step: int) -> list[int]:
-    """The first item of each pass."""
-    check_window(window, step)
-    if step == window:
-        raise InputError(f"step equals the window ({window}); several passes need windows that overlap: lower the step")
-    frozen = min(step, window - step)
-    starts = [0] if n > 1 else []
-    while starts and n - starts[-1] > window:
-        starts.append(starts[-1] + frozen)
-    return starts
-
-
-def _sweep(order: list[int], start: int, window: int, step: int) -> Generator[list[int], Sequence[int], None]:
+def sweep(order: list[int], start: int, window: int, step: int) -> Generator[list[int], Sequence[int], None]:
+    """One sweep over `order` from its end to `start`, as part of a strategy; `order` is changed in place."""
     for first, end in windows(len(order), window, step, start):
         items = order[first:end]
         order[first:end] = reorder(items, (yield list(items)))
@@ -137,7 +102,7 @@ def reorder(items: Sequence[int], order: Iterable[int]) -> list[int]:
     """`items` in `order`, which holds positions in `items`, best first.
 
     Raises:
-        ValueError: `order` is not a permutation of the positions; see `complete` for one that is cut or garbled.
+        ValueError: `order` is not a permutation of the positions (`complete` makes one of an incomplete order).
     """
     order = list(order)
     if sorted(order) != list(range(len(items))):
@@ -148,18 +113,18 @@ def reorder(items: Sequence[int], order: Iterable[int]) -> list[int]:
 def run_lockstep(
     sweeps: Sequence[Sweep], compare: Callable[[list[tuple[int, list[int]]]], Sequence[Sequence[int]]]
 ) -> list[list[int]]:
-    """Run many sweeps side by side: in each round, `compare` is given one window of every sweep that is not done.
+    """Run many sweeps together: in each round, `compare` is given one window of every sweep that is not done.
 
     Args:
-        sweeps: as a strategy makes them; none started yet.
-        compare: a list of (index of the sweep, indices of the window's items) to as many orders, each a permutation
-            of the window's positions, best first.
+        sweeps: made by a strategy, not started yet.
+        compare: from a list of (index of the sweep, indices of the window's items) to one order each, a permutation of
+            the window's positions, best first.
 
     Returns:
         The final order of each sweep, best first.
 
     Raises:
-        ValueError: an order is not a permutation, or `compare` returned another number of them than it got windows.
+        ValueError: an order is not a permutation, or `compare` did not return one order per window.
 
     Example:
         >>> values = [3, 1, 2]
@@ -191,41 +156,17 @@ def run_lockstep(
     return [results[index] for index in range(len(sweeps))]
 
 
-def sweep(
-    items: int | Sequence[object],
-    compare: Callable[[list[int]], Sequence[int]],
-    window: int = 20,
-    step: int = 10,
-    strategy: str = "sliding",
-) -> list[int]:
-    """One list through one strategy. `compare` gets a window's item indices and returns its positions, best first."""
-    n = items if isinstance(items, int) else len(items)
-    generator = strategy_named(strategy)(n, window, step)
-    return run_lockstep([generator], lambda asked: [compare(window) for _, window in asked])[0]
-
-
-def strategy_named(name: str) -> Strategy:
-    """The strategy of that name.
-
-    Raises:
-        InputError: there is none.
-    """
-    if name not in STRATEGIES:
-        raise InputError(f"strategy is {name!r}; expected one of {', '.join(STRATEGIES)}")
-    return STRATEGIES[name]
-
-
 def mentioned(text: str, identifiers: Identifiers = "alpha") -> list[int]:
-    """Every bracketed identifier in `text` as a 0-based position, in order, repeated and impossible ones included."""
+    """Every bracketed identifier in `text` as a 0-based position, in order, with repeats and out-of-range ones."""
     found = BRACKETED[identifiers].findall(text)
     return [ord(one) - ord("A") if identifiers == "alpha" else int(one) - 1 for one in found]
 
 
 def parse(text: str, n: int, identifiers: Identifiers = "alpha") -> list[int]:
-    """The positions (0-based) that a written ranking names, each once, those of no passage left out.
+    """The positions (0-based) that a written ranking names, each once, out-of-range ones left out.
 
     Args:
-        text: what a model wrote, such as `"[C] > [A]"`; anything outside brackets is passed over.
+        text: a model's answer, such as `"[C] > [A]"`; anything outside brackets is ignored.
         n: passages in the window.
         identifiers: letters from A, or numbers from 1.
 
@@ -237,7 +178,7 @@ def parse(text: str, n: int, identifiers: Identifiers = "alpha") -> list[int]:
 
 
 def complete(positions: Iterable[int], n: int) -> list[int]:
-    """A permutation of 0 … n − 1: `positions` without repeats and strangers, then the others in incoming order.
+    """A permutation of 0 … n − 1: valid `positions` without repeats, then the others in incoming order.
 
     Example:
         >>> complete([2, 2, 9, 0], n=4)

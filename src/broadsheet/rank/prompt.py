@@ -1,13 +1,13 @@
 """The listwise prompt: passages with bracketed identifiers, built and answered in token ids.
 
-Knows tokenizers, chat templates, and how texts are cleaned and shortened until they fit. Does not know models, windows,
-or losses.
+Knows: how texts are cleaned, and shortened until they fit. Does not know: models, windows, losses; chat templates and
+tokenizers are handled by `pieces`.
 
 A prompt is a concatenation of pieces that are tokenized once each: head (template and system sentence), introduction
 with the query, one piece per passage, closing instruction, tail (template). So an identifier has the same tokens in
 the passages, in the answer and in the loss, whatever a tokenizer would merge over a border, and a passage is tokenized
-once for all the windows it comes through. Text of users never becomes a control token (`<|im_end|>` in a passage is
-read as the characters it is made of).
+once for all of its windows. Text of users never becomes a control token: `<|im_end|>` in a passage is read as plain
+characters.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from broadsheet.console import InputError
 from broadsheet.rank.order import Identifiers, label_text
+from broadsheet.rank.pieces import Pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,9 +32,8 @@ _IN_BRACKETS = {
     "alpha": re.compile(r"\[\s*([A-Za-z]+)\s*\]"),
     "numeric": re.compile(r"\[\s*([0-9]+)\s*\]"),
 }
-# A word is a run without spaces. Scripts that set none count by character, and no run counts as one beyond 60.
+# A word is a run without spaces. Scripts without spaces count by character, and a longer run counts once per 60.
 _WORD = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff]|[^\s\u2e80-\u9fff\uf900-\ufaff]{1,60}")
-_USER = "@@broadsheet-user-text@@"
 _CACHED_PASSAGES = 50_000
 
 
@@ -41,11 +41,11 @@ _CACHED_PASSAGES = 50_000
 class Prompt:
     """The wording, in four templates. Give a trained model the wording it was trained with.
 
-    `repeat` writes each identifier once more behind its passage, `[A] text [A]` (ours; off as in the papers): a causal
-    model has read the passage only there, so what it finds can be kept where the name to be answered stands.
+    `repeat` writes each identifier again after its passage, `[A] text [A]` (ours; off as in the papers): only there has
+    a causal model read the passage, so it can keep its verdict at the identifier that it has to answer with.
 
     `{num}` is the number of passages, `{kind}` "alphabetical" or "numerical", `{query}` the query, `{example}` a
-    ranking such as `[B] > [A]`. Identifier and passage stand between `intro` and `outro`, a line each.
+    ranking such as `[B] > [A]`. Identifiers and passages go between `intro` and `outro`, one per line.
 
     Source: the parts and their order are arXiv:2406.15657's and arXiv:2412.14574's (RankZephyr's single turn).
     """
@@ -84,7 +84,7 @@ class Prompt:
         return cls(**values)
 
 
-#: Few words around the passages, for small models and short passages, where instructions would be most of the reading.
+#: Few words around the passages, for small models and short passages, where instructions would be most of the prompt.
 BRIEF = Prompt(
     system="You rank passages.",
     intro="Query: {query}\n\n",
@@ -101,7 +101,7 @@ class Built:
         ids: token ids, without the bracket that opens the answer.
         n: passages in it.
         cut: passages that were shortened.
-        shortened_words: words left out of them in all.
+        shortened_words: total of the words left out of them.
     """
 
     ids: list[int]
@@ -112,12 +112,12 @@ class Built:
 
 @dataclass(frozen=True)
 class TargetOrder:
-    """A ranking as token ids, and what each token is part of.
+    """A ranking as token ids, and the part of it that each token belongs to.
 
     Attributes:
         ids: `[C] > [A] > …`, from the bracket that opens the answer, with or without the end of text.
-        ranks: for each token, the 1-based rank of the `[k]` it belongs to, brackets included; 0 for what stands between
-            and for the end of text.
+        ranks: for each token, the 1-based rank of the `[k]` it belongs to, brackets included; 0 for separators and the
+            end of text.
         identifier: for each token, whether it is (part of) the letter or number itself.
     """
 
@@ -126,19 +126,27 @@ class TargetOrder:
     identifier: list[bool]
 
 
+class TokenWeights(Protocol):
+    """Weighs the tokens of a written ranking."""
+
+    def token_weights(self, target: TargetOrder) -> list[float]:
+        """One weight per token of `target`."""
+
+
 class Prompter:
     """Builds prompts and targets for one tokenizer.
 
     Args:
-        tokenizer: with a chat template, or without: then system sentence, user's text and "Ranking:" follow one
-            another as plain text. A template that takes no system role gets its sentence in front of the user's text.
+        tokenizer: with a chat template, or without: then system sentence, user's text and "Ranking:" follow each other
+            as plain text. For a template without a system role its sentence goes in front of the user's text.
         identifiers: "alpha", the letters A to Z, or "numeric", numbers from 1.
         prompt: the wording.
         max_words: of a passage, title included; the rest is left out, and counted.
-        max_length: tokens of prompt and answer together, the model's context; None for no limit. Where passages do not
+        max_length: tokens of prompt and answer together, the model's context; None for no limit. If passages do not
             fit, all are shortened by max(1, overflow // (4 n)) words until they do.
         truncate: "shorten", or "error" to refuse instead.
-        passages: refuse a tokenizer in which one of the first so many identifiers is not one token (`identifier_ids`).
+        passages: refuse a tokenizer in which one of the first `passages` identifiers is not one token
+            (`identifier_ids`).
 
     Raises:
         InputError: see above; or the chat template does not show the user's text.
@@ -170,23 +178,21 @@ class Prompter:
         if max_words < 1:
             raise InputError(f"max_words is {max_words}; expected at least 1 word per passage")
         self.tokenizer = tokenizer
+        self._pieces = Pieces(tokenizer)
         self.identifiers: Identifiers = identifiers
         self.prompt = prompt or Prompt()
         self.max_words = max_words
         self.max_length = max_length
         self.truncate = truncate
-        head, tail = self._frame()
-        self._anchors = {anchor: self._encode(anchor) for anchor in ("\n", "a")}
-        self._head = self._encode(head, control=True)
-        self._tail = self._piece(tail, control=True)
-        self._bracket = self._piece("[")
-        self._next_bracket = self._piece(" [")
-        self._close = self._piece("]")
-        self._separator = self._piece(" >")
-        self._newline = self._piece("\n")
-        opened = self._piece(f"{tail}[", control=True)
+        piece = self._pieces.piece
+        head, tail = self._pieces.frame(self.prompt.system, self.prompt.plain_tail)
+        self._head = self._pieces.encode(head, control=True)
+        self._tail = piece(tail, control=True)
+        self._bracket, self._next_bracket, self._close = piece("["), piece(" ["), piece("]")
+        self._separator, self._newline = piece(" >"), piece("\n")
+        opened = piece(f"{tail}[", control=True)
         joins = opened[: len(self._tail)] != self._tail or len(opened) == len(self._tail)
-        #: The bracket that opens the answer; its last token's logits are where a ranking is read off.
+        #: The bracket that opens the answer; the logits at its last token give the ranking.
         self.opening: list[int] = self._bracket if joins else opened[len(self._tail) :]
         self._identifiers: dict[int, list[int]] = {}
         self._cleaned: dict[str, tuple[str, int]] = {}
@@ -198,13 +204,13 @@ class Prompter:
         """The prompt for one window.
 
         Args:
-            query: any text but an empty one; cleaned as passages are, never shortened.
+            query: a text that is not empty; cleaned like passages, never shortened.
             documents: texts, or mappings with `text` and perhaps `title`, in their present order.
             reserve: tokens kept for the answer; by default those of a written ranking.
 
         Raises:
-            InputError: an empty query, no documents, more of them than identifiers; or the prompt does not fit even
-                with one word per passage, or fits only shortened and `truncate` is "error".
+            InputError: an empty query, no documents, more documents than identifiers; or the prompt does not fit even
+                with one word per passage, or only shortened while `truncate` is "error".
         """
         n = len(documents)
         query = self.clean(query)
@@ -224,20 +230,7 @@ class Prompter:
         if self.max_length is not None:
             room = self.max_length - (self.answer_length(n) if reserve is None else reserve)
         contents = [self._content(document) for document in documents]
-        limit = self.max_words
-        while True:
-            texts = [_first_words(text, limit) for text, _ in contents]
-            pieces = self._passage_ids(texts)
-            overflow = 0 if room is None else fixed + sum(map(len, pieces)) - room
-            if overflow <= 0:
-                break
-            longest = min(limit, max(words for _, words in contents))
-            if longest <= 1:
-                raise InputError(
-                    f"{n} passages do not fit into {self.max_length} tokens even with a word each: instructions and"
-                    f" query take {fixed}; use a smaller window, a shorter query, or a model with a longer context"
-                )
-            limit = max(1, longest - max(1, overflow // (4 * n)))
+        pieces, limit = self._fit(contents, fixed, room)
         lost = [max(0, words - limit) for _, words in contents]
         if self.truncate == "error" and any(lost):
             first = next(position for position, words in enumerate(lost) if words)
@@ -251,11 +244,31 @@ class Prompter:
         ids += [*outro, *self._tail]
         return Built(ids, n, sum(map(bool, lost)), sum(lost))
 
+    def _fit(self, contents: Sequence[tuple[str, int]], fixed: int, room: int | None) -> tuple[list[list[int]], int]:
+        """Token ids of the passages, shortened to fit `room` tokens beside `fixed` others; and the words kept of each.
+
+        Raises:
+            InputError: they do not fit even with one word each.
+        """
+        n, limit = len(contents), self.max_words
+        while True:
+            pieces = self._passage_ids([_first_words(text, limit) for text, _ in contents])
+            overflow = 0 if room is None else fixed + sum(map(len, pieces)) - room
+            if overflow <= 0:
+                return pieces, limit
+            longest = min(limit, max(words for _, words in contents))
+            if longest <= 1:
+                raise InputError(
+                    f"{n} passages do not fit into {self.max_length} tokens even with a word each: instructions and"
+                    f" query take {fixed}; use a smaller window, a shorter query, or a model with a longer context"
+                )
+            limit = max(1, longest - max(1, overflow // (4 * n)))  # RankGPT's shortening, as FIRST's authors have it
+
     def target(self, order: Sequence[int], eos: bool = True) -> TargetOrder:
         """The answer that ranks 0-based positions in `order`, best first.
 
         Args:
-            eos: end it with the tokenizer's end of text, so that a trained model stops by itself.
+            eos: end it with the tokenizer's end of text, so that a trained model knows when to stop.
 
         Raises:
             InputError: `order` is empty, or the tokenizer has no end of text.
@@ -288,7 +301,7 @@ class Prompter:
         return len(self.target(range(n), eos=False).ids) + 1
 
     def identifier_ids(self, n: int) -> list[int]:
-        """The token that writes each of the first `n` identifiers after "[": where first-token decoding looks.
+        """The token of each of the first `n` identifiers after "[", whose logits first-token decoding reads.
 
         Raises:
             InputError: one of them is not one token, or there are fewer than `n` letters.
@@ -324,7 +337,7 @@ class Prompter:
         return LETTERS[position]
 
     def clean(self, text: str) -> str:
-        """NFC, one line, without control characters, and with no bracketed identifier but ours: `[12]` → `(12)`.
+        """NFC, one line, without control characters; bracketed identifiers are rewritten, `[12]` → `(12)`.
 
         Raises:
             InputError: `text` is not a string.
@@ -338,17 +351,17 @@ class Prompter:
     def _identifier(self, position: int) -> list[int]:
         if position not in self._identifiers:
             name = self.name(position)
-            whole = self._piece(f"[{name}")
+            whole = self._pieces.piece(f"[{name}")
             if whole[: len(self._bracket)] == self._bracket and len(whole) > len(self._bracket):
                 ids = whole[len(self._bracket) :]
-            else:  # the tokenizer has "[A" as one token; written in ids, "[" and "A" still follow one another
+            else:  # the tokenizer has "[A" as one token; in ids, "[" and "A" are still two
                 known = self.tokenizer.get_vocab().get(name)
-                ids = self._piece(name) if known is None else [known]
+                ids = self._pieces.piece(name) if known is None else [known]
             self._identifiers[position] = [] if self.tokenizer.unk_token_id in ids else ids
         return self._identifiers[position]
 
     def _content(self, document: Document) -> tuple[str, int]:
-        """Cleaned text and its words, at most a few more than may be needed."""
+        """The cleaned text and its number of words."""
         text = document_text(document)
         if text not in self._cleaned:
             if len(self._cleaned) >= _CACHED_PASSAGES:
@@ -362,7 +375,7 @@ class Prompter:
         if len(self._passages) + len(new) > _CACHED_PASSAGES:
             self._passages.clear()
             new = list(dict.fromkeys(texts))
-        self._passages.update(zip(new, self._pieces([f" {text}" if text else "" for text in new]), strict=True))
+        self._passages.update(zip(new, self._pieces.pieces([f" {text}" if text else "" for text in new]), strict=True))
         return [self._passages[text] for text in texts]
 
     def _intro_outro(self, query: str, n: int) -> tuple[list[int], list[int]]:
@@ -370,67 +383,11 @@ class Prompter:
             if len(self._frames) >= _CACHED_PASSAGES:
                 self._frames.clear()
             intro, outro = (
-                self._piece(self.prompt.fill(template, query, n, self.identifiers))
+                self._pieces.piece(self.prompt.fill(template, query, n, self.identifiers))
                 for template in (self.prompt.intro, self.prompt.outro)
             )
             self._frames[query, n] = intro, outro
         return self._frames[query, n]
-
-    def _frame(self) -> tuple[str, str]:
-        """What stands before and after the user's text."""
-        if self.tokenizer.chat_template is None:
-            bos = self.tokenizer.bos_token
-            begins = bos and self.tokenizer("a").input_ids[0] == self.tokenizer.bos_token_id
-            return f"{bos if begins else ''}{self.prompt.system}\n\n", self.prompt.plain_tail
-        system = {"role": "system", "content": self.prompt.system}
-        try:
-            text = self._render([system, {"role": "user", "content": _USER}])
-        except Exception:  # templates refuse a role by raising whatever they like
-            text = ""
-        if self.prompt.system not in text:
-            text = self._render([{"role": "user", "content": f"{self.prompt.system}\n {_USER}"}])
-        head, found, tail = text.partition(_USER)
-        if not found or _USER in tail:
-            raise InputError(
-                "the tokenizer's chat template does not show the user's text once; set tokenizer.chat_template to one"
-                " that does, or to None for plain text"
-            )
-        return head, tail
-
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        # Models that think before they answer are told not to; other templates pass the setting over.
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        return str(text)
-
-    def _encode(self, text: str, control: bool = False) -> list[int]:
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not control, verbose=False)
-        return list(encoded.input_ids)
-
-    def _piece(self, text: str, control: bool = False) -> list[int]:
-        return self._pieces([text], control)[0]
-
-    def _pieces(self, texts: Sequence[str], control: bool = False) -> list[list[int]]:
-        """Ids of each text as it is written after other text.
-
-        Tokenizers of SentencePiece's kind put a space before whatever they are given; after a newline (or, where the
-        text begins with one, a letter), which is cut off again, they do not.
-        """
-        if not texts:
-            return []
-        anchors = ["a" if text.startswith("\n") else "\n" for text in texts]
-        anchored = self.tokenizer(
-            [anchor + text for anchor, text in zip(anchors, texts, strict=True)],
-            add_special_tokens=False,
-            split_special_tokens=not control,
-            verbose=False,  # how much fits is said here
-        ).input_ids
-        known = [self._anchors[anchor] for anchor in anchors]
-        return [
-            list(ids[len(start) :]) if ids[: len(start)] == start else self._encode(text, control)
-            for text, start, ids in zip(texts, known, anchored, strict=True)
-        ]
 
 
 def document_text(document: Document) -> str:

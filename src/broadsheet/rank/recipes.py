@@ -1,318 +1,146 @@
-"""Use the stage: train a reranker, rerank a run or requests, label whole lists. What `broadsheet apply first` runs.
+"""`broadsheet apply` for the papers of the stage: each trains a reranker with its loss.
 
-Knows: data by name, the stage's parts, files that can be gone on with. Does not know: how any of the parts works.
+OUT is a folder that `ListwiseReranker.load` and `broadsheet try first --reranker OUT` read. Knows: lists by name, the
+stage's losses. Does not know: how any of them works. Reranking and labelling are commands (`commands`).
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Mapping
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from broadsheet.apply.corpus import Summary, map_corpus
-from broadsheet.cache import fingerprint, locked
+from broadsheet.apply.base import Source, Train
 from broadsheet.console import InputError, say
-from broadsheet.data.corpora import Corpus, Document, RowLocation
-from broadsheet.data.retrieval.beir import Beir
-from broadsheet.data.retrieval.trec import read_run, write_run
-from broadsheet.rank.formats import read_requests, rerank_requests, write_requests
+from broadsheet.data.sources import is_rows
+from broadsheet.options import option
+from broadsheet.rank.list_source import ListSource
 from broadsheet.rank.prompt import BRIEF
-from broadsheet.rank.rows import training_rows, write_rows
-from broadsheet.rank.trials.items import ListSource
+from broadsheet.rank.rows import read_rows, training_rows
 
 if TYPE_CHECKING:
-    from broadsheet.rank.base import ListwiseReranker
-    from broadsheet.rank.objective import Objective
-
-_QUERIES = 16  # reranked side by side, and kept when the command is stopped
+    from broadsheet.rank.objective import ListLoss
+    from broadsheet.training.trainer import TrainOutput
 
 
 @dataclass
-class ApplyRank:
-    """Train a reranker (--train), label whole lists (--labels), or rerank what a search found.
+class RerankerRecipe(Train):
+    """What trainings of rerankers share.
 
-    DATA is `pydocs`, a BEIR folder (`corpus.jsonl`, `queries.jsonl`, `qrels/*.tsv`), or a file: rows of `query`,
-    `documents` and `ranking` or `labels` (JSONL, Parquet) to train on, rank_llm's requests (JSONL) to rerank.
-
-    - With --train, OUT is a folder that `ListwiseReranker.load` and `broadsheet try first --reranker OUT` read. `first`
-      trains FIRST's joint loss, `fullrank` the importance-aware loss, `pg_rank` the policy gradient, best from a
-      --reranker that `first` has made. A command that was stopped or killed goes on when it is repeated.
-    - With --labels, OUT is a JSONL file of rows whose `ranking` orders all documents, by several passes of windows
-      that a teacher or a reranker compares.
-    - Otherwise OUT is a TREC run: DATA is a BEIR folder, whose queries are searched by BM25 or taken from a TREC run;
-      or requests, and OUT is what rank_llm reads back.
-
-    Options:
-        --train: train, on other packages than those of the trial's test, or the BEIR folder's `train` split.
-        --labels: label whole lists.
-        --reranker FOLDER: the reranker to use or to train on from; the model itself by default.
-        --teacher NAME: for --labels, what compares windows, as in Teacher.load; by default the reranker.
-        --first-stage FILE: a TREC run over the BEIR folder; BM25's by default.
-        --candidates N: of a list that is trained on, labelled or reranked (20; with --labels 100).
-        --window N, --step N: as in ListwiseReranker (20, 10).
-        --lists N: to train on or to label, at most (2000).
-        --depth N: how deep the first stage's list goes that wrong passages are drawn from (the candidates alone).
-        --words N: of a passage that is searched and shown (40; 0: all).
-        --titles: passages of pydocs show the name of their function or class.
-        --split NAME: of the BEIR folder's qrels (test; for --train and --labels train).
-        --minutes N: of training (30; 0: until all epochs are done).
-        --epochs N: how often a list may come (3).
-        --brief: prompts with few words around the passages, kept in the reranker: for small models, short passages.
-        --lora: train adapters instead of all weights.
-        --learning-rate N: by default 5e-5, or 5e-4 with --lora.
-        --loss NAME: of `first`: weighted_ranknet, ranknet, lambdarank, listnet, softmax (weighted_ranknet).
-        --ranking-only: of `first`: leave the loss of the written ranking out, which reads less and writes nothing.
-        --utility NAME: of `pg_rank`: ndcg@K or mrr@K (ndcg@10).
-        --sizes N-M: passages of a training list, drawn anew each time (all).
-        --shuffle SHARE: of the training lists whose passages are shuffled (1; 0 keeps the first stage's order).
-        --neftune N: noise on embeddings (0; the papers 5).
-        --seed N: of the choice of lists, their order and the noise (0).
-        --device NAME, --dtype NAME: as in models.load.
+    DATA is `pydocs` (other packages than those of the trial's test), a BEIR folder (`corpus.jsonl`, `queries.jsonl`,
+    `qrels/*.tsv`; its `train` split), or rows of `query`, `documents` and `ranking` or `labels` as `rows.read` takes
+    them.
     """
 
-    method: str = "first"
-    model: str = "default"
-    train: bool = False
-    labels: bool = False
-    reranker: str = ""
-    teacher: str = ""
-    first_stage: str = ""
-    candidates: int = 0
-    window: int = 0
-    step: int = 0
-    lists: int = 2000
-    depth: int = 0
-    words: int = 40
-    titles: bool = False
-    split: str = "test"
-    minutes: float = 30.0
-    epochs: int = 3
-    brief: bool = False
-    lora: bool = False
-    learning_rate: float = 0.0
-    loss: str = "weighted_ranknet"
-    ranking_only: bool = False
-    utility: str = "ndcg@10"
-    sizes: str = ""
-    shuffle: float = 1.0
-    neftune: float = 0.0
-    seed: int = 0
-    device: str = ""
-    dtype: str = ""
+    usage: ClassVar[str] = "try it: broadsheet try first --reranker {out}"
+    decode: ClassVar[str] = "first_token"
 
-    def run(self, corpus: Corpus, out: Path, *, force: bool = False) -> Summary:
-        """Do it; `corpus.spec` names the data, and its documents are not read through the corpus.
+    reranker: str | None = option(None, "To train on from, instead of the model.", metavar="FOLDER")
+    lists: int = option(2000, "To train on, at most.", least=1)
+    candidates: int = option(20, "Of a list.", least=2)
+    depth: int | None = option(
+        None,
+        "How deep the first stage's list goes that wrong passages are drawn from; by default the candidates.",
+        least=1,
+    )
+    first_stage: str | None = option(None, "A TREC run over the BEIR folder; by default BM25's.", metavar="FILE")
+    words: int = option(40, "Of a passage that is searched and shown; 0: all.", least=0)
+    titles: bool = option(False, "Passages of pydocs show the name of their function or class.")
+    split: str = option("train", "Of the BEIR folder's qrels.", metavar="NAME")
+    window: int | None = option(None, "Passages in a call, kept in the reranker (20).", least=2)
+    step: int | None = option(None, "How far the window moves on, kept in the reranker (10).", least=1)
+    brief: bool = option(
+        False, "Prompts with few words around the passages, kept in the reranker: for small models, short passages."
+    )
+    epochs: int = option(3, "How often a list is read, at most.", least=1)
+    batch_size: int = option(8, "Lists of a step.", least=1)
+    tune: Literal["lora", "full"] = option("full", "Train adapters, or all weights.")
+    learning_rate: float | None = option(None, "By default 5e-5 for all weights, 5e-4 for adapters.", least=0)
+    sizes: tuple[int, ...] = option(
+        (), "Passages of a training list, drawn anew each time: least,most; by default all.", least=2
+    )
+    shuffle: float = option(1.0, "Share of the training lists whose passages are shuffled.", least=0)
+    neftune: float | None = option(None, "Noise on embeddings (the papers: 5).", least=0)
 
-        Raises:
-            InputError: an option, the data, the model or `out` cannot be used.
-        """
-        if self.train and self.labels:
-            raise InputError("got --train and --labels; expected one: label first, then train on the file of labels")
-        if self.lists < 1 or self.candidates < 0 or self.minutes < 0:
-            raise InputError(
-                f"got --lists {self.lists} --candidates {self.candidates} --minutes {self.minutes:g}; "
-                "expected from 1, 0 and 0"
-            )
-        if self.train:
-            return self._train(corpus.spec, out, force)
-        if self.labels:
-            return self._label(corpus.spec, out, force)
-        return self._rerank(corpus.spec, out, force)
+    @abstractmethod
+    def objective(self) -> ListLoss:
+        """The paper's loss."""
 
-    # Training
-
-    def _train(self, data: str, out: Path, force: bool) -> Summary:
+    def train(self, source: Source, out: Path, force: bool) -> TrainOutput:
+        from broadsheet.rank.base import ListwiseReranker
         from broadsheet.rank.fitting import fit
 
-        objective, sizes = self._objective(), self._sizes()
-        rows = self._rows(data, self.candidates or 20)
-        for row in rows:
-            if "labels" in row and data == "pydocs":
-                row.pop("ranking", None)  # passages that are wrong alike need no order
-        reranker = self._load(decode="first_token" if self.method != "fullrank" else "permutation")
-        if self.method == "pg_rank" and not self.reranker:
-            say("pg_rank draws rankings from the model: near random ones, without a --reranker that FIRST has trained")
-        say(f"training on {len(rows):,} lists for at most {self.minutes:g} minutes")
-        fitted = fit(
+        if len(self.sizes) not in (0, 2):
+            raise InputError(f"got --sizes {','.join(map(str, self.sizes))}; expected two numbers, as in 5,20")
+        objective, rows = self.objective(), self.rows(source)
+        changes: dict[str, Any] = {"decode": self.decode, "window": self.window, "step": self.step}
+        changes = {key: value for key, value in changes.items() if value}
+        if self.brief:
+            changes["prompt"] = BRIEF
+        reranker = ListwiseReranker.load(self.reranker or self.model, device=self.device, dtype=self.dtype, **changes)
+        say(f"training on {len(rows):,} lists")
+        settings = self.settings()
+        settings["lists_per_step"] = settings.pop("batch_size")
+        done: TrainOutput = fit(
             reranker,
             rows,
             objective,
             out=out,
-            minutes=self.minutes or None,
-            epochs=self.epochs,
-            method="lora" if self.lora else "full",
-            learning_rate=self.learning_rate or None,
-            sizes=sizes,
+            sizes=(self.sizes[0], self.sizes[1]) if self.sizes else None,
             shuffle=self.shuffle,
-            neftune=self.neftune or None,
-            seed=self.seed,
+            neftune=self.neftune,
             force=force,
+            **settings,
         )
-        if fitted.finished:
-            say(f"{out}: {fitted.lists:,} lists in {fitted.steps:,} steps, {fitted.seconds / 60:.1f} minutes")
-            say(f"try it: broadsheet try {self.method} --reranker {out}")
-        return Summary(out, fitted.lists, 0, fitted.seconds, fitted.finished)
+        return done
 
-    def _objective(self) -> Objective:
+    def rows(self, source: Source) -> list[dict[str, Any]]:
+        """Lists to train on, in first-stage order."""
+        if is_rows(source.spec):
+            return read_rows(source.spec, source.on_error)[: self.lists]
+        found = ListSource(source.spec, self.words, self.titles, self.first_stage or "", self.split, self.seed)
+        rows = training_rows(found.train(self.lists, self.candidates, self.depth or 0).lists, order="first_stage")
+        for row in rows:
+            if "labels" in row and source.spec == "pydocs":
+                row.pop("ranking", None)  # passages that are wrong alike need no order
+        return rows
+
+
+@dataclass
+class FirstRecipe(RerankerRecipe):
+    """Train a reranker with FIRST's joint loss: the written ranking, and the order of the first identifiers' logits."""
+
+    paper: ClassVar[str] = "first"
+
+    def objective(self) -> ListLoss:
         from broadsheet.rank.first import FIRST
+
+        return self.configured(FIRST)
+
+
+@dataclass
+class FullRankRecipe(RerankerRecipe):
+    """Train a reranker to write the whole ranking, first places weighing more; `broadsheet label` makes its labels."""
+
+    paper: ClassVar[str] = "fullrank"
+    decode: ClassVar[str] = "permutation"
+
+    def objective(self) -> ListLoss:
         from broadsheet.rank.fullrank import FullRank
+
+        return self.configured(FullRank)
+
+
+@dataclass
+class PGRankRecipe(RerankerRecipe):
+    """Train a reranker for a metric by policy gradient, best from a --reranker that FIRST has trained."""
+
+    paper: ClassVar[str] = "pg_rank"
+
+    def objective(self) -> ListLoss:
         from broadsheet.rank.pg_rank import PGRank
 
-        if self.method == "fullrank":
-            return FullRank()
-        if self.method == "pg_rank":
-            return PGRank(self.utility)
-        kind: Any = self.loss
-        return FIRST(kind=kind, lm=not self.ranking_only)
-
-    def _sizes(self) -> tuple[int, int] | None:
-        if not self.sizes:
-            return None
-        least, dash, most = self.sizes.partition("-")
-        try:
-            return int(least), int(most if dash else least)
-        except ValueError:
-            raise InputError(f"got --sizes {self.sizes!r}; expected two numbers, as in 5-20") from None
-
-    def _rows(self, data: str, candidates: int) -> list[dict[str, Any]]:
-        """Rows to train on or to label, in first-stage order."""
-        from broadsheet.rank.rows import read_rows
-
-        if Path(data).expanduser().is_file():
-            return read_rows(Path(data).expanduser())[: self.lists]
-        found = self._source(data).train(self.lists, candidates, self.depth)
-        return training_rows(found.lists, order="first_stage")
-
-    def _source(self, data: str) -> ListSource:
-        return ListSource(data, self.words, self.titles, self.first_stage, self.split, self.seed)
-
-    # Labels
-
-    def _label(self, data: str, out: Path, force: bool) -> Summary:
-        from broadsheet.rank.fullrank import complete_labels, reranker_comparator, teacher_comparator
-
-        _check_free(out, force)
-        window, step = self.window or 20, self.step or 10
-        rows = self._rows(data, self.candidates or 100)
-        if self.teacher:
-            from broadsheet.teacher import Teacher
-
-            compare, name = teacher_comparator(Teacher.load(self.teacher)), self.teacher
-        else:
-            reranker = self._load(strategy="full")
-            compare = reranker_comparator(reranker)
-            name = f"{self.reranker or self.model} {fingerprint(reranker.settings())}"
-        journal = out.with_name(f"{out.name}.journal")
-        started = time.perf_counter()
-        with locked(out):
-            orders = complete_labels(rows, compare, window=window, step=step, journal=journal, name=name)
-            labelled = [
-                {"query": row["query"], "documents": row["documents"], "ranking": list(order)}
-                for row, order in zip(rows, orders, strict=True)
-            ]
-            write_rows(labelled, out)
-            journal.unlink(missing_ok=True)
-        seconds = time.perf_counter() - started
-        say(f"{out}: {len(labelled):,} labelled lists, {seconds:.1f} s")
-        return Summary(out, len(labelled), 0, seconds, True)
-
-    # Reranking
-
-    def _rerank(self, data: str, out: Path, force: bool) -> Summary:
-        path = Path(data).expanduser()
-        if path.is_dir():
-            return self._rerank_folder(path, out, force)
-        if not path.is_file():
-            raise InputError(f"{data} is nothing to rerank; give a BEIR folder or rank_llm's requests, or --train")
-        _check_free(out, force)
-        requests = read_requests(path)
-        started = time.perf_counter()
-        done = rerank_requests(self._load(), requests)
-        write_requests(done, out)
-        seconds = time.perf_counter() - started
-        say(f"{out}: {len(done):,} requests, {seconds:.1f} s")
-        return Summary(out, len(done), 0, seconds, True)
-
-    def _rerank_folder(self, folder: Path, out: Path, force: bool) -> Summary:
-        _check_free(out, force)
-        beir = Beir(folder, self.words)
-        depth = self.candidates or 20
-        if self.first_stage:
-            run = read_run(Path(self.first_stage))
-            if unknown := sorted(set(run) - set(beir.queries)):
-                raise InputError(
-                    f"{self.first_stage} names {len(unknown):,} queries that {folder} lacks, such as {unknown[0]!r}"
-                )
-        else:
-            run = beir.search(depth)
-        reranker = self._load()
-        settings = {
-            "method": self.method,
-            "model": self.reranker or self.model,
-            "reranker": reranker.settings(),
-            "depth": depth,
-            "run": fingerprint(run),
-            "words": self.words,
-        }
-
-        def rerank(batch: list[Document]) -> list[dict[str, Any]]:
-            part = {query.id: run[query.id] for query in batch}
-            ranked = reranker.rank_run(part, beir.queries, beir.documents, depth)
-            return [{"run": ranked[query.id]} for query in batch]
-
-        # The run is written last, from lines that a stopped command goes on after.
-        lines = out.with_name(f"{out.name}.jsonl")
-        queries = _Queries(str(folder), {query: beir.queries[query] for query in run})
-        summary = map_corpus(queries, lines, rerank, batch_size=_QUERIES, settings=settings, force=lines.exists())
-        if summary.finished:
-            write_run(dict(_reranked(lines)), out)
-            lines.unlink()
-            say(f"{out}: the reranked run")
-        return Summary(out, summary.documents, summary.resumed, summary.seconds, summary.finished)
-
-    def _load(self, **changes: Any) -> ListwiseReranker:
-        from broadsheet.rank.base import ListwiseReranker
-
-        changes |= {key: value for key, value in (("window", self.window), ("step", self.step)) if value}
-        if self.brief:
-            changes["prompt"] = BRIEF
-        return ListwiseReranker.load(
-            self.reranker or self.model, device=self.device or None, dtype=self.dtype or None, **changes
-        )
-
-
-class _Queries(Corpus):
-    """The queries of a collection as documents, so that reranking them can be stopped and gone on with."""
-
-    def __init__(self, spec: str, queries: Mapping[str, str]) -> None:
-        super().__init__(spec, "stop", "text", "id")
-        self.queries = queries
-        self.count = len(queries)
-
-    def identity(self) -> dict[str, Any]:
-        return {"queries": self.fingerprint()}
-
-    def fingerprint(self) -> str:
-        return fingerprint(dict(self.queries))
-
-    def describe(self) -> str:
-        return f"{self.spec}: {len(self.queries):,} queries"
-
-    def _rows(self) -> Iterator[tuple[RowLocation, Any]]:
-        for name, text in self.queries.items():
-            yield RowLocation(name, name), {"id": name, "text": text}
-
-
-def _reranked(lines: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    with lines.open(encoding="utf-8") as file:
-        for line in file:
-            record = json.loads(line)
-            yield record["id"], record["run"]
-
-
-def _check_free(out: Path, force: bool) -> None:
-    if out.is_dir() or (out.exists() and not force):
-        raise InputError(f"{out} exists; choose another --out, or --force to replace a file")
+        if not self.reranker:
+            say("pg_rank draws rankings from the model: near random ones, without a --reranker that FIRST has trained")
+        return self.configured(PGRank)

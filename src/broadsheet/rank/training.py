@@ -1,7 +1,7 @@
-"""Parts for HF `Trainer` that teach a causal LM to rank lists: a collator, and a trainer with the papers' losses.
+"""What teaches a causal LM to rank lists: a collator of prompts, their reading, and the objective that joins them.
 
-Knows: lists (`rows`), prompts through a `Prompter`, `Trainer`. Does not know: the losses themselves (an `Objective`),
-time budgets and folders (`broadsheet.training`).
+Knows: lists (`rows`), prompts through a `Prompter`. Does not know: the losses themselves (a `ListLoss`), optimizers,
+folders (`broadsheet.training`).
 
 Rows are padded on the right, where causal attention does not look: so attention needs no mask and takes its fastest
 path, and a list's loss does not depend on its neighbours. Logits are computed where they are needed alone: at one
@@ -10,25 +10,19 @@ position of each prompt, and over the written ranking where the objective wants 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.data import SequentialSampler
-from transformers import TrainingArguments
 
-from broadsheet.console import InputError
 from broadsheet.rank.decoding import keeps_logits
-from broadsheet.rank.objective import ListReading, Objective
+from broadsheet.rank.objective import ListLoss, ListReading
 from broadsheet.rank.prompt import Prompter
-from broadsheet.rank.rows import ListDataset, ListItem, Row, list_item
-from broadsheet.training.checkpoints import AtomicCheckpointTrainer
-from broadsheet.training.timed import ScheduledByProgress
+from broadsheet.rank.rows import ListItem, Row, list_item
+from broadsheet.training.objective import Objective, described
 
 
 @dataclass
@@ -48,14 +42,13 @@ class ListwiseCollator:
         identifier_ids: (batch, n) token of each passage's identifier; 0 in the padding.
         label_ranks, relevance, list_mask: (batch, n) rank each passage should have (0 = best), graded label, and
             whether there is one.
-        position: (batch,) place of each list in the order of training.
 
     Raises:
         InputError: what `Prompter.build` and `Prompter.identifier_ids` refuse.
     """
 
     prompter: Prompter
-    objective: Objective
+    objective: ListLoss
     eos: bool = True
 
     def __call__(self, items: Sequence[ListItem | Row]) -> dict[str, Tensor]:
@@ -109,7 +102,6 @@ class ListwiseCollator:
             "label_ranks": ranks,
             "relevance": relevance,
             "list_mask": mask,
-            "position": torch.tensor([one.position for one in lists]),
         }
 
     def _identifiers(self, size: int) -> list[int]:
@@ -132,8 +124,7 @@ def read_lists(model: Any, batch: Mapping[str, Tensor], generator: torch.Generat
     needed[:-1] = spoken
     needed[position] = True
     columns = needed.nonzero()[:, 0]
-    inner = model.module if hasattr(model, "module") else model  # as it is wrapped for several devices
-    if keeps_logits(inner):
+    if keeps_logits(model):
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=columns).logits
     else:
         logits = model(input_ids=ids, use_cache=False).logits[:, columns]
@@ -149,87 +140,33 @@ def read_lists(model: Any, batch: Mapping[str, Tensor], generator: torch.Generat
     return replace(reading, nll=nll, weights=batch["loss_weights"][:, 1:][:, spoken], written=written)
 
 
-class RerankTrainer(AtomicCheckpointTrainer, ScheduledByProgress):
-    """HF `Trainer` on lists. Each step's loss is the objective's; its terms are logged as `loss_<name>`.
-
-    Takes all that `Trainer` takes (`train_dataset` a `ListDataset`, `data_collator` a `ListwiseCollator`), `progress`
-    and `schedule` as `ScheduledByProgress` does, and:
+class ListObjective(Objective):
+    """A paper's loss on lists as an objective for `broadsheet.training.fit`, on the reranker's own prompts.
 
     Args:
-        objective: a `FIRST`, `FullRank` or `PGRank`, or another `Objective`.
-        autocast: run forward passes in this type where the device has it; weights and optimizer stay as they are.
-
-    Its checkpoints are `AtomicCheckpointTrainer`; their `record` counts `lists` and `tokens` read.
-
-    Raises:
-        InputError: during training, a loss that is not finite.
+        loss: `FIRST`, `FullRank`, `PGRank`, or another `ListLoss`.
+        prompter: the reranker's.
+        shape: how lists were cut and shuffled, for the record.
 
     Example:
-        objective = FIRST()
-        trainer = RerankTrainer(
-            objective=objective, model=model, args=TrainingArguments("run", learning_rate=5e-5),
-            train_dataset=ListDataset(rows), data_collator=ListwiseCollator(prompter, objective),
-        )
-        trainer.train(resume_from_checkpoint=trainer.go_on())
+        from broadsheet.training.fit import fit
+        fit(reranker.model, ListDataset(rows), ListObjective(FIRST(), reranker.prompter), steps=100)
     """
 
-    loss_is_scaled_for_ga = False
+    def __init__(self, loss: ListLoss, prompter: Prompter, shape: Mapping[str, Any] | None = None) -> None:
+        self.list_loss = loss
+        self.shape = dict(shape or {})
+        self.collator = ListwiseCollator(prompter, loss)
 
-    def __init__(
-        self,
-        *,
-        objective: Objective,
-        args: TrainingArguments,
-        autocast: torch.dtype | None = None,
-        **parts: Any,
-    ) -> None:
-        args = copy.copy(args)
-        args.remove_unused_columns = False  # the model's forward knows none of the lists' columns
-        super().__init__(args=args, **parts)
-        self.model_accepts_loss_kwargs = False  # our losses are means over lists, not over tokens of a step
-        self.objective = objective
-        self.autocast = autocast
-        self.record = {"lists": 0, "tokens": 0}
-        self._terms: dict[str, list[float]] = {}
+    def get_config_dict(self) -> dict[str, Any]:
+        """The loss by name and settings, and the lists' shape."""
+        return {**described(self.list_loss), **({"lists": self.shape} if self.shape else {})}
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        with self._autocast():
-            reading = read_lists(model, inputs, self._generator(inputs))
-        terms = self.objective.terms(reading)
-        loss = terms["loss"]
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss.item()} at step {self.state.global_step}: the model has diverged or its weights are"
-                " damaged; start again with a lower learning rate, or in float32"
-            )
-        if model.training:
-            self.record["lists"] += len(reading.mask)
-            self.record["tokens"] += int(inputs["attention_mask"].sum())
-            for name, value in terms.items():
-                self._terms.setdefault(name, []).append(value.item())
-        return (loss, {"loss": loss, "scores": reading.scores}) if return_outputs else loss
+    def collate(self, items: Sequence[tuple[int, Any]]) -> dict[str, Any]:
+        return self.collator([item for _, item in items])
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._terms:
-            means = {f"loss_{k}": sum(v) / len(v) for k, v in self._terms.items() if k != "loss"}
-            logs = {**logs, **means}
-            self._terms.clear()
-        super().log(logs, start_time)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if isinstance(dataset, ListDataset):  # its order is the shuffled one already
-            return SequentialSampler(dataset)
-        return super()._get_train_sampler(train_dataset)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.args.device.type, dtype=self.autocast)
-
-    def _generator(self, inputs: Mapping[str, Any]) -> torch.Generator:
-        """Follows from the seed and the place in the order of training, so that a resumed run draws alike."""
-        place = int(inputs["position"][0]) if "position" in inputs else self.state.global_step
-        return torch.Generator().manual_seed((self.args.seed * 1_000_003 + place) % 2**63)
+    def loss(self, model: Any, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+        """The paper's terms on what the model says about the batch."""
+        reading = read_lists(model, batch, generator)
+        with torch.autocast(reading.scores.device.type, enabled=False):
+            return self.list_loss.terms(reading)

@@ -1,140 +1,153 @@
-"""What `broadsheet index` and `broadsheet search` do, and how they say it.
+"""The commands `broadsheet index` and `broadsheet search`. They parse, call `actions` and print.
 
-Knows: names of embedders, corpora, folders. Does not know: options and terminals.
+Nothing heavy is imported before a command needs it.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Literal
 
-from broadsheet.console import InputError, say
-from broadsheet.data.corpora import Corpus
-from broadsheet.search import store
-from broadsheet.search.searching import Check, Hit, Mode
-from broadsheet.search.vectorindex import Change, VectorIndex
+import typer
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+from broadsheet.console import InputError
+
+app = typer.Typer(rich_markup_mode=None)
+NAME = None  # its commands stand beside broadsheet's own
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def update(
-    corpus: Corpus,
-    folder: Path,
-    embedder: str | None = None,
-    *,
-    prune: bool = False,
-    device: str | None = None,
-    dtype: str | None = None,
-) -> tuple[VectorIndex, Change]:
-    """Index a corpus into `folder`, or bring the index that stands there up to it.
+@app.command(epilog="Example: broadsheet index corpus.jsonl --out runs/corpus")
+def index(
+    data: Annotated[str, typer.Argument(metavar="DATA|DIR", help="Documents to index into OUT; or an index.")],
+    out: Annotated[Path | None, typer.Option(help="The index; one that stands there is brought up to DATA.")] = None,
+    embedder: Annotated[
+        str | None,
+        typer.Option(help="A saved embedder or a model. Default: the index's own, for a new one the default model."),
+    ] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove documents that DATA no longer holds.")] = False,
+    delete: Annotated[list[str] | None, typer.Option(metavar="ID", help="Remove a document; may be repeated.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Verify every file, and report recall@10 against exact search.")
+    ] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Make a damaged index sound from what is left.")] = False,
+    on_error: Annotated[
+        Literal["stop", "skip"], typer.Option(help="At a bad line: stop, or skip it (counted and said).")
+    ] = "stop",
+    text_field: Annotated[str, typer.Option(help="The field that holds a document's text.")] = "text",
+    id_field: Annotated[str, typer.Option(help="The field that holds a document's id.")] = "id",
+    device: Annotated[str | None, typer.Option(help="Of the embedder; chosen by default.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the embedder; chosen by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Embed documents into an index on disk, bring it up to date, check it or mend it.
 
-    Args:
-        corpus: documents; those with no text are left out.
-        folder: of the index.
-        embedder: what `broadsheet.embed.load` takes; by default the index's own, for a new one `"default"`.
-        prune: remove what the corpus does not hold.
-        device, dtype: of the embedder.
-
-    Raises:
-        InputError: see `VectorIndex.create`, `VectorIndex.open` and `VectorIndex.add`.
+    Only new and changed documents are embedded; a killed run goes on where it stopped, and leaves the index that was
+    there. Without --out, DIR is an index, for --check, --delete and --rebuild.
     """
-    if not any(document.text.strip() for document in corpus):
-        raise InputError(f"{corpus.spec} holds no documents with text; nothing was changed")
-    if not (folder / store.NAME).is_file():
-        if reason := store.occupied(folder):
-            raise InputError(f"{folder} {reason}")
-        source = _name(embedder or "default")
-        index = VectorIndex.create(folder, _load(source, device, dtype), source=source)
-    else:
-        index = opened(folder, embedder, device, dtype)
-    return index, index.add(corpus, prune=prune)
+    from broadsheet.data import corpora
+    from broadsheet.search import actions
+
+    folder = Path(data if out is None else out).expanduser()
+    if out is None and not (delete or check or rebuild):
+        raise InputError(f"got nothing to do with {data}: give --out DIR to index it, or --check, --delete, --rebuild")
+    if out is None and prune:
+        raise InputError("--prune needs documents to compare with: broadsheet index DATA --out DIR --prune")
+    found = actions.rebuild(folder, embedder) if rebuild else None
+    change = None
+    if out is not None:
+        corpus = corpora.load(data, on_error=on_error, text_field=text_field, id_field=id_field)
+        found, change = actions.update(corpus, folder, embedder, prune=prune, device=device, dtype=dtype)
+    found = found or actions.opened(folder, embedder, device, dtype)
+    deleted = found.delete(delete) if delete else 0
+    checked = found.check() if check else None
+    if as_json:
+        from dataclasses import asdict
+
+        facts = {"change": change and asdict(change), "deleted": deleted, "check": checked and asdict(checked)}
+        print(json.dumps({"index": str(folder), **actions.state(found), **facts}, indent=1, ensure_ascii=False))
+        return
+    for line in actions.lines(found, change, deleted, checked):
+        print(line)
 
 
-def opened(
-    folder: Path, embedder: str | None = None, device: str | None = None, dtype: str | None = None
-) -> VectorIndex:
-    """The index in `folder`, with an embedder of that name, or with its own on a device.
+@app.command(epilog="Example: broadsheet search runs/corpus 'how do I sort a list?'")
+def search(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An index made by `broadsheet index`.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for.")],
+    top_k: Annotated[int, typer.Option(min=1, help="How many documents to show.")] = 10,
+    mode: Annotated[
+        Literal["dense", "bm25", "hybrid"] | None,
+        typer.Option(help="By vectors, by words, or both (the default; dense where there are no keywords)."),
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Look at every vector instead of a graph.")] = False,
+    embedder: Annotated[str | None, typer.Option(help="The index's embedder, where it lies elsewhere now.")] = None,
+    device: Annotated[str | None, typer.Option(help="Of the embedder; chosen by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search an index: id, score and the beginning of each document that is found, best first."""
+    from broadsheet.search import actions
 
-    Raises:
-        InputError: see `VectorIndex.open`.
-    """
-    index = VectorIndex.open(folder)
-    if embedder is not None or device is not None or dtype is not None:
-        made_by = index.manifest.embedder
-        source = embedder or made_by.get("source")
-        if source is None:
-            raise InputError(f"{folder} was made without an embedder; give vectors")
-        index = VectorIndex.open(folder, _load(_name(source), device, dtype or made_by.get("dtype")))
-    return index
+    if mode == "bm25":
+        embedder = device = None
+    hits = actions.search(actions.opened(folder.expanduser(), embedder, device), query, top_k, mode, exact)
+    if as_json:
+        from dataclasses import asdict
 
+        print(json.dumps([asdict(hit) for hit in hits], indent=1, ensure_ascii=False))
+        return
+    from shutil import get_terminal_size
 
-def rebuild(folder: Path, embedder: str | None = None) -> VectorIndex:
-    """See `VectorIndex.rebuild`; `embedder` is a name."""
-    return VectorIndex.rebuild(folder, _load(_name(embedder), None, None) if embedder else None)
-
-
-def search(index: VectorIndex, query: str, k: int, mode: Mode | None, exact: bool) -> list[Hit]:
-    """The hits for one query; by default hybrid, or dense where the index has no keywords."""
-    if mode is None:
-        mode = "hybrid" if index.manifest.settings["keywords"] else "dense"
-    hits = index.search([query], k, mode=mode, exact=exact)[0]
-    if k > len(index):
-        say(f"asked for {k:,}; {index.folder} holds {len(index):,} documents, and no more are shown")
-    elif not hits:
-        say("no document shares a word with the query; --mode dense searches by meaning")
-    return hits
-
-
-def _load(source: str, device: str | None, dtype: str | None) -> SentenceTransformer:
-    from broadsheet.embed import base
-
-    return base.load(source, device=device, dtype=dtype)
+    width = get_terminal_size().columns if sys.stdout.isatty() else 200
+    first = max((len(hit.id) for hit in hits), default=0)
+    for place, hit in enumerate(hits, start=1):
+        line = f"{place:2}  {hit.score:6.3f}  {hit.id:{min(first, width // 3)}}  "
+        print(line + hit.snippet(max(width - len(line), 20)))
 
 
-def _name(source: str) -> str:
-    """A folder by its whole path, so that the index can be searched from anywhere."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
+@app.command(epilog="Example: broadsheet encode corpus.jsonl --embedder runs/gem --out runs/vectors")
+def encode(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file or folder of documents, `pydocs`, or `hf:…`.")],
+    out: Annotated[Path, typer.Option(help="Folder of vectors.npy, ids.jsonl and manifest.json; resumes.")],
+    embedder: Annotated[str, typer.Option(help="A saved embedder or a model.")] = "default",
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Encode share I, from 0, of N; the last process joins the shares.")
+    ] = "0/1",
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens of a text; by default the embedder's.")] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Write vectors of length 1.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Write vectors in float16.")] = False,
+    keep_texts: Annotated[bool, typer.Option("--keep-texts", help="Write the texts beside the ids.")] = False,
+    on_error: Annotated[
+        Literal["stop", "skip"], typer.Option(help="At a bad row: stop, or skip it (counted and reported).")
+    ] = "stop",
+    text_field: Annotated[str, typer.Option(help="The field that holds a document's text.")] = "text",
+    id_field: Annotated[str, typer.Option(help="The field that holds a document's id.")] = "id",
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT and start over.")] = False,
+    device: Annotated[str | None, typer.Option(help="Of the embedder; chosen by default.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the embedder; chosen by default.")] = None,
+) -> None:
+    """Encode a corpus into vectors on disk: memory stays flat, a killed run resumes, processes share the work."""
+    part, slash, parts = shard.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal()):
+        raise InputError(f"got --shard {shard!r}; expected a share, from 0, and their number, such as 0/4")
+    from broadsheet.data import corpora
+    from broadsheet.embed.base import load
+    from broadsheet.search.encoding.streaming import encode_corpus
 
-
-def state(index: VectorIndex) -> dict[str, Any]:
-    """What an index is, in numbers."""
-    graph = index.manifest.graph
-    return {
-        "documents": len(index),
-        "dimensions": index.dimensions,
-        "bytes": index.bytes,
-        "width": graph.width if graph else None,
-        "sampled_recall": graph.recall if graph else 1.0,
-        "embedder": index.manifest.embedder.get("source"),
-    }
-
-
-def lines(index: VectorIndex, change: Change | None, deleted: int, check: Check | None) -> list[str]:
-    """What was done, what the index is now, and what its check found, for people."""
-    said = []
-    if change is not None:
-        counts = [
-            (change.finished, "of a stopped run finished"),
-            (change.added, "added"),
-            (change.changed, "changed"),
-            (change.removed, "removed as they vanished from the source"),
-            (change.unchanged, "unchanged"),
-            (change.empty, "without text left out"),
-        ]
-        said.append(f"{index.folder}: " + ", ".join(f"{n:,} {what}" for n, what in counts if n))
-    if deleted:
-        said.append(f"{index.folder}: {deleted:,} deleted")
-    graph = index.manifest.graph
-    how = f"a graph of width {graph.width}, recall@10 {graph.recall:.3f} on new vectors" if graph else "exact search"
-    said.append(f"{len(index):,} documents, {index.dimensions:,} dimensions, {index.bytes / 1e6:,.1f} MB; {how}")
-    if check is not None:
-        times = f"{1000 * check.seconds:.2f} ms a query"
-        if check.width is not None:
-            times += f", {1000 * check.exact_seconds:.2f} ms exactly"
-        said.append(
-            f"recall@{check.k} {check.recall:.3f} against exact search, on {check.queries:,} documents; {times}; "
-            "every file is as it was written"
-        )
-    return said
+    made = load(embedder, device=device, dtype=dtype)
+    if length:
+        made.max_seq_length = length
+    done = encode_corpus(
+        made,
+        corpora.load(data, on_error=on_error, text_field=text_field, id_field=id_field),
+        out,
+        shard=(int(part), int(parts)),
+        dtype="float16" if half else "float32",
+        normalize=normalize,
+        texts=keep_texts,
+        force=force,
+    )
+    if not done.shard_finished:
+        raise KeyboardInterrupt

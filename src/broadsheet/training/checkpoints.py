@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or do not count, whatever kills the training that writes them.
+"""Checkpoints that are complete or do not count, whatever kills the training that writes them.
 
 Knows: the checkpoint folders of HF `Trainer`. Does not know: when one is due (`timed`), whose folder it is
 (`workdir`).
@@ -14,6 +14,7 @@ from typing import Any, cast
 from transformers import Trainer
 
 from broadsheet.cache import atomic_write
+from broadsheet.training.distributed import from_first, is_first, wait_for_all
 
 COMPLETE = "complete.json"  # written into a checkpoint last: one without it was cut off
 
@@ -28,11 +29,11 @@ class AtomicCheckpointTrainer(Trainer):
             checkpoint keeps them, `resume_checkpoint` brings them back.
 
     Example:
-        class EmbedTrainer(CompleteCheckpoints, SentenceTransformerTrainer):
+        class EmbedTrainer(AtomicCheckpointTrainer, SentenceTransformerTrainer):
             pass
 
         trainer = EmbedTrainer(model=model, args=args, train_dataset=pairs, loss=loss)
-        trainer.train(resume_from_checkpoint=trainer.go_on())
+        trainer.train(resume_from_checkpoint=trainer.resume_checkpoint())
     """
 
     def __init__(self, *args: Any, **parts: Any) -> None:
@@ -45,8 +46,8 @@ class AtomicCheckpointTrainer(Trainer):
         Takes `record` from it, and removes what a kill has left of others.
         """
         folder = Path(self.args.output_dir)
-        checkpoint = newest_checkpoint(folder)
-        for leftover in folder.glob("checkpoint-*"):
+        checkpoint = from_first(newest_checkpoint(folder))
+        for leftover in folder.glob("checkpoint-*") if is_first() else ():
             if checkpoint is None or not (leftover / COMPLETE).exists():
                 shutil.rmtree(leftover)
         if checkpoint is None:
@@ -57,8 +58,10 @@ class AtomicCheckpointTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        (folder / COMPLETE).unlink(missing_ok=True)
+        if self.args.should_save:
+            (folder / COMPLETE).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
+        wait_for_all()  # each process has written its random state
         if self.args.should_save:
             with atomic_write(folder / COMPLETE) as file:
                 json.dump({"step": self.state.global_step, **self.record}, file)

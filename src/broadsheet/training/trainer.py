@@ -1,11 +1,11 @@
-"""Training of a few weights of a large model: checkpoints of those alone, losses that are seen to be finite.
+"""The trainer behind `fit`: HF `Trainer` on an `Objective`, with checkpoints of the trained weights alone.
 
-Knows: HF `Trainer`, parameters that are trained. Does not know: losses, data, what is trained.
+Knows: HF `Trainer`, parameters that are trained, the order of rows. Does not know: files of a finished model, settings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,8 @@ from torch.utils.data import Dataset, SequentialSampler
 
 from broadsheet.console import InputError
 from broadsheet.training.checkpoints import AtomicCheckpointTrainer
+from broadsheet.training.distributed import total
+from broadsheet.training.objective import Objective
 from broadsheet.training.timed import ScheduledByProgress, TimedRun, loss_history
 
 _WEIGHTS = "trained.safetensors"
@@ -27,9 +29,9 @@ class TrainOutput:
 
     Args:
         steps: of the optimizer.
-        examples: rows seen, repeats included; tokens: attended tokens read.
+        examples: rows seen, repeats included; tokens: attended tokens read. Both of all processes.
         seconds: of training, those of earlier calls included.
-        finished: False after Ctrl-C; the same call then goes on.
+        finished: False after Ctrl-C; the same call then resumes.
         resumed_from: the step this call began at.
         history: per step, loss, its terms and the learning rate.
         folder: where the model stands; None if it was not saved.
@@ -41,8 +43,14 @@ class TrainOutput:
     seconds: float
     finished: bool
     resumed_from: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list, repr=False)
     folder: Path | None = None
+
+    @property
+    def last_loss(self) -> float:
+        """The mean loss of the last tenth of the steps."""
+        losses = [each["loss"] for each in self.history[-max(1, len(self.history) // 10) :]]
+        return sum(losses) / max(1, len(losses))
 
     @classmethod
     def of(cls, trainer: TrainedWeights, run: TimedRun, finished: bool) -> TrainOutput:
@@ -59,7 +67,7 @@ class TrainOutput:
 
 
 class TrainedWeights(AtomicCheckpointTrainer, ScheduledByProgress):
-    """Checkpoints hold the trained weights alone; every loss is seen to be finite; examples and tokens are counted."""
+    """Checkpoints hold the trained weights alone; every loss is checked to be finite; rows and tokens are counted."""
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by name."""
@@ -92,12 +100,14 @@ class TrainedWeights(AtomicCheckpointTrainer, ScheduledByProgress):
                 weight.copy_(kept[name])
 
     def seen(self, loss: Tensor, examples: int, tokens: int) -> None:
-        """Count what a pass has read, and refuse a loss that is none.
+        """Count what a pass of all processes has read, and refuse a loss that is not finite.
 
         Raises:
             InputError: the loss is not finite.
         """
-        if not torch.isfinite(loss):
+        bad = not torch.isfinite(loss)
+        examples, tokens, lost = (int(each) for each in total([examples, tokens, bad], loss.device))
+        if lost:
             raise InputError(
                 f"the loss is {loss.item()} at step {self.state.global_step}: the model has diverged or its weights are"
                 " damaged; start again with a lower learning rate, or with autocast='none'"
@@ -106,29 +116,123 @@ class TrainedWeights(AtomicCheckpointTrainer, ScheduledByProgress):
         self.record["tokens"] = self.record.get("tokens", 0) + tokens
 
 
-class TrainedItems(TrainedWeights):
-    """`TrainedWeights` on a `SeededOrderDataset`, in its order; a loss is a mean over its pass, whatever the step."""
+class ObjectiveTrainer(TrainedWeights):
+    """HF `Trainer` on an `Objective` and rows in a given order; a loss is a mean over its pass, whatever the step.
+
+    Args:
+        model: what the objective's `loss` gets.
+        train_dataset: items with their places, in the order of training.
+        autocast: the type that losses are computed in; None: that of the weights.
+    """
 
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *args: Any, **parts: Any) -> None:
-        super().__init__(*args, **parts)
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        train_dataset: SeededOrderDataset,
+        *,
+        autocast: torch.dtype | None = None,
+        **parts: Any,
+    ) -> None:
+        self.objective = objective
+        self.autocast = autocast
+        step = _Step(model, objective)
+        super().__init__(model=step, train_dataset=train_dataset, data_collator=self._collate, **parts)
         self.model_accepts_loss_kwargs = False
+        self.step_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        self._terms: dict[str, list[float]] = {}
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        groups = self.objective.parameter_groups(self._trained_model, self.args.learning_rate, self.args.weight_decay)
+        if self.optimizer is None and groups is not None:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = kind(groups, **settings)
+        return super().create_optimizer(model)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **others: Any) -> Any:
+        place, rows = (int(each) for each in inputs.pop("_place_and_rows"))
+        self._enter(place)
+        if self.objective.phase:
+            self.record["phase"] = self.objective.phase
+        generator = torch.Generator().manual_seed((self.args.seed * 1_000_003 + place) % 2**63)
+        with torch.autocast(self.args.device.type, self.autocast, enabled=self.autocast is not None):
+            terms: dict[str, Tensor] = model(inputs, generator)
+        self.seen(terms["loss"], rows, self.objective.tokens(inputs))
+        for name, value in terms.items():
+            if name != "loss":
+                self._terms.setdefault(name, []).append(float(value.detach()))
+        return (terms["loss"], terms) if return_outputs else terms["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            terms = {f"loss_{name}": sum(each) / len(each) for name, each in self._terms.items()}
+            found = self.objective.after_step(self._trained_model, self.state.global_step)
+            logs = {**logs, **terms, **{f"eval_{name}": float(value) for name, value in found.items()}}
+            self._terms.clear()
+        super().log(logs, start_time)
+
+    @property
+    def _trained_model(self) -> Any:
+        return cast(_Step, self.model).model
+
+    def _collate(self, items: Sequence[tuple[int, Any]]) -> dict[str, Any]:
+        place = items[0][0]
+        self._enter(place)
+        extra = self.objective.extra_batches(place)
+        both = [*items, *((-1 - place * len(extra) - i, row) for i, row in enumerate(extra))]
+        return {**self.objective.collate(both), "_place_and_rows": torch.tensor([place, len(both)])}
+
+    def _enter(self, place: int) -> None:
+        """Tell the objective the phase that the row at this place belongs to."""
+        if not self.objective.phases:
+            return
+        step = place // self.step_rows
+        for phase in self.objective.phases:
+            self.objective.phase = phase.name
+            if step < phase.steps:
+                break
+            step -= phase.steps
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
 
+class _Step(nn.Module):
+    """What a step computes, as a module: so that its forward pass is what several devices share."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective  # registered, where it is a module
+
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
+        model = cast(Any, self.model)
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(**settings)
+        else:  # as sentence-transformers' models
+            model.gradient_checkpointing_enable(settings.get("activation_checkpointing_kwargs"))
+
+    def get_input_embeddings(self) -> Any:
+        """For NEFTune."""
+        return cast(Any, self.model).get_input_embeddings()
+
+    def forward(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+        loss = self.objective.loss(self.model, batch, generator)
+        return loss if isinstance(loss, dict) else {"loss": loss}
+
+
 class SeededOrderDataset(Dataset[tuple[int, Any]]):
-    """Items in the order of training, each with its place: each epoch shuffled by (seed, epoch), one after the other.
+    """Rows in the order of training, each with its place: each epoch shuffled by (seed, epoch), one after the other.
 
     Args:
         items: of one epoch.
         length: of the whole training, in items.
-        seed: of the order.
+        seed: of the order; None: the rows' own in every epoch.
     """
 
-    def __init__(self, items: Sequence[Any], length: int, seed: int) -> None:
+    def __init__(self, items: Sequence[Any], length: int, seed: int | None) -> None:
         self.items, self.length, self.seed = items, length, seed
         self._epoch: tuple[int, list[int]] = (-1, [])
 
@@ -137,40 +241,9 @@ class SeededOrderDataset(Dataset[tuple[int, Any]]):
 
     def __getitem__(self, place: int) -> tuple[int, Any]:
         epoch, within = divmod(place, len(self.items))
+        if self.seed is None:
+            return place, self.items[within]
         if self._epoch[0] != epoch:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
             self._epoch = (epoch, torch.randperm(len(self.items), generator=generator).tolist())
         return place, self.items[self._epoch[1][within]]
-
-
-def check_lengths(steps: int | None, epochs: int, batch_size: int, accumulate: int) -> None:
-    """See that a training has a length.
-
-    Raises:
-        InputError: it has none.
-    """
-    if (steps is not None and steps < 1) or min(epochs, batch_size, accumulate) < 1:
-        raise InputError(
-            f"got steps {steps}, epochs {epochs}, batch_size {batch_size}, accumulate {accumulate}; expected 1 or more"
-        )
-
-
-def items_in_order(
-    items: Sequence[Any], *, steps: int | None, epochs: int, batch_size: int, accumulate: int, seed: int
-) -> SeededOrderDataset:
-    """The items of a whole training: of `steps`, which repeat them as often as it takes, or else of `epochs`.
-
-    Raises:
-        InputError: they make no batch for all processes.
-    """
-    a_step = batch_size * accumulate * world()
-    length = len(items) * epochs if steps is None else steps * a_step
-    if length < a_step:
-        raise InputError(f"{len(items):,} examples make no batch of {a_step}; give more, or a smaller batch_size")
-    return SeededOrderDataset(items, length, seed)
-
-
-def world() -> int:
-    """How many processes train together."""
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

@@ -1,52 +1,84 @@
 """Which weights a training changes, and in which precision it computes.
 
-Knows: models, devices, PEFT's LoRA. Does not know: data, losses, time.
+Knows: models, devices, LoRA. Does not know: data, losses, time.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
 
 from broadsheet.console import InputError
+from broadsheet.models import adapters
 
-if TYPE_CHECKING:
-    import torch
-
-Method = Literal["full", "lora"]
+Method = Literal["full", "lora", "given"]
+LEARNING_RATES: dict[str, float] = {"full": 2e-5, "lora": 2e-4, "given": 1e-4}
 
 
-def trainable(model: Any, method: Method = "full", rank: int = 16, *, task: str = "CAUSAL_LM") -> Any:
-    """`model` with all weights in float32 and trainable; or with an adapter, new or the one that it has.
+def language_model(model: Any) -> Any:
+    """The transformers model in `model` (of a `SentenceTransformer`, its first), or `model` itself."""
+    return getattr(model, "transformers_model", model)
+
+
+@contextmanager
+def trained(model: nn.Module, method: Method = "full", rank: int = 16) -> Iterator[None]:
+    """Inside, the weights that `method` says can be trained; afterwards all is as before but for what was learned.
 
     Args:
-        model: changed in place.
-        method: `"full"`, or `"lora"`: adapters on all linear layers, the weights themselves stay. A PEFT model is
-            trained on as it is.
-        rank: of a new adapter; its α is twice that.
-        task: PEFT's name of what the model does, `"FEATURE_EXTRACTION"` for one without a head.
-
-    Returns:
-        What to train: the model itself, or a PEFT model around it.
+        model: changed in place, never wrapped.
+        method: `"full"`: all weights, in float32 meanwhile; `"lora"`: adapters on all linear layers, new or those that
+            are there, while the weights themselves stay; `"given"`: the parameters that require a gradient.
+        rank: of new adapters; their α is twice that.
 
     Raises:
-        InputError: peft is missing; or the model has an adapter, and all weights are asked for.
+        InputError: peft is missing; the model has an adapter, and all weights are asked for; there is no transformers
+            model to adapt.
     """
-    adapted = hasattr(model, "peft_config")
+    lm = language_model(model)
+    before = next((each.dtype for each in (lm if lm is not None else model).parameters()), None)
     if method == "full":
-        if adapted:
+        if adapters.has_adapter(lm):
             raise InputError("the model has an adapter; train it with method='lora', or merge it first")
         model.float().requires_grad_(True)
-        return model
-    if adapted:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-        return model
+    elif method == "lora":
+        if adapters.has_adapter(lm):
+            for name, parameter in lm.named_parameters():
+                parameter.requires_grad_("lora_" in name)
+        elif hasattr(lm, "config"):
+            adapters.add(lm, rank)
+        else:
+            raise InputError(f"a {type(model).__name__} holds no transformers model to adapt; use method='full'")
     try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise InputError("method='lora' needs peft: pip install peft, or use method='full'") from None
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type=task)
-    return get_peft_model(model, config)
+        yield
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.eval()
+        if method == "full" and before is not None:
+            model.to(before)
+
+
+@contextmanager
+def autocast(model: nn.Module, name: str) -> Iterator[torch.dtype | None]:
+    """The type that the whole loss is to be computed in; None where the model sees to it, or weights have it.
+
+    A module with an attribute `autocast` computes in that type by itself, and what follows it does not.
+
+    Args:
+        name: see `autocast_dtype`.
+    """
+    dtype = autocast_dtype(name, next(model.parameters()).device)
+    own: list[Any] = [each for each in model.modules() if hasattr(each, "autocast")]
+    for each in own:
+        each.autocast = dtype
+    try:
+        yield None if own else dtype
+    finally:
+        for each in own:
+            each.autocast = None
 
 
 def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
@@ -54,8 +86,6 @@ def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
 
     `"auto"` is bfloat16 where the device computes in it.
     """
-    import torch
-
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else None
     if device.type == "cuda":

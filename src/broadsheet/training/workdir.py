@@ -1,4 +1,4 @@
-"""The folder that a training works in until its result stands: held by one process, gone on with from the same alone.
+"""The folder that a training works in until its result stands: held by one process, resumed from the same config alone.
 
 Knows: folders, locks, what a training was begun from. Does not know: checkpoints, models.
 """
@@ -28,17 +28,17 @@ def workdir(
     fingerprints: Collection[str] = ("model", "rows"),
     kind: str = "model",
 ) -> Iterator[Path]:
-    """The folder that checkpoints go to: `<out>.partial`, held by one process, gone on with from the same alone.
+    """The folder that checkpoints go to: `<out>.partial`, held by one process, resumed from the same config alone.
 
     It stays when the block ends; whoever has written `out` removes it.
 
     Args:
         out: the folder where the result will stand; None for a temporary folder, removed at the end.
-        made_from: all that the result depends on, as JSON values; a run that was cut off goes on from the same alone.
+        config: all that the result depends on, as JSON values; a run that was cut off resumes from the same alone.
         finished: the file that a finished `out` holds.
-        force: replace a finished `out`, and start over rather than go on. Without it, a forced run that was cut off
-            goes on.
-        may_change: keys of `config` that may differ when a run goes on.
+        force: replace a finished `out`, and start over rather than resume. Without it, a forced run that was cut off
+            resumes.
+        mutable_keys: keys of `config` that may differ when a run resumes.
         fingerprints: keys of `config` whose values tell a reader nothing: a difference is named without them.
         kind: what `out` is, in messages.
 
@@ -47,7 +47,7 @@ def workdir(
             another process works on it.
 
     Example:
-        with workplace(out, settings, finished="modules.json", may_change=["minutes"], kind="embedder") as folder:
+        with workdir(out, config, finished="modules.json", mutable_keys=["minutes"], kind="embedder") as folder:
             if run.train(trainer(folder)):
                 model.save(out)
                 shutil.rmtree(folder)
@@ -85,7 +85,7 @@ def workdir(
 def _claim(
     folder: Path, config: dict[str, Any], force: bool, mutable_keys: Collection[str], fingerprints: Collection[str]
 ) -> None:
-    """See that `folder` may be gone on with, or begin it.
+    """See that `folder` can be resumed, or begin it.
 
     Raises:
         InputError: it was begun from other settings or data, or what it was begun from is unreadable.
@@ -102,12 +102,24 @@ def _claim(
         before = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         raise InputError(f"{path} is damaged; force=True starts over") from None
-    changes = [
-        key if key in fingerprints else f"{key} {before.get(key)!r}, now {config.get(key)!r}"
-        for key in sorted(before.keys() | config.keys())
-        if key not in mutable_keys and before.get(key) != config.get(key)
-    ]
+    changes = _differences(before, config, mutable_keys, fingerprints)
     if changes:
         raise InputError(
-            f"{folder} was begun with other {'; '.join(changes)}: go on with the same, or start over with force=True"
+            f"{folder} was begun with other {'; '.join(changes)}: resume with the same, or start over with force=True"
         )
+
+
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], ignored: Collection[str], unprinted: Collection[str]
+) -> list[str]:
+    """Each value that differs, by its key; of mappings those within."""
+    found = []
+    for key in sorted((before.keys() | now.keys()) - set(ignored)):
+        one, other = before.get(key), now.get(key)
+        if one == other:
+            continue
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += [f"{key}.{each}" for each in _differences(one, other, (), unprinted)]
+        else:
+            found.append(key if key in unprinted else f"{key} {one!r}, now {other!r}")
+    return found

@@ -104,7 +104,7 @@ def flex_attention(
     diagonal = torch.zeros_like(active)
     diagonal.diagonal(before // block_size, 2, 3).fill_(True)
     mask = BlockMask.from_kv_blocks(
-        *_listed(active & diagonal), *_listed(active & ~diagonal), BLOCK_SIZE=block_size, mask_mod=chosen
+        *listed(active & diagonal), *listed(active & ~diagonal), BLOCK_SIZE=block_size, mask_mod=chosen
     )
     try:
         output = _compiled(query.device.type)(
@@ -136,8 +136,9 @@ def _on_grid(
     return slice(before, query.shape[2] - after), query, key, value
 
 
-def _listed(active: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks each block of queries attends, and their columns before all others."""
+def listed(active: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks each block of queries attends, (…, query blocks), and which, (…, query blocks, key blocks): the
+    attended columns before all others."""
     return active.sum(-1, dtype=torch.int32), active.int().argsort(dim=-1, descending=True, stable=True).int()
 
 

@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from broadsheet import cache
+from broadsheet.attend.kernels.blocksparse import listed
 from broadsheet.console import InputError, say
 
 TILE = 1024  # queries of a kernel call
@@ -121,14 +122,12 @@ def block_mask(n_global: int, n_local: int, absent: int, seen: int, device: torc
     full = (left >= high) & (right < low + n_local) & (left >= max(0, absent)) & (right - left == BLOCK - 1)
     part = (near | far) & ~full
     return BlockMask.from_kv_blocks(
-        *_listed(part), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(TILE, columns)
+        *listed(part[None, None]),
+        *listed(full[None, None]),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=visible,
+        seq_lengths=(TILE, columns),
     )
-
-
-def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks of each row are set, and which: those first."""
-    order = torch.argsort(blocks.int(), dim=1, descending=True, stable=True)
-    return blocks.sum(1)[None, None].int(), order[None, None].int()
 
 
 def _score_mod(first_logits: Tensor, n_global: int, softcap: float | None) -> Callable[..., Tensor] | None:
@@ -168,7 +167,7 @@ def _run(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def faster(device: torch.device, shape: dict[str, Any], chunked: Callable[[], Any], flex: Callable[[], Any]) -> bool:
-    """Whether the kernel takes less time than chunks on this machine: measured once, said, kept in the cache folder.
+    """Whether the kernel takes less time than chunks on this machine: measured once, reported, kept in a file.
 
     Args:
         device: where both run; the name of a GPU, or the processor's, is part of what is kept.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from broadsheet.attend.kernels.softmax import weigh
+from broadsheet.attend.kernels.softmax import attention_logits, weigh
 
 _CACHED, _HELD = 1 << 22, 1 << 28  # bytes of logits at once: what cores have cache for; what another device may hold
 
@@ -36,8 +36,13 @@ class Keys:
         mask = None if self.mask is None else self.mask[..., queries, :]
         return Keys(self.query[:, :, queries], self.key, self.value, mask)
 
+    def logits(self, scaling: float, softcap: float | None = None) -> Tensor:
+        """Capped, scaled and masked: (rows, heads, queries, keys), float32 or wider."""
+        found = attention_logits(self.query, self.key, scaling=scaling, softcap=softcap)
+        return found if self.mask is None else found.add_(self.mask)
+
     def share(self, first: int, stop: int, parts: int) -> Keys:
-        """Of so many equal parts of the heads, these."""
+        """Of `parts` equal parts of the heads, those from `first` to `stop` - 1."""
 
         def cut(x: Tensor) -> Tensor:
             return x[:, first * x.shape[1] // parts : stop * x.shape[1] // parts]
@@ -51,7 +56,7 @@ class Keys:
 def attend_jointly(sets: Sequence[Keys], *, scaling: float, softcap: float | None = None) -> tuple[Tensor, Tensor]:
     """Attention under one softmax over several sets of keys, and what the keys of the first set receive of it.
 
-    No kernel tells how much a key receives, so that the logits are laid out in memory: those of a few heads at a time,
+    No kernel gives how much a key receives, so the logits are laid out in memory: those of a few heads at a time,
     as many as the cores have cache for.
 
     Args:
@@ -68,7 +73,7 @@ def attend_jointly(sets: Sequence[Keys], *, scaling: float, softcap: float | Non
     outputs, received = [], []
     for first in range(0, parts, step):
         shares = [each.share(first, min(parts, first + step), parts) for each in sets]
-        weights = [logits(each, scaling=scaling, softcap=softcap) for each in shares]
+        weights = [each.logits(scaling, softcap) for each in shares]
         highest = torch.stack([each.amax(-1) for each in weights]).amax(0)
         weights = [each.sub_(highest[..., None]).exp_() for each in weights]
         total = torch.stack([each.sum(-1) for each in weights]).sum(0)
@@ -80,17 +85,6 @@ def attend_jointly(sets: Sequence[Keys], *, scaling: float, softcap: float | Non
     return torch.cat(outputs, 1), torch.cat(received, 1)
 
 
-def logits(of: Keys, *, scaling: float, softcap: float | None = None) -> Tensor:
-    """Capped, scaled and masked logits, (rows, heads, queries, keys), float32 or wider."""
-    rows, heads, queries, width = of.query.shape
-    grouped = (of.query * scaling).reshape(rows, of.key.shape[1], -1, width)
-    found = torch.matmul(grouped, of.key.transpose(-1, -2)).reshape(rows, heads, queries, -1)
-    found = found.to(torch.promote_types(found.dtype, torch.float32))
-    if softcap:
-        found = found.div_(softcap).tanh_().mul_(softcap)
-    return found if of.mask is None else found.add_(of.mask)
-
-
 def how_often(count: int, device: torch.device) -> int:
-    """How many times so many float32 logits are to be in memory at once: at least once."""
+    """How many times `count` float32 logits should be in memory at once: at least once."""
     return max(1, (_CACHED if device.type == "cpu" else _HELD) // (4 * count))

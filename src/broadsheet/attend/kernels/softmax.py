@@ -6,9 +6,12 @@ Knows: tensors of one padding-free batch. Does not know: positions, caches, mode
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+Part = tuple[Tensor, Tensor]  # an output (…, head_dim), and the log-sum-exp of its logits (…)
 
 
 def attention_part(
@@ -20,7 +23,7 @@ def attention_part(
     mask: Tensor | None = None,
     causal: bool = False,
     softcap: float | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Part:
     """Softmax attention over one part of the keys, with what `merge_parts` needs to join it to other parts.
 
     Args:
@@ -39,14 +42,15 @@ def attention_part(
         if mask is not None:
             raise ValueError("got a mask and causal=True; expected one of them")
         if key.shape[2] != query.shape[2] or softcap or query.device.type != "cpu":
-            mask = band_mask(query, key.shape[2])
+            newest = key.shape[2] - query.shape[2]
+            mask = band_mask(query.shape[2], key.shape[2], newest, None, query.dtype, query.device)
             causal = False
     if query.device.type == "cpu" and not softcap and key.shape[2] and query.shape[-1] == value.shape[-1]:
         return _flash(query, key, value, scaling, mask, causal)
     return _plain(query, key, value, scaling, mask, softcap)
 
 
-def merge_parts(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def merge_parts(parts: Sequence[Part]) -> Tensor:
     """One softmax over the keys of all parts.
 
     Args:
@@ -65,22 +69,26 @@ def merge_parts(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return merged
 
 
-def band_mask(query: Tensor, keys: int, width: int | None = None) -> Tensor:
-    """The mask under which the last query meets the last key, and no query a later key or one `width` or more back.
+def band_mask(
+    queries: int, keys: int, newest: int, width: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The mask under which query t sees the keys t + newest - width + 1 … t + newest; all up to the newest if `width`
+    is None.
 
     Returns:
-        (queries, keys) in the dtype and on the device of `query`: 0 where visible, else -inf.
+        (queries, keys): 0 where visible, else -inf.
     """
-    queries = query.shape[2]
-    visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
-    if width is not None:
-        visible = visible.triu(keys - queries - width + 1)
-    return torch.zeros(queries, keys, dtype=query.dtype, device=query.device).masked_fill_(~visible, -torch.inf)
+    with torch.inference_mode(False):  # `shared_mask` outlives the caller's mode
+        visible = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(newest)
+        if width is not None:
+            visible = visible.triu(newest - width + 1)
+        return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(~visible, -torch.inf)
 
 
-def _flash(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, causal: bool
-) -> tuple[Tensor, Tensor]:
+shared_mask = lru_cache(maxsize=4)(band_mask)  # for masks that all layers of a model need for a piece of a text
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, causal: bool) -> Part:
     """The CPU kernel behind `scaled_dot_product_attention`, which hands out the log-sum-exp as well."""
     groups = query.shape[1] // key.shape[1]
     if query.shape[2] == 1 and groups > 1 and (mask is None or mask.dim() < 4 or mask.shape[1] == 1):
@@ -102,24 +110,28 @@ def _flash(
 
 def _plain(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, softcap: float | None
-) -> tuple[Tensor, Tensor]:
+) -> Part:
     logits = attention_logits(query, key, scaling=scaling, softcap=softcap)
     if mask is not None:
         logits = logits + mask
-    sums = torch.logsumexp(logits, dim=-1) if key.shape[2] else logits.new_full(logits.shape[:-1], -torch.inf)
-    weights = torch.exp(logits - sums.clamp_min(torch.finfo(sums.dtype).min)[..., None])
+    weights, sums = softmax_part(logits)
     return weigh(weights, value), sums
+
+
+def softmax_part(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The softmax over a part's keys, 0 where none is visible, and the log-sum-exp: (…, keys) -> (…, keys), (…)."""
+    sums = torch.logsumexp(logits, dim=-1) if logits.shape[-1] else logits.new_full(logits.shape[:-1], -torch.inf)
+    return torch.exp(logits - sums.clamp_min(torch.finfo(sums.dtype).min)[..., None]), sums
 
 
 def attention_logits(query: Tensor, key: Tensor, *, scaling: float, softcap: float | None = None) -> Tensor:
     """Scaled and capped logits: (rows, heads, queries, keys), float32 or wider; key heads repeat over their group."""
     rows, heads, queries, width = query.shape
     group = heads // key.shape[1]
-    grouped = query.reshape(rows, key.shape[1], group * queries, width)  # a group's heads stand behind one another
+    # The heads of a group stand behind one another, and queries are scaled instead of logits, which are more.
+    grouped = (query * scaling).reshape(rows, key.shape[1], group * queries, width)
     logits = torch.matmul(grouped, key.transpose(-1, -2)).reshape(rows, heads, queries, key.shape[2])
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    logits = logits * scaling
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if not softcap else torch.tanh(logits / softcap) * softcap
 
 

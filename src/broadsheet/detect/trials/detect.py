@@ -1,40 +1,36 @@
-"""Try the detectors: human passages against a model's own continuations of them, every detector on the same pairs.
+"""Try detectors: human passages against a model's own continuations of them, every detector on the same pairs.
 
-Knows: the stage's detectors, pairs of texts, the A/B engine.
+Knows: the stage's detectors, pairs of texts. Serves each paper of the stage: its detectors are the method, and claim to
+beat the detector that their class names as `beats`.
 """
 
 from __future__ import annotations
 
 import random
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from broadsheet import models
-from broadsheet.cache import fingerprint, home
+from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.data import corpora
 from broadsheet.data.corpora import Corpus
 from broadsheet.detect.base import Detector, Scores
-from broadsheet.detect.curvature import Binoculars, FastDetectGPT
-from broadsheet.detect.lastde import Lastde, LastdePP
-from broadsheet.detect.likelihood import LRR, Entropy, Likelihood, LogRank, Rank
+from broadsheet.detect.baselines import ONE_PASS, RESAMPLING
 from broadsheet.detect.reading import ForwardPass, Reader
-from broadsheet.detect.resampling import DNAGPT, NPR, DetectGPT
 from broadsheet.detect.trials.pairs import ContinuationWriter, PairConfig, TextPair, match, passages, write_pairs
-from broadsheet.page.evidence import provenance, versions
-from broadsheet.trial.engine import Arm, Measured, Metric, run_arms
+from broadsheet.options import option
+from broadsheet.page import discovery
+from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
+from broadsheet.trial.engine import Arm, Measured, Metric
 from broadsheet.trial.external import ExternalProcess
-from broadsheet.trial.results import ArmResult, Distribution, Role, TrialResult
+from broadsheet.trial.results import ArmResult, Distribution
 from broadsheet.trial.stats import auroc, tpr_at_fpr
-
-_PAPER = ("Lastde", "Lastde++")
-# What the paper says its two detectors beat: the best detector of one pass, and the best that samples.
-_RIVALS = {"Lastde": "LRR", "Lastde++": "Fast-DetectGPT"}
 
 
 @dataclass(frozen=True)
@@ -45,13 +41,13 @@ class Texts:
         pairs: by setting; the first one decides the headline. All settings have the same human texts in the same order.
         writers: who wrote the machine texts of each setting, as printed.
         dropped: human texts that gave no pair, because the model stopped early.
-        how: how the pairs were made, as printed.
+        about: how the pairs were made, as printed.
     """
 
     pairs: dict[str, list[TextPair]]
     writers: dict[str, str]
     dropped: int
-    how: str
+    about: str
 
     @property
     def settings(self) -> list[str]:
@@ -64,189 +60,185 @@ class Texts:
 
 
 @dataclass
-class DetectTrial:
+class DetectTrial(Trial):
     """Human passages against a model's own continuations of them, cut to equal word counts (arXiv:2410.06072, Sec. 4).
 
     Every detector scores the same pairs. Quality is the AUROC, and the share of machine texts found when 1 % of the
     human ones are flagged. The plain baseline is the mean log-likelihood.
-
-    Options:
-        --pairs N: pairs of texts (60; with --quick 20).
-        --generator MODEL: a second model writes, and the scoring model judges without having written (black-box),
-            beside the white-box setting, where the scoring model judges its own text.
-        --machine FILE: texts that a machine wrote, one for each document of the data, matched by id where the ids agree
-            and else by order; nothing is generated then.
-        --temperatures LIST: at which the scoring model writes (1,0.8: the paper's setting, which decides the headline,
-            and one nearer to what people use).
-        --top-p P: of the sampling (1).
-        --reference MODEL: what Fast-DetectGPT, Binoculars and Lastde++ compare with or sample from.
-        --perturbations N, --regenerations N: of DetectGPT and NPR (5; the paper compares with 100), and of DNA-GPT (3;
-            the paper 10). With --quick, and with 0, these slow detectors are left out.
-        --peer COMMAND: a program that scores texts, measured beside ours (docs/external.md; items are texts, and the
-            output `score` has one number for each).
-        --text-field NAME: the field of the data that holds the text (text).
-        --device NAME, --dtype NAME: as in models.load; float32 by default.
     """
 
-    model: str = "default"
-    data: str = "pydocs"
-    quick: bool = False
-    seed: int = 0
-    pairs: int = 0
-    generator: str = ""
-    machine: str = ""
-    reference: str = ""
-    temperatures: str = "1,0.8"
-    top_p: float = 1.0
-    perturbations: int = -1
-    regenerations: int = -1
-    peer: str = ""
-    text_field: str = "text"
-    device: str = ""
-    dtype: str = "float32"
+    stage: ClassVar[str] = "detect"
+    title: ClassVar[str] = "Detect: is this text machine-written?"
 
-    def run(self) -> TrialResult:
-        """Make the pairs, run the arms, explain.
+    pairs: int = option(60, "Pairs of texts.", quick=20, least=2)
+    generator: str | None = option(
+        None,
+        "A second model writes, and the scoring model judges without having written (black-box), beside the white-box "
+        "setting, where the scoring model judges its own text.",
+        metavar="MODEL",
+    )
+    machine: str | None = option(
+        None,
+        "Texts that a machine wrote, one for each document of the data, matched by id where the ids agree and else by "
+        "order; nothing is generated then.",
+        metavar="FILE",
+    )
+    temperatures: tuple[float, ...] = option(
+        (1.0, 0.8), "At which the scoring model writes: the paper's setting, which decides the headline, and others."
+    )
+    top_p: float = option(1.0, "Of the sampling.", least=0)
+    reference: str | None = option(
+        None, "What Fast-DetectGPT, Binoculars and Lastde++ compare with or sample from.", metavar="MODEL"
+    )
+    perturbations: int = option(
+        5, "Of DetectGPT and NPR (the paper compares with 100); 0 leaves them out.", quick=0, least=0
+    )
+    regenerations: int = option(3, "Of DNA-GPT (the paper: 10); 0 leaves it out.", quick=0, least=0)
+    peer: str | None = option(
+        None,
+        "A program that scores texts, measured beside ours (docs/external.md; items are texts, and the output `score` "
+        "has one number for each).",
+        metavar="COMMAND",
+    )
+    text_field: str = option("text", "The field of the data that holds the text.")
+    dtype: str = option("float32", "Of the models.", metavar="NAME")
 
-        Raises:
-            InputError: an option, the model or the data cannot be used.
-        """
-        self.pairs = self.pairs or (20 if self.quick else 60)
-        if self.pairs < 2:
-            raise InputError(f"got --pairs {self.pairs}; expected at least 2")
-        temperatures = self._temperatures()
+    def check(self) -> None:
         if self.machine and self.generator:
             raise InputError(
                 "got --machine and --generator; expected texts that are there, or a model that writes them"
             )
-        reader = Reader(self.model, self.reference or None, device=self.device or None, dtype=self.dtype)
+
+    def question(self) -> str:
+        writer = self.machine or models.title(self.generator or self.model)
+        return f"Which detector tells human texts ({self.data}) from those of {writer}?"
+
+    def tasks(self) -> list[EvalTask]:
+        self._reader = Reader(tuple(self.loaded), self.reference, device=self.device, dtype=self.dtype)
         corpus = corpora.load(self.data, text_field=self.text_field)
-        texts = self._given(corpus) if self.machine else self._written(corpus, reader, temperatures)
-        detectors = self._detectors()
-        facts = {
-            "seed": self.seed,
-            "model": {"name": self.model, "fingerprint": models.fingerprint(reader.model)},
-            "data": {"name": self.data, "fingerprint": corpus.fingerprint()},
-            "texts": fingerprint([asdict(pair) for item in texts.items for pair in item]),
-        }
-        key = fingerprint([versions(), facts, asdict(self), [repr(detector) for detector in detectors.values()]])
-        self.journal_ = home() / "trials" / f"detect-{key}.jsonl"
-        self.journal_.parent.mkdir(exist_ok=True)
+        texts = self._texts = self._given(corpus) if self.machine else self._written(corpus)
         per_item = 1 + len(texts.settings)
-        say(f"scoring {len(texts.items) * per_item} texts with {len(detectors)} detectors")
-        arms, comparisons = run_arms(
-            _arms(detectors, reader, texts.settings, self.peer),
-            texts.items,
-            _metrics(texts.settings),
-            block_size=4,
-            pairs=[(_RIVALS[name], name) for name in _PAPER],
-            item="text",
-            per_item=per_item,
-            seed=self.seed,
-            journal=self.journal_,
-        )
-        return TrialResult(
-            paper="detect",
-            title="Detect: is this text machine-written?",
-            question=f"Which detector tells human texts ({self.data}) from those of "
-            f"{_name(self.generator or self.model) if not self.machine else self.machine}?",
-            setting={
-                "scoring model": _name(self.model),
-                "reference model": _name(self.reference) if self.reference else "the scoring model",
-                "written by": "; ".join(f"{writer} ({setting})" for setting, writer in texts.writers.items()),
-                "data": corpus.describe(),
-                "pairs": f"{len(texts.items)}, {texts.how}",
-                "dtype": self.dtype,
-                "device": str(reader.model.device),
-            },
-            arms=arms,
-            comparisons=comparisons,
-            item="text",
-            claims=[("AUROC", _RIVALS[name], name) for name in _PAPER],
-            figures=_figures(arms, texts.settings),
-            notes=_notes(arms, texts),
-            provenance=provenance(**facts),
-        )
+        return [
+            EvalTask(
+                "pairs",
+                texts.items,
+                _metrics(texts.settings),
+                self._arm,
+                item="text",
+                per_item=per_item,
+                about=f"{len(texts.items)} from {corpus.describe()}; {texts.about}",
+                fingerprint=fingerprint([asdict(pair) for item in texts.items for pair in item]),
+                block_size=4,
+            )
+        ]
 
-    def finish(self) -> None:
-        """Forget what `run` kept to go on from; called when its result is written."""
-        self.journal_.unlink(missing_ok=True)
+    def setting(self) -> Mapping[str, Any]:
+        writers = "; ".join(f"{writer} ({setting})" for setting, writer in self._texts.writers.items())
+        return {
+            "reference model": models.title(self.reference) if self.reference else "the scoring model",
+            "written by": writers,
+            "dtype": self.dtype,
+            "device": str(self._reader.model.device),
+        }
 
-    def _written(self, corpus: Corpus, reader: Reader, temperatures: list[float]) -> Texts:
+    def arms(self) -> list[ModelArm]:
+        first, *others = [(name, kind()) for name, kind in ONE_PASS.items()]
+        arms = [ModelArm.of(*first, "baseline"), *(ModelArm.of(*each) for each in others)]
+        for kind in self._detectors():
+            arms.append(ModelArm.of(kind.title or kind.__name__, self.configured(kind)))
+            if not self.quick:  # the settings that its paper tries beside its main one
+                arms += [
+                    ModelArm.of(f"{kind.title or kind.__name__}, {name}", self.configured(kind, **changes), "sibling")
+                    for name, changes in kind.variants.items()
+                ]
+        if self.perturbations:
+            arms += [
+                ModelArm.of(name, RESAMPLING[name](n_perturbations=self.perturbations)) for name in ("DetectGPT", "NPR")
+            ]
+        if self.regenerations:
+            arms.append(ModelArm.of("DNA-GPT", RESAMPLING["DNA-GPT"](n_regenerations=self.regenerations)))
+        if self.peer:
+            command = shlex.split(self.peer)
+            name = f"peer: {Path(command[-1]).name}"
+            arms.append(ModelArm(name, lambda: ExternalProcess(command), "peer", shlex.join(command)))
+        return arms
+
+    def claims(self) -> list[Claim]:
+        return [
+            Claim("AUROC", kind.beats, kind.title or kind.__name__, "it tells machine texts better (Sec. 4, Table 1)")
+            for kind in self._detectors()
+            if kind.beats
+        ]
+
+    def figures(self, outcome: Outcome) -> list[Distribution]:
+        return _figures(outcome.results, self._texts.settings)
+
+    def notes(self, outcome: Outcome) -> list[str]:
+        return _notes(outcome.results, self._texts)
+
+    def _detectors(self) -> list[type[Detector]]:
+        """The detectors of the paper that is tried; of all papers of the stage for the stage."""
+        return [kind for kind in discovery.stage_methods(self.stage).values() if self.of_tried_paper(kind)]
+
+    def _arm(self, arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
+        """A detector as an arm; all read the same forward pass over a block's texts."""
+        settings, reader = self._texts.settings, self._reader
+        if arm.role == "peer":
+            return _peer(arm, lazy, settings)
+
+        def run(shared: tuple[list[str], list[ForwardPass]]) -> dict[str, Any]:
+            texts, passes = shared
+            detector: Detector = lazy()
+            detector.seed = self.seed
+            scores = reader.read(texts, detector.needs, n_samples=detector.n_samples, seed=detector.seed, passes=passes)
+            return _by_setting(detector.score_readings(texts, scores, reader), settings)
+
+        return Arm(arm.name, run, description=(lazy().__doc__ or "").split("\n", 1)[0], shared=self._read)
+
+    def _read(self, block: Sequence[tuple[TextPair, ...]]) -> tuple[list[str], list[ForwardPass]]:
+        texts = _texts_of(block)
+        return texts, list(self._reader.passes(texts))
+
+    def _written(self, corpus: Corpus) -> Texts:
         """Have the model, and the second one if there is one, continue human passages."""
         from broadsheet.teacher import Teacher
         from broadsheet.teacher.local import Local
 
-        human = passages(corpus, 2 * self.pairs, PairConfig(), self.seed)
-        own = (self.model, reader.model, reader.tokenizer)
-        plans = {"white-box": (*own, temperatures[0])}
+        wanted = self.pairs
+        human = passages(corpus, 2 * wanted, PairConfig(), self.seed)
+        own = (self.model, self._reader.model, self._reader.tokenizer)
+        first, *others = self.temperatures
+        plans = {"white-box": (*own, first)}
         if self.generator:
-            loaded = models.load(self.generator, device=self.device or None, dtype=self.dtype)
-            plans["black-box"] = (self.generator, loaded.model, loaded.tokenizer, temperatures[0])
-        plans |= {f"T={temperature:g}": (*own, temperature) for temperature in temperatures[1:]}
-        protocol = PairConfig(max_new_tokens=120 if self.quick else 200, top_p=self.top_p)
+            loaded = models.load(self.generator, device=self.device, dtype=self.dtype)
+            plans["black-box"] = (self.generator, loaded.model, loaded.tokenizer, first)
+        plans |= {f"T={temperature:g}": (*own, temperature) for temperature in others}
+        config = PairConfig(max_new_tokens=120 if self.quick else 200, top_p=self.top_p)
         writers = {
             setting: ContinuationWriter(
-                Teacher(Local(model, tokenizer)), tokenizer, replace(protocol, temperature=temperature)
+                Teacher(Local(model, tokenizer)), tokenizer, replace(config, temperature=temperature)
             )
             for setting, (_, model, tokenizer, temperature) in plans.items()
         }
-        say(f"continuing {self.pairs} human passages: {', '.join(plans)}")
-        pairs, dropped = write_pairs(human, self.pairs, writers, self.seed)
+        say(f"continuing {wanted} human passages: {', '.join(plans)}")
+        pairs, dropped = write_pairs(human, wanted, writers, self.seed)
         return Texts(
             pairs,
-            {setting: f"{_name(plan[0])} at temperature {plan[-1]:g}" for setting, plan in plans.items()},
+            {setting: f"{models.title(plan[0])} at temperature {plan[-1]:g}" for setting, plan in plans.items()},
             dropped,
-            f"passages of at least {protocol.min_words} words, continued from their first {protocol.prompt_tokens} "
-            f"tokens by at most {protocol.max_new_tokens}, top-p {self.top_p:g}, cut to equal word counts",
+            f"passages of at least {config.min_words} words, continued from their first {config.prompt_tokens} "
+            f"tokens by at most {config.max_new_tokens}, top-p {self.top_p:g}, cut to equal word counts",
         )
-
-    def _temperatures(self) -> list[float]:
-        try:
-            return [float(value) for value in self.temperatures.split(",")]
-        except ValueError:
-            raise InputError(f"got --temperatures {self.temperatures!r}; expected numbers such as 1,0.8") from None
 
     def _given(self, corpus: Corpus) -> Texts:
         """Pair the data with machine texts that are there."""
+        assert self.machine
         machine = corpora.load(self.machine, text_field=self.text_field)
         pairs = match(corpus, machine)
         if len(pairs) < 2:
             raise InputError(f"{self.data} and {self.machine} give {len(pairs)} pairs of texts; expected at least 2")
         chosen = random.Random(self.seed).sample(pairs, min(self.pairs, len(pairs)))
         return Texts({"given": chosen}, {"given": self.machine}, 0, "as given, cut to equal word counts")
-
-    def _detectors(self) -> dict[str, Detector]:
-        perturbations = self.perturbations if self.perturbations >= 0 else (0 if self.quick else 5)
-        regenerations = self.regenerations if self.regenerations >= 0 else (0 if self.quick else 3)
-        detectors: dict[str, Detector] = {
-            "Likelihood": Likelihood(),
-            "Rank": Rank(),
-            "LogRank": LogRank(),
-            "Entropy": Entropy(),
-            "LRR": LRR(),
-            "Fast-DetectGPT": FastDetectGPT(),
-            "Binoculars": Binoculars(),
-            "Lastde": Lastde(),
-            "Lastde++": LastdePP(),
-        }
-        if not self.quick:
-            # The paper's other aggregates (App. D); the authors now advise ExpStd for closed-source generators.
-            detectors["Lastde, ExpStd"] = Lastde(how="expstd")
-            detectors["Lastde++, ExpStd"] = LastdePP(how="expstd")
-            detectors["Lastde++, 2-norm"] = LastdePP(how="2norm")
-        if perturbations:
-            detectors["DetectGPT"] = DetectGPT(n_perturbations=perturbations)
-            detectors["NPR"] = NPR(n_perturbations=perturbations)
-        if regenerations:
-            detectors["DNA-GPT"] = DNAGPT(n_regenerations=regenerations)
-        for detector in detectors.values():
-            detector.seed = self.seed
-        return detectors
-
-
-def _name(model: str) -> str:
-    return "the default model (SmolLM2-135M-Instruct)" if model == "default" else model
 
 
 def _metrics(settings: list[str]) -> list[Metric]:
@@ -296,31 +288,9 @@ def _notes(arms: list[ArmResult], texts: Texts) -> list[str]:
     return notes
 
 
-def _arms(detectors: dict[str, Detector], reader: Reader, settings: list[str], peer: str) -> list[Arm]:
-    """One arm a detector, with one forward pass over a block's texts for all of them; and the peer, if there is one."""
-
-    def read(block: Sequence[tuple[TextPair, ...]]) -> tuple[list[str], list[ForwardPass]]:
-        texts = _texts_of(block)
-        return texts, list(reader.passes(texts))
-
-    def arm(name: str, detector: Detector) -> Arm:
-        def run(shared: tuple[list[str], list[ForwardPass]]) -> dict[str, Any]:
-            texts, passes = shared
-            readings = reader.read(
-                texts, detector.needs, n_samples=detector.n_samples, seed=detector.seed, passes=passes
-            )
-            return _by_setting(detector.score_readings(texts, readings, reader), settings)
-
-        role: Role = "baseline" if name == "Likelihood" else "method" if name in _PAPER else "sibling"
-        return Arm(name, run, role, (type(detector).__doc__ or "").split("\n", 1)[0], shared=read)
-
-    arms = [arm(name, detector) for name, detector in detectors.items()]
-    return [*arms, _peer(shlex.split(peer), settings)] if peer else arms
-
-
-def _peer(command: list[str], settings: list[str]) -> Arm:
+def _peer(arm: ModelArm, lazy: LazyModel, settings: list[str]) -> Arm:
     """A detector that is a program of its own: its items are texts, its output `score` has one number for each."""
-    process = ExternalProcess(command)
+    process: ExternalProcess = lazy()
 
     def run(block: Sequence[tuple[TextPair, ...]]) -> Measured:
         texts = _texts_of(block)
@@ -330,8 +300,7 @@ def _peer(command: list[str], settings: list[str]) -> Arm:
             raise ValueError(f"expected one `score` for each of {len(texts)} texts, got shape {scores.shape}")
         return replace(measured, outputs=_by_setting(scores, settings))
 
-    name = f"peer: {Path(command[-1]).name}"
-    return Arm(name, run, "peer", shlex.join(command), prepare=process.start, close=process.close)
+    return Arm(arm.name, run, description=arm.description, prepare=process.start, close=process.close)
 
 
 def _texts_of(block: Sequence[tuple[TextPair, ...]]) -> list[str]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from broadsheet.data.corpora import Document
 
 __all__ = [
+    "BODY_WORDS",
     "CLUSTERING",
     "DUPLICATES",
     "RETRIEVAL",
@@ -46,6 +47,7 @@ __all__ = [
     "Triple",
     "clustering",
     "documentation",
+    "documented_pairs",
     "duplicates",
     "retrieval",
     "sts",
@@ -66,6 +68,9 @@ _NEAR, _COPY, _FAR = (
     0.95,
     0.05,
 )  # Jaccard of three-word sequences: a near-duplicate from, a copy from, unlike below
+
+
+BODY_WORDS = 20  # of a body in pairs from documentation: as long as a sentence
 
 
 # Retrieval
@@ -349,3 +354,30 @@ CLUSTERING = [
     Metric("kNN accuracy", binary=True, bounds=(0, 1)),
     Metric("V-measure", of="clusters", statistic=v_measure, bounds=(0, 1)),
 ]
+
+
+# Similarity
+
+
+def documented_pairs(n: int, held_out: bool, seed: int = 0) -> list[SentencePair]:
+    """Pairs from documentation: a docstring's summary with its own body (score 1), and with another's (score 0).
+
+    Args:
+        n: how many, half of each kind.
+        held_out: from the packages that training leaves out, or from the others.
+        seed: of the split and the choice.
+
+    Raises:
+        InputError: fewer than four pairs, or more than the documentation has.
+    """
+    if n < 4:
+        raise InputError(f"got {n} pairs; expected 4 or more")
+    half = -(-n // 2)
+    entries = documentation(BODY_WORDS, seed).pairs(half, held_out=held_out)
+    if len(entries) < half:
+        raise InputError(f"the corpus has {2 * len(entries)} pairs; expected {n}: ask for fewer")
+    pairs = []
+    for i, entry in enumerate(entries):
+        pairs.append(SentencePair(entry.summary, entry.text, 1.0))
+        pairs.append(SentencePair(entry.summary, entries[i - 1].text, 0.0))
+    return pairs[:n]

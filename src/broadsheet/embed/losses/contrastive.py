@@ -19,6 +19,7 @@ from broadsheet.console import InputError
 from broadsheet.embed.losses.ntxent import cosines, minus_distances, nt_xent, unit_rows
 from broadsheet.embed.losses.settings import constructor_settings
 from broadsheet.training.distributed import gather_rows
+from broadsheet.training.objective import Objective
 
 if TYPE_CHECKING:
     from broadsheet.embed.base import Embedder
@@ -27,7 +28,7 @@ ContrastKind = Literal["ntxent-l2", "ntxent-cos", "infonce", "own"]
 Item = Mapping[str, Any]
 
 
-class ContrastiveObjective(nn.Module):
+class ContrastiveObjective(Objective, nn.Module):
     """Each query's positive against the other passages of the batch, by cosine or distance over a temperature.
 
     Inputs: items `{"query": str, "positive": str, "negatives": [str, …]}`; negatives may be missing.

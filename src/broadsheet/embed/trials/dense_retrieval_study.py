@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import numpy as np
 
-from broadsheet.console import InputError, at_least, say
+from broadsheet.console import InputError, say
 from broadsheet.embed.dense_retrieval_study import CellRecord, Recipe, Study, StudyCell, StudyQuestion
-from broadsheet.embed.trials.study_presets import PRESETS, Axes, PresetRow, Table, sequence, table
+from broadsheet.embed.trials.base import Count, number
+from broadsheet.embed.trials.study_presets import PRESETS, Axes, PresetRow, Table, table
+from broadsheet.options import option
 from broadsheet.page.evidence import provenance
+from broadsheet.trial.base import Trial
 from broadsheet.trial.results import ArmResult, Curve, TrialResult
 from broadsheet.trial.stats import Comparison, Interval, compare_samples, interval
 
@@ -24,7 +27,7 @@ _UNITS = (("B", 1e9), ("M", 1e6), ("k", 1e3))
 
 
 @dataclass
-class DenseRetrievalStudyTrial:
+class DenseRetrievalStudyTrial(Trial):
     """One recipe for many dense retrievers: a table of the study, on your backbones.
 
     Every cell is trained (or read back: cells are kept under the cache by all that decides them), asked the same
@@ -32,77 +35,72 @@ class DenseRetrievalStudyTrial:
     different ones. Presets: A sizes in-domain, beside the raw models; B accuracy by steps of one run; C sizes on other
     sets; D long passages, by tokens read; E with and without instruction; F joint and single-task training; `grid`
     every combination of the axes below.
-
-    Options:
-        --preset NAME: A, B, C, D, E, F or grid (A).
-        --backbones NAME,…: causal LMs, as --model takes them (that of --model).
-        --layers N,…: depths of each backbone (a fifth, two fifths, three fifths, all; 6, 12, 18, 30 of 30).
-        --poolings NAME,…: last-token of an appended end-of-text token, mean, weighted-mean (last-token).
-        --attentions NAME,…: causal, bidirectional (causal).
-        --losses NAME,…: infonce, ntxent-cos, ntxent-l2 (infonce).
-        --methods NAME,…: lora, full (lora).
-        --instructions NAME,…: without, with, for grid (without).
-        --tasks NAME,…: summary, name, half, to train on; F trains for all of them (summary,name).
-        --sets NAME,…: that C asks: summary, name, half, long, or BEIR folders (name,half).
-        --cutoffs N,…: tokens that D reads (64,128,256,512).
-        --steps N, --batch N, --negatives N: of training (25, 32, 1; with --quick 3, 4, 1).
-        --learning-rate X, --temperature X: the study's 0.0003 and 0.02.
-        --words N: of a passage; --length N: tokens of a text in training (24 and 64; with --quick 12 and 48).
-        --queries N, --passages N: asked and searched (100 and 300; with --quick 10 and 40).
-        --seeds N: runs of each recipe, whose answers are averaged query by query (1).
-        --chunk N: queries whose activations are kept at once; 0: all (8).
-        --device NAME, --dtype NAME: as in models.load.
     """
 
-    model: str = "default"
-    data: str = "pydocs"
-    quick: bool = False
-    seed: int = 0
-    preset: str = "A"
-    backbones: str = ""
-    layers: str = ""
-    poolings: str = "last-token"
-    attentions: str = "causal"
-    losses: str = "infonce"
-    methods: str = "lora"
-    instructions: str = "without"
-    tasks: str = "summary,name"
-    sets: str = "name,half"
-    cutoffs: str = "64,128,256,512"
-    steps: int = 0
-    batch: int = 0
-    negatives: int = 1
-    learning_rate: float = 3e-4
-    temperature: float = 0.02
-    words: int = 0
-    length: int = 0
-    queries: int = 0
-    passages: int = -1
-    seeds: int = 1
-    chunk: int = 8
-    device: str = ""
-    dtype: str = ""
+    paper: ClassVar[str] = "dense_retrieval_study"
+    title: ClassVar[str] = "Dense retrieval"
+
+    preset: str = option("A", "Which table.", choices=PRESETS)
+    backbones: tuple[str, ...] = option((), "Causal LMs, as --model takes them; by default that of --model.")
+    layers: tuple[int, ...] = option(
+        (), "Depths of each backbone; by default a fifth, two fifths, three fifths, all.", least=1
+    )
+    poolings: tuple[str, ...] = option(
+        ("last-token",),
+        "The last token is an appended end-of-text token.",
+        choices=("last-token", "mean", "weighted-mean"),
+    )
+    attentions: tuple[str, ...] = option(("causal",), "Of the backbones.", choices=("causal", "bidirectional"))
+    losses: tuple[str, ...] = option(
+        ("infonce",), "Contrastive losses.", choices=("infonce", "ntxent-cos", "ntxent-l2")
+    )
+    tunings: tuple[str, ...] = option(("lora",), "What is trained.", choices=("lora", "full"))
+    instructions: tuple[str, ...] = option(("without",), "For grid.", choices=("without", "with"))
+    train_on: tuple[str, ...] = option(
+        ("summary", "name"),
+        "Tasks that F trains for.",
+        choices=("summary", "name", "half"),
+    )
+    sets: tuple[str, ...] = option(
+        ("name", "half"), "That C asks: summary, name, half, long, or BEIR folders.", metavar="NAME,…"
+    )
+    cutoffs: tuple[int, ...] = option((64, 128, 256, 512), "Tokens that D reads.", least=1)
+    steps: int = option(25, "Of training.", quick=3, least=1)
+    batch: int = option(32, "Queries of a step.", quick=4, least=1)
+    negatives: int = option(1, "Hard negatives of a query.", least=0)
+    learning_rate: float = option(3e-4, "The study's.", least=0)
+    temperature: float = option(0.02, "The study's.", least=1e-6)
+    words: int = option(24, "Of a passage.", quick=12, least=1)
+    length: int = option(64, "Tokens of a text in training.", quick=48, least=1)
+    queries: Count = option(100, "Asked.", quick=10, least=1)
+    passages: Count = option(300, "Searched.", quick=40, least=1)
+    seeds: int = option(1, "Runs of each recipe, whose answers are averaged query by query.", least=1)
+    chunk: int = option(8, "Queries whose activations are kept at once; 0: all.", least=0)
+
+    def check(self) -> None:
+        several = ("poolings", "attentions", "losses", "tunings", "instructions", "train_on", "sets", "cutoffs")
+        for name in several:
+            if not getattr(self, name):
+                raise InputError(f"got --{name.replace('_', '-')} with nothing in it; expected at least one value")
 
     def run(self) -> TrialResult:
-        """Train and ask the cells, compare, explain.
+        """Train and ask the cells, compare, explain. Cells are kept one by one, so the base's work folder is not used.
 
         Raises:
             InputError: an option, a model or the data cannot be used.
         """
         recipe, question = self._recipe(), self._question()
-        if self.preset not in PRESETS:
-            raise InputError(f"got --preset {self.preset}; expected one of {', '.join(PRESETS)}")
-        self.study_ = Study(device=self.device, dtype=self.dtype)
+        self.study_ = Study(device=self.device or "", dtype=self.dtype or "")
         made = table(self.preset, self._axes(), recipe, question)
         arms, records = self._arms(made)
         comparisons = _comparisons(made, arms, self.seed)
-        model = "the default model (SmolLM2-135M-Instruct)" if self.model == "default" else self.model
+        made_of = {(c.metric, c.baseline, c.arm) for c in comparisons}
         return TrialResult(
-            paper="dense_retrieval_study",
-            title=f"Dense retrieval, table {self.preset}: {made.title}",
+            paper=self.tried,
+            title=f"{self.title}, table {self.preset}: {made.title}",
             question=made.question,
             setting={
-                "backbone": self.backbones or model,
+                "backbone": ", ".join(self.backbones) or self.model_name,
                 "recipe": f"{recipe.steps} steps of {recipe.batch} queries with {recipe.negatives} hard negatives, "
                 f"{recipe.loss} at τ = {recipe.temperature:g}, learning rate {recipe.learning_rate:g} falling to 0, "
                 f"{recipe.words} words a passage",
@@ -112,7 +110,7 @@ class DenseRetrievalStudyTrial:
             arms=arms,
             comparisons=comparisons,
             item="query",
-            claims=[claim for claim in made.claims if claim in {(c.metric, c.baseline, c.arm) for c in comparisons}],
+            claims=[claim for claim in made.claims if claim in made_of],
             figures=[curve] if (curve := _curve(made, arms)) else [],
             notes=[*made.notes, *_notes(made, arms, comparisons, records)],
             provenance=provenance(
@@ -124,92 +122,66 @@ class DenseRetrievalStudyTrial:
         )
 
     def finish(self) -> None:
-        """Nothing is forgotten: cells are kept for the other tables, and for the next run."""
+        """Nothing is removed: cells are kept for the other tables, and for the next run."""
 
     def _recipe(self) -> Recipe:
-        quick = self.quick
-        recipe = Recipe(
+        first: dict[str, Any] = {
+            "pooling": self.poolings[0],
+            "attention": self.attentions[0],
+            "loss": self.losses[0],
+            "method": self.tunings[0],
+        }
+        return Recipe(
             backbone=self.model,
-            pooling=cast(Any, self._one("poolings")),
-            attention=cast(Any, self._one("attentions")),
-            loss=cast(Any, self._one("losses")),
-            method=cast(Any, self._one("methods")),
             temperature=self.temperature,
             learning_rate=self.learning_rate,
-            steps=self.steps or (3 if quick else 25),
-            batch=self.batch or (4 if quick else 32),
+            steps=self.steps,
+            batch=self.batch,
             negatives=self.negatives,
-            words=self.words or (12 if quick else 24),
-            length=self.length or (48 if quick else 64),
+            words=self.words,
+            length=self.length,
             chunk=self.chunk,
             split=self.seed,
             seed=self.seed,
+            **first,
         )
-        at_least(1, recipe, "steps", "batch", "words", "length")
-        at_least(1, self, "seeds")
-        at_least(0, recipe, "chunk")
-        return recipe
 
     def _question(self) -> StudyQuestion:
-        quick = self.quick
         return StudyQuestion(
             task="summary" if self.data == "pydocs" else self.data,
-            queries=self.queries or (10 if quick else 100),
-            passages=(40 if quick else 300) if self.passages == -1 else self.passages,
-            words=self.words or (12 if quick else 24),
-            length=self.length or (48 if quick else 64),
+            queries=number(self.queries),
+            passages=number(self.passages),
+            words=self.words,
+            length=self.length,
             seed=self.seed,
         )
 
-    def _one(self, option: str) -> str:
-        return self._several(option)[0]
-
-    def _several(self, option: str) -> tuple[str, ...]:
-        known = {
-            "poolings": ("last-token", "mean", "weighted-mean"),
-            "attentions": ("causal", "bidirectional"),
-            "losses": ("infonce", "ntxent-cos", "ntxent-l2"),
-            "methods": ("lora", "full"),
-            "instructions": ("without", "with"),
-            "tasks": ("summary", "name", "half"),
-        }
-        found = sequence(getattr(self, option), f"--{option}", known.get(option, ()))
-        if not found:
-            raise InputError(f"got --{option} with nothing in it; expected at least one value")
-        return found
-
     def _axes(self) -> Axes:
-        backbones = sequence(self.backbones, "--backbones") or (self.model,)
+        backbones = self.backbones or (self.model,)
         depths = {name: self.study_.depth(name) for name in backbones}
-        given = self._numbers("layers") if self.layers else ()
+        given = tuple(sorted(self.layers))
         layers = {name: given or _fifths(depth, quick=self.quick) for name, depth in depths.items()}
         for name, depth in depths.items():
             if layers[name][-1] > depth:
-                raise InputError(f"got --layers {self.layers}; {name} has {depth}")
+                raise InputError(f"got --layers {','.join(map(str, self.layers))}; {name} has {depth}")
         return Axes(
             backbones,
             layers,
-            poolings=self._several("poolings"),
-            attentions=self._several("attentions"),
-            losses=self._several("losses"),
-            methods=self._several("methods"),
-            tasks=self._several("tasks"),
-            sets=self._several("sets"),
-            cutoffs=self._numbers("cutoffs"),
-            instructed=tuple(name == "with" for name in self._several("instructions")),
+            poolings=self.poolings,
+            attentions=self.attentions,
+            losses=self.losses,
+            methods=self.tunings,
+            tasks=self.train_on,
+            sets=self.sets,
+            cutoffs=tuple(sorted(self.cutoffs)),
+            instructed=tuple(name == "with" for name in self.instructions),
         )
-
-    def _numbers(self, option: str) -> tuple[int, ...]:
-        parts = self._several(option)
-        if not all(part.isdecimal() and int(part) > 0 for part in parts):
-            raise InputError(f"got --{option} {getattr(self, option)!r}; expected whole numbers such as 6,12")
-        return tuple(sorted(int(part) for part in parts))
 
     def _arms(self, made: Table) -> tuple[list[ArmResult], dict[str, list[CellRecord]]]:
         """Each row's result: its cells are trained and asked, one after the other."""
         arms, records = [], {}
-        for number, row in enumerate(made.rows, start=1):
-            say(f"cell {number} of {len(made.rows)}: {row.name}")
+        for i, row in enumerate(made.rows, start=1):
+            say(f"cell {i} of {len(made.rows)}: {row.name}")
             try:
                 found = {label: self._records(row, question) for label, question in row.questions.items()}
             except InputError as error:

@@ -1,16 +1,16 @@
 """Try BabelBERT: does a model specialised on word sets find the synonyms and translations of words it has not seen?
 
-Knows: word lists, their split, the layer that reads words best, the A/B engine.
+Knows: word lists, their split, the layer that reads words best.
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -21,10 +21,11 @@ from broadsheet.data import corpora
 from broadsheet.embed.data import lexicon
 from broadsheet.embed.data.lexicon import WordPair
 from broadsheet.embed.data.tasks import sts
-from broadsheet.embed.trials.base import EvalTask, LazyModel, ModelArm, clear, compare, trained, training_note, workdir
-from broadsheet.page.evidence import provenance, versions
+from broadsheet.embed.trials.base import sts_task, training_note
+from broadsheet.options import option
+from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Metric, Outputs
-from broadsheet.trial.results import Curve, Role, TrialResult
+from broadsheet.trial.results import Curve
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -133,156 +134,150 @@ def split_lexicon(
 
 
 @dataclass
-class LexicalTrial:
+class LexicalTrial(Trial):
     """Words and their synonyms or translations: does training on word sets help with words it has not seen?
 
     Test words are looked up in a vocabulary by cosine; no pair with one of them is trained on. The plain baseline is
     the untouched model at the layer that finds most for other words, the input embeddings being layer 0. The
     specialised model is trained at, and read off, the best layer from 1, so that training has weights to change. How
     near unlike words are shows whether the model has collapsed, and --sts what specialising costs on sentences.
-
-    Options:
-        --words NAME: a TSV of word pairs, `wordnet`, `freedict:eng-fra` and so on, or `abbreviations` of the data's
-            texts and what they stand for (abbreviations); see broadsheet.embed.data.lexicon.
-        --encoder FOLDER: a sentence-transformers encoder (multilingual, say) instead of the model.
-        --pairs N: to train on, at most (2000; with --quick 200).
-        --queries N: words looked up in the test (200, or a third of a small list; with --quick 40).
-        --vocabulary N: words that are searched (3000; with --quick 300).
-        --first N: pairs of the list that are used, from its start (4000 of WordNet, the most used; 0: all).
-        --steps N: of training (100; with --quick 8).
-        --batch N: pairs of a batch (64; the paper 256).
-        --learning-rate N: (3e-5 for all weights, 2e-4 with --lora; the paper 5e-6 in many more steps).
-        --lora: train adapters instead of all weights.
-        --temperature N: τ (0.07).
-        --similarity NAME: cos or csls (cos).
-        --alpha N: of the language-pair sampler (0.5; -1 shuffles).
-        --layer N: to train, instead of the best one from 1 on other words; the model's depth is what the paper trains.
-        --sts FILE: sentence pairs with scores, what specialising costs; 300 of them (with --quick 30).
-        --device NAME, --dtype NAME: as in models.load.
     """
 
-    model: str = "default"
-    data: str = "pydocs"
-    quick: bool = False
-    seed: int = 0
-    words: str = "abbreviations"
-    encoder: str = ""
-    pairs: int = 0
-    queries: int = 0
-    vocabulary: int = 0
-    first: int = -1
-    steps: int = 0
-    batch: int = 64
-    learning_rate: float = 0.0
-    lora: bool = False
-    temperature: float = 0.07
-    similarity: str = "cos"
-    alpha: float = 0.5
-    layer: int = 0
-    sts: str = ""
-    device: str = ""
-    dtype: str = ""
+    paper: ClassVar[str] = "lexical_specialization"
+    title: ClassVar[str] = "Words: the same meaning, nearest by"
 
-    def run(self) -> TrialResult:
-        """Split the words, choose the layer, train, run the arms, explain.
+    words: str = option(
+        "abbreviations",
+        "A TSV of word pairs, `wordnet`, `freedict:eng-fra` and so on, or `abbreviations` of the data's texts and what "
+        "they stand for.",
+        metavar="NAME",
+    )
+    encoder: str | None = option(
+        None, "A sentence-transformers encoder (multilingual, say) instead of the model.", metavar="FOLDER"
+    )
+    pairs: int = option(2000, "To train on, at most.", quick=200, least=2)
+    queries: int | None = option(
+        None, "Words looked up in the test; by default 200 (with --quick 40), or a third of a small list.", least=1
+    )
+    vocabulary: int = option(3000, "Words that are searched.", quick=300, least=2)
+    first: int | None = option(
+        None, "Pairs of the list that are used, from its start; by default all, of WordNet the 4000 most used.", least=2
+    )
+    steps: int = option(100, "Of training.", quick=8, least=1)
+    batch: int = option(64, "Pairs of a batch (the paper: 256).", least=2)
+    learning_rate: float | None = option(
+        None, "By default 3e-5 for all weights, 2e-4 for adapters (the paper: 5e-6, in many more steps).", least=0
+    )
+    tune: Literal["full", "lora"] = option("full", "Train all weights, or adapters.")
+    layer: int | None = option(
+        None, "To train, instead of the best one from 1 on other words; the paper trains the last.", least=1
+    )
+    sts: str | None = option(None, "Sentence pairs with scores: what specialising costs.", metavar="FILE")
+    pairs_of_sts: int = option(300, "Sentence pairs of --sts.", quick=30, least=1)
 
-        Raises:
-            InputError: an option, a model, the words or the data cannot be used.
-        """
-        from broadsheet.embed.modules.word_layers import depth
-
-        self._complete()
-        split = self._split()
-        self._loaded = None if self.encoder else models.load(self.model, **self._place())
-        start = self._start()
-        task = split.test.task()
-        lexicon.check_words([*task.queries, *task.vocabulary], start.tokenizer)
-        facts = {
-            "seed": self.seed,
-            "model": {"name": self.encoder or self.model, "fingerprint": _fingerprint(start)},
-            "data": {"name": self.words, "fingerprint": fingerprint(asdict(split))},
-        }
-        self.folder_ = workdir("lexical_specialization", versions(), facts, asdict(self))
-        self._depth = depth(start)
-        best, layer, curve = self._layers(start, split.dev)
-        del start
-        jobs = [self._job(task)]
-        if self.sts:
-            jobs.append(EvalTask.sts(sts(self.sts, 30 if self.quick else 300, self.seed), self.sts))
-        arms, comparisons = compare(
-            self._candidates(split, best, layer),
-            jobs,
-            self.folder_,
-            pairs=[(START, SPECIALISED), (LAST, SPECIALISED)],
-            seed=self.seed,
-        )
-        name = self.encoder or ("the default model (SmolLM2-135M-Instruct)" if self.model == "default" else self.model)
-        return TrialResult(
-            paper="lexical_specialization",
-            title="Words: the same meaning, nearest by",
-            question=f"Does specialising {name} on word sets find synonyms or translations of words it has not seen?",
-            setting={
-                "model": name,
-                "words": f"{self.words}: {len(split.train):,} pairs to train on, none with a word of the test",
-                "test": f"{len(task.queries)} words, looked up among {len(task.vocabulary):,}",
-                "layers": f"{best} of {self._depth} read by the baseline, {layer} trained",
-                "training": f"{self.steps} steps of {self.batch} pairs, {'LoRA' if self.lora else 'all weights'}, "
-                f"learning rate {self._rate():g}, temperature {self.temperature:g}, similarity {self.similarity}",
-            },
-            arms=arms,
-            comparisons=comparisons,
-            item="text",
-            claims=[("MRR", UNTOUCHED, SPECIALISED)],
-            figures=[curve],
-            notes=self._notes(split, task, best, layer, curve),
-            provenance=provenance(**facts),
-        )
-
-    def finish(self) -> None:
-        """Forget what `run` kept to go on from; called when its result is written."""
-        clear(self.folder_)
-
-    def _complete(self) -> None:
+    def check(self) -> None:
         if self.data != "pydocs" and self.words != "abbreviations":
             raise InputError(f"got --data {self.data} and --words {self.words}; the data gives abbreviations alone")
-        self.pairs = self.pairs or (200 if self.quick else 2000)
-        self.vocabulary = self.vocabulary or (300 if self.quick else 3000)
-        self.steps = self.steps or (8 if self.quick else 100)
-        self.first = self.first if self.first >= 0 else (_USED if self.words.startswith("wordnet") else 0)
-        if min(self.queries, self.layer) < 0 or self.batch < 2 or self.pairs < 2:
-            raise InputError("got a negative --queries or --layer, or --batch or --pairs below 2; expected more")
 
-    def _place(self) -> dict[str, Any]:
-        return {"device": self.device or None, "dtype": self.dtype or None}
+    def question(self) -> str:
+        name = self.encoder or self.model_name
+        return f"Does specialising {name} on word sets find synonyms or translations of words it has not seen?"
 
-    def _split(self) -> Split:
+    def tasks(self) -> list[EvalTask]:
+        from broadsheet.embed.lexical_specialization import LexicalSpecialization
+        from broadsheet.embed.modules.word_layers import depth
+
+        self._method = self.configured(LexicalSpecialization)
+        self._split = self._words()
+        start = self._start()
+        task = self._task = self._split.test.task()
+        lexicon.check_words([*task.queries, *task.vocabulary], start.tokenizer)
+        self._known, self._depth = _fingerprint(start), depth(start)
+        self._best, self._trained, self._curve = self._layers(start, self._split.dev)
+        asked = [words_task(task, asdict(self._split))]
+        if self.sts:
+            asked.append(sts_task(sts(self.sts, self.pairs_of_sts, self.seed), self.sts))
+        return asked
+
+    def facts(self) -> dict[str, Any]:
+        return {"model": {"name": self.encoder or self.model, "fingerprint": self._known}}
+
+    def setting(self) -> Mapping[str, Any]:
+        method = self._method
+        return {
+            "model": self.encoder or self.model_name,
+            "lexicon": f"{self.words}: {len(self._split.train):,} pairs to train on, none with a word of the test",
+            "layers": f"{self._best} of {self._depth} read by the baseline, {self._trained} trained",
+            "training": f"{self.steps} steps of {self.batch} pairs, {self.tune}, "
+            f"learning rate {self._rate:g}, temperature {method.temperature:g}, similarity {method.similarity}",
+        }
+
+    def arms(self) -> list[ModelArm]:
+        from broadsheet.embed.base import load
+        from broadsheet.embed.modules.word_layers import cut_behind
+
+        def untouched(name: str, layer: int, role: Any = None) -> ModelArm:
+            return ModelArm(name, lambda: cut_behind(self._start(), layer), role, f"subword mean, layer {layer}")
+
+        specialised = self.trained(SPECIALISED, self._train, lambda folder: load(folder, dtype=self.dtype))
+        return [
+            untouched(UNTOUCHED, self._best, "baseline"),
+            ModelArm(
+                SPECIALISED, specialised, None, f"trained on word sets, layer {self._trained}", self._method.paper
+            ),
+            untouched(START, self._trained),
+            ModelArm(LAST, self._start, description="subword mean, as the model ends"),
+        ]
+
+    def claims(self) -> list[Claim]:
+        return [Claim("MRR", UNTOUCHED, SPECIALISED, "specialising on word sets finds more for words it has not seen")]
+
+    def also_compare(self) -> list[tuple[str, str]]:
+        return [(START, SPECIALISED), (LAST, SPECIALISED)]
+
+    def figures(self, outcome: Outcome) -> list[Curve]:
+        return [self._curve]
+
+    def notes(self, outcome: Outcome) -> list[str]:
+        task, values, best, layer = self._task, self._curve.lines["untouched"], self._best, self._trained
+        right = float(np.mean([len(gold) for gold in task.gold]))
+        notes = [
+            f"A word has {right:.1f} right answers on average; P@1 by chance is {right / len(task.vocabulary):.4f}. "
+            f"{task.missing_} pairs had no word in the vocabulary.",
+            f"Layers were chosen on {len(self._split.dev.task().queries)} other words: the untouched model reads words "
+            f"best at layer {best} (MRR {values[best]:.3f} there; layer {layer}, which is trained, {values[layer]:.3f};"
+            f" the last layer {values[-1]:.3f})."
+            + " Layer 0 is the input embeddings: words one by one, without a model."
+            * (best == 0),
+        ]
+        folder = self.folder(SPECIALISED)
+        return [*notes, *([training_note(SPECIALISED, folder)] if (folder / "training.json").exists() else [])]
+
+    @property
+    def _rate(self) -> float:
+        return self.learning_rate or (2e-4 if self.tune == "lora" else 3e-5)
+
+    def _words(self) -> Split:
         if self.words == "abbreviations":
             pairs = lexicon.abbreviations(document.text for document in corpora.load(self.data))
         else:
             pairs = lexicon.load(self.words)
-        pairs = pairs[: self.first or None]
+        pairs = pairs[: self.first or (_USED if self.words.startswith("wordnet") else None)]
         if not pairs:
             raise InputError(f"{self.data} spells out no abbreviations; give word pairs as --words FILE")
         queries = self.queries or min(40 if self.quick else 200, max(1, len(pairs) // 3))
         return split_lexicon(pairs, queries, max(1, queries // 2), self.pairs, self.vocabulary, self.seed)
 
-    def _method(self) -> Any:
-        from broadsheet.embed.lexical_specialization import LexicalSpecialization
-
-        similarity: Any = self.similarity
-        return LexicalSpecialization(self.temperature, similarity, self.alpha)
-
     def _start(self, *, own: bool = False) -> SentenceTransformer:
         """The untouched model, all its layers; with weights of its own, or those that the other arms share."""
         from broadsheet.embed.base import load
 
-        method = self._method()
-        if not self.encoder:
-            loaded = models.load(self.model, **self._place()) if own else self._loaded
-            made: SentenceTransformer = method.embedder(loaded)
-            return made
-        adopted: SentenceTransformer = method.adopt(load(self.encoder, **self._place()))
-        return adopted
+        place: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        if self.encoder:
+            adopted: SentenceTransformer = self._method.adopt(load(self.encoder, **place))
+            return adopted
+        made: SentenceTransformer = self._method.embedder(models.load(self.model, **place) if own else self.loaded)
+        return made
 
     def _layers(self, model: SentenceTransformer, dev: Questions) -> tuple[int, int, Curve]:
         """The layers whose words find most of the dev words, from 0 and from 1, the lowest of equals; and a figure."""
@@ -303,81 +298,51 @@ class LexicalTrial:
         curve = Curve(title, "layer", "MRR", [float(i) for i in range(len(found))], {"untouched": found})
         return int(values.argmax()), self.layer or 1 + int(values[1:].argmax()), curve
 
-    def _candidates(self, split: Split, best: int, layer: int) -> list[ModelArm]:
+    def _train(self, out: Path) -> Any:
         from broadsheet.embed.modules.word_layers import cut_behind
 
-        held_out = split.test.words | split.dev.words
-
-        def train(out: Path) -> Any:
-            say(f"training on {len(split.train):,} word pairs for {self.steps} steps")
-            return self._method().fit(
-                cut_behind(self._start(own=True), layer),
-                split.train,
-                out,
-                held_out=held_out,
-                batch_size=self.batch,
-                steps=self.steps,
-                method="lora" if self.lora else "full",
-                learning_rate=self._rate(),
-                seed=self.seed,
-            )
-
-        specialised = trained(self.folder_ / "specialised", train, dtype=self.dtype or None)
-        return [
-            ModelArm(UNTOUCHED, lambda: cut_behind(self._start(), best), "baseline", f"subword mean, layer {best}"),
-            ModelArm(SPECIALISED, specialised, "method", f"trained on word sets, layer {layer}"),
-            ModelArm(START, lambda: cut_behind(self._start(), layer), "sibling", f"subword mean, layer {layer}"),
-            ModelArm(LAST, self._start, "sibling", "subword mean, as the model ends"),
-        ]
-
-    def _rate(self) -> float:
-        return self.learning_rate or (2e-4 if self.lora else 3e-5)
-
-    def _job(self, task: BilingualLexiconInduction) -> EvalTask:
-        return EvalTask(
-            "words",
-            range(len(task.queries)),
-            METRICS,
-            lambda name, held, role, said, kept: words_arm(name, held, task, role, said),
-            1,
-            f"{len(task.queries)} words searched among {len(task.vocabulary):,}",
-            fingerprint([task.queries, task.vocabulary, task.gold]),
+        return self._method.fit(
+            cut_behind(self._start(own=True), self._trained),
+            self._split.train,
+            out,
+            held_out=self._split.test.words | self._split.dev.words,
+            batch_size=self.batch,
+            steps=self.steps,
+            method=self.tune,
+            learning_rate=self._rate,
+            seed=self.seed,
         )
 
-    def _notes(self, split: Split, task: BilingualLexiconInduction, best: int, layer: int, curve: Curve) -> list[str]:
-        chance = float(np.mean([len(gold) for gold in task.gold])) / len(task.vocabulary)
-        notes = [
-            f"A word has {np.mean([len(gold) for gold in task.gold]):.1f} right answers on average; P@1 by chance is "
-            f"{chance:.4f}. {task.missing_} pairs had no word in the vocabulary."
-        ]
-        values = curve.lines["untouched"]
-        said = (
-            f"Layers were chosen on {len(split.dev.task().queries)} other words: the untouched model reads words best "
-            f"at layer {best} (MRR {values[best]:.3f} there; layer {layer}, which is trained, {values[layer]:.3f}; the "
-            f"last layer {values[-1]:.3f})."
-        )
-        notes.append(said + " Layer 0 is the input embeddings: words one by one, without a model." * (best == 0))
-        if (self.folder_ / "specialised" / "training.json").exists():
-            notes.append(training_note(SPECIALISED, self.folder_ / "specialised"))
-        return notes
+
+def words_task(task: BilingualLexiconInduction, split: Mapping[str, Any]) -> EvalTask:
+    """Words to look up: reciprocal rank, P@1, and how near unlike words are.
+
+    Args:
+        split: all words of the trial, for the fingerprint.
+    """
+    return EvalTask(
+        "words",
+        range(len(task.queries)),
+        METRICS,
+        lambda arm, model, kept: words_arm(arm, model, task),
+        item="text",
+        about=f"{len(task.queries)} words searched among {len(task.vocabulary):,}",
+        fingerprint=fingerprint([split, task.queries, task.vocabulary, task.gold]),
+    )
 
 
-def words_arm(
-    name: str, embedder: Any, task: BilingualLexiconInduction, role: Role = "method", description: str = ""
-) -> Arm:
+def words_arm(arm: ModelArm, model: LazyModel, task: BilingualLexiconInduction) -> Arm:
     """Places of queries to reciprocal ranks, P@1 and the mean cosine with all words that are not right.
 
     The vocabulary is encoded while the arm is prepared.
     """
-    held = embedder if isinstance(embedder, LazyModel) else LazyModel(embedder)
     made: dict[str, Any] = {}
 
     def encode(words: list[str]) -> Any:
-        vectors = np.asarray(held().encode(words, show_progress_bar=False), dtype=np.float64)
+        vectors = np.asarray(model().encode(words, show_progress_bar=False), dtype=np.float64)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
     def prepare() -> None:
-        held()
         made["vocabulary"] = encode(task.vocabulary)
 
     def run(block: Sequence[int]) -> Outputs:
@@ -396,7 +361,7 @@ def words_arm(
             "cosine": (np.where(unlike, cosines, 0).sum(1) / unlike.sum(1)).tolist(),
         }
 
-    return Arm(name, run, role, description, prepare=prepare)
+    return Arm(arm.name, run, description=arm.description, prepare=prepare)
 
 
 def _fingerprint(model: SentenceTransformer) -> str:

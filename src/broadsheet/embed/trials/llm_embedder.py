@@ -1,29 +1,30 @@
 """Try LLM-Embedder: is what an embedder fetches what makes the next text likelier, once a language model taught it so?
 
-Knows: long documents, the scorer, the losses, the A/B engine. No labels are needed: the text itself says what follows.
+Knows: long documents, the scorer, the losses. No labels are needed: the text itself says what follows.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from broadsheet import models
 from broadsheet.apply.corpus import map_corpus
 from broadsheet.cache import atomic_write, fingerprint
-from broadsheet.console import InputError, at_least, say
+from broadsheet.console import InputError, say
 from broadsheet.data import corpora
 from broadsheet.embed.data.chunks import Continuation, continuations
-from broadsheet.embed.trials.base import LazyModel, clear, trained, training_note, workdir
-from broadsheet.page.evidence import provenance, versions
-from broadsheet.trial.engine import Arm, Metric, Outputs, run_arms
-from broadsheet.trial.results import ArmResult, Role, TrialResult
+from broadsheet.embed.trials.base import training_note
+from broadsheet.options import option
+from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
+from broadsheet.trial.engine import Arm, Metric, Outputs
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -35,7 +36,19 @@ if TYPE_CHECKING:
 BASE, INFONCE, KL, GRADED = "untrained", "InfoNCE", "KL distillation", "graded distillation"
 NOTHING, RANDOM, WORDS, BEST = "no chunk", "random chunk", "BM25's first", "the teacher's best"
 METRICS = [Metric("log-likelihood", unit="nats/token"), Metric("nDCG@10", bounds=(0, 1))]
-_BLOCK = 8
+# How each trained embedder is taught.
+TAUGHT = {
+    INFONCE: ("none", "the teacher's best as a hard label"),
+    KL: ("kl", "the teacher's distribution over a query's keys, temperature 0.1"),
+    GRADED: ("graded", "the teacher's order, against other queries' keys too"),
+}
+# What fetches without an embedder.
+YARDSTICKS = {
+    NOTHING: "the query alone; its empty ranking counts 0",
+    RANDOM: "of the candidates",
+    WORDS: "the candidates as they were found",
+    BEST: "the most there is to gain",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,7 @@ class Scored:
 
 
 @dataclass
-class LLMEmbedderTrial:
+class LLMEmbedderTrial(Trial):
     """Chunks of long documents: does an embedder taught by a language model fetch what that model predicts better with?
 
     A query is a chunk, the wanted output the text right after it, and the candidates are earlier chunks of the document
@@ -61,137 +74,140 @@ class LLMEmbedderTrial:
     training documents, three embedders for equal steps: by the best candidate as a hard label (InfoNCE), by KL, and by
     the graded loss. On documents of other packages it is then asked how likely the output is with the chunk that each
     puts first. With no chunk, a random one, and the best one there is, the scale is known.
-
-    Options:
-        --queries N: in the test (64; with --quick 12).
-        --train N: queries to train on (96; with --quick 16).
-        --candidates N: of a query (8; with --quick 4).
-        --chunk N, --output N: tokens of a chunk and of the output (64 and 24; the paper 128 and 128).
-        --encoder FOLDER: the embedder, as a sentence-transformers folder; the model's own mean pooling by default.
-        --layer N: that mean pooling reads and training reaches (a third of the model's layers).
-        --group N: keys of a query in training, the positive included (5; with --quick 3; the paper 8).
-        --steps N: of training, each arm (24; with --quick 2).
-        --batch N: queries of a step (8; with --quick 4).
-        --margin N: leave out training queries whose candidates differ by less, in nats (0; the paper 0.1).
-        --temperature N: τ of cosines (0.01).
-        --learning-rate N: (2e-4 for adapters, 2e-5 with --full).
-        --full: train all weights instead of adapters, as is done with --encoder.
-        --device NAME, --dtype NAME: of the language model that scores (bfloat16 where the device computes in it).
     """
 
-    model: str = "default"
-    data: str = "pydocs"
-    quick: bool = False
-    seed: int = 0
-    queries: int = 0
-    train: int = 0
-    candidates: int = 0
-    chunk: int = 64
-    output: int = 24
-    encoder: str = ""
-    layer: int = 0
-    group: int = 0
-    steps: int = 0
-    batch: int = 0
-    margin: float = 0.0
-    temperature: float = 0.01
-    learning_rate: float = 0.0
-    full: bool = False
-    device: str = ""
-    dtype: str = ""
+    paper: ClassVar[str] = "llm_embedder"
+    title: ClassVar[str] = "LLM-Embedder: fetch what makes the next text likelier"
 
-    def run(self) -> TrialResult:
-        """Cut the documents, have the model score, train the embedders, run the arms, explain.
+    queries: int = option(64, "In the test.", quick=12, least=1)
+    train: int = option(96, "Queries to train on.", quick=16, least=1)
+    candidates: int = option(8, "Of a query.", quick=4, least=2)
+    chunk: int = option(64, "Tokens of a chunk (the paper: 128).", least=1)
+    output: int = option(24, "Tokens of the output (the paper: 128).", least=1)
+    encoder: str | None = option(
+        None,
+        "The embedder, as a sentence-transformers folder; the model's own mean pooling by default.",
+        metavar="FOLDER",
+    )
+    layer: int | None = option(
+        None, "That mean pooling reads and training reaches; by default a third of the model's.", least=1
+    )
+    group: int = option(5, "Keys of a query in training, the positive included (the paper: 8).", quick=3, least=2)
+    steps: int = option(24, "Of training, each arm.", quick=2, least=1)
+    batch: int = option(8, "Queries of a step.", quick=4, least=1)
+    margin: float = option(
+        0.0, "Leave out training queries whose candidates differ by less, in nats (the paper: 0.1).", least=0
+    )
+    temperature: float = option(0.01, "τ of cosines.", least=1e-6)
+    learning_rate: float | None = option(None, "By default 2e-4 for adapters, 2e-5 for all weights.", least=0)
+    tune: Literal["lora", "full"] = option("lora", "Train adapters, or all weights, as is done with --encoder.")
 
-        Raises:
-            InputError: an option, a model or the data cannot be used.
-        """
-        self._complete()
-        scorer = self._scorer()
-        cases = {test: self._cases(scorer, test) for test in (False, True)}
-        facts = {
-            "seed": self.seed,
-            "model": {"name": self.model, "fingerprint": models.fingerprint(scorer.model)},
-            "data": {
-                "name": self.data,
-                "fingerprint": fingerprint([[asdict(c) for c in cases[test]] for test in cases]),
-            },
-        }
-        if self.encoder:
-            facts["encoder"] = {"name": self.encoder, "fingerprint": _fingerprint(self._start())}
-        self.folder_ = workdir("llm_embedder", versions(), facts, asdict(self))
-        taught = self._score(scorer, cases[False], "train")
-        asked = self._score(scorer, cases[True], "test")
-        dtype = str(scorer.model.dtype).removeprefix("torch.")
-        place = str(scorer.model.device)
-        del scorer
-        arms, comparisons = run_arms(
-            self._arms(taught, asked),
-            range(len(asked)),
-            METRICS,
-            block_size=_BLOCK,
-            pairs=[(INFONCE, GRADED), (KL, GRADED), (NOTHING, BASE), (RANDOM, BASE), (WORDS, GRADED), (GRADED, BEST)],
-            item="query",
-            seed=self.seed,
-            journal=self.folder_ / "arms.jsonl",
-        )
-        model = "the default model (SmolLM2-135M-Instruct)" if self.model == "default" else self.model
-        return TrialResult(
-            paper="llm_embedder",
-            title="LLM-Embedder: fetch what makes the next text likelier",
-            question=f"Does {model} predict text better from the chunk that an embedder fetches which it has taught?",
-            setting={
-                "model": model,
-                "embedder": self.encoder or f"mean pooling of the same model, layer {self._layer(None)}",
-                "data": f"{self.data}: {len(taught)} queries to train on, {len(asked)} of other packages or documents",
-                "candidates": f"{self.candidates} chunks of {self.chunk} tokens, at most half from the same document; "
-                f"the output is {self.output} tokens",
-                "training": f"{self.steps} steps of {self.batch} queries with {self.group} keys each, temperature "
-                f"{self.temperature:g}, margin {self.margin:g}",
-                "dtype": dtype,
-                "device": place,
-            },
-            arms=arms,
-            comparisons=comparisons,
-            item="query",
-            claims=[
-                ("log-likelihood", BASE, GRADED),
-                ("log-likelihood", INFONCE, GRADED),
-                ("nDCG@10", BASE, GRADED),
-            ],
-            notes=self._notes(arms, taught, asked),
-            provenance=provenance(**facts),
-        )
-
-    def finish(self) -> None:
-        """Forget what `run` kept to go on from; called when its result is written."""
-        clear(self.folder_)
-
-    def _complete(self) -> None:
-        small = self.quick
-        self.queries = self.queries or (12 if small else 64)
-        self.train = self.train or (16 if small else 96)
-        self.candidates = self.candidates or (4 if small else 8)
-        self.group = self.group or (3 if small else 5)
-        self.steps = self.steps or (2 if small else 24)
-        self.batch = self.batch or (4 if small else 8)
-        at_least(2, self, "candidates", "group")
-        at_least(1, self, "queries", "train", "steps", "batch")
+    def check(self) -> None:
         if self.train < self.batch:
             raise InputError(f"got --train {self.train} for a --batch of {self.batch}; expected a batch at least")
 
+    def question(self) -> str:
+        return f"Does {self.model_name} predict text better from chunks fetched by an embedder that it has taught?"
+
+    def tasks(self) -> list[EvalTask]:
+        from broadsheet.embed.modules.layers import decoder_layers
+
+        self._scorer: LikelihoodScorer | None = self._load_scorer()
+        self._depth = len(decoder_layers(self._scorer.model))
+        self._dtype, self._place = str(self._scorer.model.dtype).removeprefix("torch."), str(self._scorer.model.device)
+        self._cases = {test: self._cut(self._scorer, test) for test in (False, True)}
+        return [
+            EvalTask(
+                "fetching",
+                range(len(self._cases[True])),
+                METRICS,
+                self._arm,
+                item="query",
+                about=f"{self.data}: {len(self._cases[False])} queries to train on, {len(self._cases[True])} of other "
+                "packages or documents",
+                fingerprint=fingerprint([[asdict(case) for case in cases] for cases in self._cases.values()]),
+                block_size=8,
+            )
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        assert self._scorer
+        known = {"model": {"name": self.model, "fingerprint": models.fingerprint(self._scorer.model)}}
+        if self.encoder:
+            known["encoder"] = {"name": self.encoder, "fingerprint": _fingerprint(self._start())}
+        return known
+
+    def setting(self) -> Mapping[str, Any]:
+        return {
+            "embedder": self.encoder or f"mean pooling of the same model, layer {self._layer}",
+            "candidates": f"{self.candidates} chunks of {self.chunk} tokens, at most half from the same document; the "
+            f"output is {self.output} tokens",
+            "training": f"{self.steps} steps of {self.batch} queries with {self.group} keys each, temperature "
+            f"{self.temperature:g}, margin {self.margin:g}",
+            "dtype": self._dtype,
+            "device": self._place,
+        }
+
+    def arms(self) -> list[ModelArm]:
+        from broadsheet.embed.base import load
+        from broadsheet.embed.llm_embedder import LLMEmbedder
+
+        assert self._scorer
+        self._taught = self._score(self._scorer, self._cases[False], "train")
+        self._asked = self._score(self._scorer, self._cases[True], "test")
+        self._scorer = None  # its memory is free for training
+        made = [ModelArm(BASE, self._start, "baseline", "as it is, without task prompts")]
+        for name, (distill, about) in TAUGHT.items():
+            trained = self.trained(name, partial(self._train, distill), load)
+            made.append(ModelArm(name, trained, None, about, LLMEmbedder.paper if name == GRADED else ""))
+        return [*made, *(ModelArm(name, lambda: None, description=about) for name, about in YARDSTICKS.items())]
+
+    def claims(self) -> list[Claim]:
+        return [
+            Claim("log-likelihood", BASE, GRADED, "what it fetches makes the output likelier"),
+            Claim("log-likelihood", INFONCE, GRADED, "the teacher's grades teach more than its best alone"),
+            Claim("nDCG@10", BASE, GRADED, "it fetches what the teacher finds best"),
+        ]
+
+    def also_compare(self) -> list[tuple[str, str]]:
+        return [(KL, GRADED), (NOTHING, BASE), (RANDOM, BASE), (WORDS, GRADED), (GRADED, BEST)]
+
+    def notes(self, outcome: Outcome) -> list[str]:
+        taught, asked, usable = self._taught, self._asked, outcome.usable
+        spread = float(np.mean([max(s.scores) - min(s.scores) for s in taught]))
+        weights = [np.exp(s.scores) / np.exp(s.scores).sum() for s in taught]
+        gain = float(np.mean([max(s.scores) - s.alone for s in asked]))
+        notes = [
+            f"What there is to gain: the best of {self.candidates} candidates makes the output {gain:.3f} nats a token "
+            f"likelier than no chunk. Best and worst candidate differ by {spread:.3f} nats on average in training, so "
+            f"the graded loss, which takes the scores without a temperature, gives the best key a weight of "
+            f"{np.mean([row.max() for row in weights]):.2f} where {1 / self.candidates:.2f} would be even."
+        ]
+        if {BASE, BEST, NOTHING} <= usable.keys():
+            mean = {name: float(np.mean(arm.samples["log-likelihood"])) for name, arm in usable.items()}
+            low, high = mean[NOTHING], mean[BEST]
+            shares = [
+                f"{name} {(mean[name] - low) / (high - low):.0%}"
+                for name in (BASE, INFONCE, KL, GRADED, WORDS, RANDOM)
+                if name in mean and high > low
+            ]
+            notes.append(f"Share of that gain that is reached: {', '.join(shares)}.".replace("-", "−"))
+        return notes + [
+            training_note(name, self.folder(name)) for name in TAUGHT if (self.folder(name) / "training.json").exists()
+        ]
+
     # What is asked
 
-    def _scorer(self) -> LikelihoodScorer:
+    def _load_scorer(self) -> LikelihoodScorer:
         from broadsheet.embed.data.feedback import LikelihoodScorer
         from broadsheet.training.weights import autocast_dtype
 
-        loaded = models.load(self.model, device=self.device or None, dtype=self.dtype or None)
+        loaded = models.load(self.model, device=self.device, dtype=self.dtype)
         fast = None if self.dtype else autocast_dtype("auto", loaded.model.device)
         model = loaded.model if fast is None else loaded.model.to(fast)
         return LikelihoodScorer(model, loaded.tokenizer, spec=self.model)
 
-    def _cases(self, scorer: LikelihoodScorer, test: bool) -> list[Continuation]:
+    def _cut(self, scorer: LikelihoodScorer, test: bool) -> list[Continuation]:
         return continuations(
             corpora.load(self.data),
             scorer.tokenizer,
@@ -207,7 +223,7 @@ class LLMEmbedderTrial:
         """Every candidate of every case scored; what an interrupted run has scored is kept."""
         from broadsheet.embed.data.feedback import ScoreRequest
 
-        asked, scored = self.folder_ / f"{name}.jsonl", self.folder_ / f"{name}-scored.jsonl"
+        asked, scored = self.workdir / f"{name}.jsonl", self.workdir / f"{name}-scored.jsonl"
         if not scored.exists():
             with atomic_write(asked) as file:
                 file.writelines(json.dumps(asdict(case) | {"text": case.query}) + "\n" for case in cases)
@@ -228,18 +244,15 @@ class LLMEmbedderTrial:
         from broadsheet.embed.base import embedder, load
 
         if self.encoder:
-            return load(self.encoder, device=self.device or None)
-        loaded = models.load(self.model, device=self.device or None, dtype="float32")
-        return embedder(loaded, "mean", layer=self._layer(loaded), normalize=True)
+            return load(self.encoder, device=self.device)
+        loaded = models.load(self.model, device=self.device, dtype="float32")
+        return embedder(loaded, "mean", layer=self._layer, normalize=True)
 
-    def _layer(self, loaded: models.Loaded | None) -> int:
-        from broadsheet.embed.modules.layers import decoder_layers
-
-        if loaded is not None:
-            self._depth = len(decoder_layers(loaded.model))
+    @property
+    def _layer(self) -> int:
         return self.layer or max(1, self._depth // 3)
 
-    def _method(self, distill: Any) -> LLMEmbedder:
+    def _taught_by(self, distill: Any) -> LLMEmbedder:
         from broadsheet.embed.data.groups import GroupConfig
         from broadsheet.embed.llm_embedder import LLMEmbedder, Task
 
@@ -250,65 +263,31 @@ class LLMEmbedderTrial:
         task = Task(group, distill, weight, teacher_temperature=0.1 if distill == "kl" else 1.0)
         return LLMEmbedder({"lrlm": task}, self.group, self.temperature)
 
-    def _arms(self, taught: Sequence[Scored], asked: Sequence[Scored]) -> list[Arm]:
+    def _train(self, distill: str, out: Path) -> Any:
         rows = [
             {"query": s.case.query, "task": "lrlm", "history": list(s.case.keys), "teacher_scores": s.scores}
-            for s in taught
+            for s in self._taught
         ]
-        whole = self.full or bool(self.encoder)
-        arms = [fetching_arm(BASE, LazyModel(self._start), asked, "baseline", "as it is, without task prompts")]
-        for name, distill, role, about in (
-            (INFONCE, "none", "sibling", "the teacher's best as a hard label"),
-            (KL, "kl", "sibling", "the teacher's distribution over a query's keys, temperature 0.1"),
-            (GRADED, "graded", "method", "the teacher's order, against other queries' keys too"),
-        ):
+        whole = self.tune == "full" or bool(self.encoder)
+        return self._taught_by(distill).fit(
+            self._start(),
+            rows,
+            out,
+            steps=self.steps,
+            batch_size=self.batch,
+            method="full" if whole else "lora",
+            learning_rate=self.learning_rate,
+            merge=not whole,
+            seed=self.seed,
+        )
 
-            def train(out: Path, name: str = name, distill: str = distill) -> Any:
-                say(f"training {self.steps} steps: {name}")
-                return self._method(distill).fit(
-                    self._start(),
-                    rows,
-                    out,
-                    steps=self.steps,
-                    batch_size=self.batch,
-                    method="full" if whole else "lora",
-                    learning_rate=self.learning_rate or None,
-                    merge=not whole,
-                    seed=self.seed,
-                )
-
-            source = trained(self.folder_ / distill, train, dtype=None)
-            arms.append(fetching_arm(name, LazyModel(source), asked, role, about, task="lrlm"))  # type: ignore[arg-type]
-        return [*arms, *_yardsticks(asked, self.seed)]
-
-    def _notes(self, arms: Sequence[ArmResult], taught: Sequence[Scored], asked: Sequence[Scored]) -> list[str]:
-        spread = float(np.mean([max(s.scores) - min(s.scores) for s in taught]))
-        weights = [np.exp(s.scores) / np.exp(s.scores).sum() for s in taught]
-        gain = float(np.mean([max(s.scores) - s.alone for s in asked]))
-        notes = [
-            f"What there is to gain: the best of {self.candidates} candidates makes the output {gain:.3f} nats a token "
-            f"likelier than no chunk. Best and worst candidate differ by {spread:.3f} nats on average in training, so "
-            f"the graded loss, which takes the scores without a temperature, gives the best key a weight of "
-            f"{np.mean([row.max() for row in weights]):.2f} where {1 / self.candidates:.2f} would be even."
-        ]
-        usable = {arm.name: arm for arm in arms if arm.status == "ok"}
-        if {BASE, BEST, NOTHING} <= usable.keys():
-            low, high = (float(np.mean(usable[name].samples["log-likelihood"])) for name in (NOTHING, BEST))
-            shares = [
-                f"{name} {(float(np.mean(usable[name].samples['log-likelihood'])) - low) / (high - low):.0%}"
-                for name in (BASE, INFONCE, KL, GRADED, WORDS, RANDOM)
-                if name in usable and high > low
-            ]
-            notes.append(f"Share of that gain that is reached: {', '.join(shares)}.".replace("-", "−"))
-        for name, folder in ((INFONCE, "none"), (KL, "kl"), (GRADED, "graded")):
-            if (self.folder_ / folder / "training.json").exists():
-                notes.append(training_note(name, self.folder_ / folder))
-        return notes
+    def _arm(self, arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
+        if arm.name in YARDSTICKS:
+            return _yardstick(arm, self._asked, self.seed)
+        return fetching_arm(arm, model, self._asked, task="" if arm.name == BASE else "lrlm")
 
 
-def fetching_arm(
-    name: str, held: LazyModel, asked: Sequence[Scored], role: Role = "method", description: str = "", *, task: str = ""
-) -> Arm:
+def fetching_arm(arm: ModelArm, model: LazyModel, asked: Sequence[Scored], *, task: str = "") -> Arm:
     """Places in `asked` to the log-likelihood with the candidate put first, and nDCG@10 of the teacher's best.
 
     Args:
@@ -317,11 +296,8 @@ def fetching_arm(
 
     def encode(texts: list[str], side: str) -> Any:
         prompt = f"{task}-{side}" if task else None
-        vectors = np.asarray(held().encode(texts, prompt_name=prompt, show_progress_bar=False), dtype=np.float64)
+        vectors = np.asarray(model().encode(texts, prompt_name=prompt, show_progress_bar=False), dtype=np.float64)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-    def prepare() -> None:
-        held()
 
     def run(block: Sequence[int]) -> Outputs:
         keys = list(dict.fromkeys(key for i in block for key in asked[i].case.keys))
@@ -333,7 +309,7 @@ def fetching_arm(
         ]
         return _outputs([asked[i] for i in block], orders)
 
-    return Arm(name, run, role, description, prepare=prepare)
+    return Arm(arm.name, run, description=arm.description, prepare=model.prepare)
 
 
 def _outputs(asked: Sequence[Scored], orders: Sequence[Sequence[int]]) -> Outputs:
@@ -344,34 +320,21 @@ def _outputs(asked: Sequence[Scored], orders: Sequence[Sequence[int]]) -> Output
     }
 
 
-def _yardsticks(asked: Sequence[Scored], seed: int) -> list[Arm]:
-    """Arms that fetch without an embedder: nothing, anything, what shares words, and what is best."""
+def _yardstick(arm: ModelArm, asked: Sequence[Scored], seed: int) -> Arm:
+    """An arm that fetches without an embedder: nothing, anything, what shares words, or what is best."""
 
-    def shuffled(each: Scored) -> list[int]:
+    def order(each: Scored) -> list[int]:
         count = len(each.scores)
-        return random.Random(f"{seed}/{each.case.id}").sample(range(count), count)
+        if arm.name == RANDOM:
+            return random.Random(f"{seed}/{each.case.id}").sample(range(count), count)
+        return list(range(count)) if arm.name == WORDS else sorted(range(count), key=lambda i: -each.scores[i])
 
-    def nothing(block: Sequence[int]) -> Outputs:
-        return {"log-likelihood": [asked[i].alone for i in block], "nDCG@10": [0.0] * len(block)}
+    def run(block: Sequence[int]) -> Outputs:
+        if arm.name == NOTHING:
+            return {"log-likelihood": [asked[i].alone for i in block], "nDCG@10": [0.0] * len(block)}
+        return _outputs([asked[i] for i in block], [order(asked[i]) for i in block])
 
-    orders = {
-        RANDOM: shuffled,
-        WORDS: lambda each: list(range(len(each.scores))),
-        BEST: lambda each: sorted(range(len(each.scores)), key=lambda i: -each.scores[i]),
-    }
-    abouts = {
-        RANDOM: "of the candidates",
-        WORDS: "the candidates as they were found",
-        BEST: "the most there is to gain",
-    }
-    arms = [Arm(NOTHING, nothing, "sibling", "the query alone; its empty ranking counts 0")]
-    for name, order in orders.items():
-
-        def run(block: Sequence[int], order: Any = order) -> Outputs:
-            return _outputs([asked[i] for i in block], [order(asked[i]) for i in block])
-
-        arms.append(Arm(name, run, "sibling", abouts[name]))
-    return arms
+    return Arm(arm.name, run, description=arm.description)
 
 
 def _fingerprint(model: SentenceTransformer) -> str:

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from broadsheet.console import InputError, say
 from broadsheet.embed.modules.encoder import CausalEncoder
+from broadsheet.trial.engine import Metric
 from broadsheet.trial.stats import Floats
 
 
@@ -57,6 +58,9 @@ def perplexity_of(values: Floats, weights: Floats) -> Floats:
     """A statistic: rows of `text_losses` (n, 2) and weights (resamples, n) to the perplexity per token (resamples,)."""
     nats, tokens = (weights @ values).T
     return np.asarray(np.exp(nats / tokens))
+
+
+PERPLEXITY = Metric("perplexity", of="losses", statistic=perplexity_of, higher_is_better=False, bounds=(1, np.inf))
 
 
 def perplexity(encoder: CausalEncoder, texts: Sequence[str], **settings: int) -> float:

@@ -5,7 +5,7 @@ Knows: the study's dimensions, and what each of them holds fixed. Does not know:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -277,17 +277,3 @@ def _role(i: int, n: int) -> Role:
 
 def _label(task: str) -> str:
     return Path(task).name
-
-
-def sequence(text: str, option: str, known: Sequence[str] = ()) -> tuple[str, ...]:
-    """`"a,b"` to its parts.
-
-    Raises:
-        InputError: one of them is not known, or twice there.
-    """
-    parts = tuple(part.strip() for part in text.split(",") if part.strip())
-    if known and (unknown := [part for part in parts if part not in known]):
-        raise InputError(f"got {option} {unknown[0]!r}; expected some of {', '.join(known)}")
-    if len(set(parts)) < len(parts):
-        raise InputError(f"got {option} {text!r}; expected each value once")
-    return parts

@@ -38,7 +38,7 @@ def read(path: str | Path, *, max_seconds: float | None = None) -> Tensor:
 
     Args:
         path: the file.
-        max_seconds: only the beginning is read, and nothing is said of the rest.
+        max_seconds: only the beginning is read; the rest is not reported.
 
     Returns:
         (samples,) float32 at 16 kHz in [-1, 1]: the first channel, as the paper takes it.
@@ -104,10 +104,10 @@ def from_array(samples: Any, sample_rate: int) -> Tensor:
 
 
 def prepare(waves: Sequence[Tensor]) -> Tensor:
-    """Clips of one example as one, as the paper prepares them: joined, at least 1 s, and cut at 30 s.
+    """Several clips joined to one, as the paper prepares pairs: at least 1 s, cut at 30 s.
 
     Args:
-        waves: each (samples,) at 16 kHz; 0.1 s of silence is put between them.
+        waves: each (samples,) at 16 kHz; 0.1 s of silence goes between them.
 
     Returns:
         (samples,), 16,000 to 480,000.
@@ -117,6 +117,7 @@ def prepare(waves: Sequence[Tensor]) -> Tensor:
     if not waves:
         raise InputError("got no waves to join; expected at least one")
     gap = waves[0].new_zeros(_GAP)
+    # clip, 1,600 zeros, clip, …
     joined = torch.cat([part for wave in waves for part in (gap, wave)][1:])
     return _filled(joined, _SHORTEST)[: _piece_samples(PIECE_SECONDS)]
 
@@ -207,7 +208,7 @@ def _scaled(samples: NDArray[Any]) -> Samples:
 
 
 def _clipped(blocks: Iterable[Samples], what: str) -> Iterator[Samples]:
-    """Float samples, refused where they are none that could be heard, and clipped to [-1, 1], which is said."""
+    """Float samples clipped to [-1, 1], which is reported; NaN and infinite ones are refused."""
     blocks = iter(blocks)
     seen = beyond = 0
     for block in blocks:

@@ -126,7 +126,7 @@ def _check(seed: int, seconds: float, sizes: dict[str, int]) -> None:
 
 
 def _finished(out: Path, settings: dict[str, Any], force: bool) -> Made | None:
-    """The set that stands there already; None where there is none, or it may be replaced."""
+    """The existing data set; None if there is none, or it may be replaced."""
     if not out.exists():
         return None
     try:

@@ -89,7 +89,7 @@ def _tones(tones: Sequence[str], effects: str, volumes: Sequence[float] = (), ga
 
 
 def _noise(seconds: float, rng: np.random.Generator, effects: str, drops: float = 0) -> Wave:
-    """White noise, with sharp drops so many a second, through effects."""
+    """White noise with sharp drops, through effects."""
     count = round(seconds * SAMPLE_RATE)
     samples = rng.normal(0, 0.12, count)
     if drops:

@@ -134,7 +134,7 @@ class Maker:
         return MadeClip(samples, answer, about, instruction)
 
     def _sentence(self, rng: np.random.Generator, way: str | None, most: int) -> str:
-        """Not said before in this split, where there are such sentences left."""
+        """A sentence that is new in this split, as long as there are any."""
         for _ in range(TRIES):
             sentence = grammar.draw(rng, way, most=most)
             if sentence not in self._said:

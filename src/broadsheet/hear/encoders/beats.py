@@ -1,10 +1,10 @@
-"""BEATs (Chen et al., 2022, arXiv:2212.09058) as ears: the encoder that SALMONN hears sounds and music with.
+"""BEATs (Chen et al., 2022, arXiv:2212.09058): SALMONN's encoder of sounds and music.
 
 Knows: the published checkpoint files, a folder of safetensors, and waves. Does not know: language models, caches.
 
 A wave becomes a spectrogram of 128 mel bins every 10 ms; the spectrogram is cut into patches of 16 frames by 16 bins; a
 transformer reads them in order of time, the 8 bands of a block of 160 ms one after another, low to high. So "50 frames
-a second" are 8 tokens every 160 ms: token i starts at ⌊i/8⌋·0.16 s and is band i mod 8 (`token_start_band`).
+a second" are 8 tokens every 160 ms: token i starts at ⌊i/8⌋·0.16 s and is band i mod 8.
 
 Source: arXiv:2212.09058; authors' code microsoft/unilm, folder beats (MIT); arXiv:2310.13289 for its use.
 """
@@ -65,8 +65,8 @@ class BeatsEncoder(AudioEncoder):
         InputError: the file cannot be read, is not such a checkpoint, or its weights are not those its cfg describes.
 
     Example:
-        ears = BeatsEncoder("BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt")
-        ears.encode(torch.randn(480_000)).shape     # (1496, 768)
+        beats = BeatsEncoder("BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt")
+        beats.encode(torch.randn(480_000)).shape     # (1496, 768)
 
     Source: arXiv:2212.09058, Sec. 3; authors' code microsoft/unilm, folder beats.
     """
@@ -112,7 +112,7 @@ class BeatsEncoder(AudioEncoder):
 
     @classmethod
     def frames_of(cls, settings: Mapping[str, Any], samples: int) -> int:
-        """Tokens of a wave of so many samples: 1496 for 30 s, 48 for 1 s, 8 for anything shorter than two patches."""
+        """Tokens of a wave of `samples`: 1496 for 30 s, 48 for 1 s, 8 for anything shorter than two patches."""
         return _tokens(_config(settings), samples)
 
     def encode(self, wave: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class BeatsEncoder(AudioEncoder):
         return (energies[:whole] - MEAN) / (2 * DEVIATION)
 
     def patches(self, spectrogram: Tensor) -> Tensor:
-        """Vectors of patches, before any of them knows of another.
+        """Vectors of patches, before any attention between them.
 
         Args:
             spectrogram: (batch, frames, 128).
@@ -234,25 +234,6 @@ class BeatsEncoder(AudioEncoder):
         # Copies: the file's own tensors are a view of the file.
         copies = {name: weights[name].to(torch.float32, copy=True).contiguous() for name in expected}
         self.load_state_dict(copies, strict=True, assign=True)
-
-
-def beats_tokens(samples: int, sample_rate: int = 16_000) -> dict[str, int]:
-    """What a published BEATs makes of so many samples, without padding: `fbank_frames`, and `tokens` = 8·⌊frames/16⌋.
-
-    Example:
-        beats_tokens(480_000)       # {"fbank_frames": 2998, "tokens": 1496}
-    """
-    frames = fbank_frames(samples, sample_rate)
-    return {"fbank_frames": frames, "tokens": 8 * (frames // 16)}
-
-
-def token_start_band(token: int) -> tuple[float, int]:
-    """When the patch of a token of a published BEATs starts, in seconds, and its band: 0 (low) to 7 (high).
-
-    Example:
-        token_start_band(9)         # (0.16, 1)
-    """
-    return token // 8 * 16 / FRAMES_PER_SECOND, token % 8
 
 
 def _tokens(config: BeatsConfig, samples: int) -> int:

@@ -77,7 +77,7 @@ class BeatsConfig:
 
     @classmethod
     def of(cls, cfg: Mapping[str, Any]) -> Self:
-        """From the cfg of a checkpoint; a field that is not known is said.
+        """From the cfg of a checkpoint; unknown fields are reported.
 
         Raises:
             InputError: a field has a value that is not supported, or there is no `input_patch_size`.

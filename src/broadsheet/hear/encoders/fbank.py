@@ -25,13 +25,13 @@ _FLOOR = torch.finfo(torch.float32).eps
 
 
 def fbank_frames(samples: int, sample_rate: int = _SAMPLE_RATE) -> int:
-    """Windows that fit wholly into so many samples: 98 for one second, 2998 for thirty."""
+    """Whole windows in `samples`: 98 for one second, 2998 for thirty."""
     window, shift = sample_rate * _WINDOW_MS // 1000, sample_rate * _SHIFT_MS // 1000
     return 1 + (samples - window) // shift if samples >= window else 0
 
 
 def fbank_samples(frames: int, sample_rate: int = _SAMPLE_RATE) -> int:
-    """The fewest samples that give so many frames (at least 1)."""
+    """The fewest samples that give `frames` (at least 1)."""
     return (sample_rate * _WINDOW_MS + (frames - 1) * sample_rate * _SHIFT_MS) // 1000
 
 

@@ -1,4 +1,4 @@
-"""Google's speech embedding (Lin et al., 2020, arXiv:2002.01322), as openWakeWord ships it: small ears, 12.5 frames/s.
+"""Google's speech embedding (Lin et al., 2020, arXiv:2002.01322), as openWakeWord ships it: small, 12.5 frames/s.
 
 Knows two ONNX files, wave to mel spectrogram and mel spectrogram to embedding, and how windows lie on the wave. Does
 not know where the files come from, language models, or caches. Needs onnxruntime; there are no torch weights.

@@ -1,4 +1,4 @@
-"""Whisper's encoder (Radford et al., 2022, arXiv:2212.04356) as ears for speech: 50 frames a second, frozen.
+"""Whisper's encoder (Radford et al., 2022, arXiv:2212.04356): speech, 50 frames per second, frozen.
 
 Knows Whisper models as Hugging Face folders, on the hub, or the embedded tiny.en; waves at 16 kHz. Does not know
 language models, caches, or how long audio is cut: a wave longer than the context is refused.
@@ -30,7 +30,7 @@ _BATCH = 8  # waves at once: larger batches gain nothing on a CPU
 
 
 class WhisperEncoder(AudioEncoder):
-    """The encoder states of a Whisper: what was said, by whom, and much of what sounds beside it.
+    """The encoder states of a Whisper: words, speaker, and much of the other sounds.
 
     Prefer a second encoder beside it for events and music. The paper pads each wave to 30 seconds and keeps all 1500
     frames. A shorter context is much cheaper (8 s: a fifth of the time), with states near those of 30 s.
@@ -103,7 +103,7 @@ class WhisperEncoder(AudioEncoder):
         return _batched(self._encode, waves)
 
     def transcribe(self, waves: Sequence[Tensor], **generation: Any) -> list[str]:
-        """What is said in each wave, by the whole Whisper with the context it was trained for, whatever ours is.
+        """A transcript of each wave, by the whole Whisper with the context it was trained for, whatever ours is.
 
         The first half of a cascade. It is loaded on the first call; a multilingual model finds the language itself
         unless told.

@@ -15,7 +15,8 @@ import torch
 from broadsheet.console import InputError, progress
 from broadsheet.hear.data.rows import AudioRow, write_rows
 from broadsheet.hear.prompts import instruction
-from broadsheet.hear.training.fitting import TrainOutput, fit
+from broadsheet.hear.training.fitting import fit
+from broadsheet.training.trainer import TrainOutput
 
 if TYPE_CHECKING:
     from broadsheet.hear.salmonn import SalmonnForConditionalGeneration

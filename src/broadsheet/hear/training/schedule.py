@@ -1,4 +1,4 @@
-"""The authors' learning rate over steps, quirks included.
+"""The authors' learning rate over steps, quirks included: `schedule="salmonn"` of any `fit`.
 
 Knows: step numbers. Does not know: optimizers, models.
 """
@@ -8,15 +8,18 @@ from __future__ import annotations
 import math
 
 from broadsheet.console import InputError
+from broadsheet.training.schedules import SCHEDULES, Progress
+
+PEAK = 3e-5
 
 
 def learning_rate(
     step: int,
     *,
-    epochs: int = 30,
+    epochs: float = 30,
     steps_per_epoch: int = 3000,
     warmup_steps: int = 3000,
-    peak: float = 3e-5,
+    peak: float = PEAK,
     minimum: float = 1e-5,
     start: float = 1e-6,
 ) -> float:
@@ -43,3 +46,13 @@ def learning_rate(
     if step < warmup_steps:
         return min(peak, start + (peak - start) * (step % steps_per_epoch) / warmup_steps)
     return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * step / (epochs * steps_per_epoch)))
+
+
+def factor(progress: Progress, warmup: float) -> float:
+    """`learning_rate` as a share of its peak, for a training of any length; minutes do not steer it, steps do."""
+    epoch = min(progress.epoch_steps, progress.steps)
+    rises = round(warmup * progress.steps)
+    return learning_rate(progress.step, epochs=progress.steps / epoch, steps_per_epoch=epoch, warmup_steps=rises) / PEAK
+
+
+SCHEDULES["salmonn"] = factor

@@ -6,32 +6,22 @@ is not run.
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from broadsheet.console import InputError, progress
+from broadsheet.console import InputError
 from broadsheet.hear.data.rows import AudioRow
+from broadsheet.training.fit import TrainOutput, fit
+from broadsheet.training.objective import Objective
 
 if TYPE_CHECKING:
     from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 
 SHARPNESS = 20.0  # logits are cosines times this
-
-
-@dataclass(frozen=True)
-class Warmed:
-    """What a warm start did: its steps, its seconds, its loss over the last tenth of them."""
-
-    steps: int
-    seconds: float
-    loss: float
 
 
 class TokenCTC(nn.Module):
@@ -73,6 +63,26 @@ class TokenCTC(nn.Module):
         return [int(each) - 1 for each in path if each]
 
 
+class _WarmStart(Objective):
+    """Rows are indices of clips; the model is what is trained: norms, connector and the reader of their tokens."""
+
+    def __init__(self, model: SalmonnForConditionalGeneration, reader: TokenCTC, clips: Sequence[Any], targets: Any):
+        self.model, self.reader, self.clips, self.targets = model, reader, clips, targets
+
+    def collate(self, items: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        from broadsheet.hear.audio_lm import stack
+
+        chosen = [index for _, index in items]
+        heard = self.model.audio_features.features_all([self.clips[index] for index in chosen])
+        features, lengths = stack([pieces[0] for pieces in heard])
+        return {"features": features, "lengths": lengths, "targets": [self.targets[index] for index in chosen]}
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
+        tokens, counts = self.model.connected(batch["features"], batch["lengths"])
+        found: Tensor = self.reader(tokens, counts, [target.cpu() for target in batch["targets"]])
+        return found
+
+
 def warm_start(
     model: SalmonnForConditionalGeneration,
     rows: Sequence[AudioRow],
@@ -81,7 +91,7 @@ def warm_start(
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     seed: int = 0,
-) -> Warmed:
+) -> TrainOutput:
     """Train norms and connector so that audio tokens lie near the embeddings of the answers' words, in order.
 
     The language model is not run, so a step costs a fraction of one of `fit`. Give rows whose answers are heard word
@@ -89,48 +99,34 @@ def warm_start(
 
     Args:
         rows: with answers.
-        steps, batch_size, learning_rate, seed: of AdamW with a linear decay.
+        steps, batch_size, learning_rate, seed: of `training.fit`, with a linear decay.
 
     Raises:
         InputError: no rows, or steps below 1.
+        KeyboardInterrupt: Ctrl-C; nothing of a warm start is kept.
     """
     if not rows or steps < 1:
         raise InputError(f"got {len(rows)} rows and {steps} steps for the warm start; expected 1 or more of each")
-    from broadsheet.hear.salmonn import stack
-
     answers = [model.processor.example("-", [[1]], row.answer)[1][:-1] for row in rows]
     vocabulary = sorted({token for answer in answers for token in answer})
     place = {token: index for index, token in enumerate(vocabulary)}
     targets = [torch.tensor([place[token] for token in answer]) for answer in answers]
-    table = model.get_input_embeddings().weight[vocabulary]
-    parts = [*model.synchronised.parameters(), *model.connector.parameters()]
-    begun, losses = time.monotonic(), []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        reader = TokenCTC(table).to(model.device)
-        optimizer = torch.optim.AdamW([*parts, *reader.parameters()], lr=learning_rate, weight_decay=0.05)
-        decay = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / 20) * (1 - step / steps)
-        )
-        draw = random.Random(seed)
-        order: list[int] = []
-        model.train()
-        with progress("warm start", total=steps) as bar:
-            for _ in range(steps):
-                while len(order) < batch_size:
-                    order += draw.sample(range(len(rows)), len(rows))
-                chosen, order = order[:batch_size], order[batch_size:]
-                heard = model.ears.features_all([rows[each].audio[0] for each in chosen])
-                tokens, counts = model.connected(*stack([pieces[0] for pieces in heard]))
-                loss = reader(tokens, counts, [targets[each] for each in chosen])
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(parts, 1.0)
-                optimizer.step()
-                decay.step()
-                losses.append(loss.item())
-                bar.advance(bar.task_ids[0])
-        model.zero_grad(set_to_none=True)
-        model.eval()
-    last = losses[-max(1, steps // 10) :]
-    return Warmed(steps, time.monotonic() - begun, sum(last) / len(last))
+        reader = TokenCTC(model.get_input_embeddings().weight[vocabulary]).to(model.device)
+    warmed = fit(
+        nn.ModuleList([model.synchronised, model.connector, reader]),
+        range(len(rows)),
+        _WarmStart(model, reader, [row.audio[0] for row in rows], targets),
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        method="given",
+        warmup=min(0.5, 20 / steps),
+        weight_decay=0.05,
+        autocast="none",
+        seed=seed,
+    )
+    if not warmed.finished:
+        raise KeyboardInterrupt
+    return warmed

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from broadsheet.console import say
 from broadsheet.hear import base
 from broadsheet.hear.data.rows import AudioRow, read_rows, write_rows
 from broadsheet.hear.data.tasks import WHAT_SAID
-from broadsheet.hear.encoders.ears import AudioFeatures
+from broadsheet.hear.encoders.audio_features import AudioFeatures
 from broadsheet.hear.prompts import INSTRUCTIONS
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 from broadsheet.hear.training.activating import FACTOR, activate, write_stories
@@ -30,6 +30,8 @@ from broadsheet.hear.training.warm_start import warm_start
 from broadsheet.hear.trials.cascade import Cascade, ZeroFeatures
 from broadsheet.hear.trials.metrics import SPEECH, HearTask
 from broadsheet.models.safefiles import read_json
+from broadsheet.options import option
+from broadsheet.trial.base import Trial
 
 STACK, MAIN, ACTIVATED, REHEARSED = "stack and linear", "SALMONN", "SALMONN, activated", "activated with rehearsal"
 SHUFFLED, ONE, COLD, SILENT, CASCADE = "shuffled audio", "one encoder", "no warm start", "text alone", "cascade"
@@ -58,41 +60,43 @@ STAGES = ("start", "stage1", "stage2", "stage3")
 
 
 @dataclass
-class TrainedArms:
+class TrainedArms(Trial):
     """What the models of all arms have in common, and how each comes to be.
 
     A model is trained when it is first asked for, and a stage that stands in the folder is not trained again. The
-    trial's own attributes are set before: `folder_`, `rows_` by stage, `settings_` and `parts_` of encoders, `jobs_`,
-    the steps of each stage and the batch.
+    trial's own attributes are set before: `rows_` by stage, `settings_` and `parts_` of encoders, `jobs_`.
     """
 
-    model: str = "default"
-    seed: int = 0
-    queries: int = 1
-    window: float = 0.333333
-    hidden: int = 384
-    heads: int = 6
-    layers: int = 2
-    ffn: int = 1536
-    init: float = 0.02
-    warm_start_steps: int = 0
-    batch: int = 0
-    learning_rate: float = 3e-4
-    lora_learning_rate: float = 1e-3
-    activation_learning_rate: float = 1e-4
-    rehearsed: int = 7
-    factor: float = FACTOR
-    minutes: float = 0.0
-    device: str = ""
-    dtype: str = ""
+    queries: int = option(1, "Audio tokens a window.", least=1)
+    window: float = option(0.333333, "Seconds of a window.", least=0.02)
+    hidden: int = option(384, "Width of the Q-Former.", least=1)
+    heads: int = option(6, "Of the Q-Former.", least=1)
+    layers: int = option(2, "Of the Q-Former.", least=1)
+    ffn: int = option(1536, "Width of the Q-Former's feed-forward layers.", least=1)
+    init: float = option(0.02, "Standard deviation of the Q-Former's weights at first (as BERT's).", least=0)
+    warm_start_steps: int = option(0, "Of a warm start of the connectors that is not the paper's; 0: none.", least=0)
+    steps1: int = option(80, "Of stage 1.", quick=3, least=1)
+    steps2: int = option(120, "Of stage 2.", quick=3, least=1)
+    activation_steps: int = option(12, "Of stage 3, one story each.", quick=2, least=1)
+    batch: int = option(12, "Clips a step.", quick=4, least=1)
+    learning_rate: float = option(3e-4, "Of norms and connector.", least=0)
+    lora_learning_rate: float = option(1e-3, "Of the adapter.", least=0)
+    activation_learning_rate: float = option(1e-4, "Of both in stage 3.", least=0)
+    rehearsed: int = option(7, "Rows of stage 2 beside each story in the arm that rehearses; 0: no such arm.", least=0)
+    factor: float = option(
+        FACTOR,
+        "Of the adapter's scaling while stage 3's stories are written (0.5: 4 becomes 2); an adapter that was trained "
+        "hard needs less.",
+        least=0,
+    )
+    minutes: float | None = option(None, "That each stage of each arm may take at most.", least=0.01)
 
     def __post_init__(self) -> None:
-        self.folder_ = Path()
+        super().__post_init__()
         self.rows_: dict[str, list[AudioRow]] = {}
         self.settings_: list[dict[str, Any]] = []
         self.parts_: list[base.AudioEncoder] = []
         self.jobs_: list[HearTask] = []
-        self.steps1_ = self.steps2_ = self.activation_steps_ = self.batch_ = 0
         self.models_: dict[str, Any] = {}
         self.frozen_: dict[str, Tensor] = {}
 
@@ -102,9 +106,9 @@ class TrainedArms:
             self.model,
             encoders,
             seed=self.seed,
-            device=self.device or None,
-            dtype=self.dtype or None,
-            features=self.folder_ / "features",
+            device=self.device,
+            dtype=self.dtype,
+            features=self.workdir / "features",
             connector=connector,
             num_queries=self.queries,
             window_seconds=self.window,
@@ -118,14 +122,14 @@ class TrainedArms:
     def _load(self, folder: Path, name: str) -> SalmonnForConditionalGeneration:
         """A model of an arm, as it was saved; all share the frozen weights of one language model."""
         made = SalmonnForConditionalGeneration.from_pretrained(
-            folder, device=self.device or None, features=self.folder_ / "features"
+            folder, device=self.device, features=self.workdir / "features"
         )
         self._share(made.llm)
         return self._ears(made, name)
 
     def _ears(self, made: SalmonnForConditionalGeneration, name: str) -> SalmonnForConditionalGeneration:
         if name == SILENT:
-            made.ears = cast(AudioFeatures, ZeroFeatures(made.ears))
+            made.audio_features = cast(AudioFeatures, ZeroFeatures(made.audio_features))
         return made
 
     def _share(self, llm: Any) -> None:
@@ -150,7 +154,7 @@ class TrainedArms:
 
     def _cascade(self) -> Cascade:
         whisper: Any = next(part for part in self.parts_ if hasattr(part, "transcribe"))
-        model, tokenizer = models.load(self.model, device=self.device or None, dtype=self.dtype or None)
+        model, tokenizer = models.load(self.model, device=self.device, dtype=self.dtype)
         self._share(model)
         own = {question.instruction for job in self.jobs_ if job.name == SPEECH for question in job.questions}
         return Cascade(whisper, (model, tokenizer), transcribes={*INSTRUCTIONS["asr"], *WHAT_SAID, *own})
@@ -162,8 +166,8 @@ class TrainedArms:
         first, last = (self._stage(name, stage) for stage in ("stage1", "stage2"))
         if not _stands(last):
             if not _stands(first):
-                self._fit(self._begin(name), name, first, self.steps1_)
-            self._fit(self._load(first, name), name, last, self.steps2_)
+                self._fit(self._begin(name), name, first, self.steps1)
+            self._fit(self._load(first, name), name, last, self.steps2)
         return last
 
     def _begin(self, name: str) -> SalmonnForConditionalGeneration:
@@ -183,7 +187,7 @@ class TrainedArms:
             made = new()
             rows = [row for row in self.rows_["stage1"] if row.task in ("asr", "sound")]
             warmed = warm_start(made, rows, steps=self.warm_start_steps, seed=self.seed)
-            keep(_beside(start), asdict(warmed))
+            keep(_beside(start), {"steps": warmed.steps, "seconds": warmed.seconds, "loss": warmed.last_loss})
             made.save_pretrained(start)
         return self._load(start, name)
 
@@ -195,7 +199,7 @@ class TrainedArms:
             rows = self._stories(model)
             say(f"training: {name}")
             training: Any = {
-                "steps": self.activation_steps_,
+                "steps": self.activation_steps,
                 "learning_rate": self.activation_learning_rate,
                 "seed": self.seed,
             }
@@ -210,7 +214,7 @@ class TrainedArms:
         rows = self.rows_["stories"]
         if all(row.answer for row in rows):
             return rows
-        file = self.folder_ / "written.jsonl"  # the journals have the names of what is asked
+        file = self.workdir / "written.jsonl"  # the journals have the names of what is asked
         if not file.exists():
             write_rows(file, write_stories(model, rows, factor=self.factor, seed=self.seed))
         return read_rows(file)
@@ -223,8 +227,8 @@ class TrainedArms:
                 rows,
                 out,
                 steps=steps,
-                minutes=self.minutes or None,
-                batch_size=self.batch_,
+                minutes=self.minutes,
+                batch_size=self.batch,
                 learning_rate=self.learning_rate,
                 lora_learning_rate=self.lora_learning_rate,
                 seed=self.seed,
@@ -234,7 +238,7 @@ class TrainedArms:
         _finished(fitted, out, peak)
 
     def _stage(self, name: str, stage: str) -> Path:
-        return self.folder_ / fingerprint(name) / stage
+        return self.workdir / fingerprint(name) / stage
 
     def _records(self, name: str) -> dict[str, dict[str, Any]]:
         """What is known of each stage of an arm, in order."""

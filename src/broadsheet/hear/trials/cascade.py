@@ -1,4 +1,4 @@
-"""What a model with ears is held against: the cascade, which reads a transcript, and ears that hear nothing.
+"""What an audio model is compared with: the cascade, which reads a transcript, and features that are all zero.
 
 Knows: an encoder that can transcribe, a causal LM, how a choice among labels is scored; frames. Does not know:
 training.
@@ -108,7 +108,7 @@ class Cascade:
 
     @torch.inference_mode()
     def _generate(self, prompts: Sequence[str], generation: dict[str, Any]) -> list[str]:
-        """Answers to a batch of prompts, filled up on the left; given as embeddings, as a model with ears gets them."""
+        """Answers to a batch of prompts, padded on the left; given as embeddings, as an audio model gets them."""
         settings = {"max_new_tokens": 200, "do_sample": False, **generation}
         conversations: list[Any] = [[{"role": "user", "content": prompt}] for prompt in prompts]
         rows = [reading["ids"] for reading in self._local.read(conversations, int(settings["max_new_tokens"]))]
@@ -124,7 +124,7 @@ class Cascade:
 
 
 class PrecomputedFeatures:
-    """Ears in whose place the frames of a few clips are given: several models share the work of encoding.
+    """Frames of a few clips in place of `AudioFeatures`: several models share the work of encoding.
 
     Args:
         frames: of each clip, as `AudioFeatures.features` gives them.
@@ -141,17 +141,17 @@ class PrecomputedFeatures:
 
 
 class ZeroFeatures:
-    """Ears that give as many frames as others do, all of them zero: what a model does with text and lengths alone.
+    """As many frames as other features give, all of them zero: what a model does with text and lengths alone.
 
     Args:
-        ears: whose frames are counted.
+        counted: features whose frames are counted.
     """
 
-    def __init__(self, ears: Any) -> None:
-        self.ears = ears
+    def __init__(self, counted: Any) -> None:
+        self.counted = counted
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.ears, name)
+        return getattr(self.counted, name)
 
     def features(self, clip: Any) -> list[list[Tensor]]:
         """Zeros for one clip."""
@@ -159,7 +159,7 @@ class ZeroFeatures:
 
     def features_all(self, audios: Sequence[Any]) -> list[list[list[Tensor]]]:
         """Zeros for several clips."""
-        counted = self.ears.features_all(audios)
+        counted = self.counted.features_all(audios)
         return [[[torch.zeros_like(stream) for stream in piece] for piece in clip] for clip in counted]
 
 

@@ -1,183 +1,125 @@
-"""Try FIRST: the first stage's order, a written permutation, and the logits of the first identifier, on the same lists.
-
-Knows: the stage's reranker, lists, the A/B engine.
-"""
+"""Try FIRST: the first stage's order, a written permutation, and the logits of the first identifier, on equal lists."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from broadsheet import models
-from broadsheet.cache import fingerprint, home
-from broadsheet.console import say
-from broadsheet.page.evidence import provenance, versions
-from broadsheet.rank.trials import arms as parts
-from broadsheet.rank.trials.arms import FIRST_STAGE, METRICS, changed, first_stage, reranking
-from broadsheet.rank.trials.items import Lists, ListSource
-from broadsheet.trial.engine import Arm, run_arms
-from broadsheet.trial.results import ArmResult, TrialResult
+from broadsheet.options import option
+from broadsheet.rank.trials.base import FIRST_STAGE, RerankerTrial, bias, changed, orders_of, reranking
+from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
+from broadsheet.trial.engine import Arm
 
 if TYPE_CHECKING:
     from broadsheet.rank.base import ListwiseReranker
 
-PERMUTATION, MAIN, SHUFFLED, UNTRAINED = (
-    "permutation",
-    "first token",
-    "first token, shuffled input",
-    "untrained, first token",
-)
-_BLOCK = 5  # queries that share batches
+PERMUTATION, MAIN, SHUFFLED = "permutation", "first token", "first token, shuffled input"
+UNTRAINED = "untrained, first token"
 
 
 @dataclass
-class RankTrial:
+class FirstTrial(RerankerTrial):
     """Candidates of a first stage, reordered by a language model: are they better ordered, and what does it cost?
 
-    The lists come from documentation: the summary line of a docstring has to find its body among what BM25 finds
-    (`pydocs`); or from a BEIR folder. The same windows are ranked by writing out the permutation and by the logits of
-    the first identifier (FIRST). An untrained small model ranks near chance: give one that `broadsheet apply first` has
-    trained as --reranker, and the model it was before takes part too. First-token ranking runs once more on shuffled
-    candidates, which shows how much of its order is the order it was given.
-
-    Options:
-        --reranker FOLDER: a trained reranker; the model itself by default.
-        --also FOLDER,…: further rerankers, first-token decoding alone, each an arm named after its folder.
-        --queries N: lists (100; with --quick 12; 0 takes all of a BEIR folder).
-        --candidates N: in a list, the best of the first stage (20).
-        --words N: of a passage that is searched and shown (40; 0: all).
-        --titles: passages of pydocs show the name of their function or class.
-        --window N, --step N: passages in a call, and how far the window moves on (20, 10); a reranker's own by default.
-        --first-stage FILE: a TREC run over a BEIR folder, whose order is improved; BM25's by default.
-        --split NAME: of the BEIR folder's qrels (test).
-        --device NAME, --dtype NAME: as in models.load.
+    The same windows are ranked by writing out the permutation and by the logits of the first identifier (FIRST). An
+    untrained small model ranks near chance: give one that `broadsheet apply first` has trained as --reranker, and the
+    model it was before takes part too. First-token ranking runs once more on shuffled candidates, which shows how much
+    of its order is the order it was given.
     """
 
-    model: str = "default"
-    data: str = "pydocs"
-    quick: bool = False
-    seed: int = 0
-    reranker: str = ""
-    also: str = ""
-    queries: int = -1
-    candidates: int = 20
-    words: int = 40
-    titles: bool = False
-    window: int = 0
-    step: int = 0
-    first_stage: str = ""
-    split: str = "test"
-    device: str = ""
-    dtype: str = ""
+    paper: ClassVar[str] = "first"
+    stage: ClassVar[str] = "rank"
+    title: ClassVar[str] = "Rank: the right passages first"
 
-    def run(self) -> TrialResult:
-        """Make the lists, run the arms, explain.
+    window: int | None = option(None, "Passages in a call; by default the reranker's own (20).", least=2)
+    step: int | None = option(None, "How far the window moves on; by default the reranker's own (10).", least=1)
 
-        Raises:
-            InputError: an option, a model or the data cannot be used.
-        """
-        source = ListSource(self.data, self.words, self.titles, self.first_stage, self.split, self.seed)
-        items = source.test(self.queries if self.queries != -1 else (12 if self.quick else 100), self.candidates)
-        main = self._load(self.reranker or self.model)
-        rerankers = {MAIN: main}
-        if self.reranker:
-            untrained = self._load(self.model)
-            settings = main.settings() | {"decode": "first_token"}
-            rerankers[UNTRAINED] = changed(untrained, **settings)
-        rerankers |= {Path(name).name: self._load(name) for name in filter(None, self.also.split(","))}
-        facts = {
-            "seed": self.seed,
-            "model": {"name": self.reranker or self.model, "fingerprint": models.fingerprint(main.model)},
-            "data": {"name": self.data, "fingerprint": items.data_fingerprint},
-            "lists": items.fingerprint,
+    def question(self) -> str:
+        return (
+            f"Does {self.model_name} order candidates better than the first stage, and what does a written order cost?"
+        )
+
+    def tasks(self) -> list[EvalTask]:
+        return [self.ordering()]
+
+    @cached_property
+    def tried_reranker(self) -> ListwiseReranker:
+        """The reranker that is tried, with first-token decoding."""
+        return self.windowed(self.main)
+
+    def windowed(self, name: str) -> ListwiseReranker:
+        """A reranker with the windows asked for."""
+        given = {key: value for key, value in (("window", self.window), ("step", self.step)) if value}
+        return self.load(name, decode="first_token", **given)
+
+    def facts(self) -> dict[str, Any]:
+        main = self.tried_reranker
+        return {
+            "model": {"name": self.main, "fingerprint": models.fingerprint(main.model)},
+            "settings": main.settings(),
+            "also": {name: models.fingerprint(self.windowed(name).model) for name in self.also},
         }
-        key = [versions(), facts, asdict(self)]
-        key += [[name, one.settings(), models.fingerprint(one.model)] for name, one in rerankers.items()]
-        self.journal_ = home() / "trials" / f"rank-{fingerprint(key)}.jsonl"
-        self.journal_.parent.mkdir(exist_ok=True)
-        say(f"ranking {len(items.lists)} lists of at most {self.candidates} candidates")
-        pairs = [(PERMUTATION, MAIN), (MAIN, SHUFFLED)]
-        pairs += [(name, MAIN) for name in rerankers if name != MAIN]
-        arms, comparisons = run_arms(
-            self._arms(rerankers),
-            items.lists,
-            METRICS,
-            block_size=_BLOCK,
-            pairs=pairs,
-            item="list",
-            seed=self.seed,
-            journal=self.journal_,
-        )
-        name = self.reranker or ("the default model (SmolLM2-135M-Instruct)" if self.model == "default" else self.model)
-        return TrialResult(
-            paper="first",
-            title="Rank: the right passages first",
-            question=f"Does {name} order candidates better than the first stage, and what does a written order cost?",
-            setting={
-                "model": name,
-                **parts.training(self.reranker),
-                **parts.setting(
-                    items,
-                    main.model,
-                    candidates=self.candidates,
-                    words=self.words,
-                    titles=self.titles,
-                    first_stage=self.first_stage,
-                ),
-                "windows": f"{main.window} passages, step {main.step}",
-            },
-            arms=arms,
-            comparisons=comparisons,
-            item="list",
-            claims=[("nDCG@10", FIRST_STAGE, MAIN), ("lists/s", PERMUTATION, MAIN)],
-            figures=[parts.success(arms, items.lists, "Right passage among the first k")],
-            notes=self._notes(arms, items),
-            provenance=provenance(**facts),
-        )
 
-    def finish(self) -> None:
-        """Forget what `run` kept to go on from; called when its result is written."""
-        self.journal_.unlink(missing_ok=True)
+    def setting(self) -> Mapping[str, Any]:
+        main = self.tried_reranker
+        return {**self.ranking_setting(main), "windows": f"{main.window} passages, step {main.step}"}
 
-    def _load(self, name: str) -> ListwiseReranker:
-        from broadsheet.rank.base import ListwiseReranker
+    def arms(self) -> list[ModelArm]:
+        from broadsheet.rank.first import FIRST
 
-        changes: dict[str, Any] = {"decode": "first_token"}
-        changes |= {key: value for key, value in (("window", self.window), ("step", self.step)) if value}
-        return ListwiseReranker.load(name, device=self.device or None, dtype=self.dtype or None, **changes)
-
-    def _arms(self, rerankers: dict[str, ListwiseReranker]) -> list[Arm]:
-        main, width = rerankers[MAIN], self.candidates
+        main = self.tried_reranker
+        first, second = "the model writes the order", "logits of the first identifier, nothing written"
         arms = [
-            first_stage("baseline", width),
-            reranking(
-                PERMUTATION, changed(main, decode="permutation"), "sibling", "the model writes the order", width=width
-            ),
-            reranking(MAIN, main, "method", "logits of the first identifier, nothing written", width=width),
-            reranking(SHUFFLED, main, "sibling", "the same, its candidates shuffled", width=width, shuffle=self.seed),
+            self.unranked("baseline"),
+            ModelArm(PERMUTATION, lambda: changed(main, decode="permutation"), description=first),
+            ModelArm(MAIN, lambda: main, None, second, FIRST.paper),
+            ModelArm(SHUFFLED, lambda: main, "sibling", "the same, its candidates shuffled", FIRST.paper),
         ]
-        for name, reranker in rerankers.items():
-            if name != MAIN:
-                about = "before training, the same prompts" if name == UNTRAINED else "first token"
-                arms.append(reranking(name, reranker, "sibling", about, width=width))
-        return arms
+        if self.reranker:
+            settings = {**main.settings(), "decode": "first_token"}
+            arms.append(
+                ModelArm(
+                    UNTRAINED,
+                    lambda: changed(self.load(self.model), **settings),
+                    description="before training, the same prompts",
+                )
+            )
+        return arms + [
+            ModelArm(Path(name).name, partial(self.windowed, name), description="first token") for name in self.also
+        ]
 
-    def _notes(self, arms: Sequence[ArmResult], items: Lists) -> list[str]:
-        usable = {arm.name: arm for arm in arms if arm.status == "ok"}
-        notes = [parts.ceiling(items.lists), *parts.account(arms, items.lists)]
+    def arm(self, arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
+        if arm.name == SHUFFLED:
+            return reranking(arm, model, width=self.candidates, shuffle=self.seed)
+        return super().arm(arm, model, kept)
+
+    def claims(self) -> list[Claim]:
+        return [
+            Claim("nDCG@10", FIRST_STAGE, MAIN, "it orders candidates better than the first stage"),
+            Claim("lists/s", PERMUTATION, MAIN, "the first token alone is faster than the written order"),
+        ]
+
+    def also_compare(self) -> list[tuple[str, str]]:
+        others = [UNTRAINED] * bool(self.reranker) + [Path(name).name for name in self.also]
+        return [(MAIN, SHUFFLED), *((name, MAIN) for name in others)]
+
+    def notes(self, outcome: Outcome) -> list[str]:
+        usable, notes = outcome.usable, super().notes(outcome)
         if {MAIN, SHUFFLED} <= usable.keys():
-            notes.append(parts.bias(usable[MAIN], usable[SHUFFLED], items.lists, self.seed))
+            notes.append(bias(usable[MAIN], usable[SHUFFLED], self.lists_.lists, self.seed))
         if {MAIN, PERMUTATION} <= usable.keys():
-            pairs = zip(parts.orders_of(usable[MAIN]), parts.orders_of(usable[PERMUTATION]), strict=True)
-            same = [one[:1] == other[:1] for one, other in pairs]
+            both = zip(orders_of(usable[MAIN]), orders_of(usable[PERMUTATION]), strict=True)
+            same = [one[:1] == other[:1] for one, other in both]
             notes.append(
                 f"First token and permutation put the same passage first for {sum(same)} of {len(same)} queries."
             )
         if not self.reranker:
             notes.append(
-                "The model was not trained to rank: `broadsheet apply first DATA --train --out FOLDER` trains it, and "
+                "The model was not trained to rank: `broadsheet apply first DATA --out FOLDER` trains it, and "
                 "--reranker FOLDER tries it."
             )
         return notes

@@ -1,29 +1,29 @@
 """Try PG-RANK: scorers trained for the metric itself against ListNet, at equal steps; and rerankers tuned with it.
 
-Knows: synthetic lists, the stage's losses and rerankers, the A/B engine.
+Knows: synthetic lists, the stage's losses and rerankers.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from broadsheet import models
-from broadsheet.cache import fingerprint, home
-from broadsheet.console import InputError, say
+from broadsheet.cache import fingerprint
+from broadsheet.console import InputError
 from broadsheet.data.retrieval.lists import RankList
 from broadsheet.data.retrieval.metrics import evaluate_lists
-from broadsheet.page.evidence import provenance, versions
-from broadsheet.rank.trials import arms as parts
-from broadsheet.rank.trials.arms import METRICS, first_stage, reranking
-from broadsheet.rank.trials.items import ListSource
-from broadsheet.trial.engine import Arm, run_arms
-from broadsheet.trial.results import TrialResult
+from broadsheet.options import option
+from broadsheet.rank.trials.base import FIRST_STAGE, METRICS, RerankerTrial
+from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
+from broadsheet.trial.engine import Arm
+from broadsheet.trial.results import Curve
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ _CERTAIN, _MANY = 1, 5  # documents of the two kinds of relevance in a list, see
 
 
 @dataclass
-class PGRankTrial:
+class PGRankTrial(RerankerTrial):
     """A scorer trained for nDCG or MRR by policy gradient: does it win on the metric it was trained for?
 
     Without a reranker, no model and no text: linear scorers over 64 features of 20 synthetic documents a query, trained
@@ -47,173 +47,126 @@ class PGRankTrial:
 
     With --reranker and --tuned, two rerankers on real lists instead: one that FIRST trained, and the same after PG-RANK
     on its identifiers' logits (`broadsheet apply pg_rank`).
-
-    Options:
-        --reranker FOLDER: a reranker before PG-RANK.
-        --tuned FOLDER: the same after it, or after as many further steps of another loss.
-        --also FOLDER,…: further rerankers, each an arm named after its folder.
-        --steps N: training steps of the linear scorers (300; with --quick 100).
-        --samples N: rankings drawn a query and step (32).
-        --queries N: to evaluate on (500 synthetic ones, or 100 real; with --quick 100 and 12).
-        --candidates N: of a real list, the best of the first stage (20).
-        --words N: of a passage that is searched and shown (40; 0: all).
-        --titles: passages of pydocs show the name of their function or class.
-        --first-stage FILE: a TREC run over a BEIR folder, whose order is improved; BM25's by default.
-        --split NAME: of the BEIR folder's qrels (test).
-        --device NAME, --dtype NAME: as in models.load.
     """
 
-    model: str = "default"
-    data: str = "pydocs"
-    quick: bool = False
-    seed: int = 0
-    reranker: str = ""
-    tuned: str = ""
-    also: str = ""
-    steps: int = 0
-    samples: int = 32
-    queries: int = -1
-    candidates: int = 20
-    words: int = 40
-    titles: bool = False
-    first_stage: str = ""
-    split: str = "test"
-    device: str = ""
-    dtype: str = ""
+    paper: ClassVar[str] = "pg_rank"
+    title: ClassVar[str] = "Rank: train for the metric itself"
 
-    def run(self) -> TrialResult:
-        """Train or load the scorers, run the arms, explain.
+    reranker: str | None = option(None, "A reranker before PG-RANK.", metavar="FOLDER")
+    tuned: str | None = option(
+        None, "The same after it, or after as many further steps of another loss.", metavar="FOLDER"
+    )
+    steps: int = option(300, "Training steps of the linear scorers.", quick=100, least=1)
+    samples: int = option(32, "Rankings drawn a query and step, of the linear scorers.", least=2)
+    queries: int | Literal["all"] | None = option(
+        None, "To evaluate on; by default 500 synthetic ones or 100 real ones (with --quick 100 and 12).", least=1
+    )
 
-        Raises:
-            InputError: an option, a model or the data cannot be used.
-        """
+    def check(self) -> None:
         if bool(self.reranker) != bool(self.tuned):
             raise InputError("got one of --reranker and --tuned; expected both, before and after PG-RANK, or neither")
-        self.steps = self.steps or (100 if self.quick else 300)
-        if self.steps < 1 or self.samples < 2 or self.queries < -1:
-            raise InputError(
-                f"got --steps {self.steps} --samples {self.samples} --queries {self.queries}; expected from 1, 2 and 0"
-            )
-        return self._tuned() if self.tuned else self._synthetic()
+        if self.queries is None:
+            self.queries = (12 if self.quick else 100) if self.tuned else (100 if self.quick else 500)
+        if self.queries == "all" and not self.tuned:
+            raise InputError("got --queries all for synthetic queries; expected a number")
 
-    def finish(self) -> None:
-        """Forget what `run` kept to go on from; called when its result is written."""
-        self.journal_.unlink(missing_ok=True)
+    def question(self) -> str:
+        if self.tuned:
+            return "Does PG-RANK on the identifiers' logits improve a reranker that FIRST has trained?"
+        return "Does a scorer trained for a metric by policy gradient win on that metric, at equal steps?"
 
-    def _synthetic(self) -> TrialResult:
-        n = self.queries if self.queries > 0 else (100 if self.quick else 500)
-        train, test = synthetic(_TRAINING, self.seed, 0), synthetic(n, self.seed, 1)
-        facts: dict[str, Any] = {
-            "seed": self.seed,
-            "model": {"name": "linear scorers", "fingerprint": fingerprint([_FEATURES, _RATE, _BATCH])},
-            "data": {"name": "synthetic", "fingerprint": fingerprint([float(test[0].double().sum()), _CERTAIN, _MANY])},
+    def tasks(self) -> list[EvalTask]:
+        if self.tuned:
+            return [self.ordering()]
+        n = int(self.queries or 0)
+        self._train, self._test = synthetic(_TRAINING, self.seed, 0), synthetic(n, self.seed, 1)
+        about = (
+            f"{_TRAINING} training queries of {_DOCUMENTS} documents, {n} others to evaluate on; relevance: {_CERTAIN} "
+            f"document of 1 that is told for certain, {_MANY} of 2 that others resemble"
+        )
+        known = fingerprint([float(self._test[0].double().sum()), _CERTAIN, _MANY])
+        return [EvalTask("synthetic", range(n), METRICS, self.arm, item="list", about=about, fingerprint=known)]
+
+    def facts(self) -> dict[str, Any]:
+        if not self.tuned:
+            return {"model": {"name": "linear scorers", "fingerprint": fingerprint([_FEATURES, _RATE, _BATCH])}}
+        folders = {"model": self.tuned, "before": self.reranker}
+        return {
+            key: {"name": name, "fingerprint": models.fingerprint(self._rerankers[str(name)].model)}
+            for key, name in folders.items()
         }
-        self._journal(facts)
-        trained: dict[str, _Trained] = {
-            name: _Trained(train, test, loss, self.steps, self.seed)
+
+    @cached_property
+    def _rerankers(self) -> dict[str, ListwiseReranker]:
+        return {str(name): self.load(str(name), decode="first_token") for name in (self.reranker, self.tuned)}
+
+    def setting(self) -> Mapping[str, Any]:
+        if self.tuned:
+            return {
+                **self.ranking_setting(self._rerankers[self.tuned]),
+                "model": f"{self.reranker}, and {self.tuned}",
+            }
+        return {
+            "model": f"linear scorers over {_FEATURES} features",
+            "training": f"{self.steps} steps of {_BATCH} queries, Adam, learning rate {_RATE:g}, {self.samples} "
+            "rankings drawn a query",
+        }
+
+    def arms(self) -> list[ModelArm]:
+        from broadsheet.rank.pg_rank import PlackettLucePolicyGradient
+
+        paper = PlackettLucePolicyGradient.paper
+        if self.tuned:
+            folders = self._rerankers
+            return [
+                ModelArm(BEFORE, lambda: folders[str(self.reranker)], "baseline", "first token"),
+                ModelArm(AFTER, lambda: folders[str(self.tuned)], None, "first token", paper),
+                *(
+                    ModelArm(Path(name).name, partial(self.load, name, decode="first_token"), description="first token")
+                    for name in self.also
+                ),
+                self.unranked(),
+            ]
+        self._scorers = {
+            name: LinearScorer(self._train, self._test, loss, self.steps, self.seed)
             for name, loss in losses(self.samples, self.seed).items()
         }
-        say(f"training {len(trained)} linear scorers for {self.steps} steps")
-        arms, comparisons = run_arms(
-            [trained[name].arm(name) for name in trained],
-            list(range(n)),
-            METRICS,
-            block_size=max(1, n // 10),
-            pairs=[(FOR_NDCG, FOR_MRR)],
-            item="list",
-            seed=self.seed,
-            journal=self.journal_,
-        )
-        notes = [
+        plain, ours = "cross-entropy of softmaxed relevance", "policy gradient, leave-one-out baseline"
+        return [
+            ModelArm(LISTNET, lambda: self._scorers[LISTNET], "baseline", plain),
+            ModelArm(FOR_NDCG, lambda: self._scorers[FOR_NDCG], None, ours, paper),
+            ModelArm(FOR_MRR, lambda: self._scorers[FOR_MRR], None, ours, paper),
+        ]
+
+    def arm(self, arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
+        if self.tuned:
+            return super().arm(arm, model, kept)
+        scorer: LinearScorer = model()
+        return Arm(arm.name, scorer.run, description=arm.description, prepare=scorer.prepare)
+
+    def claims(self) -> list[Claim]:
+        if self.tuned:
+            return [Claim("nDCG@10", BEFORE, AFTER, "tuning for the metric improves the metric")]
+        return [
+            Claim("nDCG@10", LISTNET, FOR_NDCG, "training for a metric wins on that metric"),
+            Claim("RR@10", LISTNET, FOR_MRR, "training for a metric wins on that metric"),
+            Claim("RR@10", FOR_NDCG, FOR_MRR, "training for a metric wins on that metric"),
+        ]
+
+    def also_compare(self) -> list[tuple[str, str]]:
+        return [(name, AFTER) for name in (FIRST_STAGE, *(Path(name).name for name in self.also))] if self.tuned else []
+
+    def figures(self, outcome: Outcome) -> list[Curve]:
+        return super().figures(outcome) if self.tuned else []
+
+    def notes(self, outcome: Outcome) -> list[str]:
+        if self.tuned:
+            return super().notes(outcome)
+        return [
             f"{name}: {1000 * one.seconds / self.steps:.1f} ms a step of {_BATCH} queries of {_DOCUMENTS} documents."
-            for name, one in trained.items()
+            for name, one in self._scorers.items()
             if one.seconds
         ]
-        return TrialResult(
-            paper="pg_rank",
-            title="Rank: train for the metric itself",
-            question="Does a scorer trained for a metric by policy gradient win on that metric, at equal steps?",
-            setting={
-                "model": f"linear scorers over {_FEATURES} features",
-                "data": f"synthetic: {_TRAINING} training queries of {_DOCUMENTS} documents, {n} others to evaluate on",
-                "relevance": f"{_CERTAIN} document of 1 that is told for certain, {_MANY} of 2 that others resemble",
-                "training": f"{self.steps} steps of {_BATCH} queries, Adam, learning rate {_RATE:g}, {self.samples} "
-                "rankings drawn a query",
-            },
-            arms=arms,
-            comparisons=comparisons,
-            item="list",
-            claims=[("nDCG@10", LISTNET, FOR_NDCG), ("RR@10", LISTNET, FOR_MRR), ("RR@10", FOR_NDCG, FOR_MRR)],
-            notes=notes,
-            provenance=provenance(**facts),
-        )
-
-    def _tuned(self) -> TrialResult:
-        from broadsheet.rank.base import ListwiseReranker
-
-        source = ListSource(self.data, self.words, self.titles, self.first_stage, self.split, self.seed)
-        items = source.test(self.queries if self.queries != -1 else (12 if self.quick else 100), self.candidates)
-        folders = {BEFORE: self.reranker, AFTER: self.tuned}
-        folders |= {Path(name).name: name for name in filter(None, self.also.split(","))}
-        rerankers: dict[str, ListwiseReranker] = {
-            name: ListwiseReranker.load(
-                folder, device=self.device or None, dtype=self.dtype or None, decode="first_token"
-            )
-            for name, folder in folders.items()
-        }
-        facts = {
-            "seed": self.seed,
-            "model": {"name": self.tuned, "fingerprint": models.fingerprint(rerankers[AFTER].model)},
-            "before": {"name": self.reranker, "fingerprint": models.fingerprint(rerankers[BEFORE].model)},
-            "data": {"name": self.data, "fingerprint": items.data_fingerprint},
-            "lists": items.fingerprint,
-        }
-        self._journal(facts)
-        roles: dict[str, Any] = {BEFORE: "baseline", AFTER: "method"}
-        arms, comparisons = run_arms(
-            [
-                *(
-                    reranking(name, one, roles.get(name, "sibling"), "first token", width=self.candidates)
-                    for name, one in rerankers.items()
-                ),
-                first_stage("sibling", self.candidates),
-            ],
-            items.lists,
-            METRICS,
-            block_size=5,
-            pairs=[(parts.FIRST_STAGE, AFTER)] + [(name, AFTER) for name in rerankers if name != AFTER],
-            item="list",
-            seed=self.seed,
-            journal=self.journal_,
-        )
-        return TrialResult(
-            paper="pg_rank",
-            title="Rank: train for the metric itself",
-            question="Does PG-RANK on the identifiers' logits improve a reranker that FIRST has trained?",
-            setting={
-                "model": f"{self.reranker}, and {self.tuned}",
-                **parts.setting(
-                    items,
-                    rerankers[AFTER].model,
-                    candidates=self.candidates,
-                    words=self.words,
-                    titles=self.titles,
-                    first_stage=self.first_stage,
-                ),
-            },
-            arms=arms,
-            comparisons=comparisons,
-            item="list",
-            claims=[("nDCG@10", BEFORE, AFTER)],
-            figures=[parts.success(arms, items.lists, "Right passage among the first k")],
-            notes=[parts.ceiling(items.lists), *parts.account(arms, items.lists)],
-            provenance=provenance(**facts),
-        )
-
-    def _journal(self, facts: dict[str, Any]) -> None:
-        key = fingerprint([versions(), facts, asdict(self)])
-        self.journal_ = home() / "trials" / f"pg_rank-{key}.jsonl"
-        self.journal_.parent.mkdir(exist_ok=True)
 
 
 def synthetic(queries: int, seed: int, part: int) -> tuple[Tensor, Tensor]:
@@ -252,8 +205,8 @@ def losses(samples: int, seed: int) -> dict[str, Callable[[Tensor, Tensor], Tens
     }
 
 
-class _Trained:
-    """A linear scorer, trained when its arm is prepared."""
+class LinearScorer:
+    """Scores of synthetic documents by one weight a feature, trained when its arm is prepared."""
 
     def __init__(
         self,
@@ -268,14 +221,10 @@ class _Trained:
         self.seconds = 0.0
         self.weights: Any = None
 
-    def arm(self, name: str) -> Arm:
-        role: Any = "baseline" if name == LISTNET else "method"
-        about = "cross-entropy of softmaxed relevance" if name == LISTNET else "policy gradient, leave-one-out baseline"
-        return Arm(name, self.run, role, about, prepare=self.prepare)
-
     def prepare(self) -> None:
         import torch
 
+        # Not `training.fit`: its own work takes longer than such a step, and the notes say how long the losses take.
         features, labels = self.train
         self.weights = torch.zeros(features.shape[-1], requires_grad=True)
         optimizer = torch.optim.Adam([self.weights], lr=_RATE)

@@ -38,8 +38,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from broadsheet.apply.corpus import interruptible
-from broadsheet.console import InputError, progress, say
+from broadsheet.console import InputError, interruptible, progress, say
 from broadsheet.search.encoding.folder import (
     HEADER,
     IDS,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from broadsheet.console import InputError
-from broadsheet.rank.feedback import RelevanceFeedback, search
+from broadsheet.rank.first_feedback import RelevanceFeedback, search
 
 GENERATOR = torch.Generator().manual_seed(0)
 QUERIES = torch.nn.functional.normalize(torch.randn(3, 16, generator=GENERATOR), dim=1)

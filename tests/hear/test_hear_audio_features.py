@@ -18,8 +18,8 @@ from torch import Tensor
 from broadsheet.console import InputError
 from broadsheet.hear.base import AudioEncoder
 from broadsheet.hear.data import audio
-from broadsheet.hear.encoders import ears
-from broadsheet.hear.encoders.ears import AudioFeatures, piece_seconds
+from broadsheet.hear.encoders import audio_features
+from broadsheet.hear.encoders.audio_features import AudioFeatures, piece_seconds
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -230,7 +230,7 @@ def test_nothing_is_kept_when_not_wanted(tmp_path: Path, features: Path) -> None
 def test_groups_do_not_show_and_bound_what_is_encoded_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips: list[Any] = [sound(seconds, seed) for seed, seconds in enumerate([0.5, 95, 2, 61, 1, 30])]
     expected = AudioFeatures([Counting()], keep=False).features_all(clips)
-    monkeypatch.setattr(ears, "_GROUP", 3)
+    monkeypatch.setattr(audio_features, "_GROUP", 3)
     part = Counting()
     for one, other in zip(expected, AudioFeatures([part]).features_all(clips), strict=True):
         assert same(one, other)
@@ -239,7 +239,7 @@ def test_groups_do_not_show_and_bound_what_is_encoded_at_once(tmp_path: Path, mo
 
 
 def test_a_stopped_run_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ears, "_GROUP", 2)
+    monkeypatch.setattr(audio_features, "_GROUP", 2)
     good = [written(tmp_path / f"{seed}.wav", 1, seed) for seed in range(2)]
     bad = tmp_path / "bad.wav"
     bad.write_text("no audio")

@@ -1,7 +1,7 @@
-"""FIRST's relevance feedback (arXiv:2406.15657, second half): re-aim a dense query vector at a reranker's order.
+"""FIRST's relevance feedback (arXiv:2406.15657, second half): move a dense query vector towards a reranker's order.
 
-Knows: query and passage vectors, what a reranker said of the passages, dot products. Does not know: encoders,
-rerankers, texts. Any vectors serve whose dot product is the first stage's score.
+Knows: query and passage vectors, a reranker's scores and order, dot products. Does not know: encoders, rerankers,
+texts. Any vectors will do whose dot product is the first stage's score.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from broadsheet.console import InputError
-from broadsheet.rank.losses import weighted_ranknet
+from broadsheet.rank.first import weighted_ranknet
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class RelevanceFeedback:
     """Move query vectors until they score the reranked passages as the reranker did, then search again with them.
 
     Use when: a dense first stage misses passages that are like those a reranker puts first: the second search finds
-        more of them (recall), at the cost of one more search and no more reading by a model.
-    Inputs: per query its vector, the vectors of the passages that were reranked (100, say), and a cross-encoder's
-        scores and/or a listwise reranker's order of them. Scores are distilled first, then the order is learnt.
+        more of them (recall), for one more search and no further pass of a model.
+    Inputs: per query its vector, the vectors of the reranked passages (about 100), and a cross-encoder's scores, a
+        listwise reranker's order of them, or both. Scores are distilled first, then the order is learnt.
     Relation: gradient-based pseudo-relevance feedback; Rocchio averages vectors instead.
 
     Parameters:
@@ -72,7 +72,7 @@ class RelevanceFeedback:
 
         Args:
             queries: (batch, dimension).
-            passages: (batch, n, dimension), those each query was reranked with.
+            passages: (batch, n, dimension), the passages that were reranked for each query.
             scores: (batch, n), a cross-encoder's; higher = better.
             order: for each query indices of its passages, best first; those not named are not compared.
             mask: (batch, n), True where there is a passage.
@@ -82,7 +82,7 @@ class RelevanceFeedback:
         """
         inside = _check(queries, passages, scores, mask)
         if scores is None and order is None:
-            raise InputError("got neither scores nor an order; expected what a reranker said of the passages")
+            raise InputError("got neither scores nor an order; expected a reranker's scores, its order, or both")
         wide = torch.float64 if queries.dtype == torch.float64 else torch.float32
         vectors = passages.detach().to(wide)
         moved = queries.detach().to(wide).clone().requires_grad_()
@@ -91,12 +91,14 @@ class RelevanceFeedback:
             if scores is not None:
                 target = torch.where(inside, scores.to(wide), 0)
                 with torch.no_grad():
-                    first = _dot(moved, vectors)
+                    first = _dot(moved, vectors)  # q·p before any step: (batch, n)
+                    # c/2, c = spread(target) / spread(initial)
                     factor = factor * _spread(target, inside) / _spread(first, inside).clamp(min=1e-9)
                 wanted = log_softmax(torch.where(inside, target, torch.finfo(wide).min), 1)
 
                 def distil() -> Tensor:
                     found = log_softmax(torch.where(inside, factor * _dot(moved, vectors), torch.finfo(wide).min), 1)
+                    # KL(softmax of the target ‖ softmax of (c/2)·q·p), summed over queries
                     return torch.where(inside, wanted.exp() * (wanted - found), 0).sum()
 
                 _descend(moved, distil, self.score_steps, self.score_rate)
@@ -104,7 +106,7 @@ class RelevanceFeedback:
                 ranks, named = _ranks(order, inside)
 
                 def follow() -> Tensor:
-                    # A sum over queries: in Adam each then moves as it would alone.
+                    # L_rank of (c/2)·q·p. Summed over queries, so that Adam moves each as it would alone.
                     return len(queries) * weighted_ranknet(factor * _dot(moved, vectors), ranks, named)
 
                 _descend(moved, follow, self.order_steps, self.order_rate)
@@ -166,7 +168,7 @@ def _ranks(order: Sequence[Sequence[int]], inside: Tensor) -> tuple[Tensor, Tens
         for rank, place in enumerate(places):
             if not 0 <= place < inside.shape[1] or not known[row, place] or named[row, place]:
                 raise InputError(
-                    f"order {row + 1} names passage {place} twice, or there is none; expected indices below"
+                    f"order {row + 1} names passage {place} twice, or it does not exist; expected indices below"
                     f" {int(known[row].sum())}, each once"
                 )
             ranks[row, place], named[row, place] = rank, True

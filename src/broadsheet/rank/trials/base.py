@@ -1,33 +1,112 @@
-"""Rerankers as arms of a trial, and what is said about how they did.
+"""What a trial asks of rerankers: lists of candidates to put in order, and what is reported of how they did.
 
-Knows: lists, `ListwiseReranker`, the A/B engine. Does not know: which arms a paper wants.
+Knows: lists, `ListwiseReranker`, `Trial`. Does not know: which arms a paper wants.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from broadsheet import models
 from broadsheet.data.retrieval.metrics import MEASURES, evaluate_lists
 from broadsheet.models.safefiles import read_json
+from broadsheet.options import option
+from broadsheet.rank.list_source import ListSource
 from broadsheet.rank.trials.bias import position_bias
+from broadsheet.trial.base import EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Metric
-from broadsheet.trial.results import ArmResult, Curve, Role
+from broadsheet.trial.results import ArmResult, Curve
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from broadsheet.data.retrieval.lists import RankList
     from broadsheet.rank.base import ListwiseReranker
-    from broadsheet.rank.trials.items import Lists
 
 FIRST_STAGE = "first stage"
 METRICS = [Metric(name, bounds=(0, 1)) for name in MEASURES]
 _COUNTS = ("calls", "passages", "prompt_tokens", "output_tokens", "invalid_outputs", "cut_passages", "shortened_words")
+
+
+@dataclass
+class RerankerTrial(Trial):
+    """The options and the task that trials of rerankers share.
+
+    The lists come from documentation: the summary line of a docstring has to find its body among what BM25 finds
+    (`pydocs`); or from a BEIR folder.
+    """
+
+    reranker: str | None = option(
+        None, "A trained reranker (`broadsheet apply first`); the model itself by default.", metavar="FOLDER"
+    )
+    also: tuple[str, ...] = option((), "Further rerankers, each an arm named after its folder.", metavar="FOLDER,…")
+    queries: int | Literal["all"] | None = option(100, "Lists; `all` of a BEIR folder.", quick=12, least=1)
+    candidates: int = option(20, "In a list, the best of the first stage.", least=1)
+    words: int = option(40, "Of a passage that is searched and shown; 0: all.", least=0)
+    titles: bool = option(False, "Passages of pydocs show the name of their function or class.")
+    first_stage: str | None = option(
+        None, "A TREC run over a BEIR folder, whose order is improved; by default BM25's.", metavar="FILE"
+    )
+    split: str = option("test", "Of the BEIR folder's qrels.", metavar="NAME")
+
+    def ordering(self, block_size: int = 5) -> EvalTask:
+        """Lists to put in order; kept as `lists_`."""
+        source = ListSource(self.data, self.words, self.titles, self.first_stage or "", self.split, self.seed)
+        items = self.lists_ = source.test(0 if self.queries == "all" else int(self.queries or 0), self.candidates)
+        return EvalTask(
+            "ordering",
+            items.lists,
+            METRICS,
+            self.arm,
+            item="list",
+            about=f"{items.about}; {len(items.lists)} queries, at most {self.candidates} candidates each by "
+            f"{self.first_stage or 'BM25'}, {self.words or 'all'} words a passage" + ", titles shown" * self.titles,
+            fingerprint=items.fingerprint,
+            block_size=block_size,
+        )
+
+    def arm(self, arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
+        """The first stage's order, or a reranker's."""
+        if arm.name == FIRST_STAGE:
+            return first_stage(arm, self.candidates)
+        return reranking(arm, model, width=self.candidates)
+
+    def unranked(self, role: Any = None) -> ModelArm:
+        """The first stage's order as an arm."""
+        return ModelArm(FIRST_STAGE, lambda: None, role, "the candidates as they came")
+
+    @property
+    def main(self) -> str:
+        """The model that is tried: the trained reranker's folder, or the model."""
+        return self.reranker or self.model
+
+    @property
+    def model_name(self) -> str:
+        return self.reranker or models.title(self.model)
+
+    def load(self, name: str, **changes: Any) -> ListwiseReranker:
+        """A reranker with other settings than its own."""
+        from broadsheet.rank.base import ListwiseReranker
+
+        return ListwiseReranker.load(name, device=self.device, dtype=self.dtype, **changes)
+
+    def ranking_setting(self, reranker: ListwiseReranker) -> dict[str, str]:
+        """What every trial on lists reports of the model that ran."""
+        return {
+            **training(self.reranker or ""),
+            "dtype": str(reranker.model.dtype).removeprefix("torch."),
+            "device": str(reranker.model.device),
+        }
+
+    def figures(self, outcome: Outcome) -> list[Curve]:
+        return [success(outcome.results, self.lists_.lists, "Right passage among the first k")]
+
+    def notes(self, outcome: Outcome) -> list[str]:
+        return [ceiling(self.lists_.lists), *account(outcome.results, self.lists_.lists)]
 
 
 def changed(reranker: ListwiseReranker, **settings: Any) -> ListwiseReranker:
@@ -42,19 +121,6 @@ def changed(reranker: ListwiseReranker, **settings: Any) -> ListwiseReranker:
     )
 
 
-def setting(
-    items: Lists, model: PreTrainedModel, *, candidates: int, words: int, titles: bool, first_stage: str
-) -> dict[str, str]:
-    """What every trial on lists of passages says of them, and of the model it ran."""
-    return {
-        "data": items.about,
-        "lists": f"{len(items.lists)} queries, at most {candidates} candidates each by {first_stage or 'BM25'}, "
-        f"{words or 'all'} words a passage" + ", titles shown" * titles,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-    }
-
-
 def training(folder: str) -> dict[str, str]:
     """How the reranker in `folder` was trained last, for a trial's setting; nothing where no record is kept."""
     record = Path(folder).expanduser() / "training.json"
@@ -62,31 +128,25 @@ def training(folder: str) -> dict[str, str]:
         return {}
     kept = read_json(record)
     settings, objective = kept["settings"], kept["settings"]["objective"]
-    how = ", ".join(f"{key} {value}" for key, value in objective.items() if key != "name" and value is not None)
+    how = ", ".join(
+        f"{key} {value}" for key, value in objective.items() if key not in ("name", "lists") and value is not None
+    )
     return {
-        "training": f"{objective['name']} ({how}), {kept['lists']:,} lists in {kept['steps']:,} steps and "
+        "training": f"{objective['name']} ({how}), {kept['examples']:,} lists in {kept['steps']:,} steps and "
         f"{kept['seconds'] / 60:.0f} minutes, {settings['method']}, learning rate {settings['learning_rate']:g}"
     }
 
 
-def first_stage(role: Role, width: int) -> Arm:
+def first_stage(arm: ModelArm, width: int) -> Arm:
     """The order that the lists come in. Its speed is that of copying them: the search was done before."""
 
     def run(block: Sequence[RankList]) -> Measured:
         return _outputs(block, [list(range(len(each.ids))) for each in block], {}, width)
 
-    return Arm(FIRST_STAGE, run, role, "the candidates as they came")
+    return Arm(arm.name, run, description=arm.description)
 
 
-def reranking(
-    name: str,
-    reranker: ListwiseReranker,
-    role: Role,
-    description: str,
-    *,
-    width: int,
-    shuffle: int | None = None,
-) -> Arm:
+def reranking(arm: ModelArm, model: LazyModel, *, width: int, shuffle: int | None = None) -> Arm:
     """A reranker as an arm over blocks of lists.
 
     Its outputs are nDCG@10 and RR@10, the order it gave (padded with −1 to `width`), and for each query the block's
@@ -98,6 +158,7 @@ def reranking(
     """
 
     def run(block: Sequence[RankList]) -> Measured:
+        reranker: ListwiseReranker = model()
         order = [list(range(len(each.ids))) if shuffle is None else each.shuffled(shuffle)[1] for each in block]
         given = [each.reordered(places) for each, places in zip(block, order, strict=True)]
         begin = time.perf_counter()
@@ -107,7 +168,7 @@ def reranking(
         counts = {name: getattr(reranker.stats_, name) / len(block) for name in _COUNTS}
         return _outputs(block, orders, counts, width, seconds)
 
-    return Arm(name, run, role, description)
+    return Arm(arm.name, run, description=arm.description, prepare=model.prepare)
 
 
 def _outputs(

@@ -1,8 +1,8 @@
 """`AudioFeatures`: the frames of several encoders for each clip, and the cache on disk that makes them cheap.
 
-Knows encoders by the socket, clips by content. Does not know language models. A clip's frames lie in one `.npy` file
+Knows: encoders by the socket, clips by content. Does not know: language models. A clip's frames are in one `.npy` file
 per encoder, under the encoder's identity and the SHA-256 of the clip, so that a changed file or other weights are
-never mistaken, and a cached clip need not even be decoded.
+never mistaken for it, and a cached clip need not even be decoded.
 """
 
 from __future__ import annotations
@@ -36,22 +36,21 @@ class _Piece(NamedTuple):
 
 
 class AudioFeatures:
-    """Several encoders that listen to the same clips, with their frames kept on disk.
+    """Several encoders for the same clips, with their frames cached on disk.
 
     Args:
         encoders: in the order of their frames.
-        folder: where frames are kept; by default `features` in the cache folder.
-        dtype: in which frames are kept, "float32" or "float16" (half the disk; the frames are rounded whether they
-            come from disk or not).
-        keep: False to neither read nor write any file of frames.
+        folder: of the cached frames; by default `features` in the cache folder.
+        dtype: of the cached frames, "float32" or "float16" (half the disk; frames are rounded, cached or not).
+        keep: False to neither read nor write cached frames.
 
     Attributes:
         encoders, folder, dtype, keep: as given.
         piece_seconds: length of the pieces that clips are cut into, see `piece_seconds`.
 
     Example:
-        ears = Ears([encoder("whisper:tiny.en"), encoder("speech-embedding")])
-        [[speech, sound]] = ears.features("clip.wav")      # one piece: (1500, 384) and (frames, 96)
+        audio_features = AudioFeatures([encoder("whisper:tiny.en"), encoder("speech-embedding")])
+        [[speech, sound]] = audio_features.features("clip.wav")      # one piece: (1500, 384) and (frames, 96)
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class AudioFeatures:
         return self.features_all([audio])[0]
 
     def features_all(self, audios: Sequence[str | Path | Tensor]) -> list[list[list[Tensor]]]:
-        """Frames of several clips, as `features` gives them; what is not cached is encoded in batches, each clip once.
+        """Frames of several clips, as from `features`; those not cached are encoded in batches, each clip once.
 
         A run that is stopped loses at most the clips of one batch.
         """
@@ -126,7 +125,7 @@ class AudioFeatures:
         frames = [each.float().cpu() for each in encoder.encode_all([piece.wave for piece in pieces])]
         settings = encoder.settings()
         for piece, each in zip(pieces, frames, strict=True):
-            # Cached frames are told apart into pieces by this number.
+            # Cached frames are split into pieces by this number.
             promised = encoder.frames_of(settings, len(piece.wave))
             if tuple(each.shape) != (promised, encoder.width):
                 raise RuntimeError(
@@ -177,13 +176,13 @@ class AudioFeatures:
 
 
 def piece_seconds(settings: Sequence[Mapping[str, Any]]) -> float:
-    """How long the pieces are that encoders of these settings hear: 30 s, or the shortest context of theirs."""
+    """Seconds of the pieces that encoders of these settings take: 30, or the shortest of their contexts."""
     contexts = [float(each["context_seconds"]) for each in settings if "context_seconds" in each]
     return min([waves.PIECE_SECONDS, *contexts])
 
 
 def _key(audio: Any) -> str:
-    """What a clip's frames are kept under: SHA-256 of the file, or of the samples."""
+    """The key of a clip's frames: SHA-256 of the file, or of the samples."""
     if isinstance(audio, str | Path):
         path = Path(audio).expanduser()
         try:

@@ -1,4 +1,4 @@
-"""The folder of a training: one process at a time, gone on with from the same alone, nothing else touched."""
+"""The folder of a training: one process at a time, resumed from the same config alone, nothing else touched."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from broadsheet.console import InputError
 from broadsheet.training.workdir import workdir
 
 MADE = {"rate": 1e-3, "minutes": 5, "sizes": (2, 4), "model": "0123", "objective": {"name": "a"}}
-OPTIONS = {"finished": "done.json", "may_change": ["minutes"], "kind": "embedder"}
+OPTIONS = {"finished": "done.json", "mutable_keys": ["minutes"], "kind": "embedder"}
 
 
 def test_without_an_out_the_folder_is_gone_at_the_end():
@@ -17,17 +17,19 @@ def test_without_an_out_the_folder_is_gone_at_the_end():
     assert not folder.exists()
 
 
-def test_a_folder_is_gone_on_with_from_the_same_settings_alone(tmp_path):
+def test_a_folder_is_resumed_with_the_same_settings_alone(tmp_path):
     out = tmp_path / "deep" / "out"
     with workdir(out, MADE, **OPTIONS) as folder:
         assert folder == tmp_path / "deep" / "out.partial"
         (folder / "kept").touch()
     with workdir(out, MADE | {"minutes": 9}, **OPTIONS) as folder:
         assert (folder / "kept").exists()
-    with pytest.raises(InputError, match=r"other model; rate 0\.001, now 0\.1: go on"):
+    with pytest.raises(InputError, match=r"other model; rate 0\.001, now 0\.1: resume"):
         workdir(out, MADE | {"model": "89ab", "rate": 0.1}, **OPTIONS).__enter__()
-    with pytest.raises(InputError, match="other model '0123', now '89ab': go on"):
+    with pytest.raises(InputError, match="other model '0123', now '89ab': resume"):
         workdir(out, MADE | {"model": "89ab"}, fingerprints=(), **OPTIONS).__enter__()
+    with pytest.raises(InputError, match=r"other objective\.name 'a', now 'b'; objective\.size None, now 3: resume"):
+        workdir(out, MADE | {"objective": {"name": "b", "size": 3}}, **OPTIONS).__enter__()
     with workdir(out, MADE | {"rate": 0.1}, force=True, **OPTIONS) as folder:
         assert not (folder / "kept").exists()
     (folder / "settings.json").write_text("{")

@@ -1,0 +1,60 @@
+"""The command `compare`: a verdict on per-item results of other tools."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from broadsheet.cli.root import Json, app
+from broadsheet.console import say
+
+
+@app.command(epilog="Example: broadsheet compare samples_a.jsonl samples_b.jsonl")
+def compare(
+    a: Annotated[Path, typer.Argument(help="Per-item results of the baseline.")],
+    b: Annotated[Path, typer.Argument(help="Per-item results to compare with it.")],
+    qrels: Annotated[Path | None, typer.Option(help="Relevance judgements, when A and B are TREC runs.")] = None,
+    measure: Annotated[list[str] | None, typer.Option(help="TREC measure; may be repeated. Default: nDCG@10.")] = None,
+    lower_is_better: Annotated[
+        list[str] | None, typer.Option(help="A metric that should be low; may be repeated.")
+    ] = None,
+    higher_is_better: Annotated[
+        list[str] | None, typer.Option(help="A metric that should be high, whatever its name says; may be repeated.")
+    ] = None,
+    id_field: Annotated[str | None, typer.Option(help="The field or column that names an item.")] = None,
+    score_field: Annotated[
+        str | None, typer.Option(help="The field or column to compare; by default every number.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Give a paired verdict on two files of per-item results that other tools wrote.
+
+    Reads lm-evaluation-harness samples (--log_samples JSONL), TREC runs with --qrels, and plain JSONL, CSV or TSV with
+    an id column and numeric columns.
+    """
+    from dataclasses import asdict
+
+    from broadsheet import report
+    from broadsheet.page.evidence import finite
+    from broadsheet.trial.compare import compare_files
+    from broadsheet.trial.stats import multiplicity_warning
+
+    comparisons = compare_files(
+        a,
+        b,
+        qrels=qrels,
+        measures=tuple(measure or ("nDCG@10",)),
+        lower_is_better=tuple(lower_is_better or ()),
+        higher_is_better=tuple(higher_is_better or ()),
+        id_field=id_field,
+        score_field=score_field,
+    )
+    if as_json:
+        if warning := multiplicity_warning(comparisons):
+            say(warning)
+        print(json.dumps(finite([asdict(comparison) for comparison in comparisons]), indent=1, ensure_ascii=False))
+        return
+    report.comparison_table(comparisons)

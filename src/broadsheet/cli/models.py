@@ -1,0 +1,27 @@
+"""The command `models`: what is cached."""
+
+from __future__ import annotations
+
+import json
+
+from broadsheet.cli.root import Json, app
+
+
+@app.command(epilog="Example: broadsheet models")
+def models(as_json: Json = False) -> None:
+    """Show which models are cached, how large they are and where they lie."""
+    from broadsheet.models import cached
+
+    found = cached()
+    if as_json:
+        print(json.dumps([model._asdict() for model in found], indent=1, default=str))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("model", "size", "state", "path"):
+        table.add_column(column, overflow="fold")
+    for model in found:
+        table.add_row(model.name, f"{model.size / 1e6:,.0f} MB", "whole" if model.whole else "damaged", str(model.path))
+    Console(highlight=False).print(table if found else "no model is cached yet: `broadsheet demo` fetches the default")

@@ -1,0 +1,79 @@
+"""The command's root, and what all its commands share: `--json`, own options, where results may be written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from broadsheet import __version__
+from broadsheet.console import InputError
+
+app = typer.Typer(
+    name="broadsheet",
+    help="Every paper on one page of 79 papers about LLMs for text: run it on your model and your data, "
+    "and see in one run, against the plain baseline, whether it helps.",
+    epilog="Start with: broadsheet demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"broadsheet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+class OwnOptions(TyperCommand):
+    """A command whose first argument names a class with options of its own: `--help` lists those too."""
+
+    def own(self, name: str) -> type | None:
+        """The class that `name` stands for; None where it has none."""
+        raise NotImplementedError
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        self._named = next((each for each in args if not each.startswith("-")), "")
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        from broadsheet.options import describe
+
+        super().format_options(ctx, formatter)
+        kind = self.own(self._named) if self._named else None
+        if kind is not None:
+            with formatter.section(f"Options of {self._named}"):
+                formatter.write_dl([(f"{row.name} {row.value}".strip(), told(row)) for row in describe(kind)])
+
+
+def told(row: Any) -> str:
+    """An option's help with its default: `"Pairs of texts. (60; with --quick 20)"`."""
+    return f"{row.help} ({row.default})" if row.default else str(row.help)
+
+
+def writable(folder: Path) -> None:
+    """Refuse before hours of work, not after, a folder that the report cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {folder}: {error.strerror}; give another folder with --out") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write to {folder}; give another folder with --out")

@@ -1,0 +1,127 @@
+"""The commands `try`, `study` and `demo`: a paper against the plain baseline."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from broadsheet.cli.root import EXTRA, OwnOptions, app, writable
+from broadsheet.console import InputError, say
+
+Out = Annotated[Path, typer.Option(help="Folder for the report (JSON and HTML).")]
+Record = Annotated[bool, typer.Option("--record", help="Keep the result as evidence/<id>.json.")]
+
+
+class _Trials(OwnOptions):
+    def own(self, name: str) -> type | None:
+        from broadsheet.page.papers import get_trial, load
+
+        kind: type = load(get_trial(name)[1])
+        return kind
+
+
+@app.command("try", cls=_Trials, context_settings=EXTRA, epilog="Example: broadsheet try lastde --quick")
+def try_(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="ID|STAGE", help="A paper, or a stage for all its methods at once.")],
+    out: Out = Path("runs"),
+    record: Record = False,
+) -> None:
+    """Try a paper against the plain baseline, on your model and your data.
+
+    Prints a table with intervals and one verdict a metric, and writes JSON and one HTML page. Every trial takes
+    --model, --data, --quick and --seed; `broadsheet try ID --help` lists all that a trial takes.
+    """
+    from broadsheet.options import pairs
+    from broadsheet.page.papers import get_trial
+
+    paper, entry = get_trial(name)
+    _run(paper, entry, pairs(context.args), out, record)
+
+
+class _Studies(_Trials):
+    def own(self, name: str) -> type | None:
+        return super().own(_study(name))
+
+
+@app.command(cls=_Studies, context_settings=EXTRA, epilog="Example: broadsheet study dense_retrieval --preset A")
+def study(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="ID", help="A study; `_study` at the end may be left out.")],
+    out: Out = Path("runs"),
+    record: Record = False,
+) -> None:
+    """Rerun a study's table on your models and data: `try`, for papers that compare what others propose.
+
+    Cells of a table are kept, so that another table, or the same one again, does not train them anew.
+    """
+    from broadsheet.options import pairs
+    from broadsheet.page.papers import get_trial, page
+
+    paper, entry = get_trial(_study(name))
+    if {each.id: each.kind for each in page()}.get(paper) != "study":
+        raise InputError(f"{paper} is no study: `broadsheet try {paper}` tries it, `papers --kind study` lists studies")
+    _run(paper, entry, pairs(context.args), out, record)
+
+
+def _study(name: str) -> str:
+    from broadsheet.page.papers import page
+
+    return f"{name}_study" if f"{name}_study" in {paper.id for paper in page()} else name
+
+
+@app.command(epilog="Example: broadsheet demo")
+def demo(out: Out = Path("runs")) -> None:
+    """Try the first paper (lastde) quickly on the built-in model and corpus: the whole idea in a few minutes."""
+    from broadsheet.page.papers import get, get_trial
+
+    paper, entry = get_trial("lastde")
+    say(f"broadsheet: does a paper help on this machine? Trying “{get(paper).title}” ({get(paper).url}).")
+    say("The built-in model writes half of the texts; nine detectors say which half. This takes a few minutes.")
+    _run(paper, entry, {"quick": True}, out, record=False)
+
+
+def _run(paper: str, entry: str, given: dict[str, Any], out: Path, record: bool) -> None:
+    from broadsheet import report
+    from broadsheet.options import construct
+    from broadsheet.page import evidence, replay
+    from broadsheet.page.papers import load, page
+
+    writable(out)
+    row = next((row for row in page() if row.id == paper), None)
+    if record and row is not None:
+        _check_oracles(row)
+    trial = construct(load(entry), given).for_paper(paper)
+    result = trial.run()
+    result.command = shlex.join(["broadsheet", *sys.argv[1:]])
+    result.title = row.title if row else result.title
+    if made := replay.trained(trial.given()):
+        result.provenance["trained"] = made
+    report.terminal(result, written=report.write(result, out))
+    if record:
+        if row is not None and row.kind == "method" and not result.claims:
+            raise InputError(f"nothing is recorded: the trial of {paper} names no claim of the paper ({entry})")
+        where = row.evidence_folder if row else evidence.folder()
+        where.mkdir(exist_ok=True)
+        print(f"evidence {evidence.record(paper, result.to_dict(), where)}")
+    trial.finish()
+
+
+def _check_oracles(paper: Any) -> None:
+    """See, in a checkout, that a method has numeric oracles before a trial of it is recorded.
+
+    Raises:
+        InputError: it has none.
+    """
+    import json
+
+    oracles = paper.evidence_folder.parent / "tests" / "oracles"
+    file = oracles / f"{paper.id}.json"
+    if paper.kind != "method" or not oracles.is_dir():
+        return
+    if not file.is_file() or not json.loads(file.read_text(encoding="utf-8")).get("cases"):
+        raise InputError(f"nothing can be recorded yet: {file} holds no case of {paper.id}'s equations")

@@ -1,0 +1,392 @@
+"""`Trial`: a paper's trial says its question, tasks, arms and claims; what holds for all trials is done here.
+
+Knows: options, arms, tasks, the A/B engine, the work folder. Does not know: any stage. The base owns sizes and
+`--quick`, the work folder and its journals (a stopped trial is resumed), facts and fingerprints, provenance, roles, the
+check that claims are the tried paper's own, and the note that a gain is absent.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from broadsheet.cache import fingerprint, home
+from broadsheet.console import InputError, say
+from broadsheet.methods import ForPaper
+from broadsheet.options import option
+from broadsheet.page.evidence import provenance, versions
+from broadsheet.trial.engine import Arm, Metric, run_arms
+from broadsheet.trial.results import ArmResult, Curve, Distribution, Role, TrialResult, joined, plural
+from broadsheet.trial.stats import Comparison
+
+if TYPE_CHECKING:
+    from broadsheet.models import Loaded
+
+Figure = Curve | Distribution
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says it wins, named before the result is seen: `arm` beats `baseline` on `metric`.
+
+    Args:
+        sentence: what the paper says, in our words, with the place where it says so.
+    """
+
+    metric: str
+    baseline: str
+    arm: str
+    sentence: str = ""
+
+
+@dataclass(frozen=True)
+class ModelArm:
+    """What takes part in a trial: a model, method or program that is made once, and runs as one arm of each task.
+
+    Args:
+        name: as printed.
+        make: loads, trains or builds it, when it is first asked for. `Trial.trained` is one that trains.
+        role: `"baseline"` for one arm; `"sibling"` and `"peer"` as in `Arm`. None: `"method"` where it is of the paper
+            that is tried, else `"sibling"`.
+        description: one line.
+        paper: the id of the paper it is of; empty for what no paper of the page adds.
+    """
+
+    name: str
+    make: Callable[[], Any] = field(repr=False)
+    role: Literal["baseline", "sibling", "peer"] | None = None
+    description: str = ""
+    paper: str = ""
+
+    @classmethod
+    def of(
+        cls, name: str, made: Any, role: Literal["baseline", "sibling", "peer"] | None = None, description: str = ""
+    ) -> ModelArm:
+        """An arm of what is made already; its class says of which paper it is."""
+        return cls(name, lambda: made, role, description, getattr(made, "paper", ""))
+
+
+class LazyModel:
+    """What a `ModelArm` makes, made when it is first asked for, once for all tasks.
+
+    Args:
+        make: what it raises is raised again for each task.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+        self._made: Any = None
+        self._error: Exception | None = None
+
+    def __call__(self) -> Any:
+        if self._error:
+            raise self._error
+        if self._made is None:
+            try:
+                self._made = self.make()
+            except Exception as error:
+                self._error = error
+                raise
+        return self._made
+
+    def prepare(self) -> None:
+        """Make it now."""
+        self()
+
+    def drop(self) -> None:
+        """Let go of what was made."""
+        self._made = None
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """What every arm is asked.
+
+    Args:
+        name: as errors and files name it.
+        items: what the arms answer.
+        metrics: computed from the answers.
+        arm: `(model arm, its lazy model, path for what it may keep)` to the arm; the base sets its role.
+        item: what is counted, in the singular; `per_item` of them in an item (2 for a pair of texts).
+        about: one line for the trial's setting.
+        fingerprint: of the items.
+        blocks: timed turns of each arm; `block_size`, items in a turn, decides instead where it is given.
+    """
+
+    name: str
+    items: Sequence[Any]
+    metrics: Sequence[Metric]
+    arm: Callable[[ModelArm, LazyModel, Path], Arm] = field(repr=False)
+    item: str = "item"
+    per_item: int = 1
+    about: str = ""
+    fingerprint: str = ""
+    blocks: int = 10
+    block_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the arms did, for figures and notes."""
+
+    tasks: Sequence[EvalTask]
+    results: list[ArmResult]
+    comparisons: list[Comparison]
+
+    @cached_property
+    def usable(self) -> dict[str, ArmResult]:
+        """The arms that did not fail, by name."""
+        return {arm.name: arm for arm in self.results if arm.status == "ok"}
+
+    def comparison(self, metric: str, baseline: str, arm: str) -> Comparison | None:
+        """That comparison, or None where it was not made."""
+        key = (metric, baseline, arm)
+        return next((c for c in self.comparisons if (c.metric, c.baseline, c.arm) == key), None)
+
+
+@dataclass
+class Trial(ForPaper):
+    """The base of trials. A subclass sets `paper` (or `stage`) and `title`, declares its options, and says:
+
+    - `question()`: what is asked, in one sentence.
+    - `tasks()`: data and metrics; may load data, and raises InputError where it cannot be used.
+    - `arms()`: who takes part, the baseline among them.
+    - `claims()`: what the paper says it wins.
+    - and, where there is more to say, `setting()`, `also_compare()`, `figures()`, `notes()`, `absence()`.
+
+    A stage's own trial (`stage = "detect"`) serves each paper of the stage that has no trial of its own: arms get the
+    role `method`, and claims hold, by the paper that is tried.
+    """
+
+    title: ClassVar[str] = ""
+
+    model: str = option("default", "`default`, a hub id, a folder, or a .gguf file.", metavar="MODEL")
+    data: str = option("pydocs", "`pydocs`, a file or folder of documents, or `hf:[org/]name:split`.", metavar="DATA")
+    quick: bool = option(False, "Fewer items: minutes instead of tens of minutes.")
+    seed: int = option(0, "Of sampling, shuffling, training and the bootstrap.", least=0)
+    device: str | None = option(None, "Where models run; chosen by default.", metavar="NAME")
+    dtype: str | None = option(None, "Of the models; chosen by default.", metavar="NAME")
+    method: str | None = option(
+        None, "Fields of the method that is tried, as in 'lm_infinite(n_local=1024)'.", metavar="NAME(FIELD=VALUE)"
+    )
+
+    # What a subclass says
+
+    def question(self) -> str:
+        """What is asked, in one sentence."""
+        raise NotImplementedError
+
+    def tasks(self) -> Sequence[EvalTask]:
+        """What the arms are asked. Loads data, and keeps on `self` what `arms` needs of it."""
+        raise NotImplementedError
+
+    def arms(self) -> Sequence[ModelArm]:
+        """Who takes part; `self.workdir` exists by then."""
+        raise NotImplementedError
+
+    def claims(self) -> Sequence[Claim]:
+        """What the tried paper says it wins, among these arms."""
+        return []
+
+    def also_compare(self) -> Sequence[tuple[str, str]]:
+        """Further comparisons, `(baseline, arm)`, beside those of every arm with the baseline and of every claim."""
+        return []
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the outcome besides options and items; by default the model's fingerprint."""
+        kept = "loaded" in self.__dict__
+        known = {"model": {"name": self.model, "fingerprint": self.loaded.fingerprint}}
+        if not kept:
+            self.release()
+        return known
+
+    def setting(self) -> Mapping[str, Any]:
+        """What a reader should know of this run, by name; model and tasks are added by themselves."""
+        return {}
+
+    def further(self, outcome: Outcome) -> Sequence[Comparison]:
+        """Comparisons computed from what the arms gave, where the engine cannot; may add values to arms."""
+        return []
+
+    def figures(self, outcome: Outcome) -> Sequence[Figure]:
+        """The trial's own figures."""
+        return []
+
+    def notes(self, outcome: Outcome) -> Sequence[str]:
+        """What a reader should know before trusting the numbers; each is made from this run."""
+        return []
+
+    def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
+        """Why a gain that the paper reports may be absent here: scale, data, or what was measured of the mechanism."""
+        return ""
+
+    # What a subclass uses
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The model and its tokenizer; `release` lets go of them."""
+        from broadsheet import models
+
+        return models.load(self.model, device=self.device, dtype=self.dtype)
+
+    def release(self) -> None:
+        """Free `loaded`."""
+        self.__dict__.pop("loaded", None)
+        gc.collect()
+
+    @property
+    def model_name(self) -> str:
+        """The model, in words."""
+        from broadsheet import models
+
+        return models.title(self.model)
+
+    def folder(self, name: str) -> Path:
+        """Where the arm of that name, or a part of it, is kept until the trial's result is written."""
+        return self.workdir / fingerprint(name)
+
+    def trained(
+        self, name: str, train: Callable[[Path], Any], load: Callable[[Path], Any], *, done: str = "training.json"
+    ) -> Callable[[], Any]:
+        """A `ModelArm.make` that trains on first use, and is read back from its folder: a killed trial is resumed.
+
+        Args:
+            train: trains into the folder it is given, as `training.fit(…, out)` does. What it returns is let go of, so
+                that its memory is free before anything is timed.
+            load: reads the trained model back.
+            done: the file that a finished folder holds.
+        """
+        folder = self.folder(name)
+
+        def make() -> Any:
+            if not (folder / done).exists():
+                say(f"training: {name}")
+                made = train(folder)
+                if getattr(made, "finished", True) is False:
+                    raise KeyboardInterrupt  # its checkpoint is kept, and the trial resumes there
+                del made
+                gc.collect()
+            return load(folder)
+
+        return make
+
+    # What the base does
+
+    def run(self) -> TrialResult:
+        """Load the data, run every arm on every task, explain.
+
+        Raises:
+            InputError: an option, a model or the data cannot be used.
+        """
+        tasks = list(self.tasks())
+        facts = {
+            "seed": self.seed,
+            **self.facts(),
+            "data": {"name": self.data, "fingerprint": {task.name: task.fingerprint for task in tasks}},
+        }
+        key = fingerprint([versions(), facts, self.given(), self.tried])
+        self.workdir = home() / "trials" / f"{self.tried}-{key}"
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        arms, claims = list(self.arms()), list(self.claims())
+        self._check(arms, tasks, claims)
+        outcome = self._run(arms, tasks, claims)
+        outcome.comparisons.extend(self.further(outcome))
+        return TrialResult(
+            paper=self.tried,
+            title=self.title,
+            question=self.question(),
+            setting={"model": self.model_name, **{task.name: task.about for task in tasks if task.about}}
+            | dict(self.setting()),
+            arms=outcome.results,
+            comparisons=outcome.comparisons,
+            item=tasks[0].item,
+            claims=[(claim.metric, claim.baseline, claim.arm) for claim in claims],
+            figures=list(self.figures(outcome)),
+            notes=[*self.notes(outcome), *self._absent(claims, outcome)],
+            provenance=provenance(**facts),
+        )
+
+    def finish(self) -> None:
+        """Remove what `run` kept to be resumed; called when its result is written."""
+        shutil.rmtree(self.workdir, ignore_errors=True)
+
+    def _check(self, arms: Sequence[ModelArm], tasks: Sequence[EvalTask], claims: Sequence[Claim]) -> None:
+        """See that the trial is the tried paper's own.
+
+        Raises:
+            InputError: no arm is of the paper; `--method` names a method that takes no part.
+            ValueError: a claim names no arm of the paper, no baseline, or no metric; two tasks share a metric's name.
+        """
+        self.check_calls()
+        metrics = [metric.name for task in tasks for metric in task.metrics]
+        if len(set(metrics)) < len(metrics):
+            raise ValueError(f"got metrics {metrics}; expected each name once")
+        names = [arm.name for arm in arms]
+        own = {arm.name for arm in arms if self._role(arm) == "method"}
+        if not own:
+            raise InputError(f"this trial has no arm of {self.tried}, so it cannot try it")
+        speed = f"{plural(tasks[0].item)}/s"
+        for claim in claims:
+            if claim.arm not in own:
+                raise ValueError(f"the claim {claim} names no arm of {self.tried}; its arms are {sorted(own)}")
+            if claim.baseline not in names:
+                raise ValueError(f"the claim {claim} names no arm as its baseline; the arms are {names}")
+            if claim.metric not in (*metrics, speed, *self.further_metrics()):
+                raise ValueError(f"the claim {claim} names no metric; the metrics are {[*metrics, speed]}")
+
+    def further_metrics(self) -> Sequence[str]:
+        """Metrics that `further` computes, so that claims may name them."""
+        return []
+
+    def _role(self, arm: ModelArm) -> Role:
+        return arm.role or ("method" if self.of_tried_paper(arm) else "sibling")
+
+    def _run(self, arms: Sequence[ModelArm], tasks: Sequence[EvalTask], claims: Sequence[Claim]) -> Outcome:
+        """Every task with every arm: one result an arm, with the metrics of all tasks. Speed is the first task's."""
+        lazy = {arm.name: LazyModel(arm.make) for arm in arms}
+        wanted = [*((claim.baseline, claim.arm) for claim in claims), *self.also_compare()]
+        whole: list[ArmResult] = []
+        comparisons: list[Comparison] = []
+        try:
+            for turn, task in enumerate(tasks):
+                say(f"{task.name}: {task.about or f'{len(task.items)} {plural(task.item)}'}")
+                kept = {arm.name: self.workdir / f"{task.name}-{fingerprint(arm.name)}" for arm in arms}
+                results, found = run_arms(
+                    [replace(task.arm(arm, lazy[arm.name], kept[arm.name]), role=self._role(arm)) for arm in arms],
+                    list(task.items),
+                    task.metrics,
+                    block_size=task.block_size or max(1, -(-len(task.items) // task.blocks)),
+                    pairs=list(dict.fromkeys(wanted)),
+                    item=task.item,
+                    per_item=task.per_item,
+                    seed=self.seed,
+                    journal=self.workdir / f"{task.name}.jsonl",
+                )
+                if len(tasks) > 1:
+                    results = [replace(r, error=f"{task.name}: {r.error}") if r.error else r for r in results]
+                whole = [joined(a, b) for a, b in zip(whole, results, strict=True)] if turn else results
+                comparisons += [c for c in found if not turn or c.metric != f"{plural(task.item)}/s"]
+        finally:
+            for each in lazy.values():
+                each.drop()
+            gc.collect()
+        usable = {arm.name for arm in whole if arm.status == "ok"}
+        return Outcome(tasks, whole, [c for c in comparisons if {c.baseline, c.arm} <= usable])
+
+    def _absent(self, claims: Sequence[Claim], outcome: Outcome) -> list[str]:
+        """One note for each claim that this run does not show, and why that may be."""
+        told: dict[str, list[str]] = {}
+        for claim in claims:
+            found = outcome.comparison(claim.metric, claim.baseline, claim.arm)
+            if found is not None and found.verdict != "helps":
+                why = self.absence(claim, found, outcome)
+                told.setdefault(why, []).append(f"{claim.metric} of {claim.arm} over {claim.baseline}")
+        return [
+            f"The gain that the paper reports is absent here in {' and '.join(gains)}." + f" {why}" * bool(why)
+            for why, gains in told.items()
+        ]
