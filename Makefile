@@ -24,9 +24,9 @@ demo-hear: $(VENV)/.installed-hear speech  ## teach the built-in model to hear, 
 	echo "said in a clip it has not heard: $$(field answer)"; \
 	$(BIN)/broadsheet hear listen "runs/clips/$$(field audio)" "What is said?" --model runs/ears
 
-test: $(VENV)/.installed-dev speech  ## unit tests, the default model on real text, and the numeric oracles
-	$(BIN)/python -m pytest
-	$(BIN)/python tests/oracles.py tests/oracles
+# A worker a core. `make test PAPER=gem` runs what tests one paper.
+test: $(VENV)/.installed-dev speech  ## unit tests, the default model on real text, the numeric oracles; PAPER=gem: one paper's
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder --budget $(if $(PAPER),--paper $(PAPER))
 
 lint: $(VENV)/.installed-dev  ## formatting, lint, types, one-way imports
 	$(BIN)/ruff format --check .

@@ -309,7 +309,8 @@ def test_the_table_of_detectors_holds_each_with_its_paper_and_cost() -> None:
         assert url.endswith(f"/{arxiv}")
         assert arxiv in kinds[name].__doc__
         for field in ("n_samples", "n_perturbations", "n_regenerations"):
-            assert str(getattr(kinds[name], field, "")) in cost
+            if isinstance(value := getattr(kinds[name], field, None), int):  # a property where nothing is sampled
+                assert str(value) in cost
 
 
 # Examples run

@@ -14,7 +14,6 @@ import shutil
 import sys
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -36,11 +35,8 @@ from broadsheet.attend.transnormer import (
     srmsnorm,
 )
 from broadsheet.attend.transnormer_config import TransNormerCache, TransNormerConfig
-from broadsheet.attend.trials import transnormer as transnormer_trial
-from broadsheet.attend.trials.transnormer import BEGIN, TransNormerTrial, read
-from broadsheet.cache import home
+from broadsheet.attend.trials.transnormer import read
 from broadsheet.console import InputError
-from broadsheet.data import corpora
 
 VOCABULARY = 61
 DECAYS = torch.tensor([-0.5, -0.01, 0.0], dtype=torch.float64)
@@ -632,103 +628,6 @@ def test_nothing_can_be_taken_back():
         model.generate(ids, cache_implementation="static", max_new_tokens=3)
     with pytest.raises(InputError, match="keeps neither"):
         DecayedState().update(ids, ids)
-
-
-# The trial.
-
-
-@pytest.fixture
-def small_trial(tmp_path, monkeypatch):
-    """A trial of seconds on a corpus of its own: `small_trial(**options)`."""
-    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(transnormer_trial, "DECODE_CONTEXTS", (8, 40))
-    lines = [{"id": str(i), "text": " ".join(f"{i * j % 97}" for j in range(60 if i % 2 else 9))} for i in range(40)]
-    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, [*lines, *lines[:9]])), encoding="utf-8")
-    shape = {"texts": 6, "steps": 4, "length": 16, "batch": 2, "width": 16, "layers": 2, "heads": 2, "device": "cpu"}
-    return lambda **changes: TransNormerTrial(data=str(tmp_path / "corpus.jsonl"), **shape | changes)
-
-
-def test_trial_trains_both_on_the_same_and_compares_them(small_trial):
-    trial = small_trial()
-    result = trial.run()
-    arms = {arm.name: arm for arm in result.arms}
-    assert [arm.error for arm in result.arms] == [""] * 5
-    assert result.claims == [("loss", "Llama", "TransNormer")]
-    assert {c.arm for c in result.comparisons if c.baseline == "Llama" and c.metric == "loss"} == set(arms) - {"Llama"}
-    assert all(np.asarray(arm.samples["parts"]).shape == (6, 8) for arm in result.arms)
-    losses = [arm.values["loss"].estimate for arm in result.arms]
-    assert len(set(losses)) == 5
-    milliseconds, held = result.figures[2:]
-    assert held.lines["TransNormer"][0] == held.lines["TransNormer"][1] == 2 * (16 + 8) * 8 * 4
-    assert held.lines["Llama"] == [2 * 2 * 16 * 4 * n for n in (8, 40)]
-    assert all(value > 0 for line in milliseconds.lines.values() for value in line)
-    sizes = [sum(p.numel() for p in model.parameters()) for model in trial.trained_.values()]
-    assert max(sizes) < 1.02 * min(sizes)
-
-
-def test_trial_goes_on_after_a_kill_and_forgets_when_done(small_trial, monkeypatch):
-    whole = small_trial().run()
-    monkeypatch.setattr(TransNormerTrial, "_train", lambda *_: pytest.fail("trained again"))
-    trial = small_trial()
-    (journal,) = (home() / "trials").glob("transnormer-*/journal.jsonl")
-    journal.write_text(journal.read_text(encoding="utf-8").splitlines(keepends=True)[0], encoding="utf-8")
-    rerun = trial.run()
-    assert [arm.samples["loss"] for arm in rerun.arms] == [arm.samples["loss"] for arm in whole.arms]
-    trial.finish()
-    assert not list((home() / "trials").iterdir())
-
-
-def test_trial_holds_out_whole_documents(small_trial):
-    trial = small_trial()
-    trial._settle()
-    texts = trial._texts(corpora.load(trial.data))
-    assert texts.held_out.shape == (6, 129)
-    assert (texts.held_out[:, 0] == BEGIN).all()
-    stream = bytes(texts.stream[texts.stream != BEGIN].tolist())
-    for text in texts.held_out:
-        assert bytes(text[1:].tolist()) not in stream
-    first, second = (trial._batch(texts.stream, step) for step in (0, 1))
-    torch.manual_seed(9)
-    assert torch.equal(trial._batch(texts.stream, 0), first)
-    assert not torch.equal(first, second)
-    assert first.shape == (2, 17)
-
-
-def test_trial_reads_loss_by_stretch():
-    model, ids = make(), tokens(13, batch=2)
-    logits = model(ids[:, :-1]).logits.detach()
-    by_hand = -logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-    expected = by_hand.reshape(2, 3, 4).mean(-1)
-    assert read(model, ids, 3) == pytest.approx(expected.numpy(), abs=1e-5)
-
-
-def test_trial_says_what_it_cannot_use(small_trial):
-    for changes, message in [
-        ({"model": "gpt2"}, "trained from scratch"),
-        ({"length": 500}, "make --length smaller"),
-        ({"steps": -1}, "--steps -1"),
-        ({"width": 18, "heads": 3, "lr": 0.0}, "--lr 0"),
-        ({"width": 15}, "--width 15"),
-        ({"device": "tpu9"}, "--device tpu9 cannot be used"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            small_trial(**changes).run()
-
-
-def test_trial_reports_an_arm_whose_loss_is_lost(small_trial, monkeypatch):
-    kept = transnormer_trial.Shape.transnormer
-
-    def broken(shape, decay):
-        model = kept(shape, decay)
-        if decay == "paper":
-            model.lm_head.weight.data.fill_(math.nan)
-        return model
-
-    monkeypatch.setattr(transnormer_trial.Shape, "transnormer", broken)
-    result = small_trial().run()
-    failed = {arm.name: arm.error for arm in result.arms if arm.status == "failed"}
-    assert list(failed) == ["TransNormer, Eq. 2"]
-    assert "the loss is nan after 0 steps" in failed["TransNormer, Eq. 2"]
 
 
 @pytest.mark.real

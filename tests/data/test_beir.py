@@ -67,7 +67,7 @@ def test_what_is_wrong_with_a_folder_is_named(folder, tmp_path):
     with pytest.raises(InputError, match=r"no .*dev\.tsv; .* has qrels for test"):
         Beir(folder).lists("dev")
     write_qrels(folder, "q1\td2\tvery\n")
-    with pytest.raises(InputError, match=r"test\.tsv:2: expected query, document and a whole number"):
+    with pytest.raises(InputError, match=r"test\.tsv:2: field 'score' is not a whole number .got 'very'."):
         Beir(folder).qrels("test")
     (folder / "corpus.jsonl").write_text('{"_id": "d1", "text": "a"}\n{"_id": "d1", "text": "b"}\n')
     with pytest.raises(InputError, match="names document 'd1' twice"):

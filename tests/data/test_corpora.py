@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
-from broadsheet.data import corpora, pydocs
+from broadsheet.data import corpora, pydocs, sources
 from broadsheet.data.corpora import Document, load
 
 ROWS = [{"id": "a", "text": "One."}, {"id": "b", "text": "Two, ünïcödé \u2028 and all.", "year": 1999}, {"text": " "}]
@@ -172,9 +172,9 @@ def test_missing_file_suggests_near_names(tmp_path, monkeypatch):
 def test_nothing_to_read(tmp_path):
     with pytest.raises(InputError, match=r"holds no documents; expected files that end in \.jsonl"):
         load(tmp_path)
-    (tmp_path / "corpus.csv").touch()
-    with pytest.raises(InputError, match=r"corpus\.csv: expected a name that ends in"):
-        load(tmp_path / "corpus.csv")
+    (tmp_path / "corpus.docx").touch()
+    with pytest.raises(InputError, match=r"corpus\.docx: expected a name that ends in"):
+        load(tmp_path / "corpus.docx")
     with pytest.raises(InputError, match="expected 'stop' or 'skip'"):
         load("pydocs", on_error="ignore")
 
@@ -310,7 +310,7 @@ def test_pydocs(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_hub_specs(spec, parsed):
-    assert corpora._parse_hub_spec(spec) == parsed
+    assert sources.parse_hub_spec(spec) == parsed
 
 
 @pytest.mark.parametrize("spec", ["hf:", "hf:imdb", "hf:imdb:", "hf::train", "hf:a/b/c/d:train", "hf:a//b:train"])

@@ -154,10 +154,12 @@ def test_layers_are_chosen_by_the_sweep_and_saved(files: dict[str, str], model: 
 
 
 def test_given_layers_are_taken_and_no_data_is_read(model: str, tmp_path: Path):
-    run("token_prepending", "none.tsv", tmp_path / "out", model=model, layer=3, exit=2)
+    (tmp_path / "none.tsv").write_bytes(b"\xff")
+    none = str(tmp_path / "none.tsv")
+    run("token_prepending", none, tmp_path / "out", model=model, layer=3, exit=2)
     made = load(tmp_path / "out").encoder
     assert (made.layer, made.exit) == (3, 2)
-    run("token_prepending", "none.tsv", tmp_path / "out", model=model, layer=2, exit=2, template="meta-eol", force=True)
+    run("token_prepending", none, tmp_path / "out", model=model, layer=2, exit=2, template="meta-eol", force=True)
     assert load(tmp_path / "out").encode(TEXTS).shape == (6, 32)
 
 
@@ -213,11 +215,11 @@ def test_pairs_are_read_whatever_their_fields_are_called(tmp_path: Path, row: di
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"query": "q"}, "row a.jsonl:2: no field 'positive'"),
-        ({"query": "q", "positive": 3}, "row a.jsonl:2: field 'positive' is not a string"),
-        ({"query": " ", "positive": "p"}, "row a.jsonl:2: an empty query"),
-        ({"query": "q", "positive": "\n"}, "row a.jsonl:2: an empty positive"),
-        ({"query": "q", "positive": "p", "negatives": [1]}, "row a.jsonl:2: field 'negatives' is neither"),
+        ({"query": "q"}, "a.jsonl:2: no field 'positive'"),
+        ({"query": "q", "positive": 3}, "a.jsonl:2: field 'positive' is not a string"),
+        ({"query": " ", "positive": "p"}, "a.jsonl:2: an empty query"),
+        ({"query": "q", "positive": "\n"}, "a.jsonl:2: an empty positive"),
+        ({"query": "q", "positive": "p", "negatives": [1]}, "a.jsonl:2: field 'negatives' is not a list of texts"),
         ({"positive": "p"}, "a.jsonl:2: no field 'query'"),
     ],
 )

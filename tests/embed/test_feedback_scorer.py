@@ -147,7 +147,7 @@ def test_corpus_is_scored_and_a_stopped_call_goes_on(scorer, tmp_path, monkeypat
     [
         ({"answers": None}, "no 'answers'"),
         ({"pos": None, "neg": None}, "no candidates"),
-        ({"neg": 3}, "field 'neg' is int"),
+        ({"neg": 3}, "field 'neg' is not a list of texts .got 3."),
     ],
 )
 def test_a_bad_row_is_named(scorer, tmp_path, change, message):

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 from two_processes import leave
 
 from broadsheet.console import InputError
+from broadsheet.embed import lexical_specialization
 from broadsheet.embed.data import lexicon
 from broadsheet.embed.data.induction import BilingualLexiconInduction, gold_ranks, induction_scores
 from broadsheet.embed.data.lexicon import WordPair
@@ -253,6 +254,24 @@ def test_small_language_pairs_come_more_often_than_their_share():
     assert rare == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.parametrize(("alpha", "share"), [(0.0, 1 / 2), (1.0, 1 / 10), (2.0, 1 / 82)])
+def test_training_draws_language_pairs_by_its_alpha(monkeypatch, tiny_model, tiny_tokenizer, alpha, share):
+    pairs = [WordPair(f"a{i}", f"b{i}", f"s{i}", ("en", "de")) for i in range(45)]
+    pairs += [WordPair(f"c{i}", f"d{i}", f"t{i}", ("ka", "th")) for i in range(5)]
+    given = {}
+    monkeypatch.setattr(
+        lexical_specialization, "fit", lambda model, rows, loss, out, **settings: given.update(settings)
+    )
+    method = LexicalSpecialization(alpha=alpha)
+    method.fit(method.embedder((tiny_model(), tiny_tokenizer())), pairs)
+    sampler = given["batch_sampler"](range(50), 10, drop_last=False, seed=0)
+    drawn = []
+    for epoch in range(100):
+        sampler.set_epoch(epoch)
+        drawn += [i >= 45 for batch in sampler for i in batch]
+    assert np.mean(drawn) == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 5000))
+
+
 def test_sampling_follows_seed_and_epoch_and_minus_one_shuffles():
     languages = (("a", "b"),) * 20
     made = LanguagePairSampler(languages, alpha=-1)
@@ -352,14 +371,14 @@ def test_columns_are_told_by_header_or_number(tmp_path, text, pair):
     (tmp_path / "words.tsv").write_text(text, encoding="utf-8")
     with gzip.open(tmp_path / "words.tsv.gz", "wt", encoding="utf-8") as file:
         file.write(text)
-    assert lexicon.read_tsv(tmp_path / "words.tsv") == [pair] == lexicon.read_tsv(tmp_path / "words.tsv.gz")
+    assert lexicon.load(str(tmp_path / "words.tsv")) == [pair] == lexicon.load(str(tmp_path / "words.tsv.gz"))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"a\tb\nc\t\n", r"words\.tsv:2: a word is missing"),
-        (b"a\n", r"words\.tsv:1: 1 columns"),
+        (b"a\tb\nc\t\n", r"words\.tsv:2: an empty word2"),
+        (b"a\n", r"words\.tsv:1: columns: 1; expected some called word1, word2, or without names 2"),
         (b"\xff\xfea\tb\n", "not UTF-8"),
         (b"\n\n", "holds no word pairs"),
     ],
@@ -375,7 +394,7 @@ def test_bad_lines_are_named(tmp_path, text, message):
     [
         ("wordnet:/nowhere", "apt install wordnet-base"),
         ("freedict:xxx-yyy", "apt install dict-freedict-xxx-yyy"),
-        ("/nowhere.tsv", "give a TSV of word pairs"),
+        ("/nowhere.tsv", "give rows of word pairs"),
     ],
 )
 def test_what_is_missing_is_named(name, message):

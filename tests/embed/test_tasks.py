@@ -126,14 +126,16 @@ def test_a_choice_of_pairs_follows_from_the_seed_and_keeps_the_files_order(tmp_p
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.tsv", "score\tsentence1\nx", "a.tsv:2: 1 columns"),
-        ("a.tsv", "score\tsentence1\tnote\n1\ta\tb", "a.tsv:2: no column for a second sentence"),
-        ("a.tsv", "score\tsentence1\tsentence2\n1\ta\tb\nhigh\tc\td", "a.tsv:3: the score 'high'"),
-        ("a.tsv", "score\tsentence1\tsentence2\nnan\ta\tb", "a.tsv:2: the score 'nan'"),
-        ("a.tsv", "1\ta\tb\tc", "a.tsv:1: no header, and 4 columns"),
+        ("a.tsv", "score\tsentence1\tsentence2\nx", "a.tsv:2: columns: 1, but 3 in the first line"),
+        ("a.tsv", "score\tsentence1\nx", "a.tsv:1: columns: 2; expected some called sentence1, sentence2, score"),
+        ("a.csv", "score,sentence1,note,more\n1,a,b,c", "a.csv:1: columns: 4; expected .* without names 3 .score, "),
+        ("a.tsv", "score\tsentence1\tnote\n1\ta\tb", "a.tsv:1: field 'score' is not a number .got 'score'."),
+        ("a.tsv", "score\tsentence1\tsentence2\n1\ta\tb\nhigh\tc\td", "a.tsv:3: field 'score' is not a number"),
+        ("a.tsv", "score\tsentence1\tsentence2\nnan\ta\tb", "a.tsv:2: field 'score' is not a number .got 'nan'."),
+        ("a.tsv", "1\ta\tb\tc", "a.tsv:1: columns: 4; expected some called"),
         ("a.tsv", "", "holds no sentence pairs"),
-        ("a.jsonl", "{}\n[1]\n", "a.jsonl:1: no column for a first sentence"),
-        ("a.jsonl", "nothing\n", "a.jsonl:1: not a JSON object"),
+        ("a.jsonl", "{}\n[1]\n", "a.jsonl:1: no field 'sentence1'; the row has no fields"),
+        ("a.jsonl", "nothing\n", "a.jsonl:1: not JSON; "),
     ],
 )
 def test_a_line_that_is_no_pair_is_named(tmp_path: Path, name: str, text: str, message: str):

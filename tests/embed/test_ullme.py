@@ -274,6 +274,27 @@ def test_a_query_with_one_candidate_has_nothing_to_agree_about(made):
     assert not row.any()
 
 
+@pytest.mark.parametrize(("temperature", "generation_temperature"), [(0.05, 1.0), (0.5, 0.1)])
+@pytest.mark.parametrize("direction", ["gen-rt", "rt-gen"])
+def test_agreement_is_the_kl_of_both_rankings_each_at_its_temperature(
+    made, temperature, generation_temperature, direction
+):
+    model = made()
+    settings: dict[str, Any] = {"temperature": temperature, "generation_temperature": generation_temperature}
+    objective = GRL(model, weights=TERMS["consistency"], consistency=direction, **settings).double()
+    read = objective._read(model, objective.collate(ITEMS))
+    passages = read["passage"].split([3, 2, 4])
+    expected = 0.0
+    for item, query, vectors in zip(ITEMS, read["query"], passages, strict=True):
+        pairs = [(item["query"], text) for text in (item["positive"], *item["negatives"])]
+        embedded = (torch.cosine_similarity(query[None], vectors) / temperature).softmax(0)
+        generated = (torch.tensor(mean_log_probs(model.encoder, pairs)) / generation_temperature).softmax(0)
+        left, right = (generated, embedded) if direction == "gen-rt" else (embedded, generated)
+        expected += (left * (left / right).log()).sum().item() / len(ITEMS)
+    terms, _ = gradients(objective, model)
+    assert terms["consistency"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_agreement_trains_the_embedding_alone_while_the_generator_is_detached(made):
     """With the embedding taken away, nothing is left to learn."""
     model = made()

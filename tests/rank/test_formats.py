@@ -68,9 +68,9 @@ def test_a_request_without_candidates_stays_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "holds a JSON dict; expected an array"),
+        ("{}", "not a JSON list .got dict.; expected a list of objects"),
         ("[", "not JSON"),
-        ('[{"query": {"text": "q"}, "candidates": []}]', "request 1: no request of rank_llm"),
+        ('[{"query": {"text": "q"}, "candidates": []}]', "requests.json:1: no request of rank_llm"),
         (
             '[{"query": {"text": "q", "qid": 1}, "candidates": [{"docid": 1, "score": 1, "doc": {}}]}]',
             "'1' has no text",

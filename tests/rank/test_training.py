@@ -202,17 +202,17 @@ def test_lists_without_a_difference_are_left_out(capsys):
 
 
 BAD = [
-    ({"documents": ["a", "b"], "labels": [0, 1]}, "query is None"),
-    ({"query": "  ", "documents": ["a", "b"], "labels": [0, 1]}, "query is '  '"),
+    ({"documents": ["a", "b"], "labels": [0, 1]}, "no field 'query'"),
+    ({"query": "  ", "documents": ["a", "b"], "labels": [0, 1]}, "an empty query"),
     ({"query": "q", "documents": ["a"], "labels": [0]}, "at least two"),
-    ({"query": "q", "documents": "ab", "labels": [0, 1]}, "at least two"),
+    ({"query": "q", "documents": "ab", "labels": [0, 1]}, "field 'documents' is not a list .got 'ab'."),
     ({"query": "q", "documents": ["a", "b"], "labels": [0]}, "expected 2 finite"),
-    ({"query": "q", "documents": ["a", "b"], "labels": [0, float("nan")]}, "expected 2 finite"),
+    ({"query": "q", "documents": ["a", "b"], "labels": [0, float("nan")]}, "field 'labels' is not a list of numbers"),
     ({"query": "q", "documents": ["a", "b"], "ranking": [1, 2]}, "indices 0 to 1"),
     ({"query": "q", "documents": ["a", "b"], "ranking": [1, 1]}, "each once"),
     ({"query": "q", "documents": ["a", "b"], "ranking": []}, "indices 0 to 1"),
     ({"query": "q", "documents": ["a", "b"]}, "neither ranking nor labels"),
-    (["q"], "got list"),
+    (["q"], "not a JSON object .got list."),
 ]
 
 
@@ -233,13 +233,13 @@ def test_files_of_rows(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "lists.parquet")
     assert read_rows(tmp_path / "lists.parquet") == rows
     path.write_bytes(b'{"query": "\xff"}\n')
-    with pytest.raises(InputError, match=r"lists\.jsonl, line 1: not JSON"):
+    with pytest.raises(InputError, match=r"lists\.jsonl:1: not UTF-8"):
         read_rows(path)
     path.write_text(json.dumps({"query": "q"}) + "\n")
-    with pytest.raises(InputError, match=r"lists\.jsonl, row 1"):
+    with pytest.raises(InputError, match=r"lists\.jsonl:1: no field 'documents'; the row has query; rename"):
         read_rows(path)
     (tmp_path / "lists.parquet").write_text("x")
-    with pytest.raises(InputError, match="no Parquet"):
+    with pytest.raises(InputError, match="not Parquet"):
         read_rows(tmp_path / "lists.parquet")
     with pytest.raises(InputError, match="no file"):
         read_rows(tmp_path / "none.jsonl")

@@ -157,7 +157,7 @@ def test_what_cannot_be_written_leaves_the_checkpoints(tmp_path: Path) -> None:
     def full(folder: Path) -> None:
         raise OSError("disk full")
 
-    with pytest.raises(InputError, match="cannot write .*disk full"):
+    with pytest.raises(InputError, match=r"cannot write .*disk full"):
         fit(Line(), points(), Squares(), tmp_path / "out", save=full, **ALWAYS)
     assert not (tmp_path / "out").exists()
     assert fit(Line(), points(), Squares(), tmp_path / "out", **ALWAYS).resumed_from == 8

@@ -17,11 +17,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from broadsheet.cache import atomic_write
 from broadsheet.console import InputError, interruptible, progress, say
-from broadsheet.data.corpora import Corpus, Document
+from broadsheet.data.rows import Rows
+
+
+class Identified(Protocol):
+    """A document, or another row that has an id."""
+
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=Identified)
 
 
 @dataclass(frozen=True)
@@ -49,9 +59,9 @@ class Summary:
 
 
 def map_corpus(
-    corpus: Corpus,
+    corpus: Rows[T],
     out: Path,
-    function: Callable[[list[Document]], Sequence[Mapping[str, Any]]],
+    function: Callable[[list[T]], Sequence[Mapping[str, Any]]],
     *,
     batch_size: int,
     settings: dict[str, Any],
@@ -192,7 +202,7 @@ def _read_record(partial: Path) -> dict[str, Any]:
     return recorded
 
 
-def _resume(partial: Path, documents: Iterator[Document], batch_size: int) -> int:
+def _resume(partial: Path, documents: Iterator[Identified], batch_size: int) -> int:
     """Cut `partial` to whole batches, draw the documents they hold from `documents`, and return how many those are.
 
     Raises:
@@ -229,7 +239,7 @@ def _id(line: bytes) -> str | None:
     return identifier
 
 
-def _append(descriptor: int, partial: Path, batch: list[Document], results: Sequence[Mapping[str, Any]]) -> None:
+def _append(descriptor: int, partial: Path, batch: Sequence[Identified], results: Sequence[Mapping[str, Any]]) -> None:
     if len(results) != len(batch):
         raise ValueError(f"got {len(results)} results for {len(batch)} documents; expected one each")
     lines = memoryview(b"".join(_line(document.id, result) for document, result in zip(batch, results, strict=True)))

@@ -118,15 +118,15 @@ class Drafter(ABC):
         check_model(model, tree=not self.chain)
         _check_request(type(self).__name__, generation_config, input_ids, synced_gpus, model_kwargs)
         check_cache(model_kwargs.get("cache"))
-        writer = _Writer(
+        writer = GreedyWriter(
             input_ids, logits_processor, stopping_criteria, generation_config, streamer or _streamer_of_caller()
         )
-        self.stats_ = account = DecodeStats()
+        self.stats_ = stats = DecodeStats()
         # The prompt is read exactly as plain greedy decoding reads it: chunks, continued caches, padding, embeddings.
         outputs = model._prefill(input_ids, generation_config, model_kwargs)
         cache = outputs.cache
         check_cache(cache)  # a cache made without the config grows its layers here
-        account.forwards = 1
+        stats.forwards = 1
         positions = model_kwargs.get("position_ids")
         position = None if positions is None else int(positions[0, -1]) + 1
         target = TargetModel(model, cache, model_kwargs.get("attention_mask"), position, tree=not self.chain)
@@ -139,18 +139,19 @@ class Drafter(ABC):
             self.prepare(target, writer.room - 1)
             start = time.perf_counter()
             draft = self.draft(writer.room - 1)
-            account.draft_seconds += time.perf_counter() - start
-            accepted = writer.write(target.read(writer.tokens[-1], draft), draft)
+            stats.draft_seconds += time.perf_counter() - start
+            logits = target.read(writer.tokens[-1], draft)  # (1 + nodes, vocabulary)
+            accepted = writer.write(logits, draft)
             target.keep(accepted, len(draft))
             new = writer.tokens[-1 - len(accepted) :]
             start = time.perf_counter()
             self.wrote(new, len(accepted))
-            account.draft_seconds += time.perf_counter() - start
-            account.forwards += 1
-            account.drafted += len(draft)
-            account.accepted += len(accepted)
-            account.sizes[len(draft)] = account.sizes.get(len(draft), 0) + 1
-        account.tokens = len(writer.tokens)
+            stats.draft_seconds += time.perf_counter() - start
+            stats.forwards += 1
+            stats.drafted += len(draft)
+            stats.accepted += len(accepted)
+            stats.sizes[len(draft)] = stats.sizes.get(len(draft), 0) + 1
+        stats.tokens = len(writer.tokens)
         return writer.result(cache)
 
 
@@ -191,7 +192,7 @@ def _streamer_of_caller() -> Any:
     return frame.f_locals.get("streamer") if frame.f_code.co_name == "generate" else None
 
 
-class _Writer:
+class GreedyWriter:
     """The sequence as it grows: what greedy decoding chooses, and when it ends."""
 
     def __init__(

@@ -279,4 +279,4 @@ class TokenPrependingRecipe(Recipe):
 
         if source.spec == "pydocs":
             return documented_pairs(self.limit or 300, False, self.seed)
-        return sts(source.spec, self.limit or 0, self.seed)
+        return sts(source.spec, self.limit or 0, self.seed, source.on_error)

@@ -17,12 +17,13 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from broadsheet.apply.corpus import Summary, map_corpus
-from broadsheet.cache import sha256_file
 from broadsheet.console import InputError, say
-from broadsheet.data.corpora import Corpus, Document, InvalidRow, OnError, RowLocation
+from broadsheet.data.corpora import Corpus, Document
+from broadsheet.data.rows import OnError, Stored, made
+from broadsheet.data.schemas import AudioQA
+from broadsheet.data.sources import InvalidRow, RowLocation, RowSource, open_source
 from broadsheet.hear.base import SAMPLE_RATE
 from broadsheet.hear.data import audio as waves_
-from broadsheet.hear.data import rows as rows_
 from broadsheet.hear.prompts import instruction as asked
 from broadsheet.hear.training.fitting import identity
 from broadsheet.models import halve_on_oom
@@ -138,8 +139,8 @@ class Streamed(TextStreamer):
             self.write(words)
 
 
-class Requests(Corpus):
-    """A JSONL file of requests: `audio` (a path or a list), `instruction` or `task`, perhaps `id`.
+class Requests(Stored, Corpus):
+    """Requests: rows of `audio` (a path or a list), `instruction` or `task`, perhaps `id`, as `rows.read` takes them.
 
     Paths are relative to the file. A task alone is asked in its fixed way. A document's metadata holds `audio` (list of
     paths), or, for an invalid line with `on_error="skip"`, `error`: so that each line has its answer.
@@ -148,47 +149,27 @@ class Requests(Corpus):
         InputError: there is no such file; while it is iterated, with `on_error="stop"`, a line that is no request.
     """
 
+    source: RowSource
+
     def __init__(self, path: str | Path, on_error: OnError = "skip") -> None:
-        super().__init__(str(path), on_error, "instruction", "id")
-        self.path = Path(path).expanduser()
-        if not self.path.is_file():
-            raise InputError(f"there is no {path}; expected JSONL with audio, instruction, and perhaps id")
-        self.count = sum(1 for _ in self._rows())
+        self.source = open_source(path)
+        super().__init__(self.source.spec, on_error, "instruction", "id")
+        self.count = self.source.count or sum(1 for _ in self._rows())
 
-    def identity(self) -> dict[str, Any]:
-        return {"requests": self.path.name, "bytes": self.path.stat().st_size}
+    def _rows(self) -> Iterator[tuple[RowLocation, Any]]:
+        # A line that cannot be read becomes a document too: it is answered with what is wrong with it.
+        return ((place, (row,)) for place, row in self.source.rows())
 
-    def fingerprint(self) -> str:
-        return sha256_file(self.path)[:16]
-
-    def describe(self) -> str:
-        return f"{self.spec}: {self.count:,} requests"
-
-    def _rows(self) -> Iterator[tuple[RowLocation, bytes]]:
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield RowLocation(f"{self.path}, line {number}", f"{self.path.name}:{number}"), line
-
-    def _document(self, place: RowLocation, row: Any) -> Document | InvalidRow:
-        number = int(place.id.rpartition(":")[2])
-        identifier = place.id
+    def _made(self, place: RowLocation, row: Any) -> Document | InvalidRow:
+        found = row[0] if isinstance(row[0], InvalidRow) else made(AudioQA, row[0], place)
+        given = row[0].get("id") if isinstance(row[0], dict) else None
+        identifier = place.id if given is None else str(given)
         try:
-            line = row.decode("utf-8-sig")
-            found = rows_.parsed(line, self.path, number, answers=False)
-            named = found.more.get("id")
-            identifier = place.id if named is None else str(named)
-            text = found.instruction or asked(found.task)
-        except UnicodeDecodeError:
-            return self._bad(identifier, f"{place.shown} is no UTF-8 text")
+            if not isinstance(found, InvalidRow):
+                return Document(identifier, found.instruction or asked(found.task), {"audio": list(found.audio)})
         except InputError as error:
-            return self._bad(identifier, str(error))
-        return Document(identifier, text, {"audio": list(found.audio)})
-
-    def _bad(self, identifier: str, reason: str) -> Document:
-        if self.on_error == "stop":
-            raise InputError(f"{reason}; correct it, or skip it: --on-error skip")
-        return Document(identifier, "", {"error": reason})
+            found = InvalidRow(str(error))
+        return found if self.on_error == "stop" else Document(identifier, "", {"error": found.at(place)})
 
 
 def listen_all(

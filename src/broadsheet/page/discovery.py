@@ -191,7 +191,7 @@ class Exports:
 
     Args:
         package: the stage's `__name__`.
-        parts: module (below the stage) to the names it gives.
+        parts: module (below the stage, or whole: `broadsheet.…`) to the names it gives.
 
     Attributes:
         homes: the module of each name.
@@ -204,7 +204,11 @@ class Exports:
 
     def __init__(self, package: str, parts: dict[str, tuple[str, ...]]) -> None:
         self.package = package
-        self.homes = {name: f"{package}.{home}" for home, names in parts.items() for name in names}
+        self.homes = {
+            name: home if home.startswith("broadsheet.") else f"{package}.{home}"
+            for home, names in parts.items()
+            for name in names
+        }
         for each in classes():
             module, name = each.entry.split(":")
             if each.key == "paper" and each.kind == "method" and module.startswith(f"{package}."):

@@ -229,13 +229,16 @@ def get(paper_id: str) -> Paper:
 
 
 def get_trial(name: str) -> tuple[str, str]:
-    """(paper id, `"module:Class"`) of the trial of a paper, or of a stage.
+    """(paper id, `"module:Class"`) of the trial of a paper, or of a stage: its own, else that of its only paper.
 
     Raises:
         InputError: unknown name, or nothing to try yet.
     """
     for stage in stages():
         if stage.id == name:
+            papers = [paper for paper in stage.papers if discovery.trial(paper.id)]
+            if not stage.trial and len(papers) == 1:
+                return papers[0].id, papers[0].trial
             if not stage.trial:
                 raise InputError(
                     f"nothing to try in the stage {name!r} yet: `broadsheet papers --rung 1` lists what can be"

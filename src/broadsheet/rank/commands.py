@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,7 @@ FirstStage = Annotated[
 Words = Annotated[int, typer.Option(min=0, help="Of a passage that is searched and shown; 0: all.")]
 Window = Annotated[int | None, typer.Option(min=2, help="Passages in a call; by default the reranker's own.")]
 Step = Annotated[int | None, typer.Option(min=1, help="How far the window moves on; by default its own.")]
+OnError = Annotated[Literal["stop", "skip"], typer.Option(help="At a bad row: stop, or skip and count.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT and start over.")]
 Device = Annotated[str | None, typer.Option(help="Of the reranker; chosen by default.")]
 Dtype = Annotated[str | None, typer.Option(help="Of the reranker; chosen by default.")]
@@ -32,7 +33,7 @@ def _load(name: str, device: str | None, dtype: str | None, **changes: Any) -> A
 
 @app.command(epilog="Example: broadsheet rerank cranfield --reranker runs/first --out runs/cranfield.run")
 def rerank(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A BEIR folder, or rank_llm's requests (JSONL).")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A BEIR folder, or rank_llm's requests.")],
     out: Out,
     reranker: Reranker = "default",
     candidates: Annotated[int, typer.Option(min=1, help="Of a query, the best of the first stage.")] = 20,
@@ -40,6 +41,7 @@ def rerank(
     words: Words = 40,
     window: Window = None,
     step: Step = None,
+    on_error: OnError = "stop",
     force: Force = False,
     device: Device = None,
     dtype: Dtype = None,
@@ -48,7 +50,8 @@ def rerank(
     from broadsheet.rank import reranking
 
     made = _load(reranker, device, dtype, window=window, step=step)
-    done = reranking.rerank(data, out, made, candidates=candidates, first_stage=first_stage, words=words, force=force)
+    options: dict[str, Any] = {"first_stage": first_stage, "words": words, "on_error": on_error, "force": force}
+    done = reranking.rerank(data, out, made, candidates=candidates, **options)
     if not done.finished:
         raise KeyboardInterrupt
 
@@ -71,19 +74,20 @@ def label(
     split: Annotated[str, typer.Option(help="Of the BEIR folder's qrels.")] = "train",
     window: Window = None,
     step: Step = None,
+    on_error: OnError = "stop",
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of lists.")] = 0,
     force: Force = False,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Label whole lists for `apply fullrank`: all documents ordered by several passes of windows that are compared."""
+    from broadsheet.data.sources import is_rows
     from broadsheet.rank import reranking
     from broadsheet.rank.list_source import ListSource
     from broadsheet.rank.rows import read_rows, training_rows
 
-    path = Path(data).expanduser()
-    if path.is_file():
-        rows = read_rows(path)[:lists]
+    if is_rows(data):
+        rows = read_rows(data, on_error)[:lists]
     else:
         found = ListSource(data, words, titles, first_stage or "", split, seed).train(lists, candidates)
         rows = training_rows(found.lists, order="first_stage")

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from broadsheet.cache import atomic_write
 from broadsheet.console import InputError
+from broadsheet.data import rows
+from broadsheet.data.rows import OnError, column
 from broadsheet.rank.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -50,23 +52,44 @@ class RerankRequest:
         ]
 
 
-def read_requests(path: Path) -> list[RerankRequest]:
-    """rank_llm's requests or results from a `.json` array or `.jsonl` file.
+@dataclass(frozen=True)
+class RequestRow:
+    """A request or a result of rank_llm: `query` holds text and qid; `candidates` hold docid, score and doc each."""
+
+    query: dict[str, Any] = column()
+    candidates: tuple[dict[str, Any], ...] = column(default=())
+
+    def __post_init__(self) -> None:
+        self.request()
+
+    def request(self) -> RerankRequest:
+        """Raises ValueError: a part is missing."""
+        try:
+            docs = [dict(one["doc"]) for one in self.candidates]
+            found = RerankRequest(
+                qid=str(self.query["qid"]),
+                query=self.query["text"],
+                docids=[str(one["docid"]) for one in self.candidates],
+                scores=[float(one["score"]) for one in self.candidates],
+                docs=docs,
+            )
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"no request of rank_llm ({error}); expected query (text, qid) and candidates (docid, score, doc)"
+            ) from None
+        for docid, doc in zip(found.docids, docs, strict=True):
+            if not any(isinstance(doc.get(name), str) for name in _TEXT_FIELDS):
+                raise ValueError(f"candidate {docid!r} has no text; expected one of {', '.join(_TEXT_FIELDS)}")
+        return found
+
+
+def read_requests(path: str | Path, on_error: OnError = "stop") -> list[RerankRequest]:
+    """rank_llm's requests or results: a `.json` array, or other rows of `RequestRow`, as `rows.read` takes them.
 
     Raises:
         InputError: no such file, not JSON, or an entry without query, ids or text.
     """
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    if path.suffix == ".jsonl":
-        lines = [(f"{path}:{number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-        return [_request(_json(line, place), place) for place, line in lines]
-    entries = _json(text, str(path))
-    if not isinstance(entries, list):
-        raise InputError(f"{path} holds a JSON {type(entries).__name__}; expected an array of requests, or .jsonl")
-    return [_request(entry, f"{path}, request {number}") for number, entry in enumerate(entries, 1)]
+    return [row.request() for row in rows.read(path, RequestRow, on_error)]
 
 
 def write_requests(requests: Iterable[RerankRequest], path: Path) -> None:
@@ -162,31 +185,3 @@ def _reordered(request: RerankRequest, hits: Sequence[Mapping[str, Any]]) -> Rer
         scores=[hit["score"] for hit in hits],
         docs=[request.docs[item] for item in order],
     )
-
-
-def _json(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise InputError(f"{place}: not JSON; get the file again") from None
-
-
-def _request(entry: Any, place: str) -> RerankRequest:
-    try:
-        query, candidates = entry["query"], entry["candidates"]
-        docs = [dict(one["doc"]) for one in candidates]
-        request = RerankRequest(
-            qid=str(query["qid"]),
-            query=query["text"],
-            docids=[str(one["docid"]) for one in candidates],
-            scores=[float(one["score"]) for one in candidates],
-            docs=docs,
-        )
-    except (TypeError, KeyError, ValueError) as error:
-        raise InputError(
-            f"{place}: no request of rank_llm ({error}); expected query (text, qid) and candidates (docid, score, doc)"
-        ) from None
-    for docid, doc in zip(request.docids, docs, strict=True):
-        if not any(isinstance(doc.get(name), str) for name in _TEXT_FIELDS):
-            raise InputError(f"{place}: candidate {docid!r} has no text; expected one of {', '.join(_TEXT_FIELDS)}")
-    return request

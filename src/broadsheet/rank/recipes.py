@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from broadsheet.apply.base import Source, Train
 from broadsheet.console import InputError, say
+from broadsheet.data.sources import is_rows
 from broadsheet.options import option
 from broadsheet.rank.list_source import ListSource
 from broadsheet.rank.prompt import BRIEF
@@ -28,7 +29,8 @@ class RerankerRecipe(Train):
     """What trainings of rerankers share.
 
     DATA is `pydocs` (other packages than those of the trial's test), a BEIR folder (`corpus.jsonl`, `queries.jsonl`,
-    `qrels/*.tsv`; its `train` split), or a file of rows with `query`, `documents` and `ranking` or `labels`.
+    `qrels/*.tsv`; its `train` split), or rows of `query`, `documents` and `ranking` or `labels` as `rows.read` takes
+    them.
     """
 
     usage: ClassVar[str] = "try it: broadsheet try first --reranker {out}"
@@ -95,9 +97,8 @@ class RerankerRecipe(Train):
 
     def rows(self, source: Source) -> list[dict[str, Any]]:
         """Lists to train on, in first-stage order."""
-        path = Path(source.spec).expanduser()
-        if path.is_file():
-            return read_rows(path, on_error=source.on_error)[: self.lists]
+        if is_rows(source.spec):
+            return read_rows(source.spec, source.on_error)[: self.lists]
         found = ListSource(source.spec, self.words, self.titles, self.first_stage or "", self.split, self.seed)
         rows = training_rows(found.train(self.lists, self.candidates, self.depth or 0).lists, order="first_stage")
         for row in rows:

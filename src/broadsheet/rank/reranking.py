@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broadsheet.apply.corpus import Summary, map_corpus
 from broadsheet.cache import fingerprint, locked
 from broadsheet.console import InputError, say
-from broadsheet.data.corpora import Corpus, RowLocation
+from broadsheet.data.corpora import Document
 from broadsheet.data.retrieval.beir import Beir
 from broadsheet.data.retrieval.trec import read_run, write_run
+from broadsheet.data.rows import Listed, OnError
+from broadsheet.data.sources import is_rows
 from broadsheet.rank.formats import read_requests, rerank_requests, write_requests
 from broadsheet.rank.rows import write_rows
 
 if TYPE_CHECKING:
-    from broadsheet.data.corpora import Document
     from broadsheet.rank.base import ListwiseReranker
 
 _QUERIES = 16  # reranked side by side, and kept when the command is stopped
@@ -81,6 +82,7 @@ def rerank(
     candidates: int = 20,
     first_stage: str | None = None,
     words: int = 40,
+    on_error: OnError = "stop",
     force: bool = False,
 ) -> Summary:
     """Rerank a BEIR folder's queries into a TREC run, or rank_llm's requests into what rank_llm reads back.
@@ -89,6 +91,7 @@ def rerank(
         candidates: of a query, the best of the first stage.
         first_stage: a TREC run over the BEIR folder; BM25's by default.
         words: of a passage that is searched and shown; 0: all.
+        on_error: at a request that is none, as of `rows.read`.
 
     Raises:
         InputError: the data cannot be used, or `out` exists.
@@ -97,9 +100,9 @@ def rerank(
     _check_free(out, force)
     if path.is_dir():
         return _rerank_folder(path, out, reranker, candidates, first_stage, words)
-    if not path.is_file():
+    if not is_rows(data):
         raise InputError(f"{data} is nothing to rerank; give a BEIR folder or rank_llm's requests")
-    requests = read_requests(path)
+    requests = read_requests(data, on_error)
     started = time.perf_counter()
     done = rerank_requests(reranker, requests)
     write_requests(done, out)
@@ -135,35 +138,13 @@ def _rerank_folder(
 
     # The run is written last, from lines that a stopped command resumes after.
     lines = out.with_name(f"{out.name}.jsonl")
-    queries = _Queries(str(folder), {query: beir.queries[query] for query in run})
+    queries = Listed(str(folder), [Document(query, beir.queries[query]) for query in run])
     summary = map_corpus(queries, lines, reordered, batch_size=_QUERIES, settings=settings, force=lines.exists())
     if summary.finished:
         write_run(dict(_reranked(lines)), out)
         lines.unlink()
         say(f"{out}: the reranked run")
     return Summary(out, summary.documents, summary.resumed, summary.seconds, summary.finished)
-
-
-class _Queries(Corpus):
-    """The queries of a collection as documents, so that reranking them can be stopped and resumed."""
-
-    def __init__(self, spec: str, queries: Mapping[str, str]) -> None:
-        super().__init__(spec, "stop", "text", "id")
-        self.queries = queries
-        self.count = len(queries)
-
-    def identity(self) -> dict[str, Any]:
-        return {"queries": self.fingerprint()}
-
-    def fingerprint(self) -> str:
-        return fingerprint(dict(self.queries))
-
-    def describe(self) -> str:
-        return f"{self.spec}: {len(self.queries):,} queries"
-
-    def _rows(self) -> Iterator[tuple[RowLocation, Any]]:
-        for name, text in self.queries.items():
-            yield RowLocation(name, name), {"id": name, "text": text}
 
 
 def _reranked(lines: Path) -> Iterator[tuple[str, dict[str, float]]]:

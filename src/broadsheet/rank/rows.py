@@ -6,7 +6,6 @@ Knows: files, rows, seeds. Does not know: prompts, tokenizers, tensors.
 from __future__ import annotations
 
 import json
-import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,39 +16,28 @@ from torch.utils.data import Dataset
 
 from broadsheet.cache import atomic_write
 from broadsheet.console import InputError, say
+from broadsheet.data import rows
 from broadsheet.data.retrieval.lists import RankList
+from broadsheet.data.rows import OnError
+from broadsheet.data.schemas import Ranked
+from broadsheet.data.sources import InvalidRow
 
 Row = Mapping[str, Any]
 Order = Literal["first_stage", "shuffled"]
 
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Rows from a `.jsonl` or `.parquet` file, checked.
+def read_rows(spec: str | Path, on_error: OnError = "stop") -> list[dict[str, Any]]:
+    """Lists to train on or to label: rows of `Ranked`, as `rows.read` takes them.
 
     Raises:
-        InputError: no such file, a line that is no JSON object, or a row that is no list to train on (`check_row`).
+        InputError: there are none, or one is no list, named with its line.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no file {path}; expected lists as .jsonl or .parquet")
-    rows: list[dict[str, Any]] = []
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
+    found = rows.read(spec, Ranked, on_error).some("lists")
+    return [{name: _plain(value) for name, value in vars(row).items() if value is not None} for row in found]
 
-        try:
-            rows = pq.read_table(path).to_pylist()
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from None
-    else:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    rows.append(json.loads(line.decode("utf-8")))
-                except ValueError as error:
-                    raise InputError(f"{path}, line {number}: not JSON in UTF-8 ({error})") from None
-    for number, row in enumerate(rows, start=1):
-        check_row(row, f"{path}, row {number}")
-    return rows
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def training_rows(
@@ -87,27 +75,8 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 
 def check_row(row: Any, place: str) -> None:
     """Raises InputError unless `row` has a query, at least two documents, and a `ranking` or `labels` for them."""
-    if not isinstance(row, Mapping):
-        raise InputError(f"{place}: got {type(row).__name__}; expected query, documents, and ranking or labels")
-    query, documents = row.get("query"), row.get("documents")
-    if not isinstance(query, str) or not query.strip():
-        raise InputError(f"{place}: query is {query!r}; expected a text that is not empty")
-    if isinstance(documents, str) or not isinstance(documents, Sequence) or len(documents) < 2:
-        raise InputError(f"{place}: expected documents to be a list of at least two")
-    ranking, labels = row.get("ranking"), row.get("labels")
-    n = len(documents)
-    if labels is not None:
-        good = len(labels) == n and all(isinstance(x, int | float) and math.isfinite(x) for x in labels)
-        if not good:
-            raise InputError(f"{place}: got labels {str(labels)[:60]}; expected {n} finite numbers, one a document")
-    if ranking is not None:
-        known = all(isinstance(x, int) and 0 <= x < n for x in ranking)
-        if not len(ranking) or not known or len(set(ranking)) < len(ranking):
-            raise InputError(
-                f"{place}: got ranking {str(ranking)[:60]}; expected indices 0 to {n - 1}, best first, each once"
-            )
-    if labels is None and ranking is None:
-        raise InputError(f"{place}: neither ranking nor labels; expected one of them")
+    if isinstance(found := rows.made(Ranked, row), InvalidRow):
+        raise InputError(found.at(place))
 
 
 @dataclass(frozen=True)

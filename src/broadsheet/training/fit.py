@@ -144,8 +144,8 @@ def fit(
 
     Args:
         rows: whatever the objective's `collate` takes, in a sequence that is shuffled anew for each epoch; or a torch
-            `Dataset` of them in the order of the whole training, all epochs. For a loss of sentence-transformers a `datasets.Dataset`, a
-            list of dicts, or a dict of either (one data set a batch).
+            `Dataset` of them in the order of the whole training, all epochs. For a loss of sentence-transformers a
+            `datasets.Dataset`, a list of dicts, or a dict of either (one data set a batch).
         objective: an `Objective`; or, for a `SentenceTransformer`, a loss of sentence-transformers built around it.
         out: the folder where the trained model will stand. `<out>.partial` holds checkpoints until then; the same call
             resumes from the newest complete one, with the result of an uninterrupted run bit for bit (as long as

@@ -1,8 +1,10 @@
 """Retrieval test sets that others made: a BEIR folder, with BM25 or a TREC run as the first stage.
 
-    corpus.jsonl[.gz]   {"_id": "d1", "title": "…", "text": "…"} a line
-    queries.jsonl[.gz]  {"_id": "q1", "text": "…"} a line
-    qrels/test.tsv      query, document and relevance, parted by tabs, under a header (also train, dev)
+    corpus.jsonl    {"_id": "d1", "title": "…", "text": "…"} a line
+    queries.jsonl   {"_id": "q1", "text": "…"} a line
+    qrels/test.tsv  query, document and relevance, parted by tabs (also train, dev)
+
+Any of them may be in another format of `sources` instead: `corpus.parquet`, `queries.jsonl.gz`, ….
 
 Knows: these files, run files. Does not know: models.
 """
@@ -15,9 +17,11 @@ from pathlib import Path
 
 from broadsheet.cache import fingerprint, sha256_file
 from broadsheet.console import InputError, say
-from broadsheet.data import corpora
+from broadsheet.data import corpora, rows
 from broadsheet.data.retrieval.lists import Passage, RankList
 from broadsheet.data.retrieval.search import BM25
+from broadsheet.data.schemas import Judgement
+from broadsheet.data.sources import SUFFIXES, named
 
 Run = Mapping[str, Mapping[str, float]]
 
@@ -64,7 +68,10 @@ class Beir:
 
     def splits(self) -> list[str]:
         """Names of the judged splits, such as `["test", "train"]`."""
-        return sorted(path.stem for path in (self.folder / "qrels").glob("*.tsv"))
+        return sorted({path.name.partition(".")[0] for path in self._qrels()})
+
+    def _qrels(self) -> list[Path]:
+        return sorted(path for path in (self.folder / "qrels").glob("*") if path.name.endswith(SUFFIXES))
 
     def qrels(self, split: str) -> dict[str, dict[str, int]]:
         """Relevance by query and document.
@@ -75,22 +82,22 @@ class Beir:
         Raises:
             InputError: there is no such split, a line is none, or none of it is about this collection.
         """
-        path = self.folder / "qrels" / f"{split}.tsv"
-        if not path.exists():
-            raise InputError(f"no {path}; {self.folder} has qrels for {', '.join(self.splits()) or 'no split at all'}")
+        path = named(self.folder / "qrels", split)
+        if path is None:
+            wanted = self.folder / "qrels" / f"{split}.tsv"
+            raise InputError(
+                f"no {wanted}; {self.folder} has qrels for {', '.join(self.splits()) or 'no split at all'}"
+            )
         judged: dict[str, dict[str, int]] = {}
         queries: set[str] = set()
         documents: set[str] = set()
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-            if not line.strip() or (number == 1 and line.lower().startswith("query")):
+        for row in rows.read(path, Judgement):
+            if row.query not in self.queries:
+                queries.add(row.query)
                 continue
-            query, document, relevance = _judgement(line, path, number)
-            if query not in self.queries:
-                queries.add(query)
-                continue
-            if document not in self.documents:
-                documents.add(document)
-            judged.setdefault(query, {})[document] = relevance
+            if row.document not in self.documents:
+                documents.add(row.document)
+            judged.setdefault(row.query, {})[row.document] = row.relevance
         if not any(document in self.documents for row in judged.values() for document in row):
             raise InputError(
                 f"{path} judges no document of {self.folder} for any of its queries: do they belong together?"
@@ -143,7 +150,7 @@ class Beir:
 
     def fingerprint(self) -> str:
         """16 hex digits that change when a file of the collection does."""
-        files = [self._file("corpus"), self._file("queries"), *sorted((self.folder / "qrels").glob("*.tsv"))]
+        files = [self._file("corpus"), self._file("queries"), *self._qrels()]
         return fingerprint([[path.name, sha256_file(path)] for path in files])
 
     def describe(self) -> str:
@@ -169,9 +176,8 @@ class Beir:
         }
 
     def _file(self, name: str) -> Path:
-        for suffix in (".jsonl", ".jsonl.gz"):
-            if (path := self.folder / f"{name}{suffix}").exists():
-                return path
+        if path := named(self.folder, name):
+            return path
         raise InputError(
             f"{self.folder} is no BEIR folder: it lacks {name}.jsonl; expected corpus.jsonl, queries.jsonl and "
             "qrels/test.tsv"
@@ -181,12 +187,3 @@ class Beir:
 def searched(passage: Passage) -> str:
     """What BM25 reads of a passage: title and text."""
     return passage if isinstance(passage, str) else f"{passage.get('title', '')} {passage['text']}".strip()
-
-
-def _judgement(line: str, path: Path, number: int) -> tuple[str, str, int]:
-    parts = line.split("\t")
-    try:
-        query, document, relevance = parts
-        return query, document, int(relevance)
-    except ValueError:
-        raise InputError(f"{path}:{number}: expected query, document and a whole number, parted by tabs") from None

@@ -18,8 +18,9 @@ from torch import Tensor
 from broadsheet import models
 from broadsheet.apply.corpus import Summary, map_corpus
 from broadsheet.console import InputError, say
-from broadsheet.data import corpora
-from broadsheet.data.corpora import Corpus, Document
+from broadsheet.data import rows
+from broadsheet.data.rows import OnError, Rows, column
+from broadsheet.data.schemas import POSITIVE, QUERY
 from broadsheet.models import halve_on_oom, token_budget_batches
 
 if TYPE_CHECKING:
@@ -261,40 +262,43 @@ class LikelihoodScorer:
 # A file of requests
 
 
-def read_example(document: Document, place: str) -> dict[str, Any]:
-    """A row of queries and candidates, checked: `query`, `task`, `pos` and `neg` or `history`, `answers`, scores.
+@dataclass(frozen=True)
+class Candidates:
+    """A query with candidates: the lists `pos` and `neg`, or `history`, whose entries are all alike until a teacher
+    picks; `answers`, what a model should say; or `teacher_scores`, made already, for `pos` and then `neg`.
 
-    Raises:
-        InputError: a field is missing or of another kind.
+    A `Pair` is such a row too.
     """
-    row: dict[str, Any] = {"query": document.text, "task": document.metadata.get("task", "qa")}
-    for name in ("pos", "neg", "history", "answers"):
-        value = document.metadata.get(name)
-        if value is None:
-            continue
-        if isinstance(value, str):
-            value = [value]
-        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            raise InputError(f"{place}: field {name!r} is {type(value).__name__}; expected a list of texts")
-        row[name] = value
-    if not (row.get("history") or row.get("pos") or row.get("neg")):
-        raise InputError(f"{place}: no candidates; expected the lists 'pos' and 'neg', or 'history'")
-    scores = document.metadata.get("teacher_scores")
-    if scores is not None:
-        row["teacher_scores"] = scores
-    return row
+
+    query: str = column(*QUERY, "text")
+    task: str = column(default="")
+    pos: tuple[str, ...] = column("pos", *POSITIVE, default=())
+    neg: tuple[str, ...] = column("neg", "negatives", "negative", prefix="negative_", default=())
+    history: tuple[str, ...] = column(default=())
+    answers: tuple[str, ...] = column(default=())
+    teacher_scores: tuple[float, ...] = column(default=())
+    id: str = column(kind="id")
+
+    def __post_init__(self) -> None:
+        if not (self.history or self.pos or self.neg):
+            raise ValueError("no candidates; expected the lists 'pos' and 'neg', or 'history'")
+
+    def example(self, task: str = "qa") -> dict[str, Any]:
+        """As `LLMEmbedder.fit` takes it; `task` where the row names none."""
+        lists = {name: list(getattr(self, name)) for name in ("pos", "neg", "history", "answers", "teacher_scores")}
+        return {"query": self.query, "task": self.task or task} | {name: row for name, row in lists.items() if row}
 
 
-def read_examples(corpus: Corpus) -> list[dict[str, Any]]:
+def read_examples(requests: Rows[Candidates]) -> list[dict[str, Any]]:
     """Every row of a file of queries and candidates, scored or not, as `LLMEmbedder.fit` takes them.
 
     Raises:
-        InputError: a row cannot be used; see `read_example`.
+        InputError: a row cannot be used.
 
     Example:
         rows = read_examples(open_requests("scored.jsonl"))
     """
-    return [read_example(document, f"{corpus.spec}, row {document.id}") for document in corpus]
+    return [row.example() for row in requests]
 
 
 def candidates(example: Mapping[str, Any]) -> list[str]:
@@ -302,13 +306,13 @@ def candidates(example: Mapping[str, Any]) -> list[str]:
     return list(example.get("history") or [*(example.get("pos") or []), *(example.get("neg") or [])])
 
 
-def open_requests(spec: str) -> Corpus:
-    """The corpus of a file of requests: JSONL or Parquet rows whose text is the field `query`."""
-    return corpora.load(spec, text_field="query")
+def open_requests(spec: str, on_error: OnError = "stop") -> Rows[Candidates]:
+    """Rows of queries and candidates by the name of their file, as `rows.read` takes it."""
+    return rows.read(spec, Candidates, on_error)
 
 
 def score_corpus(
-    corpus: Corpus,
+    corpus: Rows[Candidates],
     out: Path,
     scorer: LikelihoodScorer,
     *,
@@ -316,7 +320,7 @@ def score_corpus(
     batch_size: int = 16,
     force: bool = False,
 ) -> Summary:
-    """Add `teacher_scores` to every row of a corpus of requests; a call that was cut off goes on.
+    """Add `teacher_scores` to every row of a corpus of requests; a call that was cut off can be resumed.
 
     The rows written hold all that was read, so that `LLMEmbedder.fit` trains on the file as it is.
 
@@ -330,15 +334,14 @@ def score_corpus(
         InputError: a row lacks candidates or answers, or `out` cannot be written.
     """
 
-    def score(batch: list[Document]) -> list[dict[str, Any]]:
-        examples = [read_example(document, f"{corpus.spec}, row {document.id}") for document in batch]
+    def score(batch: list[Candidates]) -> list[dict[str, Any]]:
+        examples = [row.example() for row in batch]
         requests = []
-        for document, example in zip(batch, examples, strict=True):
-            answers = example.get("answers")
-            if not answers:
-                raise InputError(f"{corpus.spec}, row {document.id}: no 'answers'; expected what the model should say")
-            chosen = random.Random(f"{seed}/{document.id}").choice(answers)
-            requests.append(ScoreRequest(example["query"], chosen, candidates(example), example["task"]))
+        for row, example in zip(batch, examples, strict=True):
+            if not row.answers:
+                raise InputError(f"{corpus.spec}, row {row.id}: no 'answers'; expected what the model should say")
+            chosen = random.Random(f"{seed}/{row.id}").choice(row.answers)
+            requests.append(ScoreRequest(row.query, chosen, candidates(example), example["task"]))
         scores = scorer.score_batch(requests)
         return [example | {"teacher_scores": row} for example, row in zip(examples, scores, strict=True)]
 

@@ -3,9 +3,9 @@
 Knows: file formats, and which words must not be trained on. Does not know: models.
 
 A lexicon is named by
-- a file of tab-separated columns: with a header, of which `word1` and `word2` are needed and `label` (or `synset`),
-  `lang1`, `lang2` are used; without one two columns (the words), three (and a label), four (word, language, word,
-  language) or five (and a label). Quotes are part of a word, and so are "null", "nan" and "NA";
+- rows of `WordRow`, as `rows.read` takes them. A TSV needs no names in its first line: two columns are the words, three
+  have a label, four are word, language, word, language, five have a label. Quotes are part of a word there, and so are
+  "null", "nan" and "NA";
 - `wordnet`, or `wordnet:FOLDER`: synonyms, English (Debian: `apt install wordnet-base`);
 - `freedict:eng-fra`, or another pair: translations (Debian: `apt install dict-freedict-eng-fra`);
 - `abbreviations`: what the documentation of installed packages spells out, "abstract syntax tree (AST)". No download.
@@ -18,25 +18,21 @@ from __future__ import annotations
 import gzip
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from broadsheet.console import InputError
-from broadsheet.data import corpora
+from broadsheet.data import corpora, rows
+from broadsheet.data.rows import Rows, column
+from broadsheet.data.schemas import POSITIVE, QUERY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WORDNET = Path("/usr/share/wordnet")
 FREEDICT = Path("/usr/share/dictd")
-_COLUMNS = {
-    2: ("word1", "word2"),
-    3: ("word1", "word2", "label"),
-    4: ("word1", "lang1", "word2", "lang2"),
-    5: ("word1", "lang1", "word2", "lang2", "label"),
-}
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,28 @@ class WordPair:
     languages: tuple[str, str] = ("", "")
 
 
+@dataclass(frozen=True)
+class WordRow:
+    """Two words that mean the same, with the set that both belong to and their languages where those are known."""
+
+    word1: str = column("word1", *QUERY, "text")
+    word2: str = column("word2", *POSITIVE)
+    label: str = column("label", "synset", "synsetid", default="", kind="text")
+    lang1: str = column(default="")
+    lang2: str = column(default="")
+
+    LAYOUTS: ClassVar[Mapping[int, Sequence[str]]] = {
+        2: ("word1", "word2"),
+        3: ("word1", "word2", "label"),
+        4: ("word1", "lang1", "word2", "lang2"),
+        5: ("word1", "lang1", "word2", "lang2", "label"),
+    }
+
+    def pair(self) -> WordPair:
+        first, second, label = self.word1.strip(), self.word2.strip(), self.label.strip()
+        return WordPair(first, second, label or first, (self.lang1.strip(), self.lang2.strip()))
+
+
 def load(name: str) -> list[WordPair]:
     """The pairs of a lexicon by name; see the module.
 
@@ -71,55 +89,18 @@ def load(name: str) -> list[WordPair]:
         return freedict(rest)
     if name == "abbreviations":
         return abbreviations()
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise InputError(f"no file {name}; give a TSV of word pairs, wordnet, freedict:eng-fra, or abbreviations")
-    return read_tsv(path)
+    if not name.startswith("hf:") and not Path(name).expanduser().exists():
+        raise InputError(f"no file {name}; give rows of word pairs, wordnet, freedict:eng-fra, or abbreviations")
+    return pairs_of(rows.read(name, WordRow))
 
 
-def read_tsv(path: Path) -> list[WordPair]:
-    """Pairs of a file of tab-separated columns.
+def pairs_of(found: Rows[WordRow]) -> list[WordPair]:
+    """Rows as pairs.
 
     Raises:
-        InputError: a line has another number of columns than the first, or an empty word.
+        InputError: a row is no pair, named with its line; or there are none.
     """
-    opened = gzip.open if path.suffix == ".gz" else open
-    pairs: list[WordPair] = []
-    names: Sequence[str] = ()
-    try:
-        with opened(path, "rt", encoding="utf-8-sig", newline=None) as file:
-            for number, line in enumerate(file, 1):
-                cells = [cell.strip() for cell in line.rstrip("\n").split("\t")]
-                if not any(cells):
-                    continue
-                if not names:
-                    names = _header(cells, f"{path}:{number}")
-                    if "word1" in [cell.lower() for cell in cells]:
-                        continue
-                pairs.append(_pair(dict(zip(names, cells, strict=False)), f"{path}:{number}"))
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8; save it as UTF-8") from None
-    if not pairs:
-        raise InputError(f"{path} holds no word pairs")
-    return pairs
-
-
-def _header(cells: Sequence[str], place: str) -> Sequence[str]:
-    lower = [cell.lower().replace("synsetid", "label").replace("synset", "label") for cell in cells]
-    if {"word1", "word2"} <= set(lower):
-        return lower
-    if len(cells) not in _COLUMNS:
-        raise InputError(
-            f"{place}: {len(cells)} columns; expected 2 to 5 separated by tabs, or a header with word1, word2"
-        )
-    return _COLUMNS[len(cells)]
-
-
-def _pair(row: dict[str, str], place: str) -> WordPair:
-    first, second = row.get("word1", ""), row.get("word2", "")
-    if not first or not second:
-        raise InputError(f"{place}: a word is missing; expected {first or second or 'word1'!r} and another")
-    return WordPair(first, second, row.get("label") or first, (row.get("lang1", ""), row.get("lang2", "")))
+    return [row.pair() for row in found.some("word pairs")]
 
 
 def wordnet(folder: Path = WORDNET) -> list[WordPair]:

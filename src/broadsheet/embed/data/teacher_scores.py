@@ -6,40 +6,20 @@ Knows: rows of candidates, the scorer, a file that scores are kept in. Does not 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, say
-from broadsheet.data.corpora import Corpus, Document, RowLocation
+from broadsheet.data.corpora import Corpus
+from broadsheet.data.rows import Listed
+from broadsheet.data.schemas import QUERY
 from broadsheet.embed.data.chunks import continuations
-from broadsheet.embed.data.feedback import LikelihoodScorer, read_example, score_corpus
-from broadsheet.embed.data.rows import QUERY, as_pair, kept, read_by, sample
+from broadsheet.embed.data.feedback import Candidates, LikelihoodScorer, score_corpus
+from broadsheet.embed.data.rows import query_column
 
 _TEXTS = 200  # queries made of texts: some minutes of scoring
-
-
-class Listed(Corpus):
-    """Rows in memory as a corpus, so that mapping over them can be stopped and gone on with."""
-
-    def __init__(self, spec: str, rows: Sequence[dict[str, Any]]) -> None:
-        super().__init__(spec, "stop", "query", "id")
-        self.rows = rows
-        self.count = len(rows)
-
-    def identity(self) -> dict[str, Any]:
-        return {"rows": self.fingerprint()}
-
-    def fingerprint(self) -> str:
-        return fingerprint(list(self.rows))
-
-    def describe(self) -> str:
-        return f"{self.spec}: {len(self.rows):,} rows"
-
-    def _rows(self) -> Iterator[tuple[RowLocation, Any]]:
-        for row in self.rows:
-            yield RowLocation(row["id"], row["id"]), row
 
 
 def scored(
@@ -72,22 +52,22 @@ def scored(
     """
     place: dict[str, Any] = {"device": device} if device else {}
     scorer: LikelihoodScorer | None = None
-    if set(QUERY) & set(corpus.fields()):
-        read_by(corpus, QUERY)
-        examples = kept(corpus, sample(corpus, n, seed), lambda document: _example(document, task))
+    given: Sequence[Candidates]
+    if {*QUERY, *query_column(corpus).values()} & set(corpus.fields()):
+        given = corpus.read(_Scorable, query_column(corpus)).some("rows to train on", n, seed)
     else:
         scorer = LikelihoodScorer.load(teacher, **place)
-        examples = _continued(corpus, scorer, n or _TEXTS, candidates, seed)
-    if not examples:
-        raise InputError(f"{corpus.spec} holds no rows to train on")
+        given = _continued(corpus, scorer, n or _TEXTS, candidates, seed)
+    given = [replace(row, task=row.task or task) for row in given]
+    examples = [{"id": row.id, **row.example()} for row in given]
     if all("teacher_scores" in row for row in examples):
         return examples
     path = out.with_name(f"{out.name}.scores.jsonl")
     if force or not path.exists():
         say(f"{path}: {teacher} scores the candidates of {len(examples):,} queries")
         scorer = scorer or LikelihoodScorer.load(teacher, **place)
-        # A file that was begun is gone on with; its own record refuses other rows or another teacher.
-        made = score_corpus(Listed(corpus.spec, examples), path, scorer, seed=seed, force=force and path.exists())
+        # A file that was begun is resumed; its own record refuses other rows or another teacher.
+        made = score_corpus(Listed(corpus.spec, given), path, scorer, seed=seed, force=force and path.exists())
         if not made.finished:
             raise KeyboardInterrupt
     else:
@@ -98,27 +78,15 @@ def scored(
     return rows
 
 
-def _example(document: Document, task: str) -> dict[str, Any] | str:
-    """A row with its candidates, and scores or answers; or why it is none."""
-    row = document.metadata
-    given: dict[str, Any] = {"id": document.id, "task": row.get("task") or task}
-    if {"pos", "neg", "history"} & row.keys():
-        given |= read_example(Document(document.id, document.text, {**row, **given}), document.id)
-    else:
-        pair = as_pair(document)
-        if isinstance(pair, str):
-            return pair
-        given |= {"query": pair["query"], "pos": [pair["positive"]], "neg": pair["negatives"]}
-        given |= {name: row[name] for name in ("answers", "teacher_scores") if name in row}
-    if "teacher_scores" not in given and not given.get("answers"):
-        return "neither 'teacher_scores' nor 'answers' to make them from"
-    return given
+@dataclass(frozen=True)
+class _Scorable(Candidates):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.teacher_scores or self.answers):
+            raise ValueError("neither 'teacher_scores' nor 'answers' to make them from")
 
 
-def _continued(corpus: Corpus, scorer: LikelihoodScorer, n: int, candidates: int, seed: int) -> list[dict[str, Any]]:
+def _continued(corpus: Corpus, scorer: LikelihoodScorer, n: int, candidates: int, seed: int) -> Sequence[Candidates]:
     """Chunks of long texts, with what follows them as the answer; of those the trial does not ask about."""
     found = continuations(corpus, scorer.tokenizer, n, test=False, candidates=candidates, seed=seed)
-    return [
-        {"id": each.id, "task": "lrlm", "query": each.query, "history": list(each.keys), "answers": [each.output]}
-        for each in found
-    ]
+    return [Candidates(each.query, "lrlm", history=each.keys, answers=(each.output,), id=each.id) for each in found]

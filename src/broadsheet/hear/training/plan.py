@@ -13,12 +13,13 @@ from typing import Any
 
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, say
-from broadsheet.data.corpora import OnError
+from broadsheet.data.rows import OnError
+from broadsheet.data.sources import named
 from broadsheet.hear.base import SAMPLE_RATE
 from broadsheet.hear.data import audio
 from broadsheet.hear.data.rows import AudioRow, read_rows
 
-FILES = {"1": "stage1.jsonl", "2": "stage2.jsonl", "3": "stories.jsonl"}
+FILES = {"1": "stage1", "2": "stage2", "3": "stories"}  # .jsonl, or another format of `rows.read`
 STORY = "story"
 PARTS = {"1": 2, "2": 1}  # of the minutes, where both stages are trained
 SHORT, FULL = 8.0, 30.0  # seconds that Whisper looks at, where no clip is longer than the first, and otherwise
@@ -26,16 +27,16 @@ SHORT, FULL = 8.0, 30.0  # seconds that Whisper looks at, where no clip is longe
 
 @dataclass(frozen=True)
 class Data:
-    """Where rows lie: a JSONL file, or a folder of one file a stage.
+    """Where rows lie: one file or hub data set, or a folder with a file for each stage.
 
     Args:
         spec: as it was given.
-        path: the file or folder, absolute, so that rows name their audio from anywhere.
-        on_error: `"skip"` leaves out rows whose audio cannot be read.
+        path: the file or folder, absolute, so that rows name their audio from anywhere; of a hub data set its spec.
+        on_error: `"skip"` leaves out rows that are none, or whose audio cannot be read.
     """
 
     spec: str
-    path: Path
+    path: Path | str
     on_error: OnError = "stop"
 
 
@@ -45,13 +46,15 @@ def open_data(data: str, *, on_error: OnError = "stop", **others: Any) -> Data:
     Raises:
         InputError: there is nothing.
     """
+    if data.startswith("hf:"):
+        return Data(data, data, on_error)
     path = Path(data).expanduser().resolve()
-    if path.is_dir() and any((path / name).is_file() for name in FILES.values()):
+    if path.is_dir() and any(named(path, stem) for stem in FILES.values()):
         return Data(data, path, on_error)
-    file = path / "train.jsonl" if path.is_dir() else path
+    file = named(path, "train") or path
     if not file.is_file():
         raise InputError(
-            f"{data} is no file of rows and no folder with {', '.join(FILES.values())} or train.jsonl; "
+            f"{data} is no file of rows and no folder with {', '.join(FILES.values())} or train as .jsonl; "
             "`broadsheet hear make-data` makes one"
         )
     return Data(data, file, on_error)
@@ -106,14 +109,14 @@ def planned(
     if activate and "3" in wanted:
         files.pop("3", None)
         if activate != "no":
-            given = open_data(activate).path
-            files["3"] = given / FILES["3"] if given.is_dir() else given
+            given = open_data(activate)
+            files["3"] = _files(given, "3")["3"]
     trained = [name for name in files if name != "3"]
     each = _steps(steps, trained)
     parts = sum(PARTS[name] for name in trained)
     plan: list[TrainingStage] = []
     for name, file in files.items():
-        rows = _usable(read_rows(file, answers=name != "3"), data.on_error, file)
+        rows = _usable(read_rows(file, answers=name != "3", on_error=data.on_error), data.on_error, file)
         if name == "3":
             before = _before(data, plan) if rehearse else ()
             plan.append(TrainingStage(name, _clips(rows, stories, seed), rehearse=before))
@@ -160,11 +163,11 @@ def _steps(steps: str, trained: Sequence[str]) -> dict[str, int | None]:
     return dict(zip(trained, given * len(trained) if len(given) == 1 else given, strict=False))
 
 
-def _files(data: Data, stage: str) -> dict[str, Path]:
+def _files(data: Data, stage: str) -> dict[str, Path | str]:
     """The file of each stage; of a folder, empty files are no stages unless they are asked for."""
-    if data.path.is_file():
+    if isinstance(data.path, str) or data.path.is_file():
         return {"1" if stage == "all" else stage: data.path}
-    found = {name: data.path / file for name, file in FILES.items()}
+    found = {name: named(data.path, stem) or data.path / f"{stem}.jsonl" for name, stem in FILES.items()}
     return {name: file for name, file in found.items() if stage == name or (file.is_file() and file.stat().st_size)}
 
 
@@ -176,10 +179,10 @@ def _before(data: Data, plan: Sequence[TrainingStage]) -> tuple[AudioRow, ...]:
     """
     if plan:
         return plan[-1].rows
-    files = [data.path / FILES[name] for name in ("2", "1")] if data.path.is_dir() else []
-    for file in files:
-        if file.is_file() and file.stat().st_size:
-            return tuple(_usable(read_rows(file), data.on_error, file))
+    for name in ("2", "1"):
+        file = named(Path(data.path), FILES[name])
+        if file and file.stat().st_size:
+            return tuple(_usable(read_rows(file, on_error=data.on_error), data.on_error, file))
     raise InputError(f"{data.spec} holds no {FILES['2']} to rehearse; give the folder that was trained on")
 
 
@@ -192,7 +195,7 @@ def _clips(rows: Sequence[AudioRow], most: int, seed: int) -> tuple[AudioRow, ..
     )
 
 
-def _usable(rows: list[AudioRow], on_error: OnError, file: Path) -> list[AudioRow]:
+def _usable(rows: list[AudioRow], on_error: OnError, file: Path | str) -> list[AudioRow]:
     """With "skip", the rows whose audio can be read; how many are left out is said.
 
     Raises:

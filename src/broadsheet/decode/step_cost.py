@@ -27,9 +27,9 @@ class StepCost:
         InputError: no seconds for the size 1, or times that are not positive.
 
     Example:
-        >>> Pace({1: 0.03, 8: 0.06}).worth([1.0, 1.9, 2.6, 3.1, 3.4, 3.6, 3.7, 3.8])
+        >>> StepCost({1: 0.03, 8: 0.06}).best_draft_size([1.0, 1.9, 2.6, 3.1, 3.4, 3.6, 3.7, 3.8])
         7
-        >>> Pace({1: 0.03, 8: 0.06}).worth([1.0, 1.2, 1.3, 1.3, 1.3, 1.3, 1.3, 1.3])
+        >>> StepCost({1: 0.03, 8: 0.06}).best_draft_size([1.0, 1.2, 1.3, 1.3, 1.3, 1.3, 1.3, 1.3])
         0
     """
 
@@ -66,7 +66,7 @@ class StepCost:
 
 
 def measure(step: Callable[[int], None], sizes: Sequence[int] = SIZES, rounds: int = 3) -> StepCost:
-    """Time `step(size)`: the shortest of some interleaved rounds, since what disturbs a timing only adds to it.
+    """Time `step(size)`: the shortest of some interleaved rounds, since a disturbance only adds to a timing.
 
     Args:
         step: reads that many tokens, and returns when the device is done.
