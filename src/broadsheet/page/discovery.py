@@ -113,7 +113,8 @@ def _scan(package: Package) -> Iterator[Found]:
             continue
         module = ".".join((package.name, *path.relative_to(package.folder).with_suffix("").parts))
         starts = list(_CLASS.finditer(text))
-        for start, end in zip(starts, [*(m.start() for m in starts[1:]), len(text)], strict=True):
+        ends = [*(start.start() for start in starts[1:]), len(text)]
+        for start, end in zip(starts, ends, strict=False):
             name = start[1]
             kind = "trial" if name.endswith("Trial") else "recipe" if name.endswith("Recipe") else "method"
             for of in _OF.finditer(text, start.end(), end):
