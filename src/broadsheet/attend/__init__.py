@@ -1,7 +1,7 @@
 """Attend: longer contexts and cheaper attention, installed around an unchanged model by `with method(model):`.
 
 `LMInfinite`, `InfLLM` and `LongHeads` replace what a layer remembers, `FlexPrefill` how a prompt's attention is
-computed; `TransNormer` is a model of its own, trained from scratch.
+computed; `TransNormerForCausalLM` is a model of its own, trained from scratch.
 """
 
 from broadsheet.attend.base import Attention, PostRopeAttention, PreRopeAttention

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class BuildTable:
     """Count the tri-grams of a corpus into one file, for `TrigramTable.load` and `ADED`.
 
-    The corpus is read once, at some 10 MB of text a second and core. A call cut off leaves nothing; repeat it.
+    The corpus is read once, at about 10 MB of text a second and core. An interrupted call leaves no file: repeat it.
 
     Options:
         --keep N: successors kept for each pair of tokens, the most probable ones (12).
