@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
 from broadsheet.console import InputError
-from broadsheet.options import construct, option
+from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Trial
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.stats import compare_samples
