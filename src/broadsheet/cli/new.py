@@ -86,7 +86,9 @@ def _facts(paper_id: str, stage: str, title: str, arxiv: str, name: str) -> Fact
     return Facts(
         id=paper_id,
         stage=stage,
-        title=row.title if row else title,
+        title=(row.title if row else title)
+        .replace("\\", "")
+        .replace('"', "'"),  # it stands in strings of two languages
         arxiv=row.arxiv if row else arxiv or "0000.00000",
         cls=name or _camel(paper_id),
         about=about[stage],
