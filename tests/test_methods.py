@@ -71,6 +71,7 @@ class Things(ForPaper):
         ("a,b(x=1)", [Call("a", {}), Call("b", {"x": 1})]),
         ("a(x=-1.5, y='z', w=(1, 2), u=True)", [Call("a", {"x": -1.5, "y": "z", "w": (1, 2), "u": True})]),
         ("a(how=expstd)", [Call("a", {"how": "expstd"})]),
+        ("b(y=None),c(z='u,v', w=word)", [Call("b", {"y": None}), Call("c", {"z": "u,v", "w": "word"})]),
         ("", []),
     ],
 )
@@ -78,9 +79,24 @@ def test_calls_are_read(spec, calls):
     assert parse_calls(spec) == calls
 
 
-@pytest.mark.parametrize(
-    "spec", ["a(", "a(1)", "a.b", "1", "a(x=f())", "a(**x)", "a]+[b", "a(x=1)(y=2)", "lambda: 0", "("]
-)
+NO_LIST = [
+    "a(",
+    "a(1)",
+    "a.b",
+    "1",
+    "'a'",
+    "a(x=f())",
+    "a(x=open('f'))",
+    "a(**x)",
+    "a]+[b",
+    "a],[b",
+    "a(x=1)(y=2)",
+    "(",
+]
+NO_LIST += ["lambda: 0", "\0", "(" * 1000]
+
+
+@pytest.mark.parametrize("spec", NO_LIST, ids=lambda spec: repr(spec[:20]))
 def test_what_is_no_such_list_is_refused(spec):
     with pytest.raises(InputError, match=r"got --method .*; expected names with options, as in"):
         parse_calls(spec)
@@ -122,6 +138,15 @@ def test_signatures_and_calls():
 )
 def test_a_class_is_called_by_its_name_and_the_first_by_its_papers_id(kind, names):
     assert names_of(kind) == names
+
+
+def test_a_class_attribute_is_no_field_and_papers_of_the_page_are_written_as_one_would_call_them():
+    from broadsheet.attend import FlexPrefill, LMInfinite
+
+    with pytest.raises(InputError, match=r"LMInfinite has no field 'paper'; expected LMInfinite\(n_global=10, "):
+        settings(LMInfinite, Call("lm_infinite", {"paper": "mine"}))
+    assert call_of(LMInfinite(n_local=64)) == "LMInfinite(n_local=64)"
+    assert signature(FlexPrefill).startswith("FlexPrefill(gamma=0.95, tau=0.1, block_size=128")
 
 
 def test_lastde_is_the_class_of_that_name():

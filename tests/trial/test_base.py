@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
 from broadsheet.console import InputError
-from broadsheet.options import option
+from broadsheet.options import construct, option
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Trial
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.stats import compare_samples
@@ -46,7 +48,7 @@ class ToyTrial(Trial):
 
     n: int = option(24, "Numbers.", quick=6, least=2)
     seen: list[tuple[str, int]] = field(default_factory=list)
-    watch: Callable[[str, int], None] = lambda name, item: None
+    watch: Callable[[str, int], None] | None = None
 
     def question(self) -> str:
         return "Which one adds the most?"
@@ -68,7 +70,8 @@ class ToyTrial(Trial):
         def arm(arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
             def run(block: list[int]) -> dict[str, list[float]]:
                 for number in block:
-                    self.watch(arm.name, number)
+                    if self.watch is not None:
+                        self.watch(arm.name, number)
                     self.seen.append((arm.name, number))
                 return {metric: [number % 3 + lazy().shift for number in block]}
 
@@ -120,19 +123,18 @@ def test_a_claim_that_is_not_the_papers_own_is_refused_before_anything_runs(monk
 
 
 def test_a_claim_may_name_the_speed_and_what_is_computed_further(monkeypatch):
-    monkeypatch.setattr(ToyTrial, "claims", lambda self: [Claim("numbers/s", "plain", "Alpha"), FURTHER])
+    monkeypatch.setattr(
+        ToyTrial, "claims", lambda self: [Claim("numbers/s", "plain", "Alpha"), Claim("gap", "plain", "Alpha")]
+    )
     monkeypatch.setattr(ToyTrial, "further_metrics", lambda self: ["gap"])
     monkeypatch.setattr(ToyTrial, "further", lambda self, outcome: [gap()])
     result = tried("alpha")
     assert [c.verdict for c in result.comparisons if c.metric == "gap"] == ["helps"]
 
 
-FURTHER = Claim("gap", "plain", "Alpha")
-
-
 def gap() -> Any:
-    values = [[float(i % 3)] for i in range(24)], [[i % 3 + 1.0] for i in range(24)]
-    return compare_samples("gap", "plain", "Alpha", *values, seed=0)
+    values = [float(i % 3) for i in range(24)], [i % 3 + 1.0 for i in range(24)]
+    return compare_samples(*values, metric="gap", baseline="plain", arm="Alpha")
 
 
 def test_a_trial_without_an_arm_of_the_paper_is_refused():
@@ -161,33 +163,243 @@ def test_fields_of_the_method_are_given_by_method():
 
 
 def killed_at(name: str, number: int) -> Callable[[str, int], None]:
-    armed = iter([True])
+    """Ctrl-C when that arm comes to that number, outside the warm-up on the first one."""
 
     def watch(arm: str, item: int) -> None:
-        if (arm, item) == (name, number) and next(armed, False):
+        if (arm, item) == (name, number):
             raise KeyboardInterrupt
 
     return watch
 
 
 def test_a_killed_trial_is_resumed_and_gives_what_an_undisturbed_one_gives():
-    whole = tried("alpha", seed=3)
-    trial = ToyTrial(seed=3, watch=killed_at("Beta", 17)).for_paper("alpha")
-    trial.finish_ = None
-    ToyTrial(seed=3).for_paper("alpha")
-    _forget(whole)
+    undisturbed = ToyTrial(seed=3).for_paper("alpha")
+    whole = undisturbed.run()
+    undisturbed.finish()
+    killed = ToyTrial(seed=3, watch=killed_at("Beta", 17)).for_paper("alpha")
     with pytest.raises(KeyboardInterrupt):
-        trial.run()
+        killed.run()
     again = ToyTrial(seed=3).for_paper("alpha")
     result = again.run()
-    before = {item for _, item in again.seen}
-    assert 0 not in before or len(again.seen) < len(trial.seen) + 24 * 4, "finished blocks are read back"
+    assert again.workdir == killed.workdir
+    assert {item for _, item in again.seen} == {0, *range(15, 24)}, "five blocks of three are read back; 0 warms up"
     assert [(arm.name, arm.samples, arm.values) for arm in result.arms] == [
         (arm.name, arm.samples, arm.values) for arm in whole.arms
     ]
-    assert [(c.metric, c.difference) for c in result.comparisons if c.metric == "score"] == [
-        (c.metric, c.difference) for c in whole.comparisons if c.metric == "score"
+    quality = [[replace(c, noise_floor=0) for c in r.comparisons if c.metric == "score"] for r in (whole, result)]
+    assert quality[0] == quality[1]
+
+
+def test_finish_removes_the_folder_and_nothing_else():
+    trial, other = ToyTrial().for_paper("alpha"), ToyTrial(seed=1).for_paper("alpha")
+    trial.run(), other.run()
+    assert (trial.workdir / "numbers.jsonl").exists(), "until the result is written it can be resumed"
+    trial.finish()
+    assert not trial.workdir.exists()
+    assert other.workdir.exists()
+    trial.finish()
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"n": 12}, {"quick": True}, {"method": "alpha(shift=5)"}])
+def test_another_setting_is_not_resumed_from_what_is_kept(changed):
+    one, other = ToyTrial().for_paper("alpha"), ToyTrial(**changed).for_paper("alpha")
+    one.run()
+    other.run()
+    assert one.workdir != other.workdir
+    assert {item for _, item in other.seen} == set(range(other.n))
+
+
+def test_another_paper_other_items_and_other_facts_are_not_resumed_either(monkeypatch):
+    trials = [ToyTrial().for_paper("alpha"), ToyTrial().for_paper("beta"), ToyTrial().for_paper("alpha")]
+    trials[2].facts = lambda: {"model": {"fingerprint": "another"}}
+    for trial in trials:
+        trial.run()
+    monkeypatch.setattr(ToyTrial, "tasks", lambda self: [replace(self.task("numbers", "score"), fingerprint="new")])
+    trials.append(ToyTrial().for_paper("alpha"))
+    trials[-1].run()
+    assert len({trial.workdir for trial in trials}) == 4
+
+
+@dataclass
+class TrainedTrial(ToyTrial):
+    """One arm is trained into a folder first."""
+
+    trained_: list[Path] = field(default_factory=list)
+    finished: bool = True
+
+    def arms(self) -> list[ModelArm]:
+        def train(folder: Path) -> Any:
+            self.trained_.append(folder)
+            folder.mkdir(exist_ok=True)
+            (folder / "checkpoint").write_text("kept")
+            if self.finished:
+                (folder / "training.json").write_text(json.dumps({"shift": 7}))
+            return SimpleNamespace(finished=self.finished)
+
+        def load(folder: Path) -> Alpha:
+            return Alpha(json.loads((folder / "training.json").read_text())["shift"])
+
+        made = ModelArm("Alpha", self.trained("Alpha", train, load), paper="alpha")
+        return [ModelArm.of("plain", Plain(), "baseline"), made]
+
+
+def test_what_is_trained_is_trained_once_and_read_back_after_a_kill():
+    killed = TrainedTrial(watch=killed_at("Alpha", 17)).for_paper("alpha")
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    assert killed.trained_ == [killed.folder("Alpha")]
+    again = TrainedTrial().for_paper("alpha")
+    result = again.run()
+    assert again.trained_ == []
+    assert {arm.name: arm.values["score"].estimate for arm in result.arms}["Alpha"] == pytest.approx(8)
+    again.finish()
+    assert not killed.folder("Alpha").exists()
+
+
+def test_a_training_that_was_stopped_stops_the_trial_and_its_checkpoint_stays():
+    stopped = TrainedTrial(finished=False).for_paper("alpha")
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    assert (stopped.folder("Alpha") / "checkpoint").read_text() == "kept"
+    again = TrainedTrial().for_paper("alpha")
+    again.run()
+    assert again.trained_ == stopped.trained_, "the same folder"
+
+
+def test_an_arm_is_made_once_for_all_tasks_and_dropped(monkeypatch):
+    made: list[LazyModel] = []
+    monkeypatch.setattr(ToyTrial, "tasks", lambda self: [self.task("one", "score"), self.task("two", "other")])
+    monkeypatch.setattr(
+        ToyTrial,
+        "arms",
+        lambda self: [
+            ModelArm.of("plain", Plain(), "baseline"),
+            ModelArm("Alpha", lambda: made.append(None) or Alpha(), paper="alpha"),
+        ],
+    )
+    dropped = []
+    drop = LazyModel.drop
+    monkeypatch.setattr(LazyModel, "drop", lambda self: dropped.append(self) or drop(self))
+    tried("alpha")
+    assert len(made) == 1
+    assert len(dropped) == 2
+
+
+# What it says
+
+
+def test_two_tasks_are_one_result(monkeypatch):
+    monkeypatch.setattr(
+        ToyTrial, "tasks", lambda self: [self.task("one", "score"), self.task("two", "other", item="letter")]
+    )
+    monkeypatch.setattr(
+        ToyTrial, "claims", lambda self: [Claim("other", "plain", "Alpha"), Claim("score", "plain", "Alpha")]
+    )
+    result = tried("alpha")
+    alpha = next(arm for arm in result.arms if arm.name == "Alpha")
+    assert list(alpha.values) == ["score", "other"]
+    assert result.item == "number"
+    speeds = {c.metric for c in result.comparisons if c.metric.endswith("/s")}
+    assert speeds == {"numbers/s"}, "speed is the first task's"
+    assert {(c.metric, c.arm) for c in result.comparisons} >= {("score", "Alpha"), ("other", "Alpha")}
+
+
+def test_an_arm_that_fails_is_reported_with_its_task_and_the_others_are_compared(monkeypatch):
+    def tasks(self: ToyTrial) -> list[EvalTask]:
+        return [self.task("one", "score"), replace(self.task("two", "other"), arm=broken)]
+
+    def broken(arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
+        def run(block: list[int]) -> dict[str, list[float]]:
+            if arm.name == "Beta":
+                raise RuntimeError("no such model")
+            return {"other": [number + lazy().shift for number in block]}
+
+        return Arm(arm.name, run)
+
+    monkeypatch.setattr(ToyTrial, "tasks", tasks)
+    result = tried("alpha")
+    beta = next(arm for arm in result.arms if arm.name == "Beta")
+    assert beta.status == "failed"
+    assert beta.error.startswith("two: ")
+    assert "RuntimeError: no such model" in beta.error
+    assert {c.arm for c in result.comparisons} == {"Alpha"}, "what it did in the first task counts no more"
+
+
+def test_a_model_that_cannot_be_loaded_fails_its_arm_alone(monkeypatch):
+    def fail() -> Any:
+        raise OSError("no such file")
+
+    arms = [
+        ModelArm.of("plain", Plain(), "baseline"),
+        ModelArm.of("Alpha", Alpha()),
+        ModelArm("Beta", fail, paper="beta"),
+    ]
+    monkeypatch.setattr(ToyTrial, "arms", lambda self: arms)
+    result = tried("alpha")
+    assert {arm.name: arm.status for arm in result.arms} == {"plain": "ok", "Alpha": "ok", "Beta": "failed"}
+    assert "no such file" in result.arms[2].error
+
+
+def test_a_claim_that_is_not_shown_gets_a_note_with_the_trials_reason(monkeypatch):
+    assert tried("alpha").notes == []
+    monkeypatch.setattr(ToyTrial, "absence", lambda self, claim, comparison, outcome: "The numbers are small.")
+    assert tried("alpha").notes == [], "only where the gain is absent"
+    assert tried("alpha", method="alpha(shift=-1)").notes == [
+        "The gain that the paper reports is absent here in score of Alpha over plain. The numbers are small."
     ]
 
 
-def _forget(result: Any) -> None: ...
+def test_claims_with_one_reason_share_a_note_after_the_trials_own(monkeypatch):
+    monkeypatch.setattr(ToyTrial, "notes", lambda self, outcome: [f"{len(outcome.usable)} arms."])
+    result = tried("toys", method="alpha(shift=-1),beta(shift=0)")
+    assert result.notes == [
+        "3 arms.",
+        "The gain that the paper reports is absent here in score of Alpha over plain and score of Beta over plain.",
+    ]
+
+
+def test_each_claims_own_comparison_and_those_asked_for_are_made(monkeypatch):
+    monkeypatch.setattr(ToyTrial, "claims", lambda self: [Claim("score", "Beta", "Alpha")])
+    monkeypatch.setattr(ToyTrial, "also_compare", lambda self: [("Alpha", "Beta")])
+    pairs = {(c.baseline, c.arm) for c in tried("alpha").comparisons}
+    assert pairs == {("plain", "Alpha"), ("plain", "Beta"), ("Beta", "Alpha"), ("Alpha", "Beta")}
+
+
+def test_a_result_says_what_it_was_measured_on(monkeypatch):
+    monkeypatch.setattr(ToyTrial, "facts", lambda self: {"model": {"name": "toy", "fingerprint": "f"}})
+    monkeypatch.setattr(ToyTrial, "setting", lambda self: {"dtype": "float32"})
+    monkeypatch.setattr(ToyTrial, "tasks", lambda self: [replace(self.task("numbers", "score"), about="24 numbers")])
+    result = tried("alpha", seed=4)
+    assert result.provenance["seed"] == 4
+    assert result.provenance["model"] == {"name": "toy", "fingerprint": "f"}
+    assert result.provenance["data"] == {"name": "pydocs", "fingerprint": {"numbers": "of numbers"}}
+    assert {"date", "versions", "machine"} <= result.provenance.keys()
+    assert list(result.setting) == ["model", "numbers", "dtype"]
+    assert result.setting["numbers"] == "24 numbers"
+    assert (result.title, result.question) == ("Toys", "Which one adds the most?")
+
+
+def test_the_models_facts_are_its_name_and_fingerprint_and_it_is_let_go_of(monkeypatch):
+    loads = []
+    monkeypatch.setattr("broadsheet.models.load", lambda *_, **__: loads.append(1) or SimpleNamespace(fingerprint="f"))
+    trial = ToyTrial(model="m")
+    assert Trial.facts(trial) == {"model": {"name": "m", "fingerprint": "f"}}
+    assert "loaded" not in vars(trial)
+    assert trial.loaded.fingerprint == "f"
+    Trial.facts(trial)
+    assert "loaded" in vars(trial), "what the trial uses stays"
+    assert len(loads) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": "1"}, "got --n 1; expected 2 or more"),
+        ({"seed": "-1"}, "got --seed -1; expected 0 or more"),
+        ({"pairs": "3"}, "no option --pairs; expected one of --model, --data, --quick, --seed, --device, --dtype, "),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(InputError) as refused:
+        construct(ToyTrial, options)
+    assert str(refused.value).startswith(message)
