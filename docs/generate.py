@@ -16,13 +16,19 @@ from pathlib import Path
 
 from speeds import attend_speed, decode_speed, embed_speed, hear_speed, rank_speed, search_speed, table
 
+from broadsheet.data import schemas
+from broadsheet.data.rows import columns_of
 from broadsheet.embed import axes
+from broadsheet.embed.data.feedback import Candidates
+from broadsheet.embed.data.lexicon import WordRow
+from broadsheet.evaluate.loogle import LooGLERow
 from broadsheet.hear import picture
 from broadsheet.hear.encoders.resources import SPEECH_EMBEDDING, WHISPER
 from broadsheet.hear.prompts import INSTRUCTIONS
 from broadsheet.models.embedded import DEFAULT
 from broadsheet.page import evidence
 from broadsheet.page.papers import RUNGS, Paper, Stage, docstring, get, get_trial, page, stages
+from broadsheet.rank.formats import RequestRow
 from broadsheet.report import words
 from broadsheet.report.view import View
 from broadsheet.trial.results import ArmResult, TrialResult
@@ -240,9 +246,27 @@ def options(entry: str) -> str:
     return table(("option", "what"), ((f"`{names}`".replace(", ", "`, `"), about) for names, about in rows))
 
 
+def columns() -> str:
+    """The columns of every schema: those that stages share, then a stage's own."""
+    shared = [each for each in vars(schemas).values() if getattr(each, "__module__", "") == schemas.__name__]
+    lines = ["| rows | columns |", "|---|---|"]
+    for schema in (*shared, WordRow, Candidates, RequestRow, LooGLERow):
+        cells = []
+        for column, _, needed in columns_of(schema).values():
+            if column.kind == "rest":
+                continue
+            first, *others = (f"`{name}`" for name in column.names)
+            others += [f"`{column.prefix}1` …"] * bool(column.prefix)
+            cells.append((f"**{first}**" if needed else first) + (f" ({', '.join(others)})" if others else ""))
+        summary = " ".join((schema.__doc__ or "").partition("\n\n")[0].split())
+        lines.append(f"| `{schema.__name__}`: {summary} | {'; '.join(cells)} |")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "status": status,
     "downloads": downloads,
+    "columns": columns,
     "papers, folded": readme_papers,
     "papers": all_papers,
     "evidence of attend": lambda: stage_evidence("attend"),
