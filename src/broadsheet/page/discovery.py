@@ -113,7 +113,8 @@ def _scan(package: Package) -> Iterator[Found]:
             continue
         module = ".".join((package.name, *path.relative_to(package.folder).with_suffix("").parts))
         starts = list(_CLASS.finditer(text))
-        for start, end in zip(starts, [*(m.start() for m in starts[1:]), len(text)], strict=True):
+        ends = [*(start.start() for start in starts[1:]), len(text)]
+        for start, end in zip(starts, ends, strict=False):
             name = start[1]
             kind = "trial" if name.endswith("Trial") else "recipe" if name.endswith("Recipe") else "method"
             for of in _OF.finditer(text, start.end(), end):
@@ -163,26 +164,6 @@ def load(entry: str) -> Any:
         if packages()[0].holds(module) or os.environ.get("BROADSHEET_DEBUG"):
             raise
         raise InputError(f"{entry} cannot be imported: {type(error).__name__}: {error}") from error
-
-
-def stage_methods(stage: str) -> dict[str, Any]:
-    """The classes of a stage's papers by paper id, those of other packages included; imports their modules.
-
-    A paper with several classes has the last word in `"<id>.<Class>"` beside its first class under `"<id>"`. A class
-    of a reader's own package that cannot be imported is reported and left out.
-    """
-    from broadsheet.page.papers import page
-
-    found: dict[str, Any] = {}
-    for paper in page():
-        if paper.stage != stage:
-            continue
-        for i, entry in enumerate(methods(paper.id, paper.package)):
-            try:
-                found[paper.id if i == 0 else f"{paper.id}.{entry.split(':')[1]}"] = load(entry)
-            except InputError as error:
-                left_out(paper.package, str(error))
-    return found
 
 
 class Exports:
