@@ -236,6 +236,20 @@ def test_dpo_starts_at_log_two_with_a_new_adapter_and_its_gradient_raises_the_ch
     assert (rise[:, 0] > rise[:, 1]).all()
 
 
+def test_beta_and_label_smoothing_reach_the_preference_loss(made):
+    model = made()
+    for beta, smoothing in ((0.1, 0.0), (0.5, 0.2)):
+        objective = GRL(model, weights=TERMS["generation"], beta=beta, label_smoothing=smoothing).double()
+        batch = objective.collate(ITEMS)
+        read = objective.read(model, batch)
+        ratios = (read["sums"] - read["reference"]).detach()
+        chosen = batch["written"].cumsum(0) - batch["written"]
+        margin = beta * (ratios[chosen] - ratios[chosen + 1])
+        logsigmoid = torch.nn.functional.logsigmoid
+        expected = -(1 - smoothing) * logsigmoid(margin) - smoothing * logsigmoid(-margin)
+        assert objective.loss(model, batch)["generation"].item() == pytest.approx(expected.mean().item(), abs=1e-9)
+
+
 def test_the_reference_is_the_model_without_its_adapter(made):
     model = made()
     ids, labels = PassageWriter(model.encoder).batch([("a", "b c d")])

@@ -238,6 +238,19 @@ def test_a_saved_folder_gives_the_same_model_and_holds_only_what_was_trained(tmp
         SalmonnForConditionalGeneration.from_pretrained(tmp_path / "ears")
 
 
+def test_audio_tokens_start_as_long_as_the_embeddings_of_words(make: Make) -> None:
+    def ratio(**settings: Any) -> float:
+        model = make(**settings)
+        batch = model.prepared([(noise(32_000), "What is said?")])
+        tokens = model.audio_tokens(batch["features"], batch["lengths"])
+        return float(
+            tokens.detach().norm(dim=-1).mean() / model.get_input_embeddings().weight.detach().norm(dim=-1).mean()
+        )
+
+    assert 0.7 < ratio() < 1.4
+    assert not 0.7 < ratio(match_norm=False) < 1.4
+
+
 def test_every_public_name_is_found() -> None:
     assert all(getattr(hear, name).__name__ == name for name in hear.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Ears'"):

@@ -50,19 +50,19 @@ class ADED(Drafter):
     Inputs: one prompt, any decoder-only model of transformers with full attention and a `DynamicCache`; any logits
         processors and stopping criteria. Sampling, beams, batches, sliding windows, static caches are refused.
     Relation: prompt lookup copies one fixed number of tokens from the last bigram's first occurrence; here several
-        continuations are weighed by how often their kind was right, and verified at once when, and as far as, the
-        measured cost of a step makes that pay. Lookahead, Medusa and assisted decoding make drafts with a model.
+        continuations are weighed by how often their kind was right, and verified at once as far as the
+        measured cost of a step makes that faster. Lookahead, Medusa and assisted decoding make drafts with a model.
 
     Parameters:
-        table: T[(a, b)] = {c: value}; an empty one when left out. It learns: two requests never leave it alike.
+        table: T[(a, b)] = {c: value}; an empty one when left out. It learns from every request.
         search: `"best-first"` (ours, the default) expands the likeliest node next; `"mcts"` is the paper's search.
         chain: draft the best path alone, which needs no tree mask (ours; any attention function will do).
         tree_size: draft tokens a step; `"auto"` (ours) measures on first use what steps of 1 to 64 tokens take and
-            verifies as many as pay, often none. The authors' code: 64.
-        depth: tokens of the longest path; `"auto"` is 4 with the paper's search (the authors' code) and as far as
-            chances go with ours, since copying pays at 16 and more.
-        recency: also copy from the latest places where the pair stood, the longest agreement first (ours). The pair
-            alone says little about which of its occurrences is being copied. Used by `"best-first"`.
+            verifies as many as make it faster, often none. The authors' code: 64.
+        depth: tokens of the longest path; `"auto"` is 4 with the paper's search (the authors' code) and as deep
+            as is likely with ours, since copying pays at 16 and more.
+        recency: also copy from the latest places where the pair occurred, the longest agreement first (ours). The pair
+            alone does not show which of its occurrences is being copied. Used by `"best-first"`.
         feed_prompt: adapt to the whole prompt once (ours); the paper sees its last 16 tokens only.
         increment, window, cap: after each step every tri-gram of the last `window` tokens gains `increment`, up to
             `cap` (the authors' code: 0.04, 16, 3.0). The window slides by less than its length, so one occurrence is
@@ -74,7 +74,7 @@ class ADED(Drafter):
         step_seconds: tokens read in a step → its seconds, instead of measuring.
 
     Attributes:
-        stats_: what the last call did.
+        stats_: `DecodeStats` of the last call.
         history_, acceptance_: what was read and written, and how often proposals of a kind were right.
         step_costs_: by model, the seconds of steps as measured.
 
@@ -137,7 +137,7 @@ class ADED(Drafter):
         return cls(table, **{**published, **parameters})
 
     def fork(self) -> ADED:
-        """An instance that knows the same and learns on its own; the corpus's part of the table is shared."""
+        """A copy that learns on its own; the corpus's part of the table is shared."""
         twin = copy.copy(self)
         twin.table, twin.history_, twin.acceptance_ = self.table.fork(), self.history_.fork(), self.acceptance_.fork()
         twin._tail = []

@@ -1,9 +1,9 @@
-"""The socket of the stage: a `Drafter`, which `model.generate(custom_generate=…)` calls to write greedy output faster.
+"""The base of the stage: a `Drafter`, which `model.generate(custom_generate=…)` calls to write greedy output faster.
 
 Knows: the contract of transformers' `generate`, greedy verification. Does not know: how drafts are made.
 
-Each step reads the last certain token and a draft in one forward pass, walks down the draft as far as it is what greedy
-decoding writes, and adds the token after that: one token at least. Logits processors and stopping criteria are called
+Each step reads the last certain token and a draft in one forward pass, walks down the draft as far as it agrees with
+greedy decoding, and adds the token after that: at least one token. Logits processors and stopping criteria are called
 as in plain greedy decoding, once for each token in its turn, on the prefix it has there.
 """
 
@@ -63,9 +63,9 @@ class DecodeStats:
 
 
 class Drafter(ABC):
-    """Drafts continuations, and is told what was written. Pass an instance as `generate(custom_generate=…)`.
+    """Drafts continuations, and learns what was written. Pass an instance as `generate(custom_generate=…)`.
 
-    A subclass holds its hyperparameters and the methods below; after a call, `stats_` says what it did. One
+    A subclass holds its hyperparameters and the methods below; after a call, `stats_` reports on it. One
     instance serves one `generate` at a time.
 
     Attributes:
@@ -110,7 +110,7 @@ class Drafter(ABC):
         stopping criteria.
 
         Raises:
-            InputError: something was asked for that is not greedy decoding of one sequence, or the model or its cache
+            InputError: the request is not greedy decoding of one sequence, or the model or its cache
                 cannot verify drafts.
         """
         from broadsheet.decode.target import TargetModel, check_cache, check_model
@@ -222,7 +222,7 @@ class GreedyWriter:
         self._plain = not (processors or self._criteria or self._dict)
 
     def write(self, logits: Tensor, draft: Draft) -> list[int]:
-        """Write down the draft as far as it is what greedy decoding writes, and one token more, unless it ends before.
+        """Accept the draft as far as it agrees with greedy decoding, and write one token more, unless it ends before.
 
         Args:
             logits: (n + 1, vocabulary) after the root and after each node.

@@ -1,4 +1,4 @@
-"""How long a step of the target takes by the number of tokens it reads, and how many are worth reading.
+"""How long a step of the target takes by the number of tokens it reads, and how many make decoding fastest.
 
 Knows: seconds by size, expected gains. Does not know: models, drafts. On many machines a step over a few tokens costs
 hardly more than one over a single token, on others nearly as much as several: so it is measured, on the model, dtype,
@@ -14,7 +14,7 @@ from itertools import pairwise
 from broadsheet.console import InputError
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)  # tokens in a step, the root included
-_MARGIN = 1.02  # a draft that would gain less than this is not worth the doubt
+_MARGIN = 1.02  # the least gain, as a factor, for which a draft is verified
 
 
 class StepCost:
@@ -78,5 +78,5 @@ def measure(step: Callable[[int], None], sizes: Sequence[int] = SIZES, rounds: i
             start = time.perf_counter()
             step(size)
             seconds[size] = min(seconds[size], time.perf_counter() - start)
-    seconds[1] = min(seconds.values())  # reading less is never dearer: where it seems so, it was disturbed
+    seconds[1] = min(seconds.values())  # reading less never takes longer: where it seems so, the timing was disturbed
     return StepCost(seconds)

@@ -104,7 +104,7 @@ class ListDataset(Dataset[ListItem]):
 
     Args:
         rows: see `check_row`. A `ranking` goes before `labels`; documents it does not name are last, all alike. Rows
-            that tell no two documents apart are left out, and how many is said.
+            that tell no two documents apart are left out, and their number is reported.
         epochs: times that each list comes, in a new order and shape.
         sizes: (least, most) passages of a list, drawn anew each time; None = all. Lists are cut to that many: of
             labelled ones a relevant document stays in.

@@ -108,7 +108,7 @@ class FitConfig:
         known = {each.name for each in fields(self)}
         changed = {name: value for name, value in settings.items() if name in known}
         more = {name: value for name, value in settings.items() if name not in known}
-        return replace(self, **changed, **({"arguments": {**self.arguments, **more}} if more else {}))
+        return replace(self, **{"arguments": {**self.arguments, **more}, **changed})
 
     @property
     def rate(self) -> float:

@@ -27,8 +27,8 @@ from broadsheet.training.trainer import TrainOutput
 if TYPE_CHECKING:
     from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 
-_DEFAULTS = {"learning_rate": 3e-4, "weight_decay": 0.05, "warmup": 0.05, "schedule": "cosine"}
-_FIXED = {"method": "given", "optim": "adamw_torch", "dataloader_pin_memory": False}
+_DEFAULTS: dict[str, Any] = {"learning_rate": 3e-4, "weight_decay": 0.05, "warmup": 0.05, "schedule": "cosine"}
+_FIXED: dict[str, Any] = {"method": "given", "optim": "adamw_torch", "dataloader_pin_memory": False}
 
 
 def fit(
@@ -65,7 +65,7 @@ def fit(
     """
     seed = settings.get("seed", 0)
     objective = AudioObjective(rows, seed, pools, rehearse, rehearsed, lora_learning_rate=lora_learning_rate)
-    own = {"save": model.save_pretrained, "finished": "config.json"}
+    own: dict[str, Any] = {"save": model.save_pretrained, "finished": "config.json"}
     identified = None if out is None else identity(model)
     return training.fit(model, rows, objective, out, identity=identified, **own, **{**_DEFAULTS, **_FIXED, **settings})
 

@@ -83,12 +83,13 @@ class SalmonnTrial(TrainedArms):
 
     paper: ClassVar[str] = "salmonn"
     stage: ClassVar[str] = "hear"
+    lacks: ClassVar[tuple[str, ...]] = ("method",)
     title: ClassVar[str] = "SALMONN: ears for a language model"
 
     encoders: tuple[str, ...] = option(
         ("whisper:tiny.en", "speech-embedding"), "Audio encoders, the one for speech first.", metavar="NAME,…"
     )
-    parts: tuple[str, ...] = option(
+    also: tuple[str, ...] = option(
         tuple(OPTIONAL),
         "Arms besides the baseline and SALMONN; cold needs a warm start to go without.",
         choices=OPTIONAL,
