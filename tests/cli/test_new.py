@@ -174,7 +174,7 @@ def test_a_package_of_ones_own_is_made_grows_and_is_installed_by_pip(tmp_path):
     listed, tests, state = run(
         ("broadsheet", "papers", "words", "--json"),
         ("pytest", str(mine / "tests")),
-        ("show", "sorted(discovery.stage_methods('detect'))"),
+        ("show", "sorted(papers.stage_methods('detect'))"),
         root=tmp_path,
         path=f"{ROOT / 'src'}:{site}",
     )

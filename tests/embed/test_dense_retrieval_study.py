@@ -21,10 +21,10 @@ from broadsheet.embed.data import doc_tasks, tasks
 from broadsheet.embed.dense_retrieval_study import (
     SEEN,
     UNSEEN,
-    Recipe,
     Study,
     StudyCell,
     StudyQuestion,
+    StudyRecipe,
     answer,
     examples,
 )
@@ -36,7 +36,7 @@ def study(monkeypatch, tmp_path, tiny_folder):
     """A study over made-up documentation; `study.recipe` trains a tiny model in no time."""
     monkeypatch.setattr(tasks, "documentation", documentation)
     made = Study(tmp_path / "study", device="cpu", dtype="float32")
-    made.recipe = Recipe(  # type: ignore[attr-defined]
+    made.recipe = StudyRecipe(  # type: ignore[attr-defined]
         backbone=str(tiny_folder), steps=5, batch=3, words=12, length=48, learning_rate=5e-3, chunk=2
     )
     made.question = StudyQuestion(queries=12, passages=30, words=12, length=48)  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import pytest
 from broadsheet import models
 from broadsheet.console import InputError
 from broadsheet.evaluate.trials.loogle import ENDS, RETRIEVED, WHOLE, LooGLETrial
-from broadsheet.page import discovery
+from broadsheet.page import papers
 
 pytest.importorskip("bm25s")
 
@@ -78,7 +78,7 @@ def make(data, folder):
 @pytest.fixture
 def trial(make, home, monkeypatch):
     """`make`, in a cache folder of its own, with `Louder` among the stage's methods."""
-    monkeypatch.setattr(discovery, "stage_methods", lambda stage: {"louder": Louder})
+    monkeypatch.setattr(papers, "stage_methods", lambda stage: {"louder": Louder})
     return make
 
 
@@ -86,7 +86,7 @@ def trial(make, home, monkeypatch):
 def finished(make, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BROADSHEET_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setattr(discovery, "stage_methods", lambda stage: {"louder": Louder})
+        patch.setattr(papers, "stage_methods", lambda stage: {"louder": Louder})
         return make(methods="louder(factor=0.5)").run()
 
 

@@ -218,7 +218,7 @@ def test_a_package_that_is_gone_and_a_class_that_cannot_be_imported(tmp_path):
     listed, shown, others = run(
         ("broadsheet", "papers", "toy"),
         ("broadsheet", "show", "x"),
-        ("show", "sorted(discovery.stage_methods('detect'))"),
+        ("show", "sorted(papers.stage_methods('detect'))"),
         root=tmp_path,
         path=f"{ROOT / 'src'}:{tmp_path}",
     )

@@ -37,7 +37,7 @@ def new(
 
     What is written runs at once, and stays on rung 0 until its claims and its oracle are there. No file is overwritten.
     """
-    place = Package(package) if package else Checkout(checkout())
+    place = TargetPackage(package) if package else Checkout(checkout())
     for line in write(place, _facts(paper_id, stage, title, arxiv, name)):
         print(line)
 
@@ -178,7 +178,7 @@ class Checkout:
 
 
 @dataclass
-class Package(Checkout):
+class TargetPackage(Checkout):
     """The places in a package of the reader's own, under `root`: `pyproject.toml`, `src/<name>/`, `tests/`."""
 
     def plan(self, facts: Facts) -> None:

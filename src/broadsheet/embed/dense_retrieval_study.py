@@ -57,7 +57,7 @@ UNSEEN = (
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StudyRecipe:
     """A model and its training; by default the study's recipe at a small scale.
 
     Args:
@@ -132,7 +132,7 @@ class StudyQuestion:
 class StudyCell:
     """One cell of the grid: a recipe, the number of its steps that were taken (0: the raw model), and a question."""
 
-    recipe: Recipe
+    recipe: StudyRecipe
     step: int
     question: StudyQuestion
 
@@ -215,7 +215,7 @@ class Study:
         device, dtype: of `models.load`; the dtype is that of evaluation and of frozen weights.
 
     Example:
-        record = Study().cell(StudyCell(Recipe(layers=6), 25, StudyQuestion()))
+        record = Study().cell(StudyCell(StudyRecipe(layers=6), 25, StudyQuestion()))
         sum(record.values["nDCG@10"]) / len(record.queries)
 
     Source: arXiv:2408.12194.
@@ -268,7 +268,7 @@ class Study:
             )
         return self._tasks[same]
 
-    def trained(self, recipe: Recipe) -> Path:
+    def trained(self, recipe: StudyRecipe) -> Path:
         """The folder of the recipe's last step; trained if it is not there."""
         folder = self._run_folder(recipe)
         last = folder / "last"
@@ -289,7 +289,7 @@ class Study:
             json.dump({"tokens": fitted.tokens, "seconds": fitted.seconds, "peak_bytes": peak}, file)
         return last
 
-    def _fit(self, recipe: Recipe, items: Sequence[Any], folder: Path) -> Any:
+    def _fit(self, recipe: StudyRecipe, items: Sequence[Any], folder: Path) -> Any:
         from broadsheet.embed.fitting import fit
 
         model = self.raw(recipe)
@@ -315,7 +315,7 @@ class Study:
             force=(folder / "last").exists(),  # its record was not written: the run was cut off at its end
         )
 
-    def raw(self, recipe: Recipe) -> Embedder:
+    def raw(self, recipe: StudyRecipe) -> Embedder:
         """The recipe's embedder before training."""
         from broadsheet import models
         from broadsheet.embed.base import embedder
@@ -389,22 +389,22 @@ class Study:
             self._backbones[backbone] = loaded.fingerprint, len(decoder_layers(loaded.model))
         return self._backbones[backbone]
 
-    def _raw_key(self, recipe: Recipe) -> list[Any]:
+    def _raw_key(self, recipe: StudyRecipe) -> list[Any]:
         """Everything that determines the raw model."""
         made = [recipe.layers, recipe.pooling, recipe.attention]
         return [self.fingerprint(recipe.backbone), *made, self.device, self.dtype]
 
-    def _run_key(self, recipe: Recipe) -> list[Any]:
+    def _run_key(self, recipe: StudyRecipe) -> list[Any]:
         data = (recipe.words, recipe.split)
         if data not in self._data:
             self._data[data] = tasks.documentation(*data).fingerprint()
         return [self.fingerprint(recipe.backbone), asdict(recipe), self._data[data], self.device, self.dtype]
 
-    def _run_folder(self, recipe: Recipe) -> Path:
+    def _run_folder(self, recipe: StudyRecipe) -> Path:
         return self.folder / f"run-{fingerprint([versions(), self._run_key(recipe)])}"
 
 
-def examples(recipe: Recipe) -> list[dict[str, Any]]:
+def examples(recipe: StudyRecipe) -> list[dict[str, Any]]:
     """The recipe's training data: for each task as many examples as its steps read, instructions in front."""
     each = min(recipe.steps * recipe.batch, _MOST)
     found = []
@@ -432,10 +432,10 @@ def _units(vectors: Any) -> Floats:
     return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
 
 
-def described(recipe: Recipe) -> str:
+def described(recipe: StudyRecipe) -> str:
     """A recipe in a few words: backbone, layers, and the fields that differ from the default."""
     words = [recipe.backbone, f"first {recipe.layers} layers" if recipe.layers else "all layers"]
-    for name, standard in asdict(Recipe()).items():
+    for name, standard in asdict(StudyRecipe()).items():
         value = getattr(recipe, name)
         if name not in ("backbone", "layers") and value != standard:
             words.append(f"{name} {', '.join(value) if isinstance(value, tuple) else value}")

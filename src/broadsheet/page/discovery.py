@@ -166,26 +166,6 @@ def load(entry: str) -> Any:
         raise InputError(f"{entry} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def stage_methods(stage: str) -> dict[str, Any]:
-    """The classes of a stage's papers by paper id, those of other packages included; imports their modules.
-
-    A paper with several classes has the last word in `"<id>.<Class>"` beside its first class under `"<id>"`. A class
-    of a reader's own package that cannot be imported is reported and left out.
-    """
-    from broadsheet.page.papers import page
-
-    found: dict[str, Any] = {}
-    for paper in page():
-        if paper.stage != stage:
-            continue
-        for i, entry in enumerate(methods(paper.id, paper.package)):
-            try:
-                found[paper.id if i == 0 else f"{paper.id}.{entry.split(':')[1]}"] = load(entry)
-            except InputError as error:
-                left_out(paper.package, str(error))
-    return found
-
-
 class Exports:
     """A stage's names, imported when they are asked for: its papers' classes, and the parts it lists by hand.
 

@@ -30,6 +30,7 @@ __all__ = [
     "ours",
     "page",
     "search",
+    "stage_methods",
     "stages",
 ]
 
@@ -317,3 +318,21 @@ def docstring(entry: str) -> str:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return ast.get_docstring(node) or ""
     raise LookupError(f"{entry}: no {name} in {path.name}")
+
+
+def stage_methods(stage: str) -> dict[str, Any]:
+    """The classes of a stage's papers by paper id, those of other packages included; imports their modules.
+
+    A paper with several classes has the last word in `"<id>.<Class>"` beside its first class under `"<id>"`. A class
+    of a reader's own package that cannot be imported is reported and left out.
+    """
+    found: dict[str, Any] = {}
+    for paper in page():
+        if paper.stage != stage:
+            continue
+        for i, entry in enumerate(discovery.methods(paper.id, paper.package)):
+            try:
+                found[paper.id if i == 0 else f"{paper.id}.{entry.split(':')[1]}"] = load(entry)
+            except InputError as error:
+                discovery.left_out(paper.package, str(error))
+    return found

@@ -24,7 +24,7 @@ from broadsheet.console import InputError
 from broadsheet.data import corpora
 from broadsheet.methods import call_of, hyperparameters
 from broadsheet.options import option
-from broadsheet.page import discovery
+from broadsheet.page import discovery, papers
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Outputs
 from broadsheet.trial.results import Curve
@@ -224,7 +224,7 @@ class AttendTrial(Trial):
         Raises:
             InputError: `--methods` or `--method` names none of the stage.
         """
-        known = {key: kind for key, kind in discovery.stage_methods(self.stage).items() if issubclass(kind, Attention)}
+        known = {key: kind for key, kind in papers.stage_methods(self.stage).items() if issubclass(kind, Attention)}
         own = [key for key, kind in known.items() if self.of_tried_paper(kind)]
         wanted = own + [self.rival] * bool(self.rival) if self.methods is None else list(self.methods)
         if not wanted or set(wanted) - set(known):

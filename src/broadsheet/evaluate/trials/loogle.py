@@ -25,7 +25,7 @@ from broadsheet.evaluate.loogle import LooGLE, Question, Score, evidence_depth
 from broadsheet.evaluate.trials import documentation
 from broadsheet.methods import call_of, hyperparameters, names_of, parse_calls, plain, settings, signature
 from broadsheet.options import option
-from broadsheet.page import discovery
+from broadsheet.page import papers
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.results import Curve
@@ -264,7 +264,7 @@ class LooGLETrial(Trial):
         Raises:
             InputError: `--methods` names none of the stage, or a field that a method does not have.
         """
-        known = [kind for kind in discovery.stage_methods("attend").values() if hasattr(kind, "install")]
+        known = [kind for kind in papers.stage_methods("attend").values() if hasattr(kind, "install")]
         found: dict[str, ContextMethod] = {}
         for call in [] if self.methods == "none" else parse_calls(self.methods, "--methods"):
             kind = next((kind for kind in known if plain(call.name) in names_of(kind)), None)

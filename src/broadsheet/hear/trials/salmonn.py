@@ -131,7 +131,7 @@ class SalmonnTrial(TrainedArms):
         without |= {REHEARSED} if not self.rehearsed else set()
         without |= {ONE} if len(self.parts_) == 1 else set()
         without |= set() if any(hasattr(part, "transcribe") for part in self.parts_) else {CASCADE}
-        wanted = [STACK, MAIN, *(name for short, name in OPTIONAL.items() if short in self.parts)]
+        wanted = [STACK, MAIN, *(name for short, name in OPTIONAL.items() if short in self.also)]
         self._chosen = [name for name in wanted if name not in without]
         self._listeners: dict[Any, Callable[[Sequence[AudioQuestion]], Any]] = {}
         self.jobs_ = self._jobs()
