@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from broadsheet.cache import atomic_write, fingerprint, home
 from broadsheet.clock import measure
@@ -169,33 +167,25 @@ class CheckpointedContrast(ContrastiveObjective):
     Args:
         folders: by number of steps, the folder that the embedder is written to after them. Others: see
             `ContrastiveObjective`.
-        batch: examples of a step, by which an item's index gives the step.
     """
 
-    def __init__(self, embedder: Embedder, folders: Mapping[int, Path], batch: int, **settings: Any) -> None:
+    def __init__(self, embedder: Embedder, folders: Mapping[int, Path], **settings: Any) -> None:
         super().__init__(embedder, **settings)
         self.folders = dict(folders)
-        self.batch = batch
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings of the loss, as a run records them."""
         names = ("contrastive", "temperature", "hard", "chunk_size", "gather_across_devices")
         return {name: getattr(self, name) for name in names}
 
-    def collate(self, items: Sequence[Any]) -> dict[str, Tensor]:
-        """As `ContrastiveObjective`; "step" is the number of steps taken before."""
-        return {**super().collate(items), "step": torch.tensor([items[0][0] // self.batch])}
-
-    def loss(
-        self, embedder: Embedder, batch: Mapping[str, Tensor], generator: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
-        """As `ContrastiveObjective`; the embedder is written first if its number of steps has a folder."""
+    def after_step(self, model: Any, step: int) -> dict[str, float]:
+        """Write the embedder if its number of steps has a folder, which a resumed run finds."""
         from broadsheet.embed.fitting import write
 
-        folder = self.folders.get(int(batch["step"]))
+        folder = self.folders.get(step)
         if folder is not None and not folder.exists():
-            write(embedder, folder)
-        return super().loss(embedder, batch, generator)
+            write(model, folder)
+        return {}
 
 
 class Study:
@@ -296,7 +286,6 @@ class Study:
         objective = CheckpointedContrast(
             model,
             {step: folder / f"step-{step}" for step in recipe.checkpoints()},
-            recipe.batch,
             contrastive=recipe.loss,  # "infonce": Eq. 4 and 5
             temperature=recipe.temperature,  # τ of Eq. 1
             chunk_size=recipe.chunk or None,
