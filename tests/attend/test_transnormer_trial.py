@@ -14,7 +14,7 @@ from broadsheet.attend.trials.transnormer import BEGIN, TransNormerTrial, read
 from broadsheet.cache import home as cache_home
 from broadsheet.console import InputError
 from broadsheet.data import corpora
-from broadsheet.options import describe
+from broadsheet.options import construct, describe
 
 SHAPE = {"texts": 6, "steps": 4, "length": 16, "batch": 2, "width": 16, "layers": 2, "heads": 2, "device": "cpu"}
 
@@ -115,6 +115,8 @@ def test_what_both_models_do_not_have_is_not_offered():
     offered = {row.name for row in describe(TransNormerTrial)}
     assert {"--data", "--steps", "--device"} <= offered
     assert not {"--model", "--dtype", "--method"} & offered
+    with pytest.raises(InputError, match="no option --model; expected one of --data"):
+        construct(TransNormerTrial, {"model": "gpt2"})
 
 
 def test_an_arm_whose_loss_is_lost_is_reported(trial, monkeypatch):
