@@ -24,9 +24,9 @@ demo-hear: $(VENV)/.installed-hear speech  ## teach the built-in model to hear, 
 	echo "said in a clip it has not heard: $$(field answer)"; \
 	$(BIN)/broadsheet hear listen "runs/clips/$$(field audio)" "What is said?" --model runs/ears
 
-test: $(VENV)/.installed-dev speech  ## unit tests, the default model on real text, and the numeric oracles
-	$(BIN)/python -m pytest
-	$(BIN)/python tests/oracles.py tests/oracles
+# A worker a core. `make test PAPER=gem` runs what tests one paper.
+test: $(VENV)/.installed-dev speech  ## unit tests, the default model on real text, the numeric oracles; PAPER=gem: one paper's
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder --budget $(if $(PAPER),--paper $(PAPER))
 
 lint: $(VENV)/.installed-dev  ## formatting, lint, types, one-way imports
 	$(BIN)/ruff format --check .
@@ -43,36 +43,10 @@ docs: $(VENV)/.installed-docs  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-# Labelled data is the caller's: make evidence STS=stsb-dev.tsv BEIR=cranfield
-evidence: $(VENV)/.installed-dev speech  ## record again what the pages and rungs rest on (hours)
+# Labelled data that a recorded command names is looked for in DATA where it is not in place: make evidence DATA=folder
+evidence: $(VENV)/.installed-dev speech  ## run again what the pages and rungs rest on, as the evidence stores it (hours)
 	$(BIN)/python tests/oracles.py tests/oracles --record
-	$(BIN)/broadsheet try lastde --pairs 40 --perturbations 3 --regenerations 2 --record
-	$(BIN)/broadsheet try lm_infinite --lengths 1024,4096,8192,12288 --texts 3 --record
-	$(BIN)/broadsheet try infllm --lengths 4096,8192 --texts 3 --questions 6 --record
-	$(BIN)/broadsheet try longheads --lengths 4096 --texts 3 --questions 6 --record
-	$(BIN)/broadsheet try flexprefill --lengths 4096,8192 --texts 3 --questions 6 --record
-	$(BIN)/broadsheet try transnormer --steps 200 --record
-	$(BIN)/broadsheet try aded --tokens 40 --record
-	$(BIN)/broadsheet try loogle --documents 3 --questions 6 --record
-	$(BIN)/broadsheet apply first pydocs --train --out runs/easy --minutes 13 --brief --titles --words 20 \
-		--ranking-only --loss softmax --sizes 2-4 --depth 1000 --lists 7000 --learning-rate 1e-4
-	$(BIN)/broadsheet apply first pydocs --train --reranker runs/easy --out runs/first --minutes 15 --titles --words 20 \
-		--sizes 4-10 --shuffle 0.2 --lists 4000 --learning-rate 5e-5 --window 10 --step 5
-	$(BIN)/broadsheet try first --reranker runs/first --titles --words 20 --queries 100 --dtype bfloat16 --record
-	$(BIN)/broadsheet try pg_rank --record
-	$(BIN)/broadsheet try fullrank --reranker runs/first --candidates 20 --queries 40 --titles --words 20 --dtype bfloat16 --record
-	$(BIN)/broadsheet try embedding_overview --dtype bfloat16 $(if $(STS),--sts $(STS)) --record
-	$(if $(BEIR),$(BIN)/broadsheet try embedding_meets_llm --data $(BEIR) --words 60 --dtype bfloat16 --record)
-	$(BIN)/broadsheet try token_prepending $(if $(STS),--sts $(STS)) --exits 2,3,4,6,8 --dtype bfloat16 --record
-	$(BIN)/broadsheet try gem --steps 60 --contrast-steps 60 --length 64 $(if $(STS),--sts $(STS)) --record
-	$(BIN)/broadsheet try llm_ql --record
-	$(BIN)/broadsheet try ullme $(if $(STS),--sts $(STS)) --dtype bfloat16 --record
-	$(BIN)/broadsheet try llm_embedder --record
-	$(BIN)/broadsheet try lexical_specialization --words wordnet $(if $(STS),--sts $(STS)) --record
-	$(BIN)/broadsheet study dense_retrieval --preset A --layers 6,12,30 --steps 15 --record
-	$(BIN)/broadsheet try salmonn --warm-start-steps 300 --steps1 80 --steps2 120 \
-		--learning-rate 3e-4 --lora-learning-rate 1e-3 --factor 0.1 \
-		--activation-steps 24 --activation-learning-rate 3e-4 --stories 24 --seed 1 --record
+	$(BIN)/python -m broadsheet.page.replay $(ID) $(if $(DATA),--data $(DATA))
 
 bench: $(VENV)/.installed-dev speech  ## measure speed ratios side by side
 	$(BIN)/python benchmarks/detect.py

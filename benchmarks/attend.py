@@ -27,12 +27,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from broadsheet import models
-from broadsheet.attend import FlexPrefill, InfLLM, LMInfinite, LongHeads, Memory
+from broadsheet.attend import FlexPrefill, InfLLM, LMInfinite, LongHeads, PreRopeAttention
 from broadsheet.page import evidence
 
 WINDOW = 2048
 TEXTS = 3  # whose loss FlexPrefill is compared on
-METHODS: dict[str, Memory] = {
+METHODS: dict[str, PreRopeAttention] = {
     "LM-Infinite": LMInfinite(n_local=WINDOW, backend="chunked"),
     "LM-Infinite, window 1,024": LMInfinite(n_local=1024, backend="chunked"),
     "InfLLM": InfLLM(n_local=WINDOW),
@@ -41,7 +41,7 @@ METHODS: dict[str, Memory] = {
 }
 
 
-def visible(method: Memory, length: int) -> int:
+def visible(method: PreRopeAttention, length: int) -> int:
     """Keys that a query far into the text of `length` tokens reads."""
     if isinstance(method, LMInfinite):
         return min(length, method.n_global + method.n_local)
@@ -51,7 +51,7 @@ def visible(method: Memory, length: int) -> int:
     return min(length, method.attention_length)
 
 
-def pairs(method: Memory, length: int) -> int:
+def pairs(method: PreRopeAttention, length: int) -> int:
     """Pairs of query and key in a causal prompt of `length` tokens."""
     most = visible(method, length)
     return most * (most + 1) // 2 + (length - most) * most
@@ -67,7 +67,7 @@ def prompts(lengths: Sequence[int], repeats: int) -> dict[str, Any]:
         def full(q: Tensor = query, k: Tensor = key, v: Tensor = value) -> Tensor:
             return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
-        def read(method: Memory, q: Tensor = query, k: Tensor = key, v: Tensor = value) -> Tensor:
+        def read(method: PreRopeAttention, q: Tensor = query, k: Tensor = key, v: Tensor = value) -> Tensor:
             return method.state(here).attend(q, k, v)
 
         arms: dict[str, Callable[[], object]] = {"sdpa": full}

@@ -21,8 +21,8 @@ from broadsheet.console import InputError
 from broadsheet.data import corpora
 from broadsheet.decode import ADED, TrigramTable
 from broadsheet.decode.trials import prompts as tasks
-from broadsheet.decode.trials.aded import Reference, Writer, Written, measured, step_seconds
-from broadsheet.decode.trials.prompts import KINDS, Prompt
+from broadsheet.decode.trials.aded import Reference, TimedWriter, Written, measured, step_seconds
+from broadsheet.decode.trials.prompts import KINDS, DecodePrompt
 from broadsheet.page import evidence
 from broadsheet.trial.engine import Arm, Measured, Metric, run_arms
 from broadsheet.trial.results import ArmResult
@@ -32,14 +32,14 @@ METRICS = [Metric("identical output", binary=True, bounds=(0, 1)), Metric("token
 
 
 def race(
-    writer: Writer, prompts: Sequence[Prompt], table: TrigramTable, seconds: dict[int, float]
+    writer: TimedWriter, prompts: Sequence[DecodePrompt], table: TrigramTable, seconds: dict[int, float]
 ) -> tuple[list[ArmResult], list[Comparison]]:
     """Greedy decoding, prompt lookup and ADED, as a tree and as a chain, on the same prompts."""
     reference = Reference(writer)
     aded, chain = ADED(table, step_seconds=seconds), ADED(table, chain=True, step_seconds=seconds)
 
-    def arm(name: str, write: Callable[[Prompt], Written], role: Any) -> Arm:
-        def run(block: Sequence[Prompt]) -> Measured:
+    def arm(name: str, write: Callable[[DecodePrompt], Written], role: Any) -> Arm:
+        def run(block: Sequence[DecodePrompt]) -> Measured:
             return measured([(write(prompt), reference.tokens(prompt)) for prompt in block])
 
         return Arm(name, run, role)
@@ -131,7 +131,7 @@ def main() -> None:
                 f"{table.nbytes / 1e6:.1f} MB"
             )
             result["table"] = {"trigrams": len(table), "bytes": table.nbytes, "build_seconds": took}
-        writer = Writer(model, arguments.tokens)
+        writer = TimedWriter(model, arguments.tokens)
         seconds = step_seconds(writer, prompts[0])
         print(f"{dtype}: a step over n tokens, ms and single steps")
         print("  " + "  ".join(f"{n}: {1000 * s:.0f} ({s / seconds[1]:.2f})" for n, s in seconds.items()))

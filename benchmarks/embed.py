@@ -37,12 +37,13 @@ from broadsheet import models
 from broadsheet.clock import measure
 from broadsheet.console import InputError
 from broadsheet.data import corpora
-from broadsheet.embed import TokenPrepending, embedder, encode_corpus
+from broadsheet.embed import TokenPrepending, embedder
 from broadsheet.embed.base import Embedder
 from broadsheet.embed.modules.template import PROMPT_EOL
 from broadsheet.embed.sweep import default_exits, default_layers, sweep
 from broadsheet.models import embedded
 from broadsheet.page import evidence
+from broadsheet.search.encoding.streaming import encode_corpus
 from broadsheet.trial.engine import Arm, run_arms
 from broadsheet.trial.results import ArmResult
 from broadsheet.trial.stats import Comparison, sentence

@@ -3,19 +3,25 @@
     python docs/generate.py            rewrite what is stale
     python docs/generate.py --check    name what is stale, exit status 1
 
-A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`; NAME is a key of `PARTS`. No number
-that was measured is typed by hand: it comes from `evidence/`, which `broadsheet try ID --record` writes.
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`. NAME is a key of `PARTS`, or
+`options of try ID`, `options of apply ID`, `evidence of STAGE`, `speed of STAGE` or `reference of STAGE`, for whatever
+papers and stages there are. No number that was measured is typed by hand: it comes from `evidence/`, which
+`broadsheet try ID --record` writes.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
-from speeds import attend_speed, decode_speed, embed_speed, hear_speed, rank_speed, search_speed, table
+import speeds
+from speeds import table
 
+from broadsheet.console import InputError
 from broadsheet.data import schemas
 from broadsheet.data.rows import columns_of
 from broadsheet.embed import axes
@@ -26,8 +32,9 @@ from broadsheet.hear import picture
 from broadsheet.hear.encoders.resources import SPEECH_EMBEDDING, WHISPER
 from broadsheet.hear.prompts import INSTRUCTIONS
 from broadsheet.models.embedded import DEFAULT
+from broadsheet.options import describe
 from broadsheet.page import evidence
-from broadsheet.page.papers import RUNGS, Paper, Stage, docstring, get, get_trial, page, stages
+from broadsheet.page.papers import RUNGS, Paper, Stage, get_recipe, get_trial, load, ours, stages
 from broadsheet.rank.formats import RequestRow
 from broadsheet.report import words
 from broadsheet.report.view import View
@@ -57,10 +64,10 @@ def counted(stage: Stage) -> str:
 
 def status() -> str:
     """How far the library is, in one sentence."""
-    built = [paper for paper in page() if paper.entry]
+    built = [paper for paper in ours() if paper.entry]
     rooms = sorted({paper.stage for paper in built})
     return (
-        f"Of the {len(page())} papers in {len(stages())} stages, {len(built)} "
+        f"Of the {len(ours())} papers in {len(stages())} stages, {len(built)} "
         f"{'is' if len(built) == 1 else 'are'} built: "
         + ", ".join(f"`{paper.id}`" for paper in built)
         + f" (stage{'s' * (len(rooms) != 1)} {', '.join(rooms)}). The others are listed, and wait for their code."
@@ -135,8 +142,8 @@ def stage_evidence(name: str) -> str:
         return "\n\n".join(f"### {paper.title}\n\n{part}" for paper, part in parts.items())
     if parts:
         return next(iter(parts.values()))
-    paper = next(paper for paper in stage.papers if paper.trial)
-    return f"Nothing is recorded yet. `broadsheet try {paper.id} --record` records it."
+    paper = next((paper for paper in stage.papers if paper.trial), None)
+    return "Nothing is recorded yet." + (f" `broadsheet try {paper.id} --record` records it." if paper else "")
 
 
 def _recorded(paper: Paper, result: TrialResult) -> str:
@@ -232,18 +239,70 @@ def hear_tasks() -> str:
     return table(("task", "asked by", "ways to ask"), rows)
 
 
-def options(entry: str) -> str:
-    """The options that the docstring of a trial, or of what `apply` runs, documents."""
-    lines = docstring(entry).split("\nOptions:\n")[1].splitlines()
-    rows: list[list[str]] = []
-    for line in lines:
-        if not line.startswith("    "):
-            break
-        if line.startswith("     "):
-            rows[-1][1] += " " + line.strip()
-        else:
-            rows.append(line.strip().split(": ", 1))
-    return table(("option", "what"), ((f"`{names}`".replace(", ", "`, `"), about) for names, about in rows))
+def options(command: str, name: str) -> str:
+    """The options of a paper's or a stage's trial, or recipe, that not all trials have."""
+    from broadsheet.apply.base import Recipe
+    from broadsheet.trial.base import Trial
+
+    base = Trial if command == "try" else Recipe
+    try:
+        kind = load((get_trial if command == "try" else get_recipe)(name)[1])
+    except InputError:
+        return f"There is nothing to {command} yet."
+    common = {row.name: row for row in describe(base)}
+    rows = [row for row in describe(kind) if common.get(row.name) != row]
+    shared = [f"`{row.name}`" for row in describe(kind) if common.get(row.name) == row]
+    text = table(
+        ("option", "what"),
+        ((f"`{f'{row.name} {row.value}'.strip()}`", _with_default(row.help, row.default)) for row in rows),
+    )
+    every = "trial" if command == "try" else "recipe"
+    return (f"{text}\n\n" if rows else "") + f"And what every {every} takes: {', '.join(shared)}."
+
+
+def _with_default(said: str, default: str) -> str:
+    return f"{said} ({default})" if default else said
+
+
+def reference(name: str) -> str:
+    """A stage's reference page: the names that it exports, then its modules, the socket first."""
+    package = import_module(f"broadsheet.{name}")
+    folder = Path(str(package.__file__)).parent
+    modules = {
+        f"broadsheet.{name}.{path.relative_to(folder).with_suffix('').as_posix().replace('/', '.')}": path
+        for path in sorted(folder.rglob("*.py"))
+        if path.stem not in ("__init__", "commands") and not path.stem.startswith("_")
+    }
+    homes = {
+        each: (module, about)
+        for module, path in modules.items()
+        for each, about in _defined(path).items()
+        if each in package.__all__
+    }
+    rows = [(f"[`{each}`](#{module})", about) for each, (module, about) in sorted(homes.items())]
+    first = sorted(modules, key=lambda module: (module.count("."), module != f"broadsheet.{name}.base", module))
+    page = f" [The stage](../{name}.md) explains them." if (ROOT / "docs" / f"{name}.md").exists() else ""
+    return "\n\n".join(
+        (
+            f"# {name}",
+            f"These names import from `broadsheet.{name}`.{page}",
+            table(("name", "what"), rows),
+            *(f"::: {module}" for module in first),
+        )
+    )
+
+
+def _defined(path: Path) -> dict[str, str]:
+    """The names that a module defines, with the first line of what their docstrings say."""
+    found = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            paragraph = (ast.get_docstring(node) or "").split("\n\n")[0]
+            found[node.name] = " ".join(paragraph.split())
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id: "" for target in targets if isinstance(target, ast.Name)}
+    return found
 
 
 def columns() -> str:
@@ -269,51 +328,31 @@ PARTS: dict[str, Callable[[], str]] = {
     "columns": columns,
     "papers, folded": readme_papers,
     "papers": all_papers,
-    "evidence of attend": lambda: stage_evidence("attend"),
-    "speed of attend": attend_speed,
-    "speed of decode": decode_speed,
-    "evidence of decode": lambda: stage_evidence("decode"),
-    "evidence of detect": lambda: stage_evidence("detect"),
-    "speed of rank": rank_speed,
-    "speed of search": search_speed,
-    "evidence of rank": lambda: stage_evidence("rank"),
-    "evidence of embed": lambda: stage_evidence("embed"),
-    "speed of embed": embed_speed,
     "axes of embed": embed_axes,
     "nodes of embed": embed_nodes,
-    "options of apply embed": lambda: options(get("gem").apply),
-    "options of try embed": lambda: options(get_trial("embed")[1]),
-    **{
-        f"options of try {name}": lambda name=name: options(get(name).trial)  # type: ignore[misc]
-        for name in (
-            "token_prepending",
-            "gem",
-            "llm_ql",
-            "ullme",
-            "llm_embedder",
-            "lexical_specialization",
-            "dense_retrieval_study",
-        )
-    },
     "downloads of hear": hear_downloads,
     "tasks of hear": hear_tasks,
-    "speed of hear": hear_speed,
-    "evidence of hear": lambda: stage_evidence("hear"),
-    "options of try salmonn": lambda: options(get("salmonn").trial),
-    "options of apply salmonn": lambda: options(get("salmonn").apply),
-    "evidence of evaluate": lambda: stage_evidence("evaluate"),
-    "options of try attend": lambda: options(get_trial("attend")[1]),
-    "options of try transnormer": lambda: options(get("transnormer").trial),
-    "options of try aded": lambda: options(get("aded").trial),
-    "options of apply aded": lambda: options(get("aded").apply),
-    "options of try loogle": lambda: options(get("loogle").trial),
-    "options of try first": lambda: options(get("first").trial),
-    "options of try fullrank": lambda: options(get("fullrank").trial),
-    "options of try pg_rank": lambda: options(get("pg_rank").trial),
-    "options of apply first": lambda: options(get("first").apply),
-    "options of try lastde": lambda: options(get("lastde").trial),
-    "options of apply lastde": lambda: options(get("lastde").apply),
 }
+
+
+def part(name: str) -> str:
+    """A generated part by its name.
+
+    Raises:
+        KeyError: an unknown name.
+    """
+    match name.split():
+        case ["options", "of", ("try" | "apply") as command, of]:
+            return options(command, of)
+        case ["evidence", "of", of]:
+            return stage_evidence(of)
+        case ["reference", "of", of]:
+            return reference(of)
+        case ["speed", "of", of]:
+            made: Callable[[], str] = getattr(speeds, f"{of}_speed")
+            return made()
+    return PARTS[name]()
+
 
 # Files that are generated whole.
 PICTURES: dict[str, Callable[[], str]] = {
@@ -327,13 +366,13 @@ def filled(text: str) -> str:
     Raises:
         KeyError: a part of an unknown name.
     """
-    return _PART.sub(lambda part: f"{part[1]}\n{PARTS[part[2]]()}\n\n{part[3]}", text)
+    return _PART.sub(lambda found: f"{found[1]}\n{part(found[2])}\n\n{found[3]}", text)
 
 
 def main(arguments: list[str]) -> int:
     check = arguments == ["--check"]
     stale = []
-    pages = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    pages = (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")))
     wanted = {path: filled(path.read_text(encoding="utf-8")) for path in pages}
     wanted |= {ROOT / name: made() for name, made in PICTURES.items()}
     for path, new in wanted.items():

@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 
     from broadsheet.models import Loaded
 
+# One thread a process, children included: as many workers as cores share them. Set before torch is imported.
+for threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(threads, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizers library warns about it after a fork
+
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizers library warns about it after a fork
+pytest_plugins = ["suite"]
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = ["Ġ t", "h e", "Ġt he", "Ġ a", "i n", "e r", "Ġ Ġ", "o n", "r e", "Ġ s", "a t", "n d", "Ġa nd"]

@@ -13,6 +13,14 @@ import pytest
 import oracles
 
 RUNNER = Path(oracles.__file__)
+FOLDER = RUNNER.parent / "oracles"
+
+
+@pytest.mark.parametrize("paper", sorted(path.stem for path in FOLDER.glob("*.json")))
+def test_the_product_computes_what_the_paper_says(paper, capsys):
+    counts = oracles.run_file(FOLDER / f"{paper}.json")
+    assert counts["passed"] > 0
+    assert counts["failed"] == counts["skipped"] == 0, capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

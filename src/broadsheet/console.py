@@ -1,4 +1,4 @@
-"""What broadsheet says while it works: one-line messages and progress bars on stderr, the error a user can mend, and Ctrl-C.
+"""What broadsheet says while it works: messages and progress bars on stderr, the error a user can mend; and Ctrl-C.
 
 stdout is kept for results, so that every command can be piped.
 """
@@ -53,7 +53,7 @@ def say(message: str) -> None:
 
 @contextmanager
 def progress(description: str, total: float | None = None, *, shown: bool = True) -> Iterator[Progress]:
-    """A Rich progress display on stderr with one task, silent when stderr is not a terminal, or if it is not `shown`.
+    """A Rich progress display on stderr with one task, silent unless stderr is a terminal and it is to be `shown`.
 
     Example:
         with progress("scoring", total=len(texts)) as bar:
@@ -95,7 +95,7 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second acts as usual. Python handles signals in the main thread alone."""
+    """An event that the first Ctrl-C sets; the second acts as usual. Outside the main thread it is never set."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked

@@ -50,7 +50,7 @@ def parse_calls(spec: str, where: str = "--method") -> list[Call]:
         match entry:
             case ast.Name(id=name):
                 found.append(Call(name, {}))
-            case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
+            case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords) if all(each.arg for each in keywords):
                 try:
                     found.append(Call(name, {str(each.arg): _literal(each.value) for each in keywords}))
                 except ValueError:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from broadsheet.console import InputError
 
@@ -68,9 +68,14 @@ def option(
 class Options:
     """A dataclass of options: what was not given gets its default, and what is out of range is refused.
 
+    Attributes:
+        lacks: inherited options that a subclass does not have; they are refused, and not listed.
+
     Raises:
-        InputError: a value is below `least`, or none of `choices`.
+        InputError: a value is below `least`, or none of `choices`; an option that it lacks was given.
     """
+
+    lacks: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         quick = bool(getattr(self, "quick", False))
@@ -78,6 +83,8 @@ class Options:
             said = each.metadata.get(_METADATA)
             if said is None:
                 continue
+            if each.name in self.lacks and getattr(self, each.name) is not None:
+                raise InputError(f"got {flag(each.name)}; {type(self).__name__} has no such option")
             if getattr(self, each.name) is None:
                 chosen = said.quick if quick and said.quick is not MISSING else said.default
                 setattr(self, each.name, chosen)
@@ -133,7 +140,7 @@ def describe(kind: type, skip: Iterable[str] = ()) -> list[OptionRow]:
     hints, rows = _hints(kind), []
     for each in fields(kind):
         said = each.metadata.get(_METADATA)
-        if said is None or each.name in skip:
+        if said is None or each.name in skip or each.name in getattr(kind, "lacks", ()):
             continue
         boolean = _inner(hints[each.name]) is bool
         name = flag(each.name) if not (boolean and said.default is True) else f"--no-{flag(each.name)[2:]}"
@@ -211,7 +218,8 @@ def construct(kind: type[T], given: Mapping[str, Any]) -> T:
     Raises:
         InputError: an unknown option, or a value of the wrong type or out of range.
     """
-    known = [each.name for each in fields(kind) if _METADATA in each.metadata]  # type: ignore[arg-type]
+    lacks = getattr(kind, "lacks", ())
+    known = [each.name for each in fields(cast(Any, kind)) if _METADATA in each.metadata and each.name not in lacks]
     values: dict[str, Any] = {}
     for name, value in given.items():
         asked, sense = name, True

@@ -1,10 +1,9 @@
-"""The trial of the stage: every arm on the same tokens, findings follow from what was read, a killed run goes on."""
+"""The trial of the stage: every arm on the same tokens, notes follow from what was read, claims are the paper's."""
 
 from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from io import StringIO
 
 import numpy as np
@@ -13,41 +12,29 @@ import torch
 from rich.console import Console
 from torch.nn.functional import cross_entropy
 
-from broadsheet import report
-from broadsheet.attend.lm_infinite import LMInfinite
-from broadsheet.attend.trials import attend as trial
-from broadsheet.attend.trials import reader, streaming
-from broadsheet.attend.trials.attend import (
-    METHODS,
-    AttendTrial,
-    FlexPrefillTrial,
-    InfLLMTrial,
-    LMInfiniteTrial,
-    LongHeadsTrial,
-)
+from broadsheet import models, report
+from broadsheet.attend import Attention, FlexPrefill, InfLLM, LMInfinite, LongHeads
+from broadsheet.attend.trials import attend, reader, streaming
+from broadsheet.attend.trials.attend import AttendTrial
+from broadsheet.attend.trials.flexprefill import FlexPrefillTrial
+from broadsheet.attend.trials.infllm import InfLLMTrial
+from broadsheet.attend.trials.lm_infinite import LMInfiniteTrial
+from broadsheet.attend.trials.longheads import LongHeadsTrial
 from broadsheet.attend.trials.longtexts import long_texts
-from broadsheet.attend.trials.metrics import FULL, ONE_PIECE, TRUNCATION, Plan
+from broadsheet.attend.trials.metrics import FULL, ONE_PIECE, TRUNCATION, LengthMetrics, Plan, outputs
 from broadsheet.console import InputError
 from broadsheet.data import corpora
+from broadsheet.options import construct
+from broadsheet.page import discovery
 from broadsheet.page.evidence import finite
 from broadsheet.trial.results import TrialResult
 
-TRIALS = [LMInfiniteTrial, InfLLMTrial, LongHeadsTrial, FlexPrefillTrial, AttendTrial]
 # The tiny model was trained on 256 positions, as it says: 200 lies within them, 300 and 360 beyond.
-OPTIONS = {"lengths": "200,300,360", "window": 64, "scored": 32, "texts": 2, "questions": 3}
+OPTIONS = {"lengths": (200, 300, 360), "window": 64, "scored": 32, "texts": 2, "questions": 3}
 LENGTHS, WINDOW, SCORED = (200, 300, 360), 64, 32
 
 
-@dataclass
-class Bystander:
-    """Stands in for a method and does nothing."""
-
-    @contextmanager
-    def __call__(self, model):
-        yield model
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(tmp_path_factory, tiny_model, tiny_tokenizer):
     """A tiny model and a small corpus, as a trial's options."""
     folder = tmp_path_factory.mktemp("made")
@@ -66,28 +53,41 @@ def setting(made, tmp_path, monkeypatch):
     return made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def texts(made, tiny_tokenizer):
     clear = [range(length - SCORED, length + reader.DECODED) for length in LENGTHS]
     corpus = corpora.load(made["data"])
     return long_texts(corpus, tiny_tokenizer(), 2, LENGTHS[-1] + reader.DECODED, questions=3, clear=clear)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def result(made, tmp_path_factory):
     """An undisturbed trial of LM-Infinite."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BROADSHEET_HOME", str(tmp_path_factory.mktemp("home")))
-        return LMInfiniteTrial(**made, n_global=2).run()
+        return LMInfiniteTrial(**made, method="lm_infinite(n_global=2)").run()
 
 
 @pytest.fixture
-def bystanders(monkeypatch):
-    for key, method in METHODS.items():
-        stub = trial.TriedMethod(
-            method.name, lambda _: Bystander(), method.claims, method.against, method.beside, method.one_piece
-        )
-        monkeypatch.setitem(METHODS, key, stub)
+def unread(monkeypatch):
+    """Texts are not read, and methods change nothing: what is reported follows from the numbers of `looked`."""
+
+    @contextmanager
+    def install(self, model):
+        yield model
+
+    def reading(by_position):
+        return lambda self, text, lengths: (looked(text, lengths), by_position * (lengths[-1] // SCORED))
+
+    monkeypatch.setattr(Attention, "__call__", install)
+    for name, by_position in {"chunks": [1.0], "one_piece": [], "truncated": []}.items():
+        monkeypatch.setattr(reader.LongTextReader, name, reading(by_position))
+
+
+def looked(text, lengths, loss=2.0):
+    """Every password found, and the same loss at every length."""
+    found = [1.0] * len(text.questions)
+    return [LengthMetrics(loss, n / 1000, 0.01, n, found, found) for n in lengths]
 
 
 def tail_loss(model, ids):
@@ -131,7 +131,7 @@ def test_cost_is_that_at_the_last_length(result, tiny_model):
     assert (np.diff(arms[FULL].samples["seconds"]) > 0).all()  # one pass: time adds up
 
 
-def test_a_password_counts_once_it_is_told_and_its_word_comes_first(setting, texts, monkeypatch):
+def test_a_password_counts_once_it_is_told_and_its_word_comes_first(texts, tiny_model, monkeypatch):
     asked = []
 
     def answer(model, cache, questions):
@@ -144,21 +144,28 @@ def test_a_password_counts_once_it_is_told_and_its_word_comes_first(setting, tex
         return logits
 
     monkeypatch.setattr(streaming, "ask", answer)
-    arms = LMInfiniteTrial(**setting).run().arms
-    for arm in arms:
-        for text, right, said, share in zip(
-            texts, arm.samples["right"], arm.samples["said"], arm.samples["retrieval beyond 256"], strict=True
-        ):
+    reads = reader.LongTextReader(tiny_model(pad_token_id=0), Plan(LENGTHS, WINDOW, SCORED, 256))
+    for reading in (reads.chunks, reads.truncated):
+        for text in texts:
+            row = outputs(reads.plan, *reading(text, LENGTHS))
             told = [[q.position < n for q in text.questions] for n in LENGTHS]
-            np.testing.assert_array_equal(~np.isnan(right), told)
+            np.testing.assert_array_equal(~np.isnan(row["right"]), told)
             known = np.where(told, [1.0, 0.0, 0.0], np.nan)
-            np.testing.assert_array_equal(right, known)
-            np.testing.assert_array_equal(said, known * 0)
-            assert share == pytest.approx(np.nanmean(known[1:]))
+            np.testing.assert_array_equal(row["right"], known)
+            np.testing.assert_array_equal(row["said"], known * 0)
+            assert row["retrieval beyond 256"] == pytest.approx(np.nanmean(known[1:]))
     assert {len(questions) for questions in asked} == {2, 3}  # what is told behind the length is not asked for
 
 
-def test_what_is_reported_of_a_papers_trial(result):
+def test_a_prefill_in_one_piece_gives_what_reading_in_chunks_gives(result, texts, tiny_model):
+    reads = reader.LongTextReader(tiny_model(pad_token_id=0), Plan(LENGTHS, WINDOW, SCORED, 256))
+    looks, by_position = reads.one_piece(texts[0], LENGTHS)
+    losses = {arm.name: arm.samples["losses"] for arm in result.arms}
+    np.testing.assert_allclose([look.loss for look in looks], losses[FULL][0], atol=2e-5)
+    assert by_position == []  # not every token was scored
+
+
+def test_what_is_reported_of_a_papers_trial(result, tmp_path):
     assert [(arm.name, arm.role, arm.status) for arm in result.arms] == [
         (FULL, "baseline", "ok"),
         (TRUNCATION, "sibling", "ok"),
@@ -189,30 +196,30 @@ def test_what_is_reported_of_a_papers_trial(result):
     }
     assert any(note.startswith("From 200 tokens, within") for note in result.notes)
     assert result.setting["trained positions"] == "256"
-    assert {"model", "data", "texts", "seed"} <= set(result.provenance)
+    assert list(result.provenance["data"]["fingerprint"]) == ["texts"]
 
     read = TrialResult.from_dict(json.loads(json.dumps(finite(result.to_dict()), allow_nan=False)))
-    page = report.html(read)
-    assert "Loss by position" in page
+    report.write(read, tmp_path)
+    assert "Loss by position" in (tmp_path / "lm_infinite.html").read_text(encoding="utf-8")
     console = Console(file=StringIO(), width=100)
     report.terminal(result, console)
     assert "LM-Infinite" in console.file.getvalue()
 
 
-def test_within_the_trained_positions_nothing_is_claimed_and_that_is_said(setting):
-    result = LMInfiniteTrial(**setting | {"lengths": "100,200"}).run()
+def test_within_the_trained_positions_nothing_is_claimed_and_that_is_reported(setting, unread):
+    result = LMInfiniteTrial(**setting | {"lengths": (100, 200)}).run()
     assert "loss beyond 256" not in result.arms[0].values
     assert result.claims == []
     assert any("shows with a length of at least 288" in note for note in result.notes)
 
 
-def test_without_questions_only_losses_and_costs_are_measured(setting):
+def test_without_questions_only_losses_and_costs_are_measured(setting, unread):
     result = LMInfiniteTrial(**setting | {"questions": 0}).run()
     assert not any(name.startswith("retrieval") for name in result.arms[0].values)
     assert not any("Passwords" in figure.title for figure in result.figures)
 
 
-def test_the_stage_reads_all_methods_and_a_prefill_in_one_piece_beside_flexprefill(setting, bystanders):
+def test_the_stage_reads_all_methods_and_a_prefill_in_one_piece_beside_flexprefill(setting, unread):
     result = AttendTrial(**setting).run()
     roles = {arm.name: arm.role for arm in result.arms}
     assert roles == {
@@ -224,6 +231,7 @@ def test_the_stage_reads_all_methods_and_a_prefill_in_one_piece_beside_flexprefi
         "LongHeads": "method",
         "FlexPrefill": "method",
     }
+    assert result.paper == "attend"
     assert result.claims == [
         ("loss beyond 256", FULL, "LM-Infinite"),
         ("retrieval beyond 256", "LM-Infinite", "InfLLM"),
@@ -232,97 +240,84 @@ def test_the_stage_reads_all_methods_and_a_prefill_in_one_piece_beside_flexprefi
     ]
     compared = {(c.metric, c.baseline, c.arm) for c in result.comparisons}
     assert set(result.claims) <= compared
-    # A prefill in one piece gives what reading in chunks gives; only by position it was not scored.
-    losses = {arm.name: arm.samples["losses"] for arm in result.arms}
-    np.testing.assert_allclose(losses[ONE_PIECE], losses[FULL], atol=2e-5)
     [by_position] = [figure for figure in result.figures if figure.title.startswith("Loss by position")]
     assert list(by_position.lines) == [FULL, "LM-Infinite", "InfLLM", "LongHeads"]
 
 
-def test_methods_can_be_chosen(setting, bystanders):
-    result = AttendTrial(**setting, methods="longheads,infllm").run()
+def test_methods_can_be_chosen(setting, unread):
+    result = AttendTrial(**setting, methods=("longheads", "infllm")).run()
     assert [arm.name for arm in result.arms] == [FULL, TRUNCATION, "LongHeads", "InfLLM"]
     assert result.claims == []  # both are measured against LM-Infinite, which does not take part
-    for methods in ("infllm,infllm", "attend", ""):
-        with pytest.raises(InputError, match="expected some of lm_infinite,infllm"):
+    for methods in (("transnormer",), ()):
+        with pytest.raises(InputError, match="expected some of lm_infinite,infllm,longheads,flexprefill"):
             AttendTrial(**setting, methods=methods).run()
 
 
-def test_flexprefill_is_compared_with_full_attention_in_one_piece(setting, bystanders):
+def test_a_papers_trial_claims_for_its_own_method_alone(setting, unread):
+    result = InfLLMTrial(**setting).run()
+    assert {arm.name: arm.role for arm in result.arms[2:]} == {"InfLLM": "method", "LM-Infinite": "sibling"}
+    assert result.claims == [("retrieval beyond 256", "LM-Infinite", "InfLLM")]
+    pairs = {(c.baseline, c.arm) for c in result.comparisons}
+    assert {("LM-Infinite", "InfLLM"), (TRUNCATION, "LM-Infinite")} <= pairs
+
+
+def test_the_stages_trial_serves_a_paper_that_has_none(setting, unread, monkeypatch):
+    found = discovery.trial
+    monkeypatch.setattr(discovery, "trial", lambda paper: "" if paper == "infllm" else found(paper))
+    result = AttendTrial(**setting).for_paper("infllm").run()
+    assert (result.paper, [arm.role for arm in result.arms]) == ("infllm", ["baseline", "sibling", "method"])
+    assert result.claims == [("loss beyond 256", FULL, "InfLLM")]
+    assert result.arms[2].description == "InfLLM(n_local=64)"
+
+
+def test_flexprefill_is_compared_with_full_attention_in_one_piece(setting, unread):
     result = FlexPrefillTrial(**setting).run()
     assert [arm.name for arm in result.arms] == [FULL, TRUNCATION, "FlexPrefill"]
     assert result.arms[0].description == "each length anew, in one piece"
     assert result.claims == [("prefill seconds", FULL, "FlexPrefill")]
+    assert {(c.baseline, c.arm) for c in result.comparisons} == {(FULL, TRUNCATION), (FULL, "FlexPrefill")}
     assert "FlexPrefill changes the loss by +0.00 % [+0.00, +0.00] against full attention." in result.notes
 
 
-def test_methods_are_made_from_the_trials_options():
-    from broadsheet.attend.flexprefill import FlexPrefill
-    from broadsheet.attend.infllm import InfLLM
-    from broadsheet.attend.longheads import LongHeads
+def test_methods_follow_the_window_and_what_method_says_of_their_fields():
+    def made(trial):
+        return [each.method for each in trial._chosen()]
 
-    options = AttendTrial(window=512, n_global=3, n_init=5, memory_block=8, top_k=2, gamma=0.9, tau=0.2, min_budget=64)
-    made = {key: method.make(options) for key, method in METHODS.items()}
-    assert made == {
-        "lm_infinite": LMInfinite(n_global=3, n_local=512),
-        "infllm": InfLLM(n_local=512, n_init=5, block_size=8, top_k=2),
-        "longheads": LongHeads(chunk_size=64, attention_length=512),
-        "flexprefill": FlexPrefill(gamma=0.9, tau=0.2, min_budget=64),
-    }
-    assert METHODS["longheads"].make(LongHeadsTrial(window=512, chunk_size=32)).chunk_size == 32
-
-
-@pytest.mark.parametrize("kind", TRIALS, ids=lambda kind: kind.__name__)
-def test_the_docstring_names_every_option(kind):
-    own = {field.name for field in fields(kind)} - {"model", "data", "quick", "seed"}
-    assert [name for name in own if f"--{name.replace('_', '-')} " not in kind.__doc__] == []
-
-
-def test_a_killed_run_goes_on_where_it_was(result, setting, monkeypatch, capsys):
-    read, calls = streaming.read, []
-
-    def killed(*args, **options):
-        calls.append(args)
-        if len(calls) == 13:
-            raise KeyboardInterrupt
-        return read(*args, **options)
-
-    monkeypatch.setattr(streaming, "read", killed)
-    with pytest.raises(KeyboardInterrupt):
-        LMInfiniteTrial(**setting, n_global=2).run()
-    before = len(calls)
-    again = LMInfiniteTrial(**setting, n_global=2)
-    resumed = again.run()
-    assert "going on after 1 blocks" in capsys.readouterr().err
-    # A text takes six reads: the baseline two, truncation one for each length; each arm warms up with one.
-    assert len(calls) - before == 3 + 6
-    for one, other in zip(result.arms, resumed.arms, strict=True):
-        assert one.samples["losses"] == other.samples["losses"]
-    assert again.journal_.exists()
-    again.finish()
-    assert not again.journal_.exists()
+    assert made(AttendTrial(window=512)) == [
+        LMInfinite(n_local=512),
+        InfLLM(n_local=512),
+        LongHeads(chunk_size=64, attention_length=512),
+        FlexPrefill(),
+    ]
+    assert made(FlexPrefillTrial(quick=True)) == [FlexPrefill(min_budget=256)]
+    calls = "longheads(chunk_size=32), LMInfinite(n_local=64, n_global=3)"
+    longheads, infinite = made(LongHeadsTrial(window=512, method=calls))
+    assert longheads == LongHeads(chunk_size=32, attention_length=512)
+    assert infinite == LMInfinite(n_local=64, n_global=3)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lengths": "400,200"}, "--lengths '400,200'; expected ascending whole numbers, such as 1024,2048,4096"),
-        ({"lengths": "1k,2k"}, "--lengths '1k,2k'; expected ascending whole numbers"),
+        ({"lengths": "400,200"}, "--lengths 400,200; expected ascending whole numbers, such as 1024,2048,4096"),
+        ({"lengths": "1k,2k"}, "--lengths '1k,2k'; expected whole numbers separated by commas"),
         ({"lengths": "0,200"}, "expected ascending whole numbers"),
-        ({"lengths": "200,210"}, "the lengths to lie at least so far apart"),
-        ({"scored": 8}, "expected --scored to be more than 8"),
+        ({"lengths": "200,210"}, "expected the lengths to lie at least --scored apart"),
+        ({"scored": 8}, "got --scored 8; expected 9 or more"),
         ({"texts": 1}, "got --texts 1"),
-        ({"window": -1}, "--window -1"),
-        ({"questions": -1}, "--questions -1"),
+        ({"window": 0}, "got --window 0"),
+        ({"questions": -1}, "got --questions -1"),
         ({"window": 300}, "got --window 300; expected at most the model's 256 trained positions"),
         ({"window": 190, "lengths": "100,200"}, "lengths up to 200; expected one of at least 222"),
         ({"lengths": "200,90000"}, "fewer than 90,008 tokens of text; give more documents, or shorter --lengths"),
         ({"questions": 26}, "at most 25"),
+        ({"method": "infllm(n_local=3)"}, "got --method infllm; expected LMInfinite(n_global=10, n_local=2048"),
+        ({"method": "lm_infinite(n_near=3)"}, "LMInfinite has no field 'n_near'; expected LMInfinite(n_global=10,"),
     ],
 )
 def test_bad_options_are_one_line(setting, options, message):
     with pytest.raises(InputError) as caught:
-        LMInfiniteTrial(**setting | options).run()
+        construct(LMInfiniteTrial, setting | options).run()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -346,16 +341,14 @@ def test_a_model_that_a_method_refuses_is_refused_before_it_reads(setting, tmp_p
         LMInfiniteTrial(**setting | {"model": str(folder)}).run()
 
 
-def test_losses_that_are_not_numbers_fail_the_arms_and_are_told(setting, tmp_path, tiny_model, tiny_tokenizer):
-    model = tiny_model(pad_token_id=0)
-    model.lm_head.weight.data[5] = torch.nan
-    model.save_pretrained(tmp_path / "broken")
-    tiny_tokenizer().save_pretrained(tmp_path / "broken")
-    result = LMInfiniteTrial(**setting | {"model": str(tmp_path / "broken")}).run()
-    assert {arm.status for arm in result.arms} == {"failed"}
+def test_losses_that_are_not_numbers_fail_the_arms_and_are_told(setting, unread, monkeypatch):
+    broken = lambda self, text, lengths: (looked(text, lengths, np.nan), [])  # noqa: E731
+    monkeypatch.setattr(reader.LongTextReader, "chunks", broken)
+    result = LMInfiniteTrial(**setting).run()
+    assert [arm.status for arm in result.arms] == ["failed", "ok", "failed"]
     assert "2 of 2 values of 'loss' are NaN" in result.arms[0].error
-    assert (result.comparisons, result.figures) == ([], [])
-    assert "failed" in report.html(result)
+    assert result.comparisons == []
+    assert list(result.figures[0].lines) == [TRUNCATION]
 
 
 def test_groups_of_lengths():
@@ -367,12 +360,11 @@ def test_groups_of_lengths():
 
 
 @pytest.mark.real
-def test_full_attention_knows_more_than_truncation(tmp_path, monkeypatch, default_model):
-    monkeypatch.setattr(trial.models, "load", lambda *_, **__: default_model)
-    monkeypatch.setattr(trial, "home", lambda: tmp_path)  # nothing is gone on from that an earlier run left
+def test_full_attention_knows_more_than_truncation(home, monkeypatch, default_model):
+    monkeypatch.setattr(models, "load", lambda *_, **__: default_model)
     monkeypatch.setattr(reader, "DECODED", 2)
-    monkeypatch.setattr(trial, "DECODED", 2)
-    options = {"lengths": "320", "window": 64, "scored": 64, "texts": 2, "questions": 2}
+    monkeypatch.setattr(attend, "DECODED", 2)
+    options = {"lengths": (320,), "window": 64, "scored": 64, "texts": 2, "questions": 2}
     full, truncated, infinite = LMInfiniteTrial(**options).run().arms
     assert full.values["loss"].estimate < truncated.values["loss"].estimate < full.values["loss"].estimate + 2
     assert full.values["loss"].estimate < infinite.values["loss"].estimate < full.values["loss"].estimate + 2

@@ -7,14 +7,14 @@ import torch
 from attend_zoo import make
 from transformers.models.llama import modeling_llama
 
-from broadsheet.attend.layout import read_anatomy
+from broadsheet.attend.layout import read_layout
 from broadsheet.attend.rotary import IdentityRotary, Rotary, tables
 
 PLAIN, YARN, DYNAMIC, PARTIAL = "llama", "llama, yarn", "llama, dynamic", "phi"
 
 
 def rotary(name: str = PLAIN, reach: int = 64) -> Rotary:
-    model_layout = read_anatomy(make(name))
+    model_layout = read_layout(make(name))
     return Rotary(model_layout.rotary, model_layout.apply, reach=reach)
 
 
@@ -61,7 +61,7 @@ def test_partial_rotation_passes_the_rest_on() -> None:
 
 
 def test_frequencies_that_depend_on_length_are_those_of_the_reach() -> None:
-    model_layout = read_anatomy(make(DYNAMIC))
+    model_layout = read_layout(make(DYNAMIC))
     short = tables(model_layout.rotary, 64, keys(), None)[0]
     grown = tables(model_layout.rotary, 2048, keys(), None)[0]
     assert not torch.allclose(short, grown[:, :64])
@@ -85,10 +85,10 @@ def test_identity_rotates_nothing() -> None:
 
 
 def test_layers_know_what_they_are() -> None:
-    parts = read_anatomy(make("smollm3, a layer without positions")).parts
-    assert [part.has_positions for part in parts] == [True, False]
-    parts = read_anatomy(make("gemma3")).parts
-    assert [part.layer["sliding_window"] for part in parts] == [8, None]
-    assert [part.layer_type for part in parts] == ["sliding_attention", "full_attention"]
-    parts = read_anatomy(make("gemma2")).parts
-    assert parts[0].layer["softcap"] == 50.0
+    layers = read_layout(make("smollm3, a layer without positions")).layers
+    assert [layer.has_positions for layer in layers] == [True, False]
+    layers = read_layout(make("gemma3")).layers
+    assert [layer.fields["sliding_window"] for layer in layers] == [8, None]
+    assert [layer.layer_type for layer in layers] == ["sliding_attention", "full_attention"]
+    layers = read_layout(make("gemma2")).layers
+    assert layers[0].fields["softcap"] == 50.0

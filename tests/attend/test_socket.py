@@ -41,7 +41,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def model(name: str) -> Any:
-    return make(name)
+    return make(name).double()  # so that only the rotary tables, which models make in float32, are inexact
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_nothing_left_out_is_the_stock_model(model: Any, method: str) -> None:
         close(model(ids).logits, expected)
         close(in_chunks(model, ids, [0, 16, 17, 32]), expected)
         close(model(ids, use_cache=False).logits, expected)
-    assert torch.equal(model(ids).logits, expected), "the model is not what it was"
+    assert torch.equal(model(ids).logits, expected), "the model has changed"
 
 
 @pytest.mark.parametrize("method", NARROW)
@@ -115,12 +115,12 @@ def test_pieces_padding_and_later_tokens_change_nothing(model: Any, method: str)
         close(in_chunks(model, ids, [0, 12, 16, 36]), whole)
         for left, right in ((5, 0), (0, 5), (3, 2)):
             both, mask = padded(ids, left, right)
-            close(model(both, attention_mask=mask).logits[:1, left : left + LENGTH], whole)
+            kept = model(both, attention_mask=mask).logits
+            close(kept[:1, left : left + LENGTH], whole)
             for t in (9, 24):
                 other = both.clone()
                 other[:, left + t + 1 :] = (other[:, left + t + 1 :] + 1) % BASE["vocab_size"]
                 changed = model(other, attention_mask=mask).logits
-                kept = model(both, attention_mask=mask).logits
                 close(changed[:1, left : left + t + 1], kept[:1, left : left + t + 1])
                 close(changed[1:, : left + t + 1], kept[1:, : left + t + 1])
         both, mask = padded(ids, 8, 0)
@@ -131,22 +131,21 @@ def test_pieces_padding_and_later_tokens_change_nothing(model: Any, method: str)
 def test_generate(llama: Any, method: str) -> None:
     ids = tokens(1)
     both, mask = padded(ids, 4, 0)
-    settings = {"max_new_tokens": 12, "do_sample": False}
+    settings = {"max_new_tokens": 8, "do_sample": False}
     with NARROW[method]()(llama):
         alone = llama.generate(ids, **settings)[0, LENGTH:]
-        step = ids
-        for _ in range(12):
-            step = torch.cat([step, llama(step).logits[:, -1:].argmax(-1)], 1)
         batch = llama.generate(both, attention_mask=mask, **settings)[0, LENGTH + 4 :]
-        beams = llama.generate(ids, num_beams=3, **settings)
-        reference = llama.generate(ids, num_beams=3, use_cache=False, **settings)
+        if method in ("LMInfinite", "LongHeads"):  # the others look up by what is read together
+            step = ids
+            for _ in range(8):
+                step = torch.cat([step, llama(step).logits[:, -1:].argmax(-1)], 1)
+            assert torch.equal(step[0, LENGTH:], alone)
+            reference = llama.generate(ids, num_beams=3, use_cache=False, **settings)
+            assert torch.equal(llama.generate(ids, num_beams=3, **settings), reference)
         sampled = llama.generate(ids, max_new_tokens=4, do_sample=True, num_return_sequences=3)
         pieces = llama.generate(ids, prefill_chunk_size=16, **settings)[0, LENGTH:]
     assert torch.equal(batch, alone)
     assert sampled.shape == (3, LENGTH + 4)
-    if method in ("LMInfinite", "LongHeads"):  # the others look up by what is read together
-        assert torch.equal(step[0, LENGTH:], alone)
-        assert torch.equal(beams, reference)
     if method in MEMORIES:
         assert torch.equal(pieces, alone)
 
@@ -219,7 +218,7 @@ def test_install_and_remove_without_a_with(llama: Any) -> None:
 def test_nested_installs_are_refused(llama: Any) -> None:
     with (
         LMInfinite(n_global=1, n_local=4)(llama),
-        pytest.raises(InputError, match=r"under LMInfinite.*removed first"),
+        pytest.raises(InputError, match=r"LMInfinite.*installed; expected that to be removed first"),
         FlexPrefill()(llama.model),
     ):
         pass
@@ -237,7 +236,7 @@ def test_caches_that_do_not_fit_are_refused(llama: Any, method: str) -> None:
         mine = model(ids).cache
     with pytest.raises(ValueError, match="to be installed still"):
         llama(ids, cache=mine)
-    with WIDE[method]()(llama), pytest.raises(InputError, match="filled under"):
+    with WIDE[method]()(llama), pytest.raises(InputError, match="filled with"):
         llama(ids, cache=mine)
     with NARROW[method]()(llama):
         llama(ids, cache=mine)  # an equal method reads on

@@ -14,7 +14,6 @@ import shutil
 import sys
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -36,11 +35,8 @@ from broadsheet.attend.transnormer import (
     srmsnorm,
 )
 from broadsheet.attend.transnormer_config import TransNormerCache, TransNormerConfig
-from broadsheet.attend.trials import transnormer as transnormer_trial
-from broadsheet.attend.trials.transnormer import BEGIN, TransNormerTrial, read
-from broadsheet.cache import home
+from broadsheet.attend.trials.transnormer import read
 from broadsheet.console import InputError
-from broadsheet.data import corpora
 
 VOCABULARY = 61
 DECAYS = torch.tensor([-0.5, -0.01, 0.0], dtype=torch.float64)
@@ -65,6 +61,11 @@ def make(seed: int = 0, **changes: object) -> TransNormerForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return TransNormerForCausalLM(TransNormerConfig(**shape | changes)).eval()
+
+
+def exact(**changes: object) -> TransNormerForCausalLM:
+    """The same in float64."""
+    return make(**changes).double()
 
 
 def tokens(length: int, batch: int = 1, seed: int = 0) -> Tensor:
@@ -156,9 +157,9 @@ def test_nothing_overflows_after_a_million_tokens():
 
 
 def test_gradients_are_exact():
-    q, k, v = (x.requires_grad_() for x in qkv(7, d=2, e=2, batch=1))
+    q, k, v = (x.requires_grad_() for x in qkv(5, d=2, e=2, batch=1))
     state = torch.randn(1, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    real = torch.tensor([[1, 1, 0, 1, 1, 1, 0]])
+    real = torch.tensor([[1, 0, 1, 1, 0]])
     for mask in (None, real):
 
         def form(q: Tensor, k: Tensor, v: Tensor, state: Tensor, mask: Tensor | None = mask) -> tuple[Tensor, Tensor]:
@@ -353,13 +354,13 @@ def by_the_book(model: TransNormerForCausalLM, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_it_is_what_the_equations_say():
-    model, ids = make(), tokens(19)
-    assert apart(model(ids).logits[0], by_the_book(model, ids[0])) < 1e-4
+    model, ids = exact(), tokens(19)
+    assert apart(model(ids).logits[0], by_the_book(model, ids[0])) < 1e-9
 
 
 @torch.no_grad()
 def test_chunks_and_single_tokens_equal_one_pass():
-    model, ids = make(), tokens(23, batch=3)
+    model, ids = exact(), tokens(23, batch=3)
     whole = model(ids).logits
     for lengths in ([1] * 23, [10, 13], [9, 1, 13], [22, 1]):
         cache, parts = None, []
@@ -367,9 +368,9 @@ def test_chunks_and_single_tokens_equal_one_pass():
             outputs = model(piece, cache=cache, use_cache=True)
             cache = outputs.cache
             parts.append(outputs.logits)
-        assert apart(torch.cat(parts, 1), whole) < 1e-4
+        assert apart(torch.cat(parts, 1), whole) < 1e-9
         assert cache.get_seq_length() == 23
-    assert apart(make(block_size=64)(ids).logits, whole) < 1e-4
+    assert apart(exact(block_size=64)(ids).logits, whole) < 1e-9
 
 
 @torch.no_grad()
@@ -397,7 +398,7 @@ def padded(rows: list[Tensor], where: str) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("where", ["left", "right", "middle"])
 @torch.no_grad()
 def test_a_padded_row_equals_the_row_alone_and_can_be_read_on(where):
-    model = make()
+    model = exact()
     rows = [tokens(length, seed=length)[0] for length in (13, 1, 6)]
     ids, mask = padded(rows, where)
     more = tokens(5, batch=3, seed=9)
@@ -406,8 +407,8 @@ def test_a_padded_row_equals_the_row_alone_and_can_be_read_on(where):
     after = model(more, attention_mask=longer, cache=outputs.cache).logits
     for i, row in enumerate(rows):
         alone = model(torch.cat([row, more[i]])[None]).logits[0]
-        assert apart(outputs.logits[i][mask[i].bool()], alone[: len(row)]) < 1e-4
-        assert apart(after[i], alone[len(row) :]) < 1e-4
+        assert apart(outputs.logits[i][mask[i].bool()], alone[: len(row)]) < 1e-9
+        assert apart(after[i], alone[len(row) :]) < 1e-9
 
 
 @torch.no_grad()
@@ -445,7 +446,7 @@ def test_a_token_never_moves_what_came_before(batch, where):
     "how", [{"num_beams": 3}, {"do_sample": True, "temperature": 2.0}, {"prefill_chunk_size": 4}, {}], ids=str
 )
 def test_generation_with_the_state_equals_generation_without(how):
-    model = make()
+    model = exact()
     rows = [tokens(length, seed=length)[0] for length in (9, 3, 6)]
     ids, mask = padded(rows, "left")
     common = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False}
@@ -470,18 +471,18 @@ def test_generation_goes_on_from_a_finished_cache():
 
 @torch.no_grad()
 def test_rows_of_a_state_can_be_reordered_repeated_and_reset():
-    model, ids = make(), tokens(6, batch=3)
+    model, ids = exact(), tokens(6, batch=3)
     nxt = tokens(1, batch=4, seed=5)
     mask = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1], [1] * 6])
     cache = model(ids, attention_mask=mask, use_cache=True).cache
     order = torch.tensor([2, 1, 1, 0])
     expected = model(nxt, cache=model(ids[order], attention_mask=mask[order], use_cache=True).cache)
     cache.reorder_cache(order)
-    assert apart(model(nxt, cache=cache).logits, expected.logits) < 1e-5
+    assert apart(model(nxt, cache=cache).logits, expected.logits) < 1e-9
     cache.batch_repeat_interleave(2)
     assert cache.layers[0].position.tolist() == [7, 7, 5, 5, 5, 5, 7, 7]
     cache.reset()
-    assert apart(model(ids, cache=cache).logits, model(ids).logits) < 1e-6
+    assert apart(model(ids, cache=cache).logits, model(ids).logits) < 1e-9
     assert cache.get_seq_length() == 6
 
 
@@ -514,18 +515,18 @@ def test_weights_start_as_described():
 
 @torch.no_grad()
 def test_embeddings_are_scaled_by_the_root_of_the_width():
-    model, ids = make(), tokens(5)
+    model, ids = exact(), tokens(5)
     embedded = model.model.embed_tokens(ids)
-    plain = make(scale_embedding=False)
-    assert apart(model(ids).logits, plain(inputs_embeds=embedded * math.sqrt(24)).logits) < 1e-6
+    plain = exact(scale_embedding=False)
+    assert apart(model(ids).logits, plain(inputs_embeds=embedded * math.sqrt(24)).logits) < 1e-9
 
 
 @torch.no_grad()
 def test_logits_and_hidden_states_on_request():
-    model, ids = make(), tokens(8, batch=2)
+    model, ids = exact(), tokens(8, batch=2)
     outputs = model(ids, output_hidden_states=True)
     assert len(outputs.hidden_states) == 4
-    assert apart(model(ids, logits_to_keep=2).logits, outputs.logits[:, -2:]) < 1e-6
+    assert apart(model(ids, logits_to_keep=2).logits, outputs.logits[:, -2:]) < 1e-9
 
 
 def test_the_loss_is_that_of_the_next_token():
@@ -543,14 +544,14 @@ def test_the_loss_is_that_of_the_next_token():
 
 @pytest.mark.filterwarnings("ignore:.*activation_checkpointing_enable:FutureWarning")
 def test_gradient_checkpointing_changes_no_gradient():
-    plain, saving = make().train(), make().train()
+    plain, saving = exact().train(), exact().train()
     saving.gradient_checkpointing_enable()
     ids = tokens(9, batch=2)
     for model in (plain, saving):
         model(ids, labels=ids).loss.backward()
     for (name, a), (_, b) in zip(plain.named_parameters(), saving.named_parameters(), strict=True):
         assert a.grad is not None, name
-        assert apart(a.grad, b.grad) < 1e-6, name
+        assert apart(a.grad, b.grad) < 1e-9, name
 
 
 def test_trainer_trains_it(tmp_path):
@@ -632,103 +633,6 @@ def test_nothing_can_be_taken_back():
         model.generate(ids, cache_implementation="static", max_new_tokens=3)
     with pytest.raises(InputError, match="keeps neither"):
         DecayedState().update(ids, ids)
-
-
-# The trial.
-
-
-@pytest.fixture
-def small_trial(tmp_path, monkeypatch):
-    """A trial of seconds on a corpus of its own: `small_trial(**options)`."""
-    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(transnormer_trial, "DECODE_CONTEXTS", (8, 40))
-    lines = [{"id": str(i), "text": " ".join(f"{i * j % 97}" for j in range(60 if i % 2 else 9))} for i in range(40)]
-    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, [*lines, *lines[:9]])), encoding="utf-8")
-    shape = {"texts": 6, "steps": 4, "length": 16, "batch": 2, "width": 16, "layers": 2, "heads": 2, "device": "cpu"}
-    return lambda **changes: TransNormerTrial(data=str(tmp_path / "corpus.jsonl"), **shape | changes)
-
-
-def test_trial_trains_both_on_the_same_and_compares_them(small_trial):
-    trial = small_trial()
-    result = trial.run()
-    arms = {arm.name: arm for arm in result.arms}
-    assert [arm.error for arm in result.arms] == [""] * 5
-    assert result.claims == [("loss", "Llama", "TransNormer")]
-    assert {c.arm for c in result.comparisons if c.baseline == "Llama" and c.metric == "loss"} == set(arms) - {"Llama"}
-    assert all(np.asarray(arm.samples["parts"]).shape == (6, 8) for arm in result.arms)
-    losses = [arm.values["loss"].estimate for arm in result.arms]
-    assert len(set(losses)) == 5
-    milliseconds, held = result.figures[2:]
-    assert held.lines["TransNormer"][0] == held.lines["TransNormer"][1] == 2 * (16 + 8) * 8 * 4
-    assert held.lines["Llama"] == [2 * 2 * 16 * 4 * n for n in (8, 40)]
-    assert all(value > 0 for line in milliseconds.lines.values() for value in line)
-    sizes = [sum(p.numel() for p in model.parameters()) for model in trial.trained_.values()]
-    assert max(sizes) < 1.02 * min(sizes)
-
-
-def test_trial_goes_on_after_a_kill_and_forgets_when_done(small_trial, monkeypatch):
-    whole = small_trial().run()
-    monkeypatch.setattr(TransNormerTrial, "_train", lambda *_: pytest.fail("trained again"))
-    trial = small_trial()
-    (journal,) = (home() / "trials").glob("transnormer-*/journal.jsonl")
-    journal.write_text(journal.read_text(encoding="utf-8").splitlines(keepends=True)[0], encoding="utf-8")
-    rerun = trial.run()
-    assert [arm.samples["loss"] for arm in rerun.arms] == [arm.samples["loss"] for arm in whole.arms]
-    trial.finish()
-    assert not list((home() / "trials").iterdir())
-
-
-def test_trial_holds_out_whole_documents(small_trial):
-    trial = small_trial()
-    trial._settle()
-    texts = trial._texts(corpora.load(trial.data))
-    assert texts.held_out.shape == (6, 129)
-    assert (texts.held_out[:, 0] == BEGIN).all()
-    stream = bytes(texts.stream[texts.stream != BEGIN].tolist())
-    for text in texts.held_out:
-        assert bytes(text[1:].tolist()) not in stream
-    first, second = (trial._batch(texts.stream, step) for step in (0, 1))
-    torch.manual_seed(9)
-    assert torch.equal(trial._batch(texts.stream, 0), first)
-    assert not torch.equal(first, second)
-    assert first.shape == (2, 17)
-
-
-def test_trial_reads_loss_by_stretch():
-    model, ids = make(), tokens(13, batch=2)
-    logits = model(ids[:, :-1]).logits.detach()
-    by_hand = -logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-    expected = by_hand.reshape(2, 3, 4).mean(-1)
-    assert read(model, ids, 3) == pytest.approx(expected.numpy(), abs=1e-5)
-
-
-def test_trial_says_what_it_cannot_use(small_trial):
-    for changes, message in [
-        ({"model": "gpt2"}, "trained from scratch"),
-        ({"length": 500}, "make --length smaller"),
-        ({"steps": -1}, "--steps -1"),
-        ({"width": 18, "heads": 3, "lr": 0.0}, "--lr 0"),
-        ({"width": 15}, "--width 15"),
-        ({"device": "tpu9"}, "--device tpu9 cannot be used"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            small_trial(**changes).run()
-
-
-def test_trial_reports_an_arm_whose_loss_is_lost(small_trial, monkeypatch):
-    kept = transnormer_trial.Shape.transnormer
-
-    def broken(shape, decay):
-        model = kept(shape, decay)
-        if decay == "paper":
-            model.lm_head.weight.data.fill_(math.nan)
-        return model
-
-    monkeypatch.setattr(transnormer_trial.Shape, "transnormer", broken)
-    result = small_trial().run()
-    failed = {arm.name: arm.error for arm in result.arms if arm.status == "failed"}
-    assert list(failed) == ["TransNormer, Eq. 2"]
-    assert "the loss is nan after 0 steps" in failed["TransNormer, Eq. 2"]
 
 
 @pytest.mark.real

@@ -35,7 +35,7 @@ from transformers import (
 from broadsheet.console import InputError
 from broadsheet.decode import ADED, DecodeStats, TrigramTable
 from broadsheet.decode.draft import Draft
-from broadsheet.decode.pace import SIZES
+from broadsheet.decode.step_cost import SIZES
 from broadsheet.decode.target import TargetModel
 
 FREE = dict.fromkeys(SIZES, 1.0)  # more tokens cost nothing, so that as much as possible is drafted
@@ -128,11 +128,11 @@ def test_the_output_is_greedy_decodings_whatever_the_table(models, name, variant
     for table in (TrigramTable(), own_text(model, ids), wrong(ids)):
         aded = ADED(table, **VARIANTS[variant])
         assert greedy(model, ids, custom_generate=aded).tolist() == expected.tolist()
-        account = aded.stats_
-        assert account.tokens == TOKENS
-        assert account.forwards <= TOKENS
-        assert account.tokens == 1 + account.steps + account.accepted
-        assert sum(account.accepted_from.values()) == account.accepted
+        stats = aded.stats_
+        assert stats.tokens == TOKENS
+        assert stats.forwards <= TOKENS
+        assert stats.tokens == 1 + stats.steps + stats.accepted
+        assert sum(stats.accepted_from.values()) == stats.accepted
 
 
 def test_a_table_that_knows_the_text_saves_most_passes(llama):
@@ -419,12 +419,12 @@ def test_a_fork_leaves_the_original_as_it_was(llama):
 
 def test_seeded_search_is_reproducible(llama):
     ids = prompt()
-    accounts = []
+    statss = []
     for _ in range(2):
         aded = ADED(wrong(ids), search="mcts", tree_size=12, seed=4)
         greedy(llama, ids, custom_generate=aded)
-        accounts.append((aded.stats_.sizes, aded.stats_.accepted))
-    assert accounts[0] == accounts[1]
+        statss.append((aded.stats_.sizes, aded.stats_.accepted))
+    assert statss[0] == statss[1]
 
 
 def test_where_drafting_does_not_pay_nothing_is_drafted(llama):
@@ -439,7 +439,7 @@ def test_steps_are_measured_once_for_a_model_and_leave_its_cache_alone(llama, mo
     ids, calls = prompt(), []
 
     def timed(step: Callable[[int], None]) -> Any:
-        from broadsheet.decode.pace import StepCost
+        from broadsheet.decode.step_cost import StepCost
 
         calls.append(1)
         for size in SIZES:

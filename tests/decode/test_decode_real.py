@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from broadsheet.decode import ADED, TrigramTable
-from broadsheet.decode.pace import SIZES
+from broadsheet.decode.step_cost import SIZES
 
 pytestmark = pytest.mark.real
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from broadsheet.apply.base import Source
 from broadsheet.console import InputError
 from broadsheet.data import corpora
 from broadsheet.data.corpora import Document
-from broadsheet.decode import TrigramTable
-from broadsheet.decode.recipes import BuildTable
+from broadsheet.decode import ADED, TrigramTable
+from broadsheet.decode.recipes import AdedRecipe
 from broadsheet.decode.trials import prompts as tasks
-from broadsheet.decode.trials.aded import MAIN, DecodeTrial, Reference, Written
+from broadsheet.decode.trials.aded import GREEDY, LOOKUP, MAIN, AdedTrial, Reference, Written
+from broadsheet.trial.results import TrialResult
 
 WORDS = ["the", "hat", "on", "a", "mat", "and", "then", "in", "red", "sea", "there", "are", "nine", "reed", "inn"]
 
@@ -25,19 +28,37 @@ def documents(n: int, words: int = 90) -> list[Document]:
     return [Document(str(i), f"{i} " + " ".join(generator.choices(WORDS, k=words))) for i in range(n)]
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus.jsonl"
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "corpus.jsonl"
     path.write_text("".join(json.dumps({"id": d.id, "text": d.text}) + "\n" for d in documents(30)))
     return path
 
 
-@pytest.fixture
-def trial(tiny_folder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Options of a trial that takes a second or two."""
-    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("broadsheet.decode.trials.aded.step_seconds", lambda *_: {1: 1.0, 4: 1.1, 8: 1.2})
-    return {"model": str(tiny_folder), "data": str(corpus), "prompts": 6, "tokens": 12, "warm": 3, "megabytes": 0.01}
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable, tiny_tokenizer: Callable) -> str:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def finished(folder: str, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrialResult, list[str]]:
+    """A finished trial, and the texts of its table."""
+    seen: list[str] = []
+    build = TrigramTable.from_texts
+
+    def building(texts: Iterable[str], tokenizer: Any) -> TrigramTable:
+        seen.extend(texts)
+        return build(seen, tokenizer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BROADSHEET_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setattr("broadsheet.decode.trials.aded.step_seconds", lambda *_: {1: 1.0, 4: 1.1, 8: 1.2})
+        patch.setattr(TrigramTable, "from_texts", building)
+        options = {"prompts": 6, "tokens": 12, "warm": 3, "megabytes": 0.01, "published": True}
+        return AdedTrial(model=folder, data=str(corpus), **options).run(), seen
 
 
 def test_prompts_are_distinct_seeded_and_of_each_kind(tiny_tokenizer):
@@ -58,53 +79,46 @@ def test_prompts_are_distinct_seeded_and_of_each_kind(tiny_tokenizer):
         tasks.choose(given, 21, seed=1)
 
 
-def test_a_trial_compares_identical_texts_and_explains(trial):
-    decode = DecodeTrial(**trial, published=True)
-    result = decode.run()
+def test_a_trial_compares_identical_texts_and_explains(finished):
+    result, _ = finished
     assert [arm.status for arm in result.arms] == ["ok"] * 7
+    assert {arm.name: arm.role for arm in result.arms if arm.role != "sibling"} == {GREEDY: "baseline", MAIN: "method"}
     for arm in result.arms:
         assert arm.values["identical output"].estimate == 1.0
         assert arm.values["tokens per forward"].estimate >= 1.0
         assert len(arm.samples["seconds"]) == 6
     assert result.arms[0].values["tokens per forward"].estimate == 1.0
-    assert {("tokens/s", "greedy", MAIN)} <= {(c.metric, c.baseline, c.arm) for c in result.comparisons}
-    assert {claim in [(c.metric, c.baseline, c.arm) for c in result.comparisons] for claim in result.claims} == {True}
+    assert (result.paper, result.claims) == (
+        "aded",
+        [("tokens/s", GREEDY, MAIN), ("tokens per forward", GREEDY, MAIN)],
+    )
+    compared = {(c.metric, c.baseline, c.arm) for c in result.comparisons}
+    assert set(result.claims) <= compared
+    assert ("tokens per forward", LOOKUP, "ADED, adapted") in compared
+    assert {figure.title for figure in result.figures} == {f"{name}: speed at each prompt" for name in (MAIN, LOOKUP)}
     notes = "\n".join(result.notes)
     for words in ("1: 1.00, 4: 1.10, 8: 1.20", "of the draft tokens were accepted", "copying", "ADED, chain, times"):
         assert words in notes
-    assert decode.journal_.exists()
-    decode.finish()
-    assert not decode.journal_.exists()
 
 
-def test_an_interrupted_trial_goes_on_and_measures_the_same(trial, monkeypatch):
-    whole = DecodeTrial(**trial)
-    expected = whole.run()
-    lines = whole.journal_.read_text().splitlines(keepends=True)
-    assert len(lines) == 2
-    whole.journal_.write_text(lines[0])
-    written: list[str] = []
-    write = Reference.write
-    monkeypatch.setattr(Reference, "write", lambda self, prompt: (written.append(prompt.id), write(self, prompt))[1])
-    again = DecodeTrial(**trial).run()
-    assert len(set(written)) == 4  # the second block, and the prompt that warms up
-    for mine, other in zip(again.arms, expected.arms, strict=True):
-        assert mine.samples["tokens per forward"] == other.samples["tokens per forward"]
-        assert mine.samples["identical output"] == other.samples["identical output"]
-
-
-def test_the_table_never_holds_a_document_of_the_prompts(trial, corpus, tiny_tokenizer, monkeypatch):
-    seen: list[str] = []
-    build = TrigramTable.from_texts
-    monkeypatch.setattr(
-        TrigramTable,
-        "from_texts",
-        lambda texts, tokenizer: build([t for t in texts if seen.append(t) is None], tokenizer),
-    )
-    DecodeTrial(**trial).run()
+def test_the_table_never_holds_a_document_of_the_prompts(finished, corpus):
+    _, seen = finished
     chosen = tasks.choose(corpora.load(str(corpus)), 9, seed=0)
     assert seen
     assert not set(seen) & {document.text for document in chosen}
+
+
+def test_fields_of_the_method_reach_its_arms(folder, corpus, home, monkeypatch):
+    made = []
+    monkeypatch.setattr("broadsheet.decode.trials.aded.step_seconds", lambda *_: {1: 1.0, 4: 1.1})
+    monkeypatch.setattr(AdedTrial, "_built", lambda *_: TrigramTable())
+    trial = AdedTrial(model=folder, data=str(corpus), prompts=3, warm=3, tokens=2, method="aded(window=5)")
+    trial.tasks()
+    monkeypatch.setattr(ADED, "fork", lambda self: made.append(self) or self)
+    monkeypatch.setattr(trial, "_writer", lambda prompt, **options: Written([1, 2], 1.0, 2))
+    for arm in trial.arms()[2:]:
+        arm.make()(trial._items[0])
+    assert [(each.window, each.chain) for each in made] == [(5, False), (5, False), (5, True), (5, False)]
 
 
 def test_the_reference_is_written_once_and_each_run_used_once():
@@ -122,25 +136,34 @@ def test_the_reference_is_written_once_and_each_run_used_once():
     assert len(made) == 2
 
 
-@pytest.mark.parametrize("options", [{"prompts": 2}, {"warm": 1}, {"tokens": 1}, {"megabytes": -1.0}])
-def test_impossible_options_are_refused(options):
-    with pytest.raises(InputError, match="expected from 3, 3, 2 and 0"):
-        DecodeTrial(**options).run()
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": 2}, "--prompts 2; expected 3 or more"),
+        ({"warm": 1}, "--warm 1; expected 3 or more"),
+        ({"tokens": 1}, "--tokens 1; expected 2 or more"),
+        ({"megabytes": -1.0}, "--megabytes -1; expected 0 or more"),
+        ({"method": "aded(breadth=2)"}, "ADED has no field 'breadth'"),
+        ({"method": "lookahead"}, "got --method lookahead; expected ADED"),
+    ],
+)
+def test_impossible_options_are_refused_before_anything_is_loaded(options, message):
+    with pytest.raises(InputError, match=message):
+        AdedTrial(model="no such model", **options).run()
 
 
-def test_a_table_is_built_from_a_corpus_into_one_file(tiny_folder, corpus, tmp_path, tiny_tokenizer):
-    out = tmp_path / "tables" / "docs.table"
-    summary = BuildTable(model=str(tiny_folder)).run(corpora.load(str(corpus)), out)
+def test_a_table_is_built_from_a_corpus_into_one_file(folder, corpus, tmp_path, tiny_tokenizer):
+    out, source = tmp_path / "tables" / "docs.table", Source(str(corpus))
+    summary = AdedRecipe(model=folder).run(source, out)
     assert (summary.documents, summary.finished, summary.out) == (30, True, out)
     table = TrigramTable.load(out, tiny_tokenizer())
     expected = TrigramTable.from_texts([document.text for document in documents(30)], tiny_tokenizer())
     assert table.tokens.tolist() == expected.tokens.tolist()
     with pytest.raises(InputError, match="exists; choose another --out, or --force"):
-        BuildTable(model=str(tiny_folder)).run(corpora.load(str(corpus)), out)
-    smaller = BuildTable(model=str(tiny_folder), megabytes=0.001, keep=1).run(
-        corpora.load(str(corpus)), out, force=True
-    )
+        AdedRecipe(model=folder).run(source, out)
+    smaller = AdedRecipe(model=folder, megabytes=0.001, keep=1).run(source, out, force=True)
     assert 0 < smaller.documents < 30
     assert len(TrigramTable.load(out)) < len(table)
-    with pytest.raises(InputError, match="--keep 0"):
-        BuildTable(keep=0).run(corpora.load(str(corpus)), tmp_path / "other")
+    for options, message in (({"keep": 0}, "--keep 0"), ({"method": "aded(chain=True)"}, "got --method")):
+        with pytest.raises(InputError, match=message):
+            AdedRecipe(**options)

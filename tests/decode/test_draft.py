@@ -7,16 +7,17 @@ import random
 
 import numpy as np
 import pytest
+from deciding import written
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
 from broadsheet.decode import TrigramTable
 from broadsheet.decode.acceptance import Acceptance, copied, tabled
+from broadsheet.decode.aded import Node, TreeSearch, cut
 from broadsheet.decode.draft import Draft
 from broadsheet.decode.history import LONGEST, SURE, History
-from broadsheet.decode.pace import StepCost, measure
-from broadsheet.decode.search import TreeSearch, cut, puct
+from broadsheet.decode.step_cost import StepCost, measure
 
 PATHS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), max_size=12)
 
@@ -55,8 +56,10 @@ def test_the_longest_path_that_the_target_writes_is_accepted(paths, seed):
         return depth
 
     longest = max(paths, key=matching, default=[])
-    nodes = draft.accept(choices)
-    assert [draft.tokens[node] for node in nodes] == longest[: matching(longest)]
+    tokens, nodes = written(draft, choices)
+    accepted = longest[: matching(longest)]
+    assert [draft.tokens[node] for node in nodes] == accepted
+    assert tokens == [*accepted, chosen[tuple(accepted)]]  # and the target's own after them
 
 
 @given(PATHS, st.integers(0, 20), st.integers(0, 1000))
@@ -156,7 +159,7 @@ def test_as_many_draft_tokens_as_pay():
 
 def test_the_shortest_round_counts(monkeypatch):
     clock = iter([0, 5, 5, 7, 10, 13, 20, 29, 30, 33, 40, 47, 50, 54, 60, 66])
-    monkeypatch.setattr("broadsheet.decode.pace.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("broadsheet.decode.step_cost.time.perf_counter", lambda: next(clock))
     read: list[int] = []
     assert measure(read.append, sizes=(1, 2), rounds=3).seconds == {1: 2, 2: 2}
     assert read == [1, 2] * 3
@@ -177,11 +180,17 @@ def test_impossible_times_are_refused(seconds):
     st.floats(0, 3),
 )
 def test_a_larger_prior_or_fewer_visits_never_lower_a_score(parent, visits, reward, prior, more):
-    score = puct(visits, reward, prior, parent)
-    assert puct(visits, reward, prior + more, parent) >= score
     mean = reward / visits
-    assert puct(visits + 1, mean * (visits + 1), prior, parent) <= score * (1 + 1e-12)
-    assert puct(0, 0.0, prior, parent) == math.inf
+    children = [
+        Node(1, prior, (0, 1), visits, reward),
+        Node(2, prior + more, (0, 2), visits, reward),
+        Node(3, prior, (0, 3), visits + 1, mean * (visits + 1)),
+        Node(4, prior, (0, 4)),
+    ]
+    score, likelier, visited, unvisited = TreeSearch().scores(Node(0, 1.0, (0, 0), parent, 0.0, children))
+    assert likelier >= score
+    assert visited <= score * (1 + 1e-12)
+    assert unvisited == math.inf
 
 
 TABLE = TrigramTable.from_sequences(

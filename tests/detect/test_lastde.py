@@ -81,6 +81,14 @@ def test_scaling_the_series_scales_the_score(aggregation):
     assert scores[1] == pytest.approx(4 * scores[0])
 
 
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_the_score_is_the_mean_over_the_aggregate(aggregation):
+    series = log_probabilities(80, seed=4)
+    entropies = torch.tensor(by_the_book(series.tolist(), 3, 200, 5), dtype=torch.float64)
+    expected = float(series.mean() / aggregate(entropies, aggregation))
+    assert float(lastde(series, bins=200, aggregation=aggregation)) == pytest.approx(expected)
+
+
 def test_shifting_the_series_is_not_scaling():
     series = log_probabilities(80, seed=1)
     before = multiscale_diversity_entropy(series, window=3, bins=100, scales=5)

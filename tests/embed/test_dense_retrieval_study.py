@@ -21,10 +21,10 @@ from broadsheet.embed.data import doc_tasks, tasks
 from broadsheet.embed.dense_retrieval_study import (
     SEEN,
     UNSEEN,
-    Recipe,
     Study,
     StudyCell,
     StudyQuestion,
+    StudyRecipe,
     answer,
     examples,
 )
@@ -36,7 +36,7 @@ def study(monkeypatch, tmp_path, tiny_folder):
     """A study over made-up documentation; `study.recipe` trains a tiny model in no time."""
     monkeypatch.setattr(tasks, "documentation", documentation)
     made = Study(tmp_path / "study", device="cpu", dtype="float32")
-    made.recipe = Recipe(  # type: ignore[attr-defined]
+    made.recipe = StudyRecipe(  # type: ignore[attr-defined]
         backbone=str(tiny_folder), steps=5, batch=3, words=12, length=48, learning_rate=5e-3, chunk=2
     )
     made.question = StudyQuestion(queries=12, passages=30, words=12, length=48)  # type: ignore[attr-defined]
@@ -108,6 +108,30 @@ def test_the_end_of_text_is_read_wherever_padding_stands_and_whatever_the_batch(
         alone = model.preprocess([texts[i]])
         torch.testing.assert_close(model(alone)["sentence_embedding"][0], expected, atol=1e-5, rtol=0)
     np.testing.assert_allclose(model.encode(texts), model(batch)["sentence_embedding"].detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["last-token", "mean"])
+def test_the_study_pools_an_end_of_text_behind_each_text_or_all_of_it(study, pooling):
+    made = study.raw(replace(study.recipe, pooling=pooling))
+    texts = ["a longer text than the other", "short"]
+    for text, found in zip(texts, made.encode(texts), strict=True):
+        ids = made.encoder.tokenizer(text)["input_ids"] + [made.encoder.tokenizer.eos_token_id] * (pooling != "mean")
+        with torch.inference_mode():
+            states = made.encoder.backbone(torch.tensor([ids])).last_hidden_state[0]
+        expected = states.mean(0) if pooling == "mean" else states[-1]
+        np.testing.assert_allclose(found, expected, atol=2e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.5])
+def test_a_run_learns_at_the_recipe_s_temperature(study, tmp_path, temperature):
+    recipe = replace(study.recipe, steps=1, temperature=temperature)
+    items, model = examples(recipe), study.raw(recipe)
+    assert len(items) == recipe.batch
+    texts = [[item["query"] for item in items], [t for i in items for t in (i["positive"], *i["negatives"])]]
+    queries, passages = (model.encode(group, convert_to_tensor=True).double() for group in texts)
+    fitted = study._fit(recipe, items, tmp_path)
+    expected = info_nce(queries, passages, 1 + recipe.negatives, temperature).item()
+    assert fitted.history[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
 # Asking

@@ -13,8 +13,8 @@ import pytest
 from documented import documents
 from transformers import AutoModelForCausalLM
 
+from broadsheet.apply.base import Source, Train
 from broadsheet.console import InputError
-from broadsheet.embed import recipes as command
 from broadsheet.embed.base import baseline, load
 from broadsheet.embed.data import rows, tasks
 from broadsheet.embed.data import teacher_scores as taught
@@ -23,9 +23,12 @@ from broadsheet.embed.data.tasks import sts
 from broadsheet.embed.data.teacher_scores import scored
 from broadsheet.embed.llm_ql import LLMQL
 from broadsheet.embed.modules.eol import variant
-from broadsheet.embed.recipes import ApplyEmbed
+from broadsheet.embed.recipes import LLMQLRecipe
 from broadsheet.embed.sweep import sweep
 from broadsheet.embed.token_prepending import TokenPrepending
+from broadsheet.options import construct
+from broadsheet.page import discovery
+from broadsheet.search.commands import encode
 
 TEXTS = ["the red hat", "a tree near the sea", "hats are red", "the inn on the hill", "reeds and rats", "no stone"]
 
@@ -71,10 +74,10 @@ def files(tmp_path: Path) -> dict[str, str]:
 
 
 def run(method: str, data: str, out: Path, *, force: bool = False, skip: bool = False, **options: Any) -> Any:
-    given: dict[str, Any] = {"steps": 2, "batch_size": 4, "learning_rate": 0.01} | options
-    kind = ApplyEmbed(method=method, **given)
-    corpus = kind.data(data, on_error="skip" if skip else "stop", text_field="text", id_field="id")
-    return kind.run(corpus, out, force=force)
+    kind = discovery.load(discovery.recipe(method))
+    given = {"steps": 2, "batch_size": 4, "learning_rate": 0.01} if issubclass(kind, Train) else {}
+    recipe = construct(kind, given | options)
+    return recipe.run(Source(data, "skip" if skip else "stop"), out, force=force)
 
 
 def corpus(data: str, **options: Any) -> Any:
@@ -134,7 +137,7 @@ def test_without_negatives_the_positive_alone_is_generated(
     assert run("ullme", data, tmp_path / "out", model=model, steps=1).finished
     assert "(sft)" in capsys.readouterr().err
     settings = json.loads((tmp_path / "out" / "training.json").read_text())["settings"]
-    assert settings["loss"]["generation"] == "sft"
+    assert settings["objective"]["generation"] == "sft"
 
 
 # Token Prepending
@@ -312,15 +315,16 @@ def test_pydocs_trains_on_packages_that_the_trials_leave_out():
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("gem", {"steps": -1}, "got --steps -1; expected 0 or more"),
-        ("gem", {"tune": "all"}, "expected lora or full"),
-        ("gem", {"adapter": True}, "got --adapter"),
+        ("gem", {"steps": 0}, "got --steps 0; expected 1 or more"),
+        ("gem", {"tune": "all"}, "expected one of lora, full"),
+        ("gem", {"adapter": True}, "no option --adapter"),
         ("ullme", {"adapter": True, "tune": "full"}, "got --adapter"),
-        ("gem", {"embedder": "runs/x"}, "got --embedder for gem"),
+        ("gem", {"embedder": "runs/x"}, "no option --embedder"),
+        ("gem", {"layer": "3"}, "no option --layer"),
         ("token_prepending", {"layer": 3}, "one of --layer and --exit"),
         ("token_prepending", {"template": "own"}, "expected one of prompt-eol"),
-        ("gem", {"contrast": "none"}, "expected compression or all"),
-        ("ullme", {"generation": "ppo"}, "ppo"),
+        ("gem", {"method": "gem(contrast=none)"}, "expected compression or all"),
+        ("ullme", {"method": "grl(generation=ppo)"}, "ppo"),
     ],
 )
 def test_options_that_cannot_be_are_named(
@@ -343,7 +347,7 @@ def test_a_stopped_first_stage_is_no_finished_training(
 
     stopped = TrainOutput(1, 4, 40, 1.0, False)
     monkeypatch.setattr(LLMQL, "fit", lambda *_, **__: (stopped, stopped))
-    summary = command.ApplyEmbed(method="llm_ql", model=model).run(corpus(files["llm_ql"]), tmp_path / "out")
+    summary = LLMQLRecipe(model=model).run(Source(files["llm_ql"]), tmp_path / "out")
     assert not summary.finished
     assert "stopped after 1 steps" in capsys.readouterr().err
 
@@ -365,18 +369,18 @@ def test_long_texts_teach_by_what_follows_in_them(model: str, tmp_path: Path):
 
 def test_a_corpus_is_encoded_with_a_saved_embedder(files: dict[str, str], model: str, tmp_path: Path):
     baseline("last-token", model).save(str(tmp_path / "e"))
-    given = {"encode": True, "embedder": str(tmp_path / "e"), "keep_texts": True}
-    summary = run("gem", files["gem"], tmp_path / "whole", **given)
+    given: dict[str, Any] = {"embedder": str(tmp_path / "e"), "keep_texts": True}
+    encode(files["gem"], tmp_path / "whole", **given)
     vectors = np.load(tmp_path / "whole" / "vectors.npy")
     texts = [json.loads(line)["text"] for line in (tmp_path / "whole" / "ids.jsonl").read_text().splitlines()]
-    assert summary.documents == len(texts) == 12
+    assert len(texts) == 12
     assert vectors == pytest.approx(load(tmp_path / "e").encode_document(texts), abs=1e-5)
-    parts = [run("gem", files["gem"], tmp_path / "parts", shard=f"{i}/2", half=True, **given) for i in range(2)]
-    assert sum(part.documents for part in parts) == 12
+    for i in range(2):
+        encode(files["gem"], tmp_path / "parts", shard=f"{i}/2", half=True, **given)
     halves = np.load(tmp_path / "parts" / "vectors.npy")
     assert halves.dtype == np.float16
     assert halves.astype(np.float32) == pytest.approx(vectors, abs=0.01)
     with pytest.raises(InputError, match="such as 0/4"):
-        run("gem", files["gem"], tmp_path / "x", shard="first", **given)
+        encode(files["gem"], tmp_path / "x", shard="first", **given)
     with pytest.raises(InputError, match="expected 0 to 1 of 2"):
-        run("gem", files["gem"], tmp_path / "x", shard="2/2", **given)
+        encode(files["gem"], tmp_path / "x", shard="2/2", **given)

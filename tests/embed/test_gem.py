@@ -20,6 +20,7 @@ from broadsheet.embed.base import Embedder, embedder, load
 from broadsheet.embed.fitting import fit
 from broadsheet.embed.gem import GEM, bottleneck, contrastive_loss, gem_embedder, reconstruct
 from broadsheet.embed.modules.bottleneck import (
+    PADDING,
     PREFIX,
     SPECIAL,
     SUFFIX,
@@ -277,6 +278,37 @@ def test_alpha_decides_what_is_trained(make: Any, tiny_model: Any, contrast: Any
     gem, terms = gradients(0.25)
     assert terms["loss"].item() == pytest.approx(0.75 * terms["ntp"].item() + 0.25 * terms["contrastive"].item())
     assert terms["contrastive"].item() == pytest.approx(full.item(), abs=1e-5)  # whichever pass the anchors come from
+
+
+@pytest.mark.parametrize(("contrast", "alpha"), [("compression", 0.25), ("compression", 1.0), ("all", 1.0)])
+def test_the_loss_contrasts_the_text_with_the_text_without_what_is_hidden(
+    make: Any, contrast: Any, alpha: float
+) -> None:
+    made = make(2)
+    gem = objective(made, raw_share=0.5, hidden_share=0.6, alpha_max=alpha, contrast=contrast)
+    made.double()
+    batch = batch_of(gem, TEXTS * 4)
+    assert batch["view_hidden"].any(1).sum() > 3
+
+    def embedding(row: int, shown: torch.Tensor) -> torch.Tensor:
+        """The mean state of the special tokens, each read behind the shown tokens alone, all where they stood."""
+        segments, states = batch["view_segments"][row], []
+        for special in (segments == SPECIAL).nonzero():
+            where = torch.cat([(shown & (segments == PREFIX)).nonzero()[:, 0], special])[None]
+            kept = {"input_ids": batch["view_input_ids"][row][where], "position_ids": where}
+            kept["attention_mask"] = torch.ones_like(where)  # one text, though its position ids have gaps
+            states.append(made.encoder.backbone(**kept).last_hidden_state[0, -1])
+        return torch.stack(states).mean(0)
+
+    read = batch["view_segments"] != PADDING
+    with torch.no_grad():
+        anchors, positives = (
+            torch.stack([embedding(row, shown[row]) for row in range(len(read))])
+            for shown in (read, read & ~batch["view_hidden"])
+        )
+        found = gem.loss(made, batch)["contrastive"].item()
+    assert found == pytest.approx(contrastive_loss(anchors, positives, gem.log_scale).item(), rel=1e-9)
+    assert abs(found - contrastive_loss(anchors, anchors, gem.log_scale).item()) > 0.01
 
 
 def test_alpha_follows_the_texts_read(make: Any) -> None:

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 from two_processes import leave
 
 from broadsheet.console import InputError
+from broadsheet.embed import lexical_specialization
 from broadsheet.embed.data import lexicon
 from broadsheet.embed.data.induction import BilingualLexiconInduction, gold_ranks, induction_scores
 from broadsheet.embed.data.lexicon import WordPair
@@ -251,6 +252,24 @@ def test_small_language_pairs_come_more_often_than_their_share():
     rare = sum(i >= 100 for i in drawn) / len(drawn)
     expected = math.sqrt(4) / (math.sqrt(4) + math.sqrt(100))
     assert rare == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize(("alpha", "share"), [(0.0, 1 / 2), (1.0, 1 / 10), (2.0, 1 / 82)])
+def test_training_draws_language_pairs_by_its_alpha(monkeypatch, tiny_model, tiny_tokenizer, alpha, share):
+    pairs = [WordPair(f"a{i}", f"b{i}", f"s{i}", ("en", "de")) for i in range(45)]
+    pairs += [WordPair(f"c{i}", f"d{i}", f"t{i}", ("ka", "th")) for i in range(5)]
+    given = {}
+    monkeypatch.setattr(
+        lexical_specialization, "fit", lambda model, rows, loss, out, **settings: given.update(settings)
+    )
+    method = LexicalSpecialization(alpha=alpha)
+    method.fit(method.embedder((tiny_model(), tiny_tokenizer())), pairs)
+    sampler = given["batch_sampler"](range(50), 10, drop_last=False, seed=0)
+    drawn = []
+    for epoch in range(100):
+        sampler.set_epoch(epoch)
+        drawn += [i >= 45 for batch in sampler for i in batch]
+    assert np.mean(drawn) == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 5000))
 
 
 def test_sampling_follows_seed_and_epoch_and_minus_one_shuffles():

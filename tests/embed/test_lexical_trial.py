@@ -19,6 +19,7 @@ from broadsheet.embed.trials.lexical_specialization import (
     split_lexicon,
     words_arm,
 )
+from broadsheet.trial.base import LazyModel, ModelArm
 
 
 def synonyms(count):
@@ -130,7 +131,7 @@ def test_arm_ranks_and_tells_how_near_unlike_words_are():
             return np.array([[float(word[1:-1]), 1.0] for word in words])
 
     for model, cosine in ((Same(), 1.0), (Exact(), None)):
-        arm = words_arm("x", lambda model=model: model, task)
+        arm = words_arm(ModelArm.of("x", model), LazyModel(lambda model=model: model), task)
         arm.prepare()
         made = arm.run(range(len(task.queries)))
         assert len(made["RR"]) == len(made["P@1"]) == 6
@@ -147,7 +148,7 @@ def test_trial_runs_on_a_word_list(tmp_path, tiny_folder, monkeypatch):
     (tmp_path / "words.tsv").write_text("\n".join(lines), encoding="utf-8")
     (tmp_path / "sts.tsv").write_text("score\tsentence1\tsentence2\n1\ta b\ta c\n3\tb\tb\n2\tc\td d\n0\te\tf\n")
     trial = LexicalTrial(
-        str(tiny_folder),
+        model=str(tiny_folder),
         quick=True,
         words=str(tmp_path / "words.tsv"),
         queries=6,
@@ -163,7 +164,6 @@ def test_trial_runs_on_a_word_list(tmp_path, tiny_folder, monkeypatch):
     assert trained[0] != trained[1]  # the untouched arms have weights of their own
     assert len(result.figures[0].x) == 3
     trial.finish()
-    assert not trial.folder_.exists()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_trial_runs_on_a_word_list(tmp_path, tiny_folder, monkeypatch):
         ({"words": "abbreviations", "data": "texts.jsonl"}, "spells out no abbreviations"),
         ({"words": "wordnet:/nowhere"}, "apt install wordnet-base"),
         ({"words": "a.tsv", "data": "mine.jsonl"}, "the data gives abbreviations alone"),
-        ({"batch": 1}, "expected more"),
+        ({"batch": 1}, "got --batch 1; expected 2 or more"),
     ],
 )
 def test_options_that_cannot_be_are_said(tmp_path, tiny_folder, monkeypatch, options, message):
@@ -180,4 +180,4 @@ def test_options_that_cannot_be_are_said(tmp_path, tiny_folder, monkeypatch, opt
     (tmp_path / "texts.jsonl").write_text('{"text": "nothing here"}\n')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
-        LexicalTrial(str(tiny_folder), **options).run()
+        LexicalTrial(model=str(tiny_folder), **options).run()

@@ -78,7 +78,7 @@ def test_c_asks_other_sets_of_one_run(run):
 
 
 def test_d_changes_the_cut_off_alone_and_a_cut_off_beyond_the_context_is_missing_not_zero(run, tmp_path):
-    result = run(preset="D", queries=4, passages=6, cutoffs="16,64,512")
+    result = run(preset="D", queries=4, passages=6, cutoffs=(16, 64, 512))
     assert len(list((tmp_path / "home" / "study").glob("run-*"))) == 1
     assert [(arm.name, arm.status) for arm in result.arms] == [
         ("first 16 tokens", "ok"), ("first 64 tokens", "ok"), ("first 512 tokens", "failed")
@@ -105,8 +105,8 @@ def test_f_asks_every_task_of_the_joint_and_of_each_single_run(run):
 
 def test_the_grid_is_every_combination(run):
     result = run(
-        preset="grid", layers="1", poolings="last-token,mean", attentions="causal,bidirectional",
-        instructions="without,with", steps=1,
+        preset="grid", layers=(1,), poolings=("last-token", "mean"), attentions=("causal", "bidirectional"),
+        instructions=("without", "with"), steps=1,
     )  # fmt: skip
     assert len(result.arms) == 8
     assert result.arms[0].name == "1 layers, last-token, causal"
@@ -115,7 +115,7 @@ def test_the_grid_is_every_combination(run):
 
 
 def test_several_seeds_are_averaged_by_query(run):
-    single = [run(preset="A", layers="1", seeds=n) for n in (1, 2)]
+    single = [run(preset="A", layers=(1,), seeds=n) for n in (1, 2)]
     one, two = (values(result, "1 layers") for result in single)
     assert one != two
     assert [cell["seed"] for cell in single[1].provenance["cells"]["1 layers"]] == [0, 1]
@@ -126,15 +126,14 @@ def test_several_seeds_are_averaged_by_query(run):
 def test_bad_options_are_named(run):
     assert set(PRESETS) == {"A", "B", "C", "D", "E", "F", "grid"}
     for options, said in (
-        ({"preset": "G"}, "got --preset G"),
-        ({"layers": "1,3"}, "got --layers 1,3; .* has 2"),
-        ({"layers": "one"}, "got --layers 'one'; expected whole numbers"),
-        ({"poolings": "max"}, "got --poolings 'max'"),
-        ({"attentions": ""}, "got --attentions with nothing in it"),
-        ({"losses": "infonce,infonce"}, "expected each value once"),
-        ({"sets": "/nowhere", "preset": "C"}, "nowhere"),
-        ({"steps": -1}, "got --steps -1"),
-        ({"tasks": "long", "preset": "F"}, "got --tasks 'long'"),
+        ({"preset": "G"}, "got --preset 'G'"),
+        ({"layers": (1, 3)}, "got --layers 1,3; .* has 2"),
+        ({"poolings": ("max",)}, "got --poolings 'max'"),
+        ({"attentions": ()}, "got --attentions with nothing in it"),
+        ({"losses": ("infonce", "infonce")}, "expected each value once"),
+        ({"sets": ("/nowhere",), "preset": "C"}, "nowhere"),
+        ({"steps": 0}, "got --steps 0"),
+        ({"train_on": ("long",), "preset": "F"}, "got --train-on 'long'"),
     ):
         with pytest.raises(InputError, match=said):
             run(**options)

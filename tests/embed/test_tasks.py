@@ -22,7 +22,7 @@ from broadsheet.console import InputError
 from broadsheet.data.retrieval.duplicates import jaccard
 from broadsheet.embed.base import baseline
 from broadsheet.embed.data import tasks
-from broadsheet.embed.data.tasks import Labelled, Query, RetrievalTask, SentencePair, Triple, v_measure
+from broadsheet.embed.data.tasks import LabelledText, Query, RetrievalTask, SentencePair, Triple, v_measure
 from broadsheet.embed.trials.base import (
     EvalTask,
     LazyModel,
@@ -296,7 +296,7 @@ def test_v_measure_is_sklearns_for_weights_too(rows: list[tuple[int, ...]], data
 
 def test_clusters_of_a_perfect_and_of_a_blind_embedder():
     rng = np.random.default_rng(0)
-    given_ = [Labelled(f"{label}{i}", f"l{label}") for label in range(3) for i in range(10)]
+    given_ = [LabelledText(f"{label}{i}", f"l{label}") for label in range(3) for i in range(10)]
     perfect = Table({d.text: np.eye(3)[int(d.label[1])] + 0.01 * rng.normal(size=3) for d in given_})
     blind = Table({d.text: rng.normal(size=3) for d in given_})
     arms = [
@@ -313,7 +313,7 @@ def test_clusters_of_a_perfect_and_of_a_blind_embedder():
 
 def test_the_nearest_neighbours_are_sklearns_without_the_document_itself():
     rng = np.random.default_rng(1)
-    given_ = [Labelled(f"t{i}", f"l{i % 3}") for i in range(24)]
+    given_ = [LabelledText(f"t{i}", f"l{i % 3}") for i in range(24)]
     vectors = {d.text: rng.normal(size=4) for d in given_}
     arm = clustering_arm("a", lambda: Table(vectors), given_, neighbours=1)  # type: ignore[arg-type,return-value]
     assert arm.prepare
@@ -367,7 +367,7 @@ def test_an_embedder_is_made_once_for_all_tasks_and_let_go(tmp_path: Path):
         SentencePair("bb", "dddd", 0.0),
         SentencePair("ccc", "dddd", 1.0),
     ]
-    given_ = [Labelled(text, str(i % 2)) for i, text in enumerate(("a", "bb", "ccc", "dddd"))]
+    given_ = [LabelledText(text, str(i % 2)) for i, text in enumerate(("a", "bb", "ccc", "dddd"))]
     jobs = [EvalTask.sts(pairs), EvalTask.clustering(given_)]
     (arm,), _ = compare([ModelArm("one", make, "baseline")], jobs, tmp_path)
     assert arm.error == ""
@@ -388,7 +388,7 @@ def test_a_candidate_that_cannot_be_made_fails_alone(tmp_path: Path):
 
     table = Table({"a": [1.0, 0], "b": [1.0, 1.0]})
     pairs = [SentencePair("a", "b", float(i)) for i in range(3)]
-    given_ = [Labelled("a", "0"), Labelled("b", "1")]
+    given_ = [LabelledText("a", "0"), LabelledText("b", "1")]
     candidates = [ModelArm("good", lambda: table, "baseline"), ModelArm("bad", fail)]  # type: ignore[arg-type,return-value]
     (good, bad), comparisons = compare(candidates, [EvalTask.sts(pairs), EvalTask.clustering(given_)], tmp_path)
     assert good.status == "ok"
@@ -400,7 +400,7 @@ def test_a_candidate_that_cannot_be_made_fails_alone(tmp_path: Path):
 
 def test_a_stopped_trial_goes_on_with_the_vectors_and_blocks_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rng = np.random.default_rng(0)
-    given_ = [Labelled(f"t{i}", str(i % 2)) for i in range(8)]
+    given_ = [LabelledText(f"t{i}", str(i % 2)) for i in range(8)]
     vectors = {d.text: rng.normal(size=3) for d in given_}
     pairs = [SentencePair(f"t{i}", f"t{i + 1}", float(i % 3)) for i in range(7)]
     jobs = [EvalTask.clustering(given_), EvalTask.sts(pairs)]

@@ -236,6 +236,20 @@ def test_dpo_starts_at_log_two_with_a_new_adapter_and_its_gradient_raises_the_ch
     assert (rise[:, 0] > rise[:, 1]).all()
 
 
+def test_beta_and_label_smoothing_reach_the_preference_loss(made):
+    model = made()
+    for beta, smoothing in ((0.1, 0.0), (0.5, 0.2)):
+        objective = GRL(model, weights=TERMS["generation"], beta=beta, label_smoothing=smoothing).double()
+        batch = objective.collate(ITEMS)
+        read = objective.read(model, batch)
+        ratios = (read["sums"] - read["reference"]).detach()
+        chosen = batch["written"].cumsum(0) - batch["written"]
+        margin = beta * (ratios[chosen] - ratios[chosen + 1])
+        logsigmoid = torch.nn.functional.logsigmoid
+        expected = -(1 - smoothing) * logsigmoid(margin) - smoothing * logsigmoid(-margin)
+        assert objective.loss(model, batch)["generation"].item() == pytest.approx(expected.mean().item(), abs=1e-9)
+
+
 def test_the_reference_is_the_model_without_its_adapter(made):
     model = made()
     ids, labels = PassageWriter(model.encoder).batch([("a", "b c d")])
@@ -272,6 +286,27 @@ def test_a_query_with_one_candidate_has_nothing_to_agree_about(made):
     terms, row = gradients(objective, model, alone)
     assert terms["consistency"] == 0
     assert not row.any()
+
+
+@pytest.mark.parametrize(("temperature", "generation_temperature"), [(0.05, 1.0), (0.5, 0.1)])
+@pytest.mark.parametrize("direction", ["gen-rt", "rt-gen"])
+def test_agreement_is_the_kl_of_both_rankings_each_at_its_temperature(
+    made, temperature, generation_temperature, direction
+):
+    model = made()
+    settings: dict[str, Any] = {"temperature": temperature, "generation_temperature": generation_temperature}
+    objective = GRL(model, weights=TERMS["consistency"], consistency=direction, **settings).double()
+    read = objective._read(model, objective.collate(ITEMS))
+    passages = read["passage"].split([3, 2, 4])
+    expected = 0.0
+    for item, query, vectors in zip(ITEMS, read["query"], passages, strict=True):
+        pairs = [(item["query"], text) for text in (item["positive"], *item["negatives"])]
+        embedded = (torch.cosine_similarity(query[None], vectors) / temperature).softmax(0)
+        generated = (torch.tensor(mean_log_probs(model.encoder, pairs)) / generation_temperature).softmax(0)
+        left, right = (generated, embedded) if direction == "gen-rt" else (embedded, generated)
+        expected += (left * (left / right).log()).sum().item() / len(ITEMS)
+    terms, _ = gradients(objective, model)
+    assert terms["consistency"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_agreement_trains_the_embedding_alone_while_the_generator_is_detached(made):

@@ -63,6 +63,14 @@ def test_dpo_costs_log_two_where_policy_and_reference_are_one():
     torch.testing.assert_close(losses, torch.full((5,), math.log(2), dtype=torch.float64))
 
 
+def test_dpo_is_the_logistic_loss_of_beta_times_the_margin():
+    policy, reference = numbers(2, 5, seed=1), numbers(2, 5, seed=2)
+    margin = (policy[0] - policy[1]) - (reference[0] - reference[1])
+    for beta in (0.1, 0.7):
+        expected = -torch.nn.functional.logsigmoid(beta * margin)
+        torch.testing.assert_close(preference_loss(*policy, *reference, beta=beta), expected)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_raises_the_chosen_and_lowers_the_rejected(kind):
     chosen, rejected = numbers(4, seed=1).requires_grad_(), numbers(4, seed=2).requires_grad_()

@@ -309,3 +309,7 @@ def test_plain_names_are_the_ones_a_gold_answer_passes():
     gold = "Los Angeles, in the state of California. It was cold"
     values = [metrics.token_f1, metrics.containment, metrics.bleu, metrics.bleu_4_authors]
     assert [value(gold, gold) for value in values] == pytest.approx([1] * 4)
+
+
+def test_a_longer_name_is_a_partial_match_only() -> None:
+    assert metrics.cloze_matches({"<mask-0>": "Ann"}, "{'<mask-0>': 'Ann Berg'}") == (0, 1, 1)

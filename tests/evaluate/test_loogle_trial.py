@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import pytest
 
-from broadsheet import attend, report
+from broadsheet import models
 from broadsheet.console import InputError
-from broadsheet.evaluate.methods import attend_methods, describe_methods, options_of, parse_methods
 from broadsheet.evaluate.trials.loogle import ENDS, RETRIEVED, WHOLE, LooGLETrial
+from broadsheet.page import papers
 
 pytest.importorskip("bm25s")
 
@@ -21,6 +21,7 @@ pytest.importorskip("bm25s")
 class Louder:
     """A method that multiplies the logits."""
 
+    paper: ClassVar[str] = "louder"
     n_local: int = 7
     factor: float = 2.0
     installed: ClassVar[int] = 0
@@ -38,16 +39,16 @@ class Louder:
             hook.remove()
 
 
-@pytest.fixture
-def method(monkeypatch):
-    monkeypatch.setattr(Louder, "__module__", "broadsheet.attend.louder")
-    monkeypatch.setattr(Louder, "installed", 0)
-    monkeypatch.setattr(attend, "Louder", Louder, raising=False)
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory, tiny_model, tiny_tokenizer):
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
 
 
-@pytest.fixture
-def data(tmp_path, monkeypatch):
-    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
     rows = []
     for name in ("Ada", "Bob", "Cid"):
         facts = [f"{name} keeps {n} {animal} in room {n}. " for n, animal in enumerate(("ants", "bees", "cats"))]
@@ -58,25 +59,42 @@ def data(tmp_path, monkeypatch):
             {"Q": "Order: I. cats II. ants", "A": "II,I", "type": "timeline_reorder", "S": facts[0]},
         ]
         rows.append({"input": "".join(facts), "title": name, "qa_pairs": repr(pairs), "output": "none"})
-    path = tmp_path / "loogle.jsonl"
+    path = tmp_path_factory.mktemp("rows") / "loogle.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 
 
-@pytest.fixture
-def trial(data, tiny_folder):
+@pytest.fixture(scope="session")
+def make(data, folder):
+    """`make(**options)`: a trial of a second or two."""
+
     def make(**options):
         settings = {"documents": 2, "questions": 4, "length": 100, "max_new_tokens": 6, "methods": "none"}
-        return LooGLETrial(model=str(tiny_folder), data=data, device="cpu", **settings | options)
+        return LooGLETrial(**{"model": folder, "data": data, "device": "cpu"} | settings | options)
 
     return make
 
 
-def test_the_ways_to_read_are_compared_on_the_same_questions(trial, method, tmp_path):
-    running = trial(methods="louder(factor=0.5)")
-    result = running.run()
+@pytest.fixture
+def trial(make, home, monkeypatch):
+    """`make`, in a cache folder of its own, with `Louder` among the stage's methods."""
+    monkeypatch.setattr(papers, "stage_methods", lambda stage: {"louder": Louder})
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(make, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BROADSHEET_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setattr(papers, "stage_methods", lambda stage: {"louder": Louder})
+        return make(methods="louder(factor=0.5)").run()
+
+
+def test_the_ways_to_read_are_compared_on_the_same_questions(finished):
+    result = finished
     names = [arm.name for arm in result.arms]
     assert names == [ENDS, WHOLE, RETRIEVED, "Louder(n_local=50, factor=0.5)"]
+    assert result.paper == "loogle"
     assert [arm.role for arm in result.arms] == ["baseline", "method", "sibling", "sibling"]
     assert all((arm.status, arm.n_items) == ("ok", 8) for arm in result.arms), [arm.error for arm in result.arms]
     assert result.claims == [("log-likelihood", ENDS, WHOLE)]
@@ -103,8 +121,6 @@ def test_the_ways_to_read_are_compared_on_the_same_questions(trial, method, tmp_
     notes = " ".join(result.notes)
     assert "two ends: 8 of 8 prompts lost their middle" in notes
     assert "not LooGLE's" not in notes
-    report.write(result, tmp_path / "out")
-    assert type(result).from_dict(json.loads(json.dumps(result.to_dict()))).claims == result.claims
 
 
 def test_scores_are_loogles_of_the_answers(trial, monkeypatch):
@@ -137,44 +153,13 @@ def test_scores_are_loogles_of_the_answers(trial, monkeypatch):
     assert retrieved["token F1"] == "no measurable difference"
 
 
-def test_summaries_are_scored_by_what_suits_them(trial, data, tmp_path):
+def test_summaries_are_scored_by_what_suits_them(trial, tmp_path):
     rows = [{"input": "Ants. " * n, "title": "", "qa_pairs": "none", "output": "On ants"} for n in (3, 4)]
     path = tmp_path / "summaries.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    running = trial()
-    running.data = str(path)
-    result = running.run()
+    result = trial(data=str(path)).run()
     assert all(list(arm.values) == ["log-likelihood", "ROUGE-L F1"] for arm in result.arms)
     assert result.figures == []
-
-
-def test_an_interrupted_trial_goes_on_where_it_stopped(trial, monkeypatch, capsys):
-    from broadsheet.evaluate.trials import loogle as module
-
-    whole = trial()
-    expected = whole.run()
-    whole.finish()
-    assert not whole.journal_.exists()
-    real, calls = module.DocumentReader.answers, []
-
-    def breaking(self, questions, route):
-        calls.append(route.name)
-        if len(calls) == 9:  # three to warm up, four on the first document, in the midst of the second
-            raise KeyboardInterrupt
-        return real(self, questions, route)
-
-    monkeypatch.setattr(module.DocumentReader, "answers", breaking)
-    with pytest.raises(KeyboardInterrupt):
-        trial().run()
-    monkeypatch.setattr(module.DocumentReader, "answers", real)
-    capsys.readouterr()
-    again = trial()
-    result = again.run()
-    assert "going on after 1 blocks" in capsys.readouterr().err
-    for before, after in zip(expected.arms, result.arms, strict=True):
-        assert before.samples == after.samples
-        assert before.values == after.values
-    again.finish()
 
 
 def test_the_seed_chooses_documents_and_questions(trial):
@@ -184,66 +169,50 @@ def test_the_seed_chooses_documents_and_questions(trial):
     assert all(len(asked) == 2 and len({q.document for q in asked}) == 1 for asked in chosen)
 
 
-def test_a_whole_document_is_cut_to_the_context_and_a_bounded_method_is_not(trial, method, monkeypatch):
-    running = trial(methods="louder", max_new_tokens=6)
-    running.run()
-    from broadsheet import models
-
+def test_a_whole_document_is_cut_to_the_context_and_a_bounded_method_is_not(trial, monkeypatch):
+    running = trial(methods="louder")
     model = models.load(running.model, device="cpu").model
-    found, _ = running._methods()
-    limits = {route.name: route.max_length for route in running._routes(model, found)}
+    found = running._methods()
+    limits = {route.name: route.max_length for route in running._ways(model, found)}
     assert limits == {ENDS: 100, WHOLE: 250, RETRIEVED: 250, "Louder(n_local=50)": 250}
     monkeypatch.setattr(Louder, "reach", 50, raising=False)
-    assert running._routes(model, found)[3].max_length == 4096
+    assert running._ways(model, found)[3].max_length == 4096
     running.max_length = 128
-    assert [route.max_length for route in running._routes(model, found)] == [100, 128, 128, 128]
+    assert [route.max_length for route in running._ways(model, found)] == [100, 128, 128, 128]
 
 
-def test_default_methods_that_are_not_there_are_said(trial, monkeypatch):
-    from broadsheet.evaluate.trials import loogle as module
+def test_methods_of_the_stage_are_made_by_name_with_half_the_length_for_a_window(make):
+    from broadsheet.attend import InfLLM, LMInfinite
 
-    monkeypatch.setattr(module, "_DEFAULT_METHODS", ("no_such_method",))
-    result = trial(methods="", documents=1, questions=1).run()
-    assert "no_such_method" in result.notes[-1]
+    made = make(methods="lm_infinite(n_global=4),InfLLM(n_local=64)")._methods()
+    assert made == {
+        "LMInfinite(n_global=4, n_local=50)": LMInfinite(n_global=4, n_local=50),
+        "InfLLM(n_local=64)": InfLLM(n_local=64),
+    }
+    assert [type(method) for method in LooGLETrial(quick=True)._methods().values()] == [LMInfinite, InfLLM]
+    with pytest.raises(InputError, match="no method 'transnormer' in --methods"):
+        make(methods="transnormer")._methods()
 
 
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"methods": "no_such"}, r"no method 'no_such'.*louder\(n_local=7, factor=2\.0\)"),
-        ({"methods": "louder(volume=3)"}, r"no option 'volume'; expected louder\(n_local=7, factor=2\.0\)"),
+        ({"methods": "no_such"}, r"no method 'no_such'.*Louder\(n_local=7, factor=2\.0\)"),
+        ({"methods": "louder(volume=3)"}, r"no field 'volume'; expected Louder\(n_local=7, factor=2\.0\)"),
         ({"methods": "louder(1)"}, "names with options"),
-        ({"length": -1}, "--length -1"),
+        ({"length": 0}, "--length 0"),
+        ({"method": "louder"}, "got --method; LooGLETrial has no such option"),
         ({"batch_size": 0}, "--batch-size 0"),
     ],
 )
-def test_bad_options_are_said_before_anything_is_loaded(trial, method, options, problem):
+def test_bad_options_are_refused_before_anything_is_loaded(trial, options, problem):
     with pytest.raises(InputError, match=problem) as caught:
-        trial(**options).run()
+        trial(model="no such model", **options).run()
     assert "\n" not in str(caught.value)
 
 
-def test_data_without_questions_is_said(trial, tmp_path):
+def test_data_without_questions_is_refused(trial, tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n")
-    running = trial()
-    running.data = str(empty)
     with pytest.raises(InputError, match="holds no questions"):
-        running.run()
-
-
-def test_methods_are_read_as_literals_and_never_run():
-    assert parse_methods("a, b(x=1, y=None),c(z='u,v')") == [
-        ("a", {}),
-        ("b", {"x": 1, "y": None}),
-        ("c", {"z": "u,v"}),
-    ]
-    for bad in ("a(", "a(x=open('f'))", "a,b]+[c", "a],[b", "a.b", "'a'", "a(x=1)(y=2)", "1", "\0", "(" * 1000):
-        with pytest.raises(InputError, match="names with options"):
-            parse_methods(bad)
-
-
-def test_methods_are_listed_with_their_options(method):
-    assert attend_methods()["louder"] is Louder
-    assert options_of(Louder) == {"n_local": 7, "factor": 2.0}
-    assert describe_methods({"louder": Louder}) == "louder(n_local=7, factor=2.0)"
+        trial(data=str(empty)).run()

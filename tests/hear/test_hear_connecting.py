@@ -13,6 +13,7 @@ from broadsheet.hear.connectors import StackLinear
 from broadsheet.hear.salmonn import Synchronised, WindowQFormer
 from broadsheet.hear.training.schedule import learning_rate
 from broadsheet.hear.windows import Windows
+from broadsheet.training.schedules import SCHEDULES, Progress
 
 
 def connector(width: int = 6, windows: Windows | None = None, **settings: int) -> WindowQFormer:
@@ -158,3 +159,7 @@ def test_the_learning_rate_has_the_authors_quirks() -> None:
     assert rates[15] == pytest.approx(0.5 * (1 + torch.cos(torch.tensor(torch.pi * 15 / 20)).item()))
     with pytest.raises(InputError, match="step -1"):
         learning_rate(-1)
+    for step in range(20):
+        share = SCHEDULES["salmonn"](Progress(step / 20, step, steps=20, epoch_steps=10), 0.75)
+        settings = {"epochs": 2, "steps_per_epoch": 10, "warmup_steps": 15}
+        assert 3e-5 * share == pytest.approx(learning_rate(step, **settings))

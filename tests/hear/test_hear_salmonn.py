@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lm_zoo
 import pytest
 import torch
 from hearing import Blocks, noise, tiny
@@ -25,8 +26,8 @@ Make = Callable[..., SalmonnForConditionalGeneration]
 
 @pytest.fixture
 def make(tiny_model: Callable, tiny_tokenizer: Callable) -> Make:
-    def made(**settings: Any) -> SalmonnForConditionalGeneration:
-        return tiny(tiny_model(max_position_embeddings=512), tiny_tokenizer(), **settings)
+    def made(llm: Any = None, **settings: Any) -> SalmonnForConditionalGeneration:
+        return tiny(llm or tiny_model(max_position_embeddings=512), tiny_tokenizer(), **settings)
 
     return made
 
@@ -76,8 +77,9 @@ def test_the_loss_is_the_mean_over_answers_alone(make: Make) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_equals_single_clips_on_either_side_of_padding(make: Make, side: str) -> None:
-    model = make()
+@pytest.mark.parametrize("positions", ["rotary", "absolute"])
+def test_a_batch_equals_single_clips_on_either_side_of_padding(make: Make, positions: str, side: str) -> None:
+    model = make() if positions == "rotary" else make(lm_zoo.make("gpt2"), lora_modules=["c_attn"])
     requests = [
         (noise(16_000, 1), "What is said?"),
         ([noise(30_000, 2), noise(8_000, 3)], "Are these two the same sound, or another one?"),
@@ -234,6 +236,19 @@ def test_a_saved_folder_gives_the_same_model_and_holds_only_what_was_trained(tmp
     (tmp_path / "ears/connector.safetensors").unlink()
     with pytest.raises(InputError, match=r"no connector\.safetensors"):
         SalmonnForConditionalGeneration.from_pretrained(tmp_path / "ears")
+
+
+def test_audio_tokens_start_as_long_as_the_embeddings_of_words(make: Make) -> None:
+    def ratio(**settings: Any) -> float:
+        model = make(**settings)
+        batch = model.prepared([(noise(32_000), "What is said?")])
+        tokens = model.audio_tokens(batch["features"], batch["lengths"])
+        return float(
+            tokens.detach().norm(dim=-1).mean() / model.get_input_embeddings().weight.detach().norm(dim=-1).mean()
+        )
+
+    assert 0.7 < ratio() < 1.4
+    assert not 0.7 < ratio(match_norm=False) < 1.4
 
 
 def test_every_public_name_is_found() -> None:

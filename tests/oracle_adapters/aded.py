@@ -1,12 +1,15 @@
 """ADED's oracle cases, by what their input holds: a context to draft for, sequences to count, contexts to adapt to,
-children to score, or candidate paths to verify."""
+children to score, or candidate paths to verify. The drafter is called as `generate` calls it, and adapts."""
 
 from itertools import pairwise
 from typing import Any
 
+from deciding import written
+
+from broadsheet.decode import ADED, DecodeStats, TrigramTable
+from broadsheet.decode.aded import Node, TreeSearch
 from broadsheet.decode.draft import Draft
-from broadsheet.decode.search import TreeSearch, puct
-from broadsheet.decode.table import TrigramTable, pack
+from broadsheet.decode.table import pack
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -18,13 +21,15 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
 
 def _draft(case: dict[str, Any]) -> dict[str, Any]:
     table = TrigramTable.from_sequences(case["corpus_token_sequences"], keep=case.get("keep_top", 12))
-    search = TreeSearch(
+    aded = ADED.as_published(
+        table,
         iterations=case.get("search_iterations", 150),
         depth=case.get("max_states_per_path", 4),
         prefixes=case.get("top_prefixes", 24),
-        max_draft_tokens=case.get("max_draft_tokens", 64),
+        tree_size=case.get("max_draft_tokens", 64),
     )
-    draft = Draft.from_paths(search.paths(table, tuple(case["context"][-2:])))
+    _read(aded, case["context"])
+    draft = aded.draft(room=1000)
     leaves = set(range(len(draft))) - set(draft.parents)
     return {
         "draft_trie_prefixes": sorted(draft.path(node) for node in range(len(draft))),
@@ -46,16 +51,20 @@ def _adapt(case: dict[str, Any]) -> dict[str, Any]:
     for name, row in case["table"].items():
         a, b = map(int, name.split(","))
         table.adapted[pack(a, b)] = {int(c): value for c, value in row.items()}
+    window = case.get("window_tokens", 16)
+    aded = ADED.as_published(table, increment=case["increment"], cap=case["cap"], window=window)
     for context in case["contexts_in_order"]:
-        table.adapt(context[-case.get("window_tokens", 16) :], increment=case["increment"], cap=case["cap"])
+        _read(aded, context)
     return {"table": {f"{pair >> 32},{pair & 0xFFFFFFFF}": _named(row) for pair, row in table.adapted.items()}}
 
 
 def _puct(case: dict[str, Any]) -> dict[str, Any]:
-    scores = [
-        puct(c["visits"], c["total_reward"], c["prior"], case["parent_visits"], c1=case["c1"], c2=case["c2"])
-        for c in case["children"]
+    children = [
+        Node(i, child["prior"], (0, i), child["visits"], child["total_reward"])
+        for i, child in enumerate(case["children"])
     ]
+    search = TreeSearch(c1=case["c1"], c2=case["c2"])
+    scores = search.scores(Node(0, 1.0, (0, 0), case["parent_visits"], 0.0, children))
     return {"scores": ["inf" if score == float("inf") else score for score in scores]}
 
 
@@ -66,15 +75,21 @@ def _verify(case: dict[str, Any]) -> dict[str, Any]:
     for path, row in zip(paths, argmax, strict=True):
         for depth, choice in enumerate(row):
             choices.setdefault(tuple(path[1 : depth + 1]), choice)
-    nodes = draft.accept([choices[tuple(draft.path(node))] for node in range(-1, len(draft))])
-    accepted = draft.path(nodes[-1]) if nodes else []
-    emitted = [paths[0][0], *accepted]
+    tokens, nodes = written(draft, [choices[tuple(draft.path(node))] for node in range(-1, len(draft))])
+    emitted = [paths[0][0], *tokens[:-1]]
     return {
         "best_path": next(i for i, path in enumerate(paths) if path[: len(emitted)] == emitted),
-        "accepted_draft_tokens": len(accepted),
+        "accepted_draft_tokens": len(nodes),
         "tokens_emitted": emitted,
-        "next_token_from": choices[tuple(accepted)],
+        "next_token_from": tokens[-1],
     }
+
+
+def _read(aded: ADED, context: list[int]) -> None:
+    """Let it read a context whose last token was just written: the root of the next draft."""
+    aded.stats_ = DecodeStats()
+    aded.begin(context[:-1])
+    aded.wrote(context[-1:], accepted=0)
 
 
 def _named(row: Any) -> dict[str, float]:

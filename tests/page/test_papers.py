@@ -56,6 +56,7 @@ def test_unknown_names_get_the_nearest_ones():
         papers.get_trial("see")
     assert papers.get("2410.06072").id == "lastde"
     assert papers.get_trial("detect")[0] == "detect"
+    assert papers.get_trial("decode") == papers.get_trial("aded")  # the only paper of a stage without a trial
 
 
 def trial(verdict: str, role: str = "baseline", metric: str = "bits") -> dict:
@@ -93,7 +94,8 @@ def test_each_rung_rests_on_the_one_below(monkeypatch, tmp_path, recorded, oracl
 
 
 def test_the_page_imports_nothing_heavy():
-    code = "import sys; from broadsheet.page import papers; papers.search('x'); papers.docstring(papers.get('lastde').trial)"
+    code = "import sys; from broadsheet.page import papers; "
+    code += "papers.search('x'); papers.docstring(papers.get('lastde').trial)"
     check = "; heavy = {'torch', 'numpy', 'transformers', 'rich', 'scipy'} & set(sys.modules); print(sorted(heavy))"
     done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from broadsheet.console import InputError
 from broadsheet.rank.first import DEFAULT_WEIGHTS, FIRST, LOSSES, WeightedRankNetScheme, weighted_ranknet
-from broadsheet.rank.losses import lambdarank, listnet, listnet_authors, ranknet, softmax
+from broadsheet.rank.losses import lambdarank, lambdarank_authors, listnet, listnet_authors, ranknet, softmax
 from broadsheet.rank.objective import ListReading
 
 KINDS = sorted(kind for kind in LOSSES if not kind.endswith("_authors"))
@@ -132,6 +132,13 @@ def test_lambdarank_weighs_by_present_places_and_its_weights_take_no_gradient():
     two = torch.tensor([[0.4, 1.0]], dtype=torch.float64)
     expected = (1 - 1 / math.log2(3)) * math.log1p(math.exp(0.6))
     assert lambdarank(two, torch.tensor([[0, 1]])).item() == pytest.approx(expected)
+
+
+def test_the_released_lambdarank_takes_its_gains_from_the_scores():
+    scores, ranks = torch.tensor([[2.0, 1.0]], dtype=torch.float64), torch.tensor([[0, 1]])
+    gains, discount = (2**2 - 1, 2**1 - 1), 1 / math.log2(3)
+    weight = (1 - discount) * (gains[0] - gains[1]) / (gains[0] + gains[1] * discount)
+    assert lambdarank_authors(scores, ranks).item() == pytest.approx(weight * math.log2(1 + math.exp(-1)))
 
 
 def test_the_released_target_moves_with_the_scores():

@@ -310,6 +310,33 @@ def test_a_dual_encoder_learns_from_features():
     assert similarity(2) - similarity(1) > before + 0.05
 
 
+def test_standardized_advantages_do_not_depend_on_the_scale_of_the_utility():
+    def value(scale, standardize):
+        utility = PerRanking(lambda ranking, labels: scale * labels[ranking[0]])
+        loss = PlackettLucePolicyGradient(utility=utility, n_samples=16, standardize=standardize)
+        return loss.loss(SCORES, LABELS, generator=torch.Generator().manual_seed(0)).item()
+
+    assert value(10.0, True) == pytest.approx(value(1.0, True))
+    assert value(10.0, False) == pytest.approx(10 * value(1.0, False))
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_only_dot_products_see_the_length_of_a_vector(similarity):
+    vectors = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+
+    def value(length):
+        scaled = torch.cat([vectors[:3], vectors[3:] * length])
+
+        def encoder(features):
+            return {"sentence_embedding": scaled[features["input_ids"]]}
+
+        loss = PlackettLucePolicyGradient(encoder, similarity=similarity)
+        features = [{"input_ids": torch.tensor([i])} for i in range(4)]
+        return loss(features, torch.tensor([[0.0, 1.0, 0.0]])).item()
+
+    assert (value(1.0) == pytest.approx(value(4.0))) == (similarity == "cosine")
+
+
 def test_a_resumed_loss_draws_on():
     scores, labels = torch.zeros(1, 5), torch.tensor([[0.0, 1.0, 0.0, 0.0, 1.0]])
     whole = PlackettLucePolicyGradient(n_samples=4)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
+from broadsheet.rank import prompt as prompt_file
 from broadsheet.rank.order import parse
 from broadsheet.rank.prompt import BRIEF, LETTERS, Prompt, Prompter
 
@@ -379,3 +380,17 @@ def test_a_tokenizer_that_puts_a_space_before_every_text_writes_bare_identifiers
     assert tokenizer.convert_ids_to_tokens(target.ids) == ["[", "B", "]", "▁>", "▁[", "A", "]"]
     text = decoded(prompter, prompter.build("q", ["one two", "x"]))
     assert "\n[A] one two\n[B] x\n" in text
+
+
+def test_passages_are_shortened_by_a_quarter_of_the_mean_overflow(tiny_tokenizer, monkeypatch):
+    """max(1, overflow // (4n)) words a time (RankGPT's)."""
+    tokenizer = tiny_tokenizer()
+    documents = ["word " * 200, "other " * 150, "third " * 180]
+    whole = len(Prompter(tokenizer).build("q", documents, reserve=0).ids)
+    limits = []
+    first_words = prompt_file._first_words
+    monkeypatch.setattr(prompt_file, "_first_words", lambda text, n: limits.append(n) or first_words(text, n))
+    Prompter(tokenizer, max_length=whole // 2).build("q", documents, reserve=0)
+    overflow = whole - whole // 2
+    assert limits[3] == 200 - overflow // 12
+    assert limits == sorted(limits, reverse=True)

@@ -1,4 +1,4 @@
-"""`broadsheet apply` for the stage: runs reranked, rerankers trained, lists labelled; also when cut off, or refused."""
+"""Runs reranked, rerankers trained, lists labelled: what `rerank`, `apply` and `label` do; also when cut off."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
+from broadsheet.apply.base import Source
 from broadsheet.console import InputError
 from broadsheet.data import corpora
 from broadsheet.data.corpora import Document
 from broadsheet.data.retrieval.beir import Beir
 from broadsheet.data.retrieval.documentation import Documentation
 from broadsheet.data.retrieval.trec import read_run
-from broadsheet.rank import recipes as command
+from broadsheet.options import construct
+from broadsheet.page import discovery
+from broadsheet.rank import reranking
 from broadsheet.rank.base import ListwiseReranker
-from broadsheet.rank.recipes import ApplyRank
 
 WORDS = ["hat", "mat", "red", "sea", "reed", "inn", "tree", "near", "rat", "stone"]
 QUERIES = 20
@@ -51,8 +53,12 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.suffix != ".lock"}
 
 
-def apply(data: Path | str, out: Path, force: bool = False, **options: Any) -> Any:
-    return ApplyRank(**options).run(corpora.load(data), out, force=force)
+def rerank(data: Path, out: Path, model: Path | str, **options: Any) -> Any:
+    return reranking.rerank(str(data), out, ListwiseReranker.load(model), **options)
+
+
+def train(method: str, data: Path | str, out: Path, **options: Any) -> Any:
+    return construct(discovery.load(discovery.recipe(method)), options).run(Source(str(data)), out)
 
 
 # Reranking
@@ -62,7 +68,7 @@ def test_a_run_is_reranked_into_a_run_with_the_same_documents(collection, model,
     run = tmp_path / "first.trec"
     run.write_text("".join(f"q{i} Q0 d{(i + j) % 30} 1 {9 - j} x\n" for i in range(5) for j in range(6)))
     out = tmp_path / "out" / "out.trec"
-    summary = apply(collection, out, model=str(model), first_stage=str(run), candidates=4)
+    summary = rerank(collection, out, model, first_stage=str(run), candidates=4)
     assert (summary.documents, summary.finished) == (5, True)
     before, after = read_run(run), read_run(out)
     beir, reranker = Beir(collection, 40), ListwiseReranker.load(model)
@@ -76,7 +82,7 @@ def test_a_run_is_reranked_into_a_run_with_the_same_documents(collection, model,
 
 
 def test_without_a_run_every_query_is_searched(collection, model, tmp_path):
-    apply(collection, tmp_path / "out.trec", model=str(model), candidates=3)
+    rerank(collection, tmp_path / "out.trec", model, candidates=3)
     ranked = read_run(tmp_path / "out.trec")
     assert {query: set(row) for query, row in ranked.items()} == {
         query: set(row) for query, row in Beir(collection, 40).search(3).items()
@@ -86,8 +92,8 @@ def test_without_a_run_every_query_is_searched(collection, model, tmp_path):
 
 def test_a_reranking_that_was_cut_off_goes_on(collection, model, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole.trec", tmp_path / "out.trec"
-    options = {"model": str(model), "candidates": 3}
-    apply(collection, whole, **options)
+    options = {"model": model, "candidates": 3}
+    rerank(collection, whole, **options)
     rank_run, done = ListwiseReranker.rank_run, []
 
     def fails_later(self: ListwiseReranker, part: Any, *rest: Any) -> Any:
@@ -98,15 +104,15 @@ def test_a_reranking_that_was_cut_off_goes_on(collection, model, tmp_path, monke
 
     monkeypatch.setattr(ListwiseReranker, "rank_run", fails_later)
     with pytest.raises(RuntimeError, match="cut off"):
-        apply(collection, out, **options)
+        rerank(collection, out, **options)
     assert not out.exists()
     monkeypatch.setattr(ListwiseReranker, "rank_run", rank_run)
-    summary = apply(collection, out, **options)
-    assert summary.resumed == done[0] == command._QUERIES
+    summary = rerank(collection, out, **options)
+    assert summary.resumed == done[0] == reranking._QUERIES
     assert out.read_bytes() == whole.read_bytes()
     with pytest.raises(InputError, match="exists; choose another --out, or --force"):
-        apply(collection, out, **options)
-    apply(collection, out, force=True, **options)
+        rerank(collection, out, **options)
+    rerank(collection, out, force=True, **options)
 
 
 def test_requests_of_rank_llm_are_reranked_into_requests(model, tmp_path):
@@ -119,7 +125,7 @@ def test_requests_of_rank_llm_are_reranked_into_requests(model, tmp_path):
     ]
     requests = tmp_path / "requests.jsonl"
     requests.write_text("".join(json.dumps(row) + "\n" for row in given))
-    apply(requests, tmp_path / "out.jsonl", model=str(model))
+    rerank(requests, tmp_path / "out.jsonl", model)
     reranker = ListwiseReranker.load(model)
     for row, line in zip(given, (tmp_path / "out.jsonl").read_text().splitlines(), strict=True):
         hits = reranker.rank(row["query"]["text"], [one["doc"] for one in row["candidates"]])
@@ -146,10 +152,8 @@ def training_file(path: Path) -> Path:
 @pytest.mark.parametrize("method", ["first", "fullrank", "pg_rank"])
 def test_training_makes_a_reranker_that_loads_with_other_weights(method, model, tmp_path, capsys):
     out = tmp_path / "trained"
-    options = {
-        "method": method, "train": True, "model": str(model), "minutes": 0.0, "epochs": 2, "learning_rate": 1e-3,
-    }  # fmt: skip
-    summary = apply(training_file(tmp_path / "rows.jsonl"), out, **options)
+    options = {"model": str(model), "minutes": 0.0, "epochs": 2, "learning_rate": 1e-3}
+    summary = train(method, training_file(tmp_path / "rows.jsonl"), out, **options)
     assert summary.finished
     assert summary.documents == 24
     before = ListwiseReranker.load(model).model.state_dict()
@@ -157,9 +161,9 @@ def test_training_makes_a_reranker_that_loads_with_other_weights(method, model, 
     assert trained.decode == ("permutation" if method == "fullrank" else "first_token")
     moved = [name for name, value in trained.model.state_dict().items() if not value.equal(before[name])]
     assert moved
-    assert f"broadsheet try {method} --reranker {out}" in capsys.readouterr().err
-    with pytest.raises(InputError, match="is finished"):
-        apply(tmp_path / "rows.jsonl", out, **options)
+    assert f"broadsheet try first --reranker {out}" in capsys.readouterr().err
+    with pytest.raises(InputError, match="exists; choose another --out, or --force"):
+        train(method, tmp_path / "rows.jsonl", out, **options)
 
 
 def test_training_lists_come_from_the_train_split_and_from_packages_that_are_not_tested(
@@ -174,7 +178,7 @@ def test_training_lists_come_from_the_train_split_and_from_packages_that_are_not
         return TrainOutput(1, len(rows), 1, 1.0, True, 0, [], None)
 
     monkeypatch.setattr("broadsheet.rank.fitting.fit", fit)
-    apply(collection, tmp_path / "a", train=True, model=str(model), candidates=3, lists=5)
+    train("first", collection, tmp_path / "a", model=str(model), candidates=3, lists=5)
     beir = Beir(collection, 40)
     assert len(seen) == 5
     for row in seen:
@@ -187,7 +191,7 @@ def test_training_lists_come_from_the_train_split_and_from_packages_that_are_not
     monkeypatch.setattr(
         "broadsheet.rank.list_source.ListSource._documentation", lambda self: (docs, corpora.load(collection))
     )
-    command.ApplyRank(train=True, model=str(model), lists=9, candidates=4)._train("pydocs", tmp_path / "b", False)
+    train("first", "pydocs", tmp_path / "b", model=str(model), lists=9, candidates=4)
     packages = {entry.text: entry.package for entry in docs.entries}
     assert len(seen) == 9
     assert not any(docs.held_out(packages[text]) for row in seen for text in row["documents"])
@@ -209,7 +213,8 @@ def documents() -> list[Document]:
 
 def test_labels_order_whole_lists_and_go_on_after_a_cut(model, tmp_path, monkeypatch):
     rows, out = training_file(tmp_path / "rows.jsonl"), tmp_path / "labels.jsonl"
-    options = {"method": "fullrank", "labels": True, "model": str(model), "window": 3, "step": 1}
+    given = [json.loads(line) for line in rows.read_text().splitlines()]
+    options = {"reranker": ListwiseReranker.load(model, strategy="full"), "window": 3, "step": 1}
     rank_batch, calls = ListwiseReranker.rank_batch, []
 
     def fails_later(self: ListwiseReranker, *given: Any) -> Any:
@@ -220,7 +225,7 @@ def test_labels_order_whole_lists_and_go_on_after_a_cut(model, tmp_path, monkeyp
 
     monkeypatch.setattr(ListwiseReranker, "rank_batch", fails_later)
     with pytest.raises(RuntimeError, match="cut off"):
-        apply(rows, out, **options)
+        reranking.label(given, out, **options)
     assert not out.exists()
     counted: list[int] = []
     monkeypatch.setattr(
@@ -228,8 +233,8 @@ def test_labels_order_whole_lists_and_go_on_after_a_cut(model, tmp_path, monkeyp
         "rank_batch",
         lambda self, *given: (counted.append(len(given[0])), rank_batch(self, *given))[1],
     )
-    apply(rows, out, **options)
-    apply(rows, tmp_path / "again.jsonl", **options)
+    reranking.label(given, out, **options)
+    reranking.label(given, tmp_path / "again.jsonl", **options)
     assert out.read_bytes() == (tmp_path / "again.jsonl").read_bytes()
     assert sum(calls) + sum(counted) == 2 * 12 * 3  # every window of both labellings was compared once
     labelled = [json.loads(line) for line in out.read_text().splitlines()]
@@ -239,23 +244,24 @@ def test_labels_order_whole_lists_and_go_on_after_a_cut(model, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("method", "options", "message"),
     [
-        ({"train": True, "labels": True}, "expected one"),
-        ({"lists": 0}, "--lists 0"),
-        ({"minutes": -1.0}, "--minutes -1"),
-        ({"train": True, "sizes": "many"}, "expected two numbers"),
-        ({"train": True, "loss": "hinge"}, "hinge"),
-        ({"first_stage": "missing.trec"}, "missing.trec"),
+        ("first", {"lists": 0}, "--lists 0"),
+        ("first", {"minutes": -1.0}, "--minutes -1"),
+        ("first", {"sizes": (3,)}, "expected two numbers"),
+        ("first", {"method": "first(kind=hinge)"}, "hinge"),
+        ("first", {"utility": "mrr@10"}, "no option --utility"),
+        ("fullrank", {"method": "first"}, "got --method first; expected FullRank"),
+        ("pg_rank", {"first_stage": "missing.trec"}, "missing.trec"),
     ],
 )
-def test_impossible_options_are_refused_and_touch_nothing(options, message, collection, tmp_path):
+def test_impossible_options_are_refused_and_touch_nothing(method, options, message, collection, tmp_path):
     with pytest.raises(InputError, match=message):
-        apply(collection, tmp_path / "out", **options)
+        train(method, collection, tmp_path / "out", **options)
     assert names(tmp_path) == {"collection"}
 
 
 def test_a_run_about_other_queries_is_refused(collection, model, tmp_path):
     (tmp_path / "run.trec").write_text("other Q0 d1 1 1.0 x\n")
     with pytest.raises(InputError, match=r"names 1 queries that .* lacks, such as 'other'"):
-        apply(collection, tmp_path / "out.trec", model=str(model), first_stage=str(tmp_path / "run.trec"))
+        rerank(collection, tmp_path / "out.trec", model, first_stage=str(tmp_path / "run.trec"))

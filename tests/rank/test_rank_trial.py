@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ from broadsheet.console import InputError
 from broadsheet.data.retrieval.lists import RankList
 from broadsheet.rank.base import ListwiseReranker
 from broadsheet.rank.list_source import ListSource
-from broadsheet.rank.trials import arms as parts
+from broadsheet.rank.trials import base as parts
 from broadsheet.rank.trials.base import FIRST_STAGE
-from broadsheet.rank.trials.first import MAIN, PERMUTATION, SHUFFLED, UNTRAINED, RankTrial
+from broadsheet.rank.trials.first import MAIN, PERMUTATION, SHUFFLED, UNTRAINED, FirstTrial
 from broadsheet.rank.trials.fullrank import FULL, SLIDING, FullRankTrial, noisy_labels
 from broadsheet.rank.trials.pg_rank import AFTER, BEFORE, FOR_MRR, FOR_NDCG, LISTNET, PGRankTrial, synthetic
+from broadsheet.trial.base import LazyModel, ModelArm
 
 WORDS = ["hat", "mat", "red", "sea", "reed", "inn", "tree", "near", "rat", "stone"]
 
@@ -55,7 +58,7 @@ def options(collection: Path, model: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_trial_compares_the_arms_on_the_same_lists_and_explains(options):
-    trial = RankTrial(**options)
+    trial = FirstTrial(**options)
     result = trial.run()
     assert [(arm.name, arm.status) for arm in result.arms] == [
         (name, "ok") for name in (FIRST_STAGE, PERMUTATION, MAIN, SHUFFLED)
@@ -76,15 +79,13 @@ def test_a_trial_compares_the_arms_on_the_same_lists_and_explains(options):
     notes = "\n".join(result.notes)
     for words in ("found a right passage for", "prompt tokens", "Position bias", "same passage first", "not trained"):
         assert words in notes
-    assert trial.journal_.exists()
     trial.finish()
-    assert not trial.journal_.exists()
 
 
 def test_the_reranker_ranks_what_the_arm_says(options, model):
     """The arm's orders are those of `rank`, list by list: nothing is mixed up between lists, shuffles and blocks."""
     lists = ListSource(options["data"]).test(6, 5).lists
-    result = {arm.name: arm for arm in RankTrial(**options).run().arms}
+    result = {arm.name: arm for arm in FirstTrial(**options).run().arms}
     reranker = ListwiseReranker.load(model)
     for index, each in enumerate(lists):
         expected = [hit["corpus_id"] for hit in reranker.rank(each.query, each.documents)]
@@ -100,7 +101,7 @@ def test_a_trained_reranker_is_tried_beside_the_model_it_was_and_others(
     trained = ListwiseReranker(tiny_model(seed=3, max_position_embeddings=4096), tiny_tokenizer(), window=4, step=2)
     trained.save(tmp_path / "trained")
     trained.save(tmp_path / "other")
-    result = RankTrial(**options, reranker=str(tmp_path / "trained"), also=str(tmp_path / "other")).run()
+    result = FirstTrial(**options, reranker=str(tmp_path / "trained"), also=(str(tmp_path / "other"),)).run()
     arms = {arm.name: arm for arm in result.arms}
     assert {UNTRAINED, "other"} <= arms.keys()
     assert arms["other"].samples["order"] == arms[MAIN].samples["order"]
@@ -122,30 +123,10 @@ def test_a_trial_says_how_the_reranker_was_trained(tmp_path, model):
     }
 
 
-def test_an_interrupted_trial_goes_on_and_measures_the_same(options, monkeypatch):
-    whole = RankTrial(**options)
-    expected = whole.run()
-    lines = whole.journal_.read_text().splitlines(keepends=True)
-    assert len(lines) == 2
-    whole.journal_.write_text(lines[0])
-    asked: list[int] = []
-    rank_batch = ListwiseReranker.rank_batch
-
-    def counted(self: ListwiseReranker, queries: list[str], *rest: Any) -> Any:
-        asked.append(len(queries))
-        return rank_batch(self, queries, *rest)
-
-    monkeypatch.setattr(ListwiseReranker, "rank_batch", counted)
-    again = RankTrial(**options).run()
-    assert sorted(asked) == [1] * 6  # three arms: a warm-up and the block that was not done, of one list each
-    for mine, other in zip(again.arms, expected.arms, strict=True):
-        assert mine.samples["order"] == other.samples["order"]
-
-
 def test_lists_of_different_lengths_and_a_run_as_first_stage(options, tmp_path):
     run = tmp_path / "run.trec"
     run.write_text("".join(f"q{i} Q0 d{j} 1 {9 - j} x\n" for i in range(6) for j in range(1 + i % 3)))
-    result = RankTrial(**options, first_stage=str(run)).run()
+    result = FirstTrial(**options, first_stage=str(run)).run()
     assert [arm.status for arm in result.arms] == ["ok"] * 4
     lengths = sorted(len(order) for order in parts.orders_of(result.arms[2]))
     assert lengths == [1, 1, 2, 2, 3, 3]
@@ -154,18 +135,18 @@ def test_lists_of_different_lengths_and_a_run_as_first_stage(options, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"candidates": 0}, "0 candidates"),
-        ({"queries": -5}, "-5 queries"),
+        ({"candidates": 0}, "got --candidates 0; expected 1 or more"),
+        ({"queries": 0}, "got --queries 0; expected 1 or more"),
         ({"split": "dev"}, "has qrels for test, train"),
         ({"data": "pydocs", "first_stage": "x"}, "BEIR folder"),
         ({"first_stage": "missing.trec"}, "missing.trec"),
         ({"data": "nowhere"}, "no BEIR folder"),
-        ({"window": 1}, "window is 1"),
+        ({"window": 1}, "got --window 1; expected 2 or more"),
     ],
 )
 def test_impossible_options_are_refused_before_anything_is_ranked(options, changes, message):
     with pytest.raises(InputError, match=message):
-        RankTrial(**options | changes).run()
+        FirstTrial(**options | changes).run()
 
 
 # What is said
@@ -189,15 +170,14 @@ def test_the_ceiling_is_what_the_best_order_would_reach():
 
 def test_success_counts_right_passages_among_the_first_k():
     lists = lists_of(0, 2, None)
-    arm = parts.first_stage("baseline", 3)
-    result = run_alone(arm, lists)
+    result = run_alone(parts.first_stage(ModelArm(FIRST_STAGE, lambda: None), 3), lists)
     assert parts.success([result], lists, "t").lines[FIRST_STAGE] == pytest.approx([1 / 3, 1 / 3, 2 / 3])
 
 
 def run_alone(arm: Any, lists: list[RankList]) -> Any:
     from broadsheet.trial.engine import run_arms
 
-    return run_arms([arm], lists, parts.METRICS, item="list", resamples=100)[0][0]
+    return run_arms([replace(arm, role="baseline")], lists, parts.METRICS, item="list", resamples=100)[0][0]
 
 
 def test_position_bias_tells_a_copying_reranker_from_one_that_looks(monkeypatch):
@@ -216,7 +196,10 @@ def test_position_bias_tells_a_copying_reranker_from_one_that_looks(monkeypatch)
 
     for key, agreement, follows in ((lambda i, text: i, None, 1.0), (lambda i, text: text, 1.0, None)):
         given, shuffled = (
-            run_alone(parts.reranking("x", Fake(key), "baseline", "", width=6, shuffle=shuffle), lists)  # type: ignore[arg-type]
+            run_alone(
+                parts.reranking(ModelArm("x", lambda: None), LazyModel(partial(Fake, key)), width=6, shuffle=shuffle),
+                lists,
+            )
             for shuffle in (None, 0)
         )
         said = parts.bias(given, shuffled, lists, 0)

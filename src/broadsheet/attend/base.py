@@ -1,4 +1,11 @@
-"""The socket of the stage: a method is installed around a model and taken off again, and the model is what it was.
+"""The base of the stage: a method is installed around a model and removed again, and the model is unchanged afterwards.
+
+There are two kinds of method, one before and one after the rotary encoding (RoPE):
+- `PreRopeAttention` reads queries and keys *before* RoPE and decides what a layer remembers: a `State` for each layer,
+  which places keys at new positions, drops them or looks them up. The base moves RoPE out of the model and makes
+  caches of states.
+- `PostRopeAttention` reads them *after* RoPE, leaves the model's cache as it is, and only computes attention in another
+  way.
 
 Knows: how transformers finds attention functions, mask functions and caches. Does not know: any one method.
 """
@@ -17,12 +24,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import sdpa_mask
 
-from broadsheet.attend.layout import ModelLayout, consecutive, find_decoder, padding_mask, read_anatomy, swap
+from broadsheet.attend.layout import ModelLayout, consecutive, find_decoder, padding_mask, read_layout, swap
 from broadsheet.attend.memory import Layer, MemoryLayer, State
 from broadsheet.attend.rotary import IdentityRotary, Rotary
 from broadsheet.console import InputError
 
-_MEMORY, _ROTATED = "broadsheet_memory", "broadsheet_rotated"
+_PRE_ROPE, _POST_ROPE = "broadsheet_pre_rope", "broadsheet_post_rope"
 _INSTALLED: WeakKeyDictionary[nn.Module, _Installation] = WeakKeyDictionary()  # by decoder
 _LAYERS: WeakKeyDictionary[nn.Module, _Installation] = WeakKeyDictionary()  # by attention module
 
@@ -37,7 +44,7 @@ class Attention(ABC):
 
     @contextmanager
     def __call__(self, model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-        """Install it for the length of a `with`; afterwards the model is what it was, whatever happened inside."""
+        """Install it for the length of a `with`; the model is unchanged afterwards, whatever happened inside."""
         self.install(model)
         try:
             yield model
@@ -53,17 +60,19 @@ class Attention(ABC):
         """
         decoder = find_decoder(model)
         if decoder in _INSTALLED:
-            raise InputError(f"got a model under {_INSTALLED[decoder].method}; expected that to be removed first")
-        model_layout = read_anatomy(model)
-        self.check(model_layout)
+            raise InputError(
+                f"got a model with {_INSTALLED[decoder].method} installed; expected that to be removed first"
+            )
+        layout = read_layout(model)
+        self.check(layout)
         with ExitStack() as undo:
             undo.callback(_INSTALLED.pop, decoder, None)
-            _INSTALLED[decoder] = self._install(model_layout, undo)
+            _INSTALLED[decoder] = self._install(layout, undo)
             _INSTALLED[decoder].undo = undo.pop_all()
         return self
 
     def remove(self, model: PreTrainedModel | None = None) -> None:
-        """Take it off `model`, or off the one model it is installed on.
+        """Remove it from `model`, or from the one model it is installed on.
 
         Raises:
             InputError: it is not installed, or on several models and none is named.
@@ -75,19 +84,21 @@ class Attention(ABC):
             raise InputError(f"{self} is installed on {len(where)} such models; expected one to remove it from")
         _INSTALLED[where[0]].undo.close()
 
-    def check(self, model_layout: ModelLayout) -> None:  # noqa: B027 - most methods suit every model
+    def check(self, layout: ModelLayout) -> None:  # noqa: B027 - most methods suit every model
         """Refuse, by an InputError, a model that the hyperparameters do not suit."""
 
     @abstractmethod
-    def _install(self, model_layout: ModelLayout, undo: ExitStack) -> _Installation: ...
+    def _install(self, layout: ModelLayout, undo: ExitStack) -> _Installation: ...
 
 
 class PreRopeAttention(Attention):
-    """A method that remembers something else than all rotated keys.
+    """A method that works before rotary encoding: it decides what a layer remembers, and at which positions.
 
-    Its layers read un-rotated queries and keys through `State`s; layers of the model that have a sliding window of
-    their own keep it, in constant space, and the method works on the others. Any cache handed to the model meanwhile
-    becomes the method's (`generate`'s own, or an empty `DynamicCache`), and can be read on later under an equal method.
+    Its layers read un-rotated queries and keys through `State`s, one for each layer and each padding of rows; the cache
+    layer that holds them is a `MemoryLayer`. Layers of the model that have a sliding window of their own keep it, in
+    constant space, and the method works on the others. Any cache handed to the model while the method is installed
+    (`generate`'s own, or an empty `DynamicCache`) becomes the method's, and can be read further later under an equal
+    method.
     """
 
     @abstractmethod
@@ -99,12 +110,12 @@ class PreRopeAttention(Attention):
     def reach(self) -> int:
         """The longest distance, in tokens, at which a key is placed."""
 
-    def check(self, model_layout: ModelLayout) -> None:
+    def check(self, layout: ModelLayout) -> None:
         """Refuse a reach beyond the positions that the model was trained on."""
-        if model_layout.context and self.reach > model_layout.context:
+        if layout.context and self.reach > layout.context:
             raise InputError(
                 f"{type(self).__name__} places keys up to {self.reach} tokens away, but the model was trained on "
-                f"{model_layout.context} positions; expected a window of at most that"
+                f"{layout.context} positions; expected a window of at most that"
             )
 
     def cache(self, model: PreTrainedModel) -> Cache:
@@ -114,28 +125,27 @@ class PreRopeAttention(Attention):
             InputError: it is not installed on `model`.
         """
         installed = _INSTALLED.get(find_decoder(model))
-        if not isinstance(installed, _MemoryInstallation) or installed.method is not self:
+        if not isinstance(installed, _PreRopeInstallation) or installed.method is not self:
             raise InputError(f"expected {self} to be installed on the model")
         return Cache(layers=installed.layers())
 
-    def _install(self, model_layout: ModelLayout, undo: ExitStack) -> _MemoryInstallation:
+    def _install(self, layout: ModelLayout, undo: ExitStack) -> _PreRopeInstallation:
         rotaries = {
-            kind: Rotary(
-                model_layout.rotary, model_layout.apply, kind, min(self.reach, model_layout.context or self.reach)
-            )
-            for kind in {part.layer_type for part in model_layout.parts}
+            kind: Rotary(layout.rotary, layout.apply, kind, min(self.reach, layout.context or self.reach))
+            for kind in {layer.layer_type for layer in layout.layers}
         }
-        installed = _MemoryInstallation(self, model_layout, rotaries)
-        _enter(installed, model_layout, _MEMORY, undo)
-        swap(undo, model_layout.rotary_owner, "rotary_emb", IdentityRotary(model_layout.rotary))
-        hook = model_layout.decoder.register_forward_pre_hook(installed.before, with_kwargs=True)
+        installed = _PreRopeInstallation(self, layout, rotaries)
+        _enter(installed, layout, _PRE_ROPE, undo)
+        swap(undo, layout.rotary_owner, "rotary_emb", IdentityRotary(layout.rotary))
+        hook = layout.decoder.register_forward_pre_hook(installed.before, with_kwargs=True)
         undo.callback(hook.remove)
         undo.callback(installed.forget)
         return installed
 
 
 class PostRopeAttention(Attention):
-    """A method that reads rotated keys and leaves the cache alone: it only computes attention in another way."""
+    """A method that works after rotary encoding: it reads rotated keys, does not change the model's cache, and only
+    computes attention in another way."""
 
     @abstractmethod
     def attend(
@@ -154,14 +164,14 @@ class PostRopeAttention(Attention):
             (batch, queries, heads, head_dim), as transformers' attention functions do.
         """
 
-    def _install(self, model_layout: ModelLayout, undo: ExitStack) -> _Installation:
-        installed = _RotatedInstallation(self)
-        _enter(installed, model_layout, _ROTATED, undo)
+    def _install(self, layout: ModelLayout, undo: ExitStack) -> _Installation:
+        installed = _PostRopeInstallation(self)
+        _enter(installed, layout, _POST_ROPE, undo)
         return installed
 
 
 class _Installation:
-    """A method on a model, and how to take it off."""
+    """A method on a model, and how to remove it."""
 
     undo: ExitStack
 
@@ -174,23 +184,23 @@ class _Installation:
         raise NotImplementedError
 
 
-class _RotatedInstallation(_Installation):
+class _PostRopeInstallation(_Installation):
     method: PostRopeAttention
 
     def attend(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.method.attend(*args, **kwargs)
 
 
-class _MemoryInstallation(_Installation):
+class _PreRopeInstallation(_Installation):
     """A `PreRopeAttention` on a model: turns the model's caches into the method's and hands new keys to them."""
 
     method: PreRopeAttention
 
-    def __init__(self, method: PreRopeAttention, model_layout: ModelLayout, rotaries: dict[str | None, Rotary]) -> None:
+    def __init__(self, method: PreRopeAttention, layout: ModelLayout, rotaries: dict[str | None, Rotary]) -> None:
         super().__init__(method)
         self._layers = [
-            Layer(**part.layer, rotary=rotaries[part.layer_type] if part.has_positions else Rotary(None, None))
-            for part in model_layout.parts
+            Layer(**layer.fields, rotary=rotaries[layer.layer_type] if layer.has_positions else Rotary(None, None))
+            for layer in layout.layers
         ]
         self._pending: MemoryLayer | None = None
         self._announcing: WeakSet[MemoryLayer] = WeakSet()
@@ -200,7 +210,7 @@ class _MemoryInstallation(_Installation):
         return [self._layer(layer) for layer in self._layers]
 
     def before(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Look at what the decoder is about to read: its cache becomes the method's."""
+        """Check what the decoder is about to read: its cache becomes the method's."""
         self._pending = None
         if args:
             kwargs |= zip(inspect.signature(decoder.forward).parameters, args, strict=False)
@@ -213,9 +223,9 @@ class _MemoryInstallation(_Installation):
                 f"got an attention mask of {mask.dim()} dimensions; expected a padding mask (batch, length)"
             )
         if not consecutive(kwargs.get("position_ids"), mask):
-            raise InputError("got position_ids that jump; expected one text a row, not several packed into one")
+            raise InputError("got position_ids that jump; expected one text in each row, not several packed into one")
         if kwargs.get("output_attentions"):
-            raise InputError("got output_attentions=True; no matrix of attention weights is ever made here")
+            raise InputError("got output_attentions=True; expected False: no matrix of attention weights is made here")
         cache = kwargs.get("cache")
         if cache is None:
             wanted = kwargs.get("use_cache")
@@ -226,12 +236,12 @@ class _MemoryInstallation(_Installation):
         return (), kwargs
 
     def _take_over(self, cache: Any) -> None:
-        """Make a cache ours, or see that it is."""
+        """Make a cache the method's, or check that it is."""
         ours = isinstance(cache, Cache) and cache.layers and all(isinstance(each, MemoryLayer) for each in cache.layers)
         if ours:
             if any(layer.method != self.method for layer in cache.layers) or len(cache.layers) != len(self._layers):
                 raise InputError(
-                    f"got a cache that was filled under {cache.layers[0].method}; expected {self.method}'s"
+                    f"got a cache that was filled with {cache.layers[0].method} installed; expected {self.method}'s"
                 )
             for layer in cache.layers:
                 layer.announce = self._announce
@@ -286,7 +296,7 @@ class _MemoryInstallation(_Installation):
         return memory.attend(query, key, value, real).transpose(1, 2).contiguous()
 
     def forget(self) -> None:
-        """Let caches that stay behind know that they cannot be read on."""
+        """Tell caches that outlive the installation that they cannot be read further."""
         for layer in self._announcing:
             layer.announce = None
         self._announcing.clear()
@@ -297,19 +307,19 @@ def _dispatch(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask
     return _LAYERS[module].attend(module, query, key, value, mask, **kwargs), None
 
 
-AttentionInterface.register(_MEMORY, _dispatch)
-AttentionInterface.register(_ROTATED, _dispatch)
-AttentionMaskInterface.register(_MEMORY, padding_mask)
-AttentionMaskInterface.register(_ROTATED, sdpa_mask)
+AttentionInterface.register(_PRE_ROPE, _dispatch)
+AttentionInterface.register(_POST_ROPE, _dispatch)
+AttentionMaskInterface.register(_PRE_ROPE, padding_mask)
+AttentionMaskInterface.register(_POST_ROPE, sdpa_mask)
 
 
-def _enter(installed: _Installation, model_layout: ModelLayout, name: str, undo: ExitStack) -> None:
+def _enter(installed: _Installation, layout: ModelLayout, name: str, undo: ExitStack) -> None:
     """Send the attention of every layer to `installed`."""
-    configs = {id(part.module.config): part.module.config for part in model_layout.parts}
-    for config in (model_layout.decoder.config, model_layout.decoder.config.get_text_config(decoder=True)):
+    configs = {id(layer.module.config): layer.module.config for layer in layout.layers}
+    for config in (layout.decoder.config, layout.decoder.config.get_text_config(decoder=True)):
         configs[id(config)] = config
     for config in configs.values():
         swap(undo, config, "_attn_implementation", name)
-    for part in model_layout.parts:
-        _LAYERS[part.module] = installed
-        undo.callback(_LAYERS.pop, part.module, None)
+    for layer in layout.layers:
+        _LAYERS[layer.module] = installed
+        undo.callback(_LAYERS.pop, layer.module, None)

@@ -55,7 +55,7 @@ def diagonal_sums(matrix: Tensor) -> Tensor:
         matrix: (…, rows, n), row i being row n - rows + i of the map.
 
     Returns:
-        (…, n) by distance: how far the column lies before the row's own.
+        (…, n) by distance: by how many columns the column precedes the row's own.
     """
     *lead, rows, n = matrix.shape
     # Each row is read from one place further on than the row above it, so that a diagonal becomes a column.
@@ -144,12 +144,12 @@ def block_map(query: Tensor, key: Tensor, size: int, scaling: float, softcap: fl
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """What one probe says of the heads; N blocks of keys.
+    """What one probe finds for each head, over N blocks of keys.
 
     Attributes:
         columns, distances: (rows, heads, N) bool, the vertical-slash index; at the least budget where `query_aware`.
         query_aware: (rows, heads) bool.
-        true, estimated: (rows, heads, N), the probe's attention to each block, and what block means make of it.
+        true, estimated: (rows, heads, N), the probe's attention to each block, and its estimate from block means.
     """
 
     columns: Tensor
@@ -169,8 +169,8 @@ class FlexPrefill(PostRopeAttention):
     weight. The first column and the diagonal are always attended. Chosen blocks are attended exactly. Decoding, prompts
     of at most `max(2 * block_size, min_budget)` tokens and layers with a sliding window of their own stay as they are.
 
-    Use when prompts are long and the time to read them is what hurts. Prefer `LMInfinite` or `InfLLM` where the cache
-    does not fit or the text outgrows the model's context: nothing is forgotten here, and nothing extended.
+    Use when prompts are long and the time to read them matters most. Prefer `LMInfinite` or `InfLLM` where the cache
+    does not fit or the text outgrows the model's context: nothing is forgotten here, and the context is not extended.
 
     Inputs: prompts of thousands of tokens. Padding on either side never changes a row: each is selected on its own
     tokens. Chunked prefill is ours: a chunk is probed by its own last queries, and one of at most `block_size` tokens
@@ -178,10 +178,10 @@ class FlexPrefill(PostRopeAttention):
     Relation: the Λ of `LMInfinite` is a vertical-slash index of the first column and the nearest distances, the same in
     all heads. MInference fixes the pattern and budget of a head offline; here both follow from the text.
 
-    **Causality.** No query ever attends a later key. But the paper's probe lies at the end of the prompt, so the last
-    tokens have a say in *which* earlier blocks all queries attend: within one call, another last token can change
-    earlier outputs. That is harmless when generation starts behind the prompt, not when loss is measured by position.
-    `segment` (ours) makes the choice causal too: each segment of so many tokens is probed by its first block, which
+    **Causality.** No query ever attends a later key. But the paper's probe is the end of the prompt, so the last
+    tokens influence *which* earlier blocks all queries attend: within one call, another last token can change earlier
+    outputs. That is harmless when generation starts behind the prompt, not when loss is measured by position.
+    `segment` (ours) makes the choice causal too: each segment of `segment` tokens is probed by its first block, which
     attends in full; queries attend all of their own segment; a query-aware row is ranked by itself, by the mean of the
     block before it. Then chunks that are multiples of `segment` equal one piece.
 
@@ -190,15 +190,15 @@ class FlexPrefill(PostRopeAttention):
             and GLM-4, 0.9 for Qwen2 and Yi).
         tau: a head is query-aware below this √JS; 0 for none, more than √ln 2 ≈ 0.83 for all (the scripts: 0.1).
         block_size: tokens (the scripts: 128).
-        min_budget: tokens; every head keeps at least so much of columns, and of distances (the scripts: 1024; the
+        min_budget: tokens; every head keeps at least that many of columns, and of distances (the scripts: 1024; the
             README's examples: 512).
-        max_budget: tokens; a vertical-slash head keeps at most so much of each (the scripts: None).
+        max_budget: tokens; a vertical-slash head keeps at most that many of each (the scripts: None).
         rounding: `"paper"` keeps the fewest blocks that hold `gamma`. `"code"` is the authors' implementation, which
             keeps less: it counts the single columns, and distances, that hold `gamma`, takes a 128th of that number
             (whatever the block size) plus one as the number of blocks, and drops the block that crosses `gamma` in a
             query-aware head.
         segment: tokens, a multiple of `block_size`; None for the paper's one probe.
-        backend: `"blocks"` gathers blocks for the ordinary kernel; `"flex"` compiles FlexAttention, on a CPU some ten
+        backend: `"blocks"` gathers blocks for the ordinary kernel; `"flex"` compiles FlexAttention, on a CPU about ten
             seconds for every new shape; `"auto"` is `"flex"` on CUDA, else `"blocks"`.
 
     Attributes:
@@ -225,7 +225,7 @@ class FlexPrefill(PostRopeAttention):
     query_aware_: dict[int, float] = field(default_factory=dict, init=False, repr=False, compare=False)
     _masks: MaskReader = field(default_factory=MaskReader, init=False, repr=False, compare=False)
 
-    def check(self, model_layout: ModelLayout) -> None:
+    def check(self, layout: ModelLayout) -> None:
         """Refuse hyperparameters out of range, and a backend that the model's device does not have."""
         wrong = [
             f"{name}={getattr(self, name)!r} (expected {expected})"
@@ -244,7 +244,7 @@ class FlexPrefill(PostRopeAttention):
             wrong = [f"segment={self.segment} (expected a multiple of block_size={self.block_size})"]
         if wrong:
             raise InputError(f"FlexPrefill got {', '.join(wrong)}")
-        device = next(model_layout.decoder.parameters()).device.type
+        device = next(layout.decoder.parameters()).device.type
         if self.backend == "flex" and device not in ("cpu", "cuda"):
             raise InputError(f"got backend='flex' on {device}; expected a CPU or CUDA device, or backend='blocks'")
 
@@ -263,10 +263,10 @@ class FlexPrefill(PostRopeAttention):
             self.computed_ratio_[layer], self.query_aware_[layer] = 1.0, 0.0
             return stock_attention(module, query, key, value, attention_mask, **kwargs)
 
-        settings = {"scaling": kwargs.get("scaling") or query.shape[-1] ** -0.5, "softcap": kwargs.get("softcap")}
+        settings: Any = {"scaling": kwargs.get("scaling") or query.shape[-1] ** -0.5, "softcap": kwargs.get("softcap")}
         counts: list[_Count] = []
         real = self._masks.real_keys(attention_mask, layer)
-        output = by_equal_lengths(query, key, value, real, lambda *row: self._attend(*row, counts, **settings))
+        output = by_equal_lengths(query, key, value, real, lambda q, k, v: self._attend(q, k, v, counts, **settings))
         computed, causal, aware, heads = (sum(each) for each in zip(*counts, strict=True))
         self.computed_ratio_[layer], self.query_aware_[layer] = computed / causal, aware / heads
         return output
@@ -311,7 +311,7 @@ class FlexPrefill(PostRopeAttention):
 
     @torch.no_grad()
     def probe(self, probe: Tensor, key: Tensor, *, scaling: float, softcap: float | None = None) -> Pattern:
-        """Read the pattern of each head off its last queries (Algorithms 2 and 3).
+        """The pattern of each head, from its last queries (Algorithms 2 and 3).
 
         Args:
             probe: (rows, heads, queries, head_dim), the last queries.
@@ -364,7 +364,7 @@ class FlexPrefill(PostRopeAttention):
         return active, pattern.query_aware.float()
 
     def _in_full(self, queries: int, keys: int) -> bool:
-        """Whether there is nothing to choose."""
+        """Whether every block is attended, so that none has to be chosen."""
         size = self.block_size
         return self.gamma >= 1 or queries <= size or keys <= size * max(2, _blocks(self.min_budget, size))
 
@@ -393,7 +393,7 @@ class FlexPrefill(PostRopeAttention):
 
 
 def _blocks(tokens: int, size: int) -> int:
-    """How many blocks hold so many tokens."""
+    """How many blocks of `size` hold `tokens`."""
     return -(-tokens // size)
 
 

@@ -32,8 +32,8 @@ from broadsheet.attend.kernels.softmax import attention_logits, shared_mask
 from broadsheet.attend.memory import Bytes, Layer, State
 from broadsheet.console import InputError
 
-_MOST_QUERIES = 256  # that are read at once where nothing else cuts the text
-_FEWEST_QUERIES = 32  # that a matrix product needs to be worth its name
+_MOST_QUERIES = 256  # read at once, unless a block or execution block ends before
+_FEWEST_QUERIES = 32  # read at once, so that matrix products are efficient
 
 
 @dataclass
@@ -46,7 +46,7 @@ class InfLLM(PreRopeAttention):
     window and the last complete block is always attended, as the first tokens are.
 
     Use when a text is longer than the model was trained on, or than the device's memory takes, and what matters may
-    stand anywhere in it. Prefer `LMInfinite` when the recent text is enough: it looks nothing up and is faster; prefer
+    be anywhere in it. Prefer `LMInfinite` when the recent text is enough: it looks nothing up and is faster; prefer
     the model itself while the text fits.
 
     Inputs: none beside the model: nothing is trained.
@@ -75,12 +75,12 @@ class InfLLM(PreRopeAttention):
         per_head: every query head looks up blocks of its own, which is several times slower; otherwise a block's
             relevance is summed over the layer's heads.
         offload: keep the blocks in the host's memory; `"auto"` does so for models on CUDA.
-        max_cached_blocks: blocks kept on the host that stay copied to the device, the one wanted longest ago giving way
-            (authors' configurations: 32); None is four times `top_k`.
+        max_cached_blocks: blocks kept on the host of which a copy stays on the device; the least recently used one is
+            dropped first (authors' configurations: 32); None is four times `top_k`.
 
     Where they disagree: the authors' prefill attends some tokens twice, in the window and as distant ones, for all but
     the last query of an execution block; here every token counts once. Their decoding has no such fault. They share a
-    lookup in prefill, and so break causality in the sense told above; the default here does not.
+    lookup in prefill, and so break causality as described above; the default here does not.
 
     Memory: if the blocks are kept on the host, all that grows with the text on the model's device is one representative
     for each block and query head.
@@ -117,7 +117,7 @@ class InfLLM(PreRopeAttention):
     def state(self, layer: Layer) -> State:
         return InfLLMState(layer, self)
 
-    def check(self, model_layout: ModelLayout) -> None:
+    def check(self, layout: ModelLayout) -> None:
         least = {"n_local": 1, "n_init": 0, "block_size": 1, "top_k": 0, "execution_block": 1, "far_distance": 0}
         for name, bound in least.items():
             value = getattr(self, name)
@@ -136,15 +136,15 @@ class InfLLM(PreRopeAttention):
             raise InputError(f'got score={self.score!r}; expected "probability" or "logit"')
         if self.offload not in (True, False, "auto"):
             raise InputError(f'got offload={self.offload!r}; expected True, False or "auto"')
-        super().check(model_layout)
+        super().check(layout)
 
 
 class InfLLMState(State):
-    """What a layer remembers: first tokens, blocks, and the remainder, which is the window and what is no block yet.
+    """What a layer remembers: first tokens, blocks, and the remainder: the window and tokens not yet in a block.
 
     Attributes:
         oldest: the first token of the remainder.
-        blocks: what left the remainder and is no first token.
+        blocks: the tokens that left the remainder, but for the first ones.
         representatives: (rows, blocks, heads, head_dim), float32 or wider.
         selected: numbers of the blocks last looked up, (rows, 1 or heads, queries or 1, blocks), in no order.
     """
@@ -186,7 +186,7 @@ class InfLLMState(State):
         return Bytes(on_device + sum(tensor.numel() * tensor.element_size() for tensor in held), off_device)
 
     def _begin(self, key: Tensor) -> None:
-        """Make what holds no token yet."""
+        """Make the empty buffers."""
         method, heads, rows = self.method, self.layer.heads, len(key)
         wide = torch.promote_types(key.dtype, torch.float32)
         self._first = self._pair = key.new_empty(rows, 2, key.shape[1], 0, key.shape[3])
@@ -199,7 +199,7 @@ class InfLLMState(State):
         self.blocks = Blocks(rows, method.block_size, heads if method.per_head else 1, loaded if off_device else None)
 
     def _pieces(self, new: int) -> Iterator[slice]:
-        """The new tokens, cut where a lookup is shared no longer; or, if none is shared, where a block is completed."""
+        """The new tokens, cut where a shared lookup ends or, if none is shared, where a block is completed."""
         method, position, stop = self.method, self.seen, self.seen + new
         first = method.n_init + method.n_local + method.block_size  # tokens that complete the first block
         while position < stop:
@@ -245,7 +245,7 @@ class InfLLMState(State):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
 
     def _distant(self, query: Tensor) -> Keys:
-        """What of the text left the windows of these queries: first tokens, blocks, and what waits to be either."""
+        """The keys beyond the windows of these queries: first tokens, blocks, and tokens that wait to become either."""
         method, new = self.method, query.shape[2]
         far = self._rotate(query, method.distance)  # Step 2: R(far_distance) q
         if self._scales:

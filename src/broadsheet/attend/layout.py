@@ -1,4 +1,4 @@
-"""Where a model attends, found by watching it read two tokens, and the proof that its rotation can be moved out.
+"""The attention layers of a model, found as it reads two tokens, and the check that its rotation can be moved out.
 
 Knows: how transformers' decoders call the attention interface. Does not know: any one model class, or any method.
 """
@@ -31,28 +31,28 @@ _POSITIONS = [3, 10]
 
 @dataclass(frozen=True, eq=False)
 class LayerLayout:
-    """An attention module of a model, as `read_anatomy` found it."""
+    """An attention module of a model, as `read_layout` found it."""
 
     module: nn.Module
-    layer: dict[str, Any]  # what `Layer` is made from, but for its rotary encoding
+    fields: dict[str, Any]  # those of `Layer`, but for its rotary encoding
     layer_type: str | None
     has_positions: bool
 
 
 @dataclass(frozen=True, eq=False)
 class ModelLayout:
-    """Where a model attends.
+    """The attention layers of a model, and its rotary encoding.
 
     Attributes:
         decoder: the module that makes masks and calls the layers.
-        parts: its attention modules, in order.
-        rotary: its rotary module; `apply` puts that module's cosines and sines on queries and keys.
+        layers: its attention modules, in order.
+        rotary: its rotary module; `apply` applies that module's cosines and sines to queries and keys.
         rotary_owner: the module whose attribute `rotary_emb` it is.
-        context: positions that the model was trained on; None where its config does not say.
+        context: positions that the model was trained on; None where its config does not state it.
     """
 
     decoder: Any
-    parts: list[LayerLayout]
+    layers: list[LayerLayout]
     rotary: nn.Module
     rotary_owner: nn.Module
     apply: Callable[..., Any]
@@ -64,7 +64,7 @@ def find_decoder(model: nn.Module) -> Any:
     return model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
 
 
-def read_anatomy(model: nn.Module) -> ModelLayout:
+def read_layout(model: nn.Module) -> ModelLayout:
     """Find a model's attention layers and prove that their rotary encoding can be moved out of them.
 
     Two tokens are read twice, as the model does it and with its rotary module giving the angle zero: what the model's
@@ -103,13 +103,13 @@ def read_anatomy(model: nn.Module) -> ModelLayout:
     if apply is None:
         raise InputError(f"{name} keeps its rotation elsewhere than in apply_rotary_pos_emb; expected {SUPPORTED}")
     by_kind = "layer_type" in inspect.signature(rotary.forward).parameters and bool(kinds)
-    parts = [
-        _read_part(name, before, after, rotary, apply, kinds[i] if by_kind else None)
+    layers = [
+        _read_layer(name, before, after, rotary, apply, kinds[i] if by_kind else None)
         for i, (before, after) in enumerate(zip(stock, bare, strict=True))
     ]
-    if not any(part.has_positions for part in parts):
+    if not any(layer.has_positions for layer in layers):
         raise InputError(f"{name} does not use its rotary encoding; expected {SUPPORTED}")
-    return ModelLayout(decoder, parts, rotary, owner, apply, getattr(config, "max_position_embeddings", None))
+    return ModelLayout(decoder, layers, rotary, owner, apply, getattr(config, "max_position_embeddings", None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ def _probe(decoder: Any) -> tuple[list[_Call], Cache]:
         undo.callback(decoder.train, decoder.training)
         decoder.eval()
         try:
-            # A padding token may be embedded as zero, which no rotation moves.
+            # A padding token may be embedded as zero, which no rotation changes.
             ids = torch.tensor([[i for i in range(1, 4) if i != config.pad_token_id][:2]], device=device)
             positions = torch.tensor([_POSITIONS], device=device)
             decoder(input_ids=ids, position_ids=positions, cache=cache, use_cache=True)
@@ -156,7 +156,7 @@ def _probe(decoder: Any) -> tuple[list[_Call], Cache]:
             _CALLS.clear()
 
 
-def _read_part(
+def _read_layer(
     name: str, before: _Call, after: _Call, rotary: nn.Module, apply: Callable[..., Any], layer_type: str | None
 ) -> LayerLayout:
     """One layer, from the calls it made with rotation and without."""
@@ -174,7 +174,7 @@ def _read_part(
     plain = torch.equal(after.query, before.query) and torch.equal(after.key, before.key)
     if not (moved or plain):
         raise InputError(f"the rotary encoding of {name}'s layer {index} cannot be moved out; expected {SUPPORTED}")
-    layer = {
+    fields = {
         "index": index,
         "heads": before.query.shape[1],
         "kv_heads": before.key.shape[1],
@@ -183,7 +183,7 @@ def _read_part(
         "softcap": before.kwargs.get("softcap"),
         "sliding_window": before.kwargs.get("sliding_window"),
     }
-    return LayerLayout(before.module, layer, layer_type, has_positions=not plain)
+    return LayerLayout(before.module, fields, layer_type, has_positions=not plain)
 
 
 def padding_mask(kv_length: int, attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:

@@ -39,10 +39,10 @@ class LMInfinite(PreRopeAttention):
     """Read past the training length: a token sees the first `n_global` and the last `n_local` tokens, and none of
     them at a distance greater than `max_distance`.
 
-    Use when a text or a stream is longer than the model was trained on, or than the cache may grow, and what counts is
-    near: the cache has a constant size, and a decoded token takes a constant time. What leaves the window is forgotten;
-    for a needle in the middle give `top_k`, or prefer `InfLLM` or `LongHeads`, which keep everything and look it up. Up
-    to the training length, and where memory is no question, plain attention sees more.
+    Use when a text or a stream is longer than the model was trained on, or than the cache may grow, and only the
+    near past matters: the cache has a constant size, and a decoded token takes a constant time. What leaves the window
+    is forgotten; to find something in the middle give `top_k`, or prefer `InfLLM` or `LongHeads`, which keep everything
+    and look it up. Up to the training length, and where memory suffices, plain attention sees more.
 
     Inputs: any text, in one piece, in chunks, or token by token; the output is the same (but see `middle_rows`).
     Relation: with `n_global=0` it is sliding-window attention, which forgets the first tokens and with them much of the
@@ -55,15 +55,15 @@ class LMInfinite(PreRopeAttention):
         n_local: L, tokens of the window, each token itself among them (paper: as many as the model was trained on,
             which is `model.config.max_position_embeddings`; 2048 suits nearly every model and costs less).
         max_distance: the ceiling on distances, at least `n_local` - 1 (paper: L; None for `n_local`). A first token
-            that has left the window stands where it is until it is that far. The authors' code puts it there at once,
-            which is the same where the ceiling is the window.
+            that has left the window keeps its true distance until it is that far. The authors' code places it at the
+            ceiling at once, which is the same where the ceiling is the window.
         top_k: k middle tokens, those between the first ones and the window, that each head adds to what a query sees:
             the ones with the largest logits (paper: 5, for retrieval tasks, and none for perplexity). All of them have
             to be kept for that: memory, and the time of a token, grow with the text.
         top_k_from_layer: the first layer that does so, counted from 0 (paper: h = 5; its code: 4).
-        middle_distance: where middle tokens stand (paper: L/2; None for `n_local` // 2).
+        middle_distance: the distance at which middle tokens are placed (paper: L/2; None for `n_local` // 2).
         middle_rows: which queries add middle tokens. `"last"`: the last of each forward pass, as in the authors' code,
-            so the prompt's last token and every decoded one; how a prompt is cut then makes a difference. `"all"`:
+            so the prompt's last token and every decoded one; how a prompt is cut then matters. `"all"`:
             every one, in time quadratic in the prompt's length.
         backend: how a prompt attends; single tokens always read the ring. `"chunked"`: in chunks of 192 queries, by
             PyTorch's attention. `"flex"`: by a compiled FlexAttention kernel, in tiles of 1024 queries; a new batch
@@ -129,7 +129,7 @@ class LMInfinite(PreRopeAttention):
 class LambdaState(WindowState):
     """The window, and in front of it the first `n_global` tokens, at no distance greater than the ceiling.
 
-    The first tokens lie in the slots before the ring, the last of them in front. They are kept un-rotated: for a query
+    The first tokens are in the slots before the ring, the last of them in front. They are kept un-rotated: for a query
     of one token they are placed anew beside the ring, so that one attention call reads both. However long the text,
     that is `n_global` + `n_local` - 1 tokens and the slot of the next one.
     """
@@ -169,7 +169,7 @@ class LambdaState(WindowState):
         if begin == last:
             return begin
         slots, first = keys.narrow(2, begin, last - begin), first.narrow(2, begin, last - begin)
-        # Rule 2, for a query that the ring places at its own position: k_j stands at that position - min(d, L).
+        # Rule 2, for a query that the ring places at its own position: k_j is placed at that position - min(d, L).
         farthest = position - self.max_distance
         if farthest >= last - 1 - begin:
             slots.copy_(first @ rotation(self.layer.rotary, farthest, keys.shape[3], keys.dtype, keys.device))
@@ -202,7 +202,7 @@ class LambdaState(WindowState):
             return logits
         places = torch.arange(self.n_global - 1, -1, -1, device=query.device)
         distance = torch.arange(seen, seen + new, device=query.device)[:, None] - places
-        if ceiling > self.n_local:  # some are nearer, and stand where they are; the origin is still at the text's start
+        if ceiling > self.n_local:  # some are nearer than the ceiling; the origin is still the text's start
             logits = torch.where(distance < ceiling, self._logits(rotated, rotary.rotate(self._first, places)), logits)
         return logits.masked_fill(distance < self.n_local, -torch.inf)  # Rule 1: those are in the window
 
@@ -229,7 +229,7 @@ class LambdaState(WindowState):
         return None
 
     def _kernel_is_faster(self, query: Tensor, value: Tensor) -> bool:
-        """Asked of a stretch of random text, as long as one that is read at once."""
+        """Measured on random tensors, as long as a piece that is read at once."""
         stretch = slice(min(query.shape[2], self.stride))
 
         def run(backend: Backend) -> Tensor:

@@ -46,11 +46,11 @@ class LongHeads(PreRopeAttention):
     - the tokens behind chunk g - 1 up to itself, if there are any.
 
     These are numbered anew, without gaps, so that no position reaches `attention_length`. Until `begin` tokens are
-    read, attention is full. Heads and layers choose apart, so that together they may well read the whole text: that is
-    what the paper argues with, and what `coverage` measures.
+    read, attention is full. Heads and layers choose apart, so that together they can read the whole text: that is
+    the paper's argument, and what `coverage` measures.
 
-    Use when the answer may stand anywhere in a text longer than the model was trained on, and there is memory for all
-    its keys. Prefer `LMInfinite` when the recent text is enough, `InfLLM` when keys have to move off the device; prefer
+    Use when the answer may be anywhere in a text longer than the model was trained on, and there is memory for all
+    its keys. Prefer `LMInfinite` when the recent text is enough, `InfLLM` when keys have to leave the device; prefer
     the model itself while the text fits.
 
     Inputs: none beside the model: nothing is trained.
@@ -92,7 +92,7 @@ class LongHeads(PreRopeAttention):
     def state(self, layer: Layer) -> State:
         return ChunkState(layer, self.chunk_size, self.attention_length // self.chunk_size, self.reach)
 
-    def check(self, model_layout: ModelLayout) -> None:
+    def check(self, layout: ModelLayout) -> None:
         w, length = self.chunk_size, self.attention_length
         if w < 1 or length % w or length < 3 * w:
             raise InputError(
@@ -100,14 +100,14 @@ class LongHeads(PreRopeAttention):
             )
         if self.reach < length:
             raise InputError(f"got begin={self.begin}; expected at least attention_length={length}, or None")
-        super().check(model_layout)
+        super().check(layout)
 
 
 class ChunkState(State):
     """All keys and values of a layer, by chunks, and for each query head a summary of every complete chunk.
 
     A key is rotated once, by its place inside its chunk. A query is rotated once for each place in its list of chunks,
-    numbered 0 to `n_chunks` - 2: with t tokens in the tail it stands (n_chunks - 1 - place) * chunk_size + t - 1 behind
+    numbered 0 to `n_chunks` - 2: with t tokens in the tail it is (n_chunks - 1 - place) * chunk_size + t - 1 behind
     the start of the chunk at that place. So no key is rotated again, and none is copied for a query of a prompt: every
     chunk meets the queries that chose it, all at once, and each query's parts merge by their log-sum-exps.
 
@@ -133,7 +133,7 @@ class ChunkState(State):
         return self._summaries[:, :, : self.seen // self.chunk_size]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Read the next tokens, as `State.attend` says."""
+        """Read the next tokens, as in `State.attend`."""
         if not self.seen:
             self._key = self._value = self._early = empty(key, key.dtype)
             self._query = empty(query, query.dtype)
@@ -159,7 +159,7 @@ class ChunkState(State):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
 
     def _attend_all(self, query: Tensor, key: Tensor, start: int) -> Tensor:
-        """Plain causal attention of the tokens from `start` on, at their true positions."""
+        """Plain causal attention of the tokens from `start`, at their true positions."""
         new = range(start, start + query.shape[2])
         query, key = self.layer.rotary.rotate(query, new), self.layer.rotary.rotate(key, new)
         parts = [self._part(query, key, self._value[:, :, start : new.stop], causal=len(new) > 1)]
@@ -170,7 +170,7 @@ class ChunkState(State):
         return merge_parts(parts)
 
     def _attend_chosen(self, query: Tensor, own: Tensor, start: int) -> Tensor:
-        """Attention of the tokens from `start` on to chosen chunks; `own` are their queries rotated by their places."""
+        """Attention of the tokens from `start` to chosen chunks; `own` are their queries rotated by their places."""
         w, device = self.chunk_size, query.device
         seen = range(start + 1, start + 1 + query.shape[2])
         chosen = self._choose(query, seen)
@@ -209,7 +209,7 @@ class ChunkState(State):
 
         Args:
             query: (rows, heads, queries, head_dim), un-rotated.
-            positions: (places, queries), where a query stands as seen from the start of the chunk at a place.
+            positions: (places, queries), the position of a query relative to the start of the chunk at a place.
             chosen: (rows, heads, places, queries).
         """
         key, value, first = self._by_chunk()
@@ -251,7 +251,7 @@ class ChunkState(State):
         return key, value, first.repeat_interleave(self.layer.group, 1)
 
     def _attend_tail(self, own: Tensor, start: int) -> Part:
-        """Each token from `start` on with its unfinished chunk up to itself: nothing if it ends the chunk."""
+        """Each token from `start` with its unfinished chunk up to itself: nothing if it ends the chunk."""
         w, stop = self.chunk_size, start + own.shape[2]
         parts = []
         for chunk in range(start // w * w, stop, w):

@@ -1,4 +1,4 @@
-"""What a layer remembers of a text in place of all its keys, and the `Cache` layer that holds it.
+"""What a layer remembers of a text in place of all its keys (`State`), and the `Cache` layer that holds it.
 
 Knows: rows of a batch, padding, tokens seen, bytes, what `generate` asks of a cache. Does not know: any one method.
 """
@@ -20,7 +20,7 @@ from broadsheet.console import InputError
 
 
 class Bytes(NamedTuple):
-    """What a cache holds of keys, values and what was made from them, in bytes."""
+    """Bytes of keys and values in a cache, and of what was computed from them."""
 
     on_device: int
     off_device: int
@@ -82,7 +82,7 @@ class State(ABC):
         return chosen
 
     def bytes(self) -> Bytes:
-        """Bytes held; on the model's device unless the method says otherwise."""
+        """Bytes held, on the model's device unless a subclass keeps some elsewhere."""
         return Bytes(sum(tensor.numel() * tensor.element_size() for tensor in self._tensors()), 0)
 
     def _tensors(self) -> Iterator[Tensor]:
@@ -94,12 +94,12 @@ class State(ABC):
 
 
 class KeylessLayer(CacheLayerMixin):
-    """A cache layer that holds something else than all keys and values, out of which no token can be taken again.
+    """A cache layer that holds something else than all keys and values, from which no token can be removed.
 
     A subclass sets `reader`, what the errors call it, and has `batch_select_indices`.
 
     Attributes:
-        seen: tokens read, padding included: where the next one stands.
+        seen: tokens read, padding included: the position of the next one.
         batch_size: rows read.
     """
 
@@ -118,7 +118,7 @@ class KeylessLayer(CacheLayerMixin):
         self.is_initialized = False
 
     def get_seq_length(self) -> int:
-        """Tokens seen, padding included: where the next token stands."""
+        """Tokens seen, padding included: the position of the next token."""
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -138,7 +138,7 @@ class KeylessLayer(CacheLayerMixin):
         if tokens_to_remove:
             raise InputError(
                 f"got a request to take back {abs(tokens_to_remove)} of the tokens read; expected none with "
-                f"{self.reader}: generate without an assistant or prompt lookup, or read on from a copy of the cache"
+                f"{self.reader}: generate without an assistant or prompt lookup, or continue from a copy of the cache"
             )
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -158,7 +158,7 @@ class KeylessLayer(CacheLayerMixin):
 
 
 class MemoryLayer(KeylessLayer):
-    """A cache layer whose keys and values are in the hands of a method's `State`s.
+    """A cache layer whose keys and values are kept by a method's `State`s.
 
     Rows that have had the same padding so far share a state, so that a state never meets padding: a method that is
     right for one text is right for any batch. `update` takes the new keys and values, and `attend`, called by the
@@ -198,7 +198,9 @@ class MemoryLayer(KeylessLayer):
             InputError: the method is not installed any more.
         """
         if self.announce is None:
-            raise InputError(f"got a cache that was filled under {self.method}; expected that to be installed still")
+            raise InputError(
+                f"got a cache that was filled with {self.method} installed; expected it to be installed still"
+            )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.seen += key_states.shape[2]

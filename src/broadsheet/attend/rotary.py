@@ -30,7 +30,7 @@ class IdentityRotary(nn.Module):
 
 
 class Rotary:
-    """The rotary encoding of a layer, at any position: the model's own angles, put on by the model's own function.
+    """The rotary encoding of a layer, at any position: the model's own angles, applied by the model's own function.
 
     Args:
         module: the decoder's rotary module; None for a layer without positions (NoPE), which `rotate` leaves alone.
@@ -112,7 +112,7 @@ class Rotary:
         return self._tables[key]
 
     def _put(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate the first rotary_dim entries of a head; what lies behind them is passed on (partial rotary)."""
+        """Rotate the first rotary_dim entries of a head; the others are unchanged (partial rotary)."""
         assert self._apply is not None
         width = cos.shape[-1]
         head, rest = x[..., :width], x[..., width:]

@@ -35,7 +35,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from broadsheet.attend.kernels.linear import Kernel, fla_form, use_fla, where_tokens_stand
+from broadsheet.attend.kernels.linear import Kernel, fla_form, token_positions, use_fla
 from broadsheet.attend.transnormer_config import Decay, TransNormerCache, TransNormerConfig
 from broadsheet.console import InputError
 
@@ -94,7 +94,7 @@ def lrpe(x: Tensor, theta: Tensor, positions: Tensor) -> Tensor:
     Returns:
         (batch, heads, length, 2 · head_dim).
     """
-    # In float32 the angle at position 10^6 is off by 0.03 rad; MPS has nothing better.
+    # In float32 the angle at position 10^6 is off by 0.03 rad; MPS has no float64.
     exact = torch.float32 if x.device.type == "mps" else torch.float64
     angle = positions.to(exact).reshape(-1, 1, x.shape[-2], 1) * theta.to(exact)[:, None]  # (batch, heads, length, d)
     # LRPE-d: x ↦ [x cos θp ; x sin θp]
@@ -126,7 +126,7 @@ def decayed_attention(
         v: (batch, heads, length, e).
         log_decay: (heads,), ln λ, at most 0.
         state: what earlier chunks returned, (batch, heads, d, e); None at the start of a text.
-        real: (batch, length), 1 for tokens and 0 for padding, wherever it lies; None where nothing is padded.
+        real: (batch, length), 1 for tokens and 0 for padding, at any place; None without padding.
         block_size: tokens in a block of the block form. Any size gives the same result.
         kernel: `"torch"` runs everywhere; `"fla"` is flash-linear-attention's kernel, on CUDA; `"auto"` is fla where
             both are there.
@@ -338,7 +338,7 @@ class TransNormerModel(TransNormerPreTrainedModel):
 
         Args:
             attention_mask: (batch, length), or as long as the text with the tokens already read; 1 for tokens, 0 for
-                padding, wherever it lies. A pad is as if it were not there.
+                padding, at any place. A padding token is as if it were not there.
             kwargs: `position_ids` are checked, not used: each row's position is kept in its cache.
 
         Raises:
@@ -355,7 +355,7 @@ class TransNormerModel(TransNormerPreTrainedModel):
 
         if use_cache and cache is None and not self.training:
             cache = TransNormerCache(self.config)
-        positions, real = where_tokens_stand(
+        positions, real = token_positions(
             batch, length, attention_mask, kwargs.get("position_ids"), cache, len(self.layers)
         )
         positions = positions.to(hidden_states.device)
@@ -376,7 +376,7 @@ class TransNormerForCausalLM(TransNormerPreTrainedModel, GenerationMixin):
 
     A `PreTrainedModel` like any other: `from_pretrained`, `save_pretrained` (safetensors), `Trainer`, `generate` with
     greedy, sampling and beams, `prefill_chunk_size`, gradient checkpointing. What needs to take tokens back (assisted
-    generation, prompt lookup, `crop`) is refused. Padding may lie anywhere: a padded row equals the row alone.
+    generation, prompt lookup, `crop`) is refused. Padding may be anywhere: a padded row equals the row alone.
 
     Inputs: token ids (batch, length), with `labels` for the loss; texts packed into one row are refused.
     Relation: RetNet has the same recurrence with a norm per head and softmax-free rotary queries; Lightning Attention-2

@@ -13,18 +13,23 @@ from importlib import import_module
 
 import typer
 
-from broadsheet.cli import apply, compare, models, papers, trials
+from broadsheet.cli import apply, compare, models, new, papers, trials
 from broadsheet.cli.root import app
 from broadsheet.console import InputError
-from broadsheet.page.discovery import packages
+from broadsheet.page.discovery import left_out, packages
 
-__all__ = ["app", "apply", "compare", "main", "models", "papers", "trials"]
+__all__ = ["app", "apply", "compare", "main", "models", "new", "papers", "trials"]
 
 for package in packages():
     for path in sorted(package.folder.glob("*/commands.py") if package.ours else package.folder.glob("commands.py")):
         module = ".".join((package.name, *path.relative_to(package.folder).with_suffix("").parts))
-        registered = import_module(module)
-        app.add_typer(registered.app, name=registered.NAME)
+        try:
+            registered = import_module(module)
+            app.add_typer(registered.app, name=registered.NAME if package.ours else registered.NAME or package.name)
+        except Exception as error:
+            if package.ours:
+                raise
+            left_out(package.name, f"{module}: {type(error).__name__}: {error}")
 
 # Packages that whole stages are built on, and the extra that brings each; what one option needs says so itself.
 _EXTRAS = {"sentence_transformers": "embed", "peft": "embed", "datasets": "embed", "faiss": "search", "bm25s": "search"}

@@ -24,7 +24,7 @@ def papers(
 
     The rung is how far a paper's evidence reaches: 0 listed, 1 runs, 2 exact, 3 helps, 4 leads.
     """
-    from broadsheet.page.papers import RUNGS, page, search
+    from broadsheet.page.papers import RUNGS, ours, search
 
     found = search(query, stage=stage, kind=kind, rung=rung)
     if as_json:
@@ -35,11 +35,18 @@ def papers(
     width = get_terminal_size().columns if sys.stdout.isatty() else 10_000
     first = max((len(paper.id) for paper in found), default=2)
     for row in [("id", "stage", "rung", "title")] * bool(found) + [
-        (paper.id, paper.stage, f"{paper.rung} {RUNGS[paper.rung]}", paper.title) for paper in found
+        (paper.id, paper.stage, f"{paper.rung} {RUNGS[paper.rung]}", _titled(paper)) for paper in found
     ]:
         line = f"{row[0]:{first}}  {row[1]:10}  {row[2]:8}  {row[3]}"
         print(line if len(line) <= width else line[: width - 1] + "…")
-    say(f"{len(found)} of {len(page())} papers")
+    theirs = sum(not paper.ours for paper in found)
+    also = f", and {theirs} of other packages" if theirs else ""
+    say(f"{len(found) - theirs} of {len(ours())} papers{also}")
+
+
+def _titled(paper: Any) -> str:
+    """A paper's title; after it the package that brings it, where that is not broadsheet."""
+    return paper.title if paper.ours else f"{paper.title} [{paper.package}]"
 
 
 @app.command(epilog="Example: broadsheet show lastde")
@@ -52,7 +59,7 @@ def show(
     from broadsheet.page.papers import RUNGS, docstring, get, load
 
     paper = get(paper_id)
-    recorded = evidence.read(paper.id)
+    recorded = evidence.read(paper.id, paper.evidence_folder)
     if as_json:
         print(json.dumps({**paper.to_dict(), "evidence": recorded}, indent=1, ensure_ascii=False))
         return
@@ -63,12 +70,14 @@ def show(
     console.print(f"[bold]{paper.title}[/bold]", soft_wrap=False)
     console.print(
         f"{paper.id} · {paper.url} · {paper.kind} · stage {paper.stage} · rung {paper.rung} {RUNGS[paper.rung]}"
+        + ("" if paper.ours else f" · added by the package {paper.package}")
     )
     if not paper.entry:
         console.print("\nListed; not built yet. `broadsheet papers --rung 1` lists what runs.")
     for entry in paper.entry:
         module, name = entry.split(":")
-        console.print(f"\n[bold]from {'.'.join(module.split('.')[:2])} import {name}[/bold]")
+        home = f"broadsheet.{paper.stage}" if paper.ours else module
+        console.print(f"\n[bold]from {home} import {name}[/bold]")
         console.print(Padding(_reflowed(docstring(entry)), (0, 0, 0, 2)), markup=False)
     for command, entry in ((f"try {paper.id}", paper.trial), (f"apply {paper.id} DATA --out OUT", paper.apply)):
         if entry:

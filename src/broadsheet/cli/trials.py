@@ -88,16 +88,40 @@ def demo(out: Out = Path("runs")) -> None:
 def _run(paper: str, entry: str, given: dict[str, Any], out: Path, record: bool) -> None:
     from broadsheet import report
     from broadsheet.options import construct
-    from broadsheet.page import evidence
+    from broadsheet.page import evidence, replay
     from broadsheet.page.papers import load, page
 
     writable(out)
+    row = next((row for row in page() if row.id == paper), None)
+    if record and row is not None:
+        _check_oracles(row)
     trial = construct(load(entry), given).for_paper(paper)
     result = trial.run()
     result.command = shlex.join(["broadsheet", *sys.argv[1:]])
-    result.title = next((row.title for row in page() if row.id == paper), result.title)
+    result.title = row.title if row else result.title
+    if made := replay.trained(trial.given()):
+        result.provenance["trained"] = made
     report.terminal(result, written=report.write(result, out))
     if record:
-        path = evidence.record(paper, result.to_dict(), evidence.folder())
-        print(f"evidence {path}")
+        if row is not None and row.kind == "method" and not result.claims:
+            raise InputError(f"nothing is recorded: the trial of {paper} names no claim of the paper ({entry})")
+        where = row.evidence_folder if row else evidence.folder()
+        where.mkdir(exist_ok=True)
+        print(f"evidence {evidence.record(paper, result.to_dict(), where)}")
     trial.finish()
+
+
+def _check_oracles(paper: Any) -> None:
+    """See, in a checkout, that a method has numeric oracles before a trial of it is recorded.
+
+    Raises:
+        InputError: it has none.
+    """
+    import json
+
+    oracles = paper.evidence_folder.parent / "tests" / "oracles"
+    file = oracles / f"{paper.id}.json"
+    if paper.kind != "method" or not oracles.is_dir():
+        return
+    if not file.is_file() or not json.loads(file.read_text(encoding="utf-8")).get("cases"):
+        raise InputError(f"nothing can be recorded yet: {file} holds no case of {paper.id}'s equations")

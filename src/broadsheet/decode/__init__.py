@@ -1,10 +1,11 @@
 """Decode: the same output, generated faster. A method is passed as `model.generate(custom_generate=…)`.
 
-`ADED` drafts from a table of tri-grams (`TrigramTable`) that follows what is written, and has the model verify it.
+`ADED` drafts from a table of tri-grams (`TrigramTable`) that follows what is written, and has the model verify it. The
+papers' own methods are found in their files; the parts are listed here.
 """
 
-from broadsheet.decode.aded import ADED
-from broadsheet.decode.base import DecodeStats, Drafter
-from broadsheet.decode.table import TrigramTable
+from broadsheet.page.discovery import Exports
 
-__all__ = ["ADED", "DecodeStats", "Drafter", "TrigramTable"]
+_exports = Exports(__name__, {"base": ("DecodeStats", "Drafter"), "table": ("TrigramTable",)})
+__all__ = _exports.names
+__getattr__ = _exports.get

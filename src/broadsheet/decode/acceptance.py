@@ -1,6 +1,6 @@
 """How likely the target writes a proposed token, learned from what it wrote so far.
 
-Every proposal falls into a bin by what speaks for it: how long the context it was copied from agrees, or how often the
+Every proposal falls into a bin by its evidence: how long the context it was copied from agrees, or how often the
 table saw it. A bin starts from a guess and follows the hits counted in it, recent ones weighing more. Whether a token
 was drafted does not matter: each token the target writes is a trial of all that could have been proposed there.
 """
@@ -35,7 +35,7 @@ class Acceptance:
         self._counts[place] = (hits * _MEMORY + hit, trials * _MEMORY + 1)
 
     def fork(self) -> Acceptance:
-        """The same counts, going on on their own."""
+        """A copy that learns on its own."""
         twin = Acceptance()
         twin._counts = self._counts.copy()
         return twin
@@ -58,8 +58,8 @@ def tabled(share: float, total: int, copying: bool) -> tuple[Bin, float]:
     Args:
         share: of its pair's values.
         total: how often the corpus had the pair; 0 when adaptation alone brought it.
-        copying: something else can be copied here.
+        copying: whether another token can be copied here.
     """
-    seen = max(total, 2)  # an adapted pair says no less than one that was seen once or twice
+    seen = max(total, 2)  # an adapted pair counts as much as one that was seen twice
     guess = share * seen / (seen + 4) * 0.8 * (0.2 if copying else 1.0)
     return (1, copying, bisect_right(_TOTALS, total), bisect_right(_SHARES, share)), guess

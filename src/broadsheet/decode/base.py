@@ -1,9 +1,9 @@
-"""The socket of the stage: a `Drafter`, which `model.generate(custom_generate=…)` calls to write greedy output faster.
+"""The base of the stage: a `Drafter`, which `model.generate(custom_generate=…)` calls to write greedy output faster.
 
 Knows: the contract of transformers' `generate`, greedy verification. Does not know: how drafts are made.
 
-Each step reads the last certain token and a draft in one forward pass, walks down the draft as far as it is what greedy
-decoding writes, and adds the token after that: one token at least. Logits processors and stopping criteria are called
+Each step reads the last certain token and a draft in one forward pass, walks down the draft as far as it agrees with
+greedy decoding, and adds the token after that: at least one token. Logits processors and stopping criteria are called
 as in plain greedy decoding, once for each token in its turn, on the prefix it has there.
 """
 
@@ -63,9 +63,9 @@ class DecodeStats:
 
 
 class Drafter(ABC):
-    """Drafts continuations, and is told what was written. Pass an instance as `generate(custom_generate=…)`.
+    """Drafts continuations, and learns what was written. Pass an instance as `generate(custom_generate=…)`.
 
-    A subclass holds its hyperparameters and the methods below; after a call, `stats_` says what it did. One
+    A subclass holds its hyperparameters and the methods below; after a call, `stats_` reports on it. One
     instance serves one `generate` at a time.
 
     Attributes:
@@ -110,7 +110,7 @@ class Drafter(ABC):
         stopping criteria.
 
         Raises:
-            InputError: something was asked for that is not greedy decoding of one sequence, or the model or its cache
+            InputError: the request is not greedy decoding of one sequence, or the model or its cache
                 cannot verify drafts.
         """
         from broadsheet.decode.target import TargetModel, check_cache, check_model
@@ -118,15 +118,15 @@ class Drafter(ABC):
         check_model(model, tree=not self.chain)
         _check_request(type(self).__name__, generation_config, input_ids, synced_gpus, model_kwargs)
         check_cache(model_kwargs.get("cache"))
-        writer = _Writer(
+        writer = GreedyWriter(
             input_ids, logits_processor, stopping_criteria, generation_config, streamer or _streamer_of_caller()
         )
-        self.stats_ = account = DecodeStats()
+        self.stats_ = stats = DecodeStats()
         # The prompt is read exactly as plain greedy decoding reads it: chunks, continued caches, padding, embeddings.
         outputs = model._prefill(input_ids, generation_config, model_kwargs)
         cache = outputs.cache
         check_cache(cache)  # a cache made without the config grows its layers here
-        account.forwards = 1
+        stats.forwards = 1
         positions = model_kwargs.get("position_ids")
         position = None if positions is None else int(positions[0, -1]) + 1
         target = TargetModel(model, cache, model_kwargs.get("attention_mask"), position, tree=not self.chain)
@@ -139,18 +139,19 @@ class Drafter(ABC):
             self.prepare(target, writer.room - 1)
             start = time.perf_counter()
             draft = self.draft(writer.room - 1)
-            account.draft_seconds += time.perf_counter() - start
-            accepted = writer.write(target.read(writer.tokens[-1], draft), draft)
+            stats.draft_seconds += time.perf_counter() - start
+            logits = target.read(writer.tokens[-1], draft)  # (1 + nodes, vocabulary)
+            accepted = writer.write(logits, draft)
             target.keep(accepted, len(draft))
             new = writer.tokens[-1 - len(accepted) :]
             start = time.perf_counter()
             self.wrote(new, len(accepted))
-            account.draft_seconds += time.perf_counter() - start
-            account.forwards += 1
-            account.drafted += len(draft)
-            account.accepted += len(accepted)
-            account.sizes[len(draft)] = account.sizes.get(len(draft), 0) + 1
-        account.tokens = len(writer.tokens)
+            stats.draft_seconds += time.perf_counter() - start
+            stats.forwards += 1
+            stats.drafted += len(draft)
+            stats.accepted += len(accepted)
+            stats.sizes[len(draft)] = stats.sizes.get(len(draft), 0) + 1
+        stats.tokens = len(writer.tokens)
         return writer.result(cache)
 
 
@@ -191,7 +192,7 @@ def _streamer_of_caller() -> Any:
     return frame.f_locals.get("streamer") if frame.f_code.co_name == "generate" else None
 
 
-class _Writer:
+class GreedyWriter:
     """The sequence as it grows: what greedy decoding chooses, and when it ends."""
 
     def __init__(
@@ -221,7 +222,7 @@ class _Writer:
         self._plain = not (processors or self._criteria or self._dict)
 
     def write(self, logits: Tensor, draft: Draft) -> list[int]:
-        """Write down the draft as far as it is what greedy decoding writes, and one token more, unless it ends before.
+        """Accept the draft as far as it agrees with greedy decoding, and write one token more, unless it ends before.
 
         Args:
             logits: (n + 1, vocabulary) after the root and after each node.

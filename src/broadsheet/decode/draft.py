@@ -92,16 +92,3 @@ class Draft:
         for node, parent in enumerate(self.parents, start=1):
             mask[node] |= mask[parent + 1]
         return mask
-
-    def accept(self, choices: Sequence[int]) -> list[int]:
-        """The nodes, from the root down, that the target writes itself.
-
-        Args:
-            choices: (n + 1,) the target's token after the root and after each node.
-        """
-        nodes: list[int] = []
-        node = self.child(-1, choices[0])
-        while node is not None:
-            nodes.append(node)
-            node = self.child(node, choices[node + 1])
-        return nodes

@@ -1,4 +1,4 @@
-"""What was read and written, and where each pair of tokens went on: an index for copying from the own context.
+"""What was read and written, and what followed each pair of tokens: an index for copying from the own context.
 
 Knows: token ids. Does not know: tables, models.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from broadsheet.decode.table import pack
 
-_OCCURRENCES = 8  # of a pair that are looked at, the latest ones
+_OCCURRENCES = 8  # the latest ones of a pair that are compared
 LONGEST = 32  # tokens that two contexts are compared over
 SURE = 16  # tokens in common after which no other occurrence is looked for
 _BREAK = -1

@@ -1,9 +1,9 @@
-"""The tri-gram table of ADED: which tokens follow a pair of tokens, and how often.
+"""The tri-gram table of ADED (arXiv:2407.12021): T[(a, b)] = {c: p}, which tokens follow a pair, and how often.
 
 Knows: token ids, counts, one file format. Does not know: models, search, verification.
 
-What a corpus gave lies in five sorted arrays and never changes; what adaptation added lies in a dictionary beside them
-and wins. An array entry takes 8 bytes and a pair 20.
+Entries from a corpus are in five sorted arrays and never change; entries that adaptation made or changed are in a
+dictionary, which takes precedence. An array entry takes 8 bytes and a pair 20.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class TrigramTable:
     Made by `from_sequences` or `from_texts`, read back by `load`; `TrigramTable()` is empty and grows by `adapt`.
 
     Args:
-        arrays: `pairs` (P,) sorted packed pairs; `offsets` (P + 1,) where each pair's entries lie; `totals` (P,) how
+        arrays: `pairs` (P,) sorted packed pairs; `offsets` (P + 1,) where each pair's entries are; `totals` (P,) how
             often each pair was seen; `tokens` and `values` (E,) its successors, most probable first.
         vocabulary: the hash of the tokenizer that made the token ids (see `vocabulary_hash`), empty when unknown.
 
@@ -85,7 +85,7 @@ class TrigramTable:
         """Count every tri-gram inside each sequence and divide by its pair's total.
 
         Args:
-            sequences: token ids; nothing is counted across two sequences, and none has to be long.
+            sequences: token ids; no tri-gram is counted across two sequences, which may be short.
             keep: successors kept for each pair, the most probable ones (the paper's code: 12); None keeps all.
             vocabulary: see `TrigramTable`.
 
@@ -114,7 +114,7 @@ class TrigramTable:
         )
 
     def successors(self, first: int, second: int) -> Mapping[int, float]:
-        """The tokens that may follow the pair, with their values; empty when nothing is known. Do not change it."""
+        """The tokens that may follow the pair, with their values; empty when there are none. Do not change it."""
         pair = pack(first, second)
         row = self._row(pair)[0]
         added = self.adapted.get(pair)
@@ -129,14 +129,14 @@ class TrigramTable:
         return third in self._row(pack(first, second))[0]
 
     def adapt(self, tokens: Sequence[int], *, increment: float = 0.04, cap: float = 3.0) -> None:
-        """Add `increment` to every tri-gram in `tokens`, entries never exceeding `cap`; new ones start at 0."""
+        """Add `increment` to every tri-gram in `tokens`, up to `cap`; new ones start at 0. Values are not renormalised."""
         for first, second, third in zip(tokens, tokens[1:], tokens[2:], strict=False):
             pair = pack(first, second)
             added = self.adapted.setdefault(pair, {})
             value = added.get(third)
             if value is None:
                 value = self._row(pair)[0].get(third, 0.0)
-            added[third] = min(value + increment, cap)
+            added[third] = min(value + increment, cap)  # Step 2: T[(a, b)][c] ← min(T[(a, b)][c] + 0.04, 3)
 
     def fork(self) -> TrigramTable:
         """A table of the same content that adapts on its own; the corpus's arrays are shared."""
@@ -268,7 +268,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    if tokenizer.is_fast:  # the backend alone: a third of the time, and nothing to say of texts beyond the context
+    if tokenizer.is_fast:  # the backend alone takes a third of the time, and does not warn of long texts
         return [encoding.ids for encoding in tokenizer._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
@@ -328,12 +328,12 @@ def _arrays(keys: NDArray[np.int64], counts: NDArray[np.int64], keep: int | None
         "offsets": np.concatenate([[0], np.cumsum(size)]).astype(np.int64),
         "totals": totals.astype(np.int64),
         "tokens": (keys & (1 << 21) - 1).astype(np.int32),
-        "values": (counts / totals[row]).astype(np.float32),
+        "values": (counts / totals[row]).astype(np.float32),  # T[(a, b)][c] = count(a, b, c) / count(a, b, ·)
     }
 
 
 def _is_sound(arrays: Mapping[str, NDArray[Any]]) -> bool:
-    """Whether arrays from a file are those of a table, so that no look-up can go astray."""
+    """Whether arrays from a file are those of a table, so that every look-up stays inside them."""
     if {name: array.dtype for name, array in arrays.items()} != {n: np.dtype(d) for n, d in _DTYPES.items()}:
         return False
     if any(array.ndim != 1 for array in arrays.values()):

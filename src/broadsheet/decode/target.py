@@ -24,7 +24,7 @@ _honest: WeakKeyDictionary[PreTrainedModel, set[str]] = WeakKeyDictionary()
 
 
 def check_model(model: PreTrainedModel, *, tree: bool) -> None:
-    """See that the model can verify drafts, before anything is computed.
+    """Check that the model can verify drafts, before anything is computed.
 
     Args:
         tree: whether drafts branch; a chain needs neither a tree mask nor positions of its own.
@@ -55,7 +55,7 @@ def check_model(model: PreTrainedModel, *, tree: bool) -> None:
 
 
 def check_cache(cache: Any, owner: str = "generate") -> None:
-    """See that rejected tokens can be dropped from a cache.
+    """Check that rejected tokens can be dropped from a cache.
 
     Raises:
         InputError: there is none, or one of its layers is of another kind than full attention that grows.
@@ -80,7 +80,7 @@ class TargetModel:
 
     Args:
         cache: what the model has read, all but the root.
-        padding: (1, P) attention mask of the prompt, None when nothing is padded.
+        padding: (1, P) attention mask of the prompt, None without padding.
         position: the root's position; None for models that count for themselves.
         tree: whether drafts branch.
     """
@@ -128,7 +128,7 @@ class TargetModel:
             nodes: a path down from the root.
         """
         kept = len(nodes)
-        if list(nodes) != list(range(kept)):  # else they lie in place already
+        if list(nodes) != list(range(kept)):  # else they are in place already
             start = self.length + 1
             rows = torch.tensor(nodes) + start
             for layer in self.cache.layers:
@@ -144,7 +144,7 @@ class TargetModel:
         self.cache.crop(-tokens)
 
     def check_tree(self) -> None:
-        """See, once for each model, that it honours a tree mask: a branch reads as it would alone.
+        """Check, once for each model, that it honours a tree mask: a branch reads as it would alone.
 
         Raises:
             InputError: it does not; biases that depend on a key's place in the cache, such as ALiBi's, do not.

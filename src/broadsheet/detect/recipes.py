@@ -18,7 +18,7 @@ from broadsheet.detect.base import Detector
 from broadsheet.detect.baselines import BASELINES
 from broadsheet.methods import names_of, plain, signature
 from broadsheet.options import option
-from broadsheet.page import discovery
+from broadsheet.page import papers
 
 
 @dataclass
@@ -68,7 +68,7 @@ class DetectRecipe(Map):
         Raises:
             InputError: the paper, or the stage, has no detector of that name.
         """
-        offered = [kind for kind in discovery.stage_methods(self.stage).values() if self.of_tried_paper(kind)]
+        offered = [kind for kind in papers.stage_methods(self.stage).values() if self.of_tried_paper(kind)]
         offered += BASELINES.values() if self.tried == self.stage else []
         kind = offered[-1]
         if self.calls:

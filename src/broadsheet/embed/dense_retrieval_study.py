@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from broadsheet.cache import atomic_write, fingerprint, home
 from broadsheet.clock import measure
@@ -57,7 +55,7 @@ UNSEEN = (
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StudyRecipe:
     """A model and its training; by default the study's recipe at a small scale.
 
     Args:
@@ -132,7 +130,7 @@ class StudyQuestion:
 class StudyCell:
     """One cell of the grid: a recipe, the number of its steps that were taken (0: the raw model), and a question."""
 
-    recipe: Recipe
+    recipe: StudyRecipe
     step: int
     question: StudyQuestion
 
@@ -169,33 +167,25 @@ class CheckpointedContrast(ContrastiveObjective):
     Args:
         folders: by number of steps, the folder that the embedder is written to after them. Others: see
             `ContrastiveObjective`.
-        batch: examples of a step, by which an item's index gives the step.
     """
 
-    def __init__(self, embedder: Embedder, folders: Mapping[int, Path], batch: int, **settings: Any) -> None:
+    def __init__(self, embedder: Embedder, folders: Mapping[int, Path], **settings: Any) -> None:
         super().__init__(embedder, **settings)
         self.folders = dict(folders)
-        self.batch = batch
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings of the loss, as a run records them."""
         names = ("contrastive", "temperature", "hard", "chunk_size", "gather_across_devices")
         return {name: getattr(self, name) for name in names}
 
-    def collate(self, items: Sequence[Any]) -> dict[str, Tensor]:
-        """As `ContrastiveObjective`; "step" is the number of steps taken before."""
-        return {**super().collate(items), "step": torch.tensor([items[0][0] // self.batch])}
-
-    def loss(
-        self, embedder: Embedder, batch: Mapping[str, Tensor], generator: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
-        """As `ContrastiveObjective`; the embedder is written first if its number of steps has a folder."""
+    def after_step(self, model: Any, step: int) -> dict[str, float]:
+        """Write the embedder if its number of steps has a folder, which a resumed run finds."""
         from broadsheet.embed.fitting import write
 
-        folder = self.folders.get(int(batch["step"]))
+        folder = self.folders.get(step)
         if folder is not None and not folder.exists():
-            write(embedder, folder)
-        return super().loss(embedder, batch, generator)
+            write(model, folder)
+        return {}
 
 
 class Study:
@@ -215,7 +205,7 @@ class Study:
         device, dtype: of `models.load`; the dtype is that of evaluation and of frozen weights.
 
     Example:
-        record = Study().cell(StudyCell(Recipe(layers=6), 25, StudyQuestion()))
+        record = Study().cell(StudyCell(StudyRecipe(layers=6), 25, StudyQuestion()))
         sum(record.values["nDCG@10"]) / len(record.queries)
 
     Source: arXiv:2408.12194.
@@ -268,7 +258,7 @@ class Study:
             )
         return self._tasks[same]
 
-    def trained(self, recipe: Recipe) -> Path:
+    def trained(self, recipe: StudyRecipe) -> Path:
         """The folder of the recipe's last step; trained if it is not there."""
         folder = self._run_folder(recipe)
         last = folder / "last"
@@ -289,14 +279,13 @@ class Study:
             json.dump({"tokens": fitted.tokens, "seconds": fitted.seconds, "peak_bytes": peak}, file)
         return last
 
-    def _fit(self, recipe: Recipe, items: Sequence[Any], folder: Path) -> Any:
+    def _fit(self, recipe: StudyRecipe, items: Sequence[Any], folder: Path) -> Any:
         from broadsheet.embed.fitting import fit
 
         model = self.raw(recipe)
         objective = CheckpointedContrast(
             model,
             {step: folder / f"step-{step}" for step in recipe.checkpoints()},
-            recipe.batch,
             contrastive=recipe.loss,  # "infonce": Eq. 4 and 5
             temperature=recipe.temperature,  # τ of Eq. 1
             chunk_size=recipe.chunk or None,
@@ -315,7 +304,7 @@ class Study:
             force=(folder / "last").exists(),  # its record was not written: the run was cut off at its end
         )
 
-    def raw(self, recipe: Recipe) -> Embedder:
+    def raw(self, recipe: StudyRecipe) -> Embedder:
         """The recipe's embedder before training."""
         from broadsheet import models
         from broadsheet.embed.base import embedder
@@ -389,22 +378,22 @@ class Study:
             self._backbones[backbone] = loaded.fingerprint, len(decoder_layers(loaded.model))
         return self._backbones[backbone]
 
-    def _raw_key(self, recipe: Recipe) -> list[Any]:
+    def _raw_key(self, recipe: StudyRecipe) -> list[Any]:
         """Everything that determines the raw model."""
         made = [recipe.layers, recipe.pooling, recipe.attention]
         return [self.fingerprint(recipe.backbone), *made, self.device, self.dtype]
 
-    def _run_key(self, recipe: Recipe) -> list[Any]:
+    def _run_key(self, recipe: StudyRecipe) -> list[Any]:
         data = (recipe.words, recipe.split)
         if data not in self._data:
             self._data[data] = tasks.documentation(*data).fingerprint()
         return [self.fingerprint(recipe.backbone), asdict(recipe), self._data[data], self.device, self.dtype]
 
-    def _run_folder(self, recipe: Recipe) -> Path:
+    def _run_folder(self, recipe: StudyRecipe) -> Path:
         return self.folder / f"run-{fingerprint([versions(), self._run_key(recipe)])}"
 
 
-def examples(recipe: Recipe) -> list[dict[str, Any]]:
+def examples(recipe: StudyRecipe) -> list[dict[str, Any]]:
     """The recipe's training data: for each task as many examples as its steps read, instructions in front."""
     each = min(recipe.steps * recipe.batch, _MOST)
     found = []
@@ -432,10 +421,10 @@ def _units(vectors: Any) -> Floats:
     return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
 
 
-def described(recipe: Recipe) -> str:
+def described(recipe: StudyRecipe) -> str:
     """A recipe in a few words: backbone, layers, and the fields that differ from the default."""
     words = [recipe.backbone, f"first {recipe.layers} layers" if recipe.layers else "all layers"]
-    for name, standard in asdict(Recipe()).items():
+    for name, standard in asdict(StudyRecipe()).items():
         value = getattr(recipe, name)
         if name not in ("backbone", "layers") and value != standard:
             words.append(f"{name} {', '.join(value) if isinstance(value, tuple) else value}")

@@ -5,15 +5,13 @@ Knows: what a saved embedder looks like. Does not know: steps, checkpoints, loss
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from broadsheet.cache import atomic_folder, atomic_write
-from broadsheet.console import InputError
 from broadsheet.embed.modules.encoder import CausalEncoder
 from broadsheet.models import fingerprint
 from broadsheet.training import fit as training
@@ -45,7 +43,7 @@ def fit(
         rows,
         objective,
         out,
-        save=lambda folder: embedder.save(str(folder), create_model_card=False),
+        save=partial(_save, embedder),
         finished="modules.json",
         kind="embedder",
         identity=None if out is None else ["" if lm is None else fingerprint(lm), made, as_json(embedder.prompts)],
@@ -62,11 +60,8 @@ def write(embedder: SentenceTransformer, folder: str | Path, record: Mapping[str
     Raises:
         InputError: the folder cannot be written.
     """
-    try:
-        with atomic_folder(Path(folder)) as temporary:
-            embedder.save(str(temporary), create_model_card=False)
-            if record is not None:
-                with atomic_write(temporary / "training.json") as file:
-                    json.dump(record, file, default=str)
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from None
+    training.write(Path(folder), partial(_save, embedder), record)
+
+
+def _save(embedder: SentenceTransformer, folder: Path) -> None:
+    embedder.save(str(folder), create_model_card=False)

@@ -386,7 +386,7 @@ class LLMEmbedder:
         return fit(
             model,
             sets,
-            self.losses(model, sets),  # type: ignore[arg-type]
+            self.losses(model, sets),
             out,
             batch_size=batch_size,
             seed=seed,

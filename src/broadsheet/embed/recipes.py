@@ -53,6 +53,7 @@ class EmbedderRecipe(Train):
 
     def fit_settings(self, force: bool, **defaults: Any) -> dict[str, Any]:
         """As `fit` takes them; an adapter is merged unless it is to be kept apart."""
+        self.check_calls()
         apart = getattr(self, "adapter", False)
         if apart and self.tune == "full":
             raise InputError("got --adapter with --tune full; an adapter comes of --tune lora")
@@ -257,6 +258,7 @@ class TokenPrependingRecipe(Recipe):
         templates, loaded = TEMPLATES[self.template], self.loaded()
         settings: dict[str, Any] = {"max_seq_length": self.length, "spec": loaded.spec}
         encoder = TokenPrepending(*loaded, template=templates[0], **self.fields(TokenPrepending, **settings))
+        self.check_calls()
         chosen: dict[str, Any] = {"layer": self.layer, "exit": self.exit}
         read, record = 0, {}
         if self.layer is None:

@@ -1,10 +1,20 @@
 """Evaluate: metrics, judges and benchmarks, each as functions of gold answers and predictions, and as an lm-eval task.
 
-from broadsheet.evaluate import LooGLE, Route, answers
+The papers' own classes (`broadsheet papers --stage evaluate`) are found in their files; the parts are listed here.
+
+Example:
+    from broadsheet.evaluate import LooGLE, Route, answers
 """
 
-from broadsheet.evaluate.answering import Answer, Route, answers
-from broadsheet.evaluate.loogle import LooGLE, Question
-from broadsheet.evaluate.loogle_lm_eval import lm_eval_path
+from broadsheet.page.discovery import Exports
 
-__all__ = ["Answer", "LooGLE", "Question", "Route", "answers", "lm_eval_path"]
+_exports = Exports(
+    __name__,
+    {
+        "answering": ("Answer", "Route", "answers"),
+        "loogle": ("Question",),
+        "loogle_lm_eval": ("lm_eval_path",),
+    },
+)
+__all__ = _exports.names
+__getattr__ = _exports.get

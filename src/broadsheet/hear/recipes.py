@@ -43,6 +43,7 @@ class SalmonnRecipe(Recipe):
     """
 
     paper: ClassVar[str] = "salmonn"
+    lacks: ClassVar[tuple[str, ...]] = ("method",)
 
     stages: Literal["1", "2", "3", "all"] = option("all", "Which stages are trained.")
     minutes: float | None = option(

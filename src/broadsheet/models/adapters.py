@@ -133,7 +133,7 @@ def load(folder: Path, options: dict[str, Any], base: str | None = None) -> tupl
     check(folder)
     if not (base or (folder / BASE).is_file()):
         raise InputError(f"{folder} is an adapter without {BASE}, so its base is not known; save it anew")
-    record = read_json(folder / BASE) if (folder / BASE).is_file() else {"spec": base}
+    record: dict[str, Any] = read_json(folder / BASE) if (folder / BASE).is_file() else {"spec": base}
     trained_in = {"dtype": record["dtype"]} if "dtype" in record else {}
     model, tokenizer = load_model(record["spec"], **options | trained_in)
     found = {"fingerprint": fingerprint(model), "dtype": str(model.dtype).removeprefix("torch.")}

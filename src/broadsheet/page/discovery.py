@@ -6,10 +6,14 @@ Knows: folders of Python files, one line of code. A class is of a paper where it
 
 It is the paper's trial where its name ends in `Trial`, what `broadsheet apply` runs where it ends in `Recipe`, and else
 a method. A stage's trial or recipe holds `stage: ClassVar[str] = "embed"` and serves the papers that have none.
+
+A reader's own package adds its papers by the entry-point group `broadsheet.papers`. What is wrong with such a package
+is reported in one line and costs nothing but its own papers.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +22,8 @@ from importlib import import_module, util
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
+
+from broadsheet.console import InputError, say
 
 GROUP = "broadsheet.papers"  # the entry-point group by which a package adds its own papers
 _CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
@@ -43,6 +49,10 @@ class Package:
         """Its `papers.toml`."""
         return self.folder / "page" / "papers.toml" if self.ours else self.folder / "papers.toml"
 
+    def holds(self, module: str) -> bool:
+        """Whether a module is in it."""
+        return f"{module}.".startswith(f"{self.name}.")
+
 
 @dataclass(frozen=True)
 class Found:
@@ -52,12 +62,14 @@ class Found:
         entry: `"module:Class"`.
         key: `"paper"` or `"stage"`, and `id`: of which.
         kind: `"method"`, `"trial"` or `"recipe"`.
+        package: the name of the package that it is in.
     """
 
     entry: str
     key: str
     id: str
     kind: str
+    package: str
 
 
 @cache
@@ -66,13 +78,26 @@ def packages() -> tuple[Package, ...]:
 
     An entry point's value is a package that holds `papers.toml`, methods in `<id>.py` and trials in `trials/<id>.py`.
     """
-    found = [Package("broadsheet", Path(__file__).parents[1], ours=True)]
+    found = {"broadsheet": Package("broadsheet", Path(__file__).parents[1], ours=True)}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.value):
-        spec = util.find_spec(point.value)
+        try:
+            spec = util.find_spec(point.value)
+        except (ImportError, ValueError, SyntaxError) as error:
+            left_out(point.value, f"it cannot be imported: {error}")
+            continue
         folders = list(spec.submodule_search_locations or ()) if spec else []
-        if folders and (Path(folders[0]) / "papers.toml").is_file():
-            found.append(Package(point.value, Path(folders[0])))
-    return tuple(found)
+        if not folders:
+            left_out(point.value, "it is no package that is installed")
+        elif not (Path(folders[0]) / "papers.toml").is_file():
+            left_out(point.value, f"expected {folders[0]}/papers.toml")
+        else:
+            found.setdefault(point.value, Package(point.value, Path(folders[0])))
+    return tuple(found.values())
+
+
+def left_out(package: str, why: str) -> None:
+    """Report, in one line, that a reader's own package cannot be used."""
+    say(f"the package {package!r} (entry-point group {GROUP}) is left out: {' '.join(why.split())}")
 
 
 @cache
@@ -83,66 +108,62 @@ def classes() -> tuple[Found, ...]:
 
 def _scan(package: Package) -> Iterator[Found]:
     for path in sorted(package.folder.rglob("*.py")):
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
         if "ClassVar[str] = " not in text:
             continue
         module = ".".join((package.name, *path.relative_to(package.folder).with_suffix("").parts))
         starts = list(_CLASS.finditer(text))
-        for start, end in zip(starts, [*(m.start() for m in starts[1:]), len(text)], strict=True):
+        ends = [*(start.start() for start in starts[1:]), len(text)]
+        for start, end in zip(starts, ends, strict=False):
             name = start[1]
             kind = "trial" if name.endswith("Trial") else "recipe" if name.endswith("Recipe") else "method"
             for of in _OF.finditer(text, start.end(), end):
-                yield Found(f"{module}:{name}", of[1], of[2], kind)
+                yield Found(f"{module}:{name}", of[1], of[2], kind, package.name)
 
 
-def methods(paper: str) -> tuple[str, ...]:
-    """`"module:Class"` of a paper's methods."""
-    return tuple(each.entry for each in classes() if (each.key, each.id, each.kind) == ("paper", paper, "method"))
+def methods(paper: str, package: str = "broadsheet") -> tuple[str, ...]:
+    """`"module:Class"` of a paper's methods, in the package that lists the paper."""
+    return tuple(_entries("paper", paper, "method", package))
 
 
-def trial(paper: str) -> str:
+def trial(paper: str, package: str = "broadsheet") -> str:
     """`"module:Class"` of a paper's own trial; empty where it has none."""
-    return _one("paper", paper, "trial")
+    return next(_entries("paper", paper, "trial", package), "")
 
 
 def stage_trial(stage: str) -> str:
     """`"module:Class"` of a stage's trial; empty where it has none."""
-    return _one("stage", stage, "trial")
+    return next(_entries("stage", stage, "trial"), "")
 
 
-def recipe(paper: str) -> str:
+def recipe(paper: str, package: str = "broadsheet") -> str:
     """`"module:Class"` of what `broadsheet apply` runs for a paper; empty where there is nothing."""
-    return _one("paper", paper, "recipe")
+    return next(_entries("paper", paper, "recipe", package), "")
 
 
 def stage_recipe(stage: str) -> str:
     """`"module:Class"` of a stage's recipe; empty where it has none."""
-    return _one("stage", stage, "recipe")
+    return next(_entries("stage", stage, "recipe"), "")
 
 
-def _one(key: str, name: str, kind: str) -> str:
-    return next((each.entry for each in classes() if (each.key, each.id, each.kind) == (key, name, kind)), "")
+def _entries(key: str, name: str, kind: str, package: str = "broadsheet") -> Iterator[str]:
+    wanted = (key, name, kind, package)
+    return (each.entry for each in classes() if (each.key, each.id, each.kind, each.package) == wanted)
 
 
 def load(entry: str) -> Any:
-    """Import `"module:Class"`."""
-    module, name = entry.split(":")
-    return getattr(import_module(module), name)
+    """Import `"module:Class"`.
 
-
-def stage_methods(stage: str) -> dict[str, Any]:
-    """The classes of a stage's papers by paper id, those of other packages included; imports their modules.
-
-    A paper with several classes has the last word in `"<id>.<Class>"` beside its first class under `"<id>"`.
+    Raises:
+        InputError: it is in a reader's own package, and cannot be imported.
     """
-    from broadsheet.page.papers import page
-
-    found: dict[str, Any] = {}
-    for paper in page():
-        if paper.stage == stage:
-            for i, entry in enumerate(methods(paper.id)):
-                found[paper.id if i == 0 else f"{paper.id}.{entry.split(':')[1]}"] = load(entry)
-    return found
+    module, name = entry.split(":")
+    try:
+        return getattr(import_module(module), name)
+    except Exception as error:
+        if packages()[0].holds(module) or os.environ.get("BROADSHEET_DEBUG"):
+            raise
+        raise InputError(f"{entry} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 class Exports:
@@ -150,7 +171,10 @@ class Exports:
 
     Args:
         package: the stage's `__name__`.
-        parts: module (below the stage) to the names it gives.
+        parts: module (below the stage, or whole: `broadsheet.…`) to the names it gives.
+
+    Attributes:
+        homes: the module of each name.
 
     Example:
         _exports = Exports(__name__, {"base": ("Detector",)})
@@ -160,19 +184,23 @@ class Exports:
 
     def __init__(self, package: str, parts: dict[str, tuple[str, ...]]) -> None:
         self.package = package
-        self._homes = {name: f"{package}.{home}" for home, names in parts.items() for name in names}
+        self.homes = {
+            name: home if home.startswith("broadsheet.") else f"{package}.{home}"
+            for home, names in parts.items()
+            for name in names
+        }
         for each in classes():
             module, name = each.entry.split(":")
             if each.key == "paper" and each.kind == "method" and module.startswith(f"{package}."):
-                self._homes.setdefault(name, module)
+                self.homes.setdefault(name, module)
 
     @property
     def names(self) -> list[str]:
         """What the stage exports, sorted."""
-        return sorted(self._homes)
+        return sorted(self.homes)
 
     def get(self, name: str) -> Any:
         """The module's `__getattr__`."""
-        if name not in self._homes:
+        if name not in self.homes:
             raise AttributeError(f"module {self.package!r} has no attribute {name!r}")
-        return getattr(import_module(self._homes[name]), name)
+        return getattr(import_module(self.homes[name]), name)

@@ -24,9 +24,9 @@ def folder() -> Path:
     return checkout if checkout.is_dir() else package / "evidence"
 
 
-def read(name: str) -> dict[str, Any] | None:
-    """The evidence of that name, or None where nothing was recorded."""
-    path = folder() / f"{name}.json"
+def read(name: str, where: Path | None = None) -> dict[str, Any] | None:
+    """The evidence of that name, in `where` or broadsheet's `folder()`; None where nothing was recorded."""
+    path = (where or folder()) / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 

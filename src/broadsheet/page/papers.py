@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -17,7 +18,21 @@ from broadsheet.console import InputError
 from broadsheet.page import discovery, evidence
 from broadsheet.page.discovery import load
 
-__all__ = ["RUNGS", "Paper", "Stage", "docstring", "get", "get_recipe", "get_trial", "load", "page", "search", "stages"]
+__all__ = [
+    "RUNGS",
+    "Paper",
+    "Stage",
+    "docstring",
+    "get",
+    "get_recipe",
+    "get_trial",
+    "load",
+    "ours",
+    "page",
+    "search",
+    "stage_methods",
+    "stages",
+]
 
 RUNGS = ("listed", "runs", "exact", "helps", "leads")
 _COSTS = ("/s", "seconds", "bytes")
@@ -46,34 +61,46 @@ class Paper:
     @property
     def entry(self) -> tuple[str, ...]:
         """`"module:Class"` of its methods, discovered; empty until it is built."""
-        return self.offers or discovery.methods(self.id)
+        return self.offers or discovery.methods(self.id, self.package)
 
     @property
     def trial(self) -> str:
         """`"module:Class"` that `try` runs: its own trial, or its stage's once it is built; empty where it has none."""
-        return discovery.trial(self.id) or (discovery.stage_trial(self.stage) if self.entry else "")
+        return discovery.trial(self.id, self.package) or (discovery.stage_trial(self.stage) if self.entry else "")
 
     @property
     def apply(self) -> str:
         """`"module:Class"` that `apply` runs: its own recipe, or its stage's; empty where there is none."""
-        return discovery.recipe(self.id) or (discovery.stage_recipe(self.stage) if self.entry else "")
+        return discovery.recipe(self.id, self.package) or (discovery.stage_recipe(self.stage) if self.entry else "")
 
     @property
     def url(self) -> str:
         return f"https://arxiv.org/abs/{self.arxiv}"
 
     @property
+    def ours(self) -> bool:
+        """Whether broadsheet brings it, and not a reader's own package."""
+        return self.package == "broadsheet"
+
+    @property
+    def evidence_folder(self) -> Path:
+        """Where its trial is recorded: broadsheet's evidence, or the folder `evidence` of its own package."""
+        if self.ours:
+            return evidence.folder()
+        return next(each.folder for each in discovery.packages() if each.name == self.package) / "evidence"
+
+    @property
     def rung(self) -> int:
         """The highest rung reached, 0 to 4 (see `RUNGS`), each resting on the one below it:
 
-        1 runs: a trial on a real model and real data is recorded. 2 exact: every numeric oracle case passed when last
-        recorded. 3 helps: the recorded trial shows each claim of the paper, interval clear of zero. 4 leads: the trial
-        shows it faster or leaner than a peer's implementation.
+        1 runs: a trial on a real model and real data is recorded, and a method's names its claims. 2 exact: every
+        numeric oracle case passed when last recorded. 3 helps: the recorded trial shows each claim of the paper,
+        interval clear of zero. 4 leads: the trial shows it faster or leaner than a peer's implementation.
         """
-        trial = evidence.read(self.id)
-        if trial is None:
+        trial = evidence.read(self.id, self.evidence_folder)
+        if trial is None or (self.kind == "method" and not trial["claims"]):
             return 0
-        oracles = (evidence.read("oracles") or {}).get("slugs", {}).get(self.id)
+        oracles = (evidence.read("oracles", self.evidence_folder) or {}).get("slugs", {}).get(self.id)
         if not oracles or oracles["failed"] or not oracles["passed"]:
             return 1
         verdicts = {(c["metric"], c["baseline"], c["arm"]): c["verdict"] for c in trial["comparisons"]}
@@ -107,7 +134,11 @@ class Paper:
 
 @dataclass(frozen=True)
 class Stage:
-    """A folder of the library: what its papers have in common, and the trial that runs them together."""
+    """A folder of the library: what its papers have in common, and the trial that runs them together.
+
+    Attributes:
+        papers: broadsheet's own, in page order; those of other packages are in `page()` alone.
+    """
 
     id: str
     about: str
@@ -123,33 +154,67 @@ class Stage:
 def page() -> tuple[Paper, ...]:
     """All papers, in page order; then those that other packages add, by package.
 
-    Raises:
-        InputError: a package's paper has the id of another, or a stage that does not exist.
+    A package that cannot be read, or whose rows are wrong, is reported in one line and left out.
     """
-    found: dict[str, Paper] = {}
-    known = {row["id"] for row in _table(discovery.packages()[0].table)["stage"]}
-    for package in discovery.packages():
-        for row in _table(package.table)["paper"]:
-            paper = Paper(**{**row, "offers": tuple(row.get("offers", ())), "package": package.name})
-            if paper.id in found:
-                raise InputError(f"{package.table}: the id {paper.id!r} is taken by {found[paper.id].package}")
-            if paper.stage not in known:
-                raise InputError(
-                    f"{package.table}: no stage {paper.stage!r}; expected one of {', '.join(sorted(known))}"
-                )
-            found[paper.id] = paper
+    ours, *others = discovery.packages()
+    found = _rows(ours, {})
+    for package in others:
+        try:
+            found |= _rows(package, found)
+        except (InputError, OSError) as error:
+            discovery.left_out(package.name, str(error))
     return tuple(found.values())
+
+
+def ours() -> tuple[Paper, ...]:
+    """The papers that broadsheet brings, in page order."""
+    return tuple(paper for paper in page() if paper.ours)
+
+
+def _rows(package: discovery.Package, taken: Mapping[str, Paper]) -> dict[str, Paper]:
+    """A package's papers by id.
+
+    Raises:
+        InputError: a row lacks a key or has one that is unknown, a paper has the id of another, or an unknown stage.
+    """
+    known = {row["id"] for row in _table(discovery.packages()[0].table)["stage"]}
+    kinds = ("method", "study", "benchmark", "survey")
+    found: dict[str, Paper] = {}
+    for number, row in enumerate(_table(package.table).get("paper", []), 1):
+        where = f"{package.table}, paper {number}"
+        try:
+            paper = Paper(**{**row, "offers": tuple(row.get("offers", ())), "package": package.name})
+        except TypeError:
+            got = f"got {', '.join(row)}" if isinstance(row, dict) else f"got {row!r}"
+            raise InputError(f"{where}: {got}; expected id, arxiv, kind, stage, title, and perhaps offers") from None
+        if paper.id in taken or paper.id in found:
+            holder = taken[paper.id].package if paper.id in taken else package.name
+            raise InputError(f"{where}: the id {paper.id!r} is taken by {holder}")
+        if paper.stage not in known:
+            raise InputError(f"{where}: no stage {paper.stage!r}; expected one of {', '.join(sorted(known))}")
+        if paper.kind not in kinds:
+            raise InputError(f"{where}: no kind {paper.kind!r}; expected one of {', '.join(kinds)}")
+        found[paper.id] = paper
+    return found
 
 
 @cache
 def stages() -> tuple[Stage, ...]:
-    """All stages, with their papers in page order."""
+    """All stages, with broadsheet's own papers in page order."""
     rows = _table(discovery.packages()[0].table)["stage"]
-    return tuple(Stage(**row, papers=tuple(p for p in page() if p.stage == row["id"])) for row in rows)
+    return tuple(Stage(**row, papers=tuple(p for p in ours() if p.stage == row["id"])) for row in rows)
 
 
 def _table(path: Path) -> dict[str, Any]:
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    """A `papers.toml`.
+
+    Raises:
+        InputError: it is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def get(paper_id: str) -> Paper:
@@ -165,13 +230,16 @@ def get(paper_id: str) -> Paper:
 
 
 def get_trial(name: str) -> tuple[str, str]:
-    """(paper id, `"module:Class"`) of the trial of a paper, or of a stage.
+    """(paper id, `"module:Class"`) of the trial of a paper, or of a stage: its own, else that of its only paper.
 
     Raises:
         InputError: unknown name, or nothing to try yet.
     """
     for stage in stages():
         if stage.id == name:
+            papers = [paper for paper in stage.papers if discovery.trial(paper.id)]
+            if not stage.trial and len(papers) == 1:
+                return papers[0].id, papers[0].trial
             if not stage.trial:
                 raise InputError(
                     f"nothing to try in the stage {name!r} yet: `broadsheet papers --rung 1` lists what can be"
@@ -232,12 +300,39 @@ def search(query: str = "", *, stage: str = "", kind: str = "", rung: int = 0) -
 
 
 def docstring(entry: str) -> str:
-    """The docstring of `"module:Class"`, read from the source file: nothing is imported."""
+    """The docstring of `"module:Class"`, read from the source file: nothing is imported.
+
+    Raises:
+        InputError: the file is no Python.
+        LookupError: it holds no such class.
+    """
     module, name = entry.split(":")
-    package = max((p for p in discovery.packages() if f"{module}.".startswith(f"{p.name}.")), key=lambda p: len(p.name))
+    package = max((p for p in discovery.packages() if p.holds(module)), key=lambda p: len(p.name))
     parts = module.removeprefix(package.name).strip(".").split(".")
     path = package.folder.joinpath(*parts).with_suffix(".py")
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    try:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+    except SyntaxError as error:
+        raise InputError(f"{path}:{error.lineno}: {error.msg}") from None
+    for node in body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return ast.get_docstring(node) or ""
     raise LookupError(f"{entry}: no {name} in {path.name}")
+
+
+def stage_methods(stage: str) -> dict[str, Any]:
+    """The classes of a stage's papers by paper id, those of other packages included; imports their modules.
+
+    A paper with several classes has the last word in `"<id>.<Class>"` beside its first class under `"<id>"`. A class
+    of a reader's own package that cannot be imported is reported and left out.
+    """
+    found: dict[str, Any] = {}
+    for paper in page():
+        if paper.stage != stage:
+            continue
+        for i, entry in enumerate(discovery.methods(paper.id, paper.package)):
+            try:
+                found[paper.id if i == 0 else f"{paper.id}.{entry.split(':')[1]}"] = load(entry)
+            except InputError as error:
+                discovery.left_out(paper.package, str(error))
+    return found

@@ -4,44 +4,27 @@
 `PlackettLucePolicyGradient`, on any scores) for the metric itself; `fit` does the training.
 """
 
-from broadsheet.data.retrieval.beir import Beir
-from broadsheet.data.retrieval.documentation import Documentation
-from broadsheet.data.retrieval.lists import RankList
-from broadsheet.data.retrieval.metrics import evaluate, evaluate_lists
-from broadsheet.rank.base import ListwiseReranker, RerankStats
-from broadsheet.rank.first import FIRST, WeightedRankNetScheme
-from broadsheet.rank.first_feedback import RelevanceFeedback
-from broadsheet.rank.fitting import TrainOutput, fit
-from broadsheet.rank.formats import as_rerankers
-from broadsheet.rank.fullrank import FullRank, complete_labels
-from broadsheet.rank.labelling import reranker_comparator, teacher_comparator
-from broadsheet.rank.pg_rank import PGRank, PlackettLucePolicyGradient
-from broadsheet.rank.pg_rank_utilities import MRR, NDCG
-from broadsheet.rank.prompt import Prompt
-from broadsheet.rank.rows import training_rows
+from broadsheet.page.discovery import Exports
 
-__all__ = [
-    "FIRST",
-    "MRR",
-    "NDCG",
-    "Beir",
-    "Documentation",
-    "FullRank",
-    "ListwiseReranker",
-    "PGRank",
-    "PlackettLucePolicyGradient",
-    "Prompt",
-    "RankList",
-    "RelevanceFeedback",
-    "RerankStats",
-    "TrainOutput",
-    "WeightedRankNetScheme",
-    "as_rerankers",
-    "complete_labels",
-    "evaluate",
-    "evaluate_lists",
-    "fit",
-    "reranker_comparator",
-    "teacher_comparator",
-    "training_rows",
-]
+_exports = Exports(
+    __name__,
+    {
+        "base": ("ListwiseReranker", "RerankStats"),
+        "broadsheet.data.retrieval.beir": ("Beir",),
+        "broadsheet.data.retrieval.documentation": ("Documentation",),
+        "broadsheet.data.retrieval.lists": ("RankList",),
+        "broadsheet.data.retrieval.metrics": ("evaluate", "evaluate_lists"),
+        "first": ("WeightedRankNetScheme",),
+        "first_feedback": ("RelevanceFeedback",),
+        "fitting": ("TrainOutput", "fit"),
+        "formats": ("as_rerankers",),
+        "fullrank": ("complete_labels",),
+        "labelling": ("reranker_comparator", "teacher_comparator"),
+        "pg_rank": ("PGRank",),
+        "pg_rank_utilities": ("MRR", "NDCG"),
+        "prompt": ("Prompt",),
+        "rows": ("training_rows",),
+    },
+)
+__all__ = _exports.names
+__getattr__ = _exports.get

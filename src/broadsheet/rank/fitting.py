@@ -65,7 +65,8 @@ def fit(
         raise InputError(
             f"got lists_per_step {lists_per_step} and lists_per_pass {lists_per_pass}; expected a multiple of the other"
         )
-    own = {name: settings.pop(name) for name in ("force", "clock") if name in settings}
+    own: dict[str, Any] = {name: settings.pop(name) for name in ("force", "clock") if name in settings}
+    own |= {} if neftune is None else {"neftune_noise_alpha": neftune}
     config = training.FitConfig(checkpoint_minutes=5.0).with_settings(**_DEFAULTS | settings)
     if config.learning_rate is None:
         config = config.with_settings(learning_rate=_LEARNING_RATES.get(config.method))
@@ -84,6 +85,5 @@ def fit(
         finished=saving.SETTINGS,
         kind="reranker",
         identity=None if out is None else [fingerprint(reranker.model), reranker.settings()],
-        **({} if neftune is None else {"neftune_noise_alpha": neftune}),
         **own,
     )

@@ -73,7 +73,9 @@ class RerankerRecipe(Train):
 
         if len(self.sizes) not in (0, 2):
             raise InputError(f"got --sizes {','.join(map(str, self.sizes))}; expected two numbers, as in 5,20")
-        objective, rows = self.objective(), self.rows(source)
+        objective = self.objective()
+        self.check_calls()
+        rows = self.rows(source)
         changes: dict[str, Any] = {"decode": self.decode, "window": self.window, "step": self.step}
         changes = {key: value for key, value in changes.items() if value}
         if self.brief:

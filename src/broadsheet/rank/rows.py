@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch.utils.data import Dataset
-
 from broadsheet.cache import atomic_write
 from broadsheet.console import InputError, say
 from broadsheet.data import rows
@@ -96,7 +94,7 @@ class ListItem:
         return sorted(range(len(self.ranks)), key=lambda i: self.ranks[i])
 
 
-class ListDataset(Dataset[ListItem]):
+class ListDataset:
     """Lists in the order and the shape they are trained on: item `p` follows from (seed, epoch, index) alone.
 
     Epochs lie one behind another, so that its plain order is the order of training and a resumed run sees what an
@@ -104,7 +102,7 @@ class ListDataset(Dataset[ListItem]):
 
     Args:
         rows: see `check_row`. A `ranking` goes before `labels`; documents it does not name are last, all alike. Rows
-            that tell no two documents apart are left out, and how many is said.
+            that tell no two documents apart are left out, and their number is reported.
         epochs: times that each list comes, in a new order and shape.
         sizes: (least, most) passages of a list, drawn anew each time; None = all. Lists are cut to that many: of
             labelled ones a relevant document stays in.
@@ -117,6 +115,8 @@ class ListDataset(Dataset[ListItem]):
     Raises:
         InputError: a row is no list to train on, or none is left; a parameter is out of range.
     """
+
+    in_order = True  # for `training.fit`: no other shuffling
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from broadsheet.cache import atomic_folder, locked
 from broadsheet.console import InputError
@@ -18,10 +18,6 @@ from broadsheet.models import load as load_model
 from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import read_json
 from broadsheet.rank.prompt import Prompt
-
-if TYPE_CHECKING:
-
-    from broadsheet.rank.base import ListwiseReranker
 
 SETTINGS = "reranker.json"
 _FORMAT = 1
@@ -53,13 +49,13 @@ def save(reranker: Saved, folder: Path) -> None:
         raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from None
 
 
-def base_name(reranker: ListwiseReranker) -> str:
+def base_name(reranker: Saved) -> str:
     """The name that an adapter's base can be loaded by; empty where it is not known."""
     given = [adapter.base_model_name_or_path for adapter in getattr(reranker.model, "peft_config", {}).values()]
     return reranker.spec or next(filter(None, [*given, reranker.model.config.name_or_path]), "")
 
 
-def write(reranker: ListwiseReranker, folder: Path) -> None:
+def write(reranker: Saved, folder: Path) -> None:
     """Write the files of `reranker` into an empty folder.
 
     Raises:

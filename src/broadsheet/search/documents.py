@@ -141,7 +141,7 @@ def _verified(identifier: str, text: str, content: bytes) -> Document:
     return document
 
 
-class StoredCorpus(Corpus):
+class IndexedCorpus(Corpus):
     """What `write` wrote, as a corpus."""
 
     def __init__(self, path: Path) -> None:

@@ -31,7 +31,7 @@ _OURS = re.compile(r"segment-\d+|keywords-\d+|graph-\d+\.faiss|deleted-\d+\.npy|
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredFile:
     """A file of the index: its name below the folder, its size in bytes, and its SHA-256 in hex."""
 
     name: str
@@ -50,8 +50,8 @@ class Segment:
 
     first: int
     rows: int
-    vectors: Stored
-    documents: Stored
+    vectors: StoredFile
+    documents: StoredFile
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Graph:
         recall: of the 10 nearest, at that width, of vectors that it did not hold yet.
     """
 
-    file: Stored
+    file: StoredFile
     rows: int
     fitted: int
     width: int
@@ -91,9 +91,9 @@ class Manifest:
     generation: int = 0
     next_segment: int = 1
     segments: tuple[Segment, ...] = ()
-    deleted: Stored | None = None
+    deleted: StoredFile | None = None
     graph: Graph | None = None
-    keywords: tuple[Stored, ...] = ()
+    keywords: tuple[StoredFile, ...] = ()
     keyword_rows: int = field(default=0)
 
     @property
@@ -101,7 +101,7 @@ class Manifest:
         """Rows there are, deleted ones included."""
         return sum(segment.rows for segment in self.segments)
 
-    def files(self, *, data: bool = True) -> list[Stored]:
+    def files(self, *, data: bool = True) -> list[StoredFile]:
         """Every file; without those of the segments if not `data`."""
         found = [file for segment in self.segments for file in (segment.vectors, segment.documents)] if data else []
         found += [self.deleted] if self.deleted else []
@@ -127,8 +127,8 @@ class Manifest:
         return cls(**row)
 
 
-def _stored(row: dict[str, Any]) -> Stored:
-    stored = Stored(**row)
+def _stored(row: dict[str, Any]) -> StoredFile:
+    stored = StoredFile(**row)
     name = PurePosixPath(stored.name)
     if name.is_absolute() or ".." in name.parts:
         raise ValueError(f"{stored.name} lies outside the index")
@@ -212,14 +212,14 @@ def _root(path: Path) -> Path:
     return next((above for above in path.parents if (above / NAME).exists() or (above / COPY).exists()), path.parent)
 
 
-def stored(folder: Path, path: Path) -> Stored:
+def stored(folder: Path, path: Path) -> StoredFile:
     """A file that was just written: flushed to disk, measured and summed."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    return Stored(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_file(path))
+    return StoredFile(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_file(path))
 
 
-def fault(folder: Path, file: Stored, *, whole: bool) -> str | None:
+def fault(folder: Path, file: StoredFile, *, whole: bool) -> str | None:
     """What is wrong with a file that the manifest names: its size or, with `whole`, any byte; None if nothing is."""
     path = folder / file.name
     if not path.is_file():
@@ -231,7 +231,7 @@ def fault(folder: Path, file: Stored, *, whole: bool) -> str | None:
     return None
 
 
-def verify(folder: Path, files: Iterable[Stored], *, whole: bool) -> None:
+def verify(folder: Path, files: Iterable[StoredFile], *, whole: bool) -> None:
     """See that files are as the manifest says.
 
     Raises:

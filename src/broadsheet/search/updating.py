@@ -22,7 +22,7 @@ from broadsheet.search.contents import BLOCK, Contents
 from broadsheet.search.exact import Floats, Rows
 from broadsheet.search.graph import Neighbours
 from broadsheet.search.keywords import Keywords
-from broadsheet.search.store import Graph, Manifest, Segment, Stored
+from broadsheet.search.store import Graph, Manifest, Segment, StoredFile
 
 DOCUMENTS, VECTORS = "documents.arrow", "vectors/vectors.npy"
 MOST_DEAD = 0.25  # of the rows; with more, the index is written anew without them
@@ -244,7 +244,7 @@ def _numbered(blocks: Iterable[tuple[int, Floats]], without: Rows) -> Iterator[t
         yield rows[kept], block[kept]
 
 
-def _keywords(contents: Contents) -> tuple[Stored, ...]:
+def _keywords(contents: Contents) -> tuple[StoredFile, ...]:
     """The BM25 index over all rows: the one there is where nothing was added, else a new one."""
     manifest, folder = contents.manifest, contents.folder
     if not manifest.settings["keywords"] or not manifest.rows:

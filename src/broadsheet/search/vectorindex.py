@@ -263,7 +263,7 @@ class VectorIndex(Searchable):
 
         done = encode_corpus(
             self.embedder,
-            documents_file.StoredCorpus(part / updating.DOCUMENTS),
+            documents_file.IndexedCorpus(part / updating.DOCUMENTS),
             part / Path(updating.VECTORS).parent,
             dtype=self.manifest.settings["dtype"],
             normalize=self.manifest.embedder["similarity"] == "cosine",

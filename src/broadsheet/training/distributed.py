@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -63,10 +63,11 @@ def entered_by_first(place: AbstractContextManager[T]) -> Iterator[T]:
         InputError: in all processes, where the first one was refused.
     """
     if world() == 1:
-        with place as held:
-            yield held
+        with place as only:
+            yield only
         return
-    held, refusal = None, ""
+    held: Any = None
+    refusal = ""
     if is_first():
         try:
             held = place.__enter__()

@@ -36,7 +36,7 @@ from broadsheet.training.timed import ARGUMENTS, TimedRun
 from broadsheet.training.trainer import ObjectiveTrainer, SeededOrderDataset, TrainedWeights, TrainOutput
 from broadsheet.training.workdir import workdir
 
-__all__ = ["FitConfig", "TrainOutput", "fit"]
+__all__ = ["FitConfig", "TrainOutput", "fit", "write"]
 
 # What a resumed run may do otherwise: none of it changes what is learnt from the rows that are read.
 _MUTABLE = ("minutes", "checkpoint_minutes", "gradient_checkpointing", "report_to")
@@ -108,7 +108,7 @@ class FitConfig:
         known = {each.name for each in fields(self)}
         changed = {name: value for name, value in settings.items() if name in known}
         more = {name: value for name, value in settings.items() if name not in known}
-        return replace(self, **changed, **({"arguments": {**self.arguments, **more}} if more else {}))
+        return replace(self, **{"arguments": {**self.arguments, **more}, **changed})
 
     @property
     def rate(self) -> float:
@@ -143,9 +143,9 @@ def fit(
     process, and equals a step of one process on all of them where the loss is a mean over rows (see `distributed`).
 
     Args:
-        rows: whatever the objective's `collate` takes, in a sequence that is shuffled anew for each epoch; or a torch
-            `Dataset` of them in the order of the whole training, all epochs. For a loss of sentence-transformers a `datasets.Dataset`, a
-            list of dicts, or a dict of either (one data set a batch).
+        rows: whatever the objective's `collate` takes, in a sequence that is shuffled anew for each epoch; one that
+            has `in_order = True` holds the whole training, all epochs, in its order. For a loss of
+            sentence-transformers a `datasets.Dataset`, a list of dicts, or a dict of either (one data set a batch).
         objective: an `Objective`; or, for a `SentenceTransformer`, a loss of sentence-transformers built around it.
         out: the folder where the trained model will stand. `<out>.partial` holds checkpoints until then; the same call
             resumes from the newest complete one, with the result of an uninterrupted run bit for bit (as long as
@@ -190,7 +190,7 @@ def fit(
         if out is None or not done:
             return output
         if is_first():
-            _write(Path(out), folder, save or _saver(model), {**record, **asdict(replace(output, folder=None))})
+            write(Path(out), save or _saver(model), {**record, **asdict(replace(output, folder=None))}, folder / "runs")
             shutil.rmtree(folder, ignore_errors=True)
         wait_for_all()
     return replace(output, folder=Path(out))
@@ -267,7 +267,7 @@ def _trainer(
 
         return column_trainer(model, rows, objective, args=arguments, **parts)
     step = config.batch_size * config.accumulate * arguments.world_size
-    ordered = isinstance(rows, torch.utils.data.Dataset)
+    ordered = getattr(rows, "in_order", False)
     whole = len(rows) * (1 if ordered else config.epochs)
     length = whole if config.steps is None else config.steps * step
     if length < (step if config.drop_last else 1):
@@ -278,8 +278,10 @@ def _trainer(
     return ObjectiveTrainer(model, objective, order, autocast=dtype, args=arguments, **parts)
 
 
-def _write(out: Path, folder: Path, save: Callable[[Path], object], record: Mapping[str, Any]) -> None:
-    """The finished model as `out`, its record and the reports of its training beside it, all or nothing.
+def write(
+    out: Path, save: Callable[[Path], object], record: Mapping[str, Any] | None = None, reports: Path | None = None
+) -> None:
+    """What `save` writes as `out`, with a record as `training.json` and the reports of the training, all or nothing.
 
     Raises:
         InputError: it cannot be written.
@@ -287,11 +289,12 @@ def _write(out: Path, folder: Path, save: Callable[[Path], object], record: Mapp
     try:
         with atomic_folder(out) as temporary:
             save(temporary)
-            (temporary / "training.json").write_text(json.dumps(record, default=str) + "\n", "utf-8")
-            if (folder / "runs").is_dir():
-                shutil.copytree(folder / "runs", temporary / "runs")
+            if record is not None:
+                (temporary / "training.json").write_text(json.dumps(record, default=str) + "\n", "utf-8")
+            if reports is not None and reports.is_dir():
+                shutil.copytree(reports, temporary / "runs")
     except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}; choose another out") from None
+        raise InputError(f"cannot write {out}: {error.strerror or error}; choose another folder") from None
 
 
 def _saver(model: Any) -> Callable[[Path], object]:

@@ -65,7 +65,7 @@ class Objective:
         raise NotImplementedError
 
     def extra_batches(self, place: int) -> Sequence[Any]:
-        """Rows that join the forward pass whose first row has this place, such as those of an earlier task (`rehearsal`).
+        """Rows that join the forward pass whose first row has this place, as those of an earlier task (`rehearsal`).
 
         They come to `collate` behind the others, with places below 0, and count for no step and no epoch.
         """
@@ -83,7 +83,7 @@ class Objective:
         return int(sum(mask.sum() for mask in masks))
 
     def prepare(self, model: Any) -> None:
-        """Called once before the first step, when nothing can be refused any more: what takes long, such as encoding."""
+        """Called once before the first step, when nothing can be refused any more: for slow work such as encoding."""
 
     def after_step(self, model: Any, step: int) -> Mapping[str, float]:
         """What is logged beside the loss after so many optimizer steps, such as the loss on held-out rows."""
@@ -98,7 +98,7 @@ def rehearsal(rows: Sequence[Any], count: int, seed: int, place: int) -> list[An
 
 
 def described(objective: Any) -> dict[str, Any]:
-    """An objective or loss by its class and settings, as far as it tells them: dataclass fields, `get_config_dict()`."""
+    """An objective or loss by its class and settings: its dataclass fields, or what `get_config_dict()` gives."""
     if isinstance(objective, Mapping):
         return {name: described(each) for name, each in objective.items()}
     told: Any = {}

@@ -146,10 +146,11 @@ class ObjectiveTrainer(TrainedWeights):
 
     def create_optimizer(self, model: Any = None) -> Any:
         groups = self.objective.parameter_groups(self._trained_model, self.args.learning_rate, self.args.weight_decay)
-        if self.optimizer is None and groups is not None:
-            kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = kind(groups, **settings)
-        return super().create_optimizer(model)
+        if groups is None:
+            return super().create_optimizer(model)
+        kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
+        self.optimizer = kind(groups, **settings)
+        return self.optimizer
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **others: Any) -> Any:
         place, rows = (int(each) for each in inputs.pop("_place_and_rows"))

@@ -99,9 +99,8 @@ class LazyModel:
         self()
 
     def drop(self) -> None:
-        """Free what was made, and its memory."""
+        """Let go of what was made."""
         self._made = None
-        gc.collect()
 
 
 @dataclass(frozen=True)
@@ -375,6 +374,7 @@ class Trial(ForPaper):
         finally:
             for each in lazy.values():
                 each.drop()
+            gc.collect()
         usable = {arm.name for arm in whole if arm.status == "ok"}
         return Outcome(tasks, whole, [c for c in comparisons if {c.baseline, c.arm} <= usable])
 

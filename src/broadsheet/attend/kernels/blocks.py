@@ -18,7 +18,7 @@ from broadsheet.attend.memory import Bytes
 
 
 class Blocks:
-    """Blocks of equally many tokens. A block never changes, so that rows which go on from one text share theirs.
+    """Blocks of equally many tokens. A block never changes, so that rows which continue one text share theirs.
 
     Keys and values come and go as pairs: (rows, 2, kv_heads, tokens, head_dim), keys first.
 
@@ -27,8 +27,8 @@ class Blocks:
         block_size: tokens in a block.
         choosers: how many parts of a row want blocks of their own: 1, or the number of query heads.
         max_loaded: keep the blocks in the host's memory (pinned, if they come from CUDA) and, between two calls, copies
-            of at most so many for each chooser on the device, the one wanted longest ago giving way; None keeps all
-            blocks on the device.
+            of at most `max_loaded` for each chooser on the device, the least recently used one being dropped (InfLLM,
+            Step 6); None keeps all blocks on the device.
 
     Attributes:
         loads: blocks copied from the host so far.
@@ -39,7 +39,7 @@ class Blocks:
         self.loads = 0
         # Of each row, its blocks: (2, kv_heads, block_size, head_dim).
         self._store: list[list[Tensor]] = [[] for _ in range(rows)]
-        # Of each row and chooser, the copies by number of block, the one wanted longest ago first.
+        # Of each row and chooser, the copies by number of block, the least recently used one first.
         self._loaded = [[OrderedDict[int, Tensor]() for _ in range(choosers)] for _ in range(rows)]
 
     def __len__(self) -> int:
@@ -47,7 +47,7 @@ class Blocks:
         return len(self._store[0])
 
     def add(self, pair: Tensor) -> None:
-        """Add so many tokens as make whole blocks."""
+        """Add tokens that make whole blocks: (rows, 2, kv_heads, tokens, head_dim)."""
         for store, of_row in zip(self._store, pair, strict=True):
             for block in of_row.split(self.block_size, 2):
                 if self.max_loaded is not None and block.is_cuda:
@@ -102,7 +102,7 @@ class Blocks:
                 self.loads += 1
             loaded.move_to_end(number)
         found = [loaded[number] for number in numbers]
-        while len(loaded) > self.max_loaded:  # now that none is needed any more
+        while len(loaded) > self.max_loaded:  # only after `found` holds those of this step
             loaded.popitem(last=False)
         return found
 

@@ -83,7 +83,7 @@ def flex_attention(
     """`blocks_attention` by torch's FlexAttention, compiled for each new shape.
 
     Uncompiled, FlexAttention does not look at which blocks are listed and obeys `mask_mod` alone; compiled, it skips
-    the blocks that are not listed. So the choice stands in both, and both would be right.
+    the blocks that are not listed. So the choice is in both, and both would be right.
 
     Raises:
         InputError: it does not compile here.
@@ -117,7 +117,7 @@ def flex_attention(
 
 
 def visible(active: Tensor, queries: int, keys: int, block_size: int) -> Tensor:
-    """The map that the blocks stand for: (rows, heads, queries, keys) bool, causal. For reading and checking."""
+    """The attention map that the blocks describe: (rows, heads, queries, keys) bool, causal. For checking."""
     first = (active.shape[3] - active.shape[2]) * block_size
     spread = active.repeat_interleave(block_size, 2).repeat_interleave(block_size, 3)
     return spread[:, :, keys - queries - first : keys - first, :keys].tril(keys - queries)
@@ -126,7 +126,7 @@ def visible(active: Tensor, queries: int, keys: int, block_size: int) -> Tensor:
 def _on_grid(
     query: Tensor, key: Tensor, value: Tensor, active: Tensor, block_size: int
 ) -> tuple[slice, Tensor, Tensor, Tensor]:
-    """Fill cut-off blocks up with zeros, and say which of the queries then are real. Causality hides the added keys."""
+    """Pad partial blocks with zeros; also the slice of the real queries. Causality hides the added keys."""
     query_blocks, key_blocks = active.shape[2:]
     after = key_blocks * block_size - key.shape[2]
     before = query_blocks * block_size - query.shape[2] - after

@@ -1,4 +1,4 @@
-"""The Λ mask as one compiled FlexAttention kernel, and whether it is worth having on a machine.
+"""LM-Infinite's window and first tokens as one compiled FlexAttention kernel, and whether it is faster on a machine.
 
 Knows: rotated queries, keys in order, logits of the first tokens. Does not know: rotation, layers, what is remembered.
 
@@ -93,12 +93,12 @@ def lambda_tiles(
 def block_mask(n_global: int, n_local: int, absent: int, seen: int, device: torch.device) -> BlockMask:
     """The Λ mask of a tile, its blocks found by arithmetic instead of by trying all pairs.
 
-    Column j < `n_global` is first token `n_global` - 1 - j; column `n_global` + c is the token that stands
+    Column j < `n_global` is first token `n_global` - 1 - j; column `n_global` + c is the token
     c - (`n_local` - 1) places after the first query.
 
     Args:
         n_global, n_local: first tokens and tokens of the window.
-        absent: columns of the window that stand before the text.
+        absent: columns of the window before the start of the text.
         seen: tokens before the tile; any number from `n_local` + `n_global` on means the same.
     """
     # Compiled code compares with tensors: an int would be built into it, and compiled again for the next one.

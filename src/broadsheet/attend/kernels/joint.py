@@ -1,4 +1,4 @@
-"""Softmax attention over several sets of keys at once, whose weights are looked at.
+"""Softmax attention over several sets of keys at once, whose weights are also returned, summed over queries.
 
 Knows: tensors of one padding-free batch. Does not know: positions, caches, models.
 """

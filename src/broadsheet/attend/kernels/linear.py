@@ -1,5 +1,5 @@
 """What linear attention needs beside its equations: a kernel for GPUs, a state that `generate` takes for a cache, and
-where the tokens of a batch stand.
+the positions of the tokens of a batch.
 
 Knows: tensors of queries, keys and values, padding, what `generate` asks of a cache layer. Does not know: modules,
 models, where decays come from.
@@ -38,7 +38,7 @@ def fla_form(
         decay = {"g_gamma": rate}
     else:
         v = v * real[:, None, :, None].to(v.dtype)
-        decay = {"g": rate * real[:, :, None].to(rate.dtype)}  # a pad has ln λ = 0: nothing decays over it
+        decay = {"g": rate * real[:, :, None].to(rate.dtype)}  # a padding token has ln λ = 0: nothing decays over it
     q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))  # (batch, length, heads, …)
     out, state = form(q, k, v, scale=1.0, initial_state=state, output_final_state=True, **decay)
     return out.transpose(1, 2), state
@@ -68,7 +68,7 @@ class DecayedState(KeylessLayer):
 
     Attributes:
         state: (batch, heads, d, e) float32, d twice the head's width in a layer with LRPE; None before the first token.
-        position: (batch,), tokens read by each row, padding not counted: where its next token stands.
+        position: (batch,), tokens read by each row, padding not counted: the position of its next token.
     """
 
     reader = "a TransNormer's state"
@@ -110,7 +110,7 @@ class DecayedState(KeylessLayer):
         raise InputError("got keys and values for a TransNormer's cache; expected its own model: it keeps neither")
 
 
-def where_tokens_stand(
+def token_positions(
     batch: int,
     length: int,
     attention_mask: Tensor | None,
@@ -126,7 +126,7 @@ def where_tokens_stand(
         cache: one of `DecayedState`s, as many as `layers`, or None.
 
     Returns:
-        (batch or 1, length), and (batch, length) bool or None where nothing is padded.
+        (batch or 1, length), and (batch, length) bool or None without padding.
 
     Raises:
         InputError: a mask or a cache that does not fit, or several texts packed into a row.

@@ -99,5 +99,5 @@ def _read_mask(mask: Tensor) -> Tensor | None:
             return None if bool(real.all()) else real
     raise InputError(
         "got an attention mask that is not plain causality and padding (packed texts, a static cache continued, or a "
-        "mask of one's own); expected a padding mask (batch, length) and a growing cache"
+        "custom mask); expected a padding mask (batch, length) and a growing cache"
     )

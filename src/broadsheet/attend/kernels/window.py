@@ -17,7 +17,7 @@ from broadsheet.attend.kernels.softmax import Part, attention_part, merge_parts
 from broadsheet.attend.memory import Layer, State
 from broadsheet.attend.rotary import Rotary
 
-# Queries of a prompt that share a set of keys. The kernel is no faster for more, and they see few keys in vain.
+# Queries of a prompt that share a set of keys. The kernel is no faster for more, and few of the keys are masked out.
 CHUNK = 192
 # Logits of the chunks that one call of the kernel computes; where it is not fused, they are a tensor.
 TOGETHER = 2**23
@@ -26,14 +26,14 @@ TOGETHER = 2**23
 class WindowState(State):
     """Attends to the last `n_local` tokens, each token itself among them.
 
-    Keys and values lie in a ring in which token i has slot i mod `n_local`. Keys are rotated once, when they come;
-    softmax does not ask for their order, so a new key is written over the one that leaves the window, and nothing is
-    moved. A short text takes less room than the window.
+    Keys and values are in a ring in which token i has slot i mod `n_local`. Keys are rotated once, when they come;
+    softmax does not depend on their order, so a new key replaces the one that leaves the window, and no other moves. A
+    short text takes less room than the window.
 
     Positions in the ring are counted from an origin that moves every `stride` tokens, so that float32 angles are as
     exact after a million tokens as after two windows.
 
-    A subclass that keeps other tokens in sight has `front` slots before the ring for them. It is told of new tokens by
+    A subclass that keeps other tokens in sight has `front` slots before the ring for them. It gets new tokens by
     `_fill_front`, places its own for one query by `_place_front`, and gives their part of the attention of several
     queries by `_front_part`.
 
@@ -95,7 +95,7 @@ class WindowState(State):
         return None
 
     def _step(self, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> Tensor:
-        """One token, against the ring as it lies. Every operation here runs once a layer and token."""
+        """One token, against the ring in its order. Every operation here runs once for each layer and token."""
         keys, values = self._key, self._value
         assert keys is not None
         assert values is not None
@@ -166,7 +166,7 @@ class WindowState(State):
         edge = inner - max(0, left)
 
         def of_each(tensor: Tensor, start: int, length: int) -> Tensor:
-            """What stands there for the first chunk, and as far on for the others: (rows · count, heads, length, …)."""
+            """That slice for the first chunk, shifted for the others: (rows · count, heads, length, head_dim)."""
             span = tensor[:, :, start : start + new - size + length].unfold(2, length, size)
             return span.permute(0, 2, 1, 4, 3).reshape(rows * count, -1, length, width)
 
@@ -194,7 +194,7 @@ class WindowState(State):
         return attention_part(query, keys, values, scaling=self.layer.scaling, mask=mask, softcap=self.layer.softcap)
 
     def _runs(self, start: int, stop: int) -> list[tuple[slice, range]]:
-        """Where tokens `start` … `stop`-1, at most a window of them, lie in the ring: slots and tokens, in order."""
+        """Where tokens `start` … `stop`-1, at most a window of them, are in the ring: slots and tokens, in order."""
         slot = start % self.n_local
         turn = min(stop, start + self.n_local - slot)
         runs = [(self.front + slot, range(start, turn)), (self.front, range(turn, stop))]

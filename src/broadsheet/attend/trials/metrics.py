@@ -29,7 +29,7 @@ class Plan:
     Attributes:
         lengths: tokens at which every arm is looked at, ascending.
         window: tokens that truncation keeps, and that methods with a window see.
-        scored: the loss at a length is that of so many tokens before it.
+        scored: how many tokens before a length its loss is that of.
         context: positions that the model was trained on; None where it does not say.
     """
 
@@ -158,11 +158,14 @@ def _depths(arms: Sequence[ArmResult], texts: Sequence[LongText], plan: Plan, nu
     return Curve(f"Passwords found at {length:,} tokens", "depth in the text, %", "share", middles, lines)
 
 
-def notes(arms: Sequence[ArmResult], texts: Sequence[LongText], plan: Plan, wanted: int) -> list[str]:
+def notes(
+    arms: Sequence[ArmResult], texts: Sequence[LongText], plan: Plan, wanted: int, in_one_piece: Sequence[str] = ()
+) -> list[str]:
     """What a reader should know before trusting the numbers; each note is made from this run.
 
     Args:
         wanted: how many texts were asked for.
+        in_one_piece: the methods that read a prefill in one piece.
     """
     told = [
         f"Loss is that of the {plan.scored:,} tokens before a length, the same tokens for every arm. Truncation reads "
@@ -170,7 +173,9 @@ def notes(arms: Sequence[ArmResult], texts: Sequence[LongText], plan: Plan, want
         f"{plan.lengths[-1]:,} tokens; prefill is timed without the head."
     ]
     usable = {arm.name: arm for arm in arms if arm.status == "ok"}
-    told += [*_on_context(usable, plan), *_on_retrieval(usable, texts, plan), *_on_sparse_loss(usable, plan)]
+    told += [*_on_context(usable, plan), *_on_retrieval(usable, texts, plan)]
+    for name in in_one_piece:
+        told += _on_sparse_loss(usable, plan, name)
     if len(texts) < wanted:
         told.append(f"The data holds {len(texts)} texts of this length; {wanted} were wanted.")
     if len(texts) < 6:
@@ -182,7 +187,7 @@ def notes(arms: Sequence[ArmResult], texts: Sequence[LongText], plan: Plan, want
 
 
 def _on_context(arms: dict[str, ArmResult], plan: Plan) -> Iterator[str]:
-    """How the loss goes on beyond the trained positions, or that nobody looked."""
+    """How the loss changes beyond the trained positions, or that no length lies there."""
     if plan.context and len(plan.groups) < 2 and "" in plan.groups:
         yield (
             f"All lengths lie within the {plan.context:,} positions that the model was trained on. What happens beyond "
@@ -218,9 +223,9 @@ def _on_retrieval(arms: dict[str, ArmResult], texts: Sequence[LongText], plan: P
             yield "A model that misses most passwords with full attention shows little of what a method keeps."
 
 
-def _on_sparse_loss(arms: dict[str, ArmResult], plan: Plan) -> Iterator[str]:
+def _on_sparse_loss(arms: dict[str, ArmResult], plan: Plan, name: str) -> Iterator[str]:
     """By how many per cent a sparse prefill moves the loss: it is good if that is near nothing."""
-    sparse, whole = arms.get("FlexPrefill"), arms.get(ONE_PIECE, arms.get(FULL))
+    sparse, whole = arms.get(name), arms.get(ONE_PIECE, arms.get(FULL))
     if not sparse or not whole:
         return
     for suffix in plan.groups:
@@ -228,7 +233,7 @@ def _on_sparse_loss(arms: dict[str, ArmResult], plan: Plan) -> Iterator[str]:
         change = compare_samples(before, after, metric="loss", baseline=whole.name, arm=sparse.name).difference
         low, centre, high = (100 * np.expm1(end) for end in (change.low, change.estimate, change.high))
         amount = f"{centre:+.2f} % [{low:+.2f}, {high:+.2f}]".replace("-", "−")
-        yield f"FlexPrefill changes the loss{suffix} by {amount} against {whole.name}."
+        yield f"{name} changes the loss{suffix} by {amount} against {whole.name}."
 
 
 def _means(values: Sequence[Sequence[float]]) -> list[float | None]:

@@ -1,21 +1,20 @@
 """Try TransNormer: train it and a Transformer of its size from scratch on the same bytes, then read held-out texts.
 
-Knows: the two models, bytes, the A/B engine. Does not know: checkpoints of others (a softmax checkpoint cannot become a
+Knows: the two models, bytes. Does not know: checkpoints of others (a softmax checkpoint cannot become a
 TransNormer), tokenizers: a text is its UTF-8 bytes, so that small models spend their weights on mixing tokens, any
 language can be read, and losses do not depend on a vocabulary.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,12 +25,18 @@ from torch.nn.functional import cross_entropy
 from broadsheet.attend.memory import cache_bytes
 from broadsheet.attend.transnormer import TransNormerForCausalLM
 from broadsheet.attend.transnormer_config import TransNormerCache, TransNormerConfig
-from broadsheet.cache import atomic_folder, fingerprint, home, locked
-from broadsheet.console import InputError, progress, say
+from broadsheet.cache import fingerprint
+from broadsheet.console import InputError, say
 from broadsheet.data import corpora
-from broadsheet.page.evidence import provenance, versions
-from broadsheet.trial.engine import Arm, Metric, run_arms
-from broadsheet.trial.results import Curve, Role, TrialResult
+from broadsheet.models.safefiles import read_json
+from broadsheet.options import option
+from broadsheet.training.fit import fit
+from broadsheet.training.objective import Objective
+from broadsheet.training.schedules import SCHEDULES, Progress
+from broadsheet.training.trainer import TrainOutput
+from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
+from broadsheet.trial.engine import Arm, Metric
+from broadsheet.trial.results import Curve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +48,6 @@ STRETCH = 8  # held-out texts are this many times as long as those of training
 DECODE_CONTEXTS = (256, 2048, 8192)
 _DECODE_STEPS = 24
 _CLAIM = ("Llama", "TransNormer")
-Lines = dict[str, list[float | None]]
 
 
 @dataclass(frozen=True)
@@ -95,17 +99,6 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """A model to be trained: which one, and how it is printed."""
-
-    name: str
-    role: Role
-    description: str
-    make: Callable[[], PreTrainedModel]
-    seed: int
-
-
-@dataclass(frozen=True)
 class ByteTexts:
     """Bytes to train on and to read.
 
@@ -121,7 +114,7 @@ class ByteTexts:
 
 
 @dataclass
-class TransNormerTrial:
+class TransNormerTrial(Trial):
     """TransNormer against a Llama of the same size, both trained from scratch on the same bytes in the same order.
 
     Every arm gets equal tokens, steps, optimizer and learning rate; beside the two models of the paper's claim stand
@@ -130,120 +123,174 @@ class TransNormerTrial:
     their first part gives the loss, what follows shows each model beyond its training length. Time and memory of
     decoding are measured at contexts of 256, 2,048 and 8,192 tokens. All models are small; what holds at this scale
     need not hold at the paper's 385M and more.
-
-    Options:
-        --texts N: held-out texts (64; with --quick 24).
-        --steps N: of training, for each arm (300; with --quick 60, and two arms).
-        --length N: bytes of a training text (256).
-        --batch N: training texts in a step (16).
-        --lr X: the highest learning rate of AdamW, reached after a tenth of the steps, then falling as a cosine (0.002:
-            of 0.001, 0.002 and 0.004 the best for the Llama after 60 steps; TransNormer did better still with 0.004).
-        --width N, --layers N, --heads N: of TransNormer (128, 4, 4); the Llama's MLP is widened to the same size.
-        --text-field NAME: the field of the data that holds the text (text).
-        --device NAME: where to train and read (by default CUDA, then CPU).
     """
 
-    model: str = "default"
-    data: str = "pydocs"
-    quick: bool = False
-    seed: int = 0
-    texts: int = 0
-    steps: int = 0
-    length: int = 256
-    batch: int = 16
-    lr: float = 2e-3
-    width: int = 128
-    layers: int = 4
-    heads: int = 4
-    text_field: str = "text"
-    device: str = ""
+    paper: ClassVar[str] = "transnormer"
+    lacks: ClassVar[tuple[str, ...]] = ("model", "dtype", "method")
+    title: ClassVar[str] = "TransNormer: linear attention with decay in place of softmax"
 
-    def run(self) -> TrialResult:
-        """Train the arms, let them read, time their decoding, explain.
+    texts: int = option(64, "Held-out texts.", quick=24, least=2)
+    steps: int = option(300, "Of training, for each arm; with --quick for two arms.", quick=60, least=1)
+    length: int = option(256, "Bytes of a training text.", least=8)
+    batch: int = option(16, "Training texts in a step.", least=1)
+    lr: float = option(
+        2e-3,
+        "The highest learning rate of AdamW, reached after a tenth of the steps, then falling as a cosine (of 0.001, "
+        "0.002 and 0.004 the best for the Llama after 60 steps; TransNormer did better still with 0.004).",
+    )
+    width: int = option(128, "Of TransNormer; the Llama's MLP is widened to the same size.", least=1)
+    layers: int = option(4, "Of both.", least=1)
+    heads: int = option(4, "Of both.", least=1)
+    text_field: str = option("text", "The field of the data that holds the text.")
 
-        Raises:
-            InputError: an option or the data cannot be used.
-        """
-        self._settle()
-        corpus = corpora.load(self.data, text_field=self.text_field)
-        texts = self._texts(corpus)
-        facts = {
-            "seed": self.seed,
-            "data": {"name": self.data, "fingerprint": corpus.fingerprint()},
-            "texts": fingerprint([int(texts.stream.sum()), len(texts.stream), texts.held_out.tolist()]),
-        }
-        self.folder_ = home() / "trials" / f"transnormer-{fingerprint([versions(), facts, asdict(self)])}"
-        self.folder_.mkdir(parents=True, exist_ok=True)
-        self.trained_: dict[str, PreTrainedModel] = {}
-        self.histories_: dict[str, dict[str, float]] = {}
-        contestants = self._contestants()
-        say(f"training {len(contestants)} models for {self.steps} steps of {self.batch} × {self.length} bytes each")
-        arms, comparisons = run_arms(
-            [self._arm(contestant, texts) for contestant in contestants],
-            list(texts.held_out),
-            [
-                Metric("loss", higher_is_better=False, unit="nats/byte"),
-                Metric(f"loss at {STRETCH}× the length", "furthest", higher_is_better=False, unit="nats/byte"),
-            ],
-            block_size=4,
-            pairs=[(_CLAIM[1], name) for name in _ablations(contestants)],
-            item="text",
-            seed=self.seed,
-            journal=self.folder_ / "journal.jsonl",
-        )
-        rivals = {name: model for name, model in self.trained_.items() if name in _CLAIM}
-        milliseconds, held = decode_cost(rivals, texts.decode.to(self.device))
-        sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in rivals.items()}
-        read_bytes = self.steps * self.batch * self.length
-        return TrialResult(
-            paper="transnormer",
-            title="TransNormer: linear attention with decay in place of softmax",
-            question=f"Trained on the same bytes ({self.data}), does TransNormer predict held-out text better than a "
-            "Transformer of its size, and at what cost does it decode?",
-            setting={
-                "models": f"{self.layers} layers, width {self.width}, {self.heads} heads, from scratch",
-                "weights": ", ".join(f"{name} {size:,}" for name, size in sizes.items()),
-                "tokens": "UTF-8 bytes, and one token that begins a text",
-                "training": f"{self.steps} steps of {self.batch} × {self.length} bytes: {read_bytes:,} bytes, "
-                f"{read_bytes / len(texts.stream):.2f} times what there is; AdamW, learning rate {self.lr:g}",
-                "data": corpus.describe(),
-                "held out": f"{len(texts.held_out)} documents, each cut to {STRETCH * self.length} bytes",
-                "device": f"{self.device}, float32",
-            },
-            arms=arms,
-            comparisons=comparisons,
-            item="text",
-            claims=[("loss", *_CLAIM)],
-            figures=_figures(arms, self.histories_, self.length, milliseconds, held),
-            notes=_notes(arms, milliseconds, held),
-            provenance=provenance(**facts),
-        )
-
-    def finish(self) -> None:
-        """Forget the trained models and what was read; called when the result is written."""
-        shutil.rmtree(self.folder_)
-
-    def _settle(self) -> None:
-        """Fill in what `--quick` decides, and refuse what cannot be."""
-        if self.model != "default":
-            raise InputError(f"got --model {self.model}; expected none: both models are trained from scratch")
-        self.texts = self.texts or (24 if self.quick else 64)
-        self.steps = self.steps or (60 if self.quick else 300)
-        least = {"texts": 2, "steps": 1, "length": 8, "batch": 1, "width": 1, "layers": 1, "heads": 1}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise InputError(f"got --{name} {getattr(self, name)}; expected at least {value}")
+    def check(self) -> None:
         if self.width % (2 * self.heads):
             raise InputError(f"got --width {self.width}; expected a multiple of twice the {self.heads} heads")
         if not self.lr > 0:
             raise InputError(f"got --lr {self.lr:g}; expected more than 0")
-        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"--device {self.device} cannot be used here: {str(error).splitlines()[0]}") from None
 
-    def _texts(self, corpus: corpora.Corpus) -> ByteTexts:
+    def question(self) -> str:
+        return (
+            f"Trained on the same bytes ({self.data}), does TransNormer predict held-out text better than a "
+            "Transformer of its size, and at what cost does it decode?"
+        )
+
+    def tasks(self) -> list[EvalTask]:
+        self._device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            torch.empty(0, device=self._device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"--device {self._device} cannot be used here: {str(error).splitlines()[0]}") from None
+        self._corpus = corpora.load(self.data, text_field=self.text_field)
+        texts = self._texts = self._split(self._corpus)
+        return [
+            EvalTask(
+                "held out",
+                list(texts.held_out),
+                [
+                    Metric("loss", higher_is_better=False, unit="nats/byte"),
+                    Metric(f"loss at {STRETCH}× the length", "furthest", higher_is_better=False, unit="nats/byte"),
+                ],
+                self._arm,
+                item="text",
+                about=f"{len(texts.held_out)} documents, each cut to {STRETCH * self.length} bytes",
+                fingerprint=fingerprint([int(texts.stream.sum()), len(texts.stream), texts.held_out.tolist()]),
+                block_size=4,
+            )
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        return {}  # no model is loaded: all are trained here
+
+    def setting(self) -> Mapping[str, Any]:
+        read_bytes = self.steps * self.batch * self.length
+        weights = {name: sum(p.numel() for p in model.parameters()) for name, model in self._rivals.items()}
+        return {
+            "model": f"{self.layers} layers, width {self.width}, {self.heads} heads, from scratch",
+            "weights": ", ".join(f"{name} {size:,}" for name, size in weights.items()),
+            "tokens": "UTF-8 bytes, and one token that begins a text",
+            "training": f"{self.steps} steps of {self.batch} × {self.length} bytes: {read_bytes:,} bytes, "
+            f"{read_bytes / len(self._texts.stream):.2f} times what there is; AdamW, learning rate {self.lr:g}",
+            "data": self._corpus.describe(),
+            "device": f"{self._device}, float32",
+        }
+
+    def arms(self) -> list[ModelArm]:
+        shape = Shape(self.width, self.layers, self.heads, block_size=64)
+        llama = partial(shape.llama, max(STRETCH * self.length, DECODE_CONTEXTS[-1]) + _DECODE_STEPS)
+        self._load: dict[str, Callable[[Path], PreTrainedModel]] = {}
+
+        def arm(
+            name: str, about: str, make: Callable[[], PreTrainedModel], role: Any = "sibling", seed: int = self.seed
+        ) -> ModelArm:
+            def load(folder: Path) -> PreTrainedModel:
+                model = make()
+                model.load_state_dict(load_file(folder / "model.safetensors"))
+                return model.to(self._device).eval()
+
+            self._load[name] = load
+            made = self.trained(name, partial(self._train, name, make, seed), load)
+            return ModelArm(name, made, role, about, self.paper if name.startswith("TransNormer") else "")
+
+        arms = [
+            arm(_CLAIM[0], "softmax attention with rotary positions (sdpa)", llama, "baseline"),
+            arm(_CLAIM[1], "the released code's decay", partial(shape.transnormer, "code"), None),
+        ]
+        if not self.quick:
+            arms += [
+                arm("TransNormer, Eq. 2", "the decay the paper prints", partial(shape.transnormer, "paper")),
+                arm("TransNormer, no decay", "λ = 1", partial(shape.transnormer, "none")),
+                arm("Llama, another seed", "the baseline with other first weights", llama, seed=self.seed + 1),
+            ]
+        return arms
+
+    def claims(self) -> list[Claim]:
+        return [Claim("loss", *_CLAIM, "linear attention with decay predicts text better than softmax (abstract)")]
+
+    def also_compare(self) -> list[tuple[str, str]]:
+        """TransNormer and its ablations."""
+        return [(_CLAIM[1], name) for name in self._load if name.startswith("TransNormer,")]
+
+    def figures(self, outcome: Outcome) -> list[Curve]:
+        learned = {name: self._history(name) for name in self._trained}
+        lines = {name: np.asarray(arm.samples["parts"]).mean(0).tolist() for name, arm in outcome.usable.items()}
+        ends = [float(self.length * (i + 1)) for i in range(STRETCH)]
+        contexts = [float(context) for context in DECODE_CONTEXTS]
+        steps = [float(step) for step in next(iter(learned.values()), {})]
+        milliseconds, held = self._cost
+        return [
+            _curve(
+                "Held-out loss while training", "step", "nats/byte", steps, {k: v.values() for k, v in learned.items()}
+            ),
+            _curve(f"Loss along the text (trained on {self.length} bytes)", "up to byte", "nats/byte", ends, lines),
+            _curve("Decoding", "context, tokens", "ms a token", contexts, milliseconds, log_x=True),
+            _curve("What is kept of a text", "context, tokens", "bytes", contexts, held, log_x=True),
+        ]
+
+    def notes(self, outcome: Outcome) -> list[str]:
+        notes = []
+        losses = {name: arm.values["loss"].estimate for name, arm in outcome.usable.items()}
+        if {"Llama", "Llama, another seed"} <= losses.keys():
+            first, again = losses["Llama"], losses["Llama, another seed"]
+            notes.append(
+                f"The Llama begun from another seed has a loss of {again:.3f}, the first one {first:.3f}. The "
+                "intervals are over texts, not over training runs: a difference between models near "
+                f"{abs(again - first):.3f} may be chance of training."
+            )
+        milliseconds, held = self._cost
+        for name in milliseconds:
+            spent = ", ".join(
+                f"{time:.2f} ms and {size / 1e6:.2f} MB at {context:,}"
+                for context, time, size in zip(DECODE_CONTEXTS, milliseconds[name], held[name], strict=True)
+            )
+            notes.append(f"Decoding with {name}: {spent} tokens of context.")
+        notes.append(
+            "Loss says nothing of finding a fact in a long text: a state of fixed size keeps no token apart, and such "
+            "models are known to retrieve poorly. One learning rate serves all arms, and small models say little of "
+            "large ones."
+        )
+        return notes
+
+    def _history(self, name: str) -> dict[str, float]:
+        """Held-out loss by step."""
+        history = read_json(self.folder(name) / "training.json")["history"]
+        return {str(int(each["step"])): each["eval_held_out"] for each in history if "eval_held_out" in each}
+
+    @property
+    def _trained(self) -> list[str]:
+        """The models whose training did not fail."""
+        return [name for name in self._load if (self.folder(name) / "training.json").exists()]
+
+    @cached_property
+    def _rivals(self) -> dict[str, PreTrainedModel]:
+        """The two models of the claim."""
+        return {name: self._load[name](self.folder(name)) for name in self._trained if name in _CLAIM}
+
+    @cached_property
+    def _cost(self) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+        return decode_cost(self._rivals, self._texts.decode.to(self._device))
+
+    def _split(self, corpus: corpora.Corpus) -> ByteTexts:
         """Whole documents are held out: a sample of those long enough. A document equal to one of them is dropped."""
         wanted = self.steps * self.batch * self.length
         documents = corpus.take(max(4000, wanted // 200), self.seed)
@@ -272,97 +319,86 @@ class TransNormerTrial:
         held_out = torch.stack([_bytes(document.text)[: long + 1] for document in chosen])
         return ByteTexts(stream, held_out, decode)
 
-    def _contestants(self) -> list[Contestant]:
-        shape = Shape(self.width, self.layers, self.heads, block_size=64)
-        positions = max(STRETCH * self.length, DECODE_CONTEXTS[-1]) + _DECODE_STEPS
-
-        def llama() -> PreTrainedModel:
-            return shape.llama(positions)
-
-        def transnormer(decay: str) -> Callable[[], PreTrainedModel]:
-            return lambda: shape.transnormer(decay)
-
-        seed = self.seed
-        first = [
-            Contestant("Llama", "baseline", "softmax attention with rotary positions (sdpa)", llama, seed),
-            Contestant("TransNormer", "method", "the released code's decay", transnormer("code"), seed),
-        ]
-        others = [
-            Contestant("TransNormer, Eq. 2", "sibling", "the decay the paper prints", transnormer("paper"), seed),
-            Contestant("TransNormer, no decay", "sibling", "λ = 1", transnormer("none"), seed),
-            Contestant("Llama, another seed", "sibling", "the baseline with other first weights", llama, seed + 1),
-        ]
-        return first if self.quick else first + others
-
-    def _arm(self, contestant: Contestant, texts: ByteTexts) -> Arm:
-        """Training happens once, before the arm first reads; a model that an interrupted run had finished is kept."""
-        place = self.folder_ / fingerprint(contestant.name)
-
-        def prepare() -> None:
-            with locked(place):
-                if not place.exists():
-                    with atomic_folder(place) as folder:
-                        self._train(contestant, texts, folder)
-            self.histories_[contestant.name] = json.loads((place / "history.json").read_text(encoding="utf-8"))
-            model = contestant.make()
-            model.load_state_dict(load_file(place / "model.safetensors"))
-            self.trained_[contestant.name] = model.to(self.device).eval()
+    def _arm(self, arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
+        """Training happens once, before the arm first reads."""
 
         def run(block: Sequence[Tensor]) -> dict[str, Any]:
-            parts = read(self.trained_[contestant.name], torch.stack(list(block)), STRETCH)
+            parts = read(lazy(), torch.stack(list(block)), STRETCH)
             return {"loss": parts[:, 0], "furthest": parts[:, -1], "parts": parts}
 
-        return Arm(contestant.name, run, contestant.role, contestant.description, prepare)
+        return Arm(arm.name, run, description=arm.description, prepare=lazy.prepare)
 
-    def _train(self, contestant: Contestant, texts: ByteTexts, folder: Path) -> None:
-        """Train one model, and save it with the loss it had on held-out texts along the way.
+    def _train(self, name: str, make: Callable[[], PreTrainedModel], seed: int, out: Path) -> TrainOutput:
+        """Train one model into the folder `out`, with the loss it had on held-out texts along the way.
 
         Raises:
-            ValueError: the loss is not a number any more.
+            InputError: the loss is not finite.
         """
         with torch.random.fork_rng():
-            torch.manual_seed(contestant.seed)
-            model = contestant.make().to(self.device).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, betas=(0.9, 0.95), weight_decay=0.1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        held_out = texts.held_out[:16, : self.length + 1].to(self.device)
-        history: dict[int, float] = {}
-        with progress(f"training {contestant.name}", total=self.steps) as bar:
-            for step in range(self.steps):
-                ids = self._batch(texts.stream, step).to(self.device)
-                logits = model(ids[:, :-1], use_cache=False).logits
-                loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-                if not loss.isfinite():
-                    raise ValueError(f"the loss is {loss.item()} after {step} steps; try a smaller --lr")
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-                if (step + 1) % max(1, self.steps // 10) == 0:
-                    history[step + 1] = float(read(model.eval(), held_out, 1).mean())
-                    model.train()
-                bar.advance(bar.task_ids[0])
-        save_file(model.state_dict(), folder / "model.safetensors")
-        (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
+            torch.manual_seed(seed)
+            model = make().to(self._device)
+        return fit(
+            model,
+            range(self.steps),
+            NextByte(self),
+            out,
+            save=lambda folder: save_file(model.state_dict(), folder / "model.safetensors"),
+            steps=self.steps,
+            batch_size=1,  # a row is the number of a step; `NextByte` draws its texts
+            learning_rate=self.lr,
+            schedule="cosine to a tenth",
+            warmup=0.1,
+            weight_decay=0.1,
+            autocast="none",
+            optim="adamw_torch",
+            adam_beta2=0.95,
+            seed=seed,
+        )
 
-    def _rate(self, step: int) -> float:
-        """Rises over a tenth of the steps, then falls as a cosine to a tenth."""
-        rise = max(1, self.steps // 10)
-        if step < rise:
-            return (step + 1) / rise
-        return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
-
-    def _batch(self, stream: Tensor, step: int) -> Tensor:
+    def _batch(self, step: int) -> Tensor:
         """The texts of a step, (batch, length + 1): the same for every arm, whatever ran before."""
+        stream = self._texts.stream
         generator = torch.Generator().manual_seed(int(fingerprint([self.seed, step])[:15], 16))
         starts = torch.randint(len(stream) - self.length, (self.batch,), generator=generator)
         return stream[starts[:, None] + torch.arange(self.length + 1)]
 
 
-def _ablations(contestants: Sequence[Contestant]) -> list[str]:
-    """The ablations: what is compared with TransNormer as well as with the baseline."""
-    return [contestant.name for contestant in contestants if contestant.name.startswith("TransNormer,")]
+class NextByte(Objective):
+    """Next-byte prediction on texts drawn by the number of the step; held-out loss ten times along the way."""
+
+    def __init__(self, trial: TransNormerTrial) -> None:
+        self.trial = trial
+        self.held_out = trial._texts.held_out[:16, : trial.length + 1]
+
+    def collate(self, items: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        ids = self.trial._batch(items[0][0])
+        return {"input_ids": ids, "tokens": torch.tensor(ids[:, 1:].numel())}
+
+    def loss(self, model: Any, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        ids = batch["input_ids"]
+        logits = model(ids[:, :-1], use_cache=False).logits
+        return cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+    def parameter_groups(self, model: Any, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        return [{"params": list(model.parameters()), "weight_decay": weight_decay}]  # vectors decay too
+
+    def after_step(self, model: Any, step: int) -> dict[str, float]:
+        if step % max(1, self.trial.steps // 10):
+            return {}
+        found = float(read(model.eval(), self.held_out, 1).mean())
+        model.train()
+        return {"held_out": found}
+
+
+def _cosine_to_a_tenth(progress: Progress, warmup: float) -> float:
+    """Rises over the steps of the warm-up, then falls as a cosine to a tenth."""
+    step, rise = progress.step, max(1, int(warmup * progress.steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(1, progress.steps - rise)))
+
+
+SCHEDULES["cosine to a tenth"] = _cosine_to_a_tenth
 
 
 @torch.no_grad()
@@ -418,49 +454,7 @@ def _bytes(text: str) -> Tensor:
     return torch.tensor([BEGIN, *text.encode("utf-8")])
 
 
-def _figures(
-    arms: Sequence[Any],
-    histories: dict[str, dict[str, float]],
-    length: int,
-    milliseconds: dict[str, list[float]],
-    held: dict[str, list[float]],
-) -> list[Any]:
-    done = [arm for arm in arms if arm.status == "ok"]
-    lines = {arm.name: np.asarray(arm.samples["parts"]).mean(0).tolist() for arm in done}
-    ends = [float(length * (i + 1)) for i in range(STRETCH)]
-    contexts = [float(context) for context in DECODE_CONTEXTS]
-    steps = [float(step) for step in next(iter(histories.values()), {})]
-    learned: Lines = {name: [*history.values()] for name, history in histories.items()}
-    waited: Lines = {name: [*values] for name, values in milliseconds.items()}
-    kept: Lines = {name: [*values] for name, values in held.items()}
-    return [
-        Curve("Held-out loss while training", "step", "nats/byte", steps, learned),
-        Curve(f"Loss along the text (trained on {length} bytes)", "up to byte", "nats/byte", ends, lines),
-        Curve("Decoding", "context, tokens", "ms a token", contexts, waited, log_x=True),
-        Curve("What is kept of a text", "context, tokens", "bytes", contexts, kept, log_x=True),
-    ]
-
-
-def _notes(arms: Sequence[Any], milliseconds: dict[str, list[float]], held: dict[str, list[float]]) -> list[str]:
-    """What a reader should know before trusting the numbers; each note is made from this run."""
-    notes = []
-    by_name = {arm.name: arm for arm in arms if arm.status == "ok"}
-    if "Llama" in by_name and "Llama, another seed" in by_name:
-        first, again = (by_name[name].values["loss"].estimate for name in ("Llama", "Llama, another seed"))
-        notes.append(
-            f"The Llama begun from another seed has a loss of {again:.3f}, the first one {first:.3f}. The intervals "
-            "are over texts, not over training runs: a difference between models near "
-            f"{abs(again - first):.3f} may be chance of training."
-        )
-    for name in milliseconds:
-        spent = ", ".join(
-            f"{time:.2f} ms and {size / 1e6:.2f} MB at {context:,}"
-            for context, time, size in zip(DECODE_CONTEXTS, milliseconds[name], held[name], strict=True)
-        )
-        notes.append(f"Decoding with {name}: {spent} tokens of context.")
-    notes.append(
-        "Loss says nothing of finding a fact in a long text: a state of fixed size keeps no token apart, and such "
-        "models are known to retrieve poorly. One learning rate serves all arms, and small models say little of large "
-        "ones."
-    )
-    return notes
+def _curve(
+    title: str, x_label: str, y_label: str, x: list[float], lines: Mapping[str, Any], log_x: bool = False
+) -> Curve:
+    return Curve(title, x_label, y_label, x, {name: [*values] for name, values in lines.items()}, log_x=log_x)

@@ -1,19 +1,20 @@
 """Try ADED: greedy decoding, prompt lookup, and drafts from several tables, on the same prompts.
 
-Knows: the stage's method, prompts, the A/B engine.
+Knows: the stage's method, prompts. Does not know: how drafts are made and verified.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from broadsheet import models
-from broadsheet.cache import fingerprint, home
-from broadsheet.console import InputError, say, track
+from broadsheet.cache import fingerprint
+from broadsheet.console import track
 from broadsheet.data import corpora
 from broadsheet.data.corpora import Corpus
 from broadsheet.decode.aded import ADED
@@ -21,9 +22,10 @@ from broadsheet.decode.base import DecodeStats
 from broadsheet.decode.table import TrigramTable
 from broadsheet.decode.trials import prompts as tasks
 from broadsheet.decode.trials.prompts import KINDS, DecodePrompt
-from broadsheet.page.evidence import provenance, versions
-from broadsheet.trial.engine import Arm, Measured, Metric, run_arms
-from broadsheet.trial.results import ArmResult, Distribution, Role, TrialResult
+from broadsheet.options import option
+from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
+from broadsheet.trial.engine import Arm, Measured, Metric
+from broadsheet.trial.results import ArmResult, Distribution
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -116,112 +118,130 @@ class Reference:
         return written
 
 
+Write = Callable[[DecodePrompt], Written]
+
+
 @dataclass
-class DecodeTrial:
+class AdedTrial(Trial):
     """The same greedy text from plain decoding, prompt lookup and ADED: is it identical, and how much faster?
 
     Prompts are made from documents: a passage given twice and begun again (copying), the beginning of a document
     (documentation), and a question about one (free text). ADED starts anew for each prompt, with an empty table, with a
     table built from other documents of the data, and with that table after it wrote other answers.
-
-    Options:
-        --prompts N: prompts, a third of each kind (51; with --quick 6).
-        --tokens N: written for each (64; with --quick 32); an end of text does not end them.
-        --megabytes N: of other documents that the table is built from (8; with --quick 2).
-        --warm N: other prompts that are answered before, for the arm after adaptation (12; with --quick 3).
-        --published: also the method as the authors' code has it: their search, 64 draft tokens in every step.
-        --text-field NAME: the field of the data that holds the text (text).
-        --device NAME, --dtype NAME: as in models.load; float32 by default, where identical output is claimed.
     """
 
-    model: str = "default"
-    data: str = "pydocs"
-    quick: bool = False
-    seed: int = 0
-    prompts: int = 0
-    tokens: int = 0
-    megabytes: float = 0.0
-    warm: int = 0
-    published: bool = False
-    text_field: str = "text"
-    device: str = ""
-    dtype: str = "float32"
+    paper: ClassVar[str] = "aded"
+    title: ClassVar[str] = "Decode: the same output, generated faster"
 
-    def run(self) -> TrialResult:
-        """Build the table, run the arms, explain.
+    prompts: int = option(51, "Prompts, a third of each kind.", quick=6, least=len(KINDS))
+    tokens: int = option(64, "Written for each; an end of text does not end them.", quick=32, least=2)
+    megabytes: float = option(8.0, "Of other documents that the table is built from.", quick=2.0, least=0)
+    warm: int = option(
+        12, "Other prompts that are answered before, for the arm after adaptation.", quick=3, least=len(KINDS)
+    )
+    published: bool = option(
+        False, "Also the method as the authors' code has it: their search, 64 draft tokens in every step."
+    )
+    text_field: str = option("text", "The field of the data that holds the text.")
+    dtype: str = option("float32", "Of the model; identical output is claimed for float32.", metavar="NAME")
 
-        Raises:
-            InputError: an option, the model or the data cannot be used.
-        """
-        self._complete()
-        model, tokenizer = models.load(self.model, device=self.device or None, dtype=self.dtype)
-        corpus = corpora.load(self.data, text_field=self.text_field)
-        documents = tasks.choose(corpus, self.prompts + self.warm, self.seed)
-        items = tasks.make(documents[: self.prompts], tokenizer)
-        warm = tasks.make(documents[self.prompts :], tokenizer)
-        table = self._table(corpus, {tasks.beginning(document) for document in documents}, tokenizer)
-        writer = TimedWriter(model, self.tokens)
-        seconds = step_seconds(writer, items[0])
-        facts = {
-            "seed": self.seed,
-            "model": {"name": self.model, "fingerprint": models.fingerprint(model)},
-            "data": {"name": self.data, "fingerprint": corpus.fingerprint()},
-            "prompts": fingerprint([asdict(prompt) for prompt in items]),
-        }
-        self.journal_ = home() / "trials" / f"decode-{fingerprint([versions(), facts, asdict(self)])}.jsonl"
-        self.journal_.parent.mkdir(exist_ok=True)
-        say(f"writing {self.tokens} tokens after each of {len(items)} prompts")
-        arms, comparisons = run_arms(
-            self._arms(writer, table, warm, seconds),
-            items,
-            [Metric("identical output", binary=True, bounds=(0, 1)), Metric("tokens per forward")],
-            block_size=len(KINDS),
-            pairs=[(LOOKUP, name) for name in self._drafters(table, seconds)],
-            item="token",
-            per_item=self.tokens,
-            seed=self.seed,
-            journal=self.journal_,
-        )
-        name = "the default model (SmolLM2-135M-Instruct)" if self.model == "default" else self.model
-        return TrialResult(
-            paper="decode",
-            title="Decode: the same output, generated faster",
-            question=f"How much faster does {name} write the same text with drafts from tri-grams?",
-            setting={
-                "model": name,
-                "data": corpus.describe(),
-                "prompts": f"{len(items)}: {', '.join(KINDS)} in turn, {self.tokens} tokens written after each",
-                "table": f"{len(table):,} tri-grams from {self.megabytes:g} MB of other documents, "
-                f"{table.nbytes / 1e6:,.1f} MB",
-                "dtype": self.dtype,
-                "device": str(model.device),
-            },
-            arms=arms,
-            comparisons=comparisons,
-            item="token",
-            claims=[("tokens/s", GREEDY, MAIN), ("tokens per forward", GREEDY, MAIN)],
-            figures=_figures(arms, items),
-            notes=_notes(arms, items, seconds, self.dtype),
-            provenance=provenance(**facts),
-        )
+    def question(self) -> str:
+        return f"How much faster does {self.model_name} write the same text with drafts from tri-grams?"
 
-    def finish(self) -> None:
-        """Forget what `run` kept to go on from; called when its result is written."""
-        self.journal_.unlink(missing_ok=True)
-
-    def _complete(self) -> None:
-        """Fill in what was not given."""
-        self.prompts = self.prompts or (6 if self.quick else 51)
-        self.tokens = self.tokens or (32 if self.quick else 64)
-        self.megabytes = self.megabytes or (2 if self.quick else 8)
-        self.warm = self.warm or (3 if self.quick else 12)
-        if min(self.prompts, self.warm) < len(KINDS) or self.tokens < 2 or self.megabytes < 0:
-            raise InputError(
-                f"got --prompts {self.prompts} --warm {self.warm} --tokens {self.tokens} --megabytes "
-                f"{self.megabytes:g}; expected from {len(KINDS)}, {len(KINDS)}, 2 and 0"
+    def tasks(self) -> list[EvalTask]:
+        self.configured(ADED)  # a field that it does not have is refused before anything is loaded
+        self.check_calls()
+        model, tokenizer = self.loaded
+        self._corpus = corpora.load(self.data, text_field=self.text_field)
+        documents = tasks.choose(self._corpus, self.prompts + self.warm, self.seed)
+        self._items = tasks.make(documents[: self.prompts], tokenizer)
+        self._warm = tasks.make(documents[self.prompts :], tokenizer)
+        self._table = self._built(self._corpus, {tasks.beginning(document) for document in documents}, tokenizer)
+        self._writer = TimedWriter(model, self.tokens)
+        self._reference = Reference(self._writer)
+        self._seconds = step_seconds(self._writer, self._items[0])
+        return [
+            EvalTask(
+                "prompts",
+                self._items,
+                [Metric("identical output", binary=True, bounds=(0, 1)), Metric("tokens per forward")],
+                self._arm,
+                item="token",
+                per_item=self.tokens,
+                about=f"{len(self._items)}: {', '.join(KINDS)} in turn, {self.tokens} tokens written after each",
+                fingerprint=fingerprint([asdict(prompt) for prompt in self._items]),
+                block_size=len(KINDS),
             )
+        ]
 
-    def _table(self, corpus: Corpus, excluded: set[str], tokenizer: Any) -> TrigramTable:
+    def setting(self) -> Mapping[str, Any]:
+        return {
+            "data": self._corpus.describe(),
+            "table": f"{len(self._table):,} tri-grams from {self.megabytes:g} MB of other documents, "
+            f"{self._table.nbytes / 1e6:,.1f} MB",
+            "dtype": self.dtype,
+            "device": str(self._writer.model.device),
+        }
+
+    def arms(self) -> list[ModelArm]:
+        writer, table = self._writer, self._table
+        aded = partial(self.configured, ADED, step_seconds=self._seconds, seed=self.seed)
+
+        def drafting(drafter: ADED) -> Write:
+            return lambda prompt: writer(prompt, custom_generate=drafter.fork())
+
+        def adapted() -> Write:
+            drafter = aded(table=table.fork())
+            for prompt in track(self._warm, "answering other prompts"):
+                writer(prompt, custom_generate=drafter)
+            return drafting(drafter)
+
+        drafters: dict[str, tuple[Callable[[], Write], str]] = {
+            MAIN: (lambda: drafting(aded(table=table)), "table from other documents of the data"),
+            "ADED, empty table": (lambda: drafting(aded()), "drafts from the prompt and its own output alone"),
+            "ADED, chain": (lambda: drafting(aded(table=table, chain=True)), "the best path alone: no tree mask"),
+            "ADED, adapted": (adapted, "the same table after it wrote other answers"),
+        }
+        if self.published:
+            drafters["ADED, as published"] = (
+                lambda: drafting(ADED.as_published(table, seed=self.seed)),
+                "Monte-Carlo tree search, up to 64 draft tokens in every step",
+            )
+        copying = "transformers: copies what followed the last two tokens before"
+        return [
+            ModelArm(GREEDY, lambda: self._reference.write, "baseline", "model.generate, one token a step"),
+            ModelArm(LOOKUP, lambda: partial(writer, prompt_lookup_num_tokens=10), None, copying),
+            *(
+                ModelArm(name, make, None if name == MAIN else "sibling", description, ADED.paper)
+                for name, (make, description) in drafters.items()
+            ),
+        ]
+
+    def claims(self) -> list[Claim]:
+        return [
+            Claim("tokens/s", GREEDY, MAIN, "the same text in less time (abstract)"),
+            Claim("tokens per forward", GREEDY, MAIN, "drafts are accepted, so that a pass writes several tokens"),
+        ]
+
+    def also_compare(self) -> list[tuple[str, str]]:
+        return [(LOOKUP, arm.name) for arm in self.arms() if arm.paper]
+
+    def figures(self, outcome: Outcome) -> list[Distribution]:
+        usable = outcome.usable
+        return [
+            Distribution(
+                f"{name}: speed at each prompt",
+                "times greedy decoding",
+                speedups(usable[name], usable[GREEDY], self._items),
+            )
+            for name in (MAIN, LOOKUP)
+            if {name, GREEDY} <= usable.keys()
+        ]
+
+    def notes(self, outcome: Outcome) -> list[str]:
+        return _notes(outcome.usable, self._items, self._seconds, self.dtype)
+
+    def _built(self, corpus: Corpus, excluded: set[str], tokenizer: Any) -> TrigramTable:
         """A table of documents that no prompt is made from, nor begins like."""
 
         def texts() -> Iterator[str]:
@@ -235,61 +255,20 @@ class DecodeTrial:
 
         return TrigramTable.from_texts(texts(), tokenizer)
 
-    def _drafters(self, table: TrigramTable, seconds: dict[int, float]) -> dict[str, tuple[ADED, str]]:
-        """ADED's arms by name, each with what it is."""
-        given: dict[str, Any] = {"step_seconds": seconds, "seed": self.seed}
-        drafters = {
-            MAIN: (ADED(table, **given), "table from other documents of the data"),
-            "ADED, empty table": (ADED(**given), "drafts from the prompt and its own output alone"),
-            "ADED, chain": (ADED(table, chain=True, **given), "the best path alone: no tree mask"),
-            "ADED, adapted": (ADED(table, **given), "the same table after it wrote other answers"),
-        }
-        if self.published:
-            published = ADED.as_published(table, seed=self.seed)
-            drafters["ADED, as published"] = (published, "Monte-Carlo tree search, up to 64 draft tokens in every step")
-        return drafters
+    def _arm(self, arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
+        def run(block: Sequence[DecodePrompt]) -> Measured:
+            write: Write = lazy()
+            return measured([(write(prompt), self._reference.tokens(prompt)) for prompt in block])
 
-    def _arms(
-        self, writer: TimedWriter, table: TrigramTable, warm: Sequence[DecodePrompt], seconds: dict[int, float]
-    ) -> list[Arm]:
-        reference = Reference(writer)
-
-        def arm(
-            name: str, write: Callable[[DecodePrompt], Written], role: Role, description: str, **options: Any
-        ) -> Arm:
-            def run(block: Sequence[DecodePrompt]) -> Measured:
-                return measured([(write(prompt), reference.tokens(prompt)) for prompt in block])
-
-            return Arm(name, run, role, description, **options)
-
-        def lookup(prompt: DecodePrompt) -> Written:
-            return writer(prompt, prompt_lookup_num_tokens=10)
-
-        arms = [
-            arm(GREEDY, reference.write, "baseline", "model.generate, one token a step"),
-            arm(LOOKUP, lookup, "sibling", "transformers: copies what followed the last two tokens before"),
-        ]
-        for name, (aded, description) in self._drafters(table, seconds).items():
-
-            def write(prompt: DecodePrompt, aded: ADED = aded) -> Written:
-                return writer(prompt, custom_generate=aded.fork())
-
-            def prepare(aded: ADED = aded) -> None:
-                aded.table = aded.table.fork()
-                for prompt in track(warm, "answering other prompts"):
-                    writer(prompt, custom_generate=aded)
-
-            options = {"prepare": prepare} if name == "ADED, adapted" else {}
-            arms.append(arm(name, write, "method" if name == MAIN else "sibling", description, **options))
-        return arms
+        return Arm(arm.name, run, description=arm.description, prepare=lazy.prepare)
 
 
 def step_seconds(writer: TimedWriter, prompt: DecodePrompt) -> dict[int, float]:
     """Seconds of a step by its size, measured by ADED itself on this model: one measurement that all arms share."""
     aded = ADED()
     TimedWriter(writer.model, 4)(prompt, custom_generate=aded)
-    [pace] = aded.paces_[writer.model].values()
-    return pace.seconds
+    [step_cost] = aded.step_costs_[writer.model].values()
+    return step_cost.seconds
 
 
 def measured(runs: Sequence[tuple[Written, list[int]]]) -> Measured:
@@ -318,24 +297,15 @@ def speedups(arm: ArmResult, baseline: ArmResult, items: Sequence[DecodePrompt])
     return found
 
 
-def _figures(arms: Sequence[ArmResult], items: Sequence[DecodePrompt]) -> list[Any]:
-    usable = {arm.name: arm for arm in arms if arm.status == "ok"}
-    return [
-        Distribution(
-            f"{name}: speed at each prompt", "times greedy decoding", speedups(usable[name], usable[GREEDY], items)
-        )
-        for name in (MAIN, LOOKUP)
-        if {name, GREEDY} <= usable.keys()
-    ]
-
-
 def _notes(
-    arms: Sequence[ArmResult], items: Sequence[DecodePrompt], seconds: dict[int, float], dtype: str
+    usable: Mapping[str, ArmResult], items: Sequence[DecodePrompt], seconds: dict[int, float], dtype: str
 ) -> list[str]:
     """What explains the numbers; each note is made from this run."""
-    usable = {arm.name: arm for arm in arms if arm.status == "ok"}
     costs = ", ".join(f"{size}: {value / seconds[1]:.2f}" for size, value in seconds.items())
-    notes = [f"A step over so many tokens takes so many single steps here: {costs}. ADED drafts as many as pay."]
+    notes = [
+        f"A step over several tokens takes as long as this number of single steps here: {costs}. ADED drafts as many "
+        "tokens as pay."
+    ]
     for name, arm in usable.items():
         if name == GREEDY or GREEDY not in usable:
             continue

@@ -25,7 +25,7 @@ from broadsheet.detect.baselines import ONE_PASS, RESAMPLING
 from broadsheet.detect.reading import ForwardPass, Reader
 from broadsheet.detect.trials.pairs import ContinuationWriter, PairConfig, TextPair, match, passages, write_pairs
 from broadsheet.options import option
-from broadsheet.page import discovery
+from broadsheet.page import papers
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Metric
 from broadsheet.trial.external import ExternalProcess
@@ -178,7 +178,7 @@ class DetectTrial(Trial):
 
     def _detectors(self) -> list[type[Detector]]:
         """The detectors of the paper that is tried; of all papers of the stage for the stage."""
-        return [kind for kind in discovery.stage_methods(self.stage).values() if self.of_tried_paper(kind)]
+        return [kind for kind in papers.stage_methods(self.stage).values() if self.of_tried_paper(kind)]
 
     def _arm(self, arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
         """A detector as an arm; all read the same forward pass over a block's texts."""

@@ -40,7 +40,7 @@ __all__ = [
     "DUPLICATES",
     "RETRIEVAL",
     "SPEARMAN",
-    "Labelled",
+    "LabelledText",
     "Query",
     "RetrievalTask",
     "SentencePair",
@@ -281,14 +281,14 @@ def _near_pairs(
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledText:
     """A text and its label."""
 
     text: str
     label: str
 
 
-def clustering(packages: int = 10, per_package: int = 25, *, words: int = 40, seed: int = 0) -> list[Labelled]:
+def clustering(packages: int = 10, per_package: int = 25, *, words: int = 40, seed: int = 0) -> list[LabelledText]:
     """Passages of `pydocs` whose label is their top-level package; near-duplicates removed, equally many a package.
 
     Raises:
@@ -309,7 +309,7 @@ def clustering(packages: int = 10, per_package: int = 25, *, words: int = 40, se
         raise InputError(
             f"{len(able)} held-out packages have {per_package} passages; expected {packages}: ask for fewer"
         )
-    return [Labelled(text, name) for name in able[:packages] for _, text in sorted(by_package[name])[:per_package]]
+    return [LabelledText(text, name) for name in able[:packages] for _, text in sorted(by_package[name])[:per_package]]
 
 
 def v_measure(values: Floats, weights: Floats) -> Floats:

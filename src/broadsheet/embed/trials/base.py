@@ -20,7 +20,7 @@ from broadsheet.embed.data.tasks import (
     DUPLICATES,
     RETRIEVAL,
     SPEARMAN,
-    Labelled,
+    LabelledText,
     Query,
     RetrievalTask,
     SentencePair,
@@ -161,7 +161,9 @@ def retrieval_task(task: RetrievalTask) -> EvalTask:
     )
 
 
-def clustering_task(documents: Sequence[Labelled], *, runs: int = 5, neighbours: int = 5, seed: int = 0) -> EvalTask:
+def clustering_task(
+    documents: Sequence[LabelledText], *, runs: int = 5, neighbours: int = 5, seed: int = 0
+) -> EvalTask:
     """Places in `documents` to whether the nearest others name the label, and to clusters.
 
     All documents are encoded while the arm is prepared, and clustered by k-means with as many clusters as labels.

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from broadsheet.console import InputError, say
-from broadsheet.embed.dense_retrieval_study import CellRecord, Recipe, Study, StudyCell, StudyQuestion
+from broadsheet.embed.dense_retrieval_study import CellRecord, Study, StudyCell, StudyQuestion, StudyRecipe
 from broadsheet.embed.trials.base import Count, number
 from broadsheet.embed.trials.study_presets import PRESETS, Axes, PresetRow, Table, table
 from broadsheet.options import option
@@ -124,14 +124,14 @@ class DenseRetrievalStudyTrial(Trial):
     def finish(self) -> None:
         """Nothing is removed: cells are kept for the other tables, and for the next run."""
 
-    def _recipe(self) -> Recipe:
+    def _recipe(self) -> StudyRecipe:
         first: dict[str, Any] = {
             "pooling": self.poolings[0],
             "attention": self.attentions[0],
             "loss": self.losses[0],
             "method": self.tunings[0],
         }
-        return Recipe(
+        return StudyRecipe(
             backbone=self.model,
             temperature=self.temperature,
             learning_rate=self.learning_rate,

@@ -103,10 +103,11 @@ class EmbedTrial(EmbedderTrial):
         )
         for folder in self.also:
             taken = [arm.name for arm in made]
+            given = load(folder, device=self.device, dtype=self.dtype)  # now: a wrong folder is refused before the work
             made.append(
-                ModelArm(
+                ModelArm.of(
                     folder if Path(folder).name in taken else Path(folder).name,
-                    partial(load, folder, device=self.device, dtype=self.dtype),
+                    given,
                     description=f"trained: {folder}",
                 )
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from broadsheet.console import InputError
-from broadsheet.embed.dense_retrieval_study import UNSEEN, Recipe, StudyQuestion
+from broadsheet.embed.dense_retrieval_study import UNSEEN, StudyQuestion, StudyRecipe
 from broadsheet.trial.results import Role
 
 INSTRUCTION = "Find the passage of the documentation that answers the query. Query: "
@@ -28,7 +28,7 @@ class PresetRow:
     """
 
     name: str
-    recipe: Recipe
+    recipe: StudyRecipe
     step: int
     questions: dict[str, StudyQuestion]
     role: Role = "sibling"
@@ -62,7 +62,7 @@ class Axes:
     """What may vary: the first of each is the standard.
 
     Args:
-        backbones, layers, poolings, attentions, losses, methods: of `Recipe`; `layers` by backbone, ascending.
+        backbones, layers, poolings, attentions, losses, methods: of `StudyRecipe`; `layers` by backbone, ascending.
         tasks: to train on. sets: to be asked beside them, tasks or BEIR folders. cutoffs: tokens that are read.
         instructed: whether queries have an instruction.
     """
@@ -78,7 +78,7 @@ class Axes:
     cutoffs: tuple[int, ...] = (64, 128, 256, 512)
     instructed: tuple[bool, ...] = (False,)
 
-    def sizes(self, recipe: Recipe) -> list[tuple[str, Recipe]]:
+    def sizes(self, recipe: StudyRecipe) -> list[tuple[str, StudyRecipe]]:
         """A name and a recipe for each backbone and depth, smallest first within a backbone."""
         several = len(self.backbones) > 1
         return [
@@ -91,7 +91,7 @@ class Axes:
         ]
 
 
-def in_domain(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
+def in_domain(axes: Axes, recipe: StudyRecipe, question: StudyQuestion) -> Table:
     """A: the same recipe for every backbone and size, each beside the raw model."""
     sizes = axes.sizes(recipe)
     rows = [
@@ -108,7 +108,7 @@ def in_domain(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
     )
 
 
-def efficiency(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
+def efficiency(axes: Axes, recipe: StudyRecipe, question: StudyQuestion) -> Table:
     """B: the smallest and the largest size of each backbone after a fifth, two fifths and all of the steps."""
     ends = [sizes for b in axes.backbones for sizes in _ends(axes, recipe, b)]
     rows, points = [], []
@@ -130,7 +130,7 @@ def efficiency(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
     )
 
 
-def zero_shot(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
+def zero_shot(axes: Axes, recipe: StudyRecipe, question: StudyQuestion) -> Table:
     """C: the sizes of A, asked what they were not trained for."""
     sizes = axes.sizes(recipe)
     questions = {_label(name): replace(question, task=name) for name in axes.sets}
@@ -146,7 +146,7 @@ def zero_shot(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
     )
 
 
-def length(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
+def length(axes: Axes, recipe: StudyRecipe, question: StudyQuestion) -> Table:
     """D: texts that are long, read further than in training."""
     name, largest = axes.sizes(recipe)[-1]
     asked = replace(question, task="long")
@@ -170,7 +170,7 @@ def length(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
     )
 
 
-def instruction(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
+def instruction(axes: Axes, recipe: StudyRecipe, question: StudyQuestion) -> Table:
     """E: the same data in the same order, with and without an instruction before the queries."""
     _, largest = axes.sizes(recipe)[-1]
     with_it = replace(largest, instructed=True)
@@ -196,7 +196,7 @@ def instruction(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
     )
 
 
-def multi_task(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
+def multi_task(axes: Axes, recipe: StudyRecipe, question: StudyQuestion) -> Table:
     """F: one run for all tasks against one run for each."""
     _, largest = axes.sizes(recipe)[-1]
     questions = {_label(name): replace(question, task=name) for name in axes.tasks}
@@ -222,7 +222,7 @@ def multi_task(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
     )
 
 
-def grid(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
+def grid(axes: Axes, recipe: StudyRecipe, question: StudyQuestion) -> Table:
     """Every combination of the axes; the first one is the baseline."""
     names = ("pooling", "attention", "loss", "method", "instructed")
     values = (axes.poolings, axes.attentions, axes.losses, axes.methods, axes.instructed)
@@ -237,7 +237,7 @@ def grid(axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
     return Table("A grid of one's own", "Which of these settings retrieves best?", rows, notes=[_CONFOUNDED])
 
 
-PRESETS: dict[str, Callable[[Axes, Recipe, StudyQuestion], Table]] = {
+PRESETS: dict[str, Callable[[Axes, StudyRecipe, StudyQuestion], Table]] = {
     "A": in_domain,
     "B": efficiency,
     "C": zero_shot,
@@ -253,7 +253,7 @@ _CONFOUNDED = (
 )
 
 
-def table(preset: str, axes: Axes, recipe: Recipe, question: StudyQuestion) -> Table:
+def table(preset: str, axes: Axes, recipe: StudyRecipe, question: StudyQuestion) -> Table:
     """The preset's table.
 
     Raises:
@@ -264,7 +264,7 @@ def table(preset: str, axes: Axes, recipe: Recipe, question: StudyQuestion) -> T
     return PRESETS[preset](axes, recipe, question)
 
 
-def _ends(axes: Axes, recipe: Recipe, backbone: str) -> list[tuple[str, Recipe]]:
+def _ends(axes: Axes, recipe: StudyRecipe, backbone: str) -> list[tuple[str, StudyRecipe]]:
     """The smallest and the largest size of a backbone."""
     sizes = [(name, r) for name, r in axes.sizes(recipe) if r.backbone == backbone]
     return sizes if len(sizes) < 2 else [sizes[0], sizes[-1]]

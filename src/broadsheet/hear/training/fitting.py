@@ -27,8 +27,8 @@ from broadsheet.training.trainer import TrainOutput
 if TYPE_CHECKING:
     from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 
-_DEFAULTS = {"learning_rate": 3e-4, "weight_decay": 0.05, "warmup": 0.05, "schedule": "cosine"}
-_FIXED = {"method": "given", "optim": "adamw_torch", "dataloader_pin_memory": False}
+_DEFAULTS: dict[str, Any] = {"learning_rate": 3e-4, "weight_decay": 0.05, "warmup": 0.05, "schedule": "cosine"}
+_FIXED: dict[str, Any] = {"method": "given", "optim": "adamw_torch", "dataloader_pin_memory": False}
 
 
 def fit(
@@ -46,8 +46,8 @@ def fit(
 
     The three stages of the paper are three calls: on speech and captions; on all tasks; and few steps on stories
     (`activating.activate` makes those). Only the rows differ. The authors train with 3e-5, 3,000 warm-up steps
-    (`schedule="salmonn", warmup=1 / 30`), no clipping, for 80,000 steps of 256 clips; the defaults here are for hundreds
-    of steps: 3e-4, a twentieth of warm-up, then a cosine; weight decay of 0.05.
+    (`schedule="salmonn", warmup=1 / 30`), no clipping, for 80,000 steps of 256 clips; the defaults here are for
+    hundreds of steps: 3e-4, a twentieth of warm-up, then a cosine; weight decay of 0.05.
 
     Args:
         rows: with answers; an instruction that a row lacks is drawn from its task's pool, anew each time.
@@ -65,7 +65,7 @@ def fit(
     """
     seed = settings.get("seed", 0)
     objective = AudioObjective(rows, seed, pools, rehearse, rehearsed, lora_learning_rate=lora_learning_rate)
-    own = {"save": model.save_pretrained, "finished": "config.json"}
+    own: dict[str, Any] = {"save": model.save_pretrained, "finished": "config.json"}
     identified = None if out is None else identity(model)
     return training.fit(model, rows, objective, out, identity=identified, **own, **{**_DEFAULTS, **_FIXED, **settings})
 
@@ -120,12 +120,10 @@ class AudioObjective(Objective):
 
     def collate(self, items: Sequence[tuple[int, AudioRow]]) -> dict[str, Any]:
         """Rows with their places to a batch for `forward`."""
+        draws = [random.Random(f"{self.seed} {place}") for place, _ in items]
         requests = [
-            (
-                list(row.audio),
-                row.instruction or instruction(row.task, random.Random(f"{self.seed} {place}"), self.pools),
-            )
-            for place, row in items
+            (list(row.audio), row.instruction or instruction(row.task, draw, self.pools))
+            for draw, (_, row) in zip(draws, items, strict=True)
         ]
         batch: dict[str, Any] = self.model.prepared(requests, [row.answer for _, row in items])
         return batch

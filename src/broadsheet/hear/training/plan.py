@@ -130,7 +130,7 @@ def planned(
 
 
 def context_for(plan: Sequence[TrainingStage]) -> float:
-    """How many seconds Whisper has to look at for these clips; a shorter context is said."""
+    """How many seconds Whisper has to look at for these clips; a shorter context is reported."""
     clips = dict.fromkeys(clip for stage in plan for row in stage.rows for clip in row.audio)
     if any(len(audio.read(clip, max_seconds=SHORT + 0.1)) > SHORT * SAMPLE_RATE for clip in clips):
         return FULL
@@ -187,7 +187,7 @@ def _before(data: Data, plan: Sequence[TrainingStage]) -> tuple[AudioRow, ...]:
 
 
 def _clips(rows: Sequence[AudioRow], most: int, seed: int) -> tuple[AudioRow, ...]:
-    """So many rows at random, each asked for a story in its own words where it is a row about one."""
+    """`most` rows at random, each asked for a story in its own words where it is a row about one."""
     chosen = random.Random(seed).sample(list(rows), min(most, len(rows)))
     return tuple(
         replace(row, task=STORY, answer="", instruction=row.instruction if row.task in ("", STORY) else "")
@@ -196,7 +196,7 @@ def _clips(rows: Sequence[AudioRow], most: int, seed: int) -> tuple[AudioRow, ..
 
 
 def _usable(rows: list[AudioRow], on_error: OnError, file: Path | str) -> list[AudioRow]:
-    """With "skip", the rows whose audio can be read; how many are left out is said.
+    """With "skip", the rows whose audio can be read; the number left out is reported.
 
     Raises:
         InputError: no row is left.

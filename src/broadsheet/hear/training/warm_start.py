@@ -70,10 +70,10 @@ class _WarmStart(Objective):
         self.model, self.reader, self.clips, self.targets = model, reader, clips, targets
 
     def collate(self, items: Sequence[tuple[int, int]]) -> dict[str, Any]:
-        from broadsheet.hear.salmonn import stack
+        from broadsheet.hear.audio_lm import stack
 
         chosen = [index for _, index in items]
-        heard = self.model.ears.features_all([self.clips[index] for index in chosen])
+        heard = self.model.audio_features.features_all([self.clips[index] for index in chosen])
         features, lengths = stack([pieces[0] for pieces in heard])
         return {"features": features, "lengths": lengths, "targets": [self.targets[index] for index in chosen]}
 

@@ -83,12 +83,13 @@ class SalmonnTrial(TrainedArms):
 
     paper: ClassVar[str] = "salmonn"
     stage: ClassVar[str] = "hear"
+    lacks: ClassVar[tuple[str, ...]] = ("method",)
     title: ClassVar[str] = "SALMONN: ears for a language model"
 
     encoders: tuple[str, ...] = option(
         ("whisper:tiny.en", "speech-embedding"), "Audio encoders, the one for speech first.", metavar="NAME,…"
     )
-    parts: tuple[str, ...] = option(
+    also: tuple[str, ...] = option(
         tuple(OPTIONAL),
         "Arms besides the baseline and SALMONN; cold needs a warm start to go without.",
         choices=OPTIONAL,
@@ -130,7 +131,7 @@ class SalmonnTrial(TrainedArms):
         without |= {REHEARSED} if not self.rehearsed else set()
         without |= {ONE} if len(self.parts_) == 1 else set()
         without |= set() if any(hasattr(part, "transcribe") for part in self.parts_) else {CASCADE}
-        wanted = [STACK, MAIN, *(name for short, name in OPTIONAL.items() if short in self.parts)]
+        wanted = [STACK, MAIN, *(name for short, name in OPTIONAL.items() if short in self.also)]
         self._chosen = [name for name in wanted if name not in without]
         self._listeners: dict[Any, Callable[[Sequence[AudioQuestion]], Any]] = {}
         self.jobs_ = self._jobs()

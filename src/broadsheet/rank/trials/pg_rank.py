@@ -224,6 +224,7 @@ class LinearScorer:
     def prepare(self) -> None:
         import torch
 
+        # Not `training.fit`: its own work takes longer than such a step, and the notes say how long the losses take.
         features, labels = self.train
         self.weights = torch.zeros(features.shape[-1], requires_grad=True)
         optimizer = torch.optim.Adam([self.weights], lr=_RATE)

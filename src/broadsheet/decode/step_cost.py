@@ -1,4 +1,4 @@
-"""How long a step of the target takes by the number of tokens it reads, and how many are worth reading.
+"""How long a step of the target takes by the number of tokens it reads, and how many make decoding fastest.
 
 Knows: seconds by size, expected gains. Does not know: models, drafts. On many machines a step over a few tokens costs
 hardly more than one over a single token, on others nearly as much as several: so it is measured, on the model, dtype,
@@ -14,7 +14,7 @@ from itertools import pairwise
 from broadsheet.console import InputError
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)  # tokens in a step, the root included
-_MARGIN = 1.02  # a draft that would gain less than this is not worth the doubt
+_MARGIN = 1.02  # the least gain, as a factor, for which a draft is verified
 
 
 class StepCost:
@@ -27,9 +27,9 @@ class StepCost:
         InputError: no seconds for the size 1, or times that are not positive.
 
     Example:
-        >>> Pace({1: 0.03, 8: 0.06}).worth([1.0, 1.9, 2.6, 3.1, 3.4, 3.6, 3.7, 3.8])
+        >>> StepCost({1: 0.03, 8: 0.06}).best_draft_size([1.0, 1.9, 2.6, 3.1, 3.4, 3.6, 3.7, 3.8])
         7
-        >>> Pace({1: 0.03, 8: 0.06}).worth([1.0, 1.2, 1.3, 1.3, 1.3, 1.3, 1.3, 1.3])
+        >>> StepCost({1: 0.03, 8: 0.06}).best_draft_size([1.0, 1.2, 1.3, 1.3, 1.3, 1.3, 1.3, 1.3])
         0
     """
 
@@ -66,7 +66,7 @@ class StepCost:
 
 
 def measure(step: Callable[[int], None], sizes: Sequence[int] = SIZES, rounds: int = 3) -> StepCost:
-    """Time `step(size)`: the shortest of some interleaved rounds, since what disturbs a timing only adds to it.
+    """Time `step(size)`: the shortest of some interleaved rounds, since a disturbance only adds to a timing.
 
     Args:
         step: reads that many tokens, and returns when the device is done.
@@ -78,5 +78,5 @@ def measure(step: Callable[[int], None], sizes: Sequence[int] = SIZES, rounds: i
             start = time.perf_counter()
             step(size)
             seconds[size] = min(seconds[size], time.perf_counter() - start)
-    seconds[1] = min(seconds.values())  # reading less is never dearer: where it seems so, it was disturbed
+    seconds[1] = min(seconds.values())  # reading less never takes longer: where it seems so, the timing was disturbed
     return StepCost(seconds)

@@ -1,0 +1,135 @@
+"""TransNormer's trial: both models train on the same bytes, texts are held out whole, what fails is reported."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from broadsheet.attend.trials import transnormer
+from broadsheet.attend.trials.transnormer import BEGIN, TransNormerTrial, read
+from broadsheet.cache import home as cache_home
+from broadsheet.console import InputError
+from broadsheet.data import corpora
+from broadsheet.options import construct, describe
+
+SHAPE = {"texts": 6, "steps": 4, "length": 16, "batch": 2, "width": 16, "layers": 2, "heads": 2, "device": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bytes") / "corpus.jsonl"
+    lines = [{"id": str(i), "text": " ".join(f"{i * j % 97}" for j in range(60 if i % 2 else 9))} for i in range(40)]
+    path.write_text("\n".join(map(json.dumps, [*lines, *lines[:9]])), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def trial(corpus, home, monkeypatch):
+    """A trial of seconds: `trial(**options)`."""
+    monkeypatch.setattr(transnormer, "DECODE_CONTEXTS", (8, 40))
+    return lambda **changes: TransNormerTrial(data=corpus, **SHAPE | changes)
+
+
+def test_both_are_trained_on_the_same_and_compared(trial, monkeypatch):
+    first = trial()
+    result = first.run()
+    arms = {arm.name: arm for arm in result.arms}
+    assert [arm.error for arm in result.arms] == [""] * 5
+    assert [arm.role for arm in result.arms] == ["baseline", "method", "sibling", "sibling", "sibling"]
+    assert (result.paper, result.claims) == ("transnormer", [("loss", "Llama", "TransNormer")])
+    assert {c.arm for c in result.comparisons if c.baseline == "Llama" and c.metric == "loss"} == set(arms) - {"Llama"}
+    assert {c.arm for c in result.comparisons if c.baseline == "TransNormer"} == {
+        "TransNormer, Eq. 2",
+        "TransNormer, no decay",
+    }
+    assert all(np.asarray(arm.samples["parts"]).shape == (6, 8) for arm in result.arms)
+    losses = [arm.values["loss"].estimate for arm in result.arms]
+    assert len(set(losses)) == 5
+    learned, along, milliseconds, held = result.figures
+    assert (list(learned.lines), learned.x) == (list(arms), [1, 2, 3, 4])
+    assert list(along.lines) == list(arms)
+    assert held.lines["TransNormer"][0] == held.lines["TransNormer"][1] == 2 * (16 + 8) * 8 * 4
+    assert held.lines["Llama"] == [2 * 2 * 16 * 4 * n for n in (8, 40)]
+    assert all(value > 0 for line in milliseconds.lines.values() for value in line)
+    assert result.setting["model"] == "2 layers, width 16, 2 heads, from scratch"
+    sizes = [int(part.split()[-1].replace(",", "")) for part in result.setting["weights"].split(", ")]
+    assert max(sizes) < 1.02 * min(sizes)
+    assert any("begun from another seed" in note for note in result.notes)
+
+    # Killed after the first block: what was trained is not trained again, and the rest is as before.
+    monkeypatch.setattr(TransNormerTrial, "_train", lambda *_: pytest.fail("trained again"))
+    (journal,) = first.workdir.glob("*.jsonl")
+    journal.write_text(journal.read_text(encoding="utf-8").splitlines(keepends=True)[0], encoding="utf-8")
+    again = trial()
+    rerun = again.run()
+    assert [arm.samples["loss"] for arm in rerun.arms] == [arm.samples["loss"] for arm in result.arms]
+    again.finish()
+    assert not list((cache_home() / "trials").iterdir())
+
+
+def test_whole_documents_are_held_out(trial, corpus):
+    made = trial()
+    texts = made._texts = made._split(corpora.load(corpus))
+    assert texts.held_out.shape == (6, 129)
+    assert (texts.held_out[:, 0] == BEGIN).all()
+    stream = bytes(texts.stream[texts.stream != BEGIN].tolist())
+    for text in texts.held_out:
+        assert bytes(text[1:].tolist()) not in stream
+    first, second = (made._batch(step) for step in (0, 1))
+    torch.manual_seed(9)
+    assert torch.equal(made._batch(0), first)
+    assert not torch.equal(first, second)
+    assert first.shape == (2, 17)
+
+
+def test_loss_is_read_by_stretch(tiny_model):
+    model = tiny_model()
+    ids = torch.randint(3, 270, (2, 13), generator=torch.Generator().manual_seed(0))
+    logits = model(ids[:, :-1]).logits.detach()
+    by_hand = -logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    assert read(model, ids, 3) == pytest.approx(by_hand.reshape(2, 3, 4).mean(-1).numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "gpt2"}, "got --model; TransNormerTrial has no such option"),
+        ({"dtype": "bfloat16"}, "got --dtype; TransNormerTrial has no such option"),
+        ({"length": 500}, "make --length smaller"),
+        ({"steps": 0}, "--steps 0"),
+        ({"width": 18, "heads": 3, "lr": 0.0}, "--lr 0"),
+        ({"width": 15}, "--width 15"),
+        ({"device": "tpu9"}, "--device tpu9 cannot be used"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(trial, changes, message):
+    with pytest.raises(InputError, match=message):
+        trial(**changes).run()
+
+
+def test_what_both_models_do_not_have_is_not_offered():
+    offered = {row.name for row in describe(TransNormerTrial)}
+    assert {"--data", "--steps", "--device"} <= offered
+    assert not {"--model", "--dtype", "--method"} & offered
+    with pytest.raises(InputError, match="no option --model; expected one of --data"):
+        construct(TransNormerTrial, {"model": "gpt2"})
+
+
+def test_an_arm_whose_loss_is_lost_is_reported(trial, monkeypatch):
+    kept = transnormer.Shape.transnormer
+
+    def broken(shape, decay):
+        model = kept(shape, decay)
+        model.lm_head.weight.data.fill_(math.nan)
+        return model
+
+    monkeypatch.setattr(transnormer.Shape, "transnormer", broken)
+    result = trial(quick=True, steps=1).run()
+    failed = {arm.name: arm.error for arm in result.arms if arm.status == "failed"}
+    assert list(failed) == ["TransNormer"]
+    assert "the loss is nan after 0 steps" in failed["TransNormer"]
+    assert list(result.figures[0].lines) == list(result.figures[2].lines) == ["Llama"]

@@ -1,0 +1,405 @@
+"""`Trial`: whose a trial is, what it keeps to be resumed, and what it says; all on toy arms, no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+from broadsheet.console import InputError
+from broadsheet.options import construct, option
+from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Trial
+from broadsheet.trial.engine import Arm, Metric
+from broadsheet.trial.stats import compare_samples
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@dataclass
+class Plain:
+    shift: float = 0.0
+
+
+@dataclass
+class Alpha:
+    paper: ClassVar[str] = "alpha"
+
+    shift: float = 1.0
+
+
+@dataclass
+class Beta:
+    paper: ClassVar[str] = "beta"
+
+    shift: float = 2.0
+
+
+@dataclass
+class ToyTrial(Trial):
+    """Numbers, and what each method adds to them."""
+
+    stage: ClassVar[str] = "toys"
+    title: ClassVar[str] = "Toys"
+
+    n: int = option(24, "Numbers.", quick=6, least=2)
+    seen: list[tuple[str, int]] = field(default_factory=list)
+    watch: Callable[[str, int], None] | None = None
+
+    def question(self) -> str:
+        return "Which one adds the most?"
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def tasks(self) -> list[EvalTask]:
+        return [self.task("numbers", "score")]
+
+    def arms(self) -> list[ModelArm]:
+        methods = [ModelArm.of(kind.__name__, self.configured(kind)) for kind in (Alpha, Beta)]
+        return [ModelArm.of("plain", Plain(), "baseline"), *methods]
+
+    def claims(self) -> list[Claim]:
+        return [Claim("score", "plain", kind.__name__) for kind in (Alpha, Beta) if self.of_tried_paper(kind)]
+
+    def task(self, name: str, metric: str, item: str = "number") -> EvalTask:
+        def arm(arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
+            def run(block: list[int]) -> dict[str, list[float]]:
+                for number in block:
+                    if self.watch is not None:
+                        self.watch(arm.name, number)
+                    self.seen.append((arm.name, number))
+                return {metric: [number % 3 + lazy().shift for number in block]}
+
+            return Arm(arm.name, run)
+
+        return EvalTask(name, list(range(self.n)), [Metric(metric)], arm, item=item, fingerprint=f"of {name}")
+
+
+def tried(paper: str, trial: Trial | None = None, **options: Any) -> Any:
+    return (trial or ToyTrial(**options)).for_paper(paper).run()
+
+
+def roles(result: Any) -> dict[str, str]:
+    return {arm.name: arm.role for arm in result.arms}
+
+
+# Whose it is
+
+
+def test_a_stages_trial_credits_only_the_paper_that_is_tried():
+    alpha, beta = tried("alpha"), tried("beta")
+    assert roles(alpha) == {"plain": "baseline", "Alpha": "method", "Beta": "sibling"}
+    assert roles(beta) == {"plain": "baseline", "Alpha": "sibling", "Beta": "method"}
+    assert (alpha.paper, alpha.claims) == ("alpha", [("score", "plain", "Alpha")])
+    assert (beta.paper, beta.claims) == ("beta", [("score", "plain", "Beta")])
+
+
+def test_for_the_stage_every_papers_method_is_one():
+    result = tried("toys")
+    assert roles(result) == {"plain": "baseline", "Alpha": "method", "Beta": "method"}
+    assert result.claims == [("score", "plain", "Alpha"), ("score", "plain", "Beta")]
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        (Claim("score", "plain", "Beta"), "names no arm of alpha; its arms are"),
+        (Claim("score", "plain", "nobody"), "names no arm of alpha"),
+        (Claim("score", "nobody", "Alpha"), "names no arm as its baseline"),
+        (Claim("beauty", "plain", "Alpha"), "names no metric; the metrics are"),
+    ],
+)
+def test_a_claim_that_is_not_the_papers_own_is_refused_before_anything_runs(monkeypatch, claim, message):
+    monkeypatch.setattr(ToyTrial, "claims", lambda self: [claim])
+    trial = ToyTrial()
+    with pytest.raises(ValueError, match=message):
+        tried("alpha", trial)
+    assert trial.seen == []
+
+
+def test_a_claim_may_name_the_speed_and_what_is_computed_further(monkeypatch):
+    monkeypatch.setattr(
+        ToyTrial, "claims", lambda self: [Claim("numbers/s", "plain", "Alpha"), Claim("gap", "plain", "Alpha")]
+    )
+    monkeypatch.setattr(ToyTrial, "further_metrics", lambda self: ["gap"])
+    monkeypatch.setattr(ToyTrial, "further", lambda self, outcome: [gap()])
+    result = tried("alpha")
+    assert [c.verdict for c in result.comparisons if c.metric == "gap"] == ["helps"]
+
+
+def gap() -> Any:
+    values = [float(i % 3) for i in range(24)], [i % 3 + 1.0 for i in range(24)]
+    return compare_samples(*values, metric="gap", baseline="plain", arm="Alpha")
+
+
+def test_a_trial_without_an_arm_of_the_paper_is_refused():
+    with pytest.raises(InputError, match="no arm of gamma, so it cannot try it"):
+        tried("gamma")
+
+
+def test_two_tasks_do_not_share_a_metric(monkeypatch):
+    monkeypatch.setattr(ToyTrial, "tasks", lambda self: [self.task("one", "score"), self.task("two", "score")])
+    with pytest.raises(ValueError, match="expected each name once"):
+        tried("alpha")
+
+
+def test_fields_of_the_method_are_given_by_method():
+    result = tried("alpha", method="alpha(shift=5)")
+    values = {arm.name: arm.values["score"].estimate for arm in result.arms}
+    assert values["Alpha"] - values["plain"] == pytest.approx(5)
+    assert values["Beta"] - values["plain"] == pytest.approx(2)
+    with pytest.raises(InputError, match=r"Alpha has no field 'shft'; expected Alpha\(shift=1.0\)"):
+        tried("alpha", method="alpha(shft=5)")
+    with pytest.raises(InputError, match=r"got --method nobody; expected Alpha\(shift=1.0\); Beta\(shift=2.0\)"):
+        tried("alpha", method="nobody(shift=5)")
+
+
+# What it keeps
+
+
+def killed_at(name: str, number: int) -> Callable[[str, int], None]:
+    """Ctrl-C when that arm comes to that number, outside the warm-up on the first one."""
+
+    def watch(arm: str, item: int) -> None:
+        if (arm, item) == (name, number):
+            raise KeyboardInterrupt
+
+    return watch
+
+
+def test_a_killed_trial_is_resumed_and_gives_what_an_undisturbed_one_gives():
+    undisturbed = ToyTrial(seed=3).for_paper("alpha")
+    whole = undisturbed.run()
+    undisturbed.finish()
+    killed = ToyTrial(seed=3, watch=killed_at("Beta", 17)).for_paper("alpha")
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    again = ToyTrial(seed=3).for_paper("alpha")
+    result = again.run()
+    assert again.workdir == killed.workdir
+    assert {item for _, item in again.seen} == {0, *range(15, 24)}, "five blocks of three are read back; 0 warms up"
+    assert [(arm.name, arm.samples, arm.values) for arm in result.arms] == [
+        (arm.name, arm.samples, arm.values) for arm in whole.arms
+    ]
+    quality = [[replace(c, noise_floor=0) for c in r.comparisons if c.metric == "score"] for r in (whole, result)]
+    assert quality[0] == quality[1]
+
+
+def test_finish_removes_the_folder_and_nothing_else():
+    trial, other = ToyTrial().for_paper("alpha"), ToyTrial(seed=1).for_paper("alpha")
+    trial.run(), other.run()
+    assert (trial.workdir / "numbers.jsonl").exists(), "until the result is written it can be resumed"
+    trial.finish()
+    assert not trial.workdir.exists()
+    assert other.workdir.exists()
+    trial.finish()
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"n": 12}, {"quick": True}, {"method": "alpha(shift=5)"}])
+def test_another_setting_is_not_resumed_from_what_is_kept(changed):
+    one, other = ToyTrial().for_paper("alpha"), ToyTrial(**changed).for_paper("alpha")
+    one.run()
+    other.run()
+    assert one.workdir != other.workdir
+    assert {item for _, item in other.seen} == set(range(other.n))
+
+
+def test_another_paper_other_items_and_other_facts_are_not_resumed_either(monkeypatch):
+    trials = [ToyTrial().for_paper("alpha"), ToyTrial().for_paper("beta"), ToyTrial().for_paper("alpha")]
+    trials[2].facts = lambda: {"model": {"fingerprint": "another"}}
+    for trial in trials:
+        trial.run()
+    monkeypatch.setattr(ToyTrial, "tasks", lambda self: [replace(self.task("numbers", "score"), fingerprint="new")])
+    trials.append(ToyTrial().for_paper("alpha"))
+    trials[-1].run()
+    assert len({trial.workdir for trial in trials}) == 4
+
+
+@dataclass
+class TrainedTrial(ToyTrial):
+    """One arm is trained into a folder first."""
+
+    trained_: list[Path] = field(default_factory=list)
+    finished: bool = True
+
+    def arms(self) -> list[ModelArm]:
+        def train(folder: Path) -> Any:
+            self.trained_.append(folder)
+            folder.mkdir(exist_ok=True)
+            (folder / "checkpoint").write_text("kept")
+            if self.finished:
+                (folder / "training.json").write_text(json.dumps({"shift": 7}))
+            return SimpleNamespace(finished=self.finished)
+
+        def load(folder: Path) -> Alpha:
+            return Alpha(json.loads((folder / "training.json").read_text())["shift"])
+
+        made = ModelArm("Alpha", self.trained("Alpha", train, load), paper="alpha")
+        return [ModelArm.of("plain", Plain(), "baseline"), made]
+
+
+def test_what_is_trained_is_trained_once_and_read_back_after_a_kill():
+    killed = TrainedTrial(watch=killed_at("Alpha", 17)).for_paper("alpha")
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    assert killed.trained_ == [killed.folder("Alpha")]
+    again = TrainedTrial().for_paper("alpha")
+    result = again.run()
+    assert again.trained_ == []
+    assert {arm.name: arm.values["score"].estimate for arm in result.arms}["Alpha"] == pytest.approx(8)
+    again.finish()
+    assert not killed.folder("Alpha").exists()
+
+
+def test_a_training_that_was_stopped_stops_the_trial_and_its_checkpoint_stays():
+    stopped = TrainedTrial(finished=False).for_paper("alpha")
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    assert (stopped.folder("Alpha") / "checkpoint").read_text() == "kept"
+    again = TrainedTrial().for_paper("alpha")
+    again.run()
+    assert again.trained_ == stopped.trained_, "the same folder"
+
+
+def test_an_arm_is_made_once_for_all_tasks_and_dropped(monkeypatch):
+    made: list[LazyModel] = []
+    monkeypatch.setattr(ToyTrial, "tasks", lambda self: [self.task("one", "score"), self.task("two", "other")])
+    monkeypatch.setattr(
+        ToyTrial,
+        "arms",
+        lambda self: [
+            ModelArm.of("plain", Plain(), "baseline"),
+            ModelArm("Alpha", lambda: made.append(None) or Alpha(), paper="alpha"),
+        ],
+    )
+    dropped = []
+    drop = LazyModel.drop
+    monkeypatch.setattr(LazyModel, "drop", lambda self: dropped.append(self) or drop(self))
+    tried("alpha")
+    assert len(made) == 1
+    assert len(dropped) == 2
+
+
+# What it says
+
+
+def test_two_tasks_are_one_result(monkeypatch):
+    monkeypatch.setattr(
+        ToyTrial, "tasks", lambda self: [self.task("one", "score"), self.task("two", "other", item="letter")]
+    )
+    monkeypatch.setattr(
+        ToyTrial, "claims", lambda self: [Claim("other", "plain", "Alpha"), Claim("score", "plain", "Alpha")]
+    )
+    result = tried("alpha")
+    alpha = next(arm for arm in result.arms if arm.name == "Alpha")
+    assert list(alpha.values) == ["score", "other"]
+    assert result.item == "number"
+    speeds = {c.metric for c in result.comparisons if c.metric.endswith("/s")}
+    assert speeds == {"numbers/s"}, "speed is the first task's"
+    assert {(c.metric, c.arm) for c in result.comparisons} >= {("score", "Alpha"), ("other", "Alpha")}
+
+
+def test_an_arm_that_fails_is_reported_with_its_task_and_the_others_are_compared(monkeypatch):
+    def tasks(self: ToyTrial) -> list[EvalTask]:
+        return [self.task("one", "score"), replace(self.task("two", "other"), arm=broken)]
+
+    def broken(arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
+        def run(block: list[int]) -> dict[str, list[float]]:
+            if arm.name == "Beta":
+                raise RuntimeError("no such model")
+            return {"other": [number + lazy().shift for number in block]}
+
+        return Arm(arm.name, run)
+
+    monkeypatch.setattr(ToyTrial, "tasks", tasks)
+    result = tried("alpha")
+    beta = next(arm for arm in result.arms if arm.name == "Beta")
+    assert beta.status == "failed"
+    assert beta.error.startswith("two: ")
+    assert "RuntimeError: no such model" in beta.error
+    assert {c.arm for c in result.comparisons} == {"Alpha"}, "what it did in the first task counts no more"
+
+
+def test_a_model_that_cannot_be_loaded_fails_its_arm_alone(monkeypatch):
+    def fail() -> Any:
+        raise OSError("no such file")
+
+    arms = [
+        ModelArm.of("plain", Plain(), "baseline"),
+        ModelArm.of("Alpha", Alpha()),
+        ModelArm("Beta", fail, paper="beta"),
+    ]
+    monkeypatch.setattr(ToyTrial, "arms", lambda self: arms)
+    result = tried("alpha")
+    assert {arm.name: arm.status for arm in result.arms} == {"plain": "ok", "Alpha": "ok", "Beta": "failed"}
+    assert "no such file" in result.arms[2].error
+
+
+def test_a_claim_that_is_not_shown_gets_a_note_with_the_trials_reason(monkeypatch):
+    assert tried("alpha").notes == []
+    monkeypatch.setattr(ToyTrial, "absence", lambda self, claim, comparison, outcome: "The numbers are small.")
+    assert tried("alpha").notes == [], "only where the gain is absent"
+    assert tried("alpha", method="alpha(shift=-1)").notes == [
+        "The gain that the paper reports is absent here in score of Alpha over plain. The numbers are small."
+    ]
+
+
+def test_claims_with_one_reason_share_a_note_after_the_trials_own(monkeypatch):
+    monkeypatch.setattr(ToyTrial, "notes", lambda self, outcome: [f"{len(outcome.usable)} arms."])
+    result = tried("toys", method="alpha(shift=-1),beta(shift=0)")
+    assert result.notes == [
+        "3 arms.",
+        "The gain that the paper reports is absent here in score of Alpha over plain and score of Beta over plain.",
+    ]
+
+
+def test_each_claims_own_comparison_and_those_asked_for_are_made(monkeypatch):
+    monkeypatch.setattr(ToyTrial, "claims", lambda self: [Claim("score", "Beta", "Alpha")])
+    monkeypatch.setattr(ToyTrial, "also_compare", lambda self: [("Alpha", "Beta")])
+    pairs = {(c.baseline, c.arm) for c in tried("alpha").comparisons}
+    assert pairs == {("plain", "Alpha"), ("plain", "Beta"), ("Beta", "Alpha"), ("Alpha", "Beta")}
+
+
+def test_a_result_says_what_it_was_measured_on(monkeypatch):
+    monkeypatch.setattr(ToyTrial, "facts", lambda self: {"model": {"name": "toy", "fingerprint": "f"}})
+    monkeypatch.setattr(ToyTrial, "setting", lambda self: {"dtype": "float32"})
+    monkeypatch.setattr(ToyTrial, "tasks", lambda self: [replace(self.task("numbers", "score"), about="24 numbers")])
+    result = tried("alpha", seed=4)
+    assert result.provenance["seed"] == 4
+    assert result.provenance["model"] == {"name": "toy", "fingerprint": "f"}
+    assert result.provenance["data"] == {"name": "pydocs", "fingerprint": {"numbers": "of numbers"}}
+    assert {"date", "versions", "machine"} <= result.provenance.keys()
+    assert list(result.setting) == ["model", "numbers", "dtype"]
+    assert result.setting["numbers"] == "24 numbers"
+    assert (result.title, result.question) == ("Toys", "Which one adds the most?")
+
+
+def test_the_models_facts_are_its_name_and_fingerprint_and_it_is_let_go_of(monkeypatch):
+    loads = []
+    monkeypatch.setattr("broadsheet.models.load", lambda *_, **__: loads.append(1) or SimpleNamespace(fingerprint="f"))
+    trial = ToyTrial(model="m")
+    assert Trial.facts(trial) == {"model": {"name": "m", "fingerprint": "f"}}
+    assert "loaded" not in vars(trial)
+    assert trial.loaded.fingerprint == "f"
+    Trial.facts(trial)
+    assert "loaded" in vars(trial), "what the trial uses stays"
+    assert len(loads) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": "1"}, "got --n 1; expected 2 or more"),
+        ({"seed": "-1"}, "got --seed -1; expected 0 or more"),
+        ({"pairs": "3"}, "no option --pairs; expected one of --model, --data, --quick, --seed, --device, --dtype, "),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(InputError) as refused:
+        construct(ToyTrial, options)
+    assert str(refused.value).startswith(message)
