@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 
 from broadsheet.console import InputError
 from broadsheet.rank.prompts.decoding import read_next
-from broadsheet.rank.training.lists import losses
+from broadsheet.rank.training import losses
 from broadsheet.rank.training.losses import as_lists, differences, mean_over_pairs, ordered_pairs
 
 if TYPE_CHECKING:
