@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy, kl_div, scaled_dot_product_attent
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from broadsheet import models
-from broadsheet.attend.base import Rotated
+from broadsheet.attend.base import PostRopeAttention
 from broadsheet.attend.flexprefill import FlexPrefill
 from broadsheet.data import corpora
 
@@ -48,7 +48,7 @@ class _EnoughError(Exception):
 
 
 @dataclass
-class _Capture(Rotated):
+class _Capture(PostRopeAttention):
     wanted: Sequence[int]
     layers: Layers = field(default_factory=dict)
 

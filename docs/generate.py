@@ -22,7 +22,12 @@ import speeds
 from speeds import table
 
 from broadsheet.console import InputError
+from broadsheet.data import schemas
+from broadsheet.data.rows import columns_of
 from broadsheet.embed import axes
+from broadsheet.embed.data.feedback import Candidates
+from broadsheet.embed.data.lexicon import WordRow
+from broadsheet.evaluate.loogle import LooGLERow
 from broadsheet.hear import picture
 from broadsheet.hear.encoders.resources import SPEECH_EMBEDDING, WHISPER
 from broadsheet.hear.prompts import INSTRUCTIONS
@@ -30,6 +35,7 @@ from broadsheet.models.embedded import DEFAULT
 from broadsheet.options import describe
 from broadsheet.page import evidence
 from broadsheet.page.papers import RUNGS, Paper, Stage, get_recipe, get_trial, load, ours, stages
+from broadsheet.rank.formats import RequestRow
 from broadsheet.report import words
 from broadsheet.report.view import View
 from broadsheet.trial.results import ArmResult, TrialResult
@@ -299,9 +305,27 @@ def _defined(path: Path) -> dict[str, str]:
     return found
 
 
+def columns() -> str:
+    """The columns of every schema: those that stages share, then a stage's own."""
+    shared = [each for each in vars(schemas).values() if getattr(each, "__module__", "") == schemas.__name__]
+    lines = ["| rows | columns |", "|---|---|"]
+    for schema in (*shared, WordRow, Candidates, RequestRow, LooGLERow):
+        cells = []
+        for column, _, needed in columns_of(schema).values():
+            if column.kind == "rest":
+                continue
+            first, *others = (f"`{name}`" for name in column.names)
+            others += [f"`{column.prefix}1` …"] * bool(column.prefix)
+            cells.append((f"**{first}**" if needed else first) + (f" ({', '.join(others)})" if others else ""))
+        summary = " ".join((schema.__doc__ or "").partition("\n\n")[0].split())
+        lines.append(f"| `{schema.__name__}`: {summary} | {'; '.join(cells)} |")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "status": status,
     "downloads": downloads,
+    "columns": columns,
     "papers, folded": readme_papers,
     "papers": all_papers,
     "axes of embed": embed_axes,

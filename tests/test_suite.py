@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import suite
 
+pytestmark = pytest.mark.paper("(other)")  # though papers are parameters here
+
 IDS = frozenset({"first", "gem", "llm_embedder", "embedder"})
 MODULES = {"one": "broadsheet.embed.gem", "two": "broadsheet.rank.trials.first", "base": "broadsheet.embed.base"}
 
@@ -82,11 +84,10 @@ def test_the_budget_marks_what_is_over_it():
     ]
 
 
-def report(seconds: float, shared: float = 0.0, owner: str = "gem", key: str = "test_gem.py") -> Any:
+def report(seconds: float, owner: str = "gem", key: str = "test_gem.py") -> Any:
     return SimpleNamespace(
         nodeid="test_gem.py::test_x[a@b]@default model 0",
-        duration=seconds,
-        shared_seconds=shared,
+        cpu_seconds=seconds,
         user_properties=[("owner", owner), ("key", key)],
     )
 
@@ -95,7 +96,7 @@ def test_what_reports_add_up_to():
     stored: dict[str, Any] = {suite.CACHE: {"test_old.py": 3.0, "test_gem.py": 9.0}}
     cache = SimpleNamespace(get=stored.get, set=stored.__setitem__)
     seconds = suite.Seconds(SimpleNamespace(cache=cache))
-    reports = [report(2, shared=1.5), report(1), report(4, key="test_gem.py real"), report(8, owner="(embed)")]
+    reports = [report(0.5), report(1), report(4, key="test_gem.py real"), report(8, owner="(embed)")]
     for one in reports:
         seconds.pytest_runtest_logreport(one)
     assert seconds.of == {("gem", "rest"): 1.5, ("gem", "real"): 4, ("(embed)", "rest"): 8}
@@ -104,26 +105,32 @@ def test_what_reports_add_up_to():
     assert stored[suite.CACHE] == {"test_old.py": 3.0, "test_gem.py": 9.5, "test_gem.py real": 4}
 
 
-def test_a_session_fixture_is_nobodys(monkeypatch):
-    clock = iter([0.0, 1.0, 7.0])
-    monkeypatch.setattr(suite, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    monkeypatch.setattr(suite, "_shared_seconds", 0.0)
+def finish(hook: Any, value: Any = None) -> Any:
+    with pytest.raises(StopIteration) as stopped:
+        hook.send(value)
+    return stopped.value.value
 
-    def finish(hook: Any, value: Any = None) -> Any:
-        with pytest.raises(StopIteration) as stopped:
-            hook.send(value)
-        return stopped.value.value
 
-    outer, inner = (suite.pytest_fixture_setup(SimpleNamespace(scope="session")) for _ in range(2))
-    own = suite.pytest_fixture_setup(SimpleNamespace(scope="module"))
+def test_a_phase_costs_what_passed_without_the_sessions_fixtures():
+    clock = iter([1.0, 100.0, 101.0, 102.0, 107.0, 110.0, 110.5])
+    meter = suite.Meter(lambda: next(clock))
+    meter.pytest_runtest_logstart()
+    outer, inner = (meter.pytest_fixture_setup(SimpleNamespace(scope="session")) for _ in range(2))
+    own = meter.pytest_fixture_setup(SimpleNamespace(scope="module"))
     for hook in (own, outer, inner):
         next(hook)
-    for hook in (inner, outer, own):  # the inner one's time is part of the outer one's
+    for hook in (inner, outer, own):  # from 101 to 107: the inner one is part of the outer one
         finish(hook)
-    for duration, expected in ((9.0, 7.0), (1.0, 0.0)):
-        hook = suite.pytest_runtest_makereport()
+    for expected in (10 - 6, 0.5):
+        hook = meter.pytest_runtest_makereport()
         next(hook)
-        assert finish(hook, SimpleNamespace(duration=duration)).shared_seconds == expected
+        assert finish(hook, SimpleNamespace()).cpu_seconds == expected
+
+
+def test_child_processes_count_when_they_have_ended():
+    before = suite.cpu_seconds()
+    subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
+    assert suite.cpu_seconds() > before
 
 
 def test_as_many_workers_as_cores_and_memory_allow(monkeypatch):
@@ -133,7 +140,7 @@ def test_as_many_workers_as_cores_and_memory_allow(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     assert suite.workers() == 16
-    memory.available = 7 << 30
+    memory.available = 10 << 30
     assert suite.workers() == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
     assert suite.workers() == 0

@@ -63,6 +63,11 @@ def make(seed: int = 0, **changes: object) -> TransNormerForCausalLM:
         return TransNormerForCausalLM(TransNormerConfig(**shape | changes)).eval()
 
 
+def exact(**changes: object) -> TransNormerForCausalLM:
+    """The same in float64."""
+    return make(**changes).double()
+
+
 def tokens(length: int, batch: int = 1, seed: int = 0) -> Tensor:
     return torch.randint(2, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
 
@@ -349,13 +354,13 @@ def by_the_book(model: TransNormerForCausalLM, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_it_is_what_the_equations_say():
-    model, ids = make(), tokens(19)
-    assert apart(model(ids).logits[0], by_the_book(model, ids[0])) < 1e-4
+    model, ids = exact(), tokens(19)
+    assert apart(model(ids).logits[0], by_the_book(model, ids[0])) < 1e-9
 
 
 @torch.no_grad()
 def test_chunks_and_single_tokens_equal_one_pass():
-    model, ids = make(), tokens(23, batch=3)
+    model, ids = exact(), tokens(23, batch=3)
     whole = model(ids).logits
     for lengths in ([1] * 23, [10, 13], [9, 1, 13], [22, 1]):
         cache, parts = None, []
@@ -363,9 +368,9 @@ def test_chunks_and_single_tokens_equal_one_pass():
             outputs = model(piece, cache=cache, use_cache=True)
             cache = outputs.cache
             parts.append(outputs.logits)
-        assert apart(torch.cat(parts, 1), whole) < 1e-4
+        assert apart(torch.cat(parts, 1), whole) < 1e-9
         assert cache.get_seq_length() == 23
-    assert apart(make(block_size=64)(ids).logits, whole) < 1e-4
+    assert apart(exact(block_size=64)(ids).logits, whole) < 1e-9
 
 
 @torch.no_grad()
@@ -393,7 +398,7 @@ def padded(rows: list[Tensor], where: str) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("where", ["left", "right", "middle"])
 @torch.no_grad()
 def test_a_padded_row_equals_the_row_alone_and_can_be_read_on(where):
-    model = make()
+    model = exact()
     rows = [tokens(length, seed=length)[0] for length in (13, 1, 6)]
     ids, mask = padded(rows, where)
     more = tokens(5, batch=3, seed=9)
@@ -402,8 +407,8 @@ def test_a_padded_row_equals_the_row_alone_and_can_be_read_on(where):
     after = model(more, attention_mask=longer, cache=outputs.cache).logits
     for i, row in enumerate(rows):
         alone = model(torch.cat([row, more[i]])[None]).logits[0]
-        assert apart(outputs.logits[i][mask[i].bool()], alone[: len(row)]) < 1e-4
-        assert apart(after[i], alone[len(row) :]) < 1e-4
+        assert apart(outputs.logits[i][mask[i].bool()], alone[: len(row)]) < 1e-9
+        assert apart(after[i], alone[len(row) :]) < 1e-9
 
 
 @torch.no_grad()
@@ -441,7 +446,7 @@ def test_a_token_never_moves_what_came_before(batch, where):
     "how", [{"num_beams": 3}, {"do_sample": True, "temperature": 2.0}, {"prefill_chunk_size": 4}, {}], ids=str
 )
 def test_generation_with_the_state_equals_generation_without(how):
-    model = make()
+    model = exact()
     rows = [tokens(length, seed=length)[0] for length in (9, 3, 6)]
     ids, mask = padded(rows, "left")
     common = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False}
@@ -466,18 +471,18 @@ def test_generation_goes_on_from_a_finished_cache():
 
 @torch.no_grad()
 def test_rows_of_a_state_can_be_reordered_repeated_and_reset():
-    model, ids = make(), tokens(6, batch=3)
+    model, ids = exact(), tokens(6, batch=3)
     nxt = tokens(1, batch=4, seed=5)
     mask = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1], [1] * 6])
     cache = model(ids, attention_mask=mask, use_cache=True).cache
     order = torch.tensor([2, 1, 1, 0])
     expected = model(nxt, cache=model(ids[order], attention_mask=mask[order], use_cache=True).cache)
     cache.reorder_cache(order)
-    assert apart(model(nxt, cache=cache).logits, expected.logits) < 1e-5
+    assert apart(model(nxt, cache=cache).logits, expected.logits) < 1e-9
     cache.batch_repeat_interleave(2)
     assert cache.layers[0].position.tolist() == [7, 7, 5, 5, 5, 5, 7, 7]
     cache.reset()
-    assert apart(model(ids, cache=cache).logits, model(ids).logits) < 1e-6
+    assert apart(model(ids, cache=cache).logits, model(ids).logits) < 1e-9
     assert cache.get_seq_length() == 6
 
 
@@ -510,18 +515,18 @@ def test_weights_start_as_described():
 
 @torch.no_grad()
 def test_embeddings_are_scaled_by_the_root_of_the_width():
-    model, ids = make(), tokens(5)
+    model, ids = exact(), tokens(5)
     embedded = model.model.embed_tokens(ids)
-    plain = make(scale_embedding=False)
-    assert apart(model(ids).logits, plain(inputs_embeds=embedded * math.sqrt(24)).logits) < 1e-6
+    plain = exact(scale_embedding=False)
+    assert apart(model(ids).logits, plain(inputs_embeds=embedded * math.sqrt(24)).logits) < 1e-9
 
 
 @torch.no_grad()
 def test_logits_and_hidden_states_on_request():
-    model, ids = make(), tokens(8, batch=2)
+    model, ids = exact(), tokens(8, batch=2)
     outputs = model(ids, output_hidden_states=True)
     assert len(outputs.hidden_states) == 4
-    assert apart(model(ids, logits_to_keep=2).logits, outputs.logits[:, -2:]) < 1e-6
+    assert apart(model(ids, logits_to_keep=2).logits, outputs.logits[:, -2:]) < 1e-9
 
 
 def test_the_loss_is_that_of_the_next_token():
@@ -539,14 +544,14 @@ def test_the_loss_is_that_of_the_next_token():
 
 @pytest.mark.filterwarnings("ignore:.*activation_checkpointing_enable:FutureWarning")
 def test_gradient_checkpointing_changes_no_gradient():
-    plain, saving = make().train(), make().train()
+    plain, saving = exact().train(), exact().train()
     saving.gradient_checkpointing_enable()
     ids = tokens(9, batch=2)
     for model in (plain, saving):
         model(ids, labels=ids).loss.backward()
     for (name, a), (_, b) in zip(plain.named_parameters(), saving.named_parameters(), strict=True):
         assert a.grad is not None, name
-        assert apart(a.grad, b.grad) < 1e-6, name
+        assert apart(a.grad, b.grad) < 1e-9, name
 
 
 def test_trainer_trains_it(tmp_path):

@@ -14,7 +14,7 @@ from broadsheet.attend.trials.transnormer import BEGIN, TransNormerTrial, read
 from broadsheet.cache import home as cache_home
 from broadsheet.console import InputError
 from broadsheet.data import corpora
-from broadsheet.options import describe
+from broadsheet.options import construct, describe
 
 SHAPE = {"texts": 6, "steps": 4, "length": 16, "batch": 2, "width": 16, "layers": 2, "heads": 2, "device": "cpu"}
 
@@ -115,6 +115,8 @@ def test_what_both_models_do_not_have_is_not_offered():
     offered = {row.name for row in describe(TransNormerTrial)}
     assert {"--data", "--steps", "--device"} <= offered
     assert not {"--model", "--dtype", "--method"} & offered
+    with pytest.raises(InputError, match="no option --model; expected one of --data"):
+        construct(TransNormerTrial, {"model": "gpt2"})
 
 
 def test_an_arm_whose_loss_is_lost_is_reported(trial, monkeypatch):
@@ -129,5 +131,5 @@ def test_an_arm_whose_loss_is_lost_is_reported(trial, monkeypatch):
     result = trial(quick=True, steps=1).run()
     failed = {arm.name: arm.error for arm in result.arms if arm.status == "failed"}
     assert list(failed) == ["TransNormer"]
-    assert "the loss is nan after 0 steps" in failed["TransNormer"]
+    assert "the loss is nan at step 0" in failed["TransNormer"]
     assert list(result.figures[0].lines) == list(result.figures[2].lines) == ["Llama"]

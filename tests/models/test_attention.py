@@ -27,21 +27,29 @@ def states(length: int, heads: int, shared: int, width: int = 8, dtype: torch.dt
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 96, 97, 300, 512])
 @pytest.mark.parametrize(("heads", "shared"), [(6, 2), (4, 4), (3, 1)])
 def test_blocks_are_causal_attention(length: int, heads: int, shared: int) -> None:
-    query, key, value = states(length, heads, shared)
+    query, key, value = states(length, heads, shared, dtype=torch.float64)
     found = attend_in_blocks(query, key, value, scale=0.3)
-    scores = 0.3 * query.double() @ key.double().repeat_interleave(heads // shared, 1).transpose(2, 3)
+    scores = 0.3 * query @ key.repeat_interleave(heads // shared, 1).transpose(2, 3)
     scores.masked_fill_(torch.ones(length, length).triu(1).bool(), -torch.inf)
-    expected = scores.softmax(-1) @ value.double().repeat_interleave(heads // shared, 1)
-    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+    expected = scores.softmax(-1) @ value.repeat_interleave(heads // shared, 1)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
     assert found.shape == query.shape
     assert found.transpose(1, 2).is_contiguous()
 
 
 def test_the_scale_is_that_of_torch_and_values_may_have_another_width() -> None:
-    query, key, value = states(150, 4, 2)
+    query, key, value = states(150, 4, 2, dtype=torch.float64)
     value = value[..., :5]
     expected = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-    torch.testing.assert_close(attend_in_blocks(query, key, value), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(attend_in_blocks(query, key, value), expected, atol=1e-12, rtol=0)
+
+
+def test_single_precision_is_kept() -> None:
+    query, key, value = states(400, 6, 2, 64)
+    exact = scaled_dot_product_attention(query.double(), key.double(), value.double(), is_causal=True, enable_gqa=True)
+    found = attend_in_blocks(query, key, value)
+    assert found.dtype == torch.float32
+    assert (found - exact).norm() < 10 * torch.finfo(torch.float32).eps * exact.norm()
 
 
 def test_bfloat16_is_as_exact_as_torch() -> None:
@@ -71,14 +79,14 @@ def ids(length: int, rows: int = 2) -> torch.Tensor:
 
 @pytest.mark.parametrize("length", [LENGTH, 130, 500])
 def test_a_model_says_the_same_inside(tiny_model: Any, in_blocks: list[int], length: int) -> None:
-    model = tiny_model(max_position_embeddings=512)
+    model = tiny_model(max_position_embeddings=512).double()
     given = {"input_ids": ids(length), "use_cache": False}
     with torch.inference_mode():
         expected = model(**given).logits
         assert not in_blocks
         with causal_in_blocks(model):
             found = model(**given).logits
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
     assert in_blocks == [length] * model.config.num_hidden_layers
 
 
@@ -103,14 +111,14 @@ def test_all_other_attention_is_torchs_own(tiny_model: Any, in_blocks: list[int]
 
 
 def test_what_is_cached_counts_as_seen(tiny_model: Any, in_blocks: list[int]) -> None:
-    model = tiny_model(max_position_embeddings=512)
+    model = tiny_model(max_position_embeddings=512).double()
     whole = ids(2 * LENGTH)
     with torch.inference_mode():
         expected = model(whole).logits
         with causal_in_blocks(model):
             first = model(whole[:, :LENGTH], use_cache=True)
             second = model(whole[:, LENGTH:], cache=first.past_key_values)
-    torch.testing.assert_close(second.logits, expected[:, LENGTH:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(second.logits, expected[:, LENGTH:], atol=1e-10, rtol=0)
     assert set(in_blocks) == {LENGTH}  # of the first call alone
     assert len(in_blocks) == model.config.num_hidden_layers
 

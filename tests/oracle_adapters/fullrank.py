@@ -7,7 +7,8 @@ import torch
 from broadsheet.data.retrieval.metrics import evaluate
 from broadsheet.rank import order
 from broadsheet.rank.base import STRATEGIES
-from broadsheet.rank.fullrank import FullRank, complete_labels, importance_aware_loss, multipass_calls
+from broadsheet.rank.fullrank import FullRank, complete_labels, multipass_calls
+from broadsheet.rank.objective import ListReading
 from broadsheet.rank.prompt import TargetOrder
 
 
@@ -26,10 +27,11 @@ def _loss(case: dict[str, Any]) -> dict[str, Any]:
     given = method.token_weights(TargetOrder(ids, ranks, [rank > 0 for rank in ranks]))
     weights = torch.tensor([[0.0] * (len(labels) - len(ids)) + given], dtype=torch.float64)[:, 1:]
     nll = torch.tensor([case["token_nll_shifted"]], dtype=torch.float64)
+    terms = method.terms(ListReading(nll, nll, nll, mask, nll=nll, weights=weights, written=mask))
     return {
         "weights_shifted_authors_code": weights[0].tolist(),
-        "loss_weighted_authors_code": importance_aware_loss(nll, weights, mask).item(),
-        "loss_plain": importance_aware_loss(nll, torch.ones_like(nll), mask).item(),
+        "loss_weighted_authors_code": terms["loss"].item(),
+        "loss_plain": terms["lm"].item(),
     }
 
 

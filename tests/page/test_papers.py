@@ -56,6 +56,7 @@ def test_unknown_names_get_the_nearest_ones():
         papers.get_trial("see")
     assert papers.get("2410.06072").id == "lastde"
     assert papers.get_trial("detect")[0] == "detect"
+    assert papers.get_trial("decode") == papers.get_trial("aded")  # the only paper of a stage without a trial
 
 
 def trial(verdict: str, role: str = "baseline", metric: str = "bits") -> dict:

@@ -13,8 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from broadsheet.console import InputError
 from broadsheet.rank import order
-from broadsheet.rank.fullrank import FullRank, complete_labels, importance_aware_loss, multipass_calls
+from broadsheet.rank.fullrank import FullRank, complete_labels, multipass_calls
 from broadsheet.rank.labelling import reranker_comparator, teacher_comparator
+from broadsheet.rank.losses import weighted_nll
 from broadsheet.rank.prompt import Prompter
 
 
@@ -56,7 +57,7 @@ def test_with_weights_of_one_the_loss_is_cross_entropy():
     logits = torch.randn(1, 6, 11, generator=generator)
     words = torch.randint(0, 11, (1, 6), generator=generator)
     nll = cross_entropy(logits.transpose(1, 2), words, reduction="none")
-    found = importance_aware_loss(nll, torch.ones(1, 6), torch.ones(1, 6, dtype=torch.bool))
+    found = weighted_nll(nll, torch.ones(1, 6), torch.ones(1, 6, dtype=torch.bool))
     assert found.item() == pytest.approx(cross_entropy(logits[0], words[0]).item(), abs=1e-6)
 
 
@@ -69,7 +70,7 @@ def test_a_tokens_gradient_is_its_weight_times_the_plain_one():
 
     def gradient(values):
         nll = cross_entropy(logits.transpose(1, 2), words, reduction="none")
-        return torch.autograd.grad(importance_aware_loss(nll, values, mask), logits)[0]
+        return torch.autograd.grad(weighted_nll(nll, values, mask), logits)[0]
 
     plain, weighted = gradient(torch.ones(1, 5)), gradient(weights)
     assert torch.allclose(weighted, plain * weights[..., None], atol=1e-7)
@@ -79,7 +80,7 @@ def test_a_tokens_gradient_is_its_weight_times_the_plain_one():
 def test_a_lists_loss_does_not_depend_on_its_neighbours():
     nll = torch.tensor([[1.0, 2.0, 3.0], [4.0, 100.0, 100.0]])
     mask = torch.tensor([[True, True, True], [True, False, False]])
-    assert importance_aware_loss(nll, torch.ones(2, 3), mask).item() == pytest.approx((2 + 4) / 2)
+    assert weighted_nll(nll, torch.ones(2, 3), mask).item() == pytest.approx((2 + 4) / 2)
 
 
 @pytest.mark.parametrize(("parameters", "message"), [({"weights": "x"}, "weights 'x'"), ({"alpha": -1}, "alpha -1")])

@@ -232,7 +232,7 @@ def test_files_of_rows(tmp_path):
     with pytest.raises(InputError, match=r"lists\.jsonl:1: not UTF-8"):
         read_rows(path)
     path.write_text(json.dumps({"query": "q"}) + "\n")
-    with pytest.raises(InputError, match=r"lists\.jsonl:1: no field 'documents'; the row has query; rename"):
+    with pytest.raises(InputError, match=r"lists\.jsonl:1: no field 'documents'; the row has query; expected documents"):
         read_rows(path)
     (tmp_path / "lists.parquet").write_text("x")
     with pytest.raises(InputError, match="not Parquet"):

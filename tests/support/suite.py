@@ -3,6 +3,7 @@
 Knows: test items, where they lie and what they import; the ids on the page. Does not know: what any test asserts.
 
 `--paper ID` runs one paper's tests. `--budget` prints the seconds of each paper after the run; it fails nothing.
+Seconds are the processor's, child processes included: another job on the machine hardly changes them.
 With `pytest -n auto --dist loadgroup --no-loadscope-reorder` a file stays on one worker, the longest files start first,
 and the tests that need the default model go to two workers at most: each copy takes about 600 MB.
 """
@@ -10,21 +11,18 @@ and the tests that need the default model go to two workers at most: each copy t
 from __future__ import annotations
 
 import os
-import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 BUDGET = {"real": 5.0, "rest": 5.0}  # seconds a paper, each on one core
 MODELS = 2  # workers that load the default model
-WORKER_BYTES = 2 << 30  # what a worker takes at most: torch, the default model, a copy of it that is trained
+WORKER_BYTES = 3 << 30  # what a worker takes at most: torch, the default model, a copy of it that is trained
+SLOWEST = 20  # tests that are listed, where they take a second or more
 SLOW = ("trial", "apply", "fitting")  # in the names of files that are slow, as a rule: used until a run has timed them
 CACHE = "broadsheet/seconds"
-
-_shared_seconds = 0.0
-_depth = 0
 
 
 def workers() -> int:
@@ -34,6 +32,11 @@ def workers() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = min(cores, psutil.virtual_memory().available // WORKER_BYTES)
     return found if found > 1 else 0
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def paper_ids() -> frozenset[str]:
@@ -119,6 +122,44 @@ def budget_lines(seconds: dict[tuple[str, str], float]) -> list[str]:
     return lines
 
 
+class Meter:
+    """Writes into each report what its phase (setup, call or teardown) took: `cpu_seconds`.
+
+    What session fixtures take is left out: it is nobody's, the first test to ask for one only pays it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = cpu_seconds) -> None:
+        self.clock = clock
+        self.since = clock()
+        self.shared = 0.0
+        self.depth = 0
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logstart(self) -> None:
+        self.since, self.shared = self.clock(), 0.0
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
+        if fixturedef.scope != "session":
+            return (yield)
+        self.depth += 1
+        start = self.clock()
+        try:
+            return (yield)
+        finally:
+            self.depth -= 1
+            if not self.depth:
+                self.shared += self.clock() - start
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self) -> Iterator[None]:
+        report = yield
+        now = self.clock()
+        report.cpu_seconds = max(0.0, now - self.since - self.shared)
+        self.since, self.shared = now, 0.0
+        return report
+
+
 class Seconds:
     """Adds up the reports of a run; on the controller where there are workers."""
 
@@ -126,16 +167,18 @@ class Seconds:
         self.config = config
         self.of: dict[tuple[str, str], float] = defaultdict(float)
         self.files: dict[str, float] = defaultdict(float)
+        self.tests: dict[str, float] = defaultdict(float)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.nodeid.rfind("@") > report.nodeid.rfind("]"):  # as xdist writes the group
             report.nodeid = report.nodeid.rpartition("@")[0]
         properties = dict(report.user_properties)
-        spent = report.duration - getattr(report, "shared_seconds", 0.0)
         if "owner" in properties:
+            spent = report.cpu_seconds
             self.of[properties["owner"], "real" if properties["key"].endswith(" real") else "rest"] += spent
             self.files[properties["key"]] += spent
+            self.tests[report.nodeid] += spent
 
     def pytest_sessionfinish(self) -> None:
         cache = getattr(self.config, "cache", None)
@@ -145,7 +188,8 @@ class Seconds:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if self.config.getoption("budget") and self.of:
             terminalreporter.section(f"budget: {BUDGET['real']:g} s real and {BUDGET['rest']:g} s rest a paper")
-            for line in budget_lines(self.of):
+            slowest = sorted(self.tests.items(), key=lambda item: -item[1])[:SLOWEST]
+            for line in [*budget_lines(self.of), *(f"{s:8.1f}  {name}" for name, s in slowest if s >= 1)]:
                 terminalreporter.write_line(line)
 
 
@@ -159,6 +203,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if (paper := config.getoption("paper")) and paper not in (ids := paper_ids()):
         near = sorted(i for i in ids if paper.lower() in i or i in paper.lower())
         raise pytest.UsageError(f"no paper {paper!r} on the page; {' '.join(near) or '`broadsheet papers` lists them'}")
+    config.pluginmanager.register(Meter())
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Seconds(config))
 
@@ -180,28 +225,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"{paper} has no tests yet")
     if hasattr(config, "workerinput"):
         items[:] = group(items, config.cache.get(CACHE, {}) if getattr(config, "cache", None) else {})
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(fixturedef: Any) -> Iterator[None]:
-    """Count what session fixtures take: it is nobody's, the first test to ask for one only pays it."""
-    global _shared_seconds, _depth
-    if fixturedef.scope != "session":
-        return (yield)
-    _depth += 1
-    start = time.perf_counter()
-    try:
-        return (yield)
-    finally:
-        _depth -= 1
-        if not _depth:
-            _shared_seconds += time.perf_counter() - start
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Iterator[None]:
-    global _shared_seconds
-    report = yield
-    report.shared_seconds = min(_shared_seconds, report.duration)
-    _shared_seconds = 0.0
-    return report

@@ -380,7 +380,7 @@ def _csv(file: BufferedIOBase, layout: Layout | None) -> Iterator[tuple[int, Any
             except csv.Error as error:
                 yield number, InvalidRow("not valid CSV", "correct the quoting", str(error))
             else:
-                if any(cells):
+                if any(map(str.strip, cells)):
                     yield number, cells
 
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))  # Python's own is 131,072 characters

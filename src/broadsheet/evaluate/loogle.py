@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError
+from broadsheet.data import rows
+from broadsheet.data.rows import OnError, column
 from broadsheet.evaluate import loogle_metrics as metrics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from broadsheet.data.corpora import Document, OnError
 
 Task = Literal["shortdep_qa", "shortdep_cloze", "longdep_qa", "longdep_summarization"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -83,7 +83,7 @@ class LooGLE:
     Use when a long-context model or method should show that it uses a text, not only that it can process it. Prefer a
     passkey test if the model is too small to answer questions: below some billion parameters most scores are near 0.
 
-    Inputs: rows of LooGLE (JSONL, Parquet, a folder of them, or `hf:bigainlco/LooGLE/shortdep_qa:test`): `input`, the
+    Inputs: rows of LooGLE (a file of `rows.read`, a folder, or `hf:bigainlco/LooGLE/shortdep_qa:test`): `input`, the
     document; `qa_pairs`, a list of {Q, A, S[, type]} or a string that holds one, "none" for summaries; `output`, the
     reference summary, else "none". The task follows from the row.
 
@@ -128,24 +128,12 @@ class LooGLE:
         """The questions of a file, folder or hub data set, document by document.
 
         Args:
-            on_error: at a row that cannot be used, `"stop"` raises; `"skip"` leaves it out and says how many.
+            on_error: as of `rows.read`.
 
         Raises:
             InputError: nothing is there, or a row is not LooGLE's; file and line are named.
         """
-        from broadsheet.data import corpora
-
-        skipped: list[InputError] = []
-        # No field is called "": rows keep file and line for their id, whatever else they bring.
-        for row in corpora.load(data, text_field="input", id_field="", on_error=on_error):
-            try:
-                yield from read_row(row)
-            except InputError as error:
-                if on_error == "stop":
-                    raise InputError(f"{data}: {error}") from None
-                skipped.append(error)
-        if skipped:
-            say(f"{data}: {len(skipped):,} rows that are not LooGLE's skipped, the first: {skipped[0]}")
+        return (question for row in rows.read(data, LooGLERow, on_error) for question in row.questions())
 
     def prompt(self, question: Question) -> str:
         """The prompt: instruction, document, question, in the paper's order (Sec. 3, prompts)."""
@@ -264,50 +252,56 @@ def _place(document: list[str], piece: list[str], share: float = 0.5) -> float |
     return (best + width / 2) / max(len(document), 1) if counts[best] >= share * len(wanted) else None
 
 
-def read_row(row: Document) -> list[Question]:
-    """The questions of one row of LooGLE.
+@dataclass(frozen=True)
+class LooGLERow:
+    """A document of LooGLE with its questions in `qa_pairs`, or with the reference of its summary in `output`."""
 
-    Raises:
-        InputError: a field is missing or cannot be read; the row's id and the question's number are named.
-    """
-    fields = row.metadata
-    title = str(fields.get("title", ""))
-    pairs = fields.get("qa_pairs")
-    if isinstance(pairs, str) and pairs.strip().lower() != "none":
-        parsed = metrics.literal(pairs.strip())
-        if not isinstance(parsed, list):
-            raise InputError(f"{row.id}: qa_pairs is a string that holds no list; expected JSON or a Python literal")
-        pairs = parsed
-    if isinstance(pairs, list):
-        return [_question(row, number, pair, title) for number, pair in enumerate(pairs, start=1)]
-    summary = fields.get("output")
-    if pairs is not None and not isinstance(pairs, str):
-        raise InputError(f"{row.id}: qa_pairs is {type(pairs).__name__}; expected a list, or 'none' for a summary")
-    if not isinstance(summary, str) or summary.strip().lower() in ("", "none"):
-        raise InputError(f"{row.id}: neither qa_pairs nor a reference in output; expected a row of LooGLE")
-    return [Question("longdep_summarization", row.text, "", summary, title)]
+    input: str = column()
+    qa_pairs: Any = column(default=None)
+    output: Any = column(default=None)
+    title: str = column(default="", kind="text")
 
+    def __post_init__(self) -> None:
+        self.questions()
 
-def _question(row: Document, number: int, pair: Any, title: str) -> Question:
-    place = f"{row.id}: question {number}"
-    if not isinstance(pair, dict) or not isinstance(pair.get("Q"), str):
-        raise InputError(f"{place} is not a dictionary with a text Q; expected {{Q, A, S}}")
-    answer, kind = pair.get("A"), str(pair.get("type", "")).strip().lower().replace(" ", "_")
-    if isinstance(answer, int | float):
-        answer = str(answer)
-    if isinstance(answer, dict):
-        if not answer or not all(isinstance(part, str) for entry in answer.items() for part in entry):
-            raise InputError(f"{place}: A does not map masks to names; expected {{'<mask-0>': 'name', …}}")
-    elif not isinstance(answer, str) or not answer.strip():
-        raise InputError(f"{place} has no answer A; expected a text, or masks and names")
-    elif kind == "timeline_reorder":
-        labels = [label.strip() for label in answer.split(",")]
-        if len(set(labels)) < len(labels) or "" in labels:
-            raise InputError(f"{place}: A is {answer!r}; expected different labels separated by commas, as in II,I,III")
-    task: Task = "shortdep_cloze" if isinstance(answer, dict) else "longdep_qa" if kind else "shortdep_qa"
-    evidence = pair.get("S") or ()
-    evidence = (evidence,) if isinstance(evidence, str) else tuple(map(str, evidence))
-    return Question(task, row.text, pair["Q"], answer, title, evidence, kind)
+    def questions(self) -> list[Question]:
+        """Raises ValueError: a field cannot be read; the question's number is named."""
+        pairs = self.qa_pairs
+        if isinstance(pairs, str) and pairs.strip().lower() != "none":
+            pairs = metrics.literal(pairs.strip())
+            if not isinstance(pairs, list):
+                raise ValueError("qa_pairs is a string that holds no list; expected JSON or a Python literal")
+        if isinstance(pairs, list):
+            return [self._question(number, pair) for number, pair in enumerate(pairs, start=1)]
+        if pairs is not None and not isinstance(pairs, str):
+            raise ValueError(f"qa_pairs is {type(pairs).__name__}; expected a list, or 'none' for a summary")
+        if not isinstance(self.output, str) or self.output.strip().lower() in ("", "none"):
+            raise ValueError("neither qa_pairs nor a reference in output; expected a row of LooGLE")
+        return [Question("longdep_summarization", self.input, "", self.output, self.title)]
+
+    def _question(self, number: int, pair: Any) -> Question:
+        if not isinstance(pair, dict) or not isinstance(pair.get("Q"), str):
+            raise ValueError(f"question {number} is not a dictionary with a text Q; expected {{Q, A, S}}")
+        answer, kind = pair.get("A"), str(pair.get("type", "")).strip().lower().replace(" ", "_")
+        if isinstance(answer, int | float):
+            answer = str(answer)
+        if isinstance(answer, dict):
+            if not answer or not all(isinstance(part, str) for entry in answer.items() for part in entry):
+                raise ValueError(
+                    f"question {number}: A does not map masks to names; expected {{'<mask-0>': 'name', …}}"
+                )
+        elif not isinstance(answer, str) or not answer.strip():
+            raise ValueError(f"question {number} has no answer A; expected a text, or masks and names")
+        elif kind == "timeline_reorder":
+            labels = [label.strip() for label in answer.split(",")]
+            if len(set(labels)) < len(labels) or "" in labels:
+                raise ValueError(
+                    f"question {number}: A is {answer!r}; expected different labels separated by commas, as in II,I,III"
+                )
+        task: Task = "shortdep_cloze" if isinstance(answer, dict) else "longdep_qa" if kind else "shortdep_qa"
+        evidence = pair.get("S") or ()
+        evidence = (evidence,) if isinstance(evidence, str) else tuple(map(str, evidence))
+        return Question(task, self.input, pair["Q"], answer, self.title, evidence, kind)
 
 
 def _cloze(gold: Mapping[str, str], prediction: str) -> dict[str, Score]:

@@ -29,10 +29,10 @@ RENAMED: dict[tuple[str, str, str], str] = {}
 # Models that were trained before evidence held the commands that made them.
 TRAINED: dict[str, tuple[str, ...]] = {
     "runs/first": (
-        "broadsheet apply first pydocs --out runs/easy --minutes 13 --brief --titles --words 20 --ranking-only "
-        "--loss softmax --sizes 2-4 --depth 1000 --lists 7000 --learning-rate 1e-4",
+        "broadsheet apply first pydocs --out runs/easy --minutes 13 --brief --titles --words 20 "
+        "--method \"first(kind='softmax', lm=False)\" --sizes 2,4 --depth 1000 --lists 7000 --learning-rate 1e-4",
         "broadsheet apply first pydocs --reranker runs/easy --out runs/first --minutes 15 --titles --words 20 "
-        "--sizes 4-10 --shuffle 0.2 --lists 4000 --learning-rate 5e-5 --window 10 --step 5",
+        "--sizes 4,10 --shuffle 0.2 --lists 4000 --learning-rate 5e-5 --window 10 --step 5",
     )
 }
 _OF_COMMAND = {"record": False, "out": True, "on_error": True, "text_field": True, "id_field": True, "force": False}
@@ -57,7 +57,7 @@ def steps(names: Sequence[str] = (), data: Path | None = None) -> list[Step]:
     """What the evidence files store, those of `names` or all that store a command.
 
     Args:
-        data: a folder in which data files are looked for by name, where they are not at the path that was recorded.
+        data: a folder in and below which data is looked for by name, where it is not at the path that was recorded.
 
     Raises:
         InputError: a name without evidence.
@@ -111,8 +111,8 @@ def _found(argument: str, data: Path | None) -> str:
     """An argument; where it names a data file that is not there, its place in `data`."""
     if not argument.startswith(("./", "../", "/", "~")) or (_root() / Path(argument).expanduser()).exists():
         return argument
-    if data is not None and (data / Path(argument).name).exists():
-        return str((data / Path(argument).name).resolve())
+    if data is not None and (found := next(data.rglob(Path(argument).name), None)):
+        return str(found.resolve())
     raise InputError(f"its data is not at {argument}: give the folder that holds {Path(argument).name} by --data")
 
 

@@ -12,9 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, progress
 from broadsheet.rank.labelling import Comparator, Journal
@@ -22,6 +19,8 @@ from broadsheet.rank.order import Sweep, check_window, complete, reorder, run_lo
 from broadsheet.rank.prompt import document_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from broadsheet.rank.objective import ListReading
     from broadsheet.rank.prompt import TargetOrder
 
@@ -128,24 +127,9 @@ class FullRank:
 
     def terms(self, reading: ListReading) -> dict[str, Tensor]:
         """`loss`, and `lm`: the same tokens unweighted."""
-        loss = reading.lm_loss()
+        loss = reading.lm_loss()  # L = −(1/T) Σ_t w_t·log P(y_t | x, y_<t); T, not Σ w, as in the authors' code
         unweighted = replace(reading, weights=reading.written)
         return {"loss": loss, "lm": unweighted.lm_loss().detach()}
-
-
-def importance_aware_loss(nll: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
-    """The importance-aware loss of each list of T tokens, −(1/T) Σ_t w_t·log P(y_t | x, y_<t); the mean over lists.
-
-    Args:
-        nll: (batch, length), −log P(y_t | x, y_<t), in float32 at least.
-        weights: w_t, (batch, length).
-        mask: (batch, length), True where there is a token of the ranking.
-
-    Source: arXiv:2412.14574; the authors divide by the number of tokens, not by Σ w.
-    """
-    nll = nll if nll.dtype == torch.float64 else nll.float()
-    total = torch.where(mask, nll * weights.to(nll), 0).sum(-1)  # Σ_t w_t·nll_t: (batch,)
-    return (total / mask.sum(-1).clamp(min=1)).mean()
 
 
 def complete_labels(

@@ -113,6 +113,19 @@ def softmax(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor
     return torch.where(useful, -logs.sum(1) / best.sum(1).clamp(min=1), 0).mean()
 
 
+def weighted_nll(nll: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+    """Σ_t w_t·nll_t / number of tokens, for each written ranking; the mean over lists.
+
+    Args:
+        nll: (batch, length), −log P(y_t | x, y_<t), in float32 at least.
+        weights: w_t, (batch, length): 1 in FIRST's L_LM, by rank in FullRank's importance-aware loss.
+        mask: (batch, length), True where there is a token of the ranking.
+    """
+    nll = nll if nll.dtype == torch.float64 else nll.float()
+    total = torch.where(mask, nll * weights.to(nll), 0).sum(-1)  # Σ_t w_t·nll_t: (batch,)
+    return (total / mask.sum(-1).clamp(min=1)).mean()
+
+
 def as_lists(scores: Tensor, ranks: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """All three as (batch, n), float32 at least, with zeros in the padding: -inf there would become NaN in gradients.
 

@@ -48,9 +48,9 @@ class ListReading:
         """
         if self.nll is None or self.weights is None or self.written is None:
             raise ValueError("no targets were read; expected a collator with target=True")
-        from broadsheet.rank.fullrank import importance_aware_loss
+        from broadsheet.rank.losses import weighted_nll
 
-        return importance_aware_loss(self.nll, self.weights, self.written)
+        return weighted_nll(self.nll, self.weights, self.written)
 
 
 class ListLoss(Protocol):

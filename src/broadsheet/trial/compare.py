@@ -6,22 +6,24 @@ up, and which way a metric is better. Does not know: models, timings, or what wa
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from broadsheet.console import InputError, say
+from broadsheet.data.retrieval import trec
+from broadsheet.data.sources import MAX_LINE, FileSource, HubSource, InvalidRow, RowSource
 
 if TYPE_CHECKING:
     from broadsheet.trial.stats import Comparison, Floats, Statistic
 
 Score = float | tuple[float, float]
-Format = Literal["json", "csv", "tsv", "trec"]
+Format = Literal["json", "csv", "tsv", "parquet", "trec"]
 
 ID_FIELDS = (
     "id",
@@ -144,10 +146,11 @@ def read_results(
       (`exact_match,strict-match`; the filter `none` is not named).
     - A TREC run, `query Q0 document rank score tag`: items are the queries of `qrels`, scored by `measures`. Documents
       rank by score, as trec_eval does. A query without documents counts 0.
-    - Other JSONL (one object per line), CSV or TSV (with a header line): an id and one or more numbers; true is 1.
+    - Other JSONL (one object per line), Parquet, CSV or TSV (with a header line), or `hf:org/name:split`: an id and one
+      or more numbers; true is 1.
 
     Args:
-        path: the file, UTF-8.
+        path: the file, UTF-8, or the hub data set.
         qrels: relevance judgements, `query iteration document relevance`; for TREC runs only.
         measures: names that `ir-measures` knows. `nDCG` is linear-gain.
         id_field: the field or column of the item's id; by default the first of `ID_FIELDS` that is there. Given for an
@@ -157,90 +160,58 @@ def read_results(
     Raises:
         InputError: a missing, empty or undecodable file, a malformed line, a duplicate id, no numbers.
     """
+    name = str(path)
     path = Path(path)
-    form = _detect(path)
+    form: Format = "json" if name.startswith("hf:") else _detect(path)
     if qrels is not None and form != "trec":
         raise InputError(
             f"{path}: not a TREC run (query Q0 document rank score tag); leave out the qrels for other formats"
         )
     if form == "trec":
         return _read_run(path, qrels, measures)
-    if form == "json":
-        _, row = next(_json_rows(path))
-        if id_field is None and "doc_id" in row and ("doc_hash" in row or "metrics" in row):
-            return _read_lm_eval(path, score_field)
-        return _read_rows(path, _json_rows(path), _number, id_field, score_field)
-    rows = _table_rows(path, "\t" if form == "tsv" else ",")
-    return _read_rows(path, rows, _number_in_text, id_field, score_field)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The file's lines with their numbers, from 1; blank ones too."""
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                try:
-                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{path}, line {number}: not UTF-8 (byte {error.start + 1} is 0x{raw[error.start]:02x}); "
-                        "convert the file to UTF-8"
-                    ) from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a file of per-item results") from error
+    source = HubSource(name) if name.startswith("hf:") else FileSource(name, form="jsonl" if form == "json" else form)
+    _, row = next(_rows(source), ("", {}))
+    if form == "json" and id_field is None and "doc_id" in row and ("doc_hash" in row or "metrics" in row):
+        return _read_lm_eval(path, source, score_field)
+    return _read_rows(path, source, _number_in_text if form in ("csv", "tsv") else _number, id_field, score_field)
 
 
 def _detect(path: Path) -> Format:
     """The format, from the first line that is not blank."""
-    head = next((line for _, line in _lines(path) if line.strip()), None)
-    if head is None:
+    try:
+        with path.open("rb") as file:
+            lines = (file.readline(MAX_LINE) for _ in iter(int, 1))
+            head = next((line for line in takewhile(bool, lines) if line.removeprefix(BOM_UTF8).strip()), b"")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a file of per-item results") from error
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    text = head.decode("utf-8-sig", "replace")
+    columns = text.split()
+    if not columns:
         raise InputError(f"{path}: empty; expected one line per item")
-    columns = head.split()
-    if head.lstrip().startswith("{"):
+    if text.lstrip().startswith("{"):
         return "json"
     if len(columns) == 6 and columns[3].isdecimal() and _number_in_text(columns[4]) is not None:
         return "trec"
-    if "\t" in head:
+    if "\t" in text:
         return "tsv"
-    if "," in head and not head.lstrip().startswith("["):
+    if "," in text and not text.lstrip().startswith("["):
         return "csv"
     raise InputError(
-        f"{path}: got {head.strip()[:40]!r}; expected JSONL (an object per line), a CSV or TSV table, or a TREC run"
+        f"{path}: got {text.strip()[:40]!r}; expected JSONL (an object per line), a CSV or TSV table, Parquet, or a "
+        "TREC run"
     )
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}); expected one object per line"
-            ) from error
+def _rows(source: RowSource) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows, each with the file and line that messages name."""
+    for place, row in source.rows():
+        if isinstance(row, InvalidRow):
+            raise InputError(row.at(place))
         if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number}: got a JSON {type(row).__name__}; expected one object per line")
-        yield number, row
-
-
-def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    try:
-        for cells in reader:
-            if not cells:
-                continue
-            if not header:
-                header = [name.strip() for name in cells]
-                continue
-            if len(cells) != len(header):
-                raise InputError(
-                    f"{path}, line {reader.line_num}: got {len(cells)} columns; the header has {len(header)}"
-                )
-            yield reader.line_num, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not a valid table ({error}); mend the quoting") from error
+            raise InputError(f"{place.shown}: got a JSON {type(row).__name__}; expected one object per line")
+        yield place.shown, row
 
 
 def _number(value: Any) -> float | None:
@@ -259,20 +230,18 @@ def _number_in_text(text: str) -> float | None:
         return None
 
 
-def _add(scores: dict[str, Score], item: str, score: Score, path: Path, number: int) -> None:
+def _add(scores: dict[str, Score], item: str, score: Score, place: str) -> None:
     """File `score` under `item`, once, and only a finite one."""
     if item in scores:
-        raise InputError(f"{path}, line {number}: id {item!r} was there before; every item needs one line")
+        raise InputError(f"{place}: id {item!r} was there before; every item needs one line")
     if not all(map(math.isfinite, score if isinstance(score, tuple) else (score,))):
-        raise InputError(
-            f"{path}, line {number}: the score of {item!r} is not finite; leave the item out, or mend its metric"
-        )
+        raise InputError(f"{place}: the score of {item!r} is not finite; leave the item out, or mend its metric")
     scores[item] = score
 
 
 def _read_rows(
     path: Path,
-    rows: Iterator[tuple[int, dict[str, Any]]],
+    source: RowSource,
     as_number: Callable[[Any], float | None],
     id_field: str | None,
     score_field: str | None,
@@ -280,7 +249,7 @@ def _read_rows(
     """Rows with an id and numbers; the first row tells which fields hold what, and every other must follow."""
     results = Results(path)
     names: list[str] = []
-    for number, row in rows:
+    for place, row in _rows(source):
         if not names:
             id_field = id_field or next((name for name in row if name.lower() in ID_FIELDS), None)
             if id_field is None:
@@ -289,32 +258,30 @@ def _read_rows(
                 [score_field] if score_field else [n for n in row if n != id_field and as_number(row[n]) is not None]
             )
             if not names:
-                raise InputError(
-                    f"{path}, line {number}: no number among {', '.join(row)}; a score is a number per item"
-                )
+                raise InputError(f"{place}: no number among {', '.join(row)}; a score is a number per item")
         item = row.get(id_field or "")
         if not isinstance(item, str | int) or isinstance(item, bool) or item == "":
-            raise InputError(f"{path}, line {number}: the id {id_field!r} is {item!r}; expected text or a whole number")
+            raise InputError(f"{place}: the id {id_field!r} is {item!r}; expected text or a whole number")
         for name in names:
             score = as_number(row[name]) if name in row else None
             if score is None:
                 raise InputError(
-                    f"{path}, line {number}: {name!r} is {row.get(name)!r}; expected a number in every line "
+                    f"{place}: {name!r} is {row.get(name)!r}; expected a number in every line "
                     "(to read another field alone, name it with --score-field)"
                 )
-            _add(results.scores.setdefault(name, {}), str(item), score, path, number)
+            _add(results.scores.setdefault(name, {}), str(item), score, place)
     if not names:
         raise InputError(f"{path}: a header and no rows; expected one line per item")
     return results
 
 
-def _read_lm_eval(path: Path, score_field: str | None) -> Results:
+def _read_lm_eval(path: Path, source: RowSource, score_field: str | None) -> Results:
     """A sample log of lm-eval-harness; older logs name neither the filter nor the metrics."""
     results = Results(path)
     skipped: dict[str, None] = {}
-    for number, row in _json_rows(path):
+    for place, row in _rows(source):
         if "doc_id" not in row:
-            raise InputError(f"{path}, line {number}: no 'doc_id'; expected an lm-eval sample in every line")
+            raise InputError(f"{place}: no 'doc_id'; expected an lm-eval sample in every line")
         item = str(row["doc_id"])
         suffix = "" if row.get("filter", "none") == "none" else f",{row['filter']}"
         for name in row.get("metrics") or row:
@@ -327,7 +294,7 @@ def _read_lm_eval(path: Path, score_field: str | None) -> Results:
             if score is None:
                 skipped[metric] = None
                 continue
-            _add(results.scores.setdefault(metric, {}), item, score, path, number)
+            _add(results.scores.setdefault(metric, {}), item, score, place)
         if "doc_hash" in row:
             results.hashes[item] = row["doc_hash"]
     if skipped:
@@ -374,8 +341,9 @@ def _read_run(path: Path, qrels: str | Path | None, measures: Sequence[str]) -> 
         raise InputError(
             "TREC runs are scored by ir-measures, which is missing: pip install 'broadsheet[trec]'"
         ) from error
-    judged = _trec_table(Path(qrels), "query iteration document relevance", document=2, value=3, kind=int)
-    run = _trec_table(path, "query Q0 document rank score tag", document=2, value=4, kind=float)
+    judged, run = trec.read_qrels(Path(qrels)), trec.read_run(path)
+    if not judged:
+        raise InputError(f"{qrels}: empty; expected lines of query 0 document relevance")
     if absent := judged.keys() - run.keys():
         say(f"{path}: {len(absent)} of {len(judged)} judged queries have no documents and count 0")
     if unjudged := run.keys() - judged.keys():
@@ -396,35 +364,6 @@ def _read_run(path: Path, qrels: str | Path | None, measures: Sequence[str]) -> 
         by_query = {metric.query_id: float(metric.value) for metric in scored}
         results.scores[str(measure)] = {query: by_query[query] for query in judged}
     return results
-
-
-def _trec_table(
-    path: Path, layout: str, document: int, value: int, kind: type[int] | type[float]
-) -> dict[str, dict[str, Any]]:
-    """A run or qrels file as query to document to number."""
-    table: dict[str, dict[str, Any]] = {}
-    width = len(layout.split())
-    for number, line in _lines(path):
-        columns = line.split()
-        if not columns:
-            continue
-        if len(columns) != width:
-            raise InputError(f"{path}, line {number}: got {len(columns)} columns; expected {width}: {layout}")
-        try:
-            entry = kind(columns[value])
-        except ValueError as error:
-            raise InputError(
-                f"{path}, line {number}: got {columns[value]!r} as {layout.split()[value]}; expected a number"
-            ) from error
-        documents = table.setdefault(columns[0], {})
-        if columns[document] in documents:
-            raise InputError(
-                f"{path}, line {number}: document {columns[document]!r} was there before for {columns[0]!r}; keep one"
-            )
-        documents[columns[document]] = entry
-    if not table:
-        raise InputError(f"{path}: empty; expected lines of {layout}")
-    return table
 
 
 def _shared_metrics(first: Results, second: Results) -> list[str]:

@@ -91,7 +91,7 @@ class AttendTrial(Trial):
         quick=512,
         least=1,
     )
-    texts: int = option(3, "Texts.", least=2)
+    texts: int = option(3, "Long texts that are read.", least=2)
     questions: int = option(10, "Passwords in each text.", least=0)
     scored: int = option(512, "Tokens before each length whose loss is measured.", quick=256, least=DECODED + 1)
     text_field: str = option("text", "The field of the data that holds the text.")

@@ -87,7 +87,7 @@ def long_texts(
     Args:
         n: texts wanted; a small corpus may give fewer.
         length: tokens of a text.
-        questions: passwords in a text, each at a random place in one of so many equal parts.
+        questions: passwords in a text, each at a random place in one of as many equal parts.
         clear: positions that no password's line touches.
 
     Raises:

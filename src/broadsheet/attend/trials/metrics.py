@@ -29,7 +29,7 @@ class Plan:
     Attributes:
         lengths: tokens at which every arm is looked at, ascending.
         window: tokens that truncation keeps, and that methods with a window see.
-        scored: the loss at a length is that of so many tokens before it.
+        scored: how many tokens before a length its loss is that of.
         context: positions that the model was trained on; None where it does not say.
     """
 

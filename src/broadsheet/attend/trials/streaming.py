@@ -80,7 +80,7 @@ def read(
     are those of reading without stops. Where memory runs out, reading starts again with chunks of half the size.
 
     Args:
-        ids: the text; at least `decode` tokens go on after the last stop.
+        ids: the text; at least `decode` tokens follow the last stop.
         stops: ascending numbers of tokens, more than `decode` apart.
         chunk: tokens read at once, ending at multiples of it and at stops; None reads up to each stop in one piece, and
             is not tried again in smaller ones.

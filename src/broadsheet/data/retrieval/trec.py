@@ -57,7 +57,7 @@ def read_qrels(path: Path, queries: Collection[str] | None = None, documents: Co
         documents: ids there are; judgements of others stay, as an ideal ranking would have them, counted and said.
 
     Raises:
-        InputError: no such file, a line that is none, or none of it is about `queries`.
+        InputError: no such file, a line that is none, two judgements that differ, or none of it is about `queries`.
     """
     found: Qrels = {}
     strangers: set[str] = set()
@@ -71,7 +71,8 @@ def read_qrels(path: Path, queries: Collection[str] | None = None, documents: Co
             continue
         if documents is not None and document not in documents:
             missing.add(document)
-        found.setdefault(query, {})[document] = int(value)
+        if found.setdefault(query, {}).setdefault(document, int(value)) != int(value):
+            raise InputError(f"{path}:{number}: judges document {document!r} twice for query {query!r}; keep one")
     if strangers and not found:
         raise InputError(f"{path} judges none of the queries, but {min(strangers)!r}: do they belong together?")
     unknown = [

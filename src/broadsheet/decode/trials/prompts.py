@@ -1,4 +1,4 @@
-"""Prompts for a trial, made from documents: text to copy, documentation to go on with, questions to answer freely.
+"""Prompts for a trial, made from documents: text to copy, documentation to continue, questions to answer freely.
 
 Knows: documents, a tokenizer. Does not know: models, arms.
 """
@@ -21,7 +21,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _WORDS = 80  # of a document that a prompt is made from
 _BEGINNING = 20  # words that tell documents apart
 _COPIED, _AGAIN = 84, 14  # tokens of a text to copy, and how many of them begin the copy
-_CONTINUED = 64  # tokens of documentation to go on with
+_CONTINUED = 64  # tokens of documentation to continue
 _SUBJECT = 12  # words of a subject to write about
 
 
@@ -79,7 +79,7 @@ def _tokens(text: str, kind: Kind, tokenizer: PreTrainedTokenizerBase) -> list[i
     if kind == "documentation":
         return ids(text)[:_CONTINUED]
     if kind == "copying":
-        # Small models do not follow "repeat this", but all go on with a text that stood there twice.
+        # Small models do not follow "repeat this", but all continue a text that stood there twice.
         passage, gap = ids(text)[:_COPIED], ids("\n\n\n")
         return [*passage, *gap, *passage, *gap, *passage[:_AGAIN]]
     subject = " ".join(text.split(maxsplit=_SUBJECT)[:_SUBJECT])

@@ -71,10 +71,14 @@ class GEMTrial(EmbedderTrial):
 
     def arms(self) -> list[ModelArm]:
         from broadsheet.embed.base import baseline
-        from broadsheet.embed.gem import GEM
+        from broadsheet.embed.gem import GEM, check_settings
+        from broadsheet.methods import hyperparameters
 
         # In batches this small, all texts of a batch are contrasted, not compression rows alone as in the paper.
         self._fields = self.fields(GEM, contrast="all")
+        whole = {**hyperparameters(GEM), **self._fields}
+        names = ("raw_share", "reconstruction", "hidden_share", "alpha_max", "ntp_rows", "ramp_rows", "contrast")
+        check_settings(**{name: whole[name] for name in names})  # now, before anything is trained
         alpha = self._fields.pop("alpha_max", 1.0)
 
         def pooled(pooling: str) -> Any:
