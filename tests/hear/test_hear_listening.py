@@ -194,7 +194,16 @@ def test_what_cannot_be_answered_says_why_and_the_others_go_on(
     ]
     assert ["answer" in line for line in written] == [True, *[False] * 8, True]
     assert written[0]["answer"] == written[-1]["answer"]
-    reasons = ["gone.wav", "not audio", ":4: not JSON", "no such task", "neither task", "no audio", "<audio>", "context"]
+    reasons = [
+        "gone.wav",
+        "not audio",
+        ":4: not JSON",
+        "no such task",
+        "neither task",
+        "no audio",
+        "<audio>",
+        "context",
+    ]
     for line, reason in zip(written[1:-1], reasons, strict=True):
         assert reason in line["error"]
         assert "answer" not in line

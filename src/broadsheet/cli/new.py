@@ -124,8 +124,6 @@ class Checkout:
 
     def plan(self, facts: Facts) -> None:
         """Collect what is to be written: `files` are new, `changed` are there and get more."""
-        from broadsheet.page import discovery
-
         source, tests = self.root / "src" / "broadsheet", self.root / "tests"
         stage, context = source / facts.stage, {"paper": facts, "package": f"broadsheet.{facts.stage}", "ours": True}
         if not (stage / "base.py").is_file():
@@ -134,7 +132,7 @@ class Checkout:
             self._plan_stage(facts, stage, context)
         elif not (stage / "scaffold").is_dir() and f"class {facts.stage_cls}Method" not in _read(stage / "base.py"):
             raise InputError(f"the stage {facts.stage} has no scaffold: copy a neighbour's paper (CONTRIBUTING.md)")
-        elif not discovery.stage_trial(facts.stage) and not (stage / "trials" / f"{facts.stage}.py").is_file():
+        if _own_trial(stage):
             self.files[stage / "trials" / f"{facts.id}.py"] = _filled("trial.py", facts.stage, context)
         self.files[stage / f"{facts.id}.py"] = _filled("paper.py", facts.stage, context)
         self.files[tests / facts.stage / f"test_{facts.id}.py"] = _filled("test.py", facts.stage, context)
@@ -197,7 +195,7 @@ class TargetPackage(Checkout):
             self.files[source / "__init__.py"] = _filled("package/init.py", facts.stage, context)
             self.files[source / "papers.toml"] = _filled("package/papers.toml", facts.stage, context)
             self.files[self.root / "README.md"] = _filled("package/readme.md", facts.stage, context)
-        if not discovery.stage_trial(facts.stage):
+        if _own_trial(stage):
             self.files[source / "trials" / f"{facts.id}.py"] = _filled("trial.py", facts.stage, context)
         self.files[source / f"{facts.id}.py"] = _filled("paper.py", facts.stage, context)
         self.files[self.root / "tests" / f"test_{facts.id}.py"] = _filled("test.py", facts.stage, context)
@@ -255,6 +253,11 @@ def write(place: Checkout, facts: Facts) -> Iterator[str]:
     tests = f"tests/{facts.stage}/test_{facts.id}.py" if ours else f"{place.root}/tests"
     for command in (first, f"pytest {tests}", f"broadsheet try {facts.id} --quick"):
         yield f"next     {command}"
+
+
+def _own_trial(stage: Path) -> bool:
+    """Whether a paper of the stage gets a trial of its own, since the stage's does not serve it as it is."""
+    return (stage / "scaffold" / "trial.py.jinja").is_file()
 
 
 def _read(path: Path) -> str:

@@ -30,9 +30,9 @@ RENAMED: dict[tuple[str, str, str], str] = {}
 TRAINED: dict[str, tuple[str, ...]] = {
     "runs/first": (
         "broadsheet apply first pydocs --out runs/easy --minutes 13 --brief --titles --words 20 "
-        "--method \"first(kind='softmax', lm=False)\" --sizes 2-4 --depth 1000 --lists 7000 --learning-rate 1e-4",
+        "--method \"first(kind='softmax', lm=False)\" --sizes 2,4 --depth 1000 --lists 7000 --learning-rate 1e-4",
         "broadsheet apply first pydocs --reranker runs/easy --out runs/first --minutes 15 --titles --words 20 "
-        "--sizes 4-10 --shuffle 0.2 --lists 4000 --learning-rate 5e-5 --window 10 --step 5",
+        "--sizes 4,10 --shuffle 0.2 --lists 4000 --learning-rate 5e-5 --window 10 --step 5",
     )
 }
 _OF_COMMAND = {"record": False, "out": True, "on_error": True, "text_field": True, "id_field": True, "force": False}
