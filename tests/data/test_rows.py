@@ -282,7 +282,8 @@ def test_sound_in_rows_of_the_hub_or_of_parquet_becomes_files(
 
 
 SCHEMAS: list[tuple[type, dict[str, Any], Any]] = [
-    (Pair, {"question": "q", "answer": "p", "negative_10": "o", "negative_2": "m", "negative_1": ["n"]}, Pair("q", "p", ("n", "m", "o"))),
+    (Pair, {"question": "q", "answer": "p", "negative_10": "o", "negative_2": "m", "negative_1": ["n"]},
+     Pair("q", "p", ("n", "m", "o"))),
     (Pair, {"anchor": "q", "passage": "p", "negatives": ["n"], "negative": "m"}, Pair("q", "p", ("n", "m"))),
     (SentencePair, {"sentence_A": "x", "sentence_B": "y", "relatedness_score": "4.5"}, SentencePair("x", "y", 4.5)),
     (Ranked, {"query": "q", "documents": ["a", {"text": "b"}], "labels": [0, 1]},

@@ -21,8 +21,8 @@ from broadsheet.evaluate.loogle import LooGLE
 from broadsheet.hear.data.rows import read_rows as read_audio
 from broadsheet.hear.listening import Requests
 from broadsheet.hear.training.plan import open_data, planned
-from broadsheet.rank.formats import read_requests
-from broadsheet.rank.rows import read_rows as read_lists
+from broadsheet.rank.prompts.formats import read_requests
+from broadsheet.rank.training.rows import read_rows as read_lists
 from broadsheet.trial.compare import read_results
 
 FORMATS = ("jsonl", "parquet", "csv", "tsv")
