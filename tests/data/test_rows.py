@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import json
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rowfiles import write
 
 from broadsheet.console import InputError
 from broadsheet.data import rows, schemas, sources
@@ -47,33 +45,6 @@ class Note:
     about: dict[str, Any] = column("about", default=None)
     id: str = column(kind="id")
     rest: dict[str, Any] = column(kind="rest")
-
-
-def write(path: Path, given: list[dict[str, Any]]) -> Path:
-    """Rows in the format that the name says; lists and objects as JSON where a format has none."""
-    form = path.name.removesuffix(".gz").rpartition(".")[2]
-    if form == "parquet":
-        import pyarrow
-        from pyarrow import parquet
-
-        parquet.write_table(pyarrow.Table.from_pylist(given), path)
-        return path
-    if form == "json":
-        text = json.dumps(given, ensure_ascii=False)
-    elif form == "jsonl":
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in given)
-    else:
-        cells = [[v if isinstance(v, str) else json.dumps(v) for v in row.values()] for row in given]
-        if form == "tsv":
-            text = "".join("\t".join(line) + "\n" for line in [list(given[0]), *cells])
-        else:
-            with (path.parent / "plain").open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows([list(given[0]), *cells])
-            text = (path.parent / "plain").read_bytes().decode()
-            (path.parent / "plain").unlink()
-    data = text.encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return path
 
 
 GIVEN = [
@@ -282,32 +253,6 @@ def test_a_sample_follows_from_its_seed(tmp_path: Path) -> None:
 # The hub
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A hub with one data set, whose rows a test sets."""
-    held = SimpleNamespace(rows=[], features=None, decoded=True)
-
-    class Stream:
-        info = SimpleNamespace(splits={})
-
-        @property
-        def features(self) -> Any:
-            return held.features
-
-        def decode(self, enable: bool) -> Stream:
-            held.decoded = enable
-            return self
-
-        def __iter__(self) -> Any:
-            return iter(held.rows)
-
-    library = SimpleNamespace(load_dataset=lambda *_, **__: Stream())
-    api = SimpleNamespace(endpoint="https://hub.example", dataset_info=lambda name: SimpleNamespace(sha="c0ffee"))
-    monkeypatch.setitem(sys.modules, "datasets", library)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda: api))
-    return held
-
-
 def test_the_hub_gives_the_same_rows(hub: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     hub.rows = GIVEN
     found = read("hf:org/name:train", Note)
@@ -337,7 +282,8 @@ def test_sound_in_rows_of_the_hub_or_of_parquet_becomes_files(
 
 
 SCHEMAS: list[tuple[type, dict[str, Any], Any]] = [
-    (Pair, {"question": "q", "answer": "p", "negative_2": "m", "negative_1": ["n"]}, Pair("q", "p", ("n", "m"))),
+    (Pair, {"question": "q", "answer": "p", "negative_10": "o", "negative_2": "m", "negative_1": ["n"]},
+     Pair("q", "p", ("n", "m", "o"))),
     (Pair, {"anchor": "q", "passage": "p", "negatives": ["n"], "negative": "m"}, Pair("q", "p", ("n", "m"))),
     (SentencePair, {"sentence_A": "x", "sentence_B": "y", "relatedness_score": "4.5"}, SentencePair("x", "y", 4.5)),
     (Ranked, {"query": "q", "documents": ["a", {"text": "b"}], "labels": [0, 1]},
