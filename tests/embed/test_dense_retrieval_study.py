@@ -12,10 +12,11 @@ import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from small_docs import documentation
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from broadsheet.console import InputError
 from broadsheet.data.retrieval.metrics import evaluate
-from broadsheet.embed import dense_retrieval_study
+from broadsheet.embed import dense_retrieval_study, fitting
 from broadsheet.embed.base import embedder
 from broadsheet.embed.data import doc_tasks, tasks
 from broadsheet.embed.dense_retrieval_study import (
@@ -130,7 +131,7 @@ def test_a_run_learns_at_the_recipe_s_temperature(study, tmp_path, temperature):
     texts = [[item["query"] for item in items], [t for i in items for t in (i["positive"], *i["negatives"])]]
     queries, passages = (model.encode(group, convert_to_tensor=True).double() for group in texts)
     fitted = study._fit(recipe, items, tmp_path)
-    expected = info_nce(queries, passages, 1 + recipe.negatives, temperature).item()
+    expected = info_nce(queries, passages, torch.arange(len(queries)) * (1 + recipe.negatives), temperature).item()
     assert fitted.history[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
@@ -214,16 +215,26 @@ def test_a_cell_run_again_gives_the_same_numbers_and_one_asked_again_is_read_bac
         study.cell(StudyCell(replace(study.recipe, seed=1), 5, study.question))
 
 
-def test_checkpoints_belong_to_one_run_and_the_last_of_them_is_that_run_s_end(study, tmp_path):
+def test_checkpoints_belong_to_one_run_and_the_last_of_them_is_that_run_s_end(study, tmp_path, monkeypatch):
     recipe = study.recipe
     assert recipe.checkpoints() == [1, 2]
+    steps, write, written = [], fitting.write, {}
+    counter = register_optimizer_step_post_hook(lambda *_: steps.append(1))
+
+    def watch(model: Any, folder: Any, *rest: Any) -> None:
+        written[folder.name] = len(steps)
+        write(model, folder, *rest)
+
+    monkeypatch.setattr(fitting, "write", watch)
     cells = [study.cell(StudyCell(recipe, step, study.question)) for step in (1, 2, 5)]
+    counter.remove()
+    assert written["step-1"] == 1  # the weights after so many steps of the optimizer
+    assert written["step-2"] == 2
     assert [record.steps for record in cells] == [1, 2, 5]
     assert cells[0].values != cells[2].values
     runs = list((tmp_path / "study").glob("run-*"))
     assert len(runs) == 1
     assert sorted(path.name for path in runs[0].iterdir() if path.is_dir()) == ["last", "step-1", "step-2"]
-    # The weights after two steps are those that a run stopped there would have.
     from broadsheet.embed.base import load
 
     start, after, end = (load(runs[0] / name).encode(["some text"]) for name in ("step-1", "step-2", "last"))

@@ -296,7 +296,7 @@ def test_agreement_is_the_kl_of_both_rankings_each_at_its_temperature(
     model = made()
     settings: dict[str, Any] = {"temperature": temperature, "generation_temperature": generation_temperature}
     objective = GRL(model, weights=TERMS["consistency"], consistency=direction, **settings).double()
-    read = objective._read(model, objective.collate(ITEMS))
+    read = objective.read(model, objective.collate(ITEMS))
     passages = read["passage"].split([3, 2, 4])
     expected = 0.0
     for item, query, vectors in zip(ITEMS, read["query"], passages, strict=True):
