@@ -35,7 +35,7 @@ from broadsheet.models.embedded import DEFAULT
 from broadsheet.options import describe
 from broadsheet.page import evidence
 from broadsheet.page.papers import RUNGS, Paper, Stage, get_recipe, get_trial, load, ours, stages
-from broadsheet.rank.formats import RequestRow
+from broadsheet.rank.prompts.formats import RequestRow
 from broadsheet.report import words
 from broadsheet.report.view import View
 from broadsheet.trial.results import ArmResult, TrialResult

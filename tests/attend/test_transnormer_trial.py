@@ -131,5 +131,5 @@ def test_an_arm_whose_loss_is_lost_is_reported(trial, monkeypatch):
     result = trial(quick=True, steps=1).run()
     failed = {arm.name: arm.error for arm in result.arms if arm.status == "failed"}
     assert list(failed) == ["TransNormer"]
-    assert "the loss is nan after 0 steps" in failed["TransNormer"]
+    assert "the loss is nan at step 0" in failed["TransNormer"]
     assert list(result.figures[0].lines) == list(result.figures[2].lines) == ["Llama"]

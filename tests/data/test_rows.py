@@ -132,7 +132,7 @@ GOOD = b'{"text": "one"}\n'
 FAULTS = {
     b"{broken": ("not JSON", "correct it"),
     b"[1, 2]": ("not a JSON object", "expected one with text"),
-    b'{"note": "x", "n": 1}': ("no field 'text'", r"the row has note, n; rename one to text \(or body\)"),
+    b'{"note": "x", "n": 1}': ("no field 'text'", r"the row has note, n; expected text \(or body\)"),
     b'{"text": null}': ("field 'text' is null", "give each row one"),
     b'{"text": " \\n"}': ("an empty text", "give each row one"),
     b'{"body": 7}': ("field 'body' is not a string", ""),
@@ -198,7 +198,7 @@ TABLES = [
     ("a.csv", b"t\xe9xt,count\na,1\n", "a.csv:1: not UTF-8"),
     ("a.tsv", b"text\tcount\na\n", "a.tsv:2: columns: 1, but 2 in the first line"),
     ("a.tsv", b"text\tcount\na\tmany\n", "a.tsv:2: field 'count' is not a whole number .got 'many'."),
-    ("a.tsv", b"body text\tcount\na\t1\n", "a.tsv:2: no field 'text'; the row has body text, count; rename one"),
+    ("a.tsv", b"body text\tcount\na\t1\n", "a.tsv:2: no field 'text'; the row has body text, count; expected text"),
 ]
 
 

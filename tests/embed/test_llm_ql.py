@@ -279,9 +279,9 @@ def test_two_stages_with_an_adapter_each(make: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is finished"):
         method.fit(make(), PAIRS, tmp_path / "both", ql_steps=4, steps=3, **options)
     (tmp_path / "both").rename(tmp_path / "moved again")
-    with pytest.raises(InputError, match="other settings or data"):
+    with pytest.raises(InputError, match="was made with other rows: choose"):
         method.fit(make(), PAIRS[:2] * 2, tmp_path / "both", ql_steps=4, steps=3, **options)
-    with pytest.raises(InputError, match="other settings or data"):
+    with pytest.raises(InputError, match=r"other objective\.block True, now False"):
         LLMQL(**SHORT, block=False).fit(make(), PAIRS, tmp_path / "both", ql_steps=4, steps=3, **options)
     first, _ = method.fit(make(), PAIRS[:2] * 2, tmp_path / "both", ql_steps=4, steps=3, force=True, **options)
     assert first is not None

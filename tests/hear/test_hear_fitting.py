@@ -69,12 +69,12 @@ def test_rows_are_read_with_paths_beside_their_file(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "holds no rows"),
-        ("{", "line 1 is no JSON"),
-        ("[1]", "got a list"),
-        ('{"task": "asr", "answer": "a"}', "got audio None"),
-        ('{"task": "asr", "audio": "a.wav"}', "has no answer"),
+        ("{", "rows.jsonl:1: not JSON"),
+        ("[1]", "rows.jsonl:1: not a JSON object .got list."),
+        ('{"task": "asr", "answer": "a"}', "rows.jsonl:1: no audio; expected a path"),
+        ('{"task": "asr", "audio": "a.wav"}', "rows.jsonl:1: no field 'answer'; the row has task, audio"),
         ('{"audio": "a.wav", "answer": "a"}', "neither task nor instruction"),
-        ('{"task": 3, "audio": "a.wav", "answer": "a"}', "got task 3"),
+        ('{"task": 3, "audio": "a.wav", "answer": "a"}', "field 'task' is not a string .got 3."),
     ],
 )
 def test_what_is_no_row_is_named_by_its_line(tmp_path: Path, text: str, message: str) -> None:

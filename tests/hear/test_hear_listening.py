@@ -194,7 +194,16 @@ def test_what_cannot_be_answered_says_why_and_the_others_go_on(
     ]
     assert ["answer" in line for line in written] == [True, *[False] * 8, True]
     assert written[0]["answer"] == written[-1]["answer"]
-    reasons = ["gone.wav", "not audio", "line 4", "no such task", "neither task", "audio None", "<audio>", "context"]
+    reasons = [
+        "gone.wav",
+        "not audio",
+        ":4: not JSON",
+        "no such task",
+        "neither task",
+        "no audio",
+        "<audio>",
+        "context",
+    ]
     for line, reason in zip(written[1:-1], reasons, strict=True):
         assert reason in line["error"]
         assert "answer" not in line
@@ -205,8 +214,8 @@ def test_what_cannot_be_answered_says_why_and_the_others_go_on(
     ("line", "message"),
     [
         ({"id": "gone", "audio": "gone.wav", "instruction": "What?"}, "request gone: .*gone.wav.*--on-error skip"),
-        ("{not json", "line 3 is no JSON; correct it"),
-        ("\xff", "line 3 is no UTF-8 text"),
+        ("{not json", "requests.jsonl:3: not JSON; correct it"),
+        ("\xff", "requests.jsonl:3: not UTF-8"),
     ],
 )
 def test_stop_ends_at_the_first_bad_request_and_keeps_what_is_done(
@@ -215,7 +224,7 @@ def test_stop_ends_at_the_first_bad_request_and_keeps_what_is_done(
     good = {"audio": clip("a"), "instruction": "What?"}
     if line == "\xff":
         made = requests(tmp_path, [good, good], on_error="stop")
-        with made.path.open("ab") as file:
+        with (tmp_path / "requests.jsonl").open("ab") as file:
             file.write(b"\xff\n")
     else:
         made = requests(tmp_path, [good, good, line], on_error="stop")
@@ -294,7 +303,7 @@ def test_a_batch_that_does_not_fit_is_halved(
 
 
 def test_there_has_to_be_a_file_of_requests(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"there is no .*none\.jsonl"):
+    with pytest.raises(InputError, match=r"no file or folder at .*none\.jsonl"):
         Requests(tmp_path / "none.jsonl")
 
 

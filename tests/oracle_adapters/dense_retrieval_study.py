@@ -11,7 +11,7 @@ from broadsheet.embed.dense_retrieval_study import CheckpointedContrast
 def run(case: dict[str, Any]) -> dict[str, Any]:
     query, passages = (torch.tensor(case[name], dtype=torch.float64) for name in ("query", "passages"))
     size = case.get("group_size", 1)
-    objective = CheckpointedContrast(embedder(), {}, len(query), temperature=case.get("temperature", 0.02))
+    objective = CheckpointedContrast(embedder(), {}, temperature=case.get("temperature", 0.02))
     labels = torch.arange(len(query))
     fresh = len(query) + torch.arange(len(passages))  # each negative has a label of its own
     of_passages = torch.where(torch.arange(len(passages)) % size == 0, labels.repeat_interleave(size), fresh)

@@ -8,8 +8,8 @@ from broadsheet.data.retrieval.metrics import evaluate
 from broadsheet.rank import order
 from broadsheet.rank.base import STRATEGIES
 from broadsheet.rank.fullrank import FullRank, complete_labels, multipass_calls
-from broadsheet.rank.objective import ListReading
-from broadsheet.rank.prompt import TargetOrder
+from broadsheet.rank.prompts.prompt import TargetOrder
+from broadsheet.rank.training.objective import ListReading
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:

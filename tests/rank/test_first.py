@@ -12,8 +12,8 @@ from torch.nn.functional import softplus
 
 from broadsheet.console import InputError
 from broadsheet.rank.first import DEFAULT_WEIGHTS, FIRST, LOSSES, WeightedRankNetScheme, weighted_ranknet
-from broadsheet.rank.losses import lambdarank, lambdarank_authors, listnet, listnet_authors, ranknet, softmax
-from broadsheet.rank.objective import ListReading
+from broadsheet.rank.training.losses import lambdarank, lambdarank_authors, listnet, listnet_authors, ranknet, softmax
+from broadsheet.rank.training.objective import ListReading
 
 KINDS = sorted(kind for kind in LOSSES if not kind.endswith("_authors"))
 RANKS = torch.tensor([[2, 0, 3, 1, 4]])

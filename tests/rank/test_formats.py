@@ -9,8 +9,8 @@ import types
 import pytest
 
 from broadsheet.console import InputError
-from broadsheet.rank import formats
-from broadsheet.rank.prompt import Prompt
+from broadsheet.rank.prompts import formats
+from broadsheet.rank.prompts.prompt import Prompt
 
 
 class Backwards:

@@ -15,8 +15,8 @@ from broadsheet.console import InputError
 from broadsheet.rank import order
 from broadsheet.rank.fullrank import FullRank, complete_labels, multipass_calls
 from broadsheet.rank.labelling import reranker_comparator, teacher_comparator
-from broadsheet.rank.losses import weighted_nll
-from broadsheet.rank.prompt import Prompter
+from broadsheet.rank.prompts.prompt import Prompter
+from broadsheet.rank.training.losses import weighted_nll
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
-from broadsheet.rank import prompt as prompt_file
 from broadsheet.rank.order import parse
-from broadsheet.rank.prompt import BRIEF, LETTERS, Prompt, Prompter
+from broadsheet.rank.prompts import prompt as prompt_file
+from broadsheet.rank.prompts.prompt import BRIEF, LETTERS, Prompt, Prompter
 
 NO_SYSTEM = (
     "{% for message in messages %}"

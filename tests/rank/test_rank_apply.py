@@ -172,12 +172,12 @@ def test_training_lists_come_from_the_train_split_and_from_packages_that_are_not
     seen: list[dict[str, Any]] = []
 
     def fit(reranker: Any, rows: Any, objective: Any, **options: Any) -> Any:
-        from broadsheet.rank.fitting import TrainOutput
+        from broadsheet.rank.training.fitting import TrainOutput
 
         seen.extend(rows)
         return TrainOutput(1, len(rows), 1, 1.0, True, 0, [], None)
 
-    monkeypatch.setattr("broadsheet.rank.fitting.fit", fit)
+    monkeypatch.setattr("broadsheet.rank.training.fitting.fit", fit)
     train("first", collection, tmp_path / "a", model=str(model), candidates=3, lists=5)
     beir = Beir(collection, 40)
     assert len(seen) == 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from broadsheet.data.retrieval.lists import RankList
-from broadsheet.rank.rows import training_rows
+from broadsheet.rank.training.rows import training_rows
 
 LIST = RankList(
     "q", "query", ("a", "b", "c", "d"), ("A", "B", "C", "D"), (4.0, 3.0, 2.0, 1.0), {"c": 2, "a": 1, "z": 1}

@@ -112,7 +112,7 @@ def test_a_trained_reranker_is_tried_beside_the_model_it_was_and_others(
 
 def test_a_trial_says_how_the_reranker_was_trained(tmp_path, model):
     from broadsheet.rank.first import FIRST
-    from broadsheet.rank.fitting import fit
+    from broadsheet.rank.training.fitting import fit
 
     assert parts.training("") == parts.training(str(model)) == {}
     row = {"query": "q", "documents": ["hat", "mat", "sea"], "labels": [0, 1, 0]}

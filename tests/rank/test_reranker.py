@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
-from broadsheet.rank import decoding
 from broadsheet.rank.base import ListwiseReranker
 from broadsheet.rank.order import label_text
-from broadsheet.rank.prompt import Prompt
+from broadsheet.rank.prompts import decoding
+from broadsheet.rank.prompts.prompt import Prompt
 
 WORDS = ["red", "green", "blue", "sky", "tree", "stone", "water", "fire", "list", "sort"]
 

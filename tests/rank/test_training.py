@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy
 from broadsheet.console import InputError
 from broadsheet.rank.base import ListwiseReranker
 from broadsheet.rank.first import FIRST, weighted_ranknet
-from broadsheet.rank.fitting import fit
 from broadsheet.rank.fullrank import FullRank
 from broadsheet.rank.pg_rank import PGRank
-from broadsheet.rank.prompt import Prompt, Prompter
-from broadsheet.rank.rows import ListDataset, ListItem, read_rows
-from broadsheet.rank.training import ListwiseCollator, read_lists
+from broadsheet.rank.prompts.prompt import Prompt, Prompter
+from broadsheet.rank.training.fitting import fit
+from broadsheet.rank.training.lists import ListwiseCollator, read_lists
+from broadsheet.rank.training.rows import ListDataset, ListItem, read_rows
 from broadsheet.training.trainer import ObjectiveTrainer
 
 WORDING = Prompt(system="R", intro="{query}\n", outro="{query}")
@@ -232,7 +232,9 @@ def test_files_of_rows(tmp_path):
     with pytest.raises(InputError, match=r"lists\.jsonl:1: not UTF-8"):
         read_rows(path)
     path.write_text(json.dumps({"query": "q"}) + "\n")
-    with pytest.raises(InputError, match=r"lists\.jsonl:1: no field 'documents'; the row has query; rename"):
+    with pytest.raises(
+        InputError, match=r"lists\.jsonl:1: no field 'documents'; the row has query; expected documents"
+    ):
         read_rows(path)
     (tmp_path / "lists.parquet").write_text("x")
     with pytest.raises(InputError, match="not Parquet"):

@@ -7,6 +7,7 @@ import math
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,15 @@ def test_a_finished_out_is_refused_or_replaced_and_what_is_something_else_left_a
     (tmp_path / "notes" / "a.txt").touch()
     with pytest.raises(InputError, match="no saved poem"):
         fit(Line(), points(), Squares(), tmp_path / "notes", force=True, kind="poem", **QUICK)
+
+
+def test_a_finished_out_of_the_same_call_can_be_used_again(tmp_path: Path) -> None:
+    done = fit(Line(), points(), Squares(), tmp_path / "out", **QUICK)
+    again = fit(Line(), points(), Failing(1), tmp_path / "out", reuse=True, **QUICK | {"minutes": 9})
+    assert again == replace(done, resumed_from=8)
+    with pytest.raises(InputError, match=r"was made with other rows; steps 8, now 9: choose"):
+        fit(Line(), points(9), Squares(), tmp_path / "out", reuse=True, **QUICK | {"steps": 9})
+    assert fit(Line(), points(), Squares(), tmp_path / "new", reuse=True, **QUICK).resumed_from == 0
 
 
 def test_the_record_says_what_was_done_and_from_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

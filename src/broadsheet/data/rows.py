@@ -351,7 +351,7 @@ def _missing(column: Column, here: Sequence[str], row: Mapping[str, Any]) -> Inv
     if here:
         return InvalidRow(f"field {here[0]!r} is null", "give each row one")
     others = f" (or {', '.join(column.names[1:])})" if column.names[1:] else ""
-    remedy = f"the row has {', '.join(map(str, row)) or 'no fields'}; rename one to {column.names[0]}{others}"
+    remedy = f"the row has {', '.join(map(str, row)) or 'no fields'}; expected {column.names[0]}{others}"
     return InvalidRow(f"no field {column.names[0]!r}", remedy)
 
 

@@ -129,7 +129,7 @@ class TrigramTable:
         return third in self._row(pack(first, second))[0]
 
     def adapt(self, tokens: Sequence[int], *, increment: float = 0.04, cap: float = 3.0) -> None:
-        """Add `increment` to every tri-gram in `tokens`, up to `cap`; new ones start at 0. Values are not renormalised."""
+        """Add `increment` to every tri-gram in `tokens`, up to `cap`; new ones start at 0. No value is renormalised."""
         for first, second, third in zip(tokens, tokens[1:], tokens[2:], strict=False):
             pair = pack(first, second)
             added = self.adapted.setdefault(pair, {})

@@ -10,7 +10,6 @@ the embedding that the second, contrastive stage trains. Both stages tokenise th
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from broadsheet import models
-from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.embed.base import Embedder, embedder, load
 from broadsheet.embed.losses.settings import constructor_settings
@@ -421,30 +419,15 @@ class LLMQL:
         target, force = Path(out), settings.get("force", False)
         if (target / "modules.json").exists() and not (force or target.with_name(f"{target.name}.partial").exists()):
             raise InputError(f"{target} is finished; choose another out, or force=True to replace it")
-        place, note = (target.with_name(f"{target.name}.ql{suffix}") for suffix in ("", ".json"))
-        key = fingerprint(
-            [
-                objective.get_config_dict(),
-                {name: str(value) for name, value in settings.items() if name != "force"},
-                models.fingerprint(embedder.encoder.model),
-                embedder.encoder.get_config_dict(),
-                [dict(pair) for pair in pairs],
-            ]
-        )
-        first: TrainOutput | None = None
-        if (place / "modules.json").exists() and not force:
-            if not note.exists() or note.read_text("utf-8") != key:
-                raise InputError(f"{place} was made from other settings or data; force=True starts over")
-            say(f"{place}: stage 1 is done, going on from it")
+        place = target.with_name(f"{target.name}.ql")
+        first = fit(embedder, list(pairs), objective, place, reuse=True, **settings)
+        done_before = first.resumed_from == first.steps
+        if done_before:
+            say(f"{place}: stage 1 is done, resuming after it")
             made = load(place, dtype=embedder.encoder.model.dtype)
             embedder.encoder.model.load_state_dict(made.encoder.model.state_dict())
-        else:
-            shutil.rmtree(place, ignore_errors=True)
-            with atomic_write(note) as file:
-                file.write(key)
-            first = fit(embedder, list(pairs), objective, place, **settings)
         embedder.encoder.spec = str(place)
-        return first
+        return None if done_before else first
 
 
 def contrast(

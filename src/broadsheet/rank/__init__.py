@@ -16,14 +16,14 @@ _exports = Exports(
         "broadsheet.data.retrieval.metrics": ("evaluate", "evaluate_lists"),
         "first": ("WeightedRankNetScheme",),
         "first_feedback": ("RelevanceFeedback",),
-        "fitting": ("TrainOutput", "fit"),
-        "formats": ("as_rerankers",),
+        "training.fitting": ("TrainOutput", "fit"),
+        "prompts.formats": ("as_rerankers",),
         "fullrank": ("complete_labels",),
         "labelling": ("reranker_comparator", "teacher_comparator"),
         "pg_rank": ("PGRank",),
         "pg_rank_utilities": ("MRR", "NDCG"),
-        "prompt": ("Prompt",),
-        "rows": ("training_rows",),
+        "prompts.prompt": ("Prompt",),
+        "training.rows": ("training_rows",),
     },
 )
 __all__ = _exports.names

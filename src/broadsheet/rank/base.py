@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broadsheet.console import InputError, progress, say
-from broadsheet.rank import decoding, fullrank, order, saving
+from broadsheet.rank import fullrank, order, saving
 from broadsheet.rank.first import first_token
 from broadsheet.rank.order import Identifiers, Strategy
-from broadsheet.rank.prompt import Document, Prompt, Prompter, document_text
+from broadsheet.rank.prompts import decoding
+from broadsheet.rank.prompts.prompt import Document, Prompt, Prompter, document_text
 
 if TYPE_CHECKING:
     import torch

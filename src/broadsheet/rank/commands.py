@@ -84,7 +84,7 @@ def label(
     from broadsheet.data.sources import is_rows
     from broadsheet.rank import reranking
     from broadsheet.rank.list_source import ListSource
-    from broadsheet.rank.rows import read_rows, training_rows
+    from broadsheet.rank.training.rows import read_rows, training_rows
 
     if is_rows(data):
         rows = read_rows(data, on_error)[:lists]

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from broadsheet.console import InputError
-from broadsheet.rank import losses
-from broadsheet.rank.decoding import read_next
-from broadsheet.rank.losses import as_lists, differences, mean_over_pairs, ordered_pairs
+from broadsheet.rank.prompts.decoding import read_next
+from broadsheet.rank.training import losses
+from broadsheet.rank.training.losses import as_lists, differences, mean_over_pairs, ordered_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from broadsheet.rank.objective import ListReading
-    from broadsheet.rank.prompt import TargetOrder, TokenWeights
+    from broadsheet.rank.prompts.prompt import TargetOrder, TokenWeights
+    from broadsheet.rank.training.objective import ListReading
 
 Kind = Literal[
     "weighted_ranknet", "ranknet", "lambdarank", "listnet", "softmax", "lambdarank_authors", "listnet_authors"

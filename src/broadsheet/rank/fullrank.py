@@ -16,13 +16,13 @@ from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, progress
 from broadsheet.rank.labelling import Comparator, Journal
 from broadsheet.rank.order import Sweep, check_window, complete, reorder, run_lockstep, sweep, windows
-from broadsheet.rank.prompt import document_text
+from broadsheet.rank.prompts.prompt import document_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from broadsheet.rank.objective import ListReading
-    from broadsheet.rank.prompt import TargetOrder
+    from broadsheet.rank.prompts.prompt import TargetOrder
+    from broadsheet.rank.training.objective import ListReading
 
 
 def full(n: int, window: int, step: int) -> Sweep:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from broadsheet.console import InputError, say
 from broadsheet.rank.order import BRACKETED, Identifiers, complete, parse
-from broadsheet.rank.prompt import Document, Prompt, document_text
+from broadsheet.rank.prompts.prompt import Document, Prompt, document_text
 
 if TYPE_CHECKING:
     from broadsheet.teacher import Teacher

@@ -22,8 +22,8 @@ from broadsheet.console import InputError
 from broadsheet.rank.pg_rank_utilities import Utility, by_place, utility_named
 
 if TYPE_CHECKING:
-    from broadsheet.rank.objective import ListReading
-    from broadsheet.rank.prompt import TargetOrder
+    from broadsheet.rank.prompts.prompt import TargetOrder
+    from broadsheet.rank.training.objective import ListReading
 
 Baseline = Literal["loo", "none"]
 _PADDING = -1e30  # as a score: no probability, yet finite, since -inf makes NaN in the gradient of a logcumsumexp

@@ -16,11 +16,11 @@ from broadsheet.console import InputError, say
 from broadsheet.data.sources import is_rows
 from broadsheet.options import option
 from broadsheet.rank.list_source import ListSource
-from broadsheet.rank.prompt import BRIEF
-from broadsheet.rank.rows import read_rows, training_rows
+from broadsheet.rank.prompts.prompt import BRIEF
+from broadsheet.rank.training.rows import read_rows, training_rows
 
 if TYPE_CHECKING:
-    from broadsheet.rank.objective import ListLoss
+    from broadsheet.rank.training.objective import ListLoss
     from broadsheet.training.trainer import TrainOutput
 
 
@@ -69,7 +69,7 @@ class RerankerRecipe(Train):
 
     def train(self, source: Source, out: Path, force: bool) -> TrainOutput:
         from broadsheet.rank.base import ListwiseReranker
-        from broadsheet.rank.fitting import fit
+        from broadsheet.rank.training.fitting import fit
 
         if len(self.sizes) not in (0, 2):
             raise InputError(f"got --sizes {','.join(map(str, self.sizes))}; expected two numbers, as in 5,20")

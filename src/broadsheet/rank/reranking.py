@@ -19,8 +19,8 @@ from broadsheet.data.retrieval.beir import Beir
 from broadsheet.data.retrieval.trec import read_run, write_run
 from broadsheet.data.rows import Listed, OnError
 from broadsheet.data.sources import is_rows
-from broadsheet.rank.formats import read_requests, rerank_requests, write_requests
-from broadsheet.rank.rows import write_rows
+from broadsheet.rank.prompts.formats import read_requests, rerank_requests, write_requests
+from broadsheet.rank.training.rows import write_rows
 
 if TYPE_CHECKING:
     from broadsheet.rank.base import ListwiseReranker

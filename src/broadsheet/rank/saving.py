@@ -17,7 +17,7 @@ from broadsheet.models import adapters
 from broadsheet.models import load as load_model
 from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import read_json
-from broadsheet.rank.prompt import Prompt
+from broadsheet.rank.prompts.prompt import Prompt
 
 SETTINGS = "reranker.json"
 _FORMAT = 1

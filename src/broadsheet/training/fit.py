@@ -27,6 +27,7 @@ from broadsheet.cache import atomic_folder, fingerprint
 from broadsheet.console import InputError
 from broadsheet.models import adapters
 from broadsheet.models import fingerprint as model_fingerprint
+from broadsheet.models.safefiles import read_json
 from broadsheet.page.evidence import versions
 from broadsheet.training import weights
 from broadsheet.training.distributed import entered_by_first, is_first, wait_for_all
@@ -34,7 +35,7 @@ from broadsheet.training.objective import Objective, content, described
 from broadsheet.training.schedules import schedule
 from broadsheet.training.timed import ARGUMENTS, TimedRun
 from broadsheet.training.trainer import ObjectiveTrainer, SeededOrderDataset, TrainedWeights, TrainOutput
-from broadsheet.training.workdir import workdir
+from broadsheet.training.workdir import differences, workdir
 
 __all__ = ["FitConfig", "TrainOutput", "fit", "write"]
 
@@ -134,6 +135,7 @@ def fit(
     kind: str = "model",
     identity: Any = None,
     force: bool = False,
+    reuse: bool = False,
     clock: Callable[[], float] = time.monotonic,
     **settings: Any,
 ) -> TrainOutput:
@@ -156,6 +158,7 @@ def fit(
         finished, kind: a file that a finished `out` holds, and what it is called in messages.
         identity: what tells the model apart before training, as JSON; by default a fingerprint of its weights.
         force: replace a finished `out`, and start over.
+        reuse: return what a finished `out` records, if it is of the same settings, model and rows. The caller loads it.
         clock: seconds, for `minutes`.
 
     Raises:
@@ -174,6 +177,8 @@ def fit(
         record |= {"model": _identity(model) if identity is None else identity, "rows": content(rows)}
         record |= {"command": _command(), "versions": versions()}
     begun = {**record["settings"], **{name: record[name] for name in ("model", "rows") if name in record}}
+    if reuse and not force and out is not None and (Path(out) / "training.json").is_file():
+        return _reused(Path(out), begun)
     place = workdir(out, begun, finished=finished, force=force, mutable_keys=_MUTABLE, kind=kind)
     with entered_by_first(place) as folder:
         arguments.output_dir = str(folder)
@@ -194,6 +199,20 @@ def fit(
             shutil.rmtree(folder, ignore_errors=True)
         wait_for_all()
     return replace(output, folder=Path(out))
+
+
+def _reused(out: Path, begun: Mapping[str, Any]) -> TrainOutput:
+    """What a finished folder records, begun where it ended.
+
+    Raises:
+        InputError: it was made from something else.
+    """
+    kept = read_json(out / "training.json")
+    before = {**kept.get("settings", {}), **{name: kept.get(name) for name in ("model", "rows")}}
+    if changes := differences(before, json.loads(json.dumps(begun)), _MUTABLE):
+        raise InputError(f"{out} was made with other {'; '.join(changes)}: choose another out, or force=True")
+    known = {each.name: kept[each.name] for each in fields(TrainOutput)}
+    return TrainOutput(**known | {"resumed_from": kept["steps"], "folder": out})
 
 
 def _checked(config: FitConfig, rows: Any, objective: Any) -> FitConfig:

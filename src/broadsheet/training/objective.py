@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -103,7 +103,7 @@ def described(objective: Any) -> dict[str, Any]:
         return {name: described(each) for name, each in objective.items()}
     told: Any = {}
     if is_dataclass(objective) and not isinstance(objective, type):
-        told = {name: getattr(objective, name) for name in objective.__dataclass_fields__}
+        told = {each.name: getattr(objective, each.name) for each in fields(objective)}
     elif hasattr(objective, "get_config_dict"):
         told = objective.get_config_dict()
     plain = as_json(told)

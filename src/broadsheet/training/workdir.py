@@ -102,24 +102,27 @@ def _claim(
         before = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         raise InputError(f"{path} is damaged; force=True starts over") from None
-    changes = _differences(before, config, mutable_keys, fingerprints)
+    changes = differences(before, config, mutable_keys, fingerprints)
     if changes:
         raise InputError(
             f"{folder} was begun with other {'; '.join(changes)}: resume with the same, or start over with force=True"
         )
 
 
-def _differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], ignored: Collection[str], unprinted: Collection[str]
+def differences(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    ignored: Collection[str],
+    unprinted: Collection[str] = ("model", "rows"),
 ) -> list[str]:
-    """Each value that differs, by its key; of mappings those within."""
+    """Each value that differs, by its key, unless that is ignored; in mappings, those within."""
     found = []
     for key in sorted((before.keys() | now.keys()) - set(ignored)):
         one, other = before.get(key), now.get(key)
         if one == other:
             continue
         if isinstance(one, dict) and isinstance(other, dict):
-            found += [f"{key}.{each}" for each in _differences(one, other, (), unprinted)]
+            found += [f"{key}.{each}" for each in differences(one, other, (), unprinted)]
         else:
             found.append(key if key in unprinted else f"{key} {one!r}, now {other!r}")
     return found

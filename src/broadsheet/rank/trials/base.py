@@ -111,7 +111,7 @@ class RerankerTrial(Trial):
 
 def changed(reranker: ListwiseReranker, **settings: Any) -> ListwiseReranker:
     """The same model and tokenizer under other settings."""
-    from broadsheet.rank.prompt import Prompt
+    from broadsheet.rank.prompts.prompt import Prompt
 
     given = {**reranker.settings(), **settings}
     if isinstance(given["prompt"], Mapping):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from broadsheet.console import InputError
 from broadsheet.rank.order import Identifiers, label_text
-from broadsheet.rank.pieces import Pieces
+from broadsheet.rank.prompts.pieces import Pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from broadsheet.rank.prompt import TargetOrder
+    from broadsheet.rank.prompts.prompt import TargetOrder
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ListReading:
         """
         if self.nll is None or self.weights is None or self.written is None:
             raise ValueError("no targets were read; expected a collator with target=True")
-        from broadsheet.rank.losses import weighted_nll
+        from broadsheet.rank.training.losses import weighted_nll
 
         return weighted_nll(self.nll, self.weights, self.written)
 

@@ -16,7 +16,7 @@ from broadsheet.cache import atomic_write
 from broadsheet.console import InputError
 from broadsheet.data import rows
 from broadsheet.data.rows import OnError, column
-from broadsheet.rank.prompt import Prompt
+from broadsheet.rank.prompts.prompt import Prompt
 
 if TYPE_CHECKING:
     from broadsheet.rank.base import ListwiseReranker

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from broadsheet.rank.decoding import keeps_logits
-from broadsheet.rank.objective import ListLoss, ListReading
-from broadsheet.rank.prompt import Prompter
-from broadsheet.rank.rows import ListItem, Row, list_item
+from broadsheet.rank.prompts.decoding import keeps_logits
+from broadsheet.rank.prompts.prompt import Prompter
+from broadsheet.rank.training.objective import ListLoss, ListReading
+from broadsheet.rank.training.rows import ListItem, Row, list_item
 from broadsheet.training.objective import Objective, described
 
 

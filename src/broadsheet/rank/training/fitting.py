@@ -15,14 +15,14 @@ from broadsheet.console import InputError
 from broadsheet.models import fingerprint
 from broadsheet.rank import saving
 from broadsheet.rank.first import FIRST
-from broadsheet.rank.rows import ListDataset, Row
-from broadsheet.rank.training import ListObjective
+from broadsheet.rank.training.lists import ListObjective
+from broadsheet.rank.training.rows import ListDataset, Row
 from broadsheet.training import fit as training
 from broadsheet.training.trainer import TrainOutput
 
 if TYPE_CHECKING:
     from broadsheet.rank.base import ListwiseReranker
-    from broadsheet.rank.objective import ListLoss
+    from broadsheet.rank.training.objective import ListLoss
 
 _LEARNING_RATES = {"full": 5e-5, "lora": 5e-4}
 _DEFAULTS: dict[str, Any] = {"minutes": 30.0, "epochs": 3, "warmup": 0.05, "schedule": "cosine", "drop_last": False}

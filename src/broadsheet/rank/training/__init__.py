@@ -1,0 +1,1 @@
+"""How rerankers are trained: rows of lists, losses over their scores, the objective, `fit`."""
