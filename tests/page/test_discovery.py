@@ -130,7 +130,7 @@ def test_a_stage_exports_its_papers_classes_and_its_parts():
 
 
 def test_a_package_adds_papers_that_are_listed_shown_tried_and_compared(tmp_path, tiny_folder, home):
-    site, table = tmp_path / "site", ROW.format(id="toy_words")
+    site, table = tmp_path / "site", ROW.format(id="toy_words") + ROW.format(id="mute")
     recipe = (
         "from dataclasses import dataclass\nfrom typing import ClassVar\nfrom broadsheet.apply.base import Map\n\n"
         '@dataclass\nclass ToyRecipe(Map):\n    """Count."""\n    paper: ClassVar[str] = "toy_words"\n\n'
@@ -143,17 +143,19 @@ def test_a_package_adds_papers_that_are_listed_shown_tried_and_compared(tmp_path
     )
     method = METHOD.format(name="ToyWords", id="toy_words")
     thief = METHOD.format(name="Thief", id="lastde")  # credits itself to a paper of ours
-    files = {"__init__.py": "", "papers.toml": table, "toy_words.py": method, "thief.py": thief}
+    mute = METHOD.format(name="Mute", id="mute").replace('= "Likelihood"', '= ""')  # claims nothing
+    files = {"__init__.py": "", "papers.toml": table, "toy_words.py": method, "thief.py": thief, "mute.py": mute}
     install(site, "somebody", files | {"recipes.py": recipe, "commands.py": command})
     for name, word in (("human", "long"), ("machine", "longest")):
         rows = (json.dumps({"id": i, "text": f"{word} words {'ab ' * (i + 1)}"}) + "\n" for i in range(8))
         (tmp_path / f"{name}.jsonl").write_text("".join(rows))
     texts = ("--data", "human.jsonl", "--machine", "machine.jsonl", "--model", str(tiny_folder), "--quick")
-    listed, listed_json, shown, tried, compared, applied, ours, mounted = run(
+    listed, listed_json, shown, tried, refused, compared, applied, ours, mounted = run(
         ("broadsheet", "papers", "--stage", "detect"),
         ("broadsheet", "papers", "toy", "--json"),
         ("broadsheet", "show", "toy_words"),
         ("broadsheet", "try", "toy_words", *texts, "--record"),
+        ("broadsheet", "try", "mute", *texts, "--record"),
         ("broadsheet", "try", "detect", *texts, "--out", "all"),
         ("broadsheet", "apply", "toy_words", "human.jsonl", "--out", "words.jsonl"),
         ("show", "[papers.get('lastde').entry, len(papers.ours()), papers.get('toy_words').rung]"),
@@ -164,8 +166,8 @@ def test_a_package_adds_papers_that_are_listed_shown_tried_and_compared(tmp_path
     assert "toy_words" in listed[1]
     assert "Toy paper toy_words [somebody]" in listed[1]
     assert "[somebody]" not in next(line for line in listed[1].splitlines() if line.startswith("lastde"))
-    assert "3 of 79 papers, and 1 of other packages" in listed[2]
-    assert [row["package"] for row in json.loads(listed_json[1])] == ["somebody"]
+    assert "3 of 79 papers, and 2 of other packages" in listed[2]
+    assert [row["package"] for row in json.loads(listed_json[1])] == ["somebody"] * 2
     assert "added by the package somebody" in shown[1]
     assert "from somebody.toy_words import ToyWords" in shown[1]
     assert tried[0] == 0, tried
@@ -173,6 +175,9 @@ def test_a_package_adds_papers_that_are_listed_shown_tried_and_compared(tmp_path
     assert recorded["claims"] == [["AUROC", "Likelihood", "ToyWords"]]
     roles = {arm["name"]: arm["role"] for arm in recorded["arms"]}
     assert (roles["ToyWords"], roles["Likelihood"]) == ("method", "baseline")
+    assert refused[0] == 2
+    assert "nothing is recorded: the trial of mute names no claim of the paper" in refused[2]
+    assert not (site / "somebody" / "evidence" / "mute.json").exists()
     assert compared[0] == 0, compared
     together = {arm["name"] for arm in json.loads((tmp_path / "all" / "detect.json").read_text())["arms"]}
     assert {"ToyWords", "Lastde", "Lastde++"} <= together

@@ -74,6 +74,7 @@ def trial(verdict: str, role: str = "baseline", metric: str = "bits") -> dict:
     ("recorded", "oracles", "rung"),
     [
         (None, {"passed": 3, "failed": 0}, 0),
+        (trial("helps") | {"claims": []}, {"passed": 3, "failed": 0}, 0),
         (trial("helps"), None, 1),
         (trial("helps"), {"passed": 3, "failed": 1}, 1),
         (trial("hurts"), {"passed": 3, "failed": 0}, 2),
