@@ -227,4 +227,4 @@ def test_a_missing_package_says_which_extra_brings_it(run: Run, monkeypatch: pyt
     monkeypatch.setattr(making, "make_data", missing)
     status, _, err = run("make-data", "--out", "clips")
     assert status == 2
-    assert err.strip() == f"broadsheet: this needs {package}: pip install 'broadsheet[hear]'"
+    assert err.strip() == f"broadsheet: this needs {package}: pip install -e '.[hear]'"

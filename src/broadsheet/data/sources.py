@@ -8,7 +8,7 @@ A spec is one of
   hold a comma, a quotation mark or a line break; TSV quotes nothing: a quotation mark is one;
 - a folder: every `.jsonl`, `.parquet`, `.csv` and `.tsv` file below it, sorted by path, hidden ones left out;
 - `hf:[org/]name:split` or `hf:org/name/config:split`: a data set of the Hugging Face hub, which needs
-  `pip install 'broadsheet[hub]'`. Two parts are always organisation and name, so a config takes all three.
+  `pip install -e '.[hub]'`. Two parts are always organisation and name, so a config takes all three.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class HubSource(RowSource):
             import datasets
             from huggingface_hub import HfApi
         except ImportError:
-            raise InputError(f"{spec} needs the datasets library: pip install 'broadsheet[hub]'") from None
+            raise InputError(f"{spec} needs the datasets library: pip install -e '.[hub]'") from None
         api = HfApi()
         say(f"{spec}: looking up the data set {self.name} at {api.endpoint}")
         with self._hub_errors():

@@ -1,6 +1,6 @@
 """A detector as a datatrove filter: documents that look machine-written are dropped, and counted as such.
 
-Needs `datatrove` (`pip install 'broadsheet[curate]'`); runs on its local, Slurm and Ray executors.
+Needs `datatrove` (`pip install -e '.[curate]'`); runs on its local, Slurm and Ray executors.
 """
 
 from __future__ import annotations

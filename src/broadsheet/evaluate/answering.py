@@ -143,7 +143,7 @@ class Passages:
         try:
             import bm25s
         except ImportError:
-            raise InputError("retrieval needs bm25s: pip install 'broadsheet[evaluate]'") from None
+            raise InputError("retrieval needs bm25s: pip install -e '.[evaluate]'") from None
         self._tokenize = partial(bm25s.tokenize, show_progress=False)
         spans = tokenizer(document, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         starts = [0, *(start for start, _ in spans["offset_mapping"][tokens::tokens])]

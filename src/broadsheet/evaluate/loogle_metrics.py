@@ -91,7 +91,7 @@ def _nltk_bleu(gold: str, prediction: str, weights: tuple[float, ...]) -> float:
     try:
         from nltk.translate.bleu_score import sentence_bleu
     except ImportError:
-        raise InputError("BLEU needs nltk: pip install 'broadsheet[evaluate]'") from None
+        raise InputError("BLEU needs nltk: pip install -e '.[evaluate]'") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns whenever an order has no match
         return float(sentence_bleu([gold.split()], prediction.split(), weights=weights))
@@ -197,7 +197,7 @@ def meteor(gold: str, prediction: str, *, ordered: bool = True) -> float:
     try:
         from nltk.translate.meteor_score import single_meteor_score
     except ImportError:
-        raise InputError("METEOR needs nltk: pip install 'broadsheet[evaluate]'") from None
+        raise InputError("METEOR needs nltk: pip install -e '.[evaluate]'") from None
     a, b = gold.split(), prediction.split()
     if not ordered:
         a, b = list(dict.fromkeys(a)), list(dict.fromkeys(b))

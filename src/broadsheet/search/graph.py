@@ -118,5 +118,5 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise InputError("the approximate index needs faiss: pip install 'broadsheet[search]'") from None
+        raise InputError("the approximate index needs faiss: pip install -e '.[search]'") from None
     return faiss

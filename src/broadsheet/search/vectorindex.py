@@ -120,7 +120,7 @@ class VectorIndex(Searchable):
         if dtype not in ("float32", "float16"):
             raise InputError(f"got dtype {dtype!r}; expected float32 or float16")
         if keywords and not keywords_file.available():
-            raise InputError("keyword search needs bm25s: pip install 'broadsheet[search]', or keywords=False")
+            raise InputError("keyword search needs bm25s: pip install -e '.[search]', or keywords=False")
         settings = {"dtype": dtype, "keywords": keywords, "graph_from": graph_from}
         manifest = Manifest(made_by, settings)
         try:

@@ -46,7 +46,7 @@ class LlamaCpp(Endpoint):
         try:
             import xllamacpp
         except ImportError:
-            raise InputError("llama.cpp needs the package xllamacpp: pip install 'broadsheet[llamacpp]'") from None
+            raise InputError("llama.cpp needs the package xllamacpp: pip install -e '.[llamacpp]'") from None
         self._path = _gguf(name)
         key = secrets.token_hex(16)
         params = xllamacpp.CommonParams()

@@ -339,7 +339,7 @@ def _read_run(path: Path, qrels: str | Path | None, measures: Sequence[str]) -> 
         import ir_measures
     except ImportError as error:
         raise InputError(
-            "TREC runs are scored by ir-measures, which is missing: pip install 'broadsheet[trec]'"
+            "TREC runs are scored by ir-measures, which is missing: pip install -e '.[trec]'"
         ) from error
     judged, run = trec.read_qrels(Path(qrels)), trec.read_run(path)
     if not judged:

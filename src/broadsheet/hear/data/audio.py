@@ -254,4 +254,4 @@ def _check_rate(what: str, rate: int) -> None:
 def _missing(error: ModuleNotFoundError, package: str, purpose: str) -> Exception:
     if error.name != package:
         return error
-    return InputError(f"{purpose} needs {package}: pip install 'broadsheet[hear]'")
+    return InputError(f"{purpose} needs {package}: pip install -e '.[hear]'")

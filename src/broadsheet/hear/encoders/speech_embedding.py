@@ -124,7 +124,7 @@ def _session(file: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
-        raise InputError("speech-embedding needs onnxruntime: pip install 'broadsheet[hear]'") from None
+        raise InputError("speech-embedding needs onnxruntime: pip install -e '.[hear]'") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

@@ -166,7 +166,7 @@ def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
     try:
         import jiwer
     except ImportError:
-        raise InputError("word errors need jiwer: pip install 'broadsheet[hear]'") from None
+        raise InputError("word errors need jiwer: pip install -e '.[hear]'") from None
     said, heard = words(reference), words(hypothesis)
     if not said or not heard:
         return len(said.split()) + len(heard.split()), len(said.split())
