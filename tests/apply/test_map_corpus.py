@@ -204,7 +204,7 @@ def test_ctrl_c_stops_after_the_batch(tmp_path, corpus, undisturbed, capsys):
     summary = run(corpus, out, interrupted)
     assert (summary.documents, summary.finished) == (77, False)
     assert partial.read_bytes() == b"".join(undisturbed.splitlines(keepends=True)[:77])
-    assert "stopped after 77 documents; the same command goes on from there\n" in capsys.readouterr().err
+    assert "stopped after 77 documents; the same command resumes there\n" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
     assert run(corpus, out).resumed == 77
     assert out.read_bytes() == undisturbed

@@ -271,7 +271,7 @@ def test_two_stages_with_an_adapter_each(make: Any, tmp_path: Path) -> None:
     assert method.fit(plain, PAIRS, ql_steps=0, steps=3, **options)[0] is None
     assert abs(plain.encode_document(DOCUMENTS) - saved.encode_document(DOCUMENTS)).max() > 1e-3  # stage 1 is kept
 
-    again = make()  # a call that was cut off after stage 1 goes on from there
+    again = make()  # a call that was cut off after stage 1 resumes there
     (tmp_path / "both").rename(tmp_path / "moved")
     first, _ = method.fit(again, PAIRS, tmp_path / "both", ql_steps=4, steps=3, **options)
     assert first is None

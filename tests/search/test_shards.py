@@ -259,7 +259,7 @@ def test_the_first_ctrl_c_stops_after_the_chunk(
     watched(lambda number: signal.raise_signal(signal.SIGINT) if number == 1 else None)
     done = run()
     assert (done.documents, done.shard_finished, done.finished) == (2 * CHUNK, False, False)
-    assert "stopped after 8 documents; the same call goes on from there" in capsys.readouterr().err
+    assert "stopped after 8 documents; the same call resumes there" in capsys.readouterr().err
     assert run().resumed == 2 * CHUNK
     assert contents(tmp_path / "out") == undisturbed
 

@@ -246,7 +246,7 @@ def test_a_killed_trial_goes_on_after_its_last_block(tmp_path):
     log.unlink()
     finished = start(kill_at=-1)
     assert finished.stdout.strip() == str([2 * x for x in range(12)])
-    assert "going on after 2 blocks" in finished.stderr
+    assert "resuming after 2 blocks" in finished.stderr
     assert "b 3" not in log.read_text().splitlines()  # the warm-up may run item 0 again, no finished block is
     assert len(journal.read_text().splitlines()) == 4
 

@@ -43,7 +43,7 @@ class Summary:
         documents: lines there are now, those of earlier calls included.
         resumed: lines that earlier calls had left.
         seconds: what this call took to read, compute and write.
-        finished: False after Ctrl-C; the same call then goes on.
+        finished: False after Ctrl-C; the same call then resumes.
     """
 
     out: Path
@@ -67,7 +67,7 @@ def map_corpus(
     settings: dict[str, Any],
     force: bool = False,
 ) -> Summary:
-    """Write one JSON line per document, `{"id": ..., **result}`, in corpus order, or go on with a call cut off.
+    """Write one JSON line per document, `{"id": ..., **result}`, in corpus order, or resume a call that was cut off.
 
     Whole batches of `batch_size` lines are kept and the rest is computed again: a resumed call forms the batches of an
     uninterrupted one, so its file is the same byte for byte. The first Ctrl-C stops after the batch under way, the
@@ -80,7 +80,7 @@ def map_corpus(
             infinities are written as null.
         batch_size: documents per call of `function`; the last batch may be smaller.
         settings: all that the results depend on besides the documents, as JSON values.
-        force: replace a finished `out`, and start over rather than go on. To go on with a forced call that was cut off,
+        force: replace a finished `out`, and start over rather than resume. To resume a forced call that was cut off,
             leave `force` out.
 
     Raises:
@@ -113,7 +113,7 @@ def map_corpus(
     summary = Summary(out, done, resumed, time.perf_counter() - started, finished)
     if not finished:
         remedy = "the same command without --force" if force else "the same command"
-        say(f"stopped after {done:,} documents; {remedy} goes on from there")
+        say(f"stopped after {done:,} documents; {remedy} resumes there")
     elif done:
         say(f"{out}: {done:,} documents, {summary.documents_per_second:,.1f} docs/s")
     else:
@@ -135,7 +135,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _alone(out: Path, partial: Path) -> Iterator[None]:
-    """Keep other processes from `out`; the lock file stays while there is something to go on with."""
+    """Keep other processes from `out`; the lock file stays while there is something to resume."""
     from filelock import FileLock, Timeout
 
     if out.is_dir():
@@ -161,7 +161,7 @@ def _record(partial: Path) -> Path:
 
 
 def _claim(out: Path, partial: Path, config: dict[str, Any], force: bool) -> None:
-    """See that `partial` may be gone on with, or start a new one.
+    """See that `partial` can be resumed, or start a new one.
 
     Raises:
         InputError: `out` stands finished, or `partial` is made from something else.
@@ -188,7 +188,7 @@ def _claim(out: Path, partial: Path, config: dict[str, Any], force: bool) -> Non
         changes.append("another corpus")
     if changes:
         raise InputError(
-            f"{partial} was begun with {'; '.join(changes)}: go on with the same, or start over with --force"
+            f"{partial} was begun with {'; '.join(changes)}: resume with the same, or start over with --force"
         )
 
 
@@ -197,7 +197,7 @@ def _read_record(partial: Path) -> dict[str, Any]:
         recorded: dict[str, Any] = json.loads(_record(partial).read_text("utf-8"))
     except (OSError, ValueError):
         raise InputError(
-            f"{_record(partial)} is missing or damaged, so {partial} cannot be gone on with; --force starts over"
+            f"{_record(partial)} is missing or damaged, so {partial} cannot be resumed; --force starts over"
         ) from None
     return recorded
 
@@ -226,7 +226,7 @@ def _resume(partial: Path, documents: Iterator[Identified], batch_size: int) -> 
     with _writing(partial):
         os.truncate(partial, end)
     if kept:
-        say(f"{partial}: going on after {kept:,} documents")
+        say(f"{partial}: resuming after {kept:,} documents")
     return kept
 
 

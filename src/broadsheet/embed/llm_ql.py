@@ -382,7 +382,7 @@ class LLMQL:
 
         Args:
             pairs: rows of `query`, `positive` and, for stage 2, any further columns of negatives.
-            out: where the embedder will stand. `<out>.ql` holds stage 1 and stays; a call that was cut off goes on
+            out: where the embedder will stand. `<out>.ql` holds stage 1 and stays; a call that was cut off resumes
                 where it was, also after stage 1.
             ql_steps: of stage 1; 0 leaves it out (the plain baseline).
             steps, learning_rate: of stage 2.

@@ -166,7 +166,7 @@ class SalmonnRecipe(Recipe):
         return None
 
     def _model(self, trained: Path | None, plan: Sequence[TrainingStage]) -> SalmonnForConditionalGeneration:
-        """What an earlier stage left; the one to go on from; or a new one."""
+        """What an earlier stage left; the one to train on from; or a new one."""
         from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}

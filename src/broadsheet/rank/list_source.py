@@ -39,7 +39,7 @@ class ListSource:
     seed: int = 0
 
     def test(self, queries: int, candidates: int) -> Lists:
-        """`queries` lists (all for 0) of at most so many candidates, in first-stage order.
+        """`queries` lists (all for 0) of at most `candidates` candidates, in first-stage order.
 
         Raises:
             InputError: the data cannot be read, or holds no such lists.

@@ -44,7 +44,7 @@ def index(
 ) -> None:
     """Embed documents into an index on disk, bring it up to date, check it or mend it.
 
-    Only new and changed documents are embedded; a killed run goes on where it stopped, and leaves the index that was
+    Only new and changed documents are embedded; a killed run resumes where it stopped, and leaves the index that was
     there. Without --out, DIR is an index, for --check, --delete and --rebuild.
     """
     from broadsheet.data import corpora

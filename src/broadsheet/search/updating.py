@@ -106,7 +106,7 @@ def renew(contents: Contents) -> Contents:
 def repair(folder: Path, manifest: Manifest, embed: Callable[[list[str]], Floats] | None) -> Contents:
     """Make a sound index of what is left of one: graph and keywords anew, damaged vectors embedded again.
 
-    Documents whose file is damaged are lost, and so are vectors that nothing can embed again; that is said.
+    Documents whose file is damaged are lost, and so are vectors that nothing can embed again; that is reported.
     """
     dead = _readable_deletions(folder, manifest)
     segments: list[Segment] = []

@@ -59,7 +59,7 @@ class VectorIndex(Searchable):
     """Documents with their vectors in a folder, searched by vector, by BM25, or by both fused.
 
     What stands in the folder changes in one step: a call that is killed leaves what was there, and the vectors it had
-    computed are gone on with by the next. Readers need no lock and see the index as it was when they opened it.
+    computed are resumed by the next. Readers need no lock and see the index as it was when they opened it.
 
     Inputs: documents (id and text), and a `SentenceTransformer` (any; its `encode_query` and `encode_document` are
         used), or vectors of yours. Up to some million documents; all vectors on one disk.
@@ -99,7 +99,7 @@ class VectorIndex(Searchable):
             similarity: `"cosine"` or `"dot"`; by default the embedder's, else cosine.
             dtype: vectors are stored in; float16 takes half the room.
             keywords: keep a BM25 index too.
-            graph_from: from so many documents on, search goes by a graph instead of through all vectors.
+            graph_from: from this number of documents on, search goes by a graph instead of through all vectors.
 
         Raises:
             InputError: the folder is not empty, a needed library is missing, or a setting cannot be.
@@ -134,7 +134,7 @@ class VectorIndex(Searchable):
     def add(self, documents: Iterable[Document], vectors: NDArray[Any] | None = None, *, prune: bool = False) -> Change:
         """Add documents, or replace those whose text is another than before; unchanged ones are not embedded again.
 
-        Killed while it embeds, it goes on with the same documents on the next call, whatever those hold.
+        Killed while it embeds, it resumes with the same documents on the next call, whatever those hold.
 
         Args:
             documents: ids and texts; a `Corpus`. An id stands for one document.
@@ -200,7 +200,7 @@ class VectorIndex(Searchable):
         """Make a sound index of what is left of a damaged one, and the graph and keywords of any anew.
 
         Graph and keywords come from the stored vectors and texts; damaged vectors are embedded again from the texts.
-        What cannot be had again is said.
+        What cannot be recovered is reported.
 
         Raises:
             InputError: there is no index, or nothing says what belongs to it.

@@ -160,7 +160,7 @@ class Budget:
 
 
 class BudgetExhausted(InputError):  # noqa: N818 (it is what happened, not a fault)
-    """The budget is spent before all answers are there. Those that are stand in the cache: a rerun goes on from them.
+    """The budget is spent before all answers are there. Those that are stand in the cache: a rerun resumes from them.
 
     Attributes:
         finished: answers that are ready.
@@ -247,7 +247,7 @@ class Backend(Protocol):
     def read(self, prompts: Sequence[Prompt], reserve: int | Sequence[str]) -> list[Any]:
         """What the model will read of each prompt, as JSON; part of the cache key.
 
-        `reserve` is what has to fit into the context after the prompt: so many tokens, or the longest of these answers.
+        `reserve` is what has to fit into the context after the prompt: a number of tokens, or the longest of these answers.
         """
 
     def generate(

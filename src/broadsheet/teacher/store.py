@@ -33,7 +33,7 @@ def digest(value: Any) -> str:
 class Store:
     """The answers at `path`, open for the length of a `with` block; `path=None` keeps them in memory for that long.
 
-    A file that is not a database, or a damaged one, is said, moved aside, and begun anew.
+    A file that is not a database, or a damaged one, is reported, moved aside, and begun anew.
 
     Example:
         with Store(home() / "teacher" / "cache.sqlite") as store:

@@ -86,7 +86,7 @@ class Objective:
         """Called once before the first step, when nothing can be refused any more: for slow work such as encoding."""
 
     def after_step(self, model: Any, step: int) -> Mapping[str, float]:
-        """What is logged beside the loss after so many optimizer steps, such as the loss on held-out rows."""
+        """What is logged beside the loss after `step` optimizer steps, such as the loss on held-out rows."""
         return {}
 
 

@@ -256,7 +256,7 @@ class Trial(ForPaper):
         """A `ModelArm.make` that trains on first use, and is read back from its folder: a killed trial is resumed.
 
         Args:
-            train: trains into the folder it is given, as `training.fit(…, out)` does. What it returns is let go of, so
+            train: trains into the folder it is given, as `training.fit(…, out)` does. What it returns is released, so
                 that its memory is free before anything is timed.
             load: reads the trained model back.
             done: the file that a finished folder holds.

@@ -82,7 +82,7 @@ def compare_files(
     """Compare `b` with the baseline `a`, metric by metric, on the items that both files hold.
 
     Metrics of 0 and 1 get an exact McNemar test, others a paired bootstrap. What was left out, and which metrics count
-    as lower-is-better by their name, is said on stderr. Many metrics: read them with `stats.multiplicity_warning`.
+    as lower-is-better by their name, is reported on stderr. Many metrics: read them with `stats.multiplicity_warning`.
 
     Args:
         a, b: the two files, in any of the formats of `read_results`.
@@ -338,9 +338,7 @@ def _read_run(path: Path, qrels: str | Path | None, measures: Sequence[str]) -> 
     try:
         import ir_measures
     except ImportError as error:
-        raise InputError(
-            "TREC runs are scored by ir-measures, which is missing: pip install -e '.[trec]'"
-        ) from error
+        raise InputError("TREC runs are scored by ir-measures, which is missing: pip install -e '.[trec]'") from error
     judged, run = trec.read_qrels(Path(qrels)), trec.read_run(path)
     if not judged:
         raise InputError(f"{qrels}: empty; expected lines of query 0 document relevance")
@@ -367,7 +365,7 @@ def _read_run(path: Path, qrels: str | Path | None, measures: Sequence[str]) -> 
 
 
 def _shared_metrics(first: Results, second: Results) -> list[str]:
-    """The metrics of both files, in the order of the first; what only one has is said."""
+    """The metrics of both files, in the order of the first; what only one has is reported."""
     for one, other in ((first, second), (second, first)):
         if alone := [metric for metric in one.scores if metric not in other.scores]:
             say(f"{one.path}: {', '.join(alone)} not in {other.path}, left out")
@@ -411,7 +409,7 @@ def _say_unpaired(first: Results, second: Results, pairs: Mapping[str, Sequence[
 
 
 def _check_hashes(first: Results, second: Results, ids: Sequence[str]) -> None:
-    """Equal ids should be equal items: none the same is two tasks, a few that differ are said."""
+    """Equal ids should be equal items: none the same is two tasks, a few that differ are reported."""
     both = [item for item in ids if item in first.hashes and item in second.hashes]
     differ = sum(first.hashes[item] != second.hashes[item] for item in both)
     if both and differ == len(both):

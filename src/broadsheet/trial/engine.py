@@ -122,7 +122,7 @@ def run_arms(
         item: the unit of the speed metric, in the singular: `"text"` gives texts/s.
         per_item: units in one item (2 for a pair of texts).
         seed, resamples: of the bootstrap.
-        journal: a JSONL file that finished blocks are appended to; a rerun with the same file goes on after them. The
+        journal: a JSONL file that finished blocks are appended to; a rerun with the same file resumes after them. The
             caller names it after everything that decides the outcome and removes it when the result is written.
 
     An arm that raises is reported as failed with its reason and takes no further part; the others go on. A metric
@@ -252,7 +252,7 @@ def _replay(journal: Path | None, records: Mapping[str, _Record]) -> int:
         done += 1
     journal.write_bytes(whole)
     if done:
-        say(f"going on after {done} blocks that an interrupted run had finished")
+        say(f"resuming after {done} blocks that an interrupted run had finished")
     return done
 
 

@@ -111,7 +111,7 @@ def draw_passwords(tokenizer: PreTrainedTokenizerBase, n: int, generator: random
     """`n` cities with a password each, no city and no word twice.
 
     Raises:
-        InputError: the tokenizer does not tell so many words apart by their first token.
+        InputError: the tokenizer does not tell `n` words apart by their first token.
     """
     words: dict[int, list[int]] = {}
     for name in WORDS.split():

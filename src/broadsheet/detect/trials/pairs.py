@@ -39,7 +39,7 @@ class PairConfig:
         min_words: of a human passage.
         prompt_tokens: of the passage that the model is given.
         max_new_tokens: of a continuation.
-        min_new_tokens: a continuation that the model ends before so many is not used.
+        min_new_tokens: a continuation that the model ends before is not used.
         temperature, top_p: of the sampling (the paper: 1 and 1; its decoding ablation: 0.8, and 0.96).
     """
 

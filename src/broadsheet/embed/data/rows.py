@@ -99,14 +99,14 @@ def query_column(corpus: Corpus, field: str = "query") -> dict[str, str]:
 
 
 def documented(n: int, *, words: int, negatives: int, seed: int) -> list[dict[str, Any]]:
-    """Pairs of `pydocs`, fewer where there are not so many."""
+    """Pairs of `pydocs`, fewer where there are fewer."""
     if negatives:
         return examples("summary", n, negatives, words=words, seed=seed)
     return [{**row, "negatives": []} for row in training_pairs(n, words=words, seed=seed)]
 
 
 def flat(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """`negatives` as columns `negative_1`, …, as many as every row has; what is left out is said."""
+    """`negatives` as columns `negative_1`, …, as many as every row has; what is left out is reported."""
     counts = [len(row["negatives"]) for row in rows]
     width = min(counts)
     if max(counts) > width:

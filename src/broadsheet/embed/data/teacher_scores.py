@@ -42,7 +42,7 @@ def scored(
             the text after it the answer.
         out: of the training; `<out>.scores.jsonl` beside it holds the scores that were made.
         teacher: the language model that makes them.
-        n: so many rows at random; 0 for all, of texts 200.
+        n: rows at random; 0 for all, of texts 200.
         candidates: of each query made of a text.
         task: of rows that name none.
         force: make the scores anew.

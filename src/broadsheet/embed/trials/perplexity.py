@@ -25,7 +25,7 @@ def text_losses(
     Tokens in the generation config's `suppress_tokens` (such as GEM's) take no share of the probability.
 
     Args:
-        max_length: tokens of a text that are read; how many texts are longer is said.
+        max_length: tokens of a text that are read; how many texts are longer is reported.
         batch_tokens: in a forward pass, padding included.
 
     Returns:

@@ -160,7 +160,7 @@ class TrainedArms(Trial):
         return Cascade(whisper, (model, tokenizer), transcribes={*INSTRUCTIONS["asr"], *WHAT_SAID, *own})
 
     def _trained(self, name: str) -> Path:
-        """The folder of an arm's trained model; a killed trial goes on from the last stage, or within it."""
+        """The folder of an arm's trained model; a killed trial resumes at the last stage, or within it."""
         if name in (ACTIVATED, REHEARSED):
             return self._activated(name)
         first, last = (self._stage(name, stage) for stage in ("stage1", "stage2"))

@@ -42,7 +42,7 @@ def beside(values: Mapping[str, Any], others: Mapping[str, Any], name: str, cont
 
 
 def loss_curve(title: str, histories: Mapping[str, Sequence[Mapping[str, float]]], points: int = 50) -> Curve:
-    """Losses over steps, the mean of consecutive steps at each of at most so many points."""
+    """Losses over steps, the mean of consecutive steps at each of at most `points` points."""
     longest = max(len(history) for history in histories.values())
     width = -(-longest // points)
     starts = range(0, longest, width)

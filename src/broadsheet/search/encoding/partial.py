@@ -1,4 +1,4 @@
-"""What may be written to a folder that several processes fill, and what may be gone on with.
+"""What may be written to a folder that several processes fill, and what can be resumed.
 
 Knows: `OUT`, the folder `OUT.partial` beside it with a folder for each shard, locks, and a record of what all are made
 from. Does not know: what a shard holds, but for the file that is written last.
@@ -110,7 +110,7 @@ class Partial:
         changes = self._changes(record["made_from"]) if record else []
         if changes and not force:
             raise InputError(
-                f"{self.folder} was begun with {'; '.join(changes)}: go on with the same, or start over with --force"
+                f"{self.folder} was begun with {'; '.join(changes)}: resume with the same, or start over with --force"
             )
         if changes:
             for lock in self.folder.glob("*.lock"):

@@ -1,4 +1,4 @@
-"""A corpus to vectors on disk: memory flat, cut off and gone on with at any moment, shared among processes.
+"""A corpus to vectors on disk: memory flat, interrupted and resumed at any moment, shared among processes.
 
 Knows: documents, how far the files have come, and what an embedder is made of. Does not know: how a text becomes a
 vector, nor how vectors are searched.
@@ -70,7 +70,7 @@ class Encoded:
         documents: of this shard there are now, those of earlier calls included.
         resumed: that earlier calls had left.
         seconds: what this call took.
-        shard_finished: False after Ctrl-C; the same call then goes on.
+        shard_finished: False after Ctrl-C; the same call then resumes.
         finished: `out` stands; False while other shards are not done.
     """
 
@@ -109,7 +109,7 @@ def encode_corpus(
     batch_tokens: int | None = None,
     force: bool = False,
 ) -> Encoded:
-    """Write the vectors of a corpus to a folder, or go on with a call cut off.
+    """Write the vectors of a corpus to a folder, or resume a call that was cut off.
 
     Whole chunks are kept and the rest is encoded again, so the folder is that of an uninterrupted run bit for bit (on
     the same machine with as many threads). The first Ctrl-C stops after the chunk under way, the second at once.
@@ -128,7 +128,7 @@ def encode_corpus(
         texts: keep the texts beside the ids.
         chunk: documents encoded, and lost by a kill, at once.
         batch_tokens: see `encode_texts`.
-        force: replace a finished `out`, and start this shard over rather than go on. To go on with a forced call that
+        force: replace a finished `out`, and start this shard over rather than resume. To resume a forced call that
             was cut off, leave `force` out.
 
     Raises:
@@ -172,7 +172,7 @@ def _told(result: Encoded, shard: tuple[int, int], force: bool) -> str:
     speed = f"{new / result.seconds:,.1f} docs/s" if new else "all of them there before"
     if not result.shard_finished:
         remedy = "the same call without force" if force else "the same call"
-        return f"stopped after {result.documents:,} documents; {remedy} goes on from there"
+        return f"stopped after {result.documents:,} documents; {remedy} resumes there"
     if shard[1] == 1:
         return f"{result.out}: {result.documents:,} vectors, {speed}"
     rest = f"{result.out} is finished" if result.finished else "other shards are not done yet"
@@ -271,7 +271,7 @@ def _resume(folder: Path, chunks: Iterator[list[Document]], settings: _Settings,
     with vectors.open("r+b") as file:
         file.write(bytes(HEADER))
     if kept:
-        say(f"{folder}: going on after {kept:,} documents")
+        say(f"{folder}: resuming after {kept:,} documents")
     return kept
 
 
