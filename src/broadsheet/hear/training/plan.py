@@ -183,7 +183,9 @@ def _before(data: Data, plan: Sequence[TrainingStage]) -> tuple[AudioRow, ...]:
         file = named(Path(data.path), FILES[name])
         if file and file.stat().st_size:
             return tuple(_usable(read_rows(file, on_error=data.on_error), data.on_error, file))
-    raise InputError(f"{data.spec} holds no {FILES['2']} to rehearse; give the folder that was trained on")
+    raise InputError(
+        f"{data.spec} holds no {FILES['2']}.jsonl (or in another format) to rehearse; give the folder that was trained on"
+    )
 
 
 def _clips(rows: Sequence[AudioRow], most: int, seed: int) -> tuple[AudioRow, ...]:
