@@ -63,7 +63,7 @@ def load(
 ) -> Loaded:
     """Load a causal language model and its tokenizer.
 
-    What has to be fetched or converted first is announced on stderr, with its size. Weights come from safetensors or GGUF
+    What has to be fetched or converted first is named on stderr, with its size. Weights come from safetensors or GGUF
     only; a model's own code is never run, and no kernel is fetched on behalf of a config file.
 
     Args:

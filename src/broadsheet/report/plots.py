@@ -142,7 +142,7 @@ def ticks(axis: Scale, count: int) -> list[float]:
 
 
 def shorten(name: str, cells: int) -> str:
-    """`name` within `width` character cells, an ellipsis at the end if it was cut."""
+    """`name` within `cells` character cells, an ellipsis at the end if it was cut."""
     name = " ".join(name.split())
     return name if cell_len(name) <= cells else set_cell_size(name, cells - 1).rstrip() + "…"
 

@@ -247,7 +247,7 @@ class Backend(Protocol):
     def read(self, prompts: Sequence[Prompt], reserve: int | Sequence[str]) -> list[Any]:
         """What the model will read of each prompt, as JSON; part of the cache key.
 
-        `reserve` is what has to fit into the context after the prompt: a number of tokens, or the longest of these answers.
+        `reserve` is what has to fit into the context after the prompt: tokens, or the longest of these answers.
         """
 
     def generate(

@@ -1,7 +1,7 @@
 """Try methods that read past the window: all on the same long texts, beside full attention and truncation.
 
 Knows: the stage's methods, long texts with hidden passwords. Serves each paper of the stage whose method is an
-`Attention`. How a method is tried, and what its paper claims, is given by the class attributes of the paper's own trial.
+`Attention`. How a method is tried, and what its paper claims, is given by class attributes of the paper's own trial.
 """
 
 from __future__ import annotations
