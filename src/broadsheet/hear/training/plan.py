@@ -184,7 +184,7 @@ def _before(data: Data, plan: Sequence[TrainingStage]) -> tuple[AudioRow, ...]:
         if file and file.stat().st_size:
             return tuple(_usable(read_rows(file, on_error=data.on_error), data.on_error, file))
     raise InputError(
-        f"{data.spec} holds no {FILES['2']}.jsonl (or in another format) to rehearse; give the folder that was trained on"
+        f"{data.spec} holds no {FILES['2']}.jsonl or .parquet … to rehearse; give the folder that was trained on"
     )
 
 
