@@ -174,7 +174,7 @@ def test_tokens_are_counted_once_there_is_a_tokenizer(environment):
 
 SCRIPT = """
 import pathlib, resource, sys
-from broadsheet import pydocs
+from broadsheet.data import pydocs
 
 print("ran")
 pydocs.distributions = lambda: []

@@ -6,6 +6,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,21 @@ from broadsheet.data.retrieval.duplicates import jaccard
 from broadsheet.embed.base import baseline
 from broadsheet.embed.data import tasks
 from broadsheet.embed.data.tasks import LabelledText, Query, RetrievalTask, SentencePair, Triple, v_measure
-from broadsheet.embed.trials.base import (
-    EvalTask,
-    LazyModel,
-    ModelArm,
-    clustering_arm,
-    compare,
-    duplicates_arm,
-    retrieval_arm,
-    sts_arm,
-)
-from broadsheet.trial.engine import run_arms
+from broadsheet.embed.trials.base import clustering_task, duplicates_task, retrieval_task, sts_task
+from broadsheet.trial.base import EvalTask, LazyModel, ModelArm
+from broadsheet.trial.engine import Arm, run_arms
+from broadsheet.trial.results import ArmResult
+
+
+def arm_of(task: EvalTask, model: Any, name: str = "a", kept: Path | None = None) -> Arm:
+    """A task's arm for an embedder."""
+    made: Any = task.arm(ModelArm(name, lambda: model), LazyModel(lambda: model), kept)  # type: ignore[arg-type]
+    return replace(made, role="baseline" if name == "a" else "method")
+
+
+def alone(task: EvalTask, model: Any, **settings: Any) -> ArmResult:
+    """What a task makes of one embedder."""
+    return run_arms([arm_of(task, model)], list(task.items), task.metrics, per_item=task.per_item, **settings)[0][0]
 
 
 @pytest.fixture
@@ -227,8 +232,7 @@ def test_retrieval_is_scored_over_the_whole_corpus():
         {"q": {"n2": 1}, "o": {"n4": 1}},
     )
     table = Table(vectors)
-    job = EvalTask.retrieval(task)
-    (result,), _ = run_arms([retrieval_arm("a", lambda: table, task, "baseline")], task.queries, job.metrics)  # type: ignore[arg-type,return-value]
+    result = alone(retrieval_task(task), table)
     assert result.error == ""
     assert result.samples["RR@10"] == pytest.approx([1 / 3, 1])
     assert result.samples["nDCG@10"] == pytest.approx([0.5, 1])
@@ -299,12 +303,9 @@ def test_clusters_of_a_perfect_and_of_a_blind_embedder():
     given_ = [LabelledText(f"{label}{i}", f"l{label}") for label in range(3) for i in range(10)]
     perfect = Table({d.text: np.eye(3)[int(d.label[1])] + 0.01 * rng.normal(size=3) for d in given_})
     blind = Table({d.text: rng.normal(size=3) for d in given_})
-    arms = [
-        clustering_arm("blind", lambda: blind, given_, "baseline"),  # type: ignore[arg-type,return-value]
-        clustering_arm("perfect", lambda: perfect, given_),  # type: ignore[arg-type,return-value]
-    ]
-    job = EvalTask.clustering(given_)
-    (worse, better), _ = run_arms(arms, list(job.items), job.metrics)
+    task = clustering_task(given_)
+    arms = [arm_of(task, blind), arm_of(task, perfect, "perfect")]
+    (worse, better), _ = run_arms(arms, list(task.items), task.metrics)
     assert better.values["kNN accuracy"].estimate == 1
     assert better.values["V-measure"].estimate == pytest.approx(1)
     assert worse.values["V-measure"].estimate < 0.4
@@ -315,7 +316,7 @@ def test_the_nearest_neighbours_are_sklearns_without_the_document_itself():
     rng = np.random.default_rng(1)
     given_ = [LabelledText(f"t{i}", f"l{i % 3}") for i in range(24)]
     vectors = {d.text: rng.normal(size=4) for d in given_}
-    arm = clustering_arm("a", lambda: Table(vectors), given_, neighbours=1)  # type: ignore[arg-type,return-value]
+    arm = arm_of(clustering_task(given_, neighbours=1), Table(vectors))
     assert arm.prepare
     arm.prepare()
     right = arm.run(range(24))["kNN accuracy"]
@@ -332,8 +333,7 @@ def test_the_nearest_neighbours_are_sklearns_without_the_document_itself():
 
 def test_similarity_is_the_cosine_beside_the_gold_score(tiny):
     pairs = [SentencePair(f"text {i} here", f"number {i * i}", float(i % 4)) for i in range(9)]
-    job = EvalTask.sts(pairs)
-    (result,), _ = run_arms([sts_arm("a", tiny, "baseline")], pairs, job.metrics, block_size=4)
+    result = alone(sts_task(pairs), tiny, block_size=4)
     one, other = (tiny.encode([getattr(pair, side) for pair in pairs]).astype(float) for side in "ab")
     cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
     assert np.array(result.samples["similarity"])[:, 0] == pytest.approx(cosines, abs=1e-5)
@@ -343,8 +343,7 @@ def test_similarity_is_the_cosine_beside_the_gold_score(tiny):
 
 def test_near_duplicates_are_told_by_their_cosine(tiny):
     triples = [Triple(f"text {i} of all", f"text {i} of it all", f"other {i * 7} things", 0.5) for i in range(8)]
-    job = EvalTask.duplicates(triples)
-    (result,), _ = run_arms([duplicates_arm("a", tiny, "baseline")], triples, job.metrics, per_item=job.texts)
+    result = alone(duplicates_task(triples), tiny)
     far, near = np.array(result.samples["pair"]).T
     similarity = tiny.similarity(
         tiny.encode([t.anchor for t in triples]), tiny.encode([t.near for t in triples])
@@ -354,77 +353,18 @@ def test_near_duplicates_are_told_by_their_cosine(tiny):
     assert result.values["duplicate AUROC"].estimate == pytest.approx(expected)
 
 
-def test_an_embedder_is_made_once_for_all_tasks_and_let_go(tmp_path: Path):
-    made = []
-
-    def make() -> Any:
-        made.append(Table({text: np.arange(3.0) + len(text) for text in ("a", "bb", "ccc", "dddd")}))
-        return made[-1]
-
-    pairs = [
-        SentencePair("a", "bb", 1.0),
-        SentencePair("a", "ccc", 2.0),
-        SentencePair("bb", "dddd", 0.0),
-        SentencePair("ccc", "dddd", 1.0),
-    ]
-    given_ = [LabelledText(text, str(i % 2)) for i, text in enumerate(("a", "bb", "ccc", "dddd"))]
-    jobs = [EvalTask.sts(pairs), EvalTask.clustering(given_)]
-    (arm,), _ = compare([ModelArm("one", make, "baseline")], jobs, tmp_path)
-    assert arm.error == ""
-    assert {"Spearman", "kNN accuracy", "V-measure"} == set(arm.values)
-    assert len(made) == 1
-    held = LazyModel(make)
-    assert held() is held()
-    held.drop()
-    assert held() is made[-1] is not made[1]
-
-
-def test_a_candidate_that_cannot_be_made_fails_alone(tmp_path: Path):
-    calls = []
-
-    def fail() -> Any:
-        calls.append(1)
-        raise RuntimeError("no such | model")
-
-    table = Table({"a": [1.0, 0], "b": [1.0, 1.0]})
-    pairs = [SentencePair("a", "b", float(i)) for i in range(3)]
-    given_ = [LabelledText("a", "0"), LabelledText("b", "1")]
-    candidates = [ModelArm("good", lambda: table, "baseline"), ModelArm("bad", fail)]  # type: ignore[arg-type,return-value]
-    (good, bad), comparisons = compare(candidates, [EvalTask.sts(pairs), EvalTask.clustering(given_)], tmp_path)
-    assert good.status == "ok"
-    assert bad.status == "failed"
-    assert "STS: while preparing: RuntimeError: no such | model" in bad.error
-    assert len(calls) == 1
-    assert comparisons == []
-
-
-def test_a_stopped_trial_goes_on_with_the_vectors_and_blocks_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_vectors_of_a_corpus_are_kept_for_a_trial_that_was_stopped(tmp_path: Path):
     rng = np.random.default_rng(0)
     given_ = [LabelledText(f"t{i}", str(i % 2)) for i in range(8)]
     vectors = {d.text: rng.normal(size=3) for d in given_}
-    pairs = [SentencePair(f"t{i}", f"t{i + 1}", float(i % 3)) for i in range(7)]
-    jobs = [EvalTask.clustering(given_), EvalTask.sts(pairs)]
-    first = Table(vectors)
-    whole, _ = compare([ModelArm("a", lambda: first, "baseline")], jobs, tmp_path / "whole", blocks=3)  # type: ignore[arg-type,return-value]
-
-    class Stopping(Table):
-        def encode(self, texts: list[str], **_: Any) -> Any:
-            if "t6" in texts and len(texts) < 8:
-                raise KeyboardInterrupt
-            return super().encode(texts)
-
-    (tmp_path / "stopped").mkdir()
-    with pytest.raises(KeyboardInterrupt):
-        compare([ModelArm("a", lambda: Stopping(vectors), "baseline")], jobs, tmp_path / "stopped", blocks=3)  # type: ignore[arg-type,return-value]
-    second = Table(vectors)
-    resumed, _ = compare([ModelArm("a", lambda: second, "baseline")], jobs, tmp_path / "stopped", blocks=3)  # type: ignore[arg-type,return-value]
-    assert resumed[0].values == whole[0].values
-    assert resumed[0].samples == whole[0].samples
-    assert not any(len(texts) == 8 for texts in second.asked)
-    assert len(second.asked) < len(first.asked)
-
-
-def test_tasks_whose_metrics_have_one_name_are_refused(tmp_path: Path):
-    pairs = [SentencePair("a", "b", 1.0)]
-    with pytest.raises(ValueError, match="expected each name once"):
-        compare([], [EvalTask.sts(pairs), EvalTask.sts(pairs)], tmp_path)
+    task, kept = clustering_task(given_), tmp_path / "vectors"
+    first, second = Table(vectors), Table(vectors)
+    answers = []
+    for table in (first, second):
+        arm = arm_of(task, table, kept=kept)
+        assert arm.prepare
+        arm.prepare()
+        answers.append(arm.run(range(8)))
+    assert [len(texts) for texts in first.asked] == [8]
+    assert second.asked == []
+    assert answers[0] == answers[1]

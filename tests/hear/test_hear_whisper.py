@@ -19,13 +19,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_files import write_wheel
 
 from broadsheet.console import InputError
 from broadsheet.hear import base
 from broadsheet.hear.encoders import ctranslate, resources, whisper
 from broadsheet.hear.encoders.whisper import WhisperEncoder
 from broadsheet.models import wheels
-from conftest import write_wheel
 
 SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|startofprev|>", "<|notimestamps|>"]
 SETTINGS = {"alignment_heads": [[0, 0]], "suppress_ids": [5], "suppress_ids_begin": [6, 256]}

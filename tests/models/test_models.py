@@ -22,12 +22,12 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from model_files import write_gguf, write_wheel
 
 from broadsheet import models
 from broadsheet.console import InputError
 from broadsheet.models import embedded, hub, reading, wheels
 from broadsheet.models.safefiles import check_folder, check_safetensors, read_gguf
-from conftest import write_gguf, write_wheel
 
 CLOSED = "http://user:secret@127.0.0.1:9"  # nothing listens there
 
