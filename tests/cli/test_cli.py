@@ -20,7 +20,7 @@ from broadsheet.cli import app as cli
 from broadsheet.cli.papers import _reflowed
 from broadsheet.cli.root import app
 
-COMMANDS = ("papers", "show", "try", "study", "demo", "compare", "apply", "index", "search", "hear", "models")
+COMMANDS = ("papers", "show", "try", "study", "demo", "compare", "apply", "index", "search", "hear", "models", "new")
 TEXTS = ["Return the number of items in the list, or zero when it is empty.", "", "x", "Ünïcode — 日本語 " * 5]
 
 
