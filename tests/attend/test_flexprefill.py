@@ -486,15 +486,15 @@ def test_a_models_own_windows_and_caps_are_kept() -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     model = Gemma2ForCausalLM(config).eval().double()
-    tokens = ids(60)
+    tokens = ids(60)  # whose own attention takes its softmax in float32
     full = logits(model, tokens)
     with small(gamma=1.0)(model):
-        assert torch.allclose(logits(model, tokens), full, atol=1e-9)
+        assert torch.allclose(logits(model, tokens), full, atol=1e-5)
     method = small()
     with method(model):
         assert (logits(model, tokens) - full).abs().max() > 0.01
         short = logits(model, tokens[:, :7])
-    assert torch.allclose(short, full[:, :7], atol=1e-9)
+    assert torch.allclose(short, full[:, :7], atol=1e-5)
     assert set(method.computed_ratio_) == {1}  # layer 0 has a window of its own
 
 
