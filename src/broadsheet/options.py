@@ -230,7 +230,8 @@ def construct(kind: type[T], given: Mapping[str, Any]) -> T:
         hint = _hints(cast(Any, kind))[asked]
         if not sense:
             if _inner(hint) is not bool or value is not True:
-                raise InputError(f"got {flag(name)} {'' if value is True else value}; expected {flag(asked)} VALUE")
+                got = flag(name) if value is True else f"{flag(name)} {value}"
+                raise InputError(f"got {got}; expected {flag(asked)} VALUE")
             values[asked] = False
         else:
             values[asked] = _convert(asked, value, hint, choices_of(kind, asked))

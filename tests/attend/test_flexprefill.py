@@ -17,9 +17,8 @@ from broadsheet.attend.flexprefill import (
     js_distance,
     probe_sums,
     top_share,
-    vertical_slash,
 )
-from broadsheet.attend.kernels.blocksparse import blocks_attention, flex_attention, visible
+from broadsheet.attend.kernels.blocksparse import blocks_attention, flex_attention
 from broadsheet.console import InputError
 
 SCALING = 0.25
@@ -47,6 +46,13 @@ def dense(query, key, value, mask, softcap=None):
     logits = query.double() @ key.double().transpose(-1, -2) * SCALING
     logits = torch.tanh(logits / softcap) * softcap if softcap else logits
     return (logits.masked_fill(~mask, -torch.inf).softmax(-1) @ value.double()).transpose(1, 2)
+
+
+def visible(active: torch.Tensor, queries: int, keys: int, block_size: int) -> torch.Tensor:
+    """The attention map that blocks describe: (rows, heads, queries, keys) bool, causal."""
+    first = (active.shape[3] - active.shape[2]) * block_size
+    spread = active.repeat_interleave(block_size, 2).repeat_interleave(block_size, 3)
+    return spread[:, :, keys - queries - first : keys - first, :keys].tril(keys - queries)
 
 
 def causal(queries: int, keys: int) -> torch.Tensor:
@@ -259,12 +265,6 @@ def test_attention_is_the_dense_one_under_the_expanded_mask(queries: int, keys: 
     output = blocks_attention(query, key, value, active, block_size=4, scaling=SCALING, softcap=softcap)
     assert torch.allclose(output.double(), dense(query, key, value, mask, softcap), atol=1e-9)
     assert (output.double() - dense(query, key, value, causal(queries, keys), softcap)).abs().max() > 0.01
-
-
-def test_visible_expands_blocks_causally() -> None:
-    columns, distances = torch.tensor([[True, False, False], [True, False, False]])
-    active = vertical_slash(columns, distances, 2)[None, None]
-    assert visible(active, 3, 5, 2)[0, 0].int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
 
 
 def test_many_kernel_calls_and_one_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,15 +486,15 @@ def test_a_models_own_windows_and_caps_are_kept() -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     model = Gemma2ForCausalLM(config).eval().double()
-    tokens = ids(60)
+    tokens = ids(60)  # whose own attention takes its softmax in float32
     full = logits(model, tokens)
     with small(gamma=1.0)(model):
-        assert torch.allclose(logits(model, tokens), full, atol=1e-9)
+        assert torch.allclose(logits(model, tokens), full, atol=1e-5)
     method = small()
     with method(model):
         assert (logits(model, tokens) - full).abs().max() > 0.01
         short = logits(model, tokens[:, :7])
-    assert torch.allclose(short, full[:, :7], atol=1e-9)
+    assert torch.allclose(short, full[:, :7], atol=1e-5)
     assert set(method.computed_ratio_) == {1}  # layer 0 has a window of its own
 
 

@@ -321,7 +321,7 @@ def test_hub_specs_that_name_nothing(spec):
 
 def test_hub_needs_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"pip install 'broadsheet\[hub\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[hub\]'"):
         load("hf:imdb:train")
 
 

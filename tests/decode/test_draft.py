@@ -177,7 +177,7 @@ def test_impossible_times_are_refused(seconds):
     st.integers(1, 50),
     st.floats(0, 100),
     st.floats(0, 3),
-    st.floats(0, 3),
+    st.floats(0.01, 3),
 )
 def test_a_larger_prior_or_fewer_visits_never_lower_a_score(parent, visits, reward, prior, more):
     mean = reward / visits
@@ -188,7 +188,7 @@ def test_a_larger_prior_or_fewer_visits_never_lower_a_score(parent, visits, rewa
         Node(4, prior, (0, 4)),
     ]
     score, likelier, visited, unvisited = TreeSearch().scores(Node(0, 1.0, (0, 0), parent, 0.0, children))
-    assert likelier >= score
+    assert likelier > score
     assert visited <= score * (1 + 1e-12)
     assert unvisited == math.inf
 
@@ -218,6 +218,17 @@ def test_paths_follow_the_table_within_the_limits(reward):
             assert c in TABLE.successors(a, b)
         row = TABLE.successors(*states[-3:-1])
         assert row[path[-1]] == max(row.values())  # the last token is the likeliest one
+
+
+@pytest.mark.parametrize(("reward", "values"), [("sum", [0.2, 0.3, 0.4]), ("authors", [])])
+def test_a_simulation_is_rewarded_by_the_values_of_its_tokens(reward, values):
+    table = TrigramTable()
+    for first, value in enumerate([0.2, 0.3, 0.4, 0.5], start=1):
+        table.adapt([first, first + 1, first + 2], increment=value)
+    search, root = TreeSearch(reward=reward), Node(2, 1.0, (1, 2))
+    search._visit(root, table)  # one state is expanded, two are simulated: four in all
+    assert root.visits == 1
+    assert root.total_reward == pytest.approx(1 + sum(values))
 
 
 def test_the_reward_that_is_meant_finds_the_valuable_branch():

@@ -73,8 +73,8 @@ def files(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def run(method: str, data: str, out: Path, *, force: bool = False, skip: bool = False, **options: Any) -> Any:
-    kind = discovery.load(discovery.recipe(method))
+def run(paper: str, data: str, out: Path, *, force: bool = False, skip: bool = False, **options: Any) -> Any:
+    kind = discovery.load(discovery.recipe(paper))
     given = {"steps": 2, "batch_size": 4, "learning_rate": 0.01} if issubclass(kind, Train) else {}
     recipe = construct(kind, given | options)
     return recipe.run(Source(data, "skip" if skip else "stop"), out, force=force)
@@ -313,7 +313,7 @@ def test_pydocs_trains_on_packages_that_the_trials_leave_out():
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "message"),
+    ("paper", "options", "message"),
     [
         ("gem", {"steps": 0}, "got --steps 0; expected 1 or more"),
         ("gem", {"tune": "all"}, "expected one of lora, full"),
@@ -328,10 +328,10 @@ def test_pydocs_trains_on_packages_that_the_trials_leave_out():
     ],
 )
 def test_options_that_cannot_be_are_named(
-    files: dict[str, str], model: str, tmp_path: Path, method: str, options: dict[str, Any], message: str
+    files: dict[str, str], model: str, tmp_path: Path, paper: str, options: dict[str, Any], message: str
 ):
     with pytest.raises(InputError, match=message):
-        run(method, files[method], tmp_path / "out", model=model, **options)
+        run(paper, files[paper], tmp_path / "out", model=model, **options)
     assert not (tmp_path / "out").exists()
 
 

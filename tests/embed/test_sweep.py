@@ -169,7 +169,7 @@ def test_pairs_that_tell_nothing_are_refused(plain, given, message):
         ({"layers": []}, "output layers none"),
         ({"layers": [7]}, "output layers 7; expected some of 1 to 6"),
         ({"layers": [0, 3]}, "output layers 0, 3"),
-        ({"exits": [1], "starts": [1]}, "no exit behind a start"),
+        ({"exits": [1], "starts": [1]}, "no exit after a start"),
         ({"exits": [9]}, "exit 9"),
     ],
 )

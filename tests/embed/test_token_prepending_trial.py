@@ -206,7 +206,7 @@ def test_documented_pairs_hold_each_summary_once_with_its_body_and_once_with_ano
         ({"sts": "missing.tsv"}, "missing.tsv"),
         ({"exits": (2, 2)}, "each value once"),
         ({"layers": (7,)}, "numbers from 1 to 6"),
-        ({"exits": (1,)}, "no exit behind a start"),
+        ({"exits": (1,)}, "no exit after a start"),
     ],
 )
 def test_impossible_options_are_refused(options, changes, message):

@@ -237,7 +237,7 @@ def test_the_retrieval_route_shortens_prompts(model, tokenizer):
 
 def test_retrieval_without_bm25s_names_the_remedy(tokenizer, monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)
-    with pytest.raises(InputError, match=r"broadsheet\[evaluate\]"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[evaluate\]'"):
         Passages(DOCUMENT, tokenizer, 8)
 
 

@@ -210,7 +210,7 @@ def test_unusable_arrays_are_refused(samples: Any, rate: int, message: str) -> N
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     path = written(tmp_path / "a.wav", tone(0.1, 8_000), 8_000)
     monkeypatch.setitem(__import__("sys").modules, package, None)
-    with pytest.raises(InputError, match=rf"needs {package}: pip install 'broadsheet\[hear\]'"):
+    with pytest.raises(InputError, match=rf"needs {package}: pip install -e '\.\[hear\]'"):
         audio.read(path)
 
 

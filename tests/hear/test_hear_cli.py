@@ -15,8 +15,7 @@ import pytest
 import soundfile
 from hearing import TINY, Blocks, noise, tiny
 
-from broadsheet import models
-from broadsheet.cli.app import app as cli
+from broadsheet import cli, models
 from broadsheet.console import InputError
 from broadsheet.hear import commands
 from broadsheet.hear import data as making
@@ -130,7 +129,7 @@ def test_a_batch_of_requests_is_answered_and_what_failed_is_said(
         (["a.wav", "What?", "--out", "o.jsonl"], "got --out without --batch"),
         (["a.wav", "What?", "--batch", "r.jsonl", "--out", "o.jsonl"], "got --batch with FILE"),
         (["--batch", "r.jsonl"], "without --out; expected --batch FILE --out FILE"),
-        (["--batch", "r.jsonl", "--out", "o.jsonl"], "there is no r.jsonl"),
+        (["--batch", "r.jsonl", "--out", "o.jsonl"], "no file or folder at r.jsonl"),
         (["a.wav", "What?", "--model", "nowhere"], "nowhere holds no config.json"),
     ],
 )
@@ -194,7 +193,7 @@ def test_activate_tunes_a_trained_model_on_its_own_stories(
     ]
     assert any("lora_" in name for name in changed)
     status, _, err = run("activate", "ears", "clips.jsonl", "--out", "fond", "--rehearse", "2")
-    assert (status, "holds no stage2.jsonl to rehearse" in err) == (2, True)
+    assert (status, "holds no stage2.jsonl or .parquet … to rehearse" in err) == (2, True)
     assert any("connector" in name for name in changed)
     assert run(*arguments)[0] == 2
 

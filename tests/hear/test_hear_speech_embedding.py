@@ -147,7 +147,7 @@ def test_what_is_no_wave_is_refused(networks: SimpleNamespace, shape: tuple[int,
 
 def test_a_missing_package_is_named(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(InputError, match=r"needs onnxruntime: pip install 'broadsheet\[hear\]'"):
+    with pytest.raises(InputError, match=r"needs onnxruntime: pip install -e '\.\[hear\]'"):
         SpeechEmbeddingEncoder()
 
 

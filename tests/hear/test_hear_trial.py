@@ -350,5 +350,5 @@ def test_a_set_that_tests_what_it_trains_is_refused(parts: dict[str, Any], tmp_p
     with pytest.raises(InputError, match="no row that is scored"):
         SalmonnTrial(**parts | {"data": str(folder)}).run()
     (folder / "9.wav").unlink()
-    with pytest.raises(InputError, match=r"cannot read .*9\.wav"):
+    with pytest.raises(InputError, match=r"9\.wav does not exist"):
         SalmonnTrial(**parts | {"data": str(folder)}).run()

@@ -57,8 +57,8 @@ def rerank(data: Path, out: Path, model: Path | str, **options: Any) -> Any:
     return reranking.rerank(str(data), out, ListwiseReranker.load(model), **options)
 
 
-def train(method: str, data: Path | str, out: Path, **options: Any) -> Any:
-    return construct(discovery.load(discovery.recipe(method)), options).run(Source(str(data)), out)
+def train(paper: str, data: Path | str, out: Path, **options: Any) -> Any:
+    return construct(discovery.load(discovery.recipe(paper)), options).run(Source(str(data)), out)
 
 
 # Reranking
@@ -244,7 +244,7 @@ def test_labels_order_whole_lists_and_go_on_after_a_cut(model, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "message"),
+    ("paper", "options", "message"),
     [
         ("first", {"lists": 0}, "--lists 0"),
         ("first", {"minutes": -1.0}, "--minutes -1"),
@@ -255,9 +255,9 @@ def test_labels_order_whole_lists_and_go_on_after_a_cut(model, tmp_path, monkeyp
         ("pg_rank", {"first_stage": "missing.trec"}, "missing.trec"),
     ],
 )
-def test_impossible_options_are_refused_and_touch_nothing(method, options, message, collection, tmp_path):
+def test_impossible_options_are_refused_and_touch_nothing(paper, options, message, collection, tmp_path):
     with pytest.raises(InputError, match=message):
-        train(method, collection, tmp_path / "out", **options)
+        train(paper, collection, tmp_path / "out", **options)
     assert names(tmp_path) == {"collection"}
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from broadsheet import report
 from broadsheet.report import plots, view, words
+from broadsheet.report.html import html
 from broadsheet.trial.results import ArmResult, Curve, Distribution, TrialResult
 from broadsheet.trial.stats import Interval, auroc, compare_samples, compare_seconds, interval, sentence, tpr_at_fpr
 
@@ -187,7 +188,7 @@ def arm(name: str = "A", role: str = "baseline", **values: Interval) -> ArmResul
 
 def test_page_holds_every_arm_verdict_number_and_note():
     result = example()
-    page = Page(report.html(result))
+    page = Page(html(result))
     for one in result.arms:
         assert one.name in page.text
     for comparison in result.comparisons:
@@ -209,7 +210,7 @@ def test_claims_come_first_and_what_is_many_is_folded():
     assert not any(seen.claimed(each) for each in comparisons[1:])
     assert len(comparisons) > 8
     assert (seen.leading(comparisons), seen.leading(comparisons[:8])) == (6, 8)
-    text = report.html(seen.result)
+    text = html(seen.result)
     folded = sum(len(group) > 8 for _, group in seen.groups("method"))
     assert folded
     assert text.count("more comparisons</summary>") == folded
@@ -218,21 +219,21 @@ def test_claims_come_first_and_what_is_many_is_folded():
 
 
 def test_page_loads_nothing_and_links_only_to_arxiv():
-    page = Page(report.html(example()))
+    page = Page(html(example()))
     loads = [
         value for _, attributes in page.tags for key in ("src", "href", "xlink:href") if (value := attributes.get(key))
     ]
     assert loads == ["https://arxiv.org/abs/2410.06072"]
     assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
-    assert not re.search(r"url\(|@import", report.html(example()))
+    assert not re.search(r"url\(|@import", html(example()))
 
 
 def test_a_result_that_is_on_no_page_of_papers_is_not_linked():
-    assert not [tag for tag, _ in Page(report.html(replace(example(), paper="detect"))).tags if tag == "a"]
+    assert not [tag for tag, _ in Page(html(replace(example(), paper="detect"))).tags if tag == "a"]
 
 
 def test_pictures_are_named_and_described_for_those_who_cannot_see_them():
-    text = report.html(example())
+    text = html(example())
     pictures = re.findall(r'<svg role="img".*?</svg>', text, re.DOTALL)
     assert len(pictures) == 3 + 1 + 6 + 1  # metrics and speed, speed against quality, distributions, a curve
     for picture in pictures:
@@ -244,7 +245,7 @@ def test_baseline_comes_first_and_what_failed_last():
     names = [one.name for one in view.View(example()).arms]
     assert (names[0], names[1], names[-1]) == ("Likelihood", "LastdePP", "DNAGPT")
     lower = [replace(c, higher_is_better=False) for c in example().comparisons]
-    assert report.View(replace(example(), comparisons=lower)).arms[1].name == "LogRank"
+    assert view.View(replace(example(), comparisons=lower)).arms[1].name == "LogRank"
 
 
 HOSTILE = """<script>alert("1")</script> & 'x' [red]{{ 7*7 }}"""
@@ -267,7 +268,7 @@ def test_whatever_the_names_say_is_text():
         ],
         provenance={HOSTILE: HOSTILE, "date": HOSTILE},
     )  # fmt: skip
-    text = report.html(result)
+    text = html(result)
     page = Page(text)
     assert not {"script", "x"} & {tag for tag, _ in page.tags}
     assert "alert(" not in re.sub(r"&[#\w]+;", "", "".join(re.findall(r"<[^>]*>", text)))
@@ -296,7 +297,7 @@ def test_json_is_strict_and_complete(tmp_path):
 
 def test_one_arm_no_figures_one_item():
     result = small(arm(AUROC=Interval(1.0, -math.inf, math.inf), speed=Interval(3.0, 2.0, 4.0)), item="text")
-    page = Page(report.html(result))
+    page = Page(html(result))
     assert "The answer" not in page.text
     assert "How verdicts are made" not in page.text
     assert "A closer look" not in page.text
@@ -312,7 +313,7 @@ def test_numbers_that_are_none():
         Distribution("D", "x", {"none": [], "odd": [math.nan, math.inf, 1.0]}),
         Curve("C", "x", "y", [1.0, 2.0], {"A": [None, None], "B": [math.nan, 2.0]}),
     ]
-    text = report.html(result)
+    text = html(result)
     assert "nan" not in text.lower().replace("nano", "")
     assert "not measured" in Page(text).text
     assert "2 not finite, left out" in Page(text).text
@@ -363,7 +364,7 @@ def test_many_metrics_and_long_names_still_fit():
     text = printed(result)
     assert max(map(cell_len, text.splitlines())) <= 80
     assert text.count("0.50 0.40–0.60") == 2 * 12  # no number is broken over two lines
-    page = Page(report.html(result))
+    page = Page(html(result))
     assert name in page.text
 
 

@@ -15,8 +15,7 @@ import pytest
 import torch
 from kills import Killed, dying
 
-from broadsheet import embed
-from broadsheet.cli.app import app as cli
+from broadsheet import cli, embed
 from broadsheet.console import InputError
 from broadsheet.data.corpora import Document
 from broadsheet.search import Change, VectorIndex, store, updating, vectorindex

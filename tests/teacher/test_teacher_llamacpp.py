@@ -77,5 +77,5 @@ def test_files_that_cannot_be_loaded(tmp_path, tiny_gguf):
 
 def test_a_missing_package_is_named(monkeypatch, tiny_gguf):
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    with pytest.raises(InputError, match=r"pip install 'broadsheet\[llamacpp\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[llamacpp\]'"):
         Teacher.load(f"llamacpp:{tiny_gguf}")

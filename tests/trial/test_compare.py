@@ -219,7 +219,7 @@ def test_several_measures_of_a_run():
 def test_without_ir_measures_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ir_measures", None)
     run, qrels = write("a.run", "q1 Q0 d2 1 9.5 x"), write("qrels.txt", *QRELS)
-    with pytest.raises(InputError, match=r"pip install 'broadsheet\[trec\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[trec\]'"):
         read_results(run, qrels=qrels)
 
 

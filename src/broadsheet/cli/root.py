@@ -50,6 +50,10 @@ class OwnOptions(TyperCommand):
         """The class that `name` stands for; None where it has none."""
         raise NotImplementedError
 
+    def example(self, name: str, kind: type) -> str:
+        """A command that uses the class that `name` stands for; empty: the epilog's."""
+        return ""
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         self._named = next((each for each in args if not each.startswith("-")), "")
         return super().parse_args(ctx, args)
@@ -62,6 +66,16 @@ class OwnOptions(TyperCommand):
         if kind is not None:
             with formatter.section(f"Options of {self._named}"):
                 formatter.write_dl([(f"{row.name} {row.value}".strip(), told(row)) for row in describe(kind)])
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        kind = self.own(self._named) if self._named else None
+        example = self.example(self._named, kind) if kind is not None else ""
+        if not example:
+            super().format_epilog(ctx, formatter)
+            return
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(f"Example: {example}")
 
 
 def told(row: Any) -> str:

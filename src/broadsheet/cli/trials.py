@@ -23,6 +23,9 @@ class _Trials(OwnOptions):
         kind: type = load(get_trial(name)[1])
         return kind
 
+    def example(self, name: str, kind: type) -> str:
+        return f"broadsheet try {name} --quick"
+
 
 @app.command("try", cls=_Trials, context_settings=EXTRA, epilog="Example: broadsheet try lastde --quick")
 def try_(
@@ -46,6 +49,9 @@ def try_(
 class _Studies(_Trials):
     def own(self, name: str) -> type | None:
         return super().own(_study(name))
+
+    def example(self, name: str, kind: type) -> str:
+        return ""
 
 
 @app.command(cls=_Studies, context_settings=EXTRA, epilog="Example: broadsheet study dense_retrieval --preset A")

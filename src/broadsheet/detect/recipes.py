@@ -16,7 +16,7 @@ from broadsheet.data import corpora
 from broadsheet.data.corpora import Document
 from broadsheet.detect.base import Detector
 from broadsheet.detect.baselines import BASELINES
-from broadsheet.methods import names_of, plain, signature
+from broadsheet.methods import names_of, plain
 from broadsheet.options import option
 from broadsheet.page import papers
 
@@ -70,14 +70,15 @@ class DetectRecipe(Map):
         """
         offered = [kind for kind in papers.stage_methods(self.stage).values() if self.of_tried_paper(kind)]
         offered += BASELINES.values() if self.tried == self.stage else []
+        called = ", ".join(each.__name__ for each in offered)
         kind = offered[-1]
         if self.calls:
             named = [each for each in offered if plain(self.calls[0].name) in names_of(each)]
             if not named or len(self.calls) > 1:
-                raise InputError(f"got --method {self.method}; expected one of {', '.join(map(signature, offered))}")
+                raise InputError(f"got --method {self.method}; expected one of {called}")
             kind = named[0]
         elif self.tried == self.stage:
-            raise InputError(f"apply {self.stage} needs --method: one of {', '.join(map(signature, offered))}")
+            raise InputError(f"apply {self.stage} needs --method: one of {called}")
         dtype = self.dtype or "float32"  # scores are differences of log-probabilities
         made: Detector = self.configured(
             kind, model=self.model, reference=self.reference, device=self.device, dtype=dtype, seed=self.seed

@@ -249,7 +249,7 @@ class SalmonnRecipe(Recipe):
         account = {
             "settings": self.given(),
             "stages": [
-                {"stage": stage.name, "rows": len(stage.rows), **record}
+                {"stage": stage.name, **record, "rows": len(stage.rows)}
                 for stage, record in zip(plan, records, strict=True)
             ],
         }

@@ -116,13 +116,6 @@ def flex_attention(
     return output.transpose(1, 2)[:, cut]
 
 
-def visible(active: Tensor, queries: int, keys: int, block_size: int) -> Tensor:
-    """The attention map that the blocks describe: (rows, heads, queries, keys) bool, causal. For checking."""
-    first = (active.shape[3] - active.shape[2]) * block_size
-    spread = active.repeat_interleave(block_size, 2).repeat_interleave(block_size, 3)
-    return spread[:, :, keys - queries - first : keys - first, :keys].tril(keys - queries)
-
-
 def _on_grid(
     query: Tensor, key: Tensor, value: Tensor, active: Tensor, block_size: int
 ) -> tuple[slice, Tensor, Tensor, Tensor]:

@@ -24,8 +24,9 @@ def trained(name: str, records: Mapping[str, Mapping[str, Any]]) -> str:
         if kept:
             how = "warm start, which is not the paper's" if stage == "start" else spelt(stage)
             settings = kept.get("settings", {})
+            objective = settings.get("objective", {})
             rows = f" of {settings['batch_size']} rows" if settings else ""
-            again = f" and {settings['rehearsed']} rehearsed" if settings.get("rehearsed") else ""
+            again = f" and {objective['rehearsed']} rehearsed" if objective.get("rehearsed") else ""
             told.append(f"{how}, {kept['steps']:,} steps{rows}{again} in {kept['seconds']:,.0f} s")
     return f"{name}: {'; '.join(told)}." if told else ""
 
