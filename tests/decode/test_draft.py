@@ -15,6 +15,7 @@ from broadsheet.console import InputError
 from broadsheet.decode import TrigramTable
 from broadsheet.decode.acceptance import Acceptance, copied, tabled
 from broadsheet.decode.aded import Node, TreeSearch, cut
+from broadsheet.decode.best_first import best_first
 from broadsheet.decode.draft import Draft
 from broadsheet.decode.history import LONGEST, SURE, History
 from broadsheet.decode.step_cost import StepCost, measure
@@ -74,6 +75,28 @@ def test_the_best_nodes_are_a_tree(paths, size, seed):
     assert sorted(best.chances) == sorted(sorted(draft.chances, reverse=True)[:size])
     paths_before = set(map(tuple, map(draft.path, range(len(draft)))))
     assert set(map(tuple, map(best.path, range(len(best))))) <= paths_before
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"depth": 2}, [[0], [1], [0, 0], [0, 1], [1, 0], [1, 1]]),
+        ({"depth": 9, "limit": 4}, [[0], [1], [0, 0], [0, 1]]),
+        ({"depth": 9, "least": 0.2}, [[0], [1], [0, 0]]),
+        ({"depth": 3, "chain": True}, [[0], [0, 0], [0, 0, 0]]),
+    ],
+)
+def test_the_likeliest_nodes_come_first_within_the_limits(limits, expected):
+    read = []
+
+    def offers(tail):
+        read.append(tail)
+        return [(1, 0.3, ()), (0, 0.5, ())]
+
+    draft = best_first([7, 8], offers, **{"limit": 50, **limits})
+    assert [draft.path(node) for node in range(len(draft))] == expected
+    assert draft.chances == pytest.approx([0.5 ** path.count(0) * 0.3 ** path.count(1) for path in expected])
+    assert [7, 8, *expected[0]] in read
 
 
 def occurrences(tokens: list[int], tail: list[int]) -> dict[int, int]:

@@ -260,7 +260,7 @@ def _arm(
                 reading(texts[0], lengths[:1])
                 return {}
             read = [reading(text, lengths) for text in texts]
-        rows = [outputs(reader.plan, looks, by_position) for looks, by_position in read]
+        rows = [outputs(reader.plan, by_length, by_position) for by_length, by_position in read]
         columns = {key: [row[key] for row in rows] for key in rows[0]}
         return Measured(columns, seconds=sum(columns["prefill seconds"]))
 

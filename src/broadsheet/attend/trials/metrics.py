@@ -1,4 +1,4 @@
-"""What a trial of the stage looks at while texts are read, and what it makes of it: metrics, figures, notes.
+"""What a trial of the stage measures while texts are read, and what it reports: metrics, figures, notes.
 
 Knows: numbers by length, names of arms. Does not know: models, methods, or how a text is read.
 """
@@ -24,10 +24,10 @@ _DEPTHS = 5  # bins of the figures by depth
 
 @dataclass(frozen=True)
 class Plan:
-    """What is read, and where one looks at it.
+    """What is read, and at which lengths it is measured.
 
     Attributes:
-        lengths: tokens at which every arm is looked at, ascending.
+        lengths: tokens at which every arm is measured, ascending.
         window: tokens that truncation keeps, and that methods with a window see.
         scored: the loss at a length is that of so many tokens before it.
         context: positions that the model was trained on; None where it does not say.
@@ -74,30 +74,30 @@ class LengthMetrics:
     said: list[float]
 
 
-def outputs(plan: Plan, looks: Sequence[LengthMetrics], by_position: list[float]) -> dict[str, Any]:
+def outputs(plan: Plan, by_length: Sequence[LengthMetrics], by_position: list[float]) -> dict[str, Any]:
     """An arm's outputs for one text: the headline numbers, and what the figures are drawn from.
 
     Args:
-        looks: one for each length.
+        by_length: one for each length.
         by_position: the mean loss of each stretch of `scored` tokens, where every token was scored; else empty.
     """
-    right = np.array([look.right for look in looks])
-    last = looks[-1]
+    right = np.array([each.right for each in by_length])
+    last = by_length[-1]
     headlines: dict[str, Any] = {
         "prefill seconds": last.seconds,
         "decode ms/token": 1000 * last.decode_seconds,
         "cache MiB": last.held / 2**20,
     }
     for suffix, numbers in plan.groups.items():
-        headlines[f"loss{suffix}"] = float(np.mean([looks[i].loss for i in numbers]))
+        headlines[f"loss{suffix}"] = float(np.mean([by_length[i].loss for i in numbers]))
         headlines[f"retrieval{suffix}"] = _mean(right[numbers])
     return headlines | {
-        "losses": [look.loss for look in looks],
-        "seconds": [look.seconds for look in looks],
-        "decode": [1000 * look.decode_seconds for look in looks],
-        "held": [look.held / 2**20 for look in looks],
+        "losses": [each.loss for each in by_length],
+        "seconds": [each.seconds for each in by_length],
+        "decode": [1000 * each.decode_seconds for each in by_length],
+        "held": [each.held / 2**20 for each in by_length],
         "right": right.tolist(),
-        "said": [look.said for look in looks],
+        "said": [each.said for each in by_length],
         "by position": by_position,
     }
 
@@ -182,7 +182,7 @@ def notes(arms: Sequence[ArmResult], texts: Sequence[LongText], plan: Plan, want
 
 
 def _on_context(arms: dict[str, ArmResult], plan: Plan) -> Iterator[str]:
-    """How the loss goes on beyond the trained positions, or that nobody looked."""
+    """How the loss develops beyond the trained positions, or that no length was beyond them."""
     if plan.context and len(plan.groups) < 2 and "" in plan.groups:
         yield (
             f"All lengths lie within the {plan.context:,} positions that the model was trained on. What happens beyond "

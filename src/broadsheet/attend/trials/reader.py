@@ -1,6 +1,6 @@
 """How the arms of a trial read a long text: in chunks through one cache, in one piece, or only what truncation leaves.
 
-Knows: models, long texts with hidden passwords, what is looked at. Does not know: methods, metrics, or the A/B engine.
+Knows: models, long texts with hidden passwords, what is measured. Does not know: methods, metrics, or the A/B engine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from broadsheet.attend.trials.metrics import LengthMetrics, Plan
 
 DECODED = 8  # tokens read one by one at each length
 
-# What a text is read by, up to these lengths: looks at them, and the mean loss of each stretch where all were scored.
+# What a text is read by, up to these lengths: metrics at them, and the mean loss of each stretch where all were scored.
 Reading = Callable[[LongText, Sequence[int]], tuple[list[LengthMetrics], list[float]]]
 
 
@@ -30,11 +30,11 @@ class LongTextReader:
     plan: Plan
 
     def chunks(self, text: LongText, lengths: Sequence[int]) -> tuple[list[LengthMetrics], list[float]]:
-        """One pass in chunks, looked at on the way; and the mean loss of each stretch of `scored` tokens."""
+        """One pass in chunks, measured on the way; and the mean loss of each stretch of `scored` tokens."""
         record = streaming.read(self.model, text.ids, lengths, decode=DECODED, visitor=self._examiner(text))
         width = self.plan.scored
         whole = record.losses[: lengths[-1] // width * width].reshape(-1, width)
-        return [self._look(record, stop) for stop in record.stops], whole.nanmean(1).tolist()
+        return [self._metrics(record, stop) for stop in record.stops], whole.nanmean(1).tolist()
 
     def one_piece(self, text: LongText, lengths: Sequence[int]) -> tuple[list[LengthMetrics], list[float]]:
         """The text up to each length anew, in one piece."""
@@ -55,7 +55,7 @@ class LongTextReader:
             decode=DECODED,
             visitor=self._examiner(text, start),
         )
-        return self._look(record, record.stops[0])
+        return self._metrics(record, record.stops[0])
 
     def _examiner(self, text: LongText, start: int = 0) -> Callable[[Cache, int], tuple[list[float], list[float]]]:
         """A visitor that asks for every password told before the stop, read or not."""
@@ -72,7 +72,7 @@ class LongTextReader:
 
         return examine
 
-    def _look(self, record: streaming.StreamRecord, stop: streaming.Stop) -> LengthMetrics:
+    def _metrics(self, record: streaming.StreamRecord, stop: streaming.Stop) -> LengthMetrics:
         scored = record.losses[max(1, stop.length - self.plan.scored) : stop.length]  # a text's first token has no loss
         right, said = stop.visit
         return LengthMetrics(float(scored.mean()), stop.seconds, stop.decode_seconds, sum(stop.held), right, said)
