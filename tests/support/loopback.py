@@ -177,8 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
             if self.loopback.together:
                 self.loopback.together.wait(5)
             if fault:
-                fault(self)
                 self.close_connection = True
+                fault(self)
             elif self.loopback.several == "refused" and received.get("n", 1) > 1:
                 status(400, "n must be 1")(self)
             else:
@@ -193,6 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(payload)))
+        if self.close_connection:  # told, or the client's next try meets a connection that is closing
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(payload)
 
