@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
 import json
+import optparse
 from contextlib import contextmanager
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -360,13 +363,16 @@ def test_groups_of_lengths():
 
 
 @pytest.mark.real
-def test_full_attention_knows_more_than_truncation(home, monkeypatch, default_model):
+def test_full_attention_knows_more_than_truncation(home, tmp_path, monkeypatch, default_model):
+    texts = [Path(module.__file__).read_text("utf-8") for module in (doctest, optparse)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     monkeypatch.setattr(models, "load", lambda *_, **__: default_model)
     monkeypatch.setattr(reader, "DECODED", 2)
     monkeypatch.setattr(attend, "DECODED", 2)
-    options = {"lengths": (320,), "window": 64, "scored": 64, "texts": 2, "questions": 2}
+    options = {"lengths": (192,), "window": 48, "scored": 32, "texts": 2, "questions": 0}
+    options |= {"method": "lm_infinite(backend=chunked)", "data": str(tmp_path / "texts.jsonl")}
     full, truncated, infinite = LMInfiniteTrial(**options).run().arms
     assert full.values["loss"].estimate < truncated.values["loss"].estimate < full.values["loss"].estimate + 2
     assert full.values["loss"].estimate < infinite.values["loss"].estimate < full.values["loss"].estimate + 2
-    assert full.values["cache MiB"].estimate == pytest.approx(320 * 30 * 2 * 3 * 64 * 4 / 2**20)
+    assert full.values["cache MiB"].estimate == pytest.approx(192 * 30 * 2 * 3 * 64 * 4 / 2**20)
     assert infinite.values["cache MiB"].estimate < full.values["cache MiB"].estimate / 2
