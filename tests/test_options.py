@@ -92,7 +92,7 @@ def test_each_kind_is_parsed(arguments, name, value):
         (["--documents", "0"], "got --documents 0; expected 1 or more"),
         (["--quick", "maybe"], "got --quick 'maybe'; expected true or false"),
         (["--no-quick", "1"], "got --no-quick 1; expected --quick VALUE"),
-        (["--no-pairs"], "got --no-pairs ; expected --pairs VALUE"),
+        (["--no-pairs"], "got --no-pairs; expected --pairs VALUE"),
         (["--pairs", "3", "--pairs", "4"], "got --pairs twice"),
         (["stray"], "got 'stray' where an option was expected"),
         (["--"], "got '--' where an option was expected"),
