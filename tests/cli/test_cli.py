@@ -107,7 +107,10 @@ def test_show_teaches_and_says_where_a_paper_stands(run):
         (["apply", "lastde", "nowhere.jsonl", "--out", "o"], "no corpus at nowhere.jsonl"),
         (["apply", "a_llmrec", "corpus.jsonl", "--out", "o"], "nothing to apply yet"),
         (["apply", "lastde", "empty", "--out", "o"], "holds no documents"),
-        (["apply", "lastde", "corpus.jsonl", "--out", "o", "--method", "x"], "got --method x; expected one of Lastde, "),
+        (
+            ["apply", "lastde", "corpus.jsonl", "--out", "o", "--method", "x"],
+            "got --method x; expected one of Lastde, ",
+        ),
         (["apply", "lastde", "corpus.jsonl", "--out", "o", "--batch", "0"], "got --batch 0; expected 1 or more"),
         (["compare", "a.csv", "b.csv"], "a.csv"),
     ],
