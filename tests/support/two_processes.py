@@ -19,12 +19,6 @@ IMPORTED = [
     "transformers.models.llama.modeling_llama",
     "broadsheet.training",
 ]
-    "peft",
-    "pytest",
-    "sentence_transformers",
-    "transformers.models.llama.modeling_llama",
-    "broadsheet.training",
-]
 
 
 def context() -> ForkServerContext:
