@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -58,12 +57,12 @@ def case(name: str, **changes) -> dict:
     return {"name": name, "input": {"fn": "auroc", **values}, "expected": {"auroc": 1.0}, "tolerance": 1e-9} | changes
 
 
-def run(folder: Path) -> tuple[int, str]:
-    done = subprocess.run([sys.executable, str(RUNNER), str(folder)], capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout + done.stderr
+def test_the_command_counts_and_its_status_tells(tmp_path, monkeypatch, capsys):
+    def run(folder: Path) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["oracles.py", str(folder)])
+        status, said = oracles.main(), capsys.readouterr()
+        return status, said.out + said.err
 
-
-def test_the_command_counts_and_its_status_tells(tmp_path):
     good = [case("right")]
     bad = [case("wrong", expected={"auroc": 0.5}), case("broken", input={"fn": "no such function"})]
     (tmp_path / "lastde.json").write_text(json.dumps({"slug": "lastde", "cases": good}))

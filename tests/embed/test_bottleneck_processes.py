@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from two_processes import leave
+from two_processes import both, leave
 
 from broadsheet.embed.base import load
 from broadsheet.embed.gem import GEM, gem_embedder
@@ -72,7 +72,7 @@ def work(rank: int, folder: Path) -> None:
 def test_two_processes_compute_what_one_does(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
     gem_embedder((tiny_model(), tiny_tokenizer())).save(str(tmp_path / "gem"))
     LLMQL().embedder((tiny_model(), tiny_tokenizer())).save(str(tmp_path / "llm_ql"))
-    torch.multiprocessing.spawn(work, (tmp_path,), nprocs=2)
+    both(work, tmp_path)
     results = [torch.load(tmp_path / f"process-{rank}.pt") for rank in (0, 1)]
     for case in CASES:
         step = Step(case, tmp_path, gather=False)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.nn.functional import cross_entropy, normalize
-from two_processes import leave
+from two_processes import both, leave
 
 from broadsheet.console import InputError
 from broadsheet.embed import lexical_specialization
@@ -141,7 +141,7 @@ def test_two_processes_equal_one(tmp_path):
         "labels": torch.tensor([0, 1, 2, 1, 3, 3]),  # a set on both sides of the cut
     }
     torch.save(data, tmp_path / "data.pt")
-    torch.multiprocessing.spawn(_one_process, (str(tmp_path),), nprocs=2)
+    both(_one_process, str(tmp_path))
     expected = _loss_and_gradient(data, slice(0, 6), False)
     for rank in range(2):
         value, gradient = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, normalize
-from two_processes import leave
+from two_processes import both, leave
 
 from broadsheet.console import InputError
 from broadsheet.embed.base import embedder
@@ -205,7 +205,7 @@ def test_two_processes_equal_one(tmp_path):
     shapes = {"query": (4, WIDTH), "keys": (4, G, WIDTH), "teacher": (4, G), "weight": (WIDTH, WIDTH)}
     data = {name: torch.randn(*shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
     torch.save(data, tmp_path / "data.pt")
-    torch.multiprocessing.spawn(_one_process, (str(tmp_path),), nprocs=2)
+    both(_one_process, str(tmp_path))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for distill in ("graded", "kl"):

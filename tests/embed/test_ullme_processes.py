@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from two_processes import leave
+from two_processes import both, leave
 
 from broadsheet.embed.base import embedder
 from broadsheet.embed.ullme import GRL
@@ -59,7 +59,7 @@ def work(rank: int, folder: Path, settings: dict[str, Any]) -> None:
 )
 def test_two_processes_compute_what_one_does(tiny_folder, contrastive, chunk_size):
     settings = {"contrastive": contrastive, "chunk_size": chunk_size, "detach_generator": False}
-    torch.multiprocessing.spawn(work, (tiny_folder, settings), nprocs=2)
+    both(work, tiny_folder, settings)
     results = [torch.load(tiny_folder / f"process-{rank}.pt") for rank in (0, 1)]
     step = Step(tiny_folder, **settings)
     loss = step(ITEMS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import two_processes
 from kills import Killed, dying
 from sentence_transformers import SentenceTransformer
 
@@ -101,10 +101,10 @@ def process(
 
 
 def processes(given: list[tuple[Any, ...]]) -> list[int | None]:
-    """The exit codes of new processes that run beside each other; no fork, which threads do not survive."""
-    spawn = multiprocessing.get_context("spawn")
+    """The exit codes of new processes that run beside each other; no fork of this one, which threads do not survive."""
+    new = two_processes.context()
     threads = {"threads": torch.get_num_threads()}
-    started = [spawn.Process(target=process, args=each, kwargs=threads) for each in given]
+    started = [new.Process(target=process, args=each, kwargs=threads) for each in given]
     for each in started:
         each.start()
     for each in started:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from toys import Line, Squares, points, weights
-from two_processes import leave
+from two_processes import both, leave
 
 from broadsheet.console import InputError
 from broadsheet.training.fit import fit
@@ -64,7 +64,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         (tmp_path / "port").write_text(str(held.getsockname()[1]))
-    torch.multiprocessing.spawn(work, (tmp_path,), nprocs=2)
+    both(work, tmp_path)
     one, done = trained(None, 4)
     for rank in (0, 1):
         found = torch.load(tmp_path / f"process-{rank}.pt")
