@@ -23,7 +23,7 @@ def texts() -> list[str]:
     modules = (json, inspect)
     found = [inspect.cleandoc(m.__doc__ or "") for m in modules]
     found += [inspect.getdoc(f) or "" for f in (json.dumps, json.load, inspect.signature, inspect.getattr_static)]
-    return [first_words(text, n) for text, n in zip(found, (80, 25, 80, 40, 20, 50), strict=True)]
+    return [first_words(text, n) for text, n in zip(found, (150, 40, 150, 60, 25, 90), strict=True)]
 
 
 def test_batched_scores_are_the_single_ones_to_the_bit(default_model, texts):
