@@ -168,7 +168,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "test_gem.py").write_text(GEM)
     (folder / "test_gem_more.py").write_text("import pytest\n@pytest.mark.real\ndef test_three():\n    pass\n")
     (folder / "test_page.py").write_text(
-        "import pytest\n@pytest.mark.parametrize('paper', ['gem', 'first'])\ndef test_row(paper):\n    pass\n"
+        "import pytest\n@pytest.mark.parametrize('turn', range(4))\n"
+        "@pytest.mark.parametrize('paper', ['gem', 'first'])\ndef test_row(paper, turn):\n    pass\n"
     )
     return folder
 
@@ -188,9 +189,11 @@ def run(folder: Path, *options: str) -> tuple[int, list[str]]:
 
 
 def test_two_workers_report_what_each_paper_took(folder):
-    status, lines = run(folder, "-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder", "--budget")
+    status, lines = run(folder, "-vv", "-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder", "--budget")
     assert status == 1
-    assert "1 failed, 4 passed" in lines[-1]
+    assert "1 failed, 10 passed" in lines[-1]
+    rows = {line.split()[0] for line in lines if line.startswith("[gw") and "test_page.py" in line}
+    assert len(rows) == 1, "a file's tests ran on two workers"
     [failed] = [line for line in lines if line.startswith("FAILED")]
     assert failed == "FAILED test_gem.py::test_two - AssertionError: as it should"  # a name that can be run again
     assert {line.split()[0] for line in lines if line.startswith(("gem  ", "first  "))} == {"gem", "first"}
@@ -198,7 +201,7 @@ def test_two_workers_report_what_each_paper_took(folder):
 
 def test_one_paper_runs_alone(folder):
     status, lines = run(folder, "--paper", "gem")
-    assert (status, lines[-1].split(" in ")[0].strip("= ")) == (1, "1 failed, 3 passed, 1 deselected")
+    assert (status, lines[-1].split(" in ")[0].strip("= ")) == (1, "1 failed, 6 passed, 4 deselected")
     assert not any("seconds a paper" in line for line in lines)
 
 

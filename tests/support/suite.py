@@ -10,6 +10,8 @@ and the tests that need the default model go to two workers at most: each copy t
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ WORKER_BYTES = 3 << 30  # what a worker takes at most: torch, the default model,
 SLOWEST = 20  # tests that are listed, where they take a second or more
 SLOW = ("trial", "apply", "fitting")  # in the names of files that are slow, as a rule: used until a run has timed them
 CACHE = "broadsheet/seconds"
+LIBRARIES = ("sentence_transformers", "peft", "transformers.trainer", "transformers.models.llama.modeling_llama")
 
 
 def workers() -> int:
@@ -105,6 +108,16 @@ def group(items: list[pytest.Item], seconds: dict[str, float]) -> list[pytest.It
 def key(item: pytest.Item) -> str:
     """What is timed and grouped as one: a file, its tests on the default model apart."""
     return f"{item.nodeid.partition('::')[0]}{' real' if is_real(item) else ''}"
+
+
+def freeze() -> None:
+    """Collect garbage, and let no later collection look again at what is alive.
+
+    Trainer, and whoever frees a model, collects all garbage; of the millions of objects that libraries hold, each
+    collection would take a third of a second.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def budget_lines(seconds: dict[tuple[str, str], float]) -> list[str]:
@@ -225,3 +238,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"{paper} has no tests yet")
     if hasattr(config, "workerinput"):
         items[:] = group(items, config.cache.get(CACHE, {}) if getattr(config, "cache", None) else {})
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A worker of a long run imports what most tests need before the clock of the first one runs."""
+    if hasattr(session.config, "workerinput") and len(session.items) > 100:
+        for name in LIBRARIES:
+            importlib.import_module(name)
+    freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    result = yield
+    if nextitem is None or nextitem.path != item.path:
+        freeze()
+    return result

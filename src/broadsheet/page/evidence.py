@@ -10,6 +10,7 @@ import math
 import os
 import platform
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ def read(name: str, where: Path | None = None) -> dict[str, Any] | None:
 
 def versions() -> dict[str, str]:
     """What a number may depend on: of Python, of broadsheet, and of the libraries that compute it."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
