@@ -46,7 +46,7 @@ def test_chunks_and_whole_batches_agree_and_a_few_steps_tell_right_from_wrong(de
     torch.testing.assert_close(rows[0], rows[1], atol=1e-5 * float(rows[1].abs().max()) + 1e-6, rtol=1e-3)
     pairs = [(item["query"], text) for item in ITEMS for text in (item["positive"], item["negatives"][0])]
     before = mean_log_probs(model.encoder, pairs).reshape(-1, 2)
-    optimizer = torch.optim.AdamW(weights, lr=2e-3)
+    optimizer = torch.optim.AdamW(weights, lr=5e-4)
     losses = []
     for _ in range(3):
         optimizer.zero_grad()
@@ -54,7 +54,7 @@ def test_chunks_and_whole_batches_agree_and_a_few_steps_tell_right_from_wrong(de
         terms["loss"].backward()
         optimizer.step()
         losses.append(terms["loss"].item())
-    assert losses[-1] < losses[0]
+    assert losses[-1] < losses[0] / 2  # a quarter, from four seeds of the adapter
     after = mean_log_probs(model.encoder, pairs).reshape(-1, 2)
     assert (np.diff(after, axis=1) < np.diff(before, axis=1)).all()  # the wrong passage fell behind
 
