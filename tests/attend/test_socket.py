@@ -117,12 +117,12 @@ def test_pieces_padding_and_later_tokens_change_nothing(model: Any, method: str)
             both, mask = padded(ids, left, right)
             kept = model(both, attention_mask=mask).logits
             close(kept[:1, left : left + LENGTH], whole)
-            for t in (9, 24):
-                other = both.clone()
-                other[:, left + t + 1 :] = (other[:, left + t + 1 :] + 1) % BASE["vocab_size"]
-                changed = model(other, attention_mask=mask).logits
-                close(changed[:1, left : left + t + 1], kept[:1, left : left + t + 1])
-                close(changed[1:, : left + t + 1], kept[1:, : left + t + 1])
+        for t in (9, 24):  # padded on both sides
+            other = both.clone()
+            other[:, left + t + 1 :] = (other[:, left + t + 1 :] + 1) % BASE["vocab_size"]
+            changed = model(other, attention_mask=mask).logits
+            close(changed[:1, left : left + t + 1], kept[:1, left : left + t + 1])
+            close(changed[1:, : left + t + 1], kept[1:, : left + t + 1])
         both, mask = padded(ids, 8, 0)
         close(in_chunks(model, both, [0, 4, 12, 20], attention_mask=mask)[:1, 8:], whole)
 

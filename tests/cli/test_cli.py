@@ -291,28 +291,27 @@ def test_a_reference_of_another_family_is_one_line(run, corpus, tiny, tiny_token
     assert "tokenizer" in err
 
 
-def test_apply_resumes_after_kill_9_with_no_line_lost_or_doubled(tiny, tmp_path):
+def test_apply_resumes_after_kill_9_with_no_line_lost_or_doubled(run, tiny, tmp_path):
     path = tmp_path / "many.jsonl"
-    path.write_text("".join(json.dumps({"id": i, "text": f"{i} " + TEXTS[0] * 3}) + "\n" for i in range(60)))
-    command = [str(Path(sys.executable).with_name("broadsheet")), "apply", "lastde", str(path), "--model", tiny]
-    command += ["--batch", "4", "--method", "lastdepp"]
-
-    def start(out: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*command, "--out", out], stderr=subprocess.DEVNULL)
-
+    path.write_text("".join(json.dumps({"id": i, "text": f"{i} " + TEXTS[0]}) + "\n" for i in range(60)))
+    arguments = ["apply", "lastde", str(path), "--model", tiny, "--batch", "4", "--method", "lastdepp", "--out"]
     partial = tmp_path / "killed.jsonl.partial"
-    process = start("killed.jsonl")
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("broadsheet")), *arguments, "killed.jsonl"], stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while not (partial.exists() and partial.stat().st_size > 500):
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not Path("killed.jsonl").exists()
-    assert start("killed.jsonl").wait() == 0
-    assert start("whole.jsonl").wait() == 0
+    kept = partial.read_bytes()
+    assert run(*arguments, "killed.jsonl")[0] == 0
+    assert run(*arguments, "whole.jsonl")[0] == 0
     assert Path("killed.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+    assert Path("killed.jsonl").read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
     assert len(Path("whole.jsonl").read_text().splitlines()) == 60
 
 
