@@ -38,7 +38,7 @@ from broadsheet.detect.trials.pairs import Protocol, first_words, passages
 from broadsheet.page import evidence
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.results import ArmResult
-from broadsheet.trial.stats import Comparison, sentence
+from broadsheet.trial.verdicts import Comparison, sentence
 
 DETECTORS: dict[str, Detector] = {
     "Likelihood": Likelihood(),

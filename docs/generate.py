@@ -39,7 +39,7 @@ from broadsheet.rank.prompts.formats import RequestRow
 from broadsheet.report import words
 from broadsheet.report.view import View
 from broadsheet.trial.results import ArmResult, TrialResult
-from broadsheet.trial.stats import sentence
+from broadsheet.trial.verdicts import sentence
 
 ROOT = Path(__file__).parents[1]
 _PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)

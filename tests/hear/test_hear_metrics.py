@@ -34,7 +34,8 @@ from broadsheet.hear.trials.metrics import (
     words,
 )
 from broadsheet.trial.results import ArmResult, joined
-from broadsheet.trial.stats import Interval, compare_samples
+from broadsheet.trial.stats import Interval
+from broadsheet.trial.verdicts import compare_samples
 
 NAMES = ("bell", "horn", "drum", "rising notes")
 STORY = (

@@ -263,7 +263,7 @@ def test_tuned_rerankers_are_compared_on_real_lists(options, tiny_model, tiny_to
         model = tiny_model(seed=seed, max_position_embeddings=4096)
         ListwiseReranker(model, tiny_tokenizer()).save(tmp_path / name)
     given = {key: options[key] for key in ("data", "queries", "candidates")}
-    result = PGRankTrial(**given, reranker=str(tmp_path / "before"), tuned=str(tmp_path / "after")).run()
+    result = PGRankTrial(**given, reranker=str(tmp_path / "before"), after=str(tmp_path / "after")).run()
     assert [arm.name for arm in result.arms] == [BEFORE, AFTER, FIRST_STAGE]
     assert result.arms[0].samples["order"] != result.arms[1].samples["order"]
     with pytest.raises(InputError, match="expected both"):

@@ -22,7 +22,8 @@ from broadsheet import report
 from broadsheet.report import plots, view, words
 from broadsheet.report.html import html
 from broadsheet.trial.results import ArmResult, Curve, Distribution, TrialResult
-from broadsheet.trial.stats import Interval, auroc, compare_samples, compare_seconds, interval, sentence, tpr_at_fpr
+from broadsheet.trial.stats import Interval, auroc, interval, tpr_at_fpr
+from broadsheet.trial.verdicts import compare_samples, compare_seconds, sentence
 
 # name, role, shift of machine scores in standard deviations, texts per second
 DETECTORS = [

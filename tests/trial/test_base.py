@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
+from broadsheet.cache import home
 from broadsheet.console import InputError
 from broadsheet.options import construct, option
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Trial
+from broadsheet.trial.base import TRAINING, Claim, EvalTask, LazyModel, ModelArm, TrainedTrial, Trial
 from broadsheet.trial.engine import Arm, Metric
-from broadsheet.trial.stats import compare_samples
+from broadsheet.trial.verdicts import compare_samples
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -73,7 +76,7 @@ class ToyTrial(Trial):
                     if self.watch is not None:
                         self.watch(arm.name, number)
                     self.seen.append((arm.name, number))
-                return {metric: [number % 3 + lazy().shift for number in block]}
+                return {metric: [number % 3 + lazy().shift * (1 + (number % 2 - 0.5) / 25) for number in block]}
 
             return Arm(arm.name, run)
 
@@ -133,7 +136,7 @@ def test_a_claim_may_name_the_speed_and_what_is_computed_further(monkeypatch):
 
 
 def gap() -> Any:
-    values = [float(i % 3) for i in range(24)], [i % 3 + 1.0 for i in range(24)]
+    values = [float(i % 3) for i in range(24)], [i % 3 + 1 + i % 2 / 50 for i in range(24)]
     return compare_samples(*values, metric="gap", baseline="plain", arm="Alpha")
 
 
@@ -221,7 +224,7 @@ def test_another_paper_other_items_and_other_facts_are_not_resumed_either(monkey
 
 
 @dataclass
-class TrainedTrial(ToyTrial):
+class LearntTrial(ToyTrial):
     """One arm is trained into a folder first."""
 
     trained_: list[Path] = field(default_factory=list)
@@ -244,11 +247,11 @@ class TrainedTrial(ToyTrial):
 
 
 def test_what_is_trained_is_trained_once_and_read_back_after_a_kill():
-    killed = TrainedTrial(watch=killed_at("Alpha", 17)).for_paper("alpha")
+    killed = LearntTrial(watch=killed_at("Alpha", 17)).for_paper("alpha")
     with pytest.raises(KeyboardInterrupt):
         killed.run()
     assert killed.trained_ == [killed.folder("Alpha")]
-    again = TrainedTrial().for_paper("alpha")
+    again = LearntTrial().for_paper("alpha")
     result = again.run()
     assert again.trained_ == []
     assert {arm.name: arm.values["score"].estimate for arm in result.arms}["Alpha"] == pytest.approx(8)
@@ -257,11 +260,11 @@ def test_what_is_trained_is_trained_once_and_read_back_after_a_kill():
 
 
 def test_a_training_that_was_stopped_stops_the_trial_and_its_checkpoint_stays():
-    stopped = TrainedTrial(finished=False).for_paper("alpha")
+    stopped = LearntTrial(finished=False).for_paper("alpha")
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
     assert (stopped.folder("Alpha") / "checkpoint").read_text() == "kept"
-    again = TrainedTrial().for_paper("alpha")
+    again = LearntTrial().for_paper("alpha")
     again.run()
     assert again.trained_ == stopped.trained_, "the same folder"
 
@@ -403,3 +406,135 @@ def test_options_are_checked(options, message):
     with pytest.raises(InputError) as refused:
         construct(ToyTrial, options)
     assert str(refused.value).startswith(message)
+
+
+# ---- seeds, tuning, power
+
+
+@dataclass
+class SeededTrial(TrainedTrial):
+    """Numbers, and an offset that each training run finds anew."""
+
+    stage: ClassVar[str] = "toys"
+    pooled: bool = False
+    effect: float | None = 1.0
+    step_seconds: float = 0.01
+    trained_: list[Path] = field(default_factory=list)
+
+    def question(self) -> str:
+        return "Does training help?"
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def tasks(self) -> list[EvalTask]:
+        def arm(arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
+            def run(block: list[int]) -> dict[str, list[float]]:
+                return {"score": [lazy() + random.Random(f"{arm.name} {lazy()} {n}").gauss(0, 1) for n in block]}
+
+            return Arm(arm.name, run, prepare=lazy.prepare)
+
+        numbers = list(range(400 if self.pooled else 40))
+        return [EvalTask("numbers", numbers, [Metric("score")], arm, item="number", block_size=5, pool=self.pooled)]
+
+    def arms(self) -> list[ModelArm]:
+        def by_seed(name: str, gain: float, pace: float) -> Callable[[int], Callable[[], Any]]:
+            def train(seed: int, folder: Path) -> None:
+                self.trained_.append(folder)
+                folder.mkdir(parents=True)
+                steps = [pace * random.Random(f"{name}{seed}{i}").uniform(0.95, 1.05) for i in range(41)]
+                (folder / "training.json").write_text(json.dumps({"step_seconds": steps}))
+                (folder / "offset").write_text(str(gain + seed / 100))
+
+            def load(folder: Path) -> float:
+                return float((folder / "offset").read_text())
+
+            return lambda seed: self.trained(name, partial(train, seed), load, seed=seed)
+
+        found = []
+        for name, gain, pace, paper, role in (
+            ("plain", 0.0, 0.02, "", "baseline"),
+            ("Alpha", 2.0, self.step_seconds, "alpha", None),
+        ):
+            by = by_seed(name, gain, pace)
+            found.append(ModelArm(name, by(self.seed), role, paper=paper, by_seed=by))  # type: ignore[arg-type]
+        return found
+
+    def claims(self) -> list[Claim]:
+        return [Claim("score", "plain", "Alpha", effect=self.effect), Claim(TRAINING, "plain", "Alpha")]
+
+
+def seeded(trial: SeededTrial) -> Any:
+    """The trial's result, with nothing left for the next one to resume."""
+    result = tried("alpha", trial)
+    trial.finish()
+    return result
+
+
+def test_an_arm_that_is_trained_is_trained_from_several_seeds():
+    trial = SeededTrial()
+    result = seeded(trial)
+    assert [(arm.name, arm.runs) for arm in result.arms] == [("plain", 3), ("Alpha", 3)]
+    assert len(set(trial.trained_)) == 6
+    assert trial.trained_[::2] == [trial.run_folder("plain", seed) for seed in range(3)], "in turn"
+    assert [claim.verdict for claim in result.judged] == ["shown", "shown"]
+    assert result.verdict == "shown"
+    assert [arm.runs for arm in seeded(construct(SeededTrial, {"quick": True})).arms] == [1, 1]
+
+
+def test_the_time_of_training_is_compared_seed_by_seed():
+    [time] = [c for c in seeded(SeededTrial()).comparisons if c.metric == TRAINING]
+    assert time.difference.estimate == pytest.approx(2.0, rel=0.02)
+    assert (time.verdict, time.n) == ("helps", 30)
+    assert 0 < time.noise_floor < 0.05
+    [same] = [c for c in seeded(SeededTrial(step_seconds=0.02)).comparisons if c.metric == TRAINING]
+    assert same.verdict == "no measurable difference"
+
+
+def test_as_many_items_are_asked_as_the_claim_needs(capsys):
+    few = seeded(SeededTrial(pooled=True, runs=1, effect=3.0))
+    many = seeded(SeededTrial(pooled=True, runs=1, effect=0.35))
+    assert few.arms[0].n_items == 30  # the pilot
+    assert 100 < many.arms[0].n_items < 400
+    assert f"{many.arms[0].n_items} of 400 were asked" in many.setting["power"]
+    assert "after a pilot of 30: " in capsys.readouterr().err
+    short = seeded(SeededTrial(pooled=True, runs=1, effect=0.35, budget="0.001s"))
+    assert short.arms[0].n_items == 30
+    everything = seeded(SeededTrial(pooled=True, runs=1, effect=0.01))
+    assert everything.arms[0].n_items == 400
+
+
+@pytest.mark.parametrize("budget", ["soon", "0m", "30", "-1h"])
+def test_a_budget_is_a_time(budget):
+    with pytest.raises(InputError, match="expected a time such as 90s, 30m or 2h"):
+        seeded(SeededTrial(budget=budget))
+
+
+def test_a_margin_is_reported_of_the_metric_it_names():
+    result = tried("alpha", margin=("score=0.5",))
+    assert {c.margin for c in result.comparisons if c.metric == "score"} == {0.5}
+    assert all(c.no_worse for c in result.comparisons if c.metric == "score")
+    for given, message in (
+        ("beauty=1", "expected one of the metrics score"),
+        ("score", "such as nDCG@10=0.01"),
+        ("score=-1", "above 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tried("alpha", margin=(given,))
+
+
+def test_every_arm_is_tuned_as_much_and_what_was_found_is_kept():
+    trial = ToyTrial().for_paper("alpha")
+    trial.workdir = Path(home()) / "tuning"
+    asked: list[int] = []
+
+    def score(setting: int) -> float:
+        asked.append(setting)
+        return -abs(setting - 3)
+
+    assert trial.tuned("plain", [1, 3, 5], score, on="other pairs") == 3
+    assert trial.tuned("plain", [1, 3, 5], score, on="other pairs") == 3
+    assert asked == [1, 3, 5]
+    assert trial._told_of_tuning() == {"tuning of plain": "3, the best of 3 on other pairs"}
+    with pytest.raises(ValueError, match="expected as many for each arm"):
+        trial.tuned("Alpha", [1, 2, 3, 4], score, on="other pairs")

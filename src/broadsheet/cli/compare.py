@@ -40,7 +40,7 @@ def compare(
     from broadsheet import report
     from broadsheet.page.evidence import finite
     from broadsheet.trial.compare import compare_files
-    from broadsheet.trial.stats import multiplicity_warning
+    from broadsheet.trial.verdicts import multiplicity_warning
 
     comparisons = compare_files(
         a,

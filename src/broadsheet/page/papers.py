@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 RUNGS = ("listed", "runs", "exact", "helps", "leads")
-_COSTS = ("/s", "seconds", "bytes")
+_COSTS = ("/s", "seconds", "bytes", "tokens")
+_COST_UNITS = ("s", "ms", "s/query", "ms/token", "bytes", "MiB", "tokens")
 
 
 @dataclass(frozen=True)
@@ -91,29 +92,33 @@ class Paper:
 
     @property
     def rung(self) -> int:
-        """The highest rung reached, 0 to 4 (see `RUNGS`), each resting on the one below it:
+        """The highest rung reached, 0 to 4 (see `RUNGS`), each resting on the one below it.
 
-        1 runs: a trial on a real model and real data is recorded, and a method's names its claims. 2 exact: every
-        numeric oracle case passed when last recorded. 3 helps: the recorded trial shows each claim of the paper,
-        interval clear of zero. 4 leads: the trial shows it faster or leaner than a peer's implementation.
+        1 runs: a trial on a real model and real data is recorded (no demonstration), and a method's names its claims.
+        2 exact: every numeric oracle case passed when last recorded. 3 helps: the recorded trial shows each claim of
+        the paper, controls aside. 4 leads: the trial shows it faster or leaner than a peer's implementation, and no
+        worse than the peer in a quality by the margin that was given.
         """
         trial = evidence.read(self.id, self.evidence_folder)
-        if trial is None or (self.kind == "method" and not trial["claims"]):
+        if trial is None or trial.get("demonstration") or (self.kind == "method" and not _claims(trial)):
             return 0
         oracles = (evidence.read("oracles", self.evidence_folder) or {}).get("slugs", {}).get(self.id)
         if not oracles or oracles["failed"] or not oracles["passed"]:
             return 1
-        verdicts = {(c["metric"], c["baseline"], c["arm"]): c["verdict"] for c in trial["comparisons"]}
-        claims = [tuple(claim) for claim in trial["claims"]]
-        if not claims or any(verdicts.get(claim) != "helps" for claim in claims):
+        if self.verdict != "shown":
             return 2
-        peers = {arm["name"] for arm in trial["arms"] if arm["role"] == "peer"}
-        methods = {arm["name"] for arm in trial["arms"] if arm["role"] == "method"}
-        leads = any(
-            verdict == "helps" and metric.endswith(_COSTS) and baseline in peers and arm in methods
-            for (metric, baseline, arm), verdict in verdicts.items()
-        )
-        return 4 if leads else 3
+        return 4 if _leads(trial) else 3
+
+    @property
+    def verdict(self) -> str:
+        """What the recorded trial says of the paper's claims: `"shown"` where every one is, `"refuted here"` where one
+        is, else `"open"`; empty where no trial with claims is recorded.
+        """
+        trial = evidence.read(self.id, self.evidence_folder)
+        verdicts = set(_claims(trial)) if trial else set()
+        if not verdicts:
+            return ""
+        return "shown" if verdicts == {"shown"} else "refuted here" if "refuted here" in verdicts else "open"
 
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON types, with its rung."""
@@ -129,7 +134,30 @@ class Paper:
             "package": self.package,
             "rung": self.rung,
             "reached": RUNGS[self.rung],
+            "verdict": self.verdict,
         }
+
+
+def _claims(trial: Mapping[str, Any]) -> list[str]:
+    """The verdict of each claim, controls aside; before schema 2, claims were (metric, baseline, arm)."""
+    verdicts = {(c["metric"], c["baseline"], c["arm"]): c["verdict"] for c in trial["comparisons"]}
+    came = {"helps": "shown", "hurts": "refuted here"}
+    before = [came.get(verdicts.get(tuple(claim), ""), "open") for claim in trial.get("claims", ())]
+    return before + [claim["verdict"] for claim in trial.get("judged", ()) if claim["kind"] == "claim"]
+
+
+def _leads(trial: Mapping[str, Any]) -> bool:
+    """Whether a method costs less than a peer, and is no worse in a quality by a stated margin."""
+    of = {role: {arm["name"] for arm in trial["arms"] if arm["role"] == role} for role in ("peer", "method")}
+    beside = [c for c in trial["comparisons"] if c["baseline"] in of["peer"] and c["arm"] in of["method"]]
+    cheaper = {(c["baseline"], c["arm"]) for c in beside if c["verdict"] == "helps" and _is_cost(c)}
+    as_good = {(c["baseline"], c["arm"]) for c in beside if c.get("no_worse") and not _is_cost(c)}
+    return bool(cheaper & as_good)
+
+
+def _is_cost(comparison: Mapping[str, Any]) -> bool:
+    """Whether a comparison is of time, memory or tokens."""
+    return comparison["metric"].endswith(_COSTS) or comparison.get("unit") in _COST_UNITS
 
 
 @dataclass(frozen=True)

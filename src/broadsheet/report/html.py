@@ -19,11 +19,12 @@ from broadsheet.cache import atomic_write
 from broadsheet.page.evidence import finite
 from broadsheet.report import plots, words
 from broadsheet.report.view import MARKS, View
-from broadsheet.trial.stats import multiplicity_warning, sentence
+from broadsheet.trial.verdicts import multiplicity_warning, sentence
 
 if TYPE_CHECKING:
     from broadsheet.trial.results import TrialResult
-    from broadsheet.trial.stats import Comparison, Interval
+    from broadsheet.trial.stats import Interval
+    from broadsheet.trial.verdicts import Comparison
 
 WIDEST = 100  # columns of terminal output that still read well
 STYLES = {"helps": "green", "hurts": "red", "no measurable difference": "dim", "not measured": "dim"}

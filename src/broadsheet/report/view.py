@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 from broadsheet.page.papers import page
 from broadsheet.report import plots, words
 from broadsheet.trial.results import plural
-from broadsheet.trial.stats import multiplicity_warning
+from broadsheet.trial.verdicts import multiplicity_warning
 
 if TYPE_CHECKING:
     from broadsheet.trial.results import ArmResult, TrialResult
-    from broadsheet.trial.stats import Comparison, Interval
+    from broadsheet.trial.stats import Interval
+    from broadsheet.trial.verdicts import Comparison
 
 _MANY, _FEW = 8, 6  # comparisons of an arm: more than so many are folded, but for the first few
 MARKS = {"helps": "▲", "hurts": "▼", "no measurable difference": "=", "not measured": "?"}
@@ -85,7 +86,7 @@ class View:
     @cached_property
     def claims(self) -> set[tuple[str, ...]]:
         """What the paper claims to win: (metric, baseline, arm)."""
-        return {tuple(claim) for claim in self.result.claims}
+        return {claim.key for claim in self.result.judged if claim.kind == "claim"}
 
     @cached_property
     def roles(self) -> set[str]:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from broadsheet.trial.stats import Comparison, Interval
+    from broadsheet.trial.stats import Interval
+    from broadsheet.trial.verdicts import Comparison
 
 
 def number(value: float, step: float = 0.0) -> str:

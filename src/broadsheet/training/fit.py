@@ -211,7 +211,7 @@ def _reused(out: Path, begun: Mapping[str, Any]) -> TrainOutput:
     before = {**kept.get("settings", {}), **{name: kept.get(name) for name in ("model", "rows")}}
     if changes := differences(before, json.loads(json.dumps(begun)), _MUTABLE):
         raise InputError(f"{out} was made with other {'; '.join(changes)}: choose another out, or force=True")
-    known = {each.name: kept[each.name] for each in fields(TrainOutput)}
+    known = {each.name: kept[each.name] for each in fields(TrainOutput) if each.name in kept}
     return TrainOutput(**known | {"resumed_from": kept["steps"], "folder": out})
 
 

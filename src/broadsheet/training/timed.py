@@ -134,7 +134,7 @@ class TimedRun(TrainerCallback):
     def train(self, trainer: AtomicCheckpointTrainer) -> bool:
         """Train; False where Ctrl-C ended it (reported, and kept as a checkpoint). The second Ctrl-C acts as usual.
 
-        The trainer's `record` holds `seconds`, so that the time counts on where a run was cut off.
+        The trainer's `record` holds `seconds` and `step_seconds`, so that the time counts on where a run was cut off.
         """
         checkpoint = trainer.resume_checkpoint()
         self._record = trainer.record
@@ -167,6 +167,7 @@ class TimedRun(TrainerCallback):
             now = from_first(now)
             interrupted = total([float(interrupted)], args.device)[0] > 0
         step, self._last = now - self._last, now
+        self._record.setdefault("step_seconds", []).append(round(step, 6))
         self._stopped = interrupted
         if interrupted or (self.budget is not None and now + step > self.budget):
             control.should_training_stop = True

@@ -35,6 +35,7 @@ class TrainOutput:
         resumed_from: the step this call began at.
         history: per step, loss, its terms and the learning rate.
         folder: where the model stands; None if it was not saved.
+        step_seconds: what each step took.
     """
 
     steps: int
@@ -45,6 +46,7 @@ class TrainOutput:
     resumed_from: int = 0
     history: list[dict[str, float]] = field(default_factory=list, repr=False)
     folder: Path | None = None
+    step_seconds: list[float] = field(default_factory=list, repr=False)
 
     @property
     def last_loss(self) -> float:
@@ -63,6 +65,7 @@ class TrainOutput:
             finished=finished,
             resumed_from=run.resumed_from,
             history=loss_history(trainer),
+            step_seconds=list(trainer.record.get("step_seconds", ())),
         )
 
 

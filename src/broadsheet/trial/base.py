@@ -1,47 +1,42 @@
 """`Trial`: a paper's trial says its question, tasks, arms and claims; what holds for all trials is done here.
 
 Knows: options, arms, tasks, the A/B engine, the work folder. Does not know: any stage. The base owns sizes and
-`--quick`, the work folder and its journals (a stopped trial is resumed), facts and fingerprints, provenance, roles, the
-check that claims are the tried paper's own, and the note that a gain is absent.
+`--quick`, the work folder and its journals (a stopped trial is resumed), facts and fingerprints, provenance, roles,
+training runs from several seeds, tuning, power (`sampling`), the check that claims are the tried paper's own, what
+comes of them, and the note that a gain is absent.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from broadsheet.cache import fingerprint, home
+import numpy as np
+
+from broadsheet.cache import atomic_write, fingerprint, home
 from broadsheet.console import InputError, say
 from broadsheet.methods import ForPaper
 from broadsheet.options import option
 from broadsheet.page.evidence import provenance, versions
+from broadsheet.trial.claims import Claim, JudgedClaim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.results import ArmResult, Curve, Distribution, Role, TrialResult, joined, plural
-from broadsheet.trial.stats import Comparison
+from broadsheet.trial.sampling import MIN_RUNS, sampling, seconds_of
+from broadsheet.trial.verdicts import Comparison, compare_seconds
 
 if TYPE_CHECKING:
     from broadsheet.models import Loaded
 
 Figure = Curve | Distribution
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What the paper says it wins, named before the result is seen: `arm` beats `baseline` on `metric`.
-
-    Args:
-        sentence: what the paper says, in our words, with the place where it says so.
-    """
-
-    metric: str
-    baseline: str
-    arm: str
-    sentence: str = ""
+Setting = TypeVar("Setting")
+TRAINING = "training steps/s"
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,8 @@ class ModelArm:
     Args:
         name: as printed.
         make: loads, trains or builds it, when it is first asked for. `Trial.trained` is one that trains.
+        by_seed: for an arm that is trained: a seed to its `make`. It takes part with as many training runs as the
+            trial's `--runs`, and `make` is that of the first.
         role: `"baseline"` for one arm; `"sibling"` and `"peer"` as in `Arm`. None: `"method"` where it is of the paper
             that is tried, else `"sibling"`.
         description: one line.
@@ -62,6 +59,7 @@ class ModelArm:
     role: Literal["baseline", "sibling", "peer"] | None = None
     description: str = ""
     paper: str = ""
+    by_seed: Callable[[int], Callable[[], Any]] | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -116,6 +114,7 @@ class EvalTask:
         about: one line for the trial's setting.
         fingerprint: of the items.
         blocks: timed turns of each arm; `block_size`, items in a turn, decides instead where it is given.
+        pool: `items` are what may be asked, in random order: after a pilot as many are taken as the claims need.
     """
 
     name: str
@@ -128,6 +127,7 @@ class EvalTask:
     fingerprint: str = ""
     blocks: int = 10
     block_size: int | None = None
+    pool: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,16 @@ class Trial(ForPaper):
     seed: int = option(0, "Of sampling, shuffling, training and the bootstrap.", least=0)
     device: str | None = option(None, "Where models run; chosen by default.", metavar="NAME")
     dtype: str | None = option(None, "Of the models; chosen by default.", metavar="NAME")
+    margin: tuple[str, ...] = option(
+        (),
+        "How much worse still counts as no worse, in the metric's unit (a share for speed): nDCG@10=0.01.",
+        metavar="METRIC=δ,…",
+    )
+    budget: str | None = option(
+        None,
+        "The most time that may be spent on more items, where a trial takes as many as it needs: 30m, 2h.",
+        metavar="TIME",
+    )
     method: str | None = option(
         None, "Fields of the method that is tried, as in 'lm_infinite(n_local=1024)'.", metavar="NAME(FIELD=VALUE)"
     )
@@ -208,6 +218,10 @@ class Trial(ForPaper):
     def setting(self) -> Mapping[str, Any]:
         """What a reader should know of this run, by name; model and tasks are added by themselves."""
         return {}
+
+    def demonstration(self) -> str:
+        """Why this run is a demonstration alone: its features or weights are not real. Empty where they are."""
+        return ""
 
     def further(self, outcome: Outcome) -> Sequence[Comparison]:
         """Comparisons computed from what the arms gave, where the engine cannot; may add values to arms."""
@@ -251,7 +265,13 @@ class Trial(ForPaper):
         return self.workdir / fingerprint(name)
 
     def trained(
-        self, name: str, train: Callable[[Path], Any], load: Callable[[Path], Any], *, done: str = "training.json"
+        self,
+        name: str,
+        train: Callable[[Path], Any],
+        load: Callable[[Path], Any],
+        *,
+        seed: int | None = None,
+        done: str = "training.json",
     ) -> Callable[[], Any]:
         """A `ModelArm.make` that trains on first use, and is read back from its folder: a killed trial is resumed.
 
@@ -259,13 +279,14 @@ class Trial(ForPaper):
             train: trains into the folder it is given, as `training.fit(…, out)` does. What it returns is released, so
                 that its memory is free before anything is timed.
             load: reads the trained model back.
+            seed: of this training run, for `ModelArm.by_seed`; each seed has a folder of its own.
             done: the file that a finished folder holds.
         """
-        folder = self.folder(name)
+        folder = self.run_folder(name, self.seed if seed is None else seed)
 
         def make() -> Any:
             if not (folder / done).exists():
-                say(f"training: {name}")
+                say(f"training: {name}" + f", seed {seed}" * (seed not in (None, self.seed)))
                 made = train(folder)
                 if getattr(made, "finished", True) is False:
                     raise KeyboardInterrupt  # its checkpoint is kept, and the trial resumes there
@@ -274,6 +295,42 @@ class Trial(ForPaper):
             return load(folder)
 
         return make
+
+    def run_folder(self, name: str, seed: int) -> Path:
+        """Where the training run of the arm `name` from that seed is kept."""
+        return self.folder(name if seed == self.seed else f"{name}, seed {seed}")
+
+    def tuned(self, name: str, settings: Sequence[Setting], score: Callable[[Setting], float], *, on: str) -> Setting:
+        """The best setting of an arm by its score on data that the test does not use; kept, so that it is not redone.
+
+        Every tuned arm of a trial has to be given as many settings: a baseline is tuned as the method is.
+
+        Args:
+            name: of the arm.
+            settings: to choose from; JSON values.
+            score: of a setting, higher is better.
+            on: what it is scored on, for the report.
+
+        Raises:
+            ValueError: no settings, or two arms are given different numbers of them.
+        """
+        counts = {other: len(kept["scores"]) for other, kept in self._tuning.items()} | {name: len(settings)}
+        if not settings or len(set(counts.values())) > 1:
+            raise ValueError(f"got settings to choose from: {counts}; expected as many for each arm, one at least")
+        path = self.folder(f"tuning of {name}").with_suffix(".json")
+        scores: list[float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        for setting in settings[len(scores) :]:
+            say(f"tuning: {name}, {setting}")
+            scores.append(float(score(setting)))
+            with atomic_write(path) as file:
+                json.dump(scores, file)
+        best = settings[int(np.argmax(scores))]
+        self._tuning[name] = {"scores": scores, "best": best, "on": on}
+        return best
+
+    @cached_property
+    def _tuning(self) -> dict[str, dict[str, Any]]:
+        return {}
 
     # What the base does
 
@@ -295,20 +352,24 @@ class Trial(ForPaper):
         arms, claims = list(self.arms()), list(self.claims())
         self._check(arms, tasks, claims)
         outcome = self._run(arms, tasks, claims)
-        outcome.comparisons.extend(self.further(outcome))
+        outcome.comparisons.extend([*self._training_times(arms), *self.further(outcome)])
+        judged = judge(claims, outcome.comparisons)
         return TrialResult(
             paper=self.tried,
             title=self.title,
             question=self.question(),
             setting={"model": self.model_name, **{task.name: task.about for task in tasks if task.about}}
-            | dict(self.setting()),
+            | dict(self.setting())
+            | self._told_of_tuning()
+            | ({"power": self._power} if self._power else {}),
             arms=outcome.results,
             comparisons=outcome.comparisons,
             item=tasks[0].item,
-            claims=[(claim.metric, claim.baseline, claim.arm) for claim in claims],
+            judged=judged,
             figures=list(self.figures(outcome)),
-            notes=[*self.notes(outcome), *self._absent(claims, outcome)],
+            notes=[*self.notes(outcome), *self._absent(judged, outcome)],
             provenance=provenance(**facts),
+            demonstration=self.demonstration(),
         )
 
     def finish(self) -> None:
@@ -320,10 +381,14 @@ class Trial(ForPaper):
 
         Raises:
             InputError: no arm is of the paper; `--method` names a method that takes no part.
+            InputError: `--margin` names no metric, or gives no number.
             ValueError: a claim names no arm of the paper, no baseline, or no metric; two tasks share a metric's name.
         """
         self.check_calls()
         metrics = [metric.name for task in tasks for metric in task.metrics]
+        known = [*metrics, *(f"{plural(task.item)}/s" for task in tasks[:1]), *self.further_metrics()]
+        if unknown := [name for name in margins(self.margin) if name not in known]:
+            raise InputError(f"got --margin {unknown[0]}=…; expected one of the metrics {', '.join(known)}")
         if len(set(metrics)) < len(metrics):
             raise ValueError(f"got metrics {metrics}; expected each name once")
         names = [arm.name for arm in arms]
@@ -336,7 +401,7 @@ class Trial(ForPaper):
                 raise ValueError(f"the claim {claim} names no arm of {self.tried}; its arms are {sorted(own)}")
             if claim.baseline not in names:
                 raise ValueError(f"the claim {claim} names no arm as its baseline; the arms are {names}")
-            if claim.metric not in (*metrics, speed, *self.further_metrics()):
+            if claim.metric not in (*metrics, speed, TRAINING, *self.further_metrics()):
                 raise ValueError(f"the claim {claim} names no metric; the metrics are {[*metrics, speed]}")
 
     def further_metrics(self) -> Sequence[str]:
@@ -348,25 +413,42 @@ class Trial(ForPaper):
 
     def _run(self, arms: Sequence[ModelArm], tasks: Sequence[EvalTask], claims: Sequence[Claim]) -> Outcome:
         """Every task with every arm: one result an arm, with the metrics of all tasks. Speed is the first task's."""
-        lazy = {arm.name: LazyModel(arm.make) for arm in arms}
+        turns = [(arm, number) for number in range(self._runs) for arm in arms if number == 0 or arm.by_seed]
+        lazy = {
+            (arm.name, number): LazyModel(arm.by_seed(self.seed + number) if arm.by_seed else arm.make)
+            for arm, number in turns
+        }
         wanted = [*((claim.baseline, claim.arm) for claim in claims), *self.also_compare()]
         whole: list[ArmResult] = []
         comparisons: list[Comparison] = []
+        self._power: str = ""
         try:
             for turn, task in enumerate(tasks):
                 say(f"{task.name}: {task.about or f'{len(task.items)} {plural(task.item)}'}")
-                kept = {arm.name: self.workdir / f"{task.name}-{fingerprint(arm.name)}" for arm in arms}
+                made = []
+                for arm, number in turns:
+                    kept = self.workdir / f"{task.name}-{fingerprint(arm.name if not number else [arm.name, number])}"
+                    run = task.arm(arm, lazy[arm.name, number], kept)
+                    made.append(replace(run, role=self._role(arm), run_number=number))
+                block_size = task.block_size or max(1, -(-len(task.items) // task.blocks))
+                plan, power = None, sampling(claims, task.item, block_size, len(task.items), seconds_of(self.budget))
+                if task.pool and not self.quick:
+                    plan = power.plan
                 results, found = run_arms(
-                    [replace(task.arm(arm, lazy[arm.name], kept[arm.name]), role=self._role(arm)) for arm in arms],
+                    made,
                     list(task.items),
                     task.metrics,
-                    block_size=task.block_size or max(1, -(-len(task.items) // task.blocks)),
+                    block_size=block_size,
                     pairs=list(dict.fromkeys(wanted)),
                     item=task.item,
                     per_item=task.per_item,
                     seed=self.seed,
                     journal=self.workdir / f"{task.name}.jsonl",
+                    margins=margins(self.margin),
+                    plan=plan,
                 )
+                if plan is not None:
+                    self._power += power.told(results[0].n_items)
                 if len(tasks) > 1:
                     results = [replace(r, error=f"{task.name}: {r.error}") if r.error else r for r in results]
                 whole = [joined(a, b) for a, b in zip(whole, results, strict=True)] if turn else results
@@ -378,15 +460,84 @@ class Trial(ForPaper):
         usable = {arm.name for arm in whole if arm.status == "ok"}
         return Outcome(tasks, whole, [c for c in comparisons if {c.baseline, c.arm} <= usable])
 
-    def _absent(self, claims: Sequence[Claim], outcome: Outcome) -> list[str]:
+    @property
+    def _runs(self) -> int:
+        """Training runs of each arm that is trained by seed."""
+        return 1
+
+    def _training_times(self, arms: Sequence[ModelArm]) -> list[Comparison]:
+        """How fast arms trained by seed were trained beside the baseline, from tenths of the runs, seed by seed.
+
+        The baseline's own runs, one beside the next, give the noise floor.
+        """
+        paces = {
+            arm.name: [self._pace(arm.name, self.seed + i) for i in range(self._runs)] for arm in arms if arm.by_seed
+        }
+        baseline = next((arm.name for arm in arms if arm.role == "baseline"), "")
+        whole = {name: np.stack(runs) for name, runs in paces.items() if all(len(run) for run in runs)}
+        if baseline not in whole or len({runs.shape for runs in whole.values()}) > 1:
+            return []
+        logs = np.log(whole[baseline])
+        floor = max((abs(float(np.mean(b - a))) for a, b in pairwise(logs)), default=0.0)
+        return [
+            compare_seconds(
+                whole[baseline].ravel(), runs.ravel(), baseline=baseline, arm=name, metric=TRAINING, noise_floor=floor
+            )
+            for name, runs in whole.items()
+            if name != baseline
+        ]
+
+    def _pace(self, name: str, seed: int) -> Any:
+        """(10,) seconds of each tenth of a training run's steps, without the first step; empty where none is kept."""
+        path = self.run_folder(name, seed) / "training.json"
+        seconds = json.loads(path.read_text(encoding="utf-8")).get("step_seconds", []) if path.exists() else []
+        tenths = np.array_split(np.asarray(seconds[1:], dtype=np.float64), 10)
+        return np.array([part.mean() for part in tenths]) if len(seconds) > 10 else np.array([])
+
+    def _told_of_tuning(self) -> dict[str, str]:
+        return {
+            f"tuning of {name}": f"{kept['best']}, the best of {len(kept['scores'])} on {kept['on']}"
+            for name, kept in self._tuning.items()
+        }
+
+    def _absent(self, judged: Sequence[JudgedClaim], outcome: Outcome) -> list[str]:
         """One note for each claim that this run does not show, and why that may be."""
         told: dict[str, list[str]] = {}
-        for claim in claims:
-            found = outcome.comparison(claim.metric, claim.baseline, claim.arm)
-            if found is not None and found.verdict != "helps":
-                why = self.absence(claim, found, outcome)
+        for claim in judged:
+            found = outcome.comparison(*claim.key)
+            if found is not None and claim.kind == "claim" and claim.verdict != "shown":
+                why = self.absence(Claim(*claim.key, claim.sentence, claim.effect), found, outcome)
                 told.setdefault(why, []).append(f"{claim.metric} of {claim.arm} over {claim.baseline}")
         return [
             f"The gain that the paper reports is absent here in {' and '.join(gains)}." + f" {why}" * bool(why)
             for why, gains in told.items()
         ]
+
+
+@dataclass
+class TrainedTrial(Trial):
+    """The base of trials whose arms are trained: each from several seeds, so that intervals cover training too."""
+
+    runs: int = option(MIN_RUNS, "Training runs of each arm, from as many seeds.", quick=1, least=1)
+
+    @property
+    def _runs(self) -> int:
+        return self.runs
+
+
+def margins(given: Sequence[str]) -> dict[str, float]:
+    """`["nDCG@10=0.01"]` as metric to margin.
+
+    Raises:
+        InputError: it is no name and a number above 0.
+    """
+    found = {}
+    for each in given:
+        metric, _, size = each.rpartition("=")
+        try:
+            found[metric.strip()] = float(size)
+        except ValueError:
+            size = "0"
+        if not metric.strip() or not float(size) > 0:
+            raise InputError(f"got --margin {each}; expected a metric and a number above 0, such as nDCG@10=0.01")
+    return found

@@ -20,7 +20,8 @@ from broadsheet.data.retrieval import trec
 from broadsheet.data.sources import MAX_LINE, FileSource, HubSource, InvalidRow, RowSource
 
 if TYPE_CHECKING:
-    from broadsheet.trial.stats import Comparison, Floats, Statistic
+    from broadsheet.trial.stats import Floats, Statistic
+    from broadsheet.trial.verdicts import Comparison
 
 Score = float | tuple[float, float]
 Format = Literal["json", "csv", "tsv", "parquet", "trec"]
@@ -100,7 +101,8 @@ def compare_files(
         for comparison in compare_files("base.jsonl", "tuned.jsonl"):
             print(sentence(comparison))
     """
-    from broadsheet.trial.stats import compare_samples, mean
+    from broadsheet.trial.stats import mean
+    from broadsheet.trial.verdicts import compare_samples
 
     first, second = (
         read_results(path, qrels=qrels, measures=measures, id_field=id_field, score_field=score_field)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,14 @@ from numpy.typing import NDArray
 from broadsheet.clock import measure
 from broadsheet.console import progress, say
 from broadsheet.trial.results import ArmResult, Role, plural
-from broadsheet.trial.stats import Comparison, Interval, Statistic, compare_samples, compare_seconds, interval, mean
+from broadsheet.trial.stats import Interval, Statistic, interval, mean, over_runs
+from broadsheet.trial.verdicts import Comparison, Scale, compare_samples, compare_seconds
 
 Outputs = Mapping[str, Sequence[Any]]
 RERUN = "baseline, run again"
+SETTLED = 1.5  # a block on which the baseline's two times differ by more than this factor is run again
+_UNSETTLED_SECONDS = 0.02  # and by more than this: shorter times are the clock's
+_TRIES = 3  # of a block, before its time is left out
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Arm:
         close: called at the end, also after a failure.
         shared: work that several arms need, computed once a block for all arms that name the same function; its
             seconds count for each of them.
+        run_number: which training run of the arm it is, from 0. Arms of one name are one arm, trained as often.
     """
 
     name: str
@@ -64,6 +69,12 @@ class Arm:
     prepare: Callable[[], None] | None = None
     close: Callable[[], None] | None = None
     shared: Callable[[Sequence[Any]], Any] | None = None
+    run_number: int = 0
+
+    @property
+    def label(self) -> str:
+        """The name, with the training run where it is not the first."""
+        return f"{self.name}, training run {self.run_number + 1}" if self.run_number else self.name
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,11 @@ class Metric:
         higher_is_better: the direction of `helps`.
         binary: values are 0/1 per item, so the comparison is an exact McNemar test.
         unit: printed after the number.
-        bounds: the metric's range; an arm's own interval is cut to it.
+        bounds: the metric's range; an arm's own interval is cut to it, and its better end is the ceiling.
+        scale: `"ratio"` for times and sizes, one positive number per item: compared by the mean log ratio.
+        cluster: an item's cluster (its document, speaker, prompt), where items belong together: clusters are drawn
+            whole, and what is counted are clusters.
+        counted: what a cluster is, in the plural: `"documents"`.
     """
 
     name: str
@@ -87,6 +102,23 @@ class Metric:
     binary: bool = False
     unit: str = ""
     bounds: tuple[float, float] = (-math.inf, math.inf)
+    scale: Scale = "difference"
+    cluster: Callable[[Any], Hashable] | None = None
+    counted: str = "clusters"
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """How many items are asked: decided after a pilot.
+
+    Args:
+        pilot: items that are asked before it is decided.
+        decide: comparisons on the pilot, its items, and seconds for all arms' answers to one, to the items wanted in
+            all. It may look at how much values spread, and not at which arm leads.
+    """
+
+    pilot: int
+    decide: Callable[[Sequence[Comparison], int, float], int]
 
 
 @dataclass
@@ -95,6 +127,7 @@ class _Record:
 
     outputs: dict[str, list[Any]] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
     peak_bytes: int = 0
     prepare_seconds: float = 0.0
     error: str = ""
@@ -112,11 +145,13 @@ def run_arms(
     seed: int = 0,
     resamples: int = 4000,
     journal: Path | None = None,
+    margins: Mapping[str, float] | None = None,
+    plan: SamplePlan | None = None,
 ) -> tuple[list[ArmResult], list[Comparison]]:
     """Run every arm on every item and compare them.
 
     Args:
-        arms: exactly one with role `"baseline"`.
+        arms: exactly one name with role `"baseline"`; arms of one name are training runs of one arm.
         block_size: items in a block; one paired timing a block.
         pairs: further comparisons, `(baseline name, arm name)`, beside those of every arm with the baseline.
         item: the unit of the speed metric, in the singular: `"text"` gives texts/s.
@@ -124,59 +159,81 @@ def run_arms(
         seed, resamples: of the bootstrap.
         journal: a JSONL file that finished blocks are appended to; a rerun with the same file resumes after them. The
             caller names it after everything that decides the outcome and removes it when the result is written.
+        margins: metric to how much worse counts as no worse (`Comparison.margin`).
+        plan: decides, after a pilot, how many of the items are asked; all of them by default.
 
-    An arm that raises is reported as failed with its reason and takes no further part; the others go on. A metric
-    that an arm's values do not allow (missing, NaN) is an error of that arm.
+    A block on which the baseline's two runs take very different times is run again; where they never agree, its time
+    does not count. An arm that raises is reported as failed with its reason and takes no further part; the others go
+    on. A metric that an arm's values do not allow (missing, NaN) is an error of that arm.
 
     Raises:
         ValueError: no items, no or several baselines, two arms of one name, or a pair that names no arm.
     """
     _check(arms, items, pairs)
-    records = {arm.name: _Record() for arm in arms}
+    records = {arm.label: _Record() for arm in arms}
     baseline = next(arm for arm in arms if arm.role == "baseline")
     records[RERUN] = _Record()
     runners = [*arms, Arm(RERUN, baseline.run, "sibling", shared=baseline.shared)]
     blocks = [items[start : start + block_size] for start in range(0, len(items), block_size)]
-    done = _replay(journal, records)
+    made = _Made(arms, items, metrics, f"{plural(item)}/s", records, margins or {}, seed, resamples)
+    wanted = _wanted(arms, baseline.name, pairs)
+    done, planned = _replay(journal, records)
+    blocks = blocks[: -(-planned // block_size)] if planned else blocks
     try:
         for arm in arms:
-            _prepare(arm, records[arm.name], blocks[0][:1], warm=done < len(blocks))
+            _prepare(arm, records[arm.label], blocks[0][:1], warm=done < len(blocks))
         with progress("running the arms", total=len(blocks)) as bar:
             bar.update(bar.task_ids[0], completed=done)
-            for index in range(done, len(blocks)):
-                failed = {name for name, record in records.items() if record.error}
-                finished = _run_block(runners, blocks[index], index, failed)
+            index = done
+            while index < len(blocks):
+                if plan is not None and not planned and index * block_size >= plan.pilot:
+                    planned = _planned(plan, made, wanted, index * block_size, len(items), journal)
+                    blocks = blocks[: max(index, -(-planned // block_size))]
+                    bar.update(bar.task_ids[0], total=len(blocks))
+                    continue
+                finished = _settled_block(runners, blocks[index], index, records)
                 _absorb(finished, records)
-                if journal:
-                    with journal.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(finished) + "\n")
+                _write(journal, finished)
                 bar.advance(bar.task_ids[0])
+                index += 1
     finally:
         for arm in arms:
             if arm.close:
                 arm.close()
-    speed = f"{plural(item)}/s"
-    results = [_summarise(arm, records[arm.name], metrics, blocks, per_item, seed, resamples) for arm in arms]
+    results = [made.result(name, per_item) for name in dict.fromkeys(arm.name for arm in arms)]
     usable = {result.name for result in results if result.status == "ok"}
-    wanted = [(baseline.name, arm.name) for arm in arms if arm is not baseline]
-    wanted += [pair for pair in pairs if pair not in wanted]
-    comparisons: list[Comparison] = []
-    for a, b in wanted:
-        if {a, b} <= usable:
-            comparisons += _compare(a, b, records, metrics, speed, baseline.name, seed, resamples)
+    comparisons = [c for a, b in wanted if {a, b} <= usable for c in made.compare(a, b)]
     return results, comparisons
 
 
+def _wanted(arms: Sequence[Arm], baseline: str, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(baseline, arm) of every comparison: each arm with the baseline, then the further pairs."""
+    wanted = [(baseline, name) for name in dict.fromkeys(arm.name for arm in arms) if name != baseline]
+    return wanted + [pair for pair in dict.fromkeys(pairs) if pair not in wanted]
+
+
+def _planned(
+    plan: SamplePlan, made: _Made, wanted: Sequence[tuple[str, str]], asked: int, most: int, journal: Path | None
+) -> int:
+    """How many items are asked in all, at least those of the pilot; kept in the journal."""
+    usable = {name for name in made.names if made.result(name, 1).status == "ok"}
+    found = [c for a, b in wanted if {a, b} <= usable for c in made.compare(a, b)]
+    seconds = sum(sum(record.seconds) for record in made.records.values()) / asked
+    planned = min(max(plan.decide(found, asked, seconds), asked), most)
+    _write(journal, {"": {"planned": planned}})
+    return planned
+
+
 def _check(arms: Sequence[Arm], items: Sequence[Any], pairs: Sequence[tuple[str, str]]) -> None:
-    names = [arm.name for arm in arms]
-    baselines = [arm.name for arm in arms if arm.role == "baseline"]
+    names = [arm.label for arm in arms]
+    baselines = list(dict.fromkeys(arm.name for arm in arms if arm.role == "baseline"))
     if not items:
         raise ValueError("got no items; expected at least one to run the arms on")
     if len(baselines) != 1:
         raise ValueError(f"got {len(baselines)} baseline arms {baselines}; expected exactly one")
     if len({*names, RERUN}) != len(names) + 1:
         raise ValueError(f"got arms {names}; expected different names, none of them {RERUN!r}")
-    if unknown := {name for pair in pairs for name in pair} - set(names):
+    if unknown := {name for pair in pairs for name in pair} - {arm.name for arm in arms}:
         raise ValueError(f"got pairs that name no arm: {sorted(unknown)}")
 
 
@@ -195,13 +252,43 @@ def _prepare(arm: Arm, record: _Record, warm_up: Sequence[Any], *, warm: bool) -
         record.error = f"while preparing: {_describe(error)}"
 
 
+def _settled_block(
+    runners: Sequence[Arm], block: Sequence[Any], index: int, records: Mapping[str, _Record]
+) -> dict[str, Any]:
+    """`_run_block`, again where the baseline's two times disagree; of the tries the one in which they agree best.
+
+    Each try starts with another arm. Where no try settles, the times are marked as unsettled.
+    """
+    failed = {name for name, record in records.items() if record.error}
+    tries = []
+    for attempt in range(_TRIES):
+        tries.append(_run_block(runners, block, index + attempt, failed))
+        failed |= {name for name, made in tries[-1].items() if "error" in made}
+        if _disagreement(tries[-1], runners) <= math.log(SETTLED):
+            break
+    best = min(tries, key=lambda made: _disagreement(made, runners))
+    if _disagreement(best, runners) > math.log(SETTLED):
+        for made in best.values():
+            made["unsettled"] = True
+    return best | {name: made for made_all in tries for name, made in made_all.items() if "error" in made}
+
+
+def _disagreement(finished: Mapping[str, Any], runners: Sequence[Arm]) -> float:
+    """|log ratio| of the baseline's two times of a block; 0 where they are too short to tell, or one failed."""
+    baseline = next(arm.label for arm in runners if arm.role == "baseline")
+    times = [finished.get(name, {}).get("seconds", 0.0) for name in (baseline, RERUN)]
+    if min(times) <= 0 or abs(times[0] - times[1]) < _UNSETTLED_SECONDS:
+        return 0.0
+    return abs(math.log(times[0] / times[1]))
+
+
 def _run_block(runners: Sequence[Arm], block: Sequence[Any], index: int, failed: set[str]) -> dict[str, Any]:
     """What each runner made of one block, as JSON: `{"outputs", "seconds", "peak_bytes"}` or `{"error"}`."""
     turn = index % len(runners)
     computed: dict[Any, tuple[Any, float, int]] = {}
     finished: dict[str, Any] = {}
     for arm in [*runners[turn:], *runners[:turn]]:
-        if arm.name in failed:
+        if arm.label in failed:
             continue
         try:
             given, shared_seconds, shared_bytes = block, 0.0, 0
@@ -220,9 +307,9 @@ def _run_block(runners: Sequence[Arm], block: Sequence[Any], index: int, failed:
             outputs = {name: np.asarray(values).tolist() for name, values in result.items()}
             if wrong := {name: len(values) for name, values in outputs.items() if len(values) != len(block)}:
                 raise ValueError(f"got {wrong} values for a block of {len(block)} items; expected one each")
-            finished[arm.name] = {"outputs": outputs, "seconds": seconds, "peak_bytes": peak_bytes}
+            finished[arm.label] = {"outputs": outputs, "seconds": seconds, "peak_bytes": peak_bytes}
         except Exception as error:
-            finished[arm.name] = {"error": f"in block {index + 1}: {_describe(error)}"}
+            finished[arm.label] = {"error": f"in block {index + 1}: {_describe(error)}"}
     return finished
 
 
@@ -234,26 +321,40 @@ def _absorb(finished: Mapping[str, Any], records: Mapping[str, _Record]) -> None
             continue
         for output, values in made["outputs"].items():
             record.outputs.setdefault(output, []).extend(values)
-        record.seconds.append(made["seconds"])
+        record.seconds.append(math.nan if made.get("unsettled") else made["seconds"])
+        record.sizes.append(len(next(iter(made["outputs"].values()), [])))
         record.peak_bytes = max(record.peak_bytes, made["peak_bytes"])
 
 
-def _replay(journal: Path | None, records: Mapping[str, _Record]) -> int:
-    """Take in the blocks an earlier, interrupted run finished; how many. A half-written last line is dropped."""
+def _write(journal: Path | None, line: Mapping[str, Any]) -> None:
+    if journal:
+        with journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _replay(journal: Path | None, records: Mapping[str, _Record]) -> tuple[int, int]:
+    """Take in the blocks an earlier, interrupted run finished: how many, and how many items it had planned (or 0).
+
+    A half-written last line is dropped.
+    """
     if journal is None or not journal.exists():
-        return 0
-    done = 0
+        return 0, 0
+    done = planned = 0
     whole = b""
-    for line in journal.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
+    for text in journal.read_bytes().splitlines(keepends=True):
+        if not text.endswith(b"\n"):
             break
-        _absorb(json.loads(line), records)
-        whole += line
+        line = json.loads(text)
+        whole += text
+        if "" in line:
+            planned = line[""]["planned"]
+            continue
+        _absorb(line, records)
         done += 1
     journal.write_bytes(whole)
     if done:
         say(f"resuming after {done} blocks that an interrupted run had finished")
-    return done
+    return done, planned
 
 
 def _describe(error: Exception) -> str:
@@ -261,31 +362,127 @@ def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def _summarise(
-    arm: Arm,
-    record: _Record,
-    metrics: Sequence[Metric],
-    blocks: Sequence[Sequence[Any]],
-    per_item: int,
-    seed: int,
-    resamples: int,
-) -> ArmResult:
-    result = ArmResult(arm.name, arm.role, arm.description, prepare_seconds=record.prepare_seconds)
-    result.n_items = sum(len(block) for block in blocks[: len(record.seconds)])
-    result.peak_bytes = record.peak_bytes
-    result.samples = record.outputs
-    try:
-        if record.error:
-            raise ValueError(record.error)
-        for metric in metrics:
-            values = _values(record, metric)
-            span = interval(values, metric.statistic, seed=seed, resamples=resamples)
-            low, high = metric.bounds
-            result.values[metric.name] = Interval(span.estimate, max(low, span.low), min(high, span.high))
-        result.items_per_second = _speed(record.seconds, [per_item * len(block) for block in blocks])
-    except ValueError as error:
-        result.status, result.error = "failed", str(error)
-    return result
+@dataclass
+class _Made:
+    """What the arms have made of the items so far, and what follows from it."""
+
+    arms: Sequence[Arm]
+    items: Sequence[Any]
+    metrics: Sequence[Metric]
+    speed: str
+    records: Mapping[str, _Record]
+    margins: Mapping[str, float]
+    seed: int
+    resamples: int
+
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(arm.name for arm in self.arms))
+
+    def of(self, name: str) -> list[_Record]:
+        """The records of an arm's training runs."""
+        return [self.records[arm.label] for arm in self.arms if arm.name == name]
+
+    def result(self, name: str, per_item: int) -> ArmResult:
+        """What one arm did."""
+        arm = next(arm for arm in self.arms if arm.name == name)
+        runs = self.of(name)
+        result = ArmResult(name, arm.role, arm.description, runs=len(runs))
+        result.prepare_seconds = float(np.mean([run.prepare_seconds for run in runs]))
+        result.n_items = min(sum(run.sizes) for run in runs)
+        result.peak_bytes = max(run.peak_bytes for run in runs)
+        result.samples = runs[0].outputs
+        try:
+            if errors := [run.error for run in runs if run.error]:
+                raise ValueError(errors[0])
+            for metric in self.metrics:
+                values = self.values(name, metric)
+                shown = np.log(values) if metric.scale == "ratio" else values
+                span = interval(
+                    shown if len(runs) > 1 else shown[0],
+                    metric.statistic,
+                    runs=len(runs) > 1,
+                    clusters=self.clusters(metric, values.shape[1]),
+                    seed=self.seed,
+                    resamples=self.resamples,
+                )
+                ends = (span.estimate, span.low, span.high)
+                estimate, low, high = map(_exp, ends) if metric.scale == "ratio" else ends
+                result.values[metric.name] = Interval(estimate, max(metric.bounds[0], low), min(metric.bounds[1], high))
+            result.items_per_second = _speed(
+                [second for run in runs for second in run.seconds],
+                [per_item * size for run in runs for size in run.sizes],
+            )
+        except ValueError as error:
+            result.status, result.error = "failed", str(error)
+        return result
+
+    def values(self, name: str, metric: Metric) -> NDArray[np.float64]:
+        """(training runs, items, ...)."""
+        return np.stack([_values(run, metric) for run in self.of(name)])
+
+    def clusters(self, metric: Metric, n: int) -> list[Hashable] | None:
+        """The cluster of each of the first n items."""
+        return None if metric.cluster is None else [metric.cluster(item) for item in self.items[:n]]
+
+    def compare(self, a: str, b: str) -> Iterator[Comparison]:
+        """Every metric and the speed of arm `b` against arm `a`; the baseline's A/A difference is the noise floor."""
+        baseline = next(arm for arm in self.arms if arm.role == "baseline")
+        first, again = self.records[baseline.label], self.records[RERUN]
+        for metric in self.metrics:
+            one, other = self.values(a, metric), self.values(b, metric)
+            ones, floor = np.ones((1, one.shape[1])), 0.0
+            if not again.error and not first.error:
+                twice = [_values(record, metric) for record in (first, again)]
+                if metric.scale == "ratio":
+                    twice = [np.log(values) for values in twice]
+                floor = abs(
+                    float(
+                        over_runs(twice[1][None], metric.statistic, ones)[0]
+                        - over_runs(twice[0][None], metric.statistic, ones)[0]
+                    )
+                )
+            yield compare_samples(
+                one,
+                other,
+                metric=metric.name,
+                baseline=a,
+                arm=b,
+                statistic=metric.statistic,
+                binary=metric.binary,
+                higher_is_better=metric.higher_is_better,
+                noise_floor=floor,
+                scale=metric.scale,
+                clusters=self.clusters(metric, one.shape[1]),
+                counted=metric.counted,
+                runs=True,
+                bounds=metric.bounds,
+                margin=self.margins.get(metric.name),
+                seed=self.seed,
+                resamples=self.resamples,
+                unit=metric.unit,
+            )
+        seconds = [np.mean([run.seconds for run in self.of(name)], axis=0) for name in (a, b)]
+        counts = np.isfinite(seconds[0])
+        if not counts.any():
+            return
+        floor = 0.0
+        if not again.error and not first.error:
+            floor = abs(float(np.nanmean(np.log(first.seconds) - np.log(again.seconds))))
+        yield compare_seconds(
+            seconds[0][counts],
+            seconds[1][counts],
+            metric=self.speed,
+            baseline=a,
+            arm=b,
+            noise_floor=floor,
+            margin=self.margins.get(self.speed),
+            left_out=int((~counts).sum()),
+        )
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
 
 
 def _values(record: _Record, metric: Metric) -> NDArray[np.float64]:
@@ -295,61 +492,21 @@ def _values(record: _Record, metric: Metric) -> NDArray[np.float64]:
     values = np.asarray(record.outputs[output], dtype=np.float64)
     if missing := int(np.isnan(values).sum()):
         raise ValueError(f"{missing} of {values.size} values of {output!r} are NaN")
+    if metric.scale == "ratio" and not (values > 0).all():
+        raise ValueError(f"{int((values <= 0).sum())} of {values.size} values of {output!r} are not positive")
     return values
 
 
 def _speed(seconds: Sequence[float], sizes: Sequence[int]) -> Interval:
-    """Units per second over all blocks, with a t interval on the blocks' log rates."""
+    """Units per second over all settled blocks, with a t interval on the blocks' log rates."""
     from scipy import stats as distributions
 
-    rates = np.log(np.asarray(sizes) / np.asarray(seconds))
-    total = sum(sizes) / sum(seconds)
+    pairs = [(second, size) for second, size in zip(seconds, sizes, strict=True) if math.isfinite(second)]
+    if not pairs:
+        return Interval(math.nan, 0.0, math.inf)
+    times, counts = np.array([second for second, _ in pairs]), np.array([size for _, size in pairs])
+    total, rates = float(counts.sum() / times.sum()), np.log(counts / times)
     if len(rates) < 2:
         return Interval(total, 0.0, float("inf"))
     half = distributions.t.ppf(0.975, len(rates) - 1) * rates.std(ddof=1) / len(rates) ** 0.5
     return Interval(total, total * float(np.exp(-half)), total * float(np.exp(half)))
-
-
-def _compare(
-    a: str,
-    b: str,
-    records: Mapping[str, _Record],
-    metrics: Sequence[Metric],
-    speed: str,
-    baseline: str,
-    seed: int,
-    resamples: int,
-) -> Iterator[Comparison]:
-    """Every metric and the speed of arm `b` against arm `a`, with the baseline's own A/A difference as the floor."""
-    again = records[RERUN]
-    for metric in metrics:
-        ones = np.ones((1, len(_values(records[a], metric))))
-        floor = 0.0
-        if not again.error:
-            runs = [metric.statistic(_values(records[name], metric), ones)[0] for name in (baseline, RERUN)]
-            floor = abs(float(runs[1] - runs[0]))
-        yield compare_samples(
-            _values(records[a], metric),
-            _values(records[b], metric),
-            metric=metric.name,
-            baseline=a,
-            arm=b,
-            statistic=metric.statistic,
-            binary=metric.binary,
-            higher_is_better=metric.higher_is_better,
-            noise_floor=floor,
-            seed=seed,
-            resamples=resamples,
-            unit=metric.unit,
-        )
-    floor = 0.0
-    if not again.error:
-        floor = abs(float(np.mean(np.log(records[baseline].seconds) - np.log(again.seconds))))
-    yield compare_seconds(
-        np.asarray(records[a].seconds),
-        np.asarray(records[b].seconds),
-        metric=speed,
-        baseline=a,
-        arm=b,
-        noise_floor=floor,
-    )

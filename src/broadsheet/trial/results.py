@@ -9,14 +9,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from broadsheet.trial.stats import Comparison, Interval
+from broadsheet.trial.claims import ClaimVerdict, JudgedClaim, outcome
+from broadsheet.trial.stats import Interval
+from broadsheet.trial.verdicts import Comparison
 
 Role = Literal["baseline", "method", "sibling", "peer"]
 
 
 @dataclass
 class ArmResult:
-    """What one arm did: numbers with intervals, time, memory; or where it failed."""
+    """What one arm did: numbers with intervals, time, memory; or where it failed.
+
+    `runs` training runs were tried; values are means over them, and `samples` are of the first.
+    """
 
     name: str
     role: Role
@@ -28,6 +33,7 @@ class ArmResult:
     items_per_second: Interval | None = None
     prepare_seconds: float = 0.0
     peak_bytes: int = 0
+    runs: int = 1
     samples: dict[str, list[Any]] = field(default_factory=dict)
 
 
@@ -79,8 +85,9 @@ def plural(word: str) -> str:
 class TrialResult:
     """A finished trial: all that the terminal table, the JSON file, the HTML page and the evidence are made from.
 
-    `comparisons` holds one entry for each (pair of arms, metric), speed included. `claims` names those that the paper
-    claims to win, as (metric, baseline, arm). `provenance` holds versions, seeds, fingerprints of model and data,
+    `comparisons` holds one entry for each (pair of arms, metric), speed included. `judged` are the paper's claims and
+    controls with what came of them. `demonstration` says why the trial is a demonstration alone, on features or weights
+    that are not real; empty where they are. `provenance` holds versions, seeds, fingerprints of model and data,
     machine, date.
     """
 
@@ -91,12 +98,27 @@ class TrialResult:
     arms: list[ArmResult]
     comparisons: list[Comparison]
     item: str = "item"
-    claims: list[tuple[str, str, str]] = field(default_factory=list)
+    judged: list[JudgedClaim] = field(default_factory=list)
     figures: list[Distribution | Curve] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     command: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
-    schema: int = 1
+    demonstration: str = ""
+    schema: int = 2
+
+    @property
+    def verdict(self) -> ClaimVerdict:
+        """What the trial says of its paper."""
+        return outcome(self.judged)
+
+    @property
+    def claims(self) -> list[tuple[str, str, str]]:
+        """(metric, baseline, arm) of every claim and control."""
+        return [claim.key for claim in self.judged]
+
+    def comparison(self, metric: str, baseline: str, arm: str) -> Comparison | None:
+        """That comparison, or None where it was not made."""
+        return next((c for c in self.comparisons if (c.metric, c.baseline, c.arm) == (metric, baseline, arm)), None)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain JSON types."""
@@ -104,7 +126,11 @@ class TrialResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrialResult:
-        """The result that `to_dict` gave, also after JSON, where null stands for a number that is not finite."""
+        """The result that `to_dict` gave, also after JSON, where null stands for a number that is not finite.
+
+        Results of before schema 2 hold `claims` as (metric, baseline, arm): shown where the comparison helps, refuted
+        here where it hurts, else open.
+        """
 
         def span(values: Mapping[str, Any] | None) -> Interval | None:
             return Interval(**{key: _number(value) for key, value in values.items()}) if values else None
@@ -125,13 +151,24 @@ class TrialResult:
                     **comparison,
                     "difference": span(comparison["difference"]),
                     "minimum_detectable_effect": _number(comparison["minimum_detectable_effect"]),
+                    "runs": tuple(comparison.get("runs", (1, 1))),
                 }
             )
             for comparison in data["comparisons"]
         ]
         figures = [(Curve if figure["kind"] == "curve" else Distribution)(**figure) for figure in data["figures"]]
-        claims = [tuple(claim) for claim in data["claims"]]
-        return cls(**{**data, "arms": arms, "comparisons": comparisons, "figures": figures, "claims": claims})
+        verdicts = {(c.metric, c.baseline, c.arm): c.verdict for c in comparisons}
+        judged = [JudgedClaim(**claim) for claim in data.get("judged", ())]
+        judged += [_judged_before(tuple(claim), verdicts) for claim in data.get("claims", ())]
+        rest = {key: value for key, value in data.items() if key != "claims"}
+        return cls(**{**rest, "arms": arms, "comparisons": comparisons, "figures": figures, "judged": judged})
+
+
+def _judged_before(claim: Any, verdicts: Mapping[Any, str]) -> JudgedClaim:
+    """A claim as it was kept before schema 2: (metric, baseline, arm)."""
+    metric, baseline, arm = claim
+    came: dict[str | None, ClaimVerdict] = {"helps": "shown", "hurts": "refuted here"}
+    return JudgedClaim(metric, baseline, arm, verdict=came.get(verdicts.get(claim), "open"))
 
 
 def _number(value: float | None) -> float:

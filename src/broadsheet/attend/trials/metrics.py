@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from broadsheet.attend.trials.longtexts import LongText
 from broadsheet.trial.engine import Metric
 from broadsheet.trial.results import ArmResult, Curve
-from broadsheet.trial.stats import compare_samples
+from broadsheet.trial.verdicts import compare_samples
 
 FULL, ONE_PIECE, TRUNCATION = "full attention", "full, one piece", "truncation"
 _DEPTHS = 5  # bins of the figures by depth

@@ -18,8 +18,10 @@ from broadsheet.embed.trials.study_presets import PRESETS, Axes, PresetRow, Tabl
 from broadsheet.options import option
 from broadsheet.page.evidence import provenance
 from broadsheet.trial.base import Trial
+from broadsheet.trial.claims import Claim, judge
 from broadsheet.trial.results import ArmResult, Curve, TrialResult
-from broadsheet.trial.stats import Comparison, Interval, compare_samples, interval
+from broadsheet.trial.stats import Interval, interval
+from broadsheet.trial.verdicts import Comparison, compare_samples
 
 METRICS = {"nDCG@10": "nDCG@10", "RR@10": "RR@10", "Recall@10": "R@10", "Recall@100": "R@100"}
 _SEVERAL = ("nDCG@10", "RR@10")  # of a table that asks several questions
@@ -110,7 +112,7 @@ class DenseRetrievalStudyTrial(Trial):
             arms=arms,
             comparisons=comparisons,
             item="query",
-            claims=[claim for claim in made.claims if claim in made_of],
+            judged=judge([Claim(*claim) for claim in made.claims if claim in made_of], comparisons),
             figures=[curve] if (curve := _curve(made, arms)) else [],
             notes=[*made.notes, *_notes(made, arms, comparisons, records)],
             provenance=provenance(

@@ -15,7 +15,7 @@ from broadsheet.embed.trials.base import EmbedderTrial, perplexity_task, retriev
 from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.results import ArmResult
-from broadsheet.trial.stats import Comparison
+from broadsheet.trial.verdicts import Comparison
 
 if TYPE_CHECKING:
     from broadsheet.training.trainer import TrainOutput

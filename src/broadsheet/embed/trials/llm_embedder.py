@@ -95,7 +95,7 @@ class LLMEmbedderTrial(Trial):
     group: int = option(5, "Keys of a query in training, the positive included (the paper: 8).", quick=3, least=2)
     steps: int = option(24, "Of training, each arm.", quick=2, least=1)
     batch: int = option(8, "Queries of a step.", quick=4, least=1)
-    margin: float = option(
+    teacher_scores_margin: float = option(
         0.0, "Leave out training queries whose candidates differ by less, in nats (the paper: 0.1).", least=0
     )
     temperature: float = option(0.01, "τ of cosines.", least=1e-6)
@@ -143,7 +143,7 @@ class LLMEmbedderTrial(Trial):
             "candidates": f"{self.candidates} chunks of {self.chunk} tokens, at most half from the same document; the "
             f"output is {self.output} tokens",
             "training": f"{self.steps} steps of {self.batch} queries with {self.group} keys each, temperature "
-            f"{self.temperature:g}, margin {self.margin:g}",
+            f"{self.temperature:g}, margin {self.teacher_scores_margin:g}",
             "dtype": self._dtype,
             "device": self._place,
         }
@@ -257,7 +257,9 @@ class LLMEmbedderTrial(Trial):
         from broadsheet.embed.llm_embedder import LLMEmbedder, Task
 
         group = GroupConfig(
-            select_positive="teacher", teacher_scores_margin=self.margin or None, stable_distill=distill == "graded"
+            select_positive="teacher",
+            teacher_scores_margin=self.teacher_scores_margin or None,
+            stable_distill=distill == "graded",
         )
         weight = 0.2 if distill == "none" else 0.0
         task = Task(group, distill, weight, teacher_temperature=0.1 if distill == "kl" else 1.0)

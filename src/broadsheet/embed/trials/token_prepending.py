@@ -22,7 +22,7 @@ from broadsheet.trial.results import Curve
 if TYPE_CHECKING:
     from broadsheet.embed.base import Embedder
     from broadsheet.embed.sweep import Sweep, SweepCell
-    from broadsheet.trial.stats import Comparison
+    from broadsheet.trial.verdicts import Comparison
 
 METHOD, MEAN = "Token Prepending", "mean pooling"
 LABELS = {

@@ -19,7 +19,7 @@ from broadsheet.embed.trials.base import EmbedderTrial, perplexity_task, retriev
 from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric, Outputs
-from broadsheet.trial.stats import Comparison
+from broadsheet.trial.verdicts import Comparison
 
 UNTRAINED, CONTRASTIVE = "mean, causal, untrained", "contrastive"
 SFT, DPO, GRL_CODE, GRL_PAPER = "contrastive + SFT", "contrastive + DPO", "GRL", "GRL, KL as printed"

@@ -29,8 +29,9 @@ from broadsheet.page import papers
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.results import Curve
-from broadsheet.trial.stats import Comparison, Floats, Interval, Statistic, compare_samples, interval
+from broadsheet.trial.stats import Floats, Interval, Statistic, interval
 from broadsheet.trial.stats import mean as mean_statistic
+from broadsheet.trial.verdicts import Comparison, compare_samples
 
 ENDS, WHOLE, RETRIEVED = "two ends", "whole document", "BM25 passages"
 _LIKELIHOOD = "log-likelihood"

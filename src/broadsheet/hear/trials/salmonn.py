@@ -49,7 +49,7 @@ from broadsheet.report.words import memory
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Outputs
 from broadsheet.trial.results import ArmResult, Curve, TrialResult
-from broadsheet.trial.stats import Comparison
+from broadsheet.trial.verdicts import Comparison
 
 CLAIMS = (
     Claim(WER, SHUFFLED, MAIN, "it hears: another clip does not serve"),

@@ -45,7 +45,7 @@ class PGRankTrial(RerankerTrial):
     query can be told for certain; five that are twice as relevant are easily confused with others. A linear scorer has
     to weigh the two kinds against each other, and the metrics want that done differently.
 
-    With --reranker and --tuned, two rerankers on real lists instead: one that FIRST trained, and the same after PG-RANK
+    With --reranker and --after, two rerankers on real lists instead: one that FIRST trained, and the same after PG-RANK
     on its identifiers' logits (`broadsheet apply pg_rank`).
     """
 
@@ -53,7 +53,7 @@ class PGRankTrial(RerankerTrial):
     title: ClassVar[str] = "Rank: train for the metric itself"
 
     reranker: str | None = option(None, "A reranker before PG-RANK.", metavar="FOLDER")
-    tuned: str | None = option(
+    after: str | None = option(
         None, "The same after it, or after as many further steps of another loss.", metavar="FOLDER"
     )
     steps: int = option(300, "Training steps of the linear scorers.", quick=100, least=1)
@@ -63,20 +63,20 @@ class PGRankTrial(RerankerTrial):
     )
 
     def check(self) -> None:
-        if bool(self.reranker) != bool(self.tuned):
-            raise InputError("got one of --reranker and --tuned; expected both, before and after PG-RANK, or neither")
+        if bool(self.reranker) != bool(self.after):
+            raise InputError("got one of --reranker and --after; expected both, before and after PG-RANK, or neither")
         if self.queries is None:
-            self.queries = (12 if self.quick else 100) if self.tuned else (100 if self.quick else 500)
-        if self.queries == "all" and not self.tuned:
+            self.queries = (12 if self.quick else 100) if self.after else (100 if self.quick else 500)
+        if self.queries == "all" and not self.after:
             raise InputError("got --queries all for synthetic queries; expected a number")
 
     def question(self) -> str:
-        if self.tuned:
+        if self.after:
             return "Does PG-RANK on the identifiers' logits improve a reranker that FIRST has trained?"
         return "Does a scorer trained for a metric by policy gradient win on that metric, at equal steps?"
 
     def tasks(self) -> list[EvalTask]:
-        if self.tuned:
+        if self.after:
             return [self.ordering()]
         n = int(self.queries or 0)
         self._train, self._test = synthetic(_TRAINING, self.seed, 0), synthetic(n, self.seed, 1)
@@ -88,9 +88,9 @@ class PGRankTrial(RerankerTrial):
         return [EvalTask("synthetic", range(n), METRICS, self.arm, item="list", about=about, fingerprint=known)]
 
     def facts(self) -> dict[str, Any]:
-        if not self.tuned:
+        if not self.after:
             return {"model": {"name": "linear scorers", "fingerprint": fingerprint([_FEATURES, _RATE, _BATCH])}}
-        folders = {"model": self.tuned, "before": self.reranker}
+        folders = {"model": self.after, "before": self.reranker}
         return {
             key: {"name": name, "fingerprint": models.fingerprint(self._rerankers[str(name)].model)}
             for key, name in folders.items()
@@ -98,13 +98,13 @@ class PGRankTrial(RerankerTrial):
 
     @cached_property
     def _rerankers(self) -> dict[str, ListwiseReranker]:
-        return {str(name): self.load(str(name), decode="first_token") for name in (self.reranker, self.tuned)}
+        return {str(name): self.load(str(name), decode="first_token") for name in (self.reranker, self.after)}
 
     def setting(self) -> Mapping[str, Any]:
-        if self.tuned:
+        if self.after:
             return {
-                **self.ranking_setting(self._rerankers[self.tuned]),
-                "model": f"{self.reranker}, and {self.tuned}",
+                **self.ranking_setting(self._rerankers[self.after]),
+                "model": f"{self.reranker}, and {self.after}",
             }
         return {
             "model": f"linear scorers over {_FEATURES} features",
@@ -116,11 +116,11 @@ class PGRankTrial(RerankerTrial):
         from broadsheet.rank.pg_rank import PlackettLucePolicyGradient
 
         paper = PlackettLucePolicyGradient.paper
-        if self.tuned:
+        if self.after:
             folders = self._rerankers
             return [
                 ModelArm(BEFORE, lambda: folders[str(self.reranker)], "baseline", "first token"),
-                ModelArm(AFTER, lambda: folders[str(self.tuned)], None, "first token", paper),
+                ModelArm(AFTER, lambda: folders[str(self.after)], None, "first token", paper),
                 *(
                     ModelArm(Path(name).name, partial(self.load, name, decode="first_token"), description="first token")
                     for name in self.also
@@ -139,13 +139,13 @@ class PGRankTrial(RerankerTrial):
         ]
 
     def arm(self, arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
-        if self.tuned:
+        if self.after:
             return super().arm(arm, model, kept)
         scorer: LinearScorer = model()
         return Arm(arm.name, scorer.run, description=arm.description, prepare=scorer.prepare)
 
     def claims(self) -> list[Claim]:
-        if self.tuned:
+        if self.after:
             return [Claim("nDCG@10", BEFORE, AFTER, "tuning for the metric improves the metric")]
         return [
             Claim("nDCG@10", LISTNET, FOR_NDCG, "training for a metric wins on that metric"),
@@ -154,13 +154,13 @@ class PGRankTrial(RerankerTrial):
         ]
 
     def also_compare(self) -> list[tuple[str, str]]:
-        return [(name, AFTER) for name in (FIRST_STAGE, *(Path(name).name for name in self.also))] if self.tuned else []
+        return [(name, AFTER) for name in (FIRST_STAGE, *(Path(name).name for name in self.also))] if self.after else []
 
     def figures(self, outcome: Outcome) -> list[Curve]:
-        return super().figures(outcome) if self.tuned else []
+        return super().figures(outcome) if self.after else []
 
     def notes(self, outcome: Outcome) -> list[str]:
-        if self.tuned:
+        if self.after:
             return super().notes(outcome)
         return [
             f"{name}: {1000 * one.seconds / self.steps:.1f} ms a step of {_BATCH} queries of {_DOCUMENTS} documents."

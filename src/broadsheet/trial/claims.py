@@ -1,0 +1,171 @@
+"""A paper's claims, named before the result is seen, and what a trial makes of them: shown, refuted here, or open.
+
+Knows: comparisons. Does not know: how they were measured, or what a metric means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from broadsheet.trial.power import needed
+from broadsheet.trial.stats import CONFIDENCE
+from broadsheet.trial.verdicts import Comparison, holm
+
+Kind = Literal["claim", "control"]
+ClaimVerdict = Literal["shown", "refuted here", "open"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says it wins, named before the result is seen: `arm` beats `baseline` on `metric`.
+
+    Args:
+        sentence: what the paper says, in our words, with the place where it says so.
+        effect: the improvement that the paper reports on this metric, in the metric's unit, more is better; a factor
+            (2.0 is twice as good) where the metric is compared as a ratio. None where the paper gives no figure: then
+            a quarter of the way from the baseline to the metric's ceiling is asked for.
+        kind: `"control"` for a comparison with what should not help (shuffled input, a random choice); earns nothing.
+    """
+
+    metric: str
+    baseline: str
+    arm: str
+    sentence: str = ""
+    effect: float | None = None
+    kind: Kind = "claim"
+
+
+@dataclass(frozen=True)
+class JudgedClaim:
+    """A claim and what came of it.
+
+    Args:
+        metric, baseline, arm, sentence, effect, kind: as in `Claim`.
+        verdict: `"shown"`: the interval, and the p-value corrected for all claims of the trial, say that it helps.
+            `"refuted here"`: the interval excludes `target`. `"open"`: anything else.
+        target: the effect that was looked for, as `effect` gives it; None where neither the paper nor a ceiling does.
+        p_value: corrected by Holm for the claims that were tested together; None for a control, or without a test.
+        tested: claims that were tested together.
+        needed_units, needed_runs: where open, what would show `target` with 80 % power: units (items, or what
+            `Comparison.counted` says) with the training runs there are, or training runs with the units there are.
+    """
+
+    metric: str
+    baseline: str
+    arm: str
+    sentence: str = ""
+    effect: float | None = None
+    kind: Kind = "claim"
+    verdict: ClaimVerdict = "open"
+    target: float | None = None
+    p_value: float | None = None
+    tested: int = 0
+    needed_units: int | None = None
+    needed_runs: int | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Metric, baseline and arm: the comparison it rests on."""
+        return self.metric, self.baseline, self.arm
+
+
+def judge(claims: Sequence[Claim], comparisons: Sequence[Comparison]) -> list[JudgedClaim]:
+    """What the comparisons make of the claims. Claims are corrected together; each control stands alone."""
+    found = {(c.metric, c.baseline, c.arm): c for c in comparisons}
+    of = [found.get((claim.metric, claim.baseline, claim.arm)) for claim in claims]
+    tested = [i for i, claim in enumerate(claims) if claim.kind == "claim"]
+    corrected = dict(zip(tested, holm([of[i].p_value if of[i] else None for i in tested]), strict=True))  # type: ignore[union-attr]
+    judged = []
+    for i, (claim, comparison) in enumerate(zip(claims, of, strict=True)):
+        p_value = corrected.get(i) if comparison is not None and comparison.p_value is not None else None
+        judged.append(_judged(claim, comparison, p_value, len(tested) if claim.kind == "claim" else 0))
+    return judged
+
+
+def _judged(claim: Claim, comparison: Comparison | None, p_value: float | None, tested: int) -> JudgedClaim:
+    verdict: ClaimVerdict = "open"
+    target, units, runs = None, None, None
+    if comparison is not None:
+        target = target_of(claim, comparison)
+        turned = comparison.turned()
+        clear = comparison.verdict == "helps" and (p_value is None or p_value < 1 - CONFIDENCE)
+        reach = None if target is None else math.log(target) if comparison.scale == "ratio" else target
+        if clear:
+            verdict = "shown"
+        elif comparison.verdict == "hurts" or (
+            comparison.verdict != "not measured" and reach is not None and turned.high < reach
+        ):
+            verdict = "refuted here"
+        elif reach is not None and comparison.unit_error is not None:
+            would = needed(
+                reach,
+                comparison.unit_error,
+                comparison.n,
+                run_error=comparison.run_error,
+                runs=max(comparison.runs),
+                floor=comparison.noise_floor,
+            )
+            units, runs = would.units, would.runs
+    return JudgedClaim(
+        claim.metric,
+        claim.baseline,
+        claim.arm,
+        claim.sentence,
+        claim.effect,
+        claim.kind,
+        verdict,
+        target,
+        p_value,
+        tested,
+        units,
+        runs,
+    )
+
+
+def target_of(claim: Claim, comparison: Comparison) -> float | None:
+    """The effect to look for: the paper's, else a quarter of the gap from the baseline to the ceiling."""
+    if claim.effect is not None:
+        return claim.effect
+    if comparison.ceiling is None or comparison.baseline_value is None or comparison.scale == "ratio":
+        return None
+    return abs(comparison.ceiling - comparison.baseline_value) / 4 or None
+
+
+def outcome(claims: Sequence[JudgedClaim]) -> ClaimVerdict:
+    """What a trial says of its paper: shown where every claim is, refuted here where one is, else open."""
+    verdicts = {claim.verdict for claim in claims if claim.kind == "claim"}
+    return "shown" if verdicts == {"shown"} else "refuted here" if "refuted here" in verdicts else "open"
+
+
+def words(claim: JudgedClaim, comparison: Comparison | None, item: str = "item") -> str:
+    """A claim's verdict in one line, with what it rests on.
+
+    Example:
+        "shown"
+        "refuted here: the interval excludes the paper's +0.08"
+        "open: 340 items would show +0.08, a quarter of the gap to the ceiling, four times in five; 60 were asked"
+    """
+    if claim.verdict == "shown":
+        return "shown"
+    if comparison is None or comparison.verdict == "not measured":
+        return f"{claim.verdict}: not measured"
+    ratio = comparison.scale == "ratio"
+    if claim.target is None:
+        if claim.verdict == "refuted here":
+            return "refuted here: it is worse"
+        return "open: the paper gives no figure for it, and the metric has no ceiling"
+    size = f"{claim.target:.3g}×" if ratio else f"{claim.target:.3g}{f' {comparison.unit}' if comparison.unit else ''}"
+    whose = "the paper's" if claim.effect is not None else "a quarter of the gap to the ceiling,"
+    if claim.verdict == "refuted here":
+        return f"refuted here: the interval excludes {whose} {size}"
+    counted = comparison.counted or ("blocks" if comparison.test == "paired t on log ratios" else f"{item}s")
+    if claim.needed_units is None and claim.needed_runs is None:
+        return f"open: no number of {counted} would show {whose} {size} here"
+    would = [f"{claim.needed_units:,} {counted}"] if claim.needed_units is not None else []
+    would += [f"{claim.needed_runs:,} training runs"] if claim.needed_runs is not None else []
+    return f"open: {' or '.join(would)} would show {whose} {size} four times in five; there were {comparison.n:,}" + (
+        f" and {min(comparison.runs)}" if claim.needed_runs is not None else ""
+    )

@@ -1,0 +1,90 @@
+"""How many items a trial takes: a pilot tells how much they spread, the claims tell what has to be seen.
+
+Knows: claims, comparisons on a pilot, seconds. Does not know: arms, tasks, models.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from broadsheet.console import InputError, say
+from broadsheet.trial.claims import Claim, target_of
+from broadsheet.trial.engine import SamplePlan
+from broadsheet.trial.power import needed
+from broadsheet.trial.verdicts import Comparison
+
+MIN_RUNS = 3  # training runs of an arm in recorded evidence
+PILOT = 30  # items, and five blocks at least
+
+
+@dataclass
+class Sampling:
+    """Decides after a pilot, and says so.
+
+    Args:
+        most: items there are.
+        budget: seconds that all items may take; None without a limit.
+    """
+
+    claims: Sequence[Claim]
+    item: str
+    block_size: int
+    most: int
+    budget: float | None
+    _told: list[str] = field(default_factory=list)
+
+    @property
+    def plan(self) -> SamplePlan:
+        """For the engine."""
+        return SamplePlan(min(self.most, max(PILOT, 5 * self.block_size)), self._decide)
+
+    def _decide(self, comparisons: Sequence[Comparison], asked: int, seconds: float) -> int:
+        wanted, found = asked, {(c.metric, c.baseline, c.arm): c for c in comparisons}
+        for claim in self.claims:
+            comparison = found.get((claim.metric, claim.baseline, claim.arm))
+            if comparison is None or comparison.test == "paired t on log ratios" or comparison.unit_error is None:
+                continue
+            target = target_of(claim, comparison)
+            if target is None:
+                continue
+            reach = math.log(target) if comparison.scale == "ratio" else target
+            would = needed(reach, comparison.unit_error, comparison.n, floor=comparison.noise_floor).units
+            # Clusters are met in the proportion that the pilot met them.
+            items = self.most if would is None else -(-would * asked // comparison.n)
+            self._told.append(
+                f"{items:,} would show {target:.3g} in {claim.metric} of {claim.arm} over {claim.baseline}"
+            )
+            wanted = max(wanted, items)
+        affordable = self.most if self.budget is None else int(self.budget / max(seconds, 1e-9))
+        taken = max(asked, min(wanted, self.most, affordable))
+        say(
+            f"after a pilot of {asked}: {'; '.join(self._told) or 'no claim tells how many are needed'}; taking "
+            f"{taken:,} of {self.most:,} {self.item}s, about {seconds * (taken - asked) / 60:.0f} more minutes"
+        )
+        return taken
+
+    def told(self, asked: int) -> str:
+        """The decision, for the report."""
+        return f"after a pilot: {'; '.join(self._told)}; {asked:,} of {self.most:,} were asked" if self._told else ""
+
+
+def sampling(claims: Sequence[Claim], item: str, block_size: int, most: int, budget: float | None) -> Sampling:
+    """How many of `most` items the claims need, within `budget` seconds."""
+    return Sampling(claims, item, block_size, most, budget)
+
+
+def seconds_of(time: str | None) -> float | None:
+    """`"30m"`, `"2h"` or `"90s"` in seconds; None for None.
+
+    Raises:
+        InputError: it is no such time.
+    """
+    if time is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)", time.strip())
+    if not match or not float(match[1]) > 0:
+        raise InputError(f"got --budget {time}; expected a time such as 90s, 30m or 2h")
+    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2]]

@@ -1,0 +1,542 @@
+"""Verdicts: two arms compared on the same items, the rule that names the outcome, and what a paper's claims come to.
+
+Knows: numbers per item from two arms, in the same order, and seconds per block. Does not know: where they come from, or
+how a result is shown. Plain words and equations are in docs/verdicts.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from broadsheet.console import InputError
+from broadsheet.trial.power import binary_effect, detectable_effect, rank_growth, rate_growth
+from broadsheet.trial.stats import (
+    CONFIDENCE,
+    MIN_UNITS,
+    Draws,
+    Floats,
+    Interval,
+    Statistic,
+    bootstrap,
+    checked,
+    clopper_pearson,
+    is_binary,
+    mean,
+    over_runs,
+    spread,
+)
+
+Scale = Literal["difference", "ratio"]
+Verdict = Literal["helps", "hurts", "no measurable difference", "not measured"]
+
+_NO_WIDTH = 1e-9  # of the difference: rounding
+_TELLING = 6  # units that must differ before their signs can tell anything: 2 · ½⁶ < 5 % < 2 · ½⁵
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric, one pair of arms: by how much `arm` differs from `baseline`, and the verdict.
+
+    Args:
+        metric: as printed, e.g. `"AUROC"`.
+        baseline, arm: names of the two arms.
+        difference: arm − baseline in the metric's unit; for scale `"ratio"`, arm / baseline.
+        scale: how `difference` is to be read.
+        test: `"exact McNemar"`, `"paired bootstrap"` or `"paired t on log ratios"`.
+        n: what the interval counts: paired items, clusters of them, or timed blocks.
+        noise_floor: |baseline − baseline run again|; for ratios |log ratio|.
+        minimum_detectable_effect: the smallest true effect found with 80 % power at two-sided 5 %, on the scale of
+            `difference` (a ratio above 1 for scale `"ratio"`).
+        verdict: by `verdict()`.
+        p_value: two-sided, that the truth lies within the noise floor.
+        unit: printed after the numbers.
+        higher_is_better: the direction of `"helps"`.
+        baseline_value, arm_value: the two estimates themselves, where they have a meaning of their own.
+        counted: what `n` counts, where that is not the trial's items: `"documents"`.
+        runs: training runs of the baseline and of the arm; 1 for what was trained once, or not at all.
+        unit_error, run_error: standard errors from the choice of units and from the training runs, on the scale of
+            the test (of the log for ratios).
+        ceiling: the best value the metric can take, where it has one.
+        margin: how much worse still counts as no worse; a share (0.05 is 5 %) for ratios.
+        no_worse, equivalent: what two one-sided tests at 5 % say of the margin; None without one.
+        better, worse: items on which the arm is better or worse, where items have a value each.
+        left_out: blocks whose time does not count, since the baseline disagreed with itself on them each time.
+    """
+
+    metric: str
+    baseline: str
+    arm: str
+    difference: Interval
+    scale: Scale
+    test: str
+    n: int
+    noise_floor: float
+    minimum_detectable_effect: float
+    verdict: Verdict
+    p_value: float | None = None
+    unit: str = ""
+    higher_is_better: bool = True
+    baseline_value: float | None = None
+    arm_value: float | None = None
+    counted: str = ""
+    runs: tuple[int, int] = (1, 1)
+    unit_error: float | None = None
+    run_error: float = 0.0
+    ceiling: float | None = None
+    margin: float | None = None
+    no_worse: bool | None = None
+    equivalent: bool | None = None
+    better: int | None = None
+    worse: int | None = None
+    left_out: int = 0
+
+    def turned(self) -> Interval:
+        """The difference with up for better, of the log for a ratio."""
+        ends = (self.difference.estimate, self.difference.low, self.difference.high)
+        if self.scale == "ratio":
+            ends = tuple(math.log(end) if end > 0 else -math.inf for end in ends)  # type: ignore[assignment]
+        estimate, low, high = ends
+        return Interval(estimate, low, high) if self.higher_is_better else Interval(-estimate, -high, -low)
+
+
+def compare_samples(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    metric: str,
+    baseline: str,
+    arm: str,
+    statistic: Statistic = mean,
+    binary: bool = False,
+    higher_is_better: bool = True,
+    noise_floor: float = 0.0,
+    scale: Scale = "difference",
+    clusters: Sequence[Hashable] | None = None,
+    counted: str = "",
+    runs: bool = False,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    margin: float | None = None,
+    seed: int = 0,
+    resamples: int = 4000,
+    unit: str = "",
+) -> Comparison:
+    """Compare two arms on the same items: statistic(b) − statistic(a), paired.
+
+    Args:
+        a, b: (n, ...) values of the baseline and of the arm; row i of both is the same item. With `runs`,
+            (training runs, n, ...), and the arms may have different numbers of them.
+        metric, baseline, arm, unit: names, as printed.
+        statistic: what is computed over the items of each arm.
+        binary: values are 0/1 and the statistic is their mean: an exact McNemar test, where items stand alone and
+            nothing was trained twice. Otherwise a paired bootstrap.
+        higher_is_better: the direction of `helps`.
+        noise_floor: how far the baseline lay from itself when run again, in the metric's unit; |log ratio| for a ratio.
+        scale: `"ratio"` compares b / a, by the mean of the items' log ratios: for times and sizes.
+        clusters: the name of each item's cluster, where items belong together (questions of one document). Clusters
+            are drawn whole, and `n` counts them.
+        counted: what a cluster is, in the plural.
+        bounds: the metric's range. Its better end is the ceiling; errors of a share or a correlation change with it.
+        margin: as in `Comparison`.
+        seed, resamples: of the bootstrap.
+
+    Raises:
+        InputError: no items, unequal shapes, NaN, `binary` values other than 0 and 1, or a ratio of values that are
+            not positive.
+
+    Example:
+        >>> a, b = [0, 0, 1, 0] * 10, [1, 0, 1, 1] * 10
+        >>> compare_samples(a, b, metric="accuracy", baseline="A", arm="B", binary=True).verdict
+        'helps'
+    """
+    a, b = checked(a, baseline), checked(b, arm)
+    if not runs:
+        a, b = a[None], b[None]
+    if a.shape[1:] != b.shape[1:]:
+        raise InputError(
+            f"{metric}: {baseline} has values {a.shape[1:]} and {arm} {b.shape[1:]}; both need one row per shared item"
+        )
+    if binary and not (is_binary(a.ravel()) and is_binary(b.ravel()) and a.ndim == 2):
+        raise InputError(f"{metric}: a binary metric has one 0 or 1 per item; leave out binary=True for other values")
+    if scale == "ratio":
+        if a.ndim > 2 or min(a.min(), b.min()) <= 0:
+            raise InputError(f"{metric}: a ratio compares one positive number per item; got {min(a.min(), b.min()):g}")
+        a, b = np.log(a), np.log(b)
+    direction = 1 if higher_is_better else -1
+    moved = (direction * (b.mean(0) - a.mean(0))) if a.ndim == 2 else None
+    band = None if margin is None else math.log1p(margin) if scale == "ratio" else margin
+    ones = np.ones((1, a.shape[1]))
+    if binary and clusters is None and len(a) == len(b) == 1:
+        wins, losses = (int((each > 0).sum()) for each in (b[0] - a[0], a[0] - b[0]))
+        found = _mcnemar(wins, losses, a.shape[1], noise_floor, band, direction)
+        test, n = "exact McNemar", a.shape[1]
+    else:
+        draws = bootstrap(
+            lambda weights: over_runs(b, statistic, weights) - over_runs(a, statistic, weights),
+            a.shape[1],
+            runs=spread(a, b, statistic=statistic),
+            clusters=clusters,
+            seed=seed,
+            resamples=resamples,
+        )
+        units = _units(b.mean(0) - a.mean(0), clusters) if a.ndim == 2 and statistic is mean else None
+        growth = _growth(statistic, bounds, float(over_runs(a, statistic, ones)[0]), draws.units, direction)
+        found = _resampled(draws, units, noise_floor, band, direction, growth)
+        test, n = "paired t on log ratios" if scale == "ratio" else "paired bootstrap", draws.units
+    values = [float(over_runs(each, statistic, ones)[0]) for each in (a, b)]
+    difference, detectable = found.difference, found.detectable
+    if scale == "ratio":
+        values = [math.exp(value) for value in values]
+        difference = Interval(*(_exp(end) for end in (difference.estimate, difference.low, difference.high)))
+        detectable = _exp(detectable)
+    return Comparison(
+        metric=metric,
+        baseline=baseline,
+        arm=arm,
+        difference=difference,
+        scale=scale,
+        test=test,
+        n=n,
+        noise_floor=noise_floor,
+        minimum_detectable_effect=detectable,
+        verdict=verdict(difference, scale, higher_is_better, noise_floor),
+        p_value=found.p_value,
+        unit=unit,
+        higher_is_better=higher_is_better,
+        baseline_value=values[0],
+        arm_value=values[1],
+        counted=counted if clusters is not None else "",
+        runs=(len(a), len(b)),
+        unit_error=found.unit_error,
+        run_error=found.run_error,
+        ceiling=ceiling if math.isfinite(ceiling := bounds[1 if higher_is_better else 0]) else None,
+        margin=margin,
+        no_worse=found.no_worse,
+        equivalent=found.equivalent,
+        better=None if moved is None else int((moved > 0).sum()),
+        worse=None if moved is None else int((moved < 0).sum()),
+    )
+
+
+def compare_seconds(
+    a_seconds: ArrayLike,
+    b_seconds: ArrayLike,
+    *,
+    baseline: str,
+    arm: str,
+    metric: str = "items/s",
+    noise_floor: float = 0.0,
+    margin: float | None = None,
+    left_out: int = 0,
+) -> Comparison:
+    """Compare the speed of two arms from blocks timed in turn: seconds(baseline) / seconds(arm); 2.0 is twice as fast.
+
+    Args:
+        a_seconds, b_seconds: (blocks,) seconds of the baseline and of the arm; entry i of both is the same block.
+        baseline, arm, metric: names, as printed.
+        noise_floor: |log ratio| of the baseline's time to its own when run again.
+        margin: the share that still counts as no slower.
+        left_out: blocks that were timed and do not count.
+
+    Raises:
+        InputError: no blocks, unequal lengths, NaN, or a time that is not positive.
+
+    Example:
+        >>> compare_seconds([2.0, 2.1, 1.9, 2.0, 2.0], [1.0, 1.0, 1.1, 1.0, 1.1], baseline="loop", arm="fast").verdict
+        'helps'
+    """
+    from scipy.special import stdtr, stdtrit
+
+    a, b = checked(a_seconds, baseline), checked(b_seconds, arm)
+    if a.ndim != 1 or a.shape != b.shape:
+        raise InputError(
+            f"{metric}: {baseline} has times {a.shape} and {arm} {b.shape}; both need one per shared block"
+        )
+    if min(a.min(), b.min()) <= 0:
+        raise InputError(
+            f"{metric}: got a time of {min(a.min(), b.min())} s; a block takes more than 0 s, give larger blocks"
+        )
+    logs = np.log(a / b)
+    n, centre = len(logs), float(logs.mean())
+    error, p_value, no_worse, equivalent = math.inf, None, None, None
+    low, high, detectable = -math.inf, math.inf, math.inf
+    if n >= MIN_UNITS:
+        error = float(logs.std(ddof=1)) / math.sqrt(n)
+        half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error
+        low, high = centre - half, centre + half
+        detectable = detectable_effect(error, half, n - 1, noise_floor)
+        gap = abs(centre) - noise_floor
+        p_value = (2 * float(stdtr(n - 1, -gap / error)) if error > 0 else 0.0) if gap > 0 else 1.0
+        if margin is not None:
+            narrow = float(stdtrit(n - 1, CONFIDENCE)) * error
+            no_worse, equivalent = _within(Interval(centre, centre - narrow, centre + narrow), math.log1p(margin), 1)
+    difference = Interval(math.exp(centre), _exp(low), _exp(high))
+    return Comparison(
+        metric=metric,
+        baseline=baseline,
+        arm=arm,
+        difference=difference,
+        scale="ratio",
+        test="paired t on log ratios",
+        n=n,
+        noise_floor=noise_floor,
+        minimum_detectable_effect=_exp(detectable),
+        verdict=verdict(difference, "ratio", True, noise_floor),
+        p_value=p_value,
+        unit_error=error,
+        margin=margin,
+        no_worse=no_worse,
+        equivalent=equivalent,
+        left_out=left_out,
+    )
+
+
+def verdict(difference: Interval, scale: Scale, higher_is_better: bool, noise_floor: float) -> Verdict:
+    """The one rule that every verdict of broadsheet follows.
+
+    Take the 95 % interval of arm − baseline (of log(arm / baseline) for a ratio), its sign turned so that up is better,
+    and the band [−noise_floor, +noise_floor] within which the baseline differs from itself.
+
+    - `"helps"`: the whole interval lies above the band.
+    - `"hurts"`: the whole interval lies below the band.
+    - `"no measurable difference"`: anything else; the minimum detectable effect says what would have been found.
+    - `"not measured"`: the estimate or an end of the interval is NaN or infinite, as with fewer than five items or a
+      failed arm; or the interval has no width though the arms differ, which nothing can rest on.
+    """
+    low, high = difference.low, difference.high
+    if scale == "ratio":
+        low, high = (math.log(end) if end > 0 else -math.inf for end in (low, high))
+    if not all(map(math.isfinite, (difference.estimate, low, high))):
+        return "not measured"
+    if not higher_is_better:
+        low, high = -high, -low
+    if low != 0 and high - low <= _NO_WIDTH * abs(low):
+        return "not measured"
+    if low > noise_floor:
+        return "helps"
+    if high < -noise_floor:
+        return "hurts"
+    return "no measurable difference"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a test gives, on its own scale."""
+
+    difference: Interval
+    p_value: float | None
+    detectable: float
+    unit_error: float
+    run_error: float = 0.0
+    no_worse: bool | None = None
+    equivalent: bool | None = None
+
+
+def _within(narrow: Interval, margin: float | None, direction: int) -> tuple[bool | None, bool | None]:
+    """No worse, and equivalent, by a margin: two one-sided tests at 5 %, read off the 90 % interval."""
+    if margin is None:
+        return None, None
+    low, high = (narrow.low, narrow.high) if direction > 0 else (-narrow.high, -narrow.low)
+    return low > -margin, -margin < low and high < margin
+
+
+def _growth(
+    statistic: Statistic, bounds: tuple[float, float], value: float, n: int, direction: int
+) -> Callable[[float], float]:
+    """How errors change with an improvement: known of shares and correlations, taken to stay the same for others."""
+    if statistic is mean or bounds not in ((0, 1), (-1, 1)):
+        return lambda effect: 1.0
+    grown = rate_growth(value, n) if bounds == (0, 1) else rank_growth(value, n)
+    return lambda effect: grown(direction * effect)
+
+
+def _resampled(
+    draws: Draws,
+    units: Floats | None,
+    floor: float,
+    margin: float | None,
+    direction: int,
+    growth: Callable[[float], float],
+) -> _Found:
+    """The bootstrap's answer. `units`: (n,) what each unit adds to a mean difference; None for other statistics."""
+    whole, narrow, p_value = draws.interval(), draws.interval(2 * CONFIDENCE - 1), draws.p_value(floor)
+    if units is not None and 0 < (differ := int(np.count_nonzero(units))) < _TELLING and math.isfinite(whole.low):
+        # So few signs tell nothing: the truth is within ± the largest difference, on as many units as may differ.
+        reach = clopper_pearson(differ, len(units))[1] * float(np.abs(units).max())
+        whole, narrow = (Interval(w.estimate, min(w.low, -reach), max(w.high, reach)) for w in (whole, narrow))
+        p_value = 1.0
+    half = max(whole.estimate - whole.low, whole.high - whole.estimate)
+    detectable = detectable_effect(draws.standard_error, half, draws.freedom, floor, growth)
+    no_worse, equivalent = _within(narrow, margin, direction)
+    return _Found(
+        whole,
+        p_value if draws.units >= MIN_UNITS else None,
+        detectable if draws.units >= MIN_UNITS else math.inf,
+        draws.unit_error,
+        draws.run_error,
+        no_worse if draws.units >= MIN_UNITS else None,
+        equivalent if draws.units >= MIN_UNITS else None,
+    )
+
+
+def _units(differences: Floats, clusters: Sequence[Hashable] | None) -> Floats:
+    """What each unit adds to the mean difference, times the number of units: (items,) to (units,)."""
+    if clusters is None:
+        return differences
+    names = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
+    sums = np.bincount([names[name] for name in clusters], weights=differences, minlength=len(names))
+    return sums * len(names) / len(differences)
+
+
+def _mcnemar(wins: int, losses: int, n: int, floor: float, margin: float | None, direction: int) -> _Found:
+    """Exact McNemar test: the difference of two paired shares with its interval, p-value, and detectable effect.
+
+    The difference is (2π − 1) r, with r the share of the n items on which the arms disagree and π the share of those
+    that the arm wins. The interval joins the exact intervals of π and r, each end at its farthest. It excludes 0 just
+    when the interval of π excludes ½, that is when p < 0.05; with no disagreement it is ±(1 − 0.025^(1/n)).
+    """
+    from scipy.special import bdtr
+
+    disagreements = wins + losses
+
+    def interval(confidence: float) -> Interval:
+        won_low, won_high = clopper_pearson(wins, disagreements, confidence)
+        rate_low, rate_high = clopper_pearson(disagreements, n, confidence)
+        low, high = 2 * won_low - 1, 2 * won_high - 1
+        return Interval(
+            (wins - losses) / n,
+            low * (rate_high if low < 0 else rate_low),
+            high * (rate_high if high > 0 else rate_low),
+        )
+
+    p_value = min(1.0, 2 * float(bdtr(min(wins, losses), disagreements, 0.5)))
+    if abs(wins - losses) / n <= floor:
+        p_value = 1.0
+    no_worse, equivalent = _within(interval(2 * CONFIDENCE - 1), margin, direction)
+    return _Found(
+        interval(CONFIDENCE),
+        p_value,
+        binary_effect(disagreements, n) + floor,
+        math.sqrt(max(disagreements, 1)) / n,
+        0.0,
+        no_worse,
+        equivalent,
+    )
+
+
+def holm(p_values: Sequence[float | None]) -> list[float]:
+    """p-values corrected for being tested together (Holm): each at most 1, none below the one before it in order.
+
+    What was not measured counts as 1, and as one of the tests.
+
+    Example:
+        >>> holm([0.01, 0.04])
+        [0.02, 0.04]
+    """
+    known = [1.0 if p is None or math.isnan(p) else p for p in p_values]
+    adjusted, largest = [0.0] * len(known), 0.0
+    for rank, place in enumerate(sorted(range(len(known)), key=known.__getitem__)):
+        largest = max(largest, min(1.0, (len(known) - rank) * known[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+def sentence(comparison: Comparison) -> str:
+    """A comparison as the one line that may be quoted: who, what, the verdict, by how much, how sure.
+
+    Example:
+        "AUROC: Lastde++ helps: +0.12 [+0.05, +0.19] against Likelihood (0.79 → 0.91)"
+        "AUROC: no measurable difference between Entropy and Likelihood (could have seen ≥ 0.08): −0.01 [−0.06, +0.04]"
+        "texts/s: Lastde++ hurts: 0.48× [0.44, 0.52] as fast as Likelihood"
+    """
+    c = comparison
+    if c.verdict == "not measured":
+        same = math.isfinite(c.difference.high) and c.difference.high - c.difference.low <= 1e-8 * abs(c.difference.low)
+        why = "the same difference each time, which tells nothing of others" if same else f"n = {c.n}"
+        return f"{c.metric}: {c.arm} against {c.baseline}: not measured ({why})"
+    ratio = c.scale == "ratio"
+    places = _places(c.difference, neutral=1.0 if ratio else 0.0)
+    unit = "×" if ratio else f" {c.unit}" if c.unit else ""
+    estimate, low, high = (
+        _number(end, places, signed=not ratio) for end in (c.difference.estimate, c.difference.low, c.difference.high)
+    )
+    amount = f"{estimate}{unit} [{low}, {high}]"
+    if c.verdict == "no measurable difference":
+        seen = _sensitivity(c, places, unit)
+        line = f"{c.metric}: no measurable difference between {c.arm} and {c.baseline} ({seen}): {amount}"
+    else:
+        values = ""
+        if c.baseline_value is not None and c.arm_value is not None:
+            places_of = [_places(Interval(v, v, v), 0) if ratio else places for v in (c.baseline_value, c.arm_value)]
+            shown = [_number(v, p) for v, p in zip((c.baseline_value, c.arm_value), places_of, strict=True)]
+            values = f" ({' → '.join(shown)})"
+        beside = "of" if c.baseline_value is not None else "as fast as"
+        line = f"{c.metric}: {c.arm} {c.verdict}: {amount} {beside if ratio else 'against'} {c.baseline}{values}"
+    return line + margin_words(c)
+
+
+def margin_words(c: Comparison) -> str:
+    """What two one-sided tests say of the margin; empty without one.
+
+    Example:
+        "; no worse by more than 0.02"
+    """
+    if c.margin is None or c.no_worse is None:
+        return ""
+    size = f"{100 * c.margin:g} %" if c.scale == "ratio" else f"{c.margin:g}{f' {c.unit}' if c.unit else ''}"
+    words = "equal within" if c.equivalent else "no worse by more than" if c.no_worse else "may be worse by more than"
+    return f"; {words} {size}"
+
+
+def multiplicity_warning(comparisons: Sequence[Comparison]) -> str:
+    """What chance alone would have called, when several comparisons are read at once; empty for fewer than two.
+
+    Example:
+        "14 comparisons, 3 of them called helps or hurts; if nothing differed, chance alone would call about 0.7"
+    """
+    measured = [c for c in comparisons if c.verdict != "not measured"]
+    if len(measured) < 2:
+        return ""
+    called = sum(c.verdict != "no measurable difference" for c in measured)
+    chance = (1 - CONFIDENCE) * len(measured)
+    return (
+        f"{len(measured)} comparisons, {called} of them called helps or hurts; "
+        f"if nothing differed, chance alone would call about {chance:.2g}"
+    )
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def _sensitivity(c: Comparison, places: int, unit: str) -> str:
+    """What a "no measurable difference" was able to see."""
+    d = c.difference
+    if d.low == d.high:
+        return f"equal in every resample of {c.n} {c.counted or 'items'}"
+    if math.isinf(c.minimum_detectable_effect):
+        return f"n = {c.n} is too few to see any"
+    seen = f"could have seen ≥ {_number(c.minimum_detectable_effect, places)}{unit}"
+    neutral = 1.0 if c.scale == "ratio" else 0.0
+    return seen if d.low <= neutral <= d.high else f"{seen}; within the baseline's own noise"
+
+
+def _places(interval: Interval, neutral: float) -> int:
+    """Decimals that show the interval's width, and on which side of `neutral` it lies when it lies on one."""
+    width = interval.high - interval.low
+    if width <= 1e-9 * abs(interval.estimate):
+        return 3
+    smallest = width / 7  # two decimals for widths from 0.07 to 0.7
+    if not interval.low <= neutral <= interval.high:
+        smallest = min(smallest, abs(interval.low - neutral), abs(interval.high - neutral))
+    return min(6, max(0, math.ceil(-math.log10(smallest))))
+
+
+def _number(value: float, places: int, signed: bool = False) -> str:
+    """`value` with a true minus sign, and no minus before a rounded zero."""
+    return f"{round(value, places) + 0.0:{'+' if signed else ''}.{places}f}".replace("-", "−")

@@ -1,0 +1,260 @@
+"""What verdicts may rest on: clusters, training runs, few wins, margins, claims tested together."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from broadsheet.console import InputError
+from broadsheet.trial.claims import Claim, JudgedClaim, judge, outcome, words
+from broadsheet.trial.power import needed
+from broadsheet.trial.stats import bootstrap, interval
+from broadsheet.trial.verdicts import Comparison, compare_samples, compare_seconds, holm, sentence
+
+REPETITIONS = 300
+
+
+def benchmark():
+    path = Path(__file__).parents[2] / "benchmarks" / "verdicts.py"
+    specification = importlib.util.spec_from_file_location("verdicts_benchmark", path)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+SIMULATED = benchmark()
+KINDS = {kind.name: kind for kind in SIMULATED.KINDS}
+
+
+def compare(a, b, **options) -> Comparison:
+    return compare_samples(a, b, **{"metric": "m", "baseline": "A", "arm": "B", "resamples": 600, **options})
+
+
+# ---- equal arms, in the kinds of data that trials meet
+
+
+@pytest.mark.parametrize(
+    ("kind", "n"),
+    [
+        ("clusters of 10", 8),
+        ("clusters of 10", 20),
+        ("0/1 in clusters", 20),
+        ("one-sided tail", 30),
+        ("rarely won", 20),
+        ("rarely won", 100),
+        ("3 + 3 training runs", 30),
+        ("3 training runs, fixed baseline", 30),
+        ("item times", 12),
+        ("paired times", 6),
+    ],
+)
+def test_equal_arms_are_called_different_in_at_most_six_of_a_hundred(monkeypatch, kind, n):
+    monkeypatch.setattr(SIMULATED, "compare", compare)
+    rng = np.random.default_rng(n)
+    false = sum(KINDS[kind].draw(rng, n, 0.0).verdict in SIMULATED.FOUND for _ in range(REPETITIONS))
+    assert false <= binom.isf(0.001, REPETITIONS, SIMULATED.FALSE)
+
+
+def test_items_of_a_cluster_that_are_taken_for_separate_ones_do_raise_the_rate():
+    rng, false = np.random.default_rng(0), 0
+    for _ in range(100):
+        spread = np.repeat(rng.normal(size=20), 10)
+        false += compare(rng.normal(size=200), spread + rng.normal(size=200)).verdict in SIMULATED.FOUND
+    assert false > 15
+
+
+# ---- units
+
+
+def test_clusters_are_counted_and_drawn_whole():
+    rng = np.random.default_rng(0)
+    a, names = rng.normal(size=40), [f"document {i // 8}" for i in range(40)]
+    b = a + np.repeat(rng.normal(size=5), 8)
+    found = compare(a, b, clusters=names, counted="documents")
+    assert (found.n, found.counted) == (5, "documents")
+    means = compare(a.reshape(5, 8).mean(1), b.reshape(5, 8).mean(1))
+    assert found.difference.estimate == pytest.approx(means.difference.estimate)
+    assert found.difference.low == pytest.approx(means.difference.low, abs=0.02)
+    assert interval(b, clusters=names).high - interval(b, clusters=names).low > interval(b).high - interval(b).low
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_fewer_than_five_units_are_not_measured(n):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=20)
+    assert compare(a[:n], a[:n] + 5 + 0.01 * a[:n]).verdict == "not measured"
+    assert compare(a, a + 5 + 0.01 * a, clusters=[i % n for i in range(20)]).verdict == "not measured"
+    assert (
+        compare_seconds(np.exp(a[:n]), np.exp(a[:n] - 3 + 0.01 * a[:n]), baseline="A", arm="B").verdict
+        == "not measured"
+    )
+
+
+def test_an_interval_without_width_is_no_evidence():
+    a = np.arange(20.0)
+    assert compare(a, a + 1).verdict == "not measured"
+    assert "the same difference each time" in sentence(compare(a, a + 1))
+    assert compare(a, a).verdict == "no measurable difference"
+
+
+@pytest.mark.parametrize(("won", "verdict"), [(5, "no measurable difference"), (6, "helps")])
+def test_five_wins_and_no_loss_are_not_enough(won, verdict):
+    b = np.zeros(40)
+    b[:won] = [0.9, 1.0, 0.95, 1.0, 0.9, 1.0][:won]
+    found = compare(np.zeros(40), b)
+    assert found.verdict == verdict
+    assert (found.better, found.worse) == (won, 0)
+    assert (found.p_value < 0.05) == (verdict == "helps")
+
+
+# ---- training runs
+
+
+def test_what_differs_between_training_runs_widens_the_interval():
+    rng = np.random.default_rng(0)
+    items = rng.normal(size=200)
+    base, steady = items[None] + rng.normal(0, 0.01, size=(3, 200)), items + 0.3 + rng.normal(0, 0.01, size=(3, 200))
+    shaken = steady + np.array([[-0.3], [0.0], [0.3]])
+    sure, unsure = (compare(base, arm, runs=True) for arm in (steady, shaken))
+    assert (sure.verdict, unsure.verdict) == ("helps", "no measurable difference")
+    assert unsure.difference.estimate == pytest.approx(sure.difference.estimate)
+    assert unsure.runs == (3, 3)
+    assert unsure.run_error == pytest.approx(0.3 / math.sqrt(3), rel=0.05)
+
+
+def test_two_runs_of_equal_spread_count_as_welch_and_satterthwaite_say():
+    runs = [np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0, 7.0])]
+    draws = bootstrap(lambda w: w.sum(1) * 0 + 5, 50, runs=runs)
+    assert draws.freedom == pytest.approx(4)  # nothing comes from the items
+    assert draws.run_error == pytest.approx(math.sqrt(2 / 3))
+
+
+# ---- ratios and margins
+
+
+def test_a_ratio_is_the_mean_of_log_ratios():
+    rng = np.random.default_rng(0)
+    a = rng.lognormal(size=30)
+    b = a / 2 * rng.lognormal(sigma=0.1, size=30)
+    found = compare(a, b, scale="ratio", higher_is_better=False)
+    assert found.difference.estimate == pytest.approx(float(np.exp(np.log(b / a).mean())))
+    assert found.verdict == "helps"
+    assert found.arm_value == pytest.approx(float(np.exp(np.log(b).mean())))
+    with pytest.raises(InputError, match="a ratio compares one positive number"):
+        compare(a - a, b, scale="ratio")
+
+
+@pytest.mark.parametrize(
+    ("shift", "margin", "no_worse", "equivalent"),
+    [(0.0, 0.2, True, True), (0.0, 0.001, False, False), (1.0, 0.2, True, False), (-1.0, 0.2, False, False)],
+)
+@pytest.mark.parametrize("direction", [1, -1])
+def test_no_worse_by_a_margin(shift, margin, no_worse, equivalent, direction):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=100)
+    b = a + direction * shift + 0.1 * rng.normal(size=100)
+    found = compare(a, b, margin=margin, higher_is_better=direction > 0)
+    assert (found.no_worse, found.equivalent) == (no_worse, equivalent)
+    assert (" no worse by more than 0.2" in sentence(found)) == (no_worse and not equivalent)
+
+
+def test_the_margin_of_shares_is_exact():
+    a = np.array([1, 0] * 50)
+    b = a.copy()
+    b[:2] = [0, 1]  # one lost, one won
+    assert compare(a, b, binary=True, margin=0.1).equivalent
+    assert not compare(a, b, binary=True, margin=0.01).no_worse
+    found = compare(a, b, binary=True)
+    assert (found.no_worse, found.better, found.worse) == (None, 1, 1)
+
+
+# ---- claims
+
+
+def test_holm_is_statsmodels_own_rule():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([None, 0.01]) == pytest.approx([1.0, 0.02])
+    assert holm([]) == []
+
+
+def made(difference: float, spread: float = 1.0, n: int = 100, arm: str = "B", **options) -> Comparison:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=n)
+    noise = spread * (noise - noise.mean()) / noise.std()
+    return compare(np.full(n, 0.4), 0.4 + difference + noise, arm=arm, **options)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "effect", "verdict"),
+    [
+        (made(0.5), 0.6, "shown"),
+        (made(0.0), 0.5, "refuted here"),
+        (made(0.0), 0.05, "open"),
+        (made(-0.5), None, "refuted here"),
+        (made(0.0), None, "open"),  # no figure, no ceiling
+        (made(0.0, 0.2, bounds=(0, 1)), None, "refuted here"),  # a quarter of the way from 0.4 to 1 is 0.15
+        (made(0.0, bounds=(0, 1)), None, "open"),
+    ],
+)
+def test_a_claim_is_shown_refuted_or_open(comparison, effect, verdict):
+    [claim] = judge([Claim("m", "A", "B", effect=effect)], [comparison])
+    assert claim.verdict == verdict
+    assert words(claim, comparison).startswith(verdict)
+
+
+def test_open_says_what_would_decide_and_so_much_would():
+    comparison = made(0.0)
+    [claim] = judge([Claim("m", "A", "B", effect=0.1)], [comparison])
+    assert claim.needed_units == needed(0.1, comparison.unit_error, 100).units
+    assert 700 < claim.needed_units < 900  # (1.96 + 0.84)² / 0.1² = 784
+    assert f"{claim.needed_units:,} items would show the paper's 0.1" in words(claim, comparison)
+    rng, found = np.random.default_rng(1), 0
+    for _ in range(200):
+        found += compare(np.zeros(claim.needed_units), rng.normal(0.1, 1, size=claim.needed_units)).verdict == "helps"
+    assert binom.ppf(0.001, 200, 0.78) <= found <= binom.isf(0.001, 200, 0.84)
+
+
+def test_where_training_runs_differ_more_items_do_not_decide():
+    would = needed(0.1, 0.01, 500, run_error=0.2, runs=3)
+    assert would.units is None
+    assert would.runs > 30
+    assert needed(0.1, 0.01, 500, floor=0.2).units is None
+
+
+def test_claims_are_corrected_together_and_controls_are_not():
+    weak = [made(0.22, arm=name) for name in "BCD"]  # p of about 0.03 each
+    assert all(c.verdict == "helps" for c in weak)
+    alone = judge([Claim("m", "A", "B", effect=1.0)], weak)
+    together = judge([Claim("m", "A", name, effect=0.3) for name in "BCD"], weak)
+    beside = judge([Claim("m", "A", "B", effect=1.0), Claim("m", "A", "C", kind="control")], weak)
+    assert [claim.verdict for claim in alone] == ["shown"]
+    assert {claim.verdict for claim in together} == {"open"}
+    assert [claim.tested for claim in together] == [3, 3, 3]
+    assert [(claim.verdict, claim.tested) for claim in beside] == [("shown", 1), ("shown", 0)]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        (["shown", "shown"], "shown"),
+        (["shown", "open"], "open"),
+        (["open", "refuted here"], "refuted here"),
+        ([], "open"),
+    ],
+)
+def test_a_paper_is_shown_where_each_of_its_claims_is(verdicts, expected):
+    judged = [JudgedClaim("m", "A", "B", verdict=verdict) for verdict in verdicts]
+    assert outcome([*judged, JudgedClaim("m", "A", "C", kind="control", verdict="open")]) == expected
+
+
+def test_a_claim_whose_arm_failed_is_open():
+    [claim] = judge([Claim("m", "A", "B")], [])
+    assert claim.verdict == "open"
+    assert words(claim, None) == "open: not measured"
