@@ -36,12 +36,17 @@ class Claim:
 
     Args:
         sentence: what the paper says, in our words, with the place where it says so.
+        effect: the improvement that the paper reports on this metric, in the metric's unit, positive = better; where
+            the two are compared as a ratio, as in "texts/s", the factor. None: the paper gives no such figure.
+        kind: `"claim"`, or `"control"` for what no paper has to win: shuffled input, random choice, an untrained model.
     """
 
     metric: str
     baseline: str
     arm: str
     sentence: str = ""
+    effect: float | None = None
+    kind: Literal["claim", "control"] = "claim"
 
 
 @dataclass(frozen=True)
