@@ -137,21 +137,21 @@ def claims(paper: Paper) -> list[str]:
 def stage_evidence(name: str) -> str:
     """For each paper of a stage that has any of it: what of the paper is here, and what its recorded trial found."""
     stage = next(stage for stage in stages() if stage.id == name)
-    recorded = {paper: result for paper in stage.papers if (result := trial_of(paper))}
     parts = {
-        paper: "\n\n".join(filter(None, (scope(paper), _recorded(paper, recorded[paper]) if paper in recorded else "")))
+        paper: "\n\n".join(filter(None, (scope(paper), _found(paper))))
         for paper in stage.papers
-        if paper.scope or paper in recorded
+        if paper.scope or trial_of(paper)
     }
     if len(parts) > 1:
         return "\n\n".join(f"### {paper.title}\n\n{part}" for paper, part in parts.items())
-    told = list(parts.values())
-    if not recorded:
-        paper = next((paper for paper in stage.papers if paper.trial), None)
-        told.append(
-            "Nothing is recorded yet." + (f" `broadsheet try {paper.id} --record` records it." if paper else "")
-        )
-    return "\n\n".join(told)
+    return next(iter(parts.values()), _found(stage.papers[0]))
+
+
+def _found(paper: Paper) -> str:
+    """What the recorded trial found, or that nothing is recorded."""
+    if result := trial_of(paper):
+        return _recorded(paper, result)
+    return "Nothing is recorded yet." + (f" `broadsheet try {paper.id} --record` records it." if paper.trial else "")
 
 
 def scope(paper: Paper) -> str:

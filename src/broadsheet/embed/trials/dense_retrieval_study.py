@@ -110,7 +110,7 @@ class DenseRetrievalStudyTrial(Trial):
             arms=arms,
             comparisons=comparisons,
             item="query",
-            claims=[claim for claim in made.claims if claim in made_of],
+            claims=[key for c in made.claims if (key := (c.metric, c.baseline, c.arm)) in made_of],
             figures=[curve] if (curve := _curve(made, arms)) else [],
             notes=[*made.notes, *_notes(made, arms, comparisons, records)],
             provenance=provenance(
