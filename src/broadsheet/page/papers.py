@@ -196,10 +196,11 @@ def _rows(package: discovery.Package, taken: Mapping[str, Paper]) -> dict[str, P
         InputError: a row lacks a key, or has one that is unknown or of a wrong type; a paper has the id of another, or
             an unknown stage.
     """
-    known = {row["id"] for row in _table(discovery.packages()[0].table)["stage"]}
+    ours, table = discovery.packages()[0], _table(package.table)
+    known = {row["id"] for row in (table if package is ours else _table(ours.table))["stage"]}
     kinds = ("method", "study", "benchmark", "survey")
     found: dict[str, Paper] = {}
-    for number, row in enumerate(_table(package.table).get("paper", []), 1):
+    for number, row in enumerate(table.get("paper", []), 1):
         where = f"{package.table}, paper {number}"
         if not isinstance(row, dict):
             raise InputError(f"{where}: got {row!r}; {_KEYS}")
