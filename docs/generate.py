@@ -135,15 +135,29 @@ def claims(paper: Paper) -> list[str]:
 
 
 def stage_evidence(name: str) -> str:
-    """What is recorded for the papers of a stage: command, machine, a row for each arm, the claims, the notes."""
+    """For each paper of a stage that has any of it: what of the paper is here, and what its recorded trial found."""
     stage = next(stage for stage in stages() if stage.id == name)
-    parts = {paper: _recorded(paper, result) for paper in stage.papers if (result := trial_of(paper))}
+    parts = {
+        paper: "\n\n".join(filter(None, (scope(paper), _found(paper))))
+        for paper in stage.papers
+        if paper.scope or trial_of(paper)
+    }
     if len(parts) > 1:
         return "\n\n".join(f"### {paper.title}\n\n{part}" for paper, part in parts.items())
-    if parts:
-        return next(iter(parts.values()))
-    paper = next((paper for paper in stage.papers if paper.trial), None)
-    return "Nothing is recorded yet." + (f" `broadsheet try {paper.id} --record` records it." if paper else "")
+    return next(iter(parts.values()), _found(stage.papers[0]))
+
+
+def _found(paper: Paper) -> str:
+    """What the recorded trial found, or that nothing is recorded."""
+    if result := trial_of(paper):
+        return _recorded(paper, result)
+    return "Nothing is recorded yet." + (f" `broadsheet try {paper.id} --record` records it." if paper.trial else "")
+
+
+def scope(paper: Paper) -> str:
+    """What of a paper is implemented, what is left out, and what stands in for what; empty where nothing is said."""
+    lines = [f"- *{heading[0].upper() + heading[1:]}*: {'; '.join(said)}." for heading, said in paper.scope.items()]
+    return "\n".join(["What of the paper is here:", "", *lines]) if lines else ""
 
 
 def _recorded(paper: Paper, result: TrialResult) -> str:

@@ -167,8 +167,25 @@ def test_without_evidence_the_page_says_so(
     generate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evidence, "folder", lambda: tmp_path)
-    assert generate.stage_evidence("detect").startswith("Nothing is recorded yet")
+    nothing = "Nothing is recorded yet. `broadsheet try {} --record` records it."
+    assert generate.stage_evidence("detect").endswith(nothing.format("lastde"))
+    assert nothing.format("gem") in generate.stage_evidence("embed")
+    assert generate.stage_evidence("see") == "Nothing is recorded yet."
     assert "0&nbsp;listed" in next(line for line in generate.readme_papers().splitlines() if "`lastde`" in line)
+
+
+def test_what_of_a_paper_is_here_stands_in_its_part_of_the_stages_page(generate: ModuleType) -> None:
+    text = generate.stage_evidence("attend")
+    parts = re.split(r"^### (.+)$", text, flags=re.MULTILINE)[1:]
+    told = dict(zip(parts[::2], parts[1::2], strict=True))
+    built = {paper.title: paper for paper in ours() if paper.stage == "attend" and paper.entry}
+    assert told.keys() == built.keys()
+    for title, paper in built.items():
+        for heading, phrases in (("Implements", paper.implements), ("Leaves out", paper.leaves_out)):
+            assert f"- *{heading}*: {'; '.join(phrases)}." in told[title]
+        stand_ins = "; ".join(f"{theirs} → {here}" for theirs, here in paper.stands_in.items())
+        assert f"- *Stands in*: {stand_ins}." in told[title]
+        assert told[title].index("- *Stands in*") < told[title].index("Recorded ")
 
 
 def test_every_paper_is_in_the_tables(generate: ModuleType) -> None:

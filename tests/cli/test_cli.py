@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from broadsheet.cli import app as cli
 from broadsheet.cli.papers import _reflowed
 from broadsheet.cli.root import app
+from broadsheet.page.papers import get
 
 COMMANDS = ("papers", "show", "try", "study", "demo", "compare", "apply", "index", "search", "hear", "models", "new")
 TEXTS = ["Return the number of items in the list, or zero when it is empty.", "", "x", "Ünïcode — 日本語 " * 5]
@@ -86,9 +87,18 @@ def test_show_teaches_and_says_where_a_paper_stands(run):
     _, out, _ = run("show", "2410.06072")
     assert "from broadsheet.detect import LastdePP" in out
     assert "broadsheet try lastde" in out
+    paper, words = get("lastde"), " ".join(out.split())
+    assert all(phrase in words for phrases in paper.scope.values() for phrase in phrases)
+    begins = [f"rung {paper.rung} ", *(f"{heading} {phrases[0]}" for heading, phrases in paper.scope.items())]
+    places = [words.index(begin) for begin in begins]
+    assert len(places) == 4
+    assert places == sorted(places), "beside the rung, in the order of the row"
+    assert words.index("from broadsheet.detect import Lastde") > places[-1]
+    assert json.loads(run("show", "lastde", "--json")[1])["stands_in"] == paper.stands_in
     assert re.search(r"--generator +A second model writes", out)
     assert json.loads(run("show", "lastde", "--json")[1])["id"] == "lastde"
-    assert "Listed; not built yet" in run("show", "a_llmrec")[1]
+    assert "Listed; not built yet" in (listed := run("show", "a_llmrec")[1])
+    assert "leaves out" not in listed
 
 
 @pytest.mark.parametrize(

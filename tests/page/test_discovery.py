@@ -197,6 +197,30 @@ BROKEN = {
     "no table": ({"__init__.py": ""}, r"expected .*papers.toml"),
     "a key too few": ({"papers.toml": '[[paper]]\nid = "x"\n'}, r"paper 1: got id; expected id, arxiv, kind"),
     "an id of ours": ({"papers.toml": ROW.format(id="lastde")}, r"the id 'lastde' is taken by broadsheet"),
+    "phrases that are no list": (
+        {"papers.toml": ROW.format(id="x") + 'implements = "all of it"\n'},
+        r"papers.toml, paper 1 \(x\): got implements = 'all of it'; expected a list of texts",
+    ),
+    "a phrase that is no text": (
+        {"papers.toml": ROW.format(id="x") + 'leaves_out = ["a part", 3]\n'},
+        r"paper 1 \(x\): got leaves_out = \['a part', 3\]; expected a list of texts",
+    ),
+    "an empty phrase": (
+        {"papers.toml": ROW.format(id="x") + 'implements = [" "]\n'},
+        r"paper 1 \(x\): got implements = \[' '\]; expected a list of texts",
+    ),
+    "offers that are no list": (
+        {"papers.toml": ROW.format(id="x") + 'offers = "x:y"\n'},
+        r"paper 1 \(x\): got offers = 'x:y'; expected a list of texts",
+    ),
+    "stand-ins that are no table": (
+        {"papers.toml": ROW.format(id="x") + 'stands_in = ["a model"]\n'},
+        r"paper 1 \(x\): got stands_in = \['a model'\]; expected a table of texts",
+    ),
+    "a stand-in that is no text": (
+        {"papers.toml": ROW.format(id="x") + "[paper.stands_in]\nmodel = 7\n"},
+        r"paper 1 \(x\): got stands_in = \{'model': 7\}; expected a table of texts",
+    ),
     "no such stage": ({"papers.toml": ROW.format(id="x").replace("detect", "nowhere")}, r"no stage 'nowhere'"),
     "a broken command": ({"papers.toml": "", "commands.py": "1 / 0"}, r"somebody.commands: ZeroDivisionError"),
 }

@@ -37,6 +37,24 @@ def test_what_is_listed_can_be_imported_from_its_stage_and_is_documented(paper):
         assert callable(papers.load(entry).run)
 
 
+@pytest.mark.parametrize("paper", [paper for paper in papers.ours() if paper.entry], ids=lambda paper: paper.id)
+def test_a_built_paper_says_what_of_it_is_here_and_what_is_not(paper):
+    assert paper.implements
+    assert paper.leaves_out or paper.stands_in
+    said = [phrase for phrases in paper.scope.values() for phrase in phrases]
+    assert len(said) == len(set(said)) == len(paper.implements) + len(paper.leaves_out) + len(paper.stands_in)
+    assert all(len(phrase) <= 160 and not phrase.endswith(".") for phrase in said), "short phrases"
+    told = paper.to_dict()
+    assert (told["implements"], told["leaves_out"]) == (list(paper.implements), list(paper.leaves_out))
+    assert told["stands_in"] == paper.stands_in
+
+
+def test_what_is_said_of_a_paper_is_printed_by_heading_and_a_heading_without_phrases_is_left_out():
+    paper = papers.Paper("x", "1", "method", "detect", "X", implements=("a", "b"), stands_in={"their model": "ours"})
+    assert paper.scope == {"implements": ("a", "b"), "stands in": ("their model → ours",)}
+    assert papers.get("a_llmrec").scope == {}, "not built"
+
+
 def test_search_finds_words_anywhere_and_filters():
     assert [paper.id for paper in papers.search("lastdepp")] == ["lastde"]
     assert [paper.id for paper in papers.search("2410.06072")] == ["lastde"]

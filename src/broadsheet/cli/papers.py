@@ -72,6 +72,8 @@ def show(
         f"{paper.id} · {paper.url} · {paper.kind} · stage {paper.stage} · rung {paper.rung} {RUNGS[paper.rung]}"
         + ("" if paper.ours else f" · added by the package {paper.package}")
     )
+    if paper.scope:
+        console.print(_scope(paper))
     if not paper.entry:
         console.print("\nListed; not built yet. `broadsheet papers --rung 1` lists what runs.")
     for entry in paper.entry:
@@ -94,6 +96,19 @@ def show(
         if entry:
             console.print(f"\n[bold]Options of broadsheet {command} {paper.id}[/bold]")
             console.print(Padding(_options(load(entry)), (0, 0, 0, 2)))
+
+
+def _scope(paper: Any) -> Any:
+    """What of a paper is here, what is not, and what stands in for what, as a table without lines."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    for heading, phrases in paper.scope.items():
+        table.add_row(heading, Text("; ".join(phrases)))
+    return table
 
 
 def _options(kind: type) -> Any:

@@ -37,6 +37,8 @@ __all__ = [
 RUNGS = ("listed", "runs", "exact", "helps", "leads")
 _COSTS = ("/s", "seconds", "bytes", "tokens")
 _COST_UNITS = ("s", "ms", "s/query", "ms/token", "bytes", "MiB", "tokens")
+_LISTS = ("offers", "implements", "leaves_out")
+_KEYS = f"expected id, arxiv, kind, stage, title, and perhaps {', '.join(_LISTS)}, stands_in"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class Paper:
         kind: method, study, benchmark or survey.
         stage: the folder it lives in.
         offers: `"module:name"` of what it offers, where that is no class with `paper` (a survey's table).
+        implements: what of the paper the code has, in short phrases, with the place in the paper where it is known.
+        leaves_out: what of the paper it does not have, or what was never run at the paper's scale.
+        stands_in: what the paper used, and what is used here in its place.
         package: the package that brings it: `"broadsheet"`, or a reader's own.
     """
 
@@ -57,6 +62,9 @@ class Paper:
     stage: str
     title: str
     offers: tuple[str, ...] = ()
+    implements: tuple[str, ...] = ()
+    leaves_out: tuple[str, ...] = ()
+    stands_in: Mapping[str, str] = field(default_factory=dict, hash=False)
     package: str = "broadsheet"
 
     @property
@@ -82,6 +90,13 @@ class Paper:
     def ours(self) -> bool:
         """Whether broadsheet brings it, and not a reader's own package."""
         return self.package == "broadsheet"
+
+    @property
+    def scope(self) -> dict[str, tuple[str, ...]]:
+        """What of the paper is here, as printed: phrases by heading, only the headings that have any."""
+        stand_ins = tuple(f"{theirs} → {ours}" for theirs, ours in self.stands_in.items())
+        whole = {"implements": self.implements, "leaves out": self.leaves_out, "stands in": stand_ins}
+        return {heading: phrases for heading, phrases in whole.items() if phrases}
 
     @property
     def evidence_folder(self) -> Path:
@@ -131,6 +146,9 @@ class Paper:
             "entry": list(self.entry),
             "trial": self.trial,
             "apply": self.apply,
+            "implements": list(self.implements),
+            "leaves_out": list(self.leaves_out),
+            "stands_in": dict(self.stands_in),
             "package": self.package,
             "rung": self.rung,
             "reached": RUNGS[self.rung],
@@ -203,18 +221,23 @@ def _rows(package: discovery.Package, taken: Mapping[str, Paper]) -> dict[str, P
     """A package's papers by id.
 
     Raises:
-        InputError: a row lacks a key or has one that is unknown, a paper has the id of another, or an unknown stage.
+        InputError: a row lacks a key, or has one that is unknown or of a wrong type; a paper has the id of another, or
+            an unknown stage.
     """
-    known = {row["id"] for row in _table(discovery.packages()[0].table)["stage"]}
+    ours, table = discovery.packages()[0], _table(package.table)
+    known = {row["id"] for row in (table if package is ours else _table(ours.table))["stage"]}
     kinds = ("method", "study", "benchmark", "survey")
     found: dict[str, Paper] = {}
-    for number, row in enumerate(_table(package.table).get("paper", []), 1):
+    for number, row in enumerate(table.get("paper", []), 1):
         where = f"{package.table}, paper {number}"
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: got {row!r}; {_KEYS}")
+        lists = {key: _phrases(f"{where} ({row.get('id')})", key, row.get(key, [])) for key in _LISTS}
+        stands_in = _stand_ins(f"{where} ({row.get('id')})", row.get("stands_in", {}))
         try:
-            paper = Paper(**{**row, "offers": tuple(row.get("offers", ())), "package": package.name})
+            paper = Paper(**{**row, **lists, "stands_in": stands_in, "package": package.name})
         except TypeError:
-            got = f"got {', '.join(row)}" if isinstance(row, dict) else f"got {row!r}"
-            raise InputError(f"{where}: {got}; expected id, arxiv, kind, stage, title, and perhaps offers") from None
+            raise InputError(f"{where}: got {', '.join(row)}; {_KEYS}") from None
         if paper.id in taken or paper.id in found:
             holder = taken[paper.id].package if paper.id in taken else package.name
             raise InputError(f"{where}: the id {paper.id!r} is taken by {holder}")
@@ -224,6 +247,30 @@ def _rows(package: discovery.Package, taken: Mapping[str, Paper]) -> dict[str, P
             raise InputError(f"{where}: no kind {paper.kind!r}; expected one of {', '.join(kinds)}")
         found[paper.id] = paper
     return found
+
+
+def _phrases(where: str, key: str, given: Any) -> tuple[str, ...]:
+    """A row's list of phrases.
+
+    Raises:
+        InputError: it is none, or a phrase is empty or no text.
+    """
+    if not isinstance(given, list) or not all(isinstance(each, str) and each.strip() for each in given):
+        raise InputError(f'{where}: got {key} = {given!r}; expected a list of texts, such as ["one", "another"]')
+    return tuple(given)
+
+
+def _stand_ins(where: str, given: Any) -> dict[str, str]:
+    """A row's table of what is used here in place of what the paper used.
+
+    Raises:
+        InputError: it is none, or a value is empty or no text.
+    """
+    if not isinstance(given, dict) or not all(isinstance(each, str) and each.strip() for each in given.values()):
+        raise InputError(
+            f'{where}: got stands_in = {given!r}; expected a table of texts, such as "its model" = "the one used here"'
+        )
+    return given
 
 
 @cache

@@ -66,6 +66,7 @@ class AttendTrial(Trial):
         gain: the metric on which the paper says that it wins, or how its name begins: the last such metric is meant.
         rival: the id of the paper whose method it says it beats; empty for full attention.
         says: what the paper says, and where.
+        effect: by how much its method is better on `gain`, as the paper reports it; None where it gives no figure.
         one_piece: it changes a prefill in one piece, and is tried on that.
     """
 
@@ -75,6 +76,7 @@ class AttendTrial(Trial):
     gain: ClassVar[str] = "loss"
     rival: ClassVar[str] = ""
     says: ClassVar[str] = ""
+    effect: ClassVar[float | None] = None
     one_piece: ClassVar[bool] = False
 
     methods: tuple[str, ...] | None = option(
@@ -191,7 +193,7 @@ class AttendTrial(Trial):
             meant = [name for name in names if name.startswith(each.trial.gain)]
             rival = self._rival(each)
             if rival and meant and self.of_tried_paper(each):
-                found.append(Claim(meant[-1], rival, each.name, each.trial.says))
+                found.append(Claim(meant[-1], rival, each.name, each.trial.says, each.trial.effect))
         return found
 
     def also_compare(self) -> list[tuple[str, str]]:

@@ -219,7 +219,10 @@ class AdedTrial(Trial):
 
     def claims(self) -> list[Claim]:
         return [
-            Claim("tokens/s", GREEDY, MAIN, "the same text in less time (abstract)"),
+            # Authors' README, a table of 253 MB: 1.9 times. The abstract's 2.5 is "up to".
+            Claim(
+                "tokens/s", GREEDY, MAIN, "the same text in less time, up to 2.5 times as fast (abstract)", effect=1.9
+            ),
             Claim("tokens per forward", GREEDY, MAIN, "drafts are accepted, so that a pass writes several tokens"),
         ]
 

@@ -164,8 +164,10 @@ class DetectTrial(Trial):
         return arms
 
     def claims(self) -> list[Claim]:
+        says = "it tells machine texts better (Sec. 4, Table 1)"
+        white_box = self._texts.settings[0] == "white-box"
         return [
-            Claim("AUROC", kind.beats, kind.title or kind.__name__, "it tells machine texts better (Sec. 4, Table 1)")
+            Claim("AUROC", kind.beats, kind.title or kind.__name__, says, kind.beats_by if white_box else None)
             for kind in self._detectors()
             if kind.beats
         ]

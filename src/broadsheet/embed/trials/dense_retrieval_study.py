@@ -18,7 +18,7 @@ from broadsheet.embed.trials.study_presets import PRESETS, Axes, PresetRow, Tabl
 from broadsheet.options import option
 from broadsheet.page.evidence import provenance
 from broadsheet.trial.base import Trial
-from broadsheet.trial.claims import Claim, judge
+from broadsheet.trial.claims import judge
 from broadsheet.trial.results import ArmResult, Curve, TrialResult
 from broadsheet.trial.stats import Interval, interval
 from broadsheet.trial.verdicts import Comparison, compare_samples
@@ -112,7 +112,7 @@ class DenseRetrievalStudyTrial(Trial):
             arms=arms,
             comparisons=comparisons,
             item="query",
-            judged=judge([Claim(*claim) for claim in made.claims if claim in made_of], comparisons),
+            judged=judge([c for c in made.claims if (c.metric, c.baseline, c.arm) in made_of], comparisons),
             figures=[curve] if (curve := _curve(made, arms)) else [],
             notes=[*made.notes, *_notes(made, arms, comparisons, records)],
             provenance=provenance(

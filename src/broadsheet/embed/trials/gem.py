@@ -101,8 +101,12 @@ class GEMTrial(EmbedderTrial):
         ]
 
     def claims(self) -> list[Claim]:
+        # MTEB with Llama-3.2-1B, its smallest model: STS 33.32 → 68.42; retrieval 4.38 → 25.6 as its text and its
+        # summary say (30.10 in another table).
+        effects = {"Spearman": 0.351, "nDCG@10": 0.212}
+        says = "it embeds better than pooling the model's last layer (MTEB)"
         quality = ["Spearman", "nDCG@10"] if self.sts else ["nDCG@10"]
-        return [Claim(metric, MEAN, MAIN, "it embeds better than pooling the model") for metric in quality]
+        return [Claim(metric, MEAN, MAIN, says, effects[metric]) for metric in quality]
 
     def also_compare(self) -> list[tuple[str, str]]:
         return [(LAST, MAIN), (NTP, MAIN)]

@@ -99,7 +99,7 @@ class LLMQLTrial(EmbedderTrial):
         return made
 
     def claims(self) -> list[Claim]:
-        return [Claim("nDCG@10", PLAIN, MAIN, "learning query likelihood first improves retrieval")]
+        return [Claim("nDCG@10", PLAIN, MAIN, "learning query likelihood first improves retrieval (abstract)")]
 
     def also_compare(self) -> list[tuple[str, str]]:
         return [(OPEN, MAIN), *([(LONGER, MAIN)] if self.longer else [])]

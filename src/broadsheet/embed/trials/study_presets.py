@@ -13,6 +13,7 @@ from typing import Any
 
 from broadsheet.console import InputError
 from broadsheet.embed.dense_retrieval_study import UNSEEN, StudyQuestion, StudyRecipe
+from broadsheet.trial.base import Claim
 from broadsheet.trial.results import Role
 
 INSTRUCTION = "Find the passage of the documentation that answers the query. Query: "
@@ -43,7 +44,7 @@ class Table:
         title, question: as printed.
         rows: one of them with role "baseline".
         pairs: further comparisons, `(baseline row, row)`.
-        claims: what the study found, as (metric, baseline row, row).
+        claims: what the study found, between two rows.
         notes: what has to be said whatever comes out.
         curve: `(title, x label, [(line, x, row)])` to draw nDCG@10 over.
     """
@@ -52,7 +53,7 @@ class Table:
     question: str
     rows: list[PresetRow]
     pairs: list[tuple[str, str]] = field(default_factory=list)
-    claims: list[tuple[str, str, str]] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     curve: tuple[str, str, list[tuple[str, float, str]]] | None = None
 
@@ -103,7 +104,10 @@ def in_domain(axes: Axes, recipe: StudyRecipe, question: StudyQuestion) -> Table
         "Does a larger backbone, trained alike, retrieve better?",
         rows + raw,
         [(f"{name}, untrained", name) for name, _ in sizes],
-        [("nDCG@10", sizes[0][0], sizes[-1][0])] if len(sizes) > 1 else [],
+        # Table A: 43.3 for Qwen1.5-0.5B, 49.5 for its 32B.
+        [Claim("nDCG@10", sizes[0][0], sizes[-1][0], "larger backbones retrieve better (dimension A)", effect=0.062)]
+        if len(sizes) > 1
+        else [],
         [_CONFOUNDED],
     )
 
@@ -124,7 +128,10 @@ def efficiency(axes: Axes, recipe: StudyRecipe, question: StudyQuestion) -> Tabl
         "How far does each size come in the first steps?",
         rows,
         [(a, b) for a, b in zip(first, last, strict=True) if a != b],
-        [("nDCG@10", first[-1], last[-1])] if first[-1] != last[-1] else [],
+        # Its figures are after 100 and 3,700 steps; the first checkpoint here is a fifth of the run.
+        [Claim("nDCG@10", first[-1], last[-1], "more steps retrieve better (dimension B)")]
+        if first[-1] != last[-1]
+        else [],
         ["The steps are checkpoints of the runs of table A, whose learning rate falls to 0 at the last one alone."],
         ("nDCG@10 by steps", "steps", points),
     )
@@ -135,7 +142,10 @@ def zero_shot(axes: Axes, recipe: StudyRecipe, question: StudyQuestion) -> Table
     sizes = axes.sizes(recipe)
     questions = {_label(name): replace(question, task=name) for name in axes.sets}
     rows = [PresetRow(name, r, r.total_steps, questions, _role(i, len(sizes))) for i, (name, r) in enumerate(sizes)]
-    claims = [(f"nDCG@10 ({label})", sizes[0][0], sizes[-1][0]) for label in questions] if len(sizes) > 1 else []
+    says = "larger backbones carry over better to other sets (dimension C)"
+    # Mean over 13 sets of BEIR: 43.8 for Qwen1.5-0.5B, 52.8 for its 32B.
+    made = [Claim(f"nDCG@10 ({label})", sizes[0][0], sizes[-1][0], says, effect=0.09) for label in questions]
+    claims = made if len(sizes) > 1 else []
     return Table(
         "Zero-shot transfer to other retrieval sets",
         "Does a larger backbone carry over better to queries it was not trained on?",
@@ -160,7 +170,10 @@ def length(axes: Axes, recipe: StudyRecipe, question: StudyQuestion) -> Table:
         f"Trained on {recipe.length} tokens: does reading more of a long passage help?",
         rows,
         [],
-        [("nDCG@10", rows[0].name, rows[-1].name)] if len(rows) > 1 else [],
+        # NarrativeQA with Qwen1.5-0.5B: 17.6 at 256 tokens, its training length, and 21.1 at eight times as many.
+        [Claim("nDCG@10", rows[0].name, rows[-1].name, "reading further than in training helps (dimension D)", 0.035)]
+        if len(rows) > 1
+        else [],
         ["What a longer cut-off can bring depends on where in a text the answer stands: a property of the data."],
         (
             "nDCG@10 by tokens read",
@@ -191,7 +204,8 @@ def instruction(axes: Axes, recipe: StudyRecipe, question: StudyQuestion) -> Tab
         "Does an instruction help, and does its wording matter?",
         rows,
         [("instruction", "unseen wording 1"), ("instruction", "unseen wording 2")],
-        [("nDCG@10", "no instruction", "instruction")],
+        # Mean over six sets with Qwen1.5-0.5B: + 1.7 points of nDCG.
+        [Claim("nDCG@10", "no instruction", "instruction", "an instruction helps LLMs (dimension E)", 0.017)],
         ["Five paraphrases in training, drawn by seed; data and their order are those of the run without instruction."],
     )
 
@@ -214,7 +228,11 @@ def multi_task(axes: Axes, recipe: StudyRecipe, question: StudyQuestion) -> Tabl
         "Does training for several tasks at once cost each of them something?",
         rows,
         [],
-        [(f"nDCG@10 ({_label(name)})", "joint", f"{name} alone") for name in axes.tasks],
+        # Its mean loss of 0.8 to 2.0 points is over five tasks with different metrics.
+        [
+            Claim(f"nDCG@10 ({_label(name)})", "joint", f"{name} alone", "joint training costs a task (dimension F)")
+            for name in axes.tasks
+        ],
         [
             "The joint run sees as many examples of each task as that task's own run, in batches that mix the tasks; "
             "the study does not say how it does this."

@@ -33,6 +33,11 @@ LABELS = {
 }
 
 
+# Llama-2-7B, mean Spearman over seven STS sets, without and with Token Prepending: 70.03 and 77.19 (here the template
+# alone reads the last layer, hence a part of the gain), 76.86 and 77.54, 77.14 and 77.54, 75.96 and 77.91.
+EFFECTS = {"prompt-eol": 0.0716, "pretended-cot": 0.0068, "knowledge": 0.0040, "meta-eol": 0.0195}
+
+
 @dataclass(frozen=True)
 class Pairs:
     """What the layers are chosen on, what the arms are tried on, and one line on both."""
@@ -147,7 +152,8 @@ class TokenPrependingTrial(Trial):
         return made
 
     def claims(self) -> list[Claim]:
-        return [Claim("Spearman", LABELS[self.templates[0]], METHOD, "it improves sentence embeddings untrained")]
+        first, says = self.templates[0], "it improves sentence embeddings untrained (Sec. 4, STS)"
+        return [Claim("Spearman", LABELS[first], METHOD, says, EFFECTS[first])]
 
     def also_compare(self) -> list[tuple[str, str]]:
         return [(LABELS[name], f"{LABELS[name]} + {METHOD}") for name in self.templates[1:]]

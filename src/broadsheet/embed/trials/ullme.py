@@ -107,8 +107,8 @@ class UllmeTrial(EmbedderTrial):
 
     def claims(self) -> list[Claim]:
         return [
-            Claim("nDCG@10", CONTRASTIVE, GRL_CODE, "generation and agreement improve retrieval"),
-            Claim(TAU.name, CONTRASTIVE, GRL_CODE, "both ways to rank come to agree"),
+            Claim("nDCG@10", CONTRASTIVE, GRL_CODE, "generation and agreement improve retrieval (abstract)"),
+            Claim(TAU.name, CONTRASTIVE, GRL_CODE, "both ways to rank come to agree (the KL loss)"),
         ]
 
     def also_compare(self) -> list[tuple[str, str]]:

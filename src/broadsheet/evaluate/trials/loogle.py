@@ -126,7 +126,9 @@ class LooGLETrial(Trial):
         return arms
 
     def claims(self) -> list[Claim]:
-        return [Claim(_LIKELIHOOD, ENDS, WHOLE, "the same model answers better from more of the document")]
+        # Its figures are of answers that GPT-4 judges right (see the class), not of this metric.
+        says = "the same model answers better from more of the document (GPT-4 with 32k and 8k tokens)"
+        return [Claim(_LIKELIHOOD, ENDS, WHOLE, says)]
 
     def further(self, outcome: Outcome) -> list[Comparison]:
         """LooGLE's metrics, each over the questions that it is for, added to the arms and compared with the baseline.

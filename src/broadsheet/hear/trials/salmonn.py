@@ -52,11 +52,12 @@ from broadsheet.trial.results import ArmResult, Curve, TrialResult
 from broadsheet.trial.verdicts import Comparison
 
 CLAIMS = (
-    Claim(WER, SHUFFLED, MAIN, "it hears: another clip does not serve"),
-    Claim(SOUNDS, SHUFFLED, MAIN, "it hears: another clip does not serve"),
-    Claim(WER, STACK, MAIN, "the window-level Q-Former serves speech better than a plain connector"),
-    Claim(SOUNDS, ONE, MAIN, "a second encoder is needed for sounds"),
-    Claim(FOLLOWED, MAIN, ACTIVATED, "activation makes it follow what it was not trained to do"),
+    Claim(WER, SHUFFLED, MAIN, "it hears: another clip does not serve", kind="control"),
+    Claim(SOUNDS, SHUFFLED, MAIN, "it hears: another clip does not serve", kind="control"),
+    Claim(WER, STACK, MAIN, "a window-level Q-Former serves speech (Sec. 3.1); the plain connector beside it is ours"),
+    Claim(SOUNDS, ONE, MAIN, "a second encoder is needed for sounds (Sec. 3.1)"),
+    # Stories of which the request is followed, before and after activation: 0.00 and 1.00.
+    Claim(FOLLOWED, MAIN, ACTIVATED, "activation makes it follow what it was not trained to do (Sec. 3.2)", effect=1.0),
 )
 _PAPERS = (MAIN, ACTIVATED)
 _FILES = ("stage1", "stage2", "stories", "test")

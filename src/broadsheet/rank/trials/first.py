@@ -99,8 +99,9 @@ class FirstTrial(RerankerTrial):
 
     def claims(self) -> list[Claim]:
         return [
-            Claim("nDCG@10", FIRST_STAGE, MAIN, "it orders candidates better than the first stage"),
-            Claim("lists/s", PERMUTATION, MAIN, "the first token alone is faster than the written order"),
+            Claim("nDCG@10", FIRST_STAGE, MAIN, "it orders candidates better than the first stage (BEIR, top 100)"),
+            # Abstract: inference takes half the time (a reproduction, arXiv:2411.05508, saved 21 to 42 %).
+            Claim("lists/s", PERMUTATION, MAIN, "the first token alone is faster than the written order", effect=2.0),
         ]
 
     def also_compare(self) -> list[tuple[str, str]]:

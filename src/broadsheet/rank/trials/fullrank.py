@@ -115,8 +115,10 @@ class FullRankTrial(RerankerTrial):
 
     def claims(self) -> list[Claim]:
         return [
-            Claim("nDCG@10", SLIDING, FULL, "a model trained for it ranks better in one call"),
-            Claim("lists/s", SLIDING, FULL, "one call is faster than a sweep of windows"),
+            # DL19: 72.55 for the model trained on whole lists, 70.34 for its twin trained on windows.
+            Claim("nDCG@10", SLIDING, FULL, "a model trained for it ranks better in one call (DL19)", effect=0.0221),
+            # The latency falls by 29.3 %: 1 / (1 − 0.293).
+            Claim("lists/s", SLIDING, FULL, "one call is faster than a sweep of windows", effect=1.41),
         ]
 
     def also_compare(self) -> list[tuple[str, str]]:

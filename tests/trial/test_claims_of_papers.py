@@ -1,0 +1,120 @@
+"""What the trials say that their papers claim: in words, by how much, and what is a control and earns nothing."""
+
+from __future__ import annotations
+
+import ast
+import math
+from pathlib import Path
+
+import pytest
+
+import broadsheet
+from broadsheet.attend.trials.infllm import InfLLMTrial
+from broadsheet.attend.trials.lm_infinite import LMInfiniteTrial
+from broadsheet.attend.trials.longheads import LongHeadsTrial
+from broadsheet.attend.trials.transnormer import TransNormerTrial
+from broadsheet.decode.trials.aded import AdedTrial
+from broadsheet.detect.trials.detect import DetectTrial, Texts
+from broadsheet.embed.trials.gem import GEMTrial
+from broadsheet.embed.trials.llm_embedder import LLMEmbedderTrial
+from broadsheet.embed.trials.study_presets import PRESETS, Axes, StudyQuestion, StudyRecipe
+from broadsheet.embed.trials.token_prepending import TokenPrependingTrial
+from broadsheet.hear.trials.salmonn import CLAIMS as SALMONN
+from broadsheet.hear.trials.salmonn import SHUFFLED
+from broadsheet.rank.trials.first import FirstTrial
+from broadsheet.rank.trials.fullrank import FullRankTrial
+from broadsheet.rank.trials.pg_rank import PGRankTrial
+from broadsheet.trial.base import Claim
+
+SOURCE = Path(broadsheet.__file__).parent
+AXES = Axes(("default",), {"default": (6, 30)})
+
+
+def detect(setting: str) -> list[Claim]:
+    trial = DetectTrial().for_paper("lastde")
+    trial._texts = Texts({setting: []}, {setting: "a model"}, 0, "")
+    return list(trial.claims())
+
+
+def study(preset: str) -> list[Claim]:
+    return PRESETS[preset](AXES, StudyRecipe(), StudyQuestion()).claims
+
+
+def effects(claims: list[Claim]) -> dict[str, float | None]:
+    return {claim.metric: claim.effect for claim in claims}
+
+
+def pooled(claims: list[Claim]) -> list[float | None]:
+    return [claim.effect for claim in claims]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(node, id=f"{path.relative_to(SOURCE)}:{node.lineno}")
+        for path in sorted(SOURCE.glob("*/trials/*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Claim"
+    ],
+)
+def test_every_claim_has_a_sentence(call: ast.Call) -> None:
+    assert any(isinstance(argument, ast.Starred) for argument in call.args) or len(call.args) >= 4
+    assert not any(isinstance(argument, ast.Constant) and argument.value == "" for argument in call.args)
+
+
+def test_effects_are_the_papers_figures_in_the_unit_of_the_metric() -> None:
+    # Points of a percentage become shares, perplexities nats, seconds saved a factor.
+    assert LMInfiniteTrial.effect == pytest.approx(math.log(8.5e3 / 3.3), abs=0.01)
+    assert InfLLMTrial.effect == pytest.approx((100 - 28.8) / 100)
+    assert pooled(detect("white-box")) == pytest.approx([(95.89 - 90.80) / 100, (98.85 - 97.82) / 100])
+    gem = effects(GEMTrial(sts="pairs.tsv").claims())
+    assert gem == pytest.approx({"Spearman": (68.42 - 33.32) / 100, "nDCG@10": (25.6 - 4.38) / 100}, abs=1e-3)
+    assert effects(FirstTrial().claims()) == {"nDCG@10": None, "lists/s": pytest.approx(1 / (1 - 0.5))}
+    ranked = {"nDCG@10": pytest.approx((72.55 - 70.34) / 100), "lists/s": pytest.approx(1 / (1 - 0.293), abs=5e-3)}
+    assert effects(FullRankTrial().claims()) == ranked
+    assert effects(AdedTrial().claims()) == {"tokens/s": 1.9, "tokens per forward": None}
+    assert effects(LLMEmbedderTrial(encoder="folder").claims()[:1]) == {
+        "log-likelihood": pytest.approx(math.log(6.134 / 6.097), abs=1e-4)
+    }
+    assert [claim.effect for claim in SALMONN] == [None, None, None, None, 1.0]
+    found = {preset: study(preset)[0].effect for preset in "ABCDEF"}
+    assert found == {
+        "A": pytest.approx((49.5 - 43.3) / 100),
+        "B": None,
+        "C": pytest.approx((52.8 - 43.8) / 100),
+        "D": pytest.approx((21.1 - 17.6) / 100),
+        "E": pytest.approx(1.7 / 100),
+        "F": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("template", "before", "after"),
+    [
+        ("prompt-eol", 70.03, 77.19),
+        ("pretended-cot", 76.86, 77.54),
+        ("knowledge", 77.14, 77.54),
+        ("meta-eol", 75.96, 77.91),
+    ],
+)
+def test_the_effect_of_token_prepending_is_that_on_the_template_that_is_tried(template, before, after) -> None:
+    other = "meta-eol" if template == "prompt-eol" else "prompt-eol"
+    (claim,) = TokenPrependingTrial(templates=(template, other)).claims()
+    assert claim.effect == pytest.approx((after - before) / 100)
+
+
+def test_where_the_paper_gives_no_figure_in_the_unit_there_is_no_effect() -> None:
+    assert LongHeadsTrial.effect is None
+    assert pooled(PGRankTrial().claims()) == [None] * 3
+    assert pooled(TransNormerTrial().claims()) == [None], "its loss is of tokens, not of bytes"
+    assert pooled(detect("given")) == [None] * 2, "its figures are of texts that a known model wrote"
+
+
+def test_what_no_paper_has_to_win_is_a_control() -> None:
+    assert [claim.kind for claim in SALMONN] == ["control", "control", "claim", "claim", "claim"]
+    assert {claim.baseline for claim in SALMONN if claim.kind == "control"} == {SHUFFLED}
+    # BGE, from which the paper starts, is a trained retriever; the model's own mean pooling is not.
+    assert [claim.kind for claim in LLMEmbedderTrial().claims()] == ["control", "claim", "control"]
+    assert [claim.kind for claim in LLMEmbedderTrial(encoder="folder").claims()] == ["claim"] * 3
+    others = [*FirstTrial().claims(), *FullRankTrial().claims(), *PGRankTrial().claims(), *detect("white-box")]
+    assert {claim.kind for claim in others} == {"claim"}
