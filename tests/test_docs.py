@@ -27,6 +27,7 @@ from broadsheet.options import describe
 from broadsheet.page import evidence
 from broadsheet.page.papers import RUNGS, get, get_recipe, get_trial, load, ours, page, stages
 from broadsheet.report.words import bracket, number
+from broadsheet.trial.claims import Claim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.results import TrialResult
 
@@ -113,7 +114,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialResult:
     results, comparisons = run_arms(arms, rng.normal(size=(40, 2)).tolist(), [Metric("AUROC")], item="text")
     result = TrialResult(
         paper="lastde", title="t", question="q", setting={"data": "pydocs"}, arms=results, comparisons=comparisons,
-        item="text", claims=[("AUROC", "Likelihood", "Lastde")], notes=["A note."],
+        item="text", judged=judge([Claim("AUROC", "Likelihood", "Lastde")], comparisons), notes=["A note."],
         command="broadsheet try lastde --record", provenance=evidence.provenance(seed=0),
     )  # fmt: skip
     evidence.record("lastde", result.to_dict(), tmp_path)

@@ -77,15 +77,23 @@ def test_unknown_names_get_the_nearest_ones():
     assert papers.get_trial("decode") == papers.get_trial("aded")  # the only paper of a stage without a trial
 
 
-def trial(verdict: str, role: str = "baseline", metric: str = "bits") -> dict:
+def trial(verdict: str, role: str = "baseline", metric: str = "bits", no_worse: bool | None = None) -> dict:
     return {
         "arms": [{"name": "plain", "role": role}, {"name": "new", "role": "method"}],
         "comparisons": [
-            {"metric": "AUROC", "baseline": "plain", "arm": "new", "verdict": verdict},
+            {"metric": "AUROC", "baseline": "plain", "arm": "new", "verdict": verdict, "no_worse": no_worse},
             {"metric": metric, "baseline": "plain", "arm": "new", "verdict": "helps"},
         ],
         "claims": [["AUROC", "plain", "new"]],
     }
+
+
+def schema_2(*verdicts: str) -> dict:
+    """A trial with its claims as they are kept now, and a control that came to nothing."""
+    claim = {"metric": "AUROC", "baseline": "plain", "arm": "new"}
+    judged = [claim | {"kind": "claim", "verdict": verdict} for verdict in verdicts]
+    rest = {key: value for key, value in trial("helps").items() if key != "claims"}
+    return rest | {"judged": [*judged, claim | {"kind": "control", "verdict": "open"}]}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +106,14 @@ def trial(verdict: str, role: str = "baseline", metric: str = "bits") -> dict:
         (trial("hurts"), {"passed": 3, "failed": 0}, 2),
         (trial("no measurable difference"), {"passed": 3, "failed": 0}, 2),
         (trial("helps"), {"passed": 3, "failed": 0}, 3),
-        (trial("helps", "peer", "texts/s"), {"passed": 3, "failed": 0}, 4),
+        (trial("helps", "peer", "texts/s", True), {"passed": 3, "failed": 0}, 4),
+        (trial("helps", "peer", "peak bytes", True), {"passed": 3, "failed": 0}, 4),
+        (trial("helps", "peer", "texts/s", False), {"passed": 3, "failed": 0}, 3),  # not shown to be no worse
+        (trial("helps", "peer", "texts/s"), {"passed": 3, "failed": 0}, 3),  # without a margin
+        (trial("helps", "peer", "bits", True), {"passed": 3, "failed": 0}, 3),  # no cost
+        (trial("helps") | {"demonstration": "made-up features"}, {"passed": 3, "failed": 0}, 0),
+        (schema_2("shown"), {"passed": 3, "failed": 0}, 3),
+        (schema_2("shown", "open"), {"passed": 3, "failed": 0}, 2),
         (trial("helps", "baseline", "texts/s"), {"passed": 3, "failed": 0}, 3),
     ],
 )
@@ -110,6 +125,27 @@ def test_each_rung_rests_on_the_one_below(monkeypatch, tmp_path, recorded, oracl
         (tmp_path / "oracles.json").write_text(json.dumps({"slugs": {"lastde": oracles}}))
     assert papers.get("lastde").rung == rung
     assert ("lastde" in [paper.id for paper in papers.search(rung=2)]) == (rung >= 2)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "verdict"),
+    [
+        (None, ""),
+        (schema_2(), ""),
+        (schema_2("shown", "shown"), "shown"),
+        (schema_2("shown", "open"), "open"),
+        (schema_2("open", "refuted here"), "refuted here"),
+        (trial("helps"), "shown"),
+        (trial("hurts"), "refuted here"),
+        (trial("no measurable difference"), "open"),
+    ],
+)
+def test_the_verdict_is_that_of_the_recorded_claims_controls_aside(monkeypatch, tmp_path, recorded, verdict):
+    monkeypatch.setattr(evidence, "folder", lambda: tmp_path)
+    if recorded:
+        evidence.record("lastde", recorded, tmp_path)
+    assert papers.get("lastde").verdict == verdict
+    assert papers.get("lastde").to_dict()["verdict"] == verdict
 
 
 def test_the_page_imports_nothing_heavy():

@@ -21,6 +21,7 @@ from rich.console import Console
 from broadsheet import report
 from broadsheet.report import plots, view, words
 from broadsheet.report.html import html
+from broadsheet.trial.claims import Claim, JudgedClaim, judge
 from broadsheet.trial.results import ArmResult, Curve, Distribution, TrialResult
 from broadsheet.trial.stats import Interval, auroc, interval, tpr_at_fpr
 from broadsheet.trial.verdicts import compare_samples, compare_seconds, sentence
@@ -111,7 +112,7 @@ def example(pairs: int = 150, resamples: int = 400) -> TrialResult:
         arms=arms,
         comparisons=comparisons,
         item="text",
-        claims=[("AUROC", "Likelihood", "Lastde"), ("AUROC", "Likelihood", "LastdePP")],
+        judged=judge([Claim("AUROC", "Likelihood", "Lastde"), Claim("AUROC", "Likelihood", "LastdePP")], comparisons),
         figures=[
             *(Distribution(name, "score", dict(zip(("human", "machine"), scores[name].T.tolist(), strict=True)))
               for name in ("Likelihood", "LRR", "Entropy", "FastDetectGPT", "Lastde", "LastdePP")),
@@ -205,7 +206,7 @@ def test_claims_come_first_and_what_is_many_is_folded():
     result = example()
     many = [replace(one, metric=f"{one.metric} {i}") for i in range(6) for one in result.comparisons]
     claimed = (many[-1].metric, many[-1].baseline, many[-1].arm)
-    seen = view.View(replace(result, comparisons=[*result.comparisons, *many], claims=[claimed]))
+    seen = view.View(replace(result, comparisons=[*result.comparisons, *many], judged=[JudgedClaim(*claimed)]))
     comparisons = dict(seen.groups("method", "baseline", "sibling", "peer"))[many[-1].arm]
     assert seen.claimed(comparisons[0])
     assert not any(seen.claimed(each) for each in comparisons[1:])

@@ -28,6 +28,16 @@ def compare(
     score_field: Annotated[
         str | None, typer.Option(help="The field or column to compare; by default every number.")
     ] = None,
+    margin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC=δ", help="How much worse still counts as no worse; may be repeated."),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Exit with status 1 where something is worse, or may be worse by more than its margin."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Give a paired verdict on two files of per-item results that other tools wrote.
@@ -40,7 +50,7 @@ def compare(
     from broadsheet import report
     from broadsheet.page.evidence import finite
     from broadsheet.trial.compare import compare_files
-    from broadsheet.trial.verdicts import multiplicity_warning
+    from broadsheet.trial.verdicts import margins, multiplicity_warning
 
     comparisons = compare_files(
         a,
@@ -51,10 +61,14 @@ def compare(
         higher_is_better=tuple(higher_is_better or ()),
         id_field=id_field,
         score_field=score_field,
+        margins=margins(margin or ()),
     )
     if as_json:
         if warning := multiplicity_warning(comparisons):
             say(warning)
         print(json.dumps(finite([asdict(comparison) for comparison in comparisons]), indent=1, ensure_ascii=False))
-        return
-    report.comparison_table(comparisons)
+    else:
+        report.comparison_table(comparisons)
+    if strict and (worse := [c.metric for c in comparisons if c.verdict == "hurts" or c.no_worse is False]):
+        say(f"worse, or not shown to be no worse: {', '.join(worse)}")
+        raise typer.Exit(1)

@@ -22,7 +22,8 @@ def papers(
 ) -> None:
     """List and search the page.
 
-    The rung is how far a paper's evidence reaches: 0 listed, 1 runs, 2 exact, 3 helps, 4 leads.
+    The rung is how far a paper's evidence reaches: 0 listed, 1 runs, 2 exact, 3 helps, 4 leads. Beside it stands what
+    the recorded trial says of the paper's claims: shown, refuted here, or open (it could not have seen them).
     """
     from broadsheet.page.papers import RUNGS, ours, search
 
@@ -34,10 +35,11 @@ def papers(
 
     width = get_terminal_size().columns if sys.stdout.isatty() else 10_000
     first = max((len(paper.id) for paper in found), default=2)
-    for row in [("id", "stage", "rung", "title")] * bool(found) + [
-        (paper.id, paper.stage, f"{paper.rung} {RUNGS[paper.rung]}", _titled(paper)) for paper in found
+    for row in [("id", "stage", "rung", "claims", "title")] * bool(found) + [
+        (paper.id, paper.stage, f"{paper.rung} {RUNGS[paper.rung]}", paper.verdict or "—", _titled(paper))
+        for paper in found
     ]:
-        line = f"{row[0]:{first}}  {row[1]:10}  {row[2]:8}  {row[3]}"
+        line = f"{row[0]:{first}}  {row[1]:10}  {row[2]:8}  {row[3]:12}  {row[4]}"
         print(line if len(line) <= width else line[: width - 1] + "…")
     theirs = sum(not paper.ours for paper in found)
     also = f", and {theirs} of other packages" if theirs else ""
@@ -70,6 +72,7 @@ def show(
     console.print(f"[bold]{paper.title}[/bold]", soft_wrap=False)
     console.print(
         f"{paper.id} · {paper.url} · {paper.kind} · stage {paper.stage} · rung {paper.rung} {RUNGS[paper.rung]}"
+        + (f" · {paper.verdict}" if paper.verdict else "")
         + ("" if paper.ours else f" · added by the package {paper.package}")
     )
     if paper.scope:

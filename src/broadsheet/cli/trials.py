@@ -102,6 +102,8 @@ def _run(paper: str, entry: str, given: dict[str, Any], out: Path, record: bool)
     if record and row is not None:
         _check_oracles(row)
     trial = construct(load(entry), given).for_paper(paper)
+    if record:
+        _check_strength(trial)
     result = trial.run()
     result.command = shlex.join(["broadsheet", *sys.argv[1:]])
     result.title = row.title if row else result.title
@@ -109,12 +111,26 @@ def _run(paper: str, entry: str, given: dict[str, Any], out: Path, record: bool)
         result.provenance["trained"] = made
     report.terminal(result, written=report.write(result, out))
     if record:
-        if row is not None and row.kind == "method" and not result.claims:
+        if row is not None and row.kind == "method" and not any(claim.kind == "claim" for claim in result.judged):
             raise InputError(f"nothing is recorded: the trial of {paper} names no claim of the paper ({entry})")
         where = row.evidence_folder if row else evidence.folder()
         where.mkdir(exist_ok=True)
         print(f"evidence {evidence.record(paper, result.to_dict(), where)}")
     trial.finish()
+
+
+def _check_strength(trial: Any) -> None:
+    """See that a trial is strong enough to be recorded.
+
+    Raises:
+        InputError: arms are trained from fewer than three seeds.
+    """
+    from broadsheet.trial.sampling import MIN_RUNS
+
+    if getattr(trial, "runs", MIN_RUNS) < MIN_RUNS:
+        raise InputError(
+            f"got --runs {trial.runs} with --record; recorded evidence trains each arm from at least {MIN_RUNS} seeds"
+        )
 
 
 def _check_oracles(paper: Any) -> None:

@@ -1,7 +1,7 @@
 """A finished trial as a terminal table, a JSON file, and one self-contained HTML page.
 
 Knows: tables, templates, files. Does not know: how anything was measured; every sentence about a difference is
-`stats.sentence`. The reading order is in `view`, pictures in `plots`, the page in `templates/report.html.jinja`.
+`verdicts.sentence`. The reading order is in `view`, pictures in `plots`, the page in `templates/report.html.jinja`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.text import Text
 from broadsheet.cache import atomic_write
 from broadsheet.page.evidence import finite
 from broadsheet.report import plots, words
-from broadsheet.report.view import MARKS, View
+from broadsheet.report.view import CLAIM_MARKS, MARKS, View
 from broadsheet.trial.verdicts import multiplicity_warning, sentence
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from broadsheet.trial.stats import Interval
     from broadsheet.trial.verdicts import Comparison
 
+CLAIM_STYLES = {"shown": "green", "refuted here": "red", "open": "yellow"}
 WIDEST = 100  # columns of terminal output that still read well
 STYLES = {"helps": "green", "hurts": "red", "no measurable difference": "dim", "not measured": "dim"}
 
@@ -55,6 +56,7 @@ def terminal(result: TrialResult, console: Console | None = None, written: Seque
     _print(console, (line for line in head if line), [Text()], _tables(("", names), columns, width))
     _print(console, [Text("* baseline; ranges are 95 % intervals", "dim")])
     _print(console, (Text(f"{arm.name} failed: {arm.error}", "red") for arm in failed))
+    _print(console, _claims(view))
     methods, others = view.groups("method"), view.groups("baseline", "sibling", "peer")
     for _, comparisons in methods or others:
         _print(console, [Text(), _sentences(comparisons)])
@@ -122,7 +124,13 @@ def html(result: TrialResult) -> str:
         loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return page.get_template("report.html.jinja").render(
-        result=result, view=View(result), words=words, sentence=sentence, shape=plots.shape, marks=MARKS
+        result=result,
+        view=View(result),
+        words=words,
+        sentence=sentence,
+        shape=plots.shape,
+        marks=MARKS,
+        claim_marks=CLAIM_MARKS,
     )
 
 
@@ -161,6 +169,21 @@ def _tables(names: tuple[str, list[Text]], columns: list[tuple[str, list[Text]]]
             table.add_row(*row)
         tables.append(table)
     return tables
+
+
+def _claims(view: View) -> list[RenderableType]:
+    """The paper's claims and the controls, each with what came of it."""
+    parts: list[RenderableType] = []
+    for kind, title in (("claim", "The paper's claims"), ("control", "Controls")):
+        lines = [
+            (CLAIM_MARKS[verdict], f"{verdict}: {line}", CLAIM_STYLES[verdict])
+            for each, verdict, line in view.judged
+            if each == kind
+        ]
+        if lines:
+            told = f" · {view.tested}" if kind == "claim" and view.tested else ""
+            parts += [Text(), Text.assemble((title, "bold"), (told, "dim")), _hanging(lines)]
+    return parts
 
 
 def _sentences(comparisons: Sequence[Comparison]) -> Table:

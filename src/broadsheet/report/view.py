@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from broadsheet.page.papers import page
 from broadsheet.report import plots, words
+from broadsheet.trial.claims import words as claim_words
 from broadsheet.trial.results import plural
 from broadsheet.trial.verdicts import multiplicity_warning
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from broadsheet.trial.verdicts import Comparison
 
 _MANY, _FEW = 8, 6  # comparisons of an arm: more than so many are folded, but for the first few
+CLAIM_MARKS = {"shown": "✓", "refuted here": "✗", "open": "?"}
 MARKS = {"helps": "▲", "hurts": "▼", "no measurable difference": "=", "not measured": "?"}
 
 
@@ -87,6 +89,23 @@ class View:
     def claims(self) -> set[tuple[str, ...]]:
         """What the paper claims to win: (metric, baseline, arm)."""
         return {claim.key for claim in self.result.judged if claim.kind == "claim"}
+
+    @cached_property
+    def judged(self) -> list[tuple[str, str, str]]:
+        """(kind, verdict, sentence) of each claim, then of each control: what it is of, and why the verdict is so."""
+        lines: list[tuple[str, str, str]] = []
+        for claim in sorted(self.result.judged, key=lambda claim: claim.kind):
+            comparison = self.result.comparison(*claim.key)
+            why = claim_words(claim, comparison, self.result.item).partition(": ")[2]
+            said = f"{claim.metric} of {claim.arm} over {claim.baseline}" + f": {why}" * bool(why)
+            lines.append((claim.kind, claim.verdict, said + (f". {claim.sentence}" if claim.sentence else "")))
+        return lines
+
+    @cached_property
+    def tested(self) -> str:
+        """How many claims were tested together; empty for one, or none."""
+        claims = sum(claim.kind == "claim" for claim in self.result.judged)
+        return f"{claims} claims were tested together (Holm)" if claims > 1 else ""
 
     @cached_property
     def roles(self) -> set[str]:

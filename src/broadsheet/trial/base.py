@@ -29,7 +29,7 @@ from broadsheet.trial.claims import Claim, JudgedClaim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.results import ArmResult, Curve, Distribution, Role, TrialResult, joined, plural
 from broadsheet.trial.sampling import MIN_RUNS, sampling, seconds_of
-from broadsheet.trial.verdicts import Comparison, compare_seconds
+from broadsheet.trial.verdicts import Comparison, compare_seconds, margins
 
 if TYPE_CHECKING:
     from broadsheet.models import Loaded
@@ -523,21 +523,3 @@ class TrainedTrial(Trial):
     @property
     def _runs(self) -> int:
         return self.runs
-
-
-def margins(given: Sequence[str]) -> dict[str, float]:
-    """`["nDCG@10=0.01"]` as metric to margin.
-
-    Raises:
-        InputError: it is no name and a number above 0.
-    """
-    found = {}
-    for each in given:
-        metric, _, size = each.rpartition("=")
-        try:
-            found[metric.strip()] = float(size)
-        except ValueError:
-            size = "0"
-        if not metric.strip() or not float(size) > 0:
-            raise InputError(f"got --margin {each}; expected a metric and a number above 0, such as nDCG@10=0.01")
-    return found

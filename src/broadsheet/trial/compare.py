@@ -78,6 +78,7 @@ def compare_files(
     score_field: str | None = None,
     lower_is_better: Collection[str] = (),
     higher_is_better: Collection[str] = (),
+    margins: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> list[Comparison]:
     """Compare `b` with the baseline `a`, metric by metric, on the items that both files hold.
@@ -89,6 +90,7 @@ def compare_files(
         a, b: the two files, in any of the formats of `read_results`.
         qrels, measures, id_field, score_field: as for `read_results`, for both files.
         lower_is_better, higher_is_better: metrics whose direction their name does not tell.
+        margins: metric to how much worse counts as no worse, in its unit.
         seed: of the bootstrap.
 
     Returns:
@@ -109,6 +111,8 @@ def compare_files(
         for path in (a, b)
     )
     metrics = _shared_metrics(first, second)
+    if unknown := [name for name in margins or () if name not in metrics]:
+        raise InputError(f"got --margin {unknown[0]}=…; expected one of the metrics {', '.join(metrics)}")
     lower = _lower_is_better(metrics, lower_is_better, higher_is_better)
     pairs = {metric: _paired_ids(first, second, metric) for metric in metrics}
     _say_unpaired(first, second, pairs)
@@ -128,6 +132,7 @@ def compare_files(
                 statistic=_corpus_statistic(metric) if corpus_metric else mean,
                 binary=not corpus_metric and all(score in (0, 1) for score in left + right),
                 higher_is_better=metric not in lower,
+                margin=margins.get(metric) if margins else None,
                 seed=seed,
             )
         )

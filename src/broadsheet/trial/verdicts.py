@@ -446,6 +446,24 @@ def holm(p_values: Sequence[float | None]) -> list[float]:
     return adjusted
 
 
+def margins(given: Sequence[str]) -> dict[str, float]:
+    """`["nDCG@10=0.01"]` as metric to margin.
+
+    Raises:
+        InputError: it is no name and a number above 0.
+    """
+    found = {}
+    for each in given:
+        metric, _, size = each.rpartition("=")
+        try:
+            found[metric.strip()] = float(size)
+        except ValueError:
+            size = "0"
+        if not metric.strip() or not float(size) > 0:
+            raise InputError(f"got --margin {each}; expected a metric and a number above 0, such as nDCG@10=0.01")
+    return found
+
+
 def sentence(comparison: Comparison) -> str:
     """A comparison as the one line that may be quoted: who, what, the verdict, by how much, how sure.
 
