@@ -2,9 +2,9 @@
 
     python -I peer_process.py RUNNER.py ['{"option": value}']
 
-Knows: the contract of external arms, and the standard library alone, since broadsheet is not installed there. The runner
-is a file with `load(**options)`, which returns a function of a list of items that gives the outputs by name. What the
-runner's library prints goes to stderr.
+Knows: the contract of external arms, and the standard library alone, since broadsheet is not installed there. The
+runner is a file with `load(**options)`, which returns a function of a list of items that gives the outputs by name.
+What the runner's library prints goes to stderr.
 """
 
 from __future__ import annotations

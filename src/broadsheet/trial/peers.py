@@ -1,6 +1,6 @@
 """Peer libraries: what a trial can measure beside a paper, each in a virtual environment of its own.
 
-Knows: lists of requirements, virtual environments, pip and uv, the cache. Does not know: what a peer does, or any stage.
+Knows: lists of requirements, virtual environments, pip and uv, the cache. Does not know: what a peer does, any stage.
 
 A folder registers peers by a package `peers` that holds `PEERS`, a tuple of `Peer`. Beside it lie, for each, the pinned
 requirements `<name>.txt` and the runner `<name>_runner.py`, which `peer_process` drives inside the peer's environment.
@@ -50,6 +50,7 @@ class Peer:
         download_mb, disk_mb: what building it takes on Linux and a CPU, in megabytes.
         folder: where its requirements and its runner lie.
         options: that its runner takes, with their defaults: `--peer 'name(option=value)'`.
+        kind: what the stage's trials do with it, where they can do several things.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Peer:
     disk_mb: int
     folder: Path
     options: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = ""
 
     @property
     def requirements(self) -> Path:
@@ -99,6 +101,15 @@ class Peer:
         """Bytes of its environment on disk, as counted when it was built."""
         return int(json.loads((self.environment / _MARK).read_text(encoding="utf-8"))["bytes"])
 
+    def check_built(self) -> None:
+        """See that its environment is there.
+
+        Raises:
+            InputError: it is not built.
+        """
+        if not self.built:
+            raise InputError(f"the peer {self.name} is not built; build it once: broadsheet peer {self.name}")
+
     def command(self, **given: Any) -> list[str]:
         """What an external arm runs: the environment's Python on the peer's runner.
 
@@ -108,8 +119,7 @@ class Peer:
         Raises:
             InputError: it is not built.
         """
-        if not self.built:
-            raise InputError(f"the peer {self.name} is not built; build it once: broadsheet peer {self.name}")
+        self.check_built()
         # isolated (-I): neither PYTHONPATH nor the folder of the script may bring in what the environment does not hold
         command = [str(self.python), "-I", str(_PROCESS), str(self.runner)]
         return [*command, json.dumps(given, sort_keys=True)] if given else command
@@ -178,7 +188,7 @@ def parse(given: str, stage: str) -> PeerCall:
         stage: the id of the trial's stage.
 
     Raises:
-        InputError: it is neither; a peer of another stage; an option that the peer does not take.
+        InputError: it is neither; a peer of another stage, or not built; an option that the peer does not take.
 
     Example:
         >>> parse("/opt/peer/bin/python arm.py", "detect").label
@@ -209,6 +219,7 @@ def _call(peer: Peer, written: str, stage: str) -> PeerCall:
     if unknown := [name for name in call.options if name not in peer.options]:
         takes = ", ".join(f"{name}={value!r}" for name, value in peer.options.items()) or "none"
         raise InputError(f"the peer {peer.name} has no option {unknown[0]!r}; its options: {takes}")
+    peer.check_built()
     return PeerCall(f"peer: {written}", peer, {**peer.options, **call.options})
 
 
@@ -301,9 +312,9 @@ def _told(lines: IO[str], total: int) -> Iterator[str]:
     """The lines of a program, each package that pip begins with said on the way."""
     count = 0
     for line in lines:
-        if line.startswith("Collecting "):
+        if line.startswith(("Collecting ", "Processing ")):  # the second one a file on this disk
             count += 1
-            say(f"  {count} of {max(count, total)}: {line.split()[1]}")
+            say(f"  {count} of {max(count, total)}: {Path(line.split()[1]).name}")
         yield line
 
 

@@ -10,7 +10,7 @@ PEERS = (
     Peer(
         "kvpress",
         "attend",
-        "compresses the key-value cache after the prefill, by some forty published methods (one is a `press`)",
+        "compresses the key-value cache, by some forty published methods",
         "Apache-2.0",
         "kvpress",
         download_mb=350,

@@ -1,8 +1,9 @@
 """kvpress reads long texts: up to each length anew, the cache compressed behind the tokens whose loss is measured.
 
-Items: `ids` of a text, `lengths` to measure at, `scored` tokens before each, `decoded` tokens after it that are read one
-by one, `questions` as `{"position", "ids"}`, and `answers`, the first token of each answer. Outputs, one row an item:
-`loss`, `seconds`, `decode_seconds` and `held` by length, and `right` and `said` by length and question (NaN as null).
+Items: `ids` of a text, `lengths` to measure at, `scored` tokens before each, `decoded` tokens after it that are read
+one by one, `questions` as `{"position", "ids"}`, and `answers`, the first token of each answer. Outputs, one row an
+item: `loss`, `seconds`, `decode_seconds` and `held` by length, and `right` and `said` by length and question, null
+where it is asked about what is told further on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Drafts from the authors' table: items `{"context": [last token ids]}`, output `paths`: of each item token paths below it.
+"""Drafts from the authors' table: items `{"context": [last token ids]}`, output `paths`, token paths below each.
 
 The model that verifies a draft stays in the trial's process.
 """
@@ -29,13 +29,12 @@ def load(texts: str, vocabulary: int, draft_tokens: int = 64) -> Any:
                 writer.add_entry(json.loads(line))
         writer.finalize()
         reader = draftretriever.Reader(index_file_path=index)
+        del writer  # it writes once more when it goes, and ends the process where its file has gone before
 
     def paths(context: list[int]) -> list[list[int]]:
-        try:
-            found, *_ = reader.search(context, choices=draft_tokens)
-        except ValueError:  # what it raises where it knows no successor
+        if len(context) < 2:  # the package ends the process
             return []
-        # paths are padded to one length
-        return [[token for token in path if 0 <= token < vocabulary] for path in found]
+        found = reader.search(context, choices=draft_tokens)[0]
+        return [[token for token in path if token >= 0] for path in found]  # padded with -2 to one length
 
     return lambda items: {"paths": [paths(item["context"]) for item in items]}

@@ -10,7 +10,7 @@ PEERS = (
     Peer(
         "faster_whisper",
         "hear",
-        "transcribes with Whisper on CTranslate2: what the cascade's first half can be",
+        "transcribes with Whisper on CTranslate2, for the cascade",
         "MIT",
         "faster_whisper",
         download_mb=130,
