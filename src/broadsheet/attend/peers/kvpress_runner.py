@@ -75,12 +75,12 @@ def at(model: Any, method: Any, item: dict[str, Any], length: int) -> dict[str, 
     states = torch.cat([prefilled, forward(before, length)[:-1]])
     seconds = time.perf_counter() - begun
     loss = float(cross_entropy(model.lm_head(states).float(), ids[0, before:length]))
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     singles = []
     for place in range(length, length + item["decoded"]):
         begun = time.perf_counter()
         model.lm_head(forward(place, place + 1))
         singles.append(time.perf_counter() - begun)
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     right: list[float | None] = [None] * len(item["questions"])
     said = list(right)
     for i, question in enumerate(item["questions"]):
