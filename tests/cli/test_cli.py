@@ -20,7 +20,21 @@ from broadsheet.cli import app as cli
 from broadsheet.cli.papers import _reflowed
 from broadsheet.cli.root import app
 
-COMMANDS = ("papers", "show", "try", "study", "demo", "compare", "apply", "index", "search", "hear", "models", "new")
+COMMANDS = (
+    "papers",
+    "show",
+    "try",
+    "study",
+    "demo",
+    "compare",
+    "apply",
+    "index",
+    "search",
+    "hear",
+    "models",
+    "new",
+    "peer",
+)
 TEXTS = ["Return the number of items in the list, or zero when it is empty.", "", "x", "Ünïcode — 日本語 " * 5]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -64,3 +65,12 @@ def register(monkeypatch: pytest.MonkeyPatch, *found: Peer) -> None:
     monkeypatch.setattr(peers, "known", lambda: {peer.name: peer for peer in found})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", " ".join(str(peer.folder / "wheels") for peer in found))
+
+
+def ready(monkeypatch: pytest.MonkeyPatch, folder: Path, runner: str, **changed: Any) -> Peer:
+    """A known peer `counter` that needs no environment: this Python runs it."""
+    peer = toy(folder, runner, **changed)
+    register(monkeypatch, peer)
+    monkeypatch.setattr(Peer, "built", True)
+    monkeypatch.setattr(Peer, "python", Path(sys.executable))
+    return peer

@@ -27,7 +27,7 @@ PEERS = (
         "llama.cpp decodes greedily from the GGUF file as it is, quantized",
         "MIT",
         "xllamacpp",
-        download_mb=30,
+        download_mb=35,
         disk_mb=110,
         folder=_FOLDER,
     ),

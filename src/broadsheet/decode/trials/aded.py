@@ -157,7 +157,7 @@ class AdedTrial(Trial):
     def check(self) -> None:
         self._peer = peers.parse(self.peer, "decode") if self.peer else None
         if self._peer and self._peer.peer and not peering.drafts(self._peer):
-            peering.gguf(self.model)
+            peering.gguf(self._peer.peer.name, self.model)
 
     def question(self) -> str:
         return f"How much faster does {self.model_name} write the same text with drafts from tri-grams?"

@@ -55,7 +55,7 @@ class ExternalDrafter(Drafter):
         self._tail = [*self._tail, *tokens][-WINDOW:]
 
 
-def gguf(model: str) -> str:
+def gguf(peer: str, model: str) -> str:
     """The GGUF file of a trial's model.
 
     Raises:
@@ -64,9 +64,7 @@ def gguf(model: str) -> str:
     if model == "default":
         return str(models.default_gguf())
     if not model.endswith(".gguf"):
-        raise InputError(
-            f"got --peer xllamacpp and --model {model}; expected `default` or a .gguf file, which it reads"
-        )
+        raise InputError(f"got --peer {peer} and --model {model}; expected `default` or a .gguf file")
     return str(Path(model).expanduser().resolve())
 
 
@@ -83,7 +81,9 @@ def command(call: PeerCall, model: str, prompts: Sequence[DecodePrompt], new_tok
     import torch
 
     longest = max(len(prompt.tokens) for prompt in prompts)
-    return call.command(gguf=gguf(model), threads=torch.get_num_threads(), context=longest + new_tokens + 8)
+    return call.command(
+        gguf=gguf(call.peer.name, model), threads=torch.get_num_threads(), context=longest + new_tokens + 8
+    )
 
 
 def drafts(call: PeerCall) -> bool:

@@ -13,7 +13,7 @@ PEERS = (
         "transcribes with Whisper on CTranslate2, for the cascade",
         "MIT",
         "faster_whisper",
-        download_mb=130,
+        download_mb=135,
         disk_mb=470,
         folder=Path(__file__).parent,
         options={"compute_type": "int8", "beam_size": 1},

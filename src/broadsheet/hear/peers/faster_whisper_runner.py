@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def load(model: str, threads: int, compute_type: str = "int8", beam_size: int = 1, **given: Any) -> Any:
+def load(model: str, threads: int, compute_type: str = "int8", beam_size: int = 1) -> Any:
     """A Whisper on CTranslate2.
 
     Args:
