@@ -118,11 +118,13 @@ peers.build(peer)
 """
 
 
-def test_a_killed_build_never_looks_finished(counter):
+def test_a_killed_build_never_looks_finished(counter, capsys):
+    other = counter.environment.with_name("counter-00000000")
+    other.mkdir(parents=True)
     script = KILLED.format(path=[p for p in sys.path if p], folder=str(counter.folder))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == -9
-    left = [path for path in counter.environment.parent.iterdir() if path.is_dir()]
+    left = [path for path in counter.environment.parent.iterdir() if path.is_dir() and path != other]
     assert left
     assert any(left[0].rglob("counter_of_words.py"))
     assert not counter.built
@@ -130,7 +132,9 @@ def test_a_killed_build_never_looks_finished(counter):
         counter.command()
     peers.build(counter)
     assert counter.built
-    assert [path for path in counter.environment.parent.iterdir() if path.is_dir()] == [counter.environment]
+    folders = {path for path in counter.environment.parent.iterdir() if path.is_dir()}
+    assert folders == {counter.environment, other}  # only what the killed build left is gone
+    assert f"{other} is of other requirements" in capsys.readouterr().err
 
 
 def test_a_build_that_fails_says_why_in_one_line_and_leaves_nothing(counter, run, monkeypatch):

@@ -83,7 +83,7 @@ class Peer:
     @property
     def environment(self) -> Path:
         """Where its environment lies once built; named after the requirements, and the Python that they are for."""
-        made_of = [self.pins, platform.python_version(), platform.machine()]
+        made_of = [self.pins, sys.implementation.name, list(sys.version_info[:2]), platform.machine()]
         return home() / "peers" / f"{self.name}-{fingerprint(made_of)[:8]}"
 
     @property
@@ -259,6 +259,9 @@ def build(peer: Peer) -> Path:
             mark = {"peer": peer.name, "requirements": peer.pins, "bytes": size}
             (aside / _MARK).write_text(json.dumps(mark, indent=1), encoding="utf-8")
         say(f"built {peer.name} in {time.perf_counter() - start:.0f} s: {size / 1e6:,.0f} MB")
+        for other in sorted(folder.parent.glob(f"{peer.name}-*/")):
+            if other != folder:
+                say(f"{other} is of other requirements or another Python; remove it if nothing needs it")
     return folder
 
 
