@@ -137,16 +137,18 @@ def test_a_killed_build_never_looks_finished(counter, capsys):
     assert f"{other} is of other requirements" in capsys.readouterr().err
 
 
-def test_a_build_that_fails_says_why_in_one_line_and_leaves_nothing(counter, run, monkeypatch):
+def test_a_build_that_fails_says_why_in_one_line_and_leaves_nothing(counter, run):
     counter.requirements.write_text("counter-of-words==7.0\n")
-    monkeypatch.setenv("PIP_INDEX_URL", "https://name:secret@127.0.0.1:9/simple")
     status, _, err = run("peer", "counter")
     assert status == 2
     assert "cannot build the peer counter: No matching distribution found for counter-of-words==7.0" in err
-    assert "secret" not in err
+    assert len([line for line in err.splitlines() if "cannot build" in line]) == 1
     assert not [path for path in counter.environment.parent.iterdir() if path.is_dir()]
     with pytest.raises(InputError, match="cannot build the peer counter: No module named 'no_such_module'"):
         peers._run(counter, [sys.executable, "-c", "import no_such_module"])
+    with pytest.raises(InputError, match="cannot build the peer counter: got 403 from the index; the packages"):
+        address = "https://name:secret@127.0.0.1/simple"
+        peers._run(counter, [sys.executable, "-c", f"print('ERROR: got 403 from {address}'); print('x'); exit(1)"])
 
 
 def test_a_full_disk_is_refused_before_anything_is_fetched(counter, monkeypatch):
