@@ -94,13 +94,15 @@ def test_a_peer_that_drafts_writes_what_greedy_decoding_writes(options, tmp_path
 def test_a_program_that_writes_is_compared_with_greedy_decoding(options, tmp_path, short, error):
     (tmp_path / "arm.py").write_text(WRITES.replace("SHORT", str(short)))
     command = shlex.join([sys.executable, str(tmp_path / "arm.py")])
-    arm = AdedTrial(**options, peer=command).run().arms[-1]
+    result = AdedTrial(**options, peer=command).run()
+    arm = result.arms[-1]
     assert (arm.name, arm.role, error in arm.error) == ("peer: arm.py", "peer", True)
     if not short:
         assert arm.samples["seconds"] == [0.5] * 3
         assert arm.values["identical output"].estimate == 0.0
         assert arm.items_per_second.estimate == pytest.approx(6 / 0.5)
         assert arm.peak_bytes == 12345
+        assert any(note.startswith("3 of the 3 texts of peer: arm.py differ") for note in result.notes)
 
 
 def test_a_peer_that_reads_another_kind_of_file_is_refused(monkeypatch, tmp_path, home):

@@ -271,7 +271,14 @@ class AdedTrial(Trial):
         ]
 
     def notes(self, outcome: Outcome) -> list[str]:
-        return _notes(outcome.usable, self._items, self._seconds, self.dtype)
+        notes = _notes(outcome.usable, self._items, self._seconds, self.dtype)
+        peer = outcome.usable.get(self._peer.label) if self._peer and not peering.drafts(self._peer) else None
+        if peer and (different := int(len(self._items) - sum(peer.samples["identical output"]))):
+            notes.append(
+                f"{different} of the {len(self._items)} texts of {peer.name} differ from greedy decoding's here: it runs "
+                "the model itself, in the precision of its own; its speed is that of its own texts."
+            )
+        return notes
 
     def _built(self, corpus: Corpus, excluded: set[str], tokenizer: Any) -> TrigramTable:
         """A table of documents that no prompt is made from, nor begins like."""
