@@ -275,8 +275,8 @@ class AdedTrial(Trial):
         peer = outcome.usable.get(self._peer.label) if self._peer and not peering.drafts(self._peer) else None
         if peer and (different := int(len(self._items) - sum(peer.samples["identical output"]))):
             notes.append(
-                f"{different} of the {len(self._items)} texts of {peer.name} differ from greedy decoding's here: it runs "
-                "the model itself, in the precision of its own; its speed is that of its own texts."
+                f"{different} of the {len(self._items)} texts of {peer.name} differ from greedy decoding's here: it "
+                "runs the model itself, in a precision of its own; its speed is that of its own texts."
             )
         return notes
 
