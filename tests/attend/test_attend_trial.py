@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy_peers
 from rich.console import Console
 from torch.nn.functional import cross_entropy
 
 from broadsheet import models, report
 from broadsheet.attend import Attention, FlexPrefill, InfLLM, LMInfinite, LongHeads
-from broadsheet.attend.trials import attend, reader, streaming
+from broadsheet.attend.trials import attend, peers, reader, streaming
 from broadsheet.attend.trials.attend import AttendTrial
 from broadsheet.attend.trials.flexprefill import FlexPrefillTrial
 from broadsheet.attend.trials.infllm import InfLLMTrial
@@ -376,3 +377,49 @@ def test_full_attention_knows_more_than_truncation(home, tmp_path, monkeypatch, 
     assert full.values["loss"].estimate < infinite.values["loss"].estimate < full.values["loss"].estimate + 2
     assert full.values["cache MiB"].estimate == pytest.approx(192 * 30 * 2 * 3 * 64 * 4 / 2**20)
     assert infinite.values["cache MiB"].estimate < full.values["cache MiB"].estimate / 2
+
+
+READS = """
+def load(model, dtype, threads, loss):
+    def row(item, place):
+        known = [float(question["position"] < item["lengths"][place]) or None for question in item["questions"]]
+        return {
+            "loss": loss + len(item["ids"]) - item["lengths"][-1] - item["decoded"],
+            "seconds": 2.0 * (place + 1),
+            "decode_seconds": 0.25,
+            "held": 2**20 * item["lengths"][place],
+            "right": known,
+            "said": known,
+        }
+
+    def run(items):
+        rows = [[row(item, place) for place in range(len(item["lengths"]))] for item in items]
+        names = [name for name in rows[0][0] if name != "MISSING"]
+        return {name: [[each[name] for each in lengths] for lengths in rows] for name in names}
+
+    return run
+"""
+
+
+@pytest.mark.parametrize("missing", ["", "held"])
+def test_a_peer_reads_the_same_texts_at_the_same_lengths(setting, unread, tmp_path, monkeypatch, missing):
+    runner = READS.replace("MISSING", missing)
+    toy_peers.ready(monkeypatch, tmp_path / "toy", runner, stage="attend", options={"loss": 4.5})
+    arm = LMInfiniteTrial(**setting, peer="counter(loss=1.5)").run().arms[-1]
+    assert (arm.name, arm.role) == ("peer: counter(loss=1.5)", "peer")
+    if missing:
+        assert "expected `held` with 3 values, one a length, for each text" in arm.error
+        return
+    assert arm.status == "ok", arm.error
+    assert arm.samples["losses"] == [[1.5] * 3] * 2
+    assert arm.samples["held"] == [[200.0, 300.0, 360.0]] * 2
+    assert arm.values["prefill seconds"].estimate == 6.0
+    assert arm.values["retrieval"].estimate == 1.0  # of what is told by then; the others are not asked for
+    assert np.isnan(np.array(arm.samples["right"], dtype=float)[:, 0]).any()
+    assert arm.items_per_second.estimate == pytest.approx(2 / 12.0)
+
+
+def test_a_peer_of_another_kind_of_model_is_refused(monkeypatch, tmp_path, home):
+    toy_peers.ready(monkeypatch, tmp_path / "toy", READS, stage="attend")
+    with pytest.raises(InputError, match=r"got --peer counter and --model x\.gguf; it reads a Hugging Face folder"):
+        peers.command(LMInfiniteTrial(peer="counter")._peer, "x.gguf", "float32")

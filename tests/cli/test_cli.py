@@ -21,7 +21,21 @@ from broadsheet.cli.papers import _reflowed
 from broadsheet.cli.root import app
 from broadsheet.page.papers import get
 
-COMMANDS = ("papers", "show", "try", "study", "demo", "compare", "apply", "index", "search", "hear", "models", "new")
+COMMANDS = (
+    "papers",
+    "show",
+    "try",
+    "study",
+    "demo",
+    "compare",
+    "apply",
+    "index",
+    "search",
+    "hear",
+    "models",
+    "new",
+    "peer",
+)
 TEXTS = ["Return the number of items in the list, or zero when it is empty.", "", "x", "Ünïcode — 日本語 " * 5]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import sys
 import wave
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -352,3 +354,26 @@ def test_a_set_that_tests_what_it_trains_is_refused(parts: dict[str, Any], tmp_p
     (folder / "9.wav").unlink()
     with pytest.raises(InputError, match=r"9\.wav does not exist"):
         SalmonnTrial(**parts | {"data": str(folder)}).run()
+
+
+HEARS = """
+import json, sys
+print(json.dumps({"ready": True}), flush=True)
+for line in sys.stdin:
+    texts = ["the queen slept" for _ in json.loads(line)["items"]]
+    print(json.dumps({"outputs": {"text": texts}}), flush=True)
+"""
+
+
+def test_a_peer_transcribes_for_a_cascade_of_its_own(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ears.py").write_text(HEARS)
+    peer = shlex.join([sys.executable, str(tmp_path / "ears.py")])
+    options = parts | {"also": ("cascade",), "encoders": ("whisper:tiny.en",), "seed": 4, "stories": 0, "peer": peer}
+    result = SalmonnTrial(**options).run()
+    ours, theirs = result.arms[-2:]
+    assert (theirs.name, theirs.role, theirs.status, theirs.error) == ("peer: ears.py", "peer", "ok", "")
+    assert theirs.samples["words"] == ours.samples["words"]  # `Talking` hears the same
+    assert theirs.values[SOUNDS].estimate == ours.values[SOUNDS].estimate
+    assert (WER, "peer: ears.py", MAIN) in {(c.metric, c.baseline, c.arm) for c in result.comparisons}

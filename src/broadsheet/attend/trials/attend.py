@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel
 
 from broadsheet.attend.base import Attention
+from broadsheet.attend.trials import peers as peering
 from broadsheet.attend.trials.longtexts import LongText, long_texts
 from broadsheet.attend.trials.metrics import FULL, ONE_PIECE, TRUNCATION, Plan, figures, metrics, notes, outputs
 from broadsheet.attend.trials.reader import DECODED, LongTextReader, Reading
@@ -25,8 +26,10 @@ from broadsheet.data import corpora
 from broadsheet.methods import call_of, hyperparameters
 from broadsheet.options import option
 from broadsheet.page import discovery, papers
+from broadsheet.trial import peers
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Outputs
+from broadsheet.trial.external import ExternalProcess
 from broadsheet.trial.results import Curve
 
 
@@ -96,6 +99,12 @@ class AttendTrial(Trial):
     texts: int = option(3, "Long texts that are read.", least=2)
     questions: int = option(10, "Passwords in each text.", least=0)
     scored: int = option(512, "Tokens before each length whose loss is measured.", quick=256, least=DECODED + 1)
+    peer: str | None = option(
+        None,
+        "A peer, measured beside ours: `kvpress` (`broadsheet peer` builds it), or a program that reads the texts "
+        "(docs/external.md).",
+        metavar="NAME|COMMAND",
+    )
     text_field: str = option("text", "The field of the data that holds the text.")
     dtype: str = option("float32", "Of the model.", metavar="NAME")
 
@@ -105,6 +114,7 @@ class AttendTrial(Trial):
         return {"n_local": trial.window} if "n_local" in hyperparameters(kind) else {}
 
     def check(self) -> None:
+        self._peer = peers.parse(self.peer, self.stage) if self.peer else None
         if not self.lengths or any(b <= a for a, b in pairwise((0, *self.lengths))):
             raise InputError(
                 f"got --lengths {_listed(self.lengths)}; expected ascending whole numbers, such as 1024,2048,4096"
@@ -183,6 +193,10 @@ class AttendTrial(Trial):
             reading = reader.one_piece if each.trial.one_piece else reader.chunks
             way = WayToRead(reading, each.method, each.paper)
             arms.append(ModelArm.of(each.name, way, None, call_of(each.method)))
+        if self._peer:
+            command = peering.command(self._peer, self.model, self.dtype)
+            about = self._peer.peer.about if self._peer.peer else " ".join(command)
+            arms.append(ModelArm(self._peer.label, lambda: ExternalProcess(command), "peer", about))
         return arms
 
     def claims(self) -> list[Claim]:
@@ -200,7 +214,8 @@ class AttendTrial(Trial):
         rivals = [
             (TRUNCATION if rival == FULL else rival, each) for each in self._methods if (rival := self._rival(each))
         ]
-        return [(rival, each.name) for rival, each in rivals if not (rival == TRUNCATION and each.trial.one_piece)]
+        found = [(rival, each.name) for rival, each in rivals if not (rival == TRUNCATION and each.trial.one_piece)]
+        return found + [(self._peer.label, each.name) for each in self._methods if self._peer]
 
     def figures(self, outcome: Outcome) -> list[Curve]:
         return figures(outcome.results, self._texts, self._reader.plan)
@@ -254,6 +269,8 @@ class AttendTrial(Trial):
 
     def _arm(self, arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
         """A way of reading, under a method or none, as an arm."""
+        if arm.role == "peer":
+            return peering.external(arm.name, arm.description, lazy(), self._reader.plan)
         reader, warm = self._reader, False
 
         def run(texts: Sequence[LongText]) -> Outputs | Measured:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,11 +20,14 @@ from broadsheet.data.corpora import Corpus
 from broadsheet.decode.aded import ADED
 from broadsheet.decode.base import DecodeStats
 from broadsheet.decode.table import TrigramTable
+from broadsheet.decode.trials import peers as peering
 from broadsheet.decode.trials import prompts as tasks
 from broadsheet.decode.trials.prompts import KINDS, DecodePrompt
 from broadsheet.options import option
+from broadsheet.trial import peers
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Metric
+from broadsheet.trial.external import ExternalProcess
 from broadsheet.trial.results import ArmResult, Distribution
 
 if TYPE_CHECKING:
@@ -142,8 +145,19 @@ class AdedTrial(Trial):
     published: bool = option(
         False, "Also the method as the authors' code has it: their search, 64 draft tokens in every step."
     )
+    peer: str | None = option(
+        None,
+        "A peer, measured beside ours: `xllamacpp` writes, `draftretriever` drafts (`broadsheet peer` builds them); "
+        "or a program that writes (docs/external.md).",
+        metavar="NAME|COMMAND",
+    )
     text_field: str = option("text", "The field of the data that holds the text.")
     dtype: str = option("float32", "Of the model; identical output is claimed for float32.", metavar="NAME")
+
+    def check(self) -> None:
+        self._peer = peers.parse(self.peer, "decode") if self.peer else None
+        if self._peer and self._peer.peer and not peering.drafts(self._peer):
+            peering.gguf(self._peer.peer.name, self.model)
 
     def question(self) -> str:
         return f"How much faster does {self.model_name} write the same text with drafts from tri-grams?"
@@ -156,7 +170,8 @@ class AdedTrial(Trial):
         documents = tasks.choose(self._corpus, self.prompts + self.warm, self.seed)
         self._items = tasks.make(documents[: self.prompts], tokenizer)
         self._warm = tasks.make(documents[self.prompts :], tokenizer)
-        self._table = self._built(self._corpus, {tasks.beginning(document) for document in documents}, tokenizer)
+        self._excluded = {tasks.beginning(document) for document in documents}
+        self._table = self._built(self._corpus, self._excluded, tokenizer)
         self._writer = TimedWriter(model, self.tokens)
         self._reference = Reference(self._writer)
         self._seconds = step_seconds(self._writer, self._items[0])
@@ -215,7 +230,23 @@ class AdedTrial(Trial):
                 ModelArm(name, make, None if name == MAIN else "sibling", description, ADED.paper)
                 for name, (make, description) in drafters.items()
             ),
+            *self._peers(),
         ]
+
+    def _peers(self) -> list[ModelArm]:
+        """The peer as an arm: a program that writes, or one that drafts for this model."""
+        call = self._peer
+        if call is None:
+            return []
+        more: dict[str, Any] = {}
+        if peering.drafts(call):
+            file = self.workdir / "texts.jsonl"
+            if not file.exists():
+                peering.write_texts(file, self._texts(self._corpus, self._excluded), self.loaded.tokenizer)
+            more = {"texts": str(file), "vocabulary": self._writer.never}
+        command = peering.command(call, self.model, self._items, self.tokens, **more)
+        about = call.peer.about if call.peer else " ".join(call.words)
+        return [ModelArm(call.label, lambda: ExternalProcess(command), "peer", about)]
 
     def claims(self) -> list[Claim]:
         return [
@@ -227,7 +258,8 @@ class AdedTrial(Trial):
         ]
 
     def also_compare(self) -> list[tuple[str, str]]:
-        return [(LOOKUP, arm.name) for arm in self.arms() if arm.paper]
+        beside = [(LOOKUP, arm.name) for arm in self.arms() if arm.paper]
+        return [*beside, *([(self._peer.label, MAIN)] if self._peer else [])]
 
     def figures(self, outcome: Outcome) -> list[Distribution]:
         usable = outcome.usable
@@ -242,23 +274,53 @@ class AdedTrial(Trial):
         ]
 
     def notes(self, outcome: Outcome) -> list[str]:
-        return _notes(outcome.usable, self._items, self._seconds, self.dtype)
+        notes = _notes(outcome.usable, self._items, self._seconds, self.dtype)
+        peer = outcome.usable.get(self._peer.label) if self._peer and not peering.drafts(self._peer) else None
+        if peer and (different := int(len(self._items) - sum(peer.samples["identical output"]))):
+            notes.append(
+                f"{different} of the {len(self._items)} texts of {peer.name} differ from greedy decoding's here: it "
+                "runs the model itself, in a precision of its own; its speed is that of its own texts."
+            )
+        return notes
 
     def _built(self, corpus: Corpus, excluded: set[str], tokenizer: Any) -> TrigramTable:
         """A table of documents that no prompt is made from, nor begins like."""
+        return TrigramTable.from_texts(self._texts(corpus, excluded), tokenizer)
 
-        def texts() -> Iterator[str]:
-            size = 0
-            for document in corpus.take(_TABLE_DOCUMENTS, self.seed):
-                if size >= 1e6 * self.megabytes:
-                    return
-                if tasks.beginning(document) not in excluded:
-                    size += len(document.text.encode("utf-8", "replace"))
-                    yield document.text
+    def _texts(self, corpus: Corpus, excluded: set[str]) -> Iterator[str]:
+        """The texts that tables are made of."""
+        size = 0
+        for document in corpus.take(_TABLE_DOCUMENTS, self.seed):
+            if size >= 1e6 * self.megabytes:
+                return
+            if tasks.beginning(document) not in excluded:
+                size += len(document.text.encode("utf-8", "replace"))
+                yield document.text
 
-        return TrigramTable.from_texts(texts(), tokenizer)
+    def _external(self, arm: ModelArm, process: ExternalProcess) -> Arm:
+        """A peer: what it writes is compared with greedy decoding; what it drafts is verified by this model."""
+        drafter = peering.ExternalDrafter(process)
+        drafting = self._peer is not None and peering.drafts(self._peer)
+
+        def run(block: Sequence[DecodePrompt]) -> Measured:
+            expected = [self._reference.tokens(prompt) for prompt in block]
+            if drafting:
+                written = [self._writer(prompt, custom_generate=drafter) for prompt in block]
+                return measured(list(zip(written, expected, strict=True)))
+            asked = [{"tokens": list(prompt.tokens), "new_tokens": self.tokens} for prompt in block]
+            answer = process.run(asked)
+            tokens, seconds = (answer.outputs.get(name, []) for name in ("tokens", "seconds"))
+            if {len(tokens), len(seconds)} != {len(block)} or any(len(each) != self.tokens for each in tokens):
+                raise ValueError(f"expected `seconds` and {self.tokens} `tokens` for each of {len(block)} prompts")
+            runs = [Written(list(ids), spent, self.tokens) for ids, spent in zip(tokens, seconds, strict=True)]
+            return replace(measured(list(zip(runs, expected, strict=True))), peak_bytes=answer.peak_bytes)
+
+        return Arm(arm.name, run, description=arm.description, prepare=process.start, close=process.close)
 
     def _arm(self, arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
+        if arm.role == "peer":
+            return self._external(arm, lazy())
+
         def run(block: Sequence[DecodePrompt]) -> Measured:
             write: Write = lazy()
             return measured([(write(prompt), self._reference.tokens(prompt)) for prompt in block])

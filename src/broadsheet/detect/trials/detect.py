@@ -26,6 +26,7 @@ from broadsheet.detect.reading import ForwardPass, Reader
 from broadsheet.detect.trials.pairs import ContinuationWriter, PairConfig, TextPair, match, passages, write_pairs
 from broadsheet.options import option
 from broadsheet.page import papers
+from broadsheet.trial import peers
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Metric
 from broadsheet.trial.external import ExternalProcess
@@ -97,8 +98,8 @@ class DetectTrial(Trial):
     peer: str | None = option(
         None,
         "A program that scores texts, measured beside ours (docs/external.md; items are texts, and the output `score` "
-        "has one number for each).",
-        metavar="COMMAND",
+        "has one number for each), or a known peer (`broadsheet peer`).",
+        metavar="NAME|COMMAND",
     )
     text_field: str = option("text", "The field of the data that holds the text.")
     dtype: str = option("float32", "Of the models.", metavar="NAME")
@@ -108,6 +109,7 @@ class DetectTrial(Trial):
             raise InputError(
                 "got --machine and --generator; expected texts that are there, or a model that writes them"
             )
+        self._peer_call = peers.parse(self.peer, self.stage) if self.peer else None
 
     def question(self) -> str:
         writer = self.machine or models.title(self.generator or self.model)
@@ -157,10 +159,9 @@ class DetectTrial(Trial):
             ]
         if self.regenerations:
             arms.append(ModelArm.of("DNA-GPT", RESAMPLING["DNA-GPT"](n_regenerations=self.regenerations)))
-        if self.peer:
-            command = shlex.split(self.peer)
-            name = f"peer: {Path(command[-1]).name}"
-            arms.append(ModelArm(name, lambda: ExternalProcess(command), "peer", shlex.join(command)))
+        if self._peer_call:
+            command = self._peer_call.command()
+            arms.append(ModelArm(self._peer_call.label, lambda: ExternalProcess(command), "peer", shlex.join(command)))
         return arms
 
     def claims(self) -> list[Claim]:
@@ -171,6 +172,11 @@ class DetectTrial(Trial):
             for kind in self._detectors()
             if kind.beats
         ]
+
+    def also_compare(self) -> list[tuple[str, str]]:
+        if not self._peer_call:
+            return []
+        return [(self._peer_call.label, kind.title or kind.__name__) for kind in self._detectors()]
 
     def figures(self, outcome: Outcome) -> list[Distribution]:
         return _figures(outcome.results, self._texts.settings)

@@ -29,6 +29,7 @@ from broadsheet.hear.training.fitting import TrainOutput, fit
 from broadsheet.hear.training.warm_start import warm_start
 from broadsheet.hear.trials.cascade import Cascade, ZeroFeatures
 from broadsheet.hear.trials.metrics import SPEECH, HearTask
+from broadsheet.hear.trials.peers import ExternalTranscriber
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
 from broadsheet.trial.base import Trial
@@ -99,6 +100,7 @@ class TrainedArms(Trial):
         self.jobs_: list[HearTask] = []
         self.models_: dict[str, Any] = {}
         self.frozen_: dict[str, Tensor] = {}
+        self.peer_name_, self.peer_command_ = "", list[str]()
 
     def _build(self, encoders: Sequence[Mapping[str, Any]], connector: str) -> SalmonnForConditionalGeneration:
         """A new model, untrained."""
@@ -144,7 +146,10 @@ class TrainedArms(Trial):
         if name not in self.models_:
             made: Any
             try:
-                made = self._cascade() if name == CASCADE else self._load(self._trained(name), name)
+                if name in (CASCADE, self.peer_name_):
+                    made = self._cascade(name)
+                else:
+                    made = self._load(self._trained(name), name)
             except Exception as error:
                 made = error
             self.models_[name] = made
@@ -152,8 +157,10 @@ class TrainedArms(Trial):
             raise self.models_[name]
         return self.models_[name]
 
-    def _cascade(self) -> Cascade:
-        whisper: Any = next(part for part in self.parts_ if hasattr(part, "transcribe"))
+    def _cascade(self, name: str) -> Cascade:
+        whisper: Any = ExternalTranscriber(self.peer_command_)
+        if name == CASCADE:
+            whisper = next(part for part in self.parts_ if hasattr(part, "transcribe"))
         model, tokenizer = models.load(self.model, device=self.device, dtype=self.dtype)
         self._share(model)
         own = {question.instruction for job in self.jobs_ if job.name == SPEECH for question in job.questions}

@@ -42,10 +42,12 @@ from broadsheet.hear.trials.cascade import PrecomputedFeatures, ZeroFeatures
 from broadsheet.hear.trials.following import FOLLOWED, RULES, STORIES, account, stories
 from broadsheet.hear.trials.metrics import SCORED, SOUNDS, SPEECH, WER, AudioQuestion, HearTask, jobs, questions
 from broadsheet.hear.trials.notes import beside, loss_curve, trained
+from broadsheet.hear.trials.peers import ExternalTranscriber, command
 from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
 from broadsheet.report.words import memory
+from broadsheet.trial import peers
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Outputs
 from broadsheet.trial.results import ArmResult, Curve, TrialResult
@@ -99,8 +101,15 @@ class SalmonnTrial(TrainedArms):
     test: int = option(60, "Test rows of asr and of sound, and half as many of each other task.", quick=6, least=1)
     stories: int = option(12, "Test clips that a story is asked about; 0: none.", quick=2, least=0)
     story_tokens: int = option(80, "Of a story at most.", least=1)
+    peer: str | None = option(
+        None,
+        "A peer that transcribes for a second cascade: `faster_whisper` (`broadsheet peer` builds it), or a program "
+        "(docs/external.md).",
+        metavar="NAME|COMMAND",
+    )
 
     def check(self) -> None:
+        self._peer = peers.parse(self.peer, self.stage) if self.peer else None
         if not self.encoders:
             raise InputError("got no --encoders; expected one or more, such as whisper:tiny.en")
 
@@ -134,6 +143,9 @@ class SalmonnTrial(TrainedArms):
         without |= set() if any(hasattr(part, "transcribe") for part in self.parts_) else {CASCADE}
         wanted = [STACK, MAIN, *(name for short, name in OPTIONAL.items() if short in self.also)]
         self._chosen = [name for name in wanted if name not in without]
+        if self._peer:
+            self.peer_name_, self.peer_command_ = self._peer.label, command(self._peer, for_speech(self.settings_))
+            self._chosen.append(self.peer_name_)
         self._listeners: dict[Any, Callable[[Sequence[AudioQuestion]], Any]] = {}
         self.jobs_ = self._jobs()
         known = _content(self.rows_)
@@ -166,8 +178,8 @@ class SalmonnTrial(TrainedArms):
             ModelArm(
                 name,
                 lambda name=name: self._model(MAIN if name == SHUFFLED else name),  # type: ignore[misc]
-                "baseline" if name == STACK else None,
-                ABOUT[name],
+                "baseline" if name == STACK else "peer" if name == self.peer_name_ else None,
+                ABOUT.get(name, "the peer's transcript, read by the language model without an adapter"),
                 SalmonnForConditionalGeneration.paper if name in _PAPERS else "",
             )
             for name in self._chosen
@@ -180,6 +192,7 @@ class SalmonnTrial(TrainedArms):
     def also_compare(self) -> list[tuple[str, str]]:
         wanted = [(name, MAIN) for name in (SHUFFLED, ONE, COLD, SILENT, CASCADE)]
         wanted += [(MAIN, ACTIVATED), (MAIN, REHEARSED), (ACTIVATED, REHEARSED)]
+        wanted += [(self.peer_name_, name) for name in (MAIN, CASCADE)]
         return [pair for pair in wanted if set(pair) <= set(self._chosen)]
 
     def figures(self, outcome: Outcome) -> list[Curve]:
@@ -312,6 +325,16 @@ class SalmonnTrial(TrainedArms):
             choices = [each.labels if job.name != SPEECH and len(each.labels) in _CHOICES else () for each in block]
             return job.outputs(block, model().answers(requests, choices=choices, **job.generation))
 
+        if arm.role == "peer":
+
+            def start() -> None:
+                model().encoder.start()
+
+            def close() -> None:
+                if self.peer_name_ in self.models_:
+                    getattr(self.models_[self.peer_name_], "encoder", ExternalTranscriber(())).close()
+
+            return Arm(arm.name, read, description=arm.description, prepare=start, close=close)
         if arm.name == CASCADE:
             return Arm(arm.name, read, description=arm.description, prepare=model.prepare)
         shared = self._listener(arm.name)
