@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import suite
+from forks import fresh
 
 pytestmark = pytest.mark.paper("(other)")  # though papers are parameters here
 
@@ -131,6 +132,13 @@ def test_child_processes_count_when_they_have_ended():
     before = suite.cpu_seconds()
     subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
     assert suite.cpu_seconds() > before
+
+
+def test_processes_of_the_fork_server_count_when_they_have_ended():
+    assert fresh(sum, [1]) == 1  # the server is there by now
+    before = suite.forked_seconds()
+    assert fresh(sum, range(30_000_000)) > 0
+    assert suite.forked_seconds() >= before + 0.1
 
 
 def test_as_many_workers_as_cores_and_memory_allow(monkeypatch):
