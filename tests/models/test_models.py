@@ -29,6 +29,7 @@ from broadsheet import models
 from broadsheet.console import InputError
 from broadsheet.models import embedded, hub, reading, wheels
 from broadsheet.models.safefiles import check_folder, check_safetensors, read_gguf
+from broadsheet.models.tokens import token_id
 
 CLOSED = "http://user:secret@127.0.0.1:9"  # nothing listens there
 
@@ -930,3 +931,13 @@ def test_a_class_without_sdpa_gets_eager_attention(tmp_path, tiny_tokenizer):
     tiny_tokenizer().save_pretrained(tmp_path / "it")
     model, _ = models.load(tmp_path / "it", device="cpu")
     assert model.config._attn_implementation == "eager"
+
+
+def test_a_tokens_id_is_what_the_vocabulary_says(tiny_tokenizer):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<mine>"])
+    for unknown in ("<|endoftext|>", None):
+        tokenizer.unk_token = unknown
+        vocabulary = tokenizer.get_vocab()
+        assert {token: token_id(tokenizer, token) for token in vocabulary} == vocabulary
+        assert token_id(tokenizer, "no such token") is None
