@@ -47,6 +47,26 @@ def default_model() -> Loaded:
     return models.load("default", device="cpu", dtype="float32")
 
 
+@pytest.fixture
+def first_layers(default_model: Loaded) -> Callable[[int], LlamaForCausalLM]:
+    """`first_layers(8)`: a copy of the default model that ends after its first layers, to be trained in seconds."""
+
+    def make(layers: int) -> LlamaForCausalLM:
+        import copy
+
+        whole = default_model.model
+        kept = whole.model.layers
+        try:
+            whole.model.layers = kept[:layers]
+            model = copy.deepcopy(whole)
+        finally:
+            whole.model.layers = kept
+        model.config.num_hidden_layers = layers
+        return model
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     """`tiny_tokenizer(chat=True)`: a new byte-level tokenizer of 272 tokens that reads any text; digits stand alone."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import suite
+from forks import fresh
 
 pytestmark = pytest.mark.paper("(other)")  # though papers are parameters here
 
@@ -133,6 +136,13 @@ def test_child_processes_count_when_they_have_ended():
     assert suite.cpu_seconds() > before
 
 
+def test_processes_of_the_fork_server_count_when_they_have_ended():
+    assert fresh(sum, [1]) == 1  # the server is there by now
+    before = suite.forked_seconds()
+    assert fresh(sum, range(30_000_000)) > 0
+    assert suite.forked_seconds() >= before + 0.1
+
+
 def test_as_many_workers_as_cores_and_memory_allow(monkeypatch):
     import psutil
 
@@ -174,7 +184,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _alone(*options: str) -> tuple[int, list[str]]:
+    for name in [name for name in os.environ if name.startswith(("PYTEST_", "OMP_", "COV_"))]:
+        del os.environ[name]
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        status = pytest.main(["-p", "no:randomly", "-W", "ignore::pytest.PytestAssertRewriteWarning", *options])
+    return int(status), said.getvalue().splitlines()
+
+
 def run(folder: Path, *options: str) -> tuple[int, list[str]]:
+    """Exit status and lines of a run of the folder's suite, in a process of its own."""
+    return fresh(_alone, *options, cwd=folder, path=[str(Path(suite.__file__).parent)])
+
+
+def run_workers(folder: Path, *options: str) -> tuple[int, list[str]]:
+    """The same with the processes that xdist starts: from an ordinary interpreter, as `make test` does."""
     support = Path(suite.__file__).parent
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "OMP_", "COV_"))}
     done = subprocess.run(
@@ -189,7 +214,7 @@ def run(folder: Path, *options: str) -> tuple[int, list[str]]:
 
 
 def test_two_workers_report_what_each_paper_took(folder):
-    status, lines = run(folder, "-vv", "-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder", "--budget")
+    status, lines = run_workers(folder, "-vv", "-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder", "--budget")
     assert status == 1
     assert "1 failed, 10 passed" in lines[-1]
     rows = {line.split()[0] for line in lines if line.startswith("[gw") and "test_page.py" in line}

@@ -162,7 +162,7 @@ def test_a_package_of_ones_own_is_made_grows_and_is_installed_by_pip(tmp_path):
         (*new, "last_words", "--title", "Last words"),
         (*new, "last_words", "--title", "Last words"),
         root=tmp_path,
-        path=str(ROOT / "src"),
+        path=[str(ROOT / "src")],
     )
     assert first[0] == second[0] == 0, (first, second)
     assert refused[0] == 2
@@ -176,7 +176,7 @@ def test_a_package_of_ones_own_is_made_grows_and_is_installed_by_pip(tmp_path):
         ("pytest", str(mine / "tests")),
         ("show", "sorted(papers.stage_methods('detect'))"),
         root=tmp_path,
-        path=f"{ROOT / 'src'}:{site}",
+        path=[str(ROOT / "src"), str(site)],
     )
     rows = {row["id"]: row for row in json.loads(listed[1])}
     assert rows["first_words"]["package"] == rows["last_words"]["package"] == "mine"

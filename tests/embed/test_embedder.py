@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forks import python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lm_zoo import CONFIGS, make
@@ -250,7 +249,8 @@ def test_sentence_transformers_alone_reads_the_folder_in_a_fresh_process(
         "import sys, numpy; from sentence_transformers import SentenceTransformer as S; "
         "numpy.save(sys.argv[2], S(sys.argv[1], trust_remote_code=True, device='cpu').encode(['hello world', 'a']))"
     )
-    subprocess.run([sys.executable, "-c", program, tmp_path / "saved", tmp_path / "v.npy"], check=True)
+    read = python(program, tmp_path / "saved", tmp_path / "v.npy")
+    assert read.returncode == 0, read.stderr
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), made.encode(["hello world", "a"]), atol=1e-5)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forks import python
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_zoo import CONFIGS, make
@@ -414,7 +413,8 @@ def test_saved_folders_are_read_back_in_a_fresh_process(tmp_path, tiny_model, ti
         made = SentenceTransformer(modules=parts, device="cpu")
         made.save(str(tmp_path / name))
         expected[name] = made.encode(TEXTS[:2])
-    subprocess.run([sys.executable, "-c", READ_BACK, *(tmp_path / name for name in expected)], check=True)
+    read_back = python(READ_BACK, *(tmp_path / name for name in expected))
+    assert read_back.returncode == 0, read_back.stderr
     for name, vectors_ in expected.items():
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), vectors_, atol=1e-6)
         read = load(tmp_path / name, device="cpu")

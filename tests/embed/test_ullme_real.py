@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import numpy as np
@@ -32,8 +31,8 @@ ITEMS = [
 ]
 
 
-def test_chunks_and_whole_batches_agree_and_a_few_steps_tell_right_from_wrong(default_model):
-    model = embedder((copy.deepcopy(default_model.model), default_model.tokenizer), attention="bidirectional")
+def test_chunks_and_whole_batches_agree_and_a_few_steps_tell_right_from_wrong(default_model, first_layers):
+    model = embedder((first_layers(4), default_model.tokenizer), attention="bidirectional")
     adapters.add(model.encoder.model, 8)
     objective = GRL(model, weights=(1.0, 1.0, 1.0))
     weights = [weight for weight in [*model.parameters(), *objective.parameters()] if weight.requires_grad]
@@ -46,7 +45,7 @@ def test_chunks_and_whole_batches_agree_and_a_few_steps_tell_right_from_wrong(de
     torch.testing.assert_close(rows[0], rows[1], atol=1e-5 * float(rows[1].abs().max()) + 1e-6, rtol=1e-3)
     pairs = [(item["query"], text) for item in ITEMS for text in (item["positive"], item["negatives"][0])]
     before = mean_log_probs(model.encoder, pairs).reshape(-1, 2)
-    optimizer = torch.optim.AdamW(weights, lr=5e-4)
+    optimizer = torch.optim.AdamW(weights, lr=2e-3)
     losses = []
     for _ in range(3):
         optimizer.zero_grad()

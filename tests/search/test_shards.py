@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import torch
-import two_processes
 from kills import Killed, dying
 from sentence_transformers import SentenceTransformer
 
@@ -102,7 +102,7 @@ def process(
 
 def processes(given: list[tuple[Any, ...]]) -> list[int | None]:
     """The exit codes of new processes that run beside each other; no fork of this one, which threads do not survive."""
-    new = two_processes.context()
+    new = forks.context()
     threads = {"threads": torch.get_num_threads()}
     started = [new.Process(target=process, args=each, kwargs=threads) for each in given]
     for each in started:

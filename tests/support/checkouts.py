@@ -2,61 +2,73 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import shutil
-import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+
+from forks import forget, fresh
 
 ROOT = Path(__file__).parents[2]
-_RUN = """
-import contextlib, io, json, sys
 
-def broadsheet(*arguments):
+
+def broadsheet(*arguments: str) -> None:
     from broadsheet.cli.app import main
+
     sys.argv = ["broadsheet", *arguments]
     main()
 
-def pytest(*arguments):
+
+def pytest(*arguments: str) -> None:
     import pytest
+
     sys.exit(pytest.main(["-p", "no:cacheprovider", *arguments]))
 
-def oracles(*arguments):
+
+def oracles(*arguments: str) -> None:
     sys.path.insert(0, "tests")
     sys.argv = ["oracles", *arguments]
     import oracles
+
     sys.exit(oracles.main())
 
-def fill(path, text):
-    with open(path, "w") as file:
-        file.write(text)
 
-def show(code):
+def fill(path: str, text: str) -> None:
+    Path(path).write_text(text)
+
+
+def show(code: str) -> None:
     from broadsheet.page import discovery, papers
-    print(json.dumps(eval(code)))
 
-done = []
-for name, *arguments in json.load(sys.stdin):
-    out, err = io.StringIO(), io.StringIO()
-    status = 0
-    for module in [m for m in sys.modules if m.partition(".")[0] in ("broadsheet", "oracle_adapters")]:
-        del sys.modules[module]  # what a command imports is new, as in a process of its own
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            globals()[name](*arguments)
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-    done.append([status, out.getvalue(), err.getvalue()])
-print(json.dumps(done))
-"""
+    print(json.dumps(eval(code, {"discovery": discovery, "papers": papers})))
+
+
+KINDS = {"broadsheet": broadsheet, "pytest": pytest, "oracles": oracles, "fill": fill, "show": show}
+
+
+def _commands(commands: tuple[tuple[str, ...], ...]) -> list[tuple[int, str, str]]:
+    """In the process of its own: exit status, stdout and stderr of each command."""
+    done = []
+    for kind, *arguments in commands:
+        out, err = io.StringIO(), io.StringIO()
+        status = 0
+        forget("broadsheet", "oracle_adapters", "oracles")  # what a command imports is new
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                KINDS[kind](*arguments)
+            except SystemExit as ended:
+                status = int(ended.code or 0)
+        done.append((status, out.getvalue(), err.getvalue()))
+    return done
 
 
 def copied(folder: Path) -> Path:
     """The checkout's sources, docs and pages in `folder`; of tests the oracles, adapters and fixtures alone."""
-    for name in ("src", "docs", "evidence"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "images"))
+    shutil.copytree(ROOT / "src", folder / "src")  # compiled files too: nothing is compiled again
+    for name in ("docs", "evidence"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("images"))
     for name in ("tests/oracle_adapters", "tests/support"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "tests" / "oracles").mkdir()
@@ -65,26 +77,16 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def run(*commands: tuple[str, ...], root: Path, path: str = "") -> list[tuple[int, str, str]]:
+def run(*commands: tuple[str, ...], root: Path, path: list[str] | None = None) -> list[tuple[int, str, str]]:
     """Run commands one after another in one process, in `root`; (exit status, stdout, stderr) of each.
 
     Args:
         commands: `("broadsheet", "papers")`, `("pytest", "tests/x.py")`, `("oracles", "tests/oracles")`,
             `("fill", file, text)`, or `("show", an expression)`, whose value is printed as JSON.
-        path: what `PYTHONPATH` is; the sources of `root` by default.
+        path: folders that modules are looked for in first; the sources of `root` by default.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", _RUN],
-        cwd=root,
-        env=os.environ | {"PYTHONPATH": path or str(root / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    results: list[Any] = json.loads(done.stdout.splitlines()[-1])
-    return [(int(status), out, err) for status, out, err in results]
+    results: list[tuple[int, str, str]] = fresh(_commands, commands, cwd=root, path=path or [str(root / "src")])
+    return results
 
 
 def contents(folder: Path) -> dict[str, str]:

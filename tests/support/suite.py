@@ -38,8 +38,24 @@ def workers() -> int:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
-    return sum(os.times()[:4])
+    """Of this process and of its children that have ended, those included that the server of `forks` began."""
+    return sum(os.times()[:4]) + forked_seconds()
+
+
+def forked_seconds() -> float:
+    """Of the processes that have ended of those that the server of `forks` began; 0.0 without a server."""
+    from multiprocessing.forkserver import _forkserver
+
+    server = getattr(_forkserver, "_forkserver_pid", None)
+    if server is None:
+        return 0.0
+    import psutil
+
+    try:
+        spent = psutil.Process(server).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(spent.children_user + spent.children_system)
 
 
 def paper_ids() -> frozenset[str]:

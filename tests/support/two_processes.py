@@ -1,30 +1,14 @@
-"""Processes of a gloo group, and others, in these tests: how they begin and how they end."""
+"""Processes of a gloo group in these tests: how they begin and how they end."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable
-from multiprocessing.context import ForkServerContext
 from typing import Any
 
 import torch
 import torch.distributed as dist
-
-# What the server imports once, so that a process begins in no time.
-IMPORTED = [
-    "peft",
-    "pytest",
-    "sentence_transformers",
-    "transformers.models.llama.modeling_llama",
-    "broadsheet.training",
-]
-
-
-def context() -> ForkServerContext:
-    """Of new processes: forks of a server that has imported the libraries and has no threads to lose."""
-    multiprocessing.set_forkserver_preload(IMPORTED)
-    return multiprocessing.get_context("forkserver")
+from forks import context
 
 
 def both(work: Callable[..., None], *given: Any) -> None:

@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from forks import begin
 from loopback import Loopback, body, call, drop, slow, status
 
 from broadsheet.console import InputError
@@ -282,10 +283,10 @@ def test_a_killed_run_resumes_with_what_is_missing(tmp_path):
         "Teacher.load('endpoint:tiny', url=sys.argv[1], concurrency=1).chat([f'p{i}' for i in range(10)])\n"
     )
     children = []
-    kill = call(lambda: os.kill(children[0].pid, signal.SIGKILL))
+    kill = call(lambda: os.kill(children[0].process.pid, signal.SIGKILL))
     with Loopback(faults=[None] * 4 + [kill]) as server:
-        children.append(subprocess.Popen([sys.executable, "-c", program, server.url], env=os.environ))
-        assert children[0].wait(60) == -signal.SIGKILL
+        children.append(begin(program, server.url))
+        assert children[0].finish().returncode == -signal.SIGKILL
         assert len(server.requests) == 5
         teacher = load(server)
         answers = teacher.chat([f"p{i}" for i in range(10)])

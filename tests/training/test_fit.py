@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forks import python
 from torch import nn
 from toys import Clock, Line, Squares, points, same, weights
 from transformers import TrainerCallback
@@ -74,11 +74,7 @@ fit(Line(), points(), Squares(), Path(sys.argv[1]), steps=8, batch_size=4, learn
 def test_a_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     whole, resumed = Line(), Line()
     one = fit(whole, points(), Squares(), tmp_path / "whole", accumulate=2, **ALWAYS)
-    environment = {"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "cut")], capture_output=True, text=True, env=environment,
-        check=False,
-    )  # fmt: skip
+    killed = python(KILLED, tmp_path / "cut")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "cut").exists()
     (tmp_path / "cut.partial" / "checkpoint-99").mkdir()  # what a kill leaves of one

@@ -22,6 +22,7 @@ from broadsheet.embed.modules.layers import LeftEarly, decoder_layers, leave_aft
 from broadsheet.embed.modules.template import Template
 from broadsheet.models import adapters
 from broadsheet.models.attention import causal_in_blocks
+from broadsheet.models.tokens import token_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -141,10 +142,10 @@ class CausalEncoder(InputModule):
         Raises:
             InputError: the tokenizer does not have it.
         """
-        found = self.tokenizer.get_vocab().get(token)
+        found = token_id(self.tokenizer, token)
         if found is None:
             raise InputError(f"the tokenizer has no token {token!r}; add it, or choose one of its tokens")
-        return int(found)
+        return found
 
     # Texts to tokens
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 from broadsheet.console import InputError
+from broadsheet.models.tokens import token_id
 from broadsheet.rank.order import Identifiers, label_text
 from broadsheet.rank.prompts.pieces import Pieces
 
@@ -355,7 +356,7 @@ class Prompter:
             if whole[: len(self._bracket)] == self._bracket and len(whole) > len(self._bracket):
                 ids = whole[len(self._bracket) :]
             else:  # the tokenizer has "[A" as one token; in ids, "[" and "A" are still two
-                known = self.tokenizer.get_vocab().get(name)
+                known = token_id(self.tokenizer, name)
                 ids = self._pieces.piece(name) if known is None else [known]
             self._identifiers[position] = [] if self.tokenizer.unk_token_id in ids else ids
         return self._identifiers[position]
