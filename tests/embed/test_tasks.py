@@ -44,7 +44,7 @@ def alone(task: EvalTask, model: Any, **settings: Any) -> ArmResult:
 @pytest.fixture
 def pydocs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A small corpus in the place of `pydocs`."""
-    monkeypatch.setattr(tasks, "_pydocs", documents)
+    monkeypatch.setattr(tasks, "_pydocs", lambda data: documents())
     tasks.documentation.cache_clear()
     yield
     tasks.documentation.cache_clear()

@@ -12,6 +12,7 @@ from pathlib import Path
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
 from broadsheet.data import corpora
+from broadsheet.data.pydocs import is_pydocs
 from broadsheet.data.retrieval.beir import Beir
 from broadsheet.data.retrieval.documentation import Documentation
 from broadsheet.data.retrieval.lists import RankList
@@ -23,7 +24,7 @@ class ListSource:
     """Where lists come from, and how they are made.
 
     Args:
-        data: `pydocs`, or a BEIR folder (`corpus.jsonl`, `queries.jsonl`, `qrels/*.tsv`).
+        data: `pydocs` (or `pydocs:stdlib`), or a BEIR folder (`corpus.jsonl`, `queries.jsonl`, `qrels/*.tsv`).
         words: of a passage that is shown and searched; 0 for all.
         titles: of `pydocs`, whether passages show their function's name.
         run: a TREC run of a first stage over the BEIR folder; BM25 by default.
@@ -46,7 +47,7 @@ class ListSource:
         """
         if queries < 0 or candidates < 1:
             raise InputError(f"got {queries} queries of {candidates} candidates; expected from 0 and 1")
-        if self.data == "pydocs":
+        if is_pydocs(self.data):
             docs, corpus = self._documentation()
             lists = docs.test(queries or 100, candidates)
             about = f"{corpus.describe()}; {len(docs.entries):,} passages of at most {self.words or 'all'} words"
@@ -68,7 +69,7 @@ class ListSource:
         Raises:
             InputError: there are none.
         """
-        if self.data == "pydocs":
+        if is_pydocs(self.data):
             docs, corpus = self._documentation()
             return Lists(docs.train(lists, candidates, depth=depth), corpus.describe(), docs.fingerprint())
         beir = Beir(Path(self.data).expanduser(), self.words)
@@ -85,7 +86,7 @@ class ListSource:
     def _documentation(self) -> tuple[Documentation, corpora.Corpus]:
         if self.run:
             raise InputError("--run ranks the documents of a BEIR folder: give that as the data")
-        corpus = corpora.load("pydocs")
+        corpus = corpora.load(self.data)
         return Documentation(corpus, words=self.words, titles=self.titles, seed=self.seed), corpus
 
 
