@@ -93,6 +93,7 @@ def demo(out: Out = Path("runs")) -> None:
 
 def _run(paper: str, entry: str, given: dict[str, Any], out: Path, record: bool) -> None:
     from broadsheet import report
+    from broadsheet.data.resources import fingerprints
     from broadsheet.options import construct
     from broadsheet.page import evidence, replay
     from broadsheet.page.papers import load, page
@@ -107,6 +108,8 @@ def _run(paper: str, entry: str, given: dict[str, Any], out: Path, record: bool)
     result.title = row.title if row else result.title
     if made := replay.trained(trial.given()):
         result.provenance["trained"] = made
+    if named := fingerprints(trial.given()):
+        result.provenance["named data"] = named
     report.terminal(result, written=report.write(result, out))
     if record:
         if row is not None and row.kind == "method" and not result.claims:

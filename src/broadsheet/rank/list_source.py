@@ -13,6 +13,7 @@ from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
 from broadsheet.data import corpora
 from broadsheet.data.pydocs import is_pydocs
+from broadsheet.data.resources import local
 from broadsheet.data.retrieval.beir import Beir
 from broadsheet.data.retrieval.documentation import Documentation
 from broadsheet.data.retrieval.lists import RankList
@@ -52,7 +53,7 @@ class ListSource:
             lists = docs.test(queries or 100, candidates)
             about = f"{corpus.describe()}; {len(docs.entries):,} passages of at most {self.words or 'all'} words"
             return Lists(lists, about, docs.fingerprint())
-        beir = Beir(Path(self.data).expanduser(), self.words)
+        beir = Beir(local(self.data), self.words)
         run = read_run(Path(self.run)) if self.run else None
         lists = [each for each in beir.lists(self.split, candidates=candidates, run=run) if each.ids]
         if queries and len(lists) > queries:
@@ -72,7 +73,7 @@ class ListSource:
         if is_pydocs(self.data):
             docs, corpus = self._documentation()
             return Lists(docs.train(lists, candidates, depth=depth), corpus.describe(), docs.fingerprint())
-        beir = Beir(Path(self.data).expanduser(), self.words)
+        beir = Beir(local(self.data), self.words)
         run = read_run(Path(self.run)) if self.run else None
         split = "train" if self.split == "test" else self.split
         found = [each for each in beir.lists(split, candidates=candidates, run=run) if each.found]

@@ -25,6 +25,7 @@ from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
 from broadsheet.data import corpora
 from broadsheet.data.pydocs import is_pydocs
+from broadsheet.data.resources import local
 from broadsheet.data.retrieval.beir import Beir, searched
 from broadsheet.data.retrieval.documentation import Documentation
 from broadsheet.data.retrieval.duplicates import jaccard, near
@@ -143,7 +144,7 @@ def retrieval(
     if queries < 0 or passages < 0:
         raise InputError(f"got {queries} queries and {passages} passages; expected 0 (all) or more")
     if not is_pydocs(data):
-        return _beir(Path(data).expanduser(), queries, passages, words, split, seed)
+        return _beir(local(data), data, queries, passages, words, split, seed)
     docs = documentation(words, seed, data)
     asked = docs.pairs(queries or 100, held_out=True)
     others = {entry.id: entry.text for entry in docs.entries if docs.held_out(entry.package)}
@@ -157,7 +158,7 @@ def retrieval(
     )
 
 
-def _beir(folder: Path, queries: int, passages: int, words: int, split: str, seed: int) -> RetrievalTask:
+def _beir(folder: Path, name: str, queries: int, passages: int, words: int, split: str, seed: int) -> RetrievalTask:
     beir = Beir(folder, words)
     judged = beir.qrels(split)
     names = list(judged)
@@ -165,7 +166,7 @@ def _beir(folder: Path, queries: int, passages: int, words: int, split: str, see
         names = [names[i] for i in sorted(random.Random(seed).sample(range(len(names)), queries))]
     right = [d for name in names for d, relevance in judged[name].items() if relevance > 0 and d in beir.documents]
     corpus = _corpus({name: searched(text) for name, text in beir.documents.items()}, right, passages, seed)
-    about = f"{folder}: {len(names)} queries of the split {split!r} search {len(corpus):,} passages"
+    about = f"{name}: {len(names)} queries of the split {split!r} search {len(corpus):,} passages"
     return RetrievalTask(
         [Query(name, beir.queries[name]) for name in names], corpus, {name: judged[name] for name in names}, about
     )

@@ -11,6 +11,7 @@ from broadsheet import models
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.data.pydocs import is_pydocs
+from broadsheet.data.resources import local
 from broadsheet.embed.data import tasks
 from broadsheet.embed.trials.base import EmbedderTrial, perplexity_task, retrieval_task, training_note
 from broadsheet.options import option
@@ -135,7 +136,7 @@ class GEMTrial(EmbedderTrial):
             return [row["positive"] for row in rows]
         from broadsheet.data.retrieval import beir
 
-        found = beir.Beir(Path(self.data).expanduser(), self.words).documents
+        found = beir.Beir(local(self.data), self.words).documents
         others = sorted(set(found) - searched, key=lambda name: fingerprint([self.seed, name]))
         texts = [beir.searched(found[name]) for name in others[:wanted]]
         if len(texts) < self.batch:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
 from broadsheet.data.pydocs import is_pydocs
+from broadsheet.data.resources import local
 from broadsheet.embed.data import tasks
 from broadsheet.embed.trials.base import Count, EmbedderTrial, retrieval_task, training_note
 from broadsheet.models.safefiles import read_json
@@ -134,7 +135,7 @@ class LLMQLTrial(EmbedderTrial):
             return tasks.training_pairs(wanted, words=self.words, seed=self.seed, data=self.data)
         from broadsheet.data.retrieval.beir import Beir, searched
 
-        beir = Beir(Path(self.data).expanduser(), self.words)
+        beir = Beir(local(self.data), self.words)
         found = [
             {"query": beir.queries[query], "positive": searched(beir.documents[name])}
             for query, judged in beir.qrels("train").items()
