@@ -95,10 +95,11 @@ def _run(paper: str, entry: str, given: dict[str, Any], out: Path, record: bool)
     from broadsheet import report
     from broadsheet.data.resources import fingerprints
     from broadsheet.options import construct
-    from broadsheet.page import evidence, replay
+    from broadsheet.page import checkout, evidence, replay
     from broadsheet.page.papers import load, page
 
     writable(out)
+    checkout.commit()  # before anything is measured: it may be hours, and another commit, until it is recorded
     row = next((row for row in page() if row.id == paper), None)
     if record and row is not None:
         _check_oracles(row)
