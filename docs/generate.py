@@ -389,7 +389,7 @@ def main(arguments: list[str]) -> int:
                 path.write_text(new, encoding="utf-8")
     if not check:
         for name, why in all_stale().items():
-            print(f"evidence/{name}.json: {why}; make evidence PAPER={name} records it again")
+            print(f"evidence/{name}.json: {why}")
     for path in stale:
         print(f"{path.relative_to(ROOT)}: {'stale; run python docs/generate.py' if check else 'written'}")
     return 1 if check and stale else 0
