@@ -43,10 +43,11 @@ docs: $(VENV)/.installed-docs  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-# Labelled data that a recorded command names is looked for in DATA where it is not in place: make evidence DATA=folder
-evidence: $(VENV)/.installed-dev speech  ## run again what the pages and rungs rest on, as the evidence stores it (hours)
+# What is older than its code is run again; stop it at any time, and run it again to go on. PAPER=gem runs one paper's,
+# AGAIN=1 all. Data that a command names is looked for in DATA: make evidence DATA=folder
+evidence: $(VENV)/.installed-dev speech  ## record again what is older than its code (hours); PAPER=gem: one paper's
 	$(BIN)/python tests/oracles.py tests/oracles --record
-	$(BIN)/python -m broadsheet.page.replay $(ID) $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m broadsheet.page.replay $(PAPER) $(if $(AGAIN),--again) $(if $(DATA),--data $(DATA))
 
 bench: $(VENV)/.installed-dev speech  ## measure speed ratios side by side
 	$(BIN)/python benchmarks/detect.py

@@ -22,7 +22,7 @@ import speeds
 from speeds import table
 
 from broadsheet.console import InputError
-from broadsheet.data import schemas
+from broadsheet.data import resources, schemas
 from broadsheet.data.rows import columns_of
 from broadsheet.embed import axes
 from broadsheet.embed.data.feedback import Candidates
@@ -35,6 +35,7 @@ from broadsheet.models.embedded import DEFAULT
 from broadsheet.options import describe
 from broadsheet.page import evidence
 from broadsheet.page.papers import RUNGS, Paper, Stage, get_recipe, get_trial, load, ours, stages
+from broadsheet.page.staleness import all_stale
 from broadsheet.rank.prompts.formats import RequestRow
 from broadsheet.report import words
 from broadsheet.report.view import View
@@ -336,7 +337,13 @@ def columns() -> str:
     return "\n".join(lines)
 
 
+def named_data() -> str:
+    """The resources: what can be named, what it is, and under which licence."""
+    return table(("name", "what", "from", "licence"), resources.table())
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "resources": named_data,
     "status": status,
     "downloads": downloads,
     "columns": columns,
@@ -394,6 +401,9 @@ def main(arguments: list[str]) -> int:
             stale.append(path)
             if not check:
                 path.write_text(new, encoding="utf-8")
+    if not check:
+        for name, why in all_stale().items():
+            print(f"evidence/{name}.json: {why}")
     for path in stale:
         print(f"{path.relative_to(ROOT)}: {'stale; run python docs/generate.py' if check else 'written'}")
     return 1 if check and stale else 0

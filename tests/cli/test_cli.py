@@ -17,10 +17,14 @@ import forks
 import pytest
 from typer.testing import CliRunner
 
+from broadsheet import options, report
 from broadsheet.cli import app as cli
 from broadsheet.cli.papers import _reflowed
 from broadsheet.cli.root import app
+from broadsheet.data import resources
+from broadsheet.page import evidence, staleness
 from broadsheet.page.papers import get
+from broadsheet.trial.results import ArmResult, TrialResult
 
 COMMANDS = (
     "papers",
@@ -371,6 +375,41 @@ def test_try_runs_end_to_end_on_a_tiny_model(run, tiny, tmp_path):
     assert Path("runs/lastde.html").read_text().startswith("<!DOCTYPE html>") or Path("runs/lastde.html").exists()
     assert not list((tmp_path / "home" / "trials").iterdir())
     assert result["command"].startswith("broadsheet try lastde --model")
+
+
+def test_a_result_names_the_data_that_others_can_have_too(run, monkeypatch, tmp_path):
+    class Trial:
+        def for_paper(self, paper):
+            return self
+
+        def given(self):
+            return {"data": "resource:cranfield", "sts": "resource:stsb/stsb-dev.tsv", "seed": 0}
+
+        def run(self):
+            arm = ArmResult("one", "baseline")
+            return TrialResult("gem", "t", "q", {}, [arm], [], provenance=evidence.provenance(seed=0))
+
+        def finish(self):
+            pass
+
+    written = []
+    monkeypatch.setattr(options, "construct", lambda kind, given: Trial())
+    monkeypatch.setattr(report, "write", lambda result, out: written.append(result) or [])
+    monkeypatch.setattr(report, "terminal", lambda result, written: None)
+    assert run("try", "gem")[0] == 0
+    made = written[0].provenance
+    assert list(made["named data"]) == ["resource:cranfield", "resource:stsb/stsb-dev.tsv"]
+    assert made["named data"]["resource:cranfield"] == resources.fingerprint("resource:cranfield")
+
+
+def test_show_says_when_evidence_is_older_than_its_code(run, monkeypatch):
+    monkeypatch.setattr(staleness, "stale", lambda name: f"{name} changed since")
+    status, out, _ = run("show", "lastde")
+    assert status == 0
+    assert "It may not be that of the code as it is: lastde changed since." in out
+    assert json.loads(run("show", "lastde", "--json")[1])["stale"] == "lastde changed since"
+    monkeypatch.setattr(staleness, "stale", lambda name: "")
+    assert "It may not be" not in run("show", "lastde")[1]
 
 
 def test_the_runner_of_other_tools_works_too():

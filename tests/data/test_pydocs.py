@@ -133,6 +133,43 @@ def test_rows_do_not_depend_on_the_workers(environment, monkeypatch):
     assert (folder / "pydocs.jsonl").read_bytes() == one
 
 
+def test_the_standard_library_alone_does_not_depend_on_what_is_installed(environment, monkeypatch):
+    (environment / "lib/shelve.py").write_text('"""The standard library keeps objects."""')
+    folder, stats = pydocs.prepare("pydocs:stdlib")
+    rows = list(pydocs.rows(folder))
+    assert [row["id"] for row in rows] == ["pydoc_data.topics.assert", "pydoc_data.topics.in", "shelve"]
+    assert str(stats).startswith("pydocs:stdlib: 3 documents, ")
+    assert f"'s standard library; fingerprint {stats.fingerprint}" in str(stats)
+    monkeypatch.setattr(pydocs, "distributions", list)
+    monkeypatch.setenv("BROADSHEET_HOME", str(environment / "other"))
+    (environment / "lib/left_by_a_build.py").write_text('"""No module of the standard library."""')
+    folder, again = pydocs.prepare("pydocs:stdlib")
+    assert list(pydocs.rows(folder)) == rows
+    assert again.fingerprint == stats.fingerprint != pydocs.prepare()[1].fingerprint
+
+
+def test_the_standard_librarys_fingerprint_is_that_of_its_rows(environment):
+    (environment / "lib/shelve.py").write_text('"""The standard library keeps objects."""')
+    _, stats = pydocs.prepare("pydocs:stdlib")
+    (environment / "lib/shelve.py").write_text('"""The standard library keeps any object."""')
+    _, changed = pydocs.prepare("pydocs:stdlib")
+    assert (changed.documents, changed.python) == (stats.documents, stats.python)
+    assert changed.fingerprint != stats.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("spec", "is_one"), [("pydocs", True), ("pydocs:stdlib", True), ("pydocs.jsonl", False), ("hf:pydocs:x", False)]
+)
+def test_one_function_decides_what_is_pydocs(spec, is_one):
+    assert pydocs.is_pydocs(spec) == is_one
+    assert pydocs.is_pydocs(Path(spec)) == is_one
+
+
+def test_another_part_of_pydocs_is_refused():
+    with pytest.raises(pydocs.InputError, match="got pydocs:numpy; expected pydocs, or pydocs:stdlib for"):
+        pydocs.is_pydocs("pydocs:numpy")
+
+
 def test_extracted_once_until_the_environment_changes(environment, capsys):
     first, stats = pydocs.prepare()
     (environment / "site-packages/demo/__init__.py").unlink()

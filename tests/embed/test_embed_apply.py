@@ -283,7 +283,7 @@ def test_words_of_the_test_are_not_trained_on(
 
 @pytest.fixture
 def pydocs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setattr(tasks, "_pydocs", documents)
+    monkeypatch.setattr(tasks, "_pydocs", lambda data: documents())
     tasks.documentation.cache_clear()
     yield
     tasks.documentation.cache_clear()

@@ -37,7 +37,7 @@ def options(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
     pairs.write_text("".join(f"{i % 5}\tthe hat {i}\ta {'hat' if i % 2 else 'tree'} {i * i}\n" for i in range(40)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BROADSHEET_HOME", str(folder / "home"))
-        patch.setattr(tasks, "_pydocs", documents)
+        patch.setattr(tasks, "_pydocs", lambda data: documents())
         tasks.documentation.cache_clear()
         yield {"model": model, "sts": str(pairs), "queries": 8, "passages": 20, "duplicates": 6, "packages": 3,
                "documents": 4, "pairs": 10, "words": 30}  # fmt: skip

@@ -22,7 +22,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from broadsheet.console import InputError
 from broadsheet.data.retrieval.duplicates import jaccard
 from broadsheet.embed.base import baseline
-from broadsheet.embed.data import tasks
+from broadsheet.embed.data import doc_tasks, tasks
 from broadsheet.embed.data.tasks import LabelledText, Query, RetrievalTask, SentencePair, Triple, v_measure
 from broadsheet.embed.trials.base import clustering_task, duplicates_task, retrieval_task, sts_task
 from broadsheet.trial.base import EvalTask, LazyModel, ModelArm
@@ -44,7 +44,7 @@ def alone(task: EvalTask, model: Any, **settings: Any) -> ArmResult:
 @pytest.fixture
 def pydocs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A small corpus in the place of `pydocs`."""
-    monkeypatch.setattr(tasks, "_pydocs", documents)
+    monkeypatch.setattr(tasks, "_pydocs", lambda data: documents())
     tasks.documentation.cache_clear()
     yield
     tasks.documentation.cache_clear()
@@ -368,3 +368,22 @@ def test_vectors_of_a_corpus_are_kept_for_a_trial_that_was_stopped(tmp_path: Pat
     assert [len(texts) for texts in first.asked] == [8]
     assert second.asked == []
     assert answers[0] == answers[1]
+
+
+def test_the_part_of_pydocs_that_is_named_is_what_every_task_reads(monkeypatch):
+    asked = []
+    monkeypatch.setattr(tasks, "_pydocs", lambda data: asked.append(data) or documents())
+    named = {"data": "pydocs:stdlib"}
+    for read in (
+        lambda: tasks.retrieval("pydocs:stdlib", 8, 20, words=30),
+        lambda: tasks.training_pairs(10, **named),
+        lambda: tasks.duplicates(4, **named),
+        lambda: tasks.clustering(2, 4, **named),
+        lambda: tasks.documented_pairs(4, True, **named),
+        lambda: doc_tasks.examples("summary", 4, 1, **named),
+        lambda: doc_tasks.question("name", 4, 20, **named),
+    ):
+        tasks.documentation.cache_clear()
+        assert read()
+    assert asked == ["pydocs:stdlib"] * 7
+    tasks.documentation.cache_clear()

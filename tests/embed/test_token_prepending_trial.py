@@ -159,7 +159,9 @@ def test_an_interrupted_trial_keeps_its_choice(options, monkeypatch):
 
 
 def test_without_a_file_documentation_asks(options, monkeypatch):
-    monkeypatch.setattr(tasks, "documentation", lambda words, seed: Documentation(documents(), words=words, seed=seed))
+    monkeypatch.setattr(
+        tasks, "documentation", lambda words, seed, data: Documentation(documents(), words=words, seed=seed)
+    )
     result = TokenPrependingTrial(**options | {"sts": None}, pairs=8, exits=(2,), layers=(4, 6)).run()
     assert [(arm.status, arm.n_items) for arm in result.arms] == [("ok", 8)] * 4
     assert [row[1] for row in result.arms[0].samples["similarity"]] == [1.0, 0.0] * 4
@@ -182,7 +184,7 @@ def documents() -> list[Document]:
 
 def test_documented_pairs_hold_each_summary_once_with_its_body_and_once_with_anothers(monkeypatch):
     docs = Documentation(documents(), words=20)
-    monkeypatch.setattr(tasks, "documentation", lambda words, seed: docs)
+    monkeypatch.setattr(tasks, "documentation", lambda words, seed, data: docs)
     bodies = {entry.summary: entry.text for entry in docs.entries}
     test, tuning = documented_pairs(8, True), documented_pairs(8, False)
     for pair in [*test, *tuning]:

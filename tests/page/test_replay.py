@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 
 import pytest
 
 from broadsheet.console import InputError
-from broadsheet.page import evidence, replay
+from broadsheet.page import evidence, replay, staleness
 
 REAL = replay.steps()
 
@@ -145,6 +146,46 @@ def test_the_command_lists_runs_and_reports(stored, tmp_path, monkeypatch, capsy
     assert replay.main(["bad"]) == 1
     assert replay.main(["nobody"]) == 2
     assert "no evidence of 'nobody'; expected one of bad, fails, good" in capsys.readouterr().err
+
+
+def test_what_is_up_to_date_is_not_run_again_unless_it_is_named(stored, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(
+        replay.subprocess, "run", lambda command, **_: ran.append(command[3]) or type("Done", (), {"returncode": 0})
+    )
+    stored("old", "broadsheet try lastde --record")
+    stored("new", "broadsheet try detect --record")
+    monkeypatch.setattr(staleness, "stale", lambda name: "" if name == "new" else "older than its code")
+    assert replay.main(["--list"]) == 0
+    assert capsys.readouterr().out == "broadsheet try lastde --record\n"
+    for arguments, commands in (([], 1), (["new"], 1), (["--again"], 2)):
+        ran.clear()
+        assert replay.main(arguments) == 0
+        assert len(ran) == commands
+    monkeypatch.setattr(staleness, "stale", lambda name: "")
+    ran.clear()
+    assert (replay.main([]), ran) == (0, [])
+    assert "new: up to date with its code; name it to record it again" in capsys.readouterr().err
+
+
+def test_the_users_folder_of_data_is_searched_and_handed_on(stored, tmp_path, monkeypatch):
+    seen = []
+
+    def fake(command, **_):
+        seen.append((command[-2], os.environ["BROADSHEET_DATA"]))
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr(replay.subprocess, "run", fake)
+    monkeypatch.setenv("BROADSHEET_DATA", "")
+    for name in ("mine", "theirs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "texts.jsonl").write_text("")
+    stored("x", "broadsheet try lastde --record --machine ../old/texts.jsonl --quick")
+    assert replay.main(["x"]) == 1
+    assert replay.main(["x", "--data", str(tmp_path / "mine")]) == 0
+    monkeypatch.setenv("BROADSHEET_DATA", str(tmp_path / "theirs"))
+    assert replay.main(["x"]) == 0
+    assert seen == [(str(tmp_path / each / "texts.jsonl"), str(tmp_path / each)) for each in ("mine", "theirs")]
 
 
 def test_a_training_whose_result_stands_is_not_repeated(stored, tmp_path, monkeypatch):

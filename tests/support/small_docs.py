@@ -30,6 +30,6 @@ def documents(n: int = 240, words: int = 14) -> list[Document]:
 
 
 @lru_cache
-def documentation(words: int = 40, seed: int = 0) -> Documentation:
+def documentation(words: int = 40, seed: int = 0, data: str = "pydocs") -> Documentation:
     """In place of `tasks.documentation`."""
     return Documentation(documents(), words=words, seed=seed)

@@ -59,11 +59,13 @@ def show(
     """Say what a paper is, where it plugs in, how to call it, and where its evidence stands."""
     from broadsheet.page import evidence
     from broadsheet.page.papers import RUNGS, docstring, get, load
+    from broadsheet.page.staleness import stale
 
     paper = get(paper_id)
     recorded = evidence.read(paper.id, paper.evidence_folder)
+    old = stale(paper.id) if paper.ours else ""
     if as_json:
-        print(json.dumps({**paper.to_dict(), "evidence": recorded}, indent=1, ensure_ascii=False))
+        print(json.dumps({**paper.to_dict(), "evidence": recorded, "stale": old}, indent=1, ensure_ascii=False))
         return
     from rich.console import Console
     from rich.padding import Padding
@@ -92,7 +94,10 @@ def show(
         from broadsheet.report.html import terminal
         from broadsheet.trial.results import TrialResult
 
-        console.print(f"\n[bold]Evidence[/bold] recorded {recorded['provenance']['date']}\n")
+        console.print(f"\n[bold]Evidence[/bold] recorded {recorded['provenance']['date']}")
+        if old:
+            console.print(f"It may not be that of the code as it is: {old}.", markup=False)
+        console.print()
         terminal(TrialResult.from_dict(recorded), console)
     # Last, since reading options imports what they are of: everything above is on the screen by then.
     for command, entry in (("try", paper.trial), ("apply", paper.apply)):

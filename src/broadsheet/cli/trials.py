@@ -93,11 +93,13 @@ def demo(out: Out = Path("runs")) -> None:
 
 def _run(paper: str, entry: str, given: dict[str, Any], out: Path, record: bool) -> None:
     from broadsheet import report
+    from broadsheet.data.resources import fingerprints
     from broadsheet.options import construct
-    from broadsheet.page import evidence, replay
+    from broadsheet.page import checkout, evidence, replay
     from broadsheet.page.papers import load, page
 
     writable(out)
+    checkout.commit()  # before anything is measured: it may be hours, and another commit, until it is recorded
     row = next((row for row in page() if row.id == paper), None)
     if record and row is not None:
         _check_oracles(row)
@@ -109,6 +111,8 @@ def _run(paper: str, entry: str, given: dict[str, Any], out: Path, record: bool)
     result.title = row.title if row else result.title
     if made := replay.trained(trial.given()):
         result.provenance["trained"] = made
+    if named := fingerprints(trial.given()):
+        result.provenance["named data"] = named
     report.terminal(result, written=report.write(result, out))
     if record:
         if row is not None and row.kind == "method" and not any(claim.kind == "claim" for claim in result.judged):

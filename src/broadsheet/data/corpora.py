@@ -4,7 +4,7 @@ Knows: what makes a row a document. Does not know: file formats (`sources`), wha
 whitespace-only texts are therefore passed through; each method says what it does with them.
 
 A spec is one of
-- `pydocs`: the docstrings and docs installed beside us, see `pydocs`;
+- `pydocs`: the docstrings and docs installed beside us, see `pydocs`; `pydocs:stdlib`, the standard library's alone;
 - a `.txt` file: the whole file is one document;
 - any other file, folder (with the `.txt` files in it) or hub data set of `sources`: a row a document.
 """
@@ -62,8 +62,8 @@ def load(
             print(document.id, len(document.text))
     """
     rows.check_on_error(on_error)
-    if os.fspath(spec) == "pydocs":
-        return PydocsCorpus(tokenizer_file)
+    if pydocs.is_pydocs(spec):
+        return PydocsCorpus(os.fspath(spec), tokenizer_file)
     return StoredCorpus(open_source(spec, documents=True), on_error, text_field, id_field)
 
 
@@ -107,20 +107,20 @@ class Corpus(Rows[Document]):
 class PydocsCorpus(Corpus):
     """The embedded corpus. Metadata: title, summary, body, package, module and kind, all strings."""
 
-    def __init__(self, tokenizer_file: Path | None = None) -> None:
-        super().__init__("pydocs", "stop", "text", "id")
+    def __init__(self, spec: str = "pydocs", tokenizer_file: Path | None = None) -> None:
+        super().__init__(spec, "stop", "text", "id")
         prepared = DEFAULT.folder / "tokenizer.json"
         self.folder, self.stats = pydocs.prepare(
-            tokenizer_file=tokenizer_file or (prepared if prepared.exists() else None)
+            spec, tokenizer_file=tokenizer_file or (prepared if prepared.exists() else None)
         )
         self.count = self.stats.documents
         say(self.describe())
 
     def identity(self) -> dict[str, Any]:
-        return {"pydocs": self.stats.key}
+        return {self.spec: self.stats.fingerprint}
 
     def fingerprint(self) -> str:
-        return self.stats.key
+        return self.stats.fingerprint
 
     def describe(self) -> str:
         return str(self.stats)

@@ -12,6 +12,9 @@ One row is one of:
 Tests, `idlelib` and broadsheet itself are left out; so is a file without any triple-quoted string. The order is that of
 the file paths, then of the lines. The corpus is a function of the environment alone: the Python version, the installed
 distributions and their versions, and `EXTRACTION`. It is extracted once and kept under `home()/corpora/pydocs-<key>/`.
+
+`pydocs:stdlib` is the standard library alone, for results that others can repeat: whatever is installed beside it, the
+same release of Python gives the same rows. Its fingerprint is that of the rows themselves.
 """
 
 from __future__ import annotations
@@ -44,6 +47,8 @@ EXCLUDED_FOLDERS = {"test", "tests", "idlelib", "idle_test", "site-packages", "d
 TOPICS = "pydoc_data/topics.py"
 FILES_PER_CHUNK = 400
 
+WHOLE, STANDARD = "pydocs", "pydocs:stdlib"
+
 ROWS_FILE = "pydocs.jsonl"
 STATS_FILE = "stats.json"
 
@@ -61,6 +66,13 @@ class Stats:
     characters: int
     tokens: int | None = None
     tokenizer: str | None = None
+    name: str = WHOLE
+    content: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits: of the rows where they were counted in, else of the environment that they were read from."""
+        return self.content or self.key
 
     def __str__(self) -> str:
         tokens = (
@@ -69,9 +81,11 @@ class Stats:
             else f"{self.tokens:,} tokens"
         )
         unreadable = f"; {self.unreadable:,} files could not be parsed" if self.unreadable else ""
+        beside = f" and {self.distributions:,} packages" if self.name == WHOLE else "'s standard library"
+        pinned = f"; fingerprint {self.content}" if self.content else ""
         return (
-            f"pydocs: {self.documents:,} documents, {tokens}, from Python {self.python} "
-            f"and {self.distributions:,} packages{unreadable}"
+            f"{self.name}: {self.documents:,} documents, {tokens}, from Python {self.python}{beside}"
+            f"{unreadable}{pinned}"
         )
 
 
@@ -93,10 +107,23 @@ class DocEntry(NamedTuple):
     text: str
 
 
-def prepare(*, tokenizer_file: Path | None = None, workers: int | None = None) -> tuple[Path, Stats]:
+def is_pydocs(spec: str | os.PathLike[str]) -> bool:
+    """Whether a name of data is the embedded corpus, whole (`pydocs`) or the standard library's (`pydocs:stdlib`).
+
+    Raises:
+        InputError: it is another part, which there is not.
+    """
+    name = os.fspath(spec)
+    if name.startswith(f"{WHOLE}:") and name != STANDARD:
+        raise InputError(f"got {name}; expected {WHOLE}, or {STANDARD} for the standard library alone")
+    return name in (WHOLE, STANDARD)
+
+
+def prepare(name: str = WHOLE, *, tokenizer_file: Path | None = None, workers: int | None = None) -> tuple[Path, Stats]:
     """Extract the corpus of this environment unless that is done already, and count its tokens once that is possible.
 
     Args:
+        name: `pydocs`, or `pydocs:stdlib`.
         tokenizer_file: the `tokenizer.json` to count tokens with; None leaves an earlier count, or none.
         workers: processes that parse; one for each core by default. The rows do not depend on it.
 
@@ -106,15 +133,20 @@ def prepare(*, tokenizer_file: Path | None = None, workers: int | None = None) -
     Raises:
         InputError: the cache folder is full or cannot be written; nothing is left half made.
     """
-    installed = _installed()
-    versions = [(name, distribution.version) for name, distribution in installed.items()]
+    installed = _installed() if name == WHOLE else {}
+    versions: list[Any] = [(package, distribution.version) for package, distribution in installed.items()]
+    if name == STANDARD:  # distributors patch it: two of one version may differ
+        versions = [
+            STANDARD,
+            *([source.name, Path(source.path).stat().st_size] for source in _sources(name, installed)),
+        ]
     key = fingerprint([platform.python_version(), EXTRACTION, versions])
     folder = home() / "corpora" / f"pydocs-{key}"
     with locked(folder):
         if not folder.exists():
             try:
                 with atomic_folder(folder) as temporary:
-                    stats = _build(temporary, key, installed, workers or os.cpu_count() or 1)
+                    stats = _build(temporary, name, key, installed, workers or os.cpu_count() or 1)
                     _write_stats(temporary, stats)
             except OSError as error:
                 raise InputError(
@@ -162,8 +194,12 @@ def _standard_library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def _sources(installed: dict[str, Distribution]) -> list[DocSource]:
-    """Every `.py`, `.rst` and `.md` file worth reading, sorted; the standard library shadows the rest, as on import."""
+def _sources(name: str, installed: dict[str, Distribution]) -> list[DocSource]:
+    """Every `.py`, `.rst` and `.md` file worth reading, sorted; the standard library shadows the rest, as on import.
+
+    Of the standard library's folder `pydocs:stdlib` takes what Python itself counts to it: no leftover of a build, and
+    nothing that a distributor put there.
+    """
     root = _standard_library()
     found: dict[str, str] = {}
     for folder, below, files in os.walk(root):
@@ -171,7 +207,9 @@ def _sources(installed: dict[str, Distribution]) -> list[DocSource]:
         for file in files:
             if file.endswith(".py"):
                 path = Path(folder, file)
-                found[path.relative_to(root).as_posix()] = str(path)
+                place = path.relative_to(root)
+                if name == WHOLE or place.parts[0].removesuffix(".py") in sys.stdlib_module_names:
+                    found[place.as_posix()] = str(path)
     for distribution in installed.values():
         for listed in distribution.files or []:
             if _is_package_doc(listed):
@@ -199,11 +237,16 @@ def _readmes(installed: dict[str, Distribution]) -> Iterator[DocEntry]:
             yield DocEntry(f"{name} README", 1, "readme", package, package, _valid_unicode(text))
 
 
-def _build(folder: Path, key: str, installed: dict[str, Distribution], workers: int) -> Stats:
-    sources = _sources(installed)
-    say(
-        f"pydocs: reading {len(sources):,} files of Python and {len(installed):,} packages, once for this environment …"
-    )
+def _build(
+    folder: Path,
+    name: str,
+    key: str,
+    installed: dict[str, Distribution],
+    workers: int,
+) -> Stats:
+    sources = _sources(name, installed)
+    beside = f"Python and {len(installed):,} packages" if name == WHOLE else "Python's standard library"
+    say(f"{name}: reading {len(sources):,} files of {beside}, once for this environment …")
     chunks = [sources[i : i + FILES_PER_CHUNK] for i in range(0, len(sources), FILES_PER_CHUNK)]
     taken: set[str] = set()
     unreadable = characters = 0
@@ -245,6 +288,8 @@ def _build(folder: Path, key: str, installed: dict[str, Distribution], workers: 
         unreadable=unreadable,
         documents=len(taken),
         characters=characters,
+        name=name,
+        content=sha256_file(folder / ROWS_FILE)[:16] if name == STANDARD else None,
     )
 
 

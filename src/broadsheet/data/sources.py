@@ -8,7 +8,8 @@ A spec is one of
   hold a comma, a quotation mark or a line break; TSV quotes nothing: a quotation mark is one;
 - a folder: every `.jsonl`, `.parquet`, `.csv` and `.tsv` file below it, sorted by path, hidden ones left out;
 - `hf:[org/]name:split` or `hf:org/name/config:split`: a data set of the Hugging Face hub, which needs
-  `pip install -e '.[hub]'`. Two parts are always organisation and name, so a config takes all three.
+  `pip install -e '.[hub]'`. Two parts are always organisation and name, so a config takes all three;
+- `resource:NAME` or `resource:NAME/FILE`: labelled data by name, the files of which `resources` fetches or finds.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from broadsheet.cache import fingerprint, sha256_file
 from broadsheet.console import InputError, say
+from broadsheet.data.resources import local
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
@@ -116,7 +118,7 @@ def open_source(spec: str | os.PathLike[str], *, documents: bool = False) -> Row
 
 def is_rows(spec: str) -> bool:
     """Whether a spec is one file of rows or a hub data set; where folders mean something else."""
-    return spec.startswith("hf:") or Path(spec).expanduser().is_file()
+    return spec.startswith("hf:") or local(spec).is_file()
 
 
 def named(folder: Path, stem: str) -> Path | None:
@@ -133,7 +135,7 @@ class FileSource(RowSource):
 
     def __init__(self, spec: str, *, documents: bool = False, form: str = "") -> None:
         self.spec, self.form = spec, form
-        self.root, self.files = _find_files(Path(spec).expanduser(), documents, bool(form))
+        self.root, self.files = _find_files(local(spec), documents, bool(form))
 
     def identity(self) -> dict[str, Any]:
         return {"files": [[self._name(path), path.stat().st_size] for path in self.files]}

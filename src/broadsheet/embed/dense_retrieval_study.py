@@ -74,6 +74,7 @@ class StudyRecipe:
         split: the seed of the data: which packages are for training and which for evaluation, and which examples. It
             must be the question's.
         seed: of order, adapters and instructions.
+        data: the documentation that is trained on, `pydocs` or `pydocs:stdlib`.
     """
 
     backbone: str = "default"
@@ -94,6 +95,7 @@ class StudyRecipe:
     chunk: int = 8
     split: int = 0
     seed: int = 0
+    data: str = "pydocs"
 
     @property
     def total_steps(self) -> int:
@@ -115,6 +117,7 @@ class StudyQuestion:
         words: of a passage. length: tokens of a text that are read, at most (dimension D).
         instruction: before each query.
         seed: of the choice.
+        data: the documentation that is searched, where the task is one of it.
     """
 
     task: str = "summary"
@@ -124,6 +127,7 @@ class StudyQuestion:
     length: int = 64
     instruction: str = ""
     seed: int = 0
+    data: str = "pydocs"
 
 
 @dataclass(frozen=True)
@@ -218,7 +222,7 @@ class Study:
         self.device = device or None
         self.dtype = dtype or None
         self._backbones: dict[str, tuple[str, int]] = {}
-        self._data: dict[tuple[int, int], str] = {}
+        self._data: dict[tuple[int, int, str], str] = {}
         self._tasks: dict[StudyQuestion, RetrievalTask] = {}
 
     def cell(self, cell: StudyCell) -> CellRecord:
@@ -254,7 +258,7 @@ class Study:
         same = replace(question, length=0, instruction="")
         if same not in self._tasks:
             self._tasks[same] = doc_tasks.question(
-                same.task, same.queries, same.passages, words=same.words, seed=same.seed
+                same.task, same.queries, same.passages, words=same.words, seed=same.seed, data=same.data
             )
         return self._tasks[same]
 
@@ -384,7 +388,7 @@ class Study:
         return [self.fingerprint(recipe.backbone), *made, self.device, self.dtype]
 
     def _run_key(self, recipe: StudyRecipe) -> list[Any]:
-        data = (recipe.words, recipe.split)
+        data = (recipe.words, recipe.split, recipe.data)
         if data not in self._data:
             self._data[data] = tasks.documentation(*data).fingerprint()
         return [self.fingerprint(recipe.backbone), asdict(recipe), self._data[data], self.device, self.dtype]
@@ -398,7 +402,9 @@ def examples(recipe: StudyRecipe) -> list[dict[str, Any]]:
     each = min(recipe.steps * recipe.batch, _MOST)
     found = []
     for task in recipe.tasks:
-        found += doc_tasks.examples(task, each, recipe.negatives, words=recipe.words, seed=recipe.split)
+        found += doc_tasks.examples(
+            task, each, recipe.negatives, words=recipe.words, seed=recipe.split, data=recipe.data
+        )
     if recipe.instructed:
         draw = random.Random(recipe.seed)
         found = [{**item, "query": f"{draw.choice(SEEN)}{item['query']}"} for item in found]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from broadsheet.apply.base import Recipe, Source, Train
 from broadsheet.apply.corpus import Summary
 from broadsheet.console import InputError, say
+from broadsheet.data.pydocs import is_pydocs
 from broadsheet.embed.data import rows
 from broadsheet.options import option
 
@@ -73,7 +74,7 @@ class GEMRecipe(EmbedderRecipe):
         from broadsheet.embed.gem import GEM, gem_embedder
 
         corpus = self.rows(source)
-        found = rows.texts(corpus, self.limit or 2000 * (corpus.spec == "pydocs"), self.seed)
+        found = rows.texts(corpus, self.limit or 2000 * is_pydocs(corpus.spec), self.seed)
         made = gem_embedder(self.base, self.specials, max_seq_length=self.length, seed=self.seed)
         planned = (self.steps or len(found) * self.epochs // self.batch_size) * self.batch_size
         # The paper's 3,200 texts before contrast begins are meant for long trainings: a fifth of a short one.
@@ -279,6 +280,6 @@ class TokenPrependingRecipe(Recipe):
     def _pairs(self, source: Source) -> list[Any]:
         from broadsheet.embed.data.tasks import documented_pairs, sts
 
-        if source.spec == "pydocs":
-            return documented_pairs(self.limit or 300, False, self.seed)
+        if is_pydocs(source.spec):
+            return documented_pairs(self.limit or 300, False, self.seed, source.spec)
         return sts(source.spec, self.limit or 0, self.seed, source.on_error)

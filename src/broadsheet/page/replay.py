@@ -1,5 +1,7 @@
 """`make evidence`: run again the commands that the evidence files store, those that trained their models first.
 
+    python -m broadsheet.page.replay               run all that is older than its code; run it again to go on
+    python -m broadsheet.page.replay --again       run all
     python -m broadsheet.page.replay --list        what would run, and what cannot, with the reason
     python -m broadsheet.page.replay lastde gem    run these again
     python -m broadsheet.page.replay --data DIR    look in DIR for data files that are not where they were
@@ -11,6 +13,7 @@ older than the code: what changed its name since is in `RENAMED`, and what canno
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -20,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from broadsheet.console import InputError, say
-from broadsheet.page import evidence
+from broadsheet.page import checkout, evidence, staleness
 from broadsheet.page.papers import get_recipe, get_trial, load, page
 
 # Options of recorded commands that have another name now: (command, paper, option) to the new option.
@@ -35,6 +38,7 @@ TRAINED: dict[str, tuple[str, ...]] = {
         "--sizes 4,10 --shuffle 0.2 --lists 4000 --learning-rate 5e-5 --window 10 --step 5",
     )
 }
+FOLDER = "BROADSHEET_DATA"  # the user's data
 _OF_COMMAND = {"record": False, "out": True, "on_error": True, "text_field": True, "id_field": True, "force": False}
 
 
@@ -179,13 +183,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m broadsheet.page.replay", description="Record evidence again.")
     parser.add_argument("names", nargs="*", metavar="ID", help="evidence files, by default all that store a command")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--again", action="store_true", help="also what is up to date with the code that it rests on")
     parser.add_argument("--data", type=Path, metavar="DIR", help="look here for data files that are not in place")
     given = parser.parse_args(arguments)
+    if given.data:
+        os.environ[FOLDER] = str(given.data.resolve())  # `resource:NAME` looks there too
+    elif os.environ.get(FOLDER):
+        given.data = Path(os.environ[FOLDER]).expanduser()
     try:
         found = steps(given.names, given.data)
     except InputError as error:
         say(f"replay: {error}")
         return 2
+    if not given.names and not given.again:
+        found = [step for step in found if not _stands(step)]
     failed = []
     for step in found:
         if step.problem:
@@ -197,7 +208,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed.append(step.name)
     if failed:
         say(f"failed: {', '.join(failed)}")
-    return 1 if failed or all(step.problem for step in found) else 0
+    return 1 if failed or (found and all(step.problem for step in found)) else 0
+
+
+def _stands(step: Step) -> bool:
+    """Whether the evidence is that of the code as it is: recorded anew already, perhaps by a run that was stopped."""
+    if checkout.root() is None or staleness.stale(step.name):
+        return False
+    say(f"{step.name}: up to date with its code; name it to record it again")
+    return True
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from pathlib import Path
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
 from broadsheet.data import corpora
+from broadsheet.data.pydocs import is_pydocs
+from broadsheet.data.resources import local
 from broadsheet.data.retrieval.beir import Beir
 from broadsheet.data.retrieval.documentation import Documentation
 from broadsheet.data.retrieval.lists import RankList
@@ -23,7 +25,7 @@ class ListSource:
     """Where lists come from, and how they are made.
 
     Args:
-        data: `pydocs`, or a BEIR folder (`corpus.jsonl`, `queries.jsonl`, `qrels/*.tsv`).
+        data: `pydocs` (or `pydocs:stdlib`), or a BEIR folder (`corpus.jsonl`, `queries.jsonl`, `qrels/*.tsv`).
         words: of a passage that is shown and searched; 0 for all.
         titles: of `pydocs`, whether passages show their function's name.
         run: a TREC run of a first stage over the BEIR folder; BM25 by default.
@@ -46,12 +48,12 @@ class ListSource:
         """
         if queries < 0 or candidates < 1:
             raise InputError(f"got {queries} queries of {candidates} candidates; expected from 0 and 1")
-        if self.data == "pydocs":
+        if is_pydocs(self.data):
             docs, corpus = self._documentation()
             lists = docs.test(queries or 100, candidates)
             about = f"{corpus.describe()}; {len(docs.entries):,} passages of at most {self.words or 'all'} words"
             return Lists(lists, about, docs.fingerprint())
-        beir = Beir(Path(self.data).expanduser(), self.words)
+        beir = Beir(local(self.data), self.words)
         run = read_run(Path(self.run)) if self.run else None
         lists = [each for each in beir.lists(self.split, candidates=candidates, run=run) if each.ids]
         if queries and len(lists) > queries:
@@ -68,10 +70,10 @@ class ListSource:
         Raises:
             InputError: there are none.
         """
-        if self.data == "pydocs":
+        if is_pydocs(self.data):
             docs, corpus = self._documentation()
             return Lists(docs.train(lists, candidates, depth=depth), corpus.describe(), docs.fingerprint())
-        beir = Beir(Path(self.data).expanduser(), self.words)
+        beir = Beir(local(self.data), self.words)
         run = read_run(Path(self.run)) if self.run else None
         split = "train" if self.split == "test" else self.split
         found = [each for each in beir.lists(split, candidates=candidates, run=run) if each.found]
@@ -85,7 +87,7 @@ class ListSource:
     def _documentation(self) -> tuple[Documentation, corpora.Corpus]:
         if self.run:
             raise InputError("--run ranks the documents of a BEIR folder: give that as the data")
-        corpus = corpora.load("pydocs")
+        corpus = corpora.load(self.data)
         return Documentation(corpus, words=self.words, titles=self.titles, seed=self.seed), corpus
 
 

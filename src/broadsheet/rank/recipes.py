@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from broadsheet.apply.base import Source, Train
 from broadsheet.console import InputError, say
+from broadsheet.data.pydocs import is_pydocs
 from broadsheet.data.sources import is_rows
 from broadsheet.options import option
 from broadsheet.rank.list_source import ListSource
@@ -104,7 +105,7 @@ class RerankerRecipe(Train):
         found = ListSource(source.spec, self.words, self.titles, self.first_stage or "", self.split, self.seed)
         rows = training_rows(found.train(self.lists, self.candidates, self.depth or 0).lists, order="first_stage")
         for row in rows:
-            if "labels" in row and source.spec == "pydocs":
+            if "labels" in row and is_pydocs(source.spec):
                 row.pop("ranking", None)  # passages that are wrong alike need no order
         return rows
 

@@ -27,7 +27,9 @@ TASKS = {
 _LONG = (150, 400)  # words of a long body, at least and at most
 
 
-def examples(task: str, n: int, negatives: int, *, words: int = 40, seed: int = 0) -> list[dict[str, Any]]:
+def examples(
+    task: str, n: int, negatives: int, *, words: int = 40, seed: int = 0, data: str = "pydocs"
+) -> list[dict[str, Any]]:
     """Items `query`, `positive`, `negatives` from packages that no evaluation uses.
 
     Args:
@@ -36,6 +38,7 @@ def examples(task: str, n: int, negatives: int, *, words: int = 40, seed: int = 
         negatives: of each, drawn at random from the first 20 that BM25 finds for the summary, the right one left out.
         words: of a passage, at most.
         seed: of split and choice: that of the question.
+        data: `pydocs`, or `pydocs:stdlib`.
 
     Raises:
         InputError: no such task to train on, or no examples.
@@ -47,7 +50,7 @@ def examples(task: str, n: int, negatives: int, *, words: int = 40, seed: int = 
         raise InputError(f"got {task!r} to train on; expected summary, name or half")
     if n < 1 or negatives < 0:
         raise InputError(f"got {n} examples with {negatives} negatives; expected at least 1 and 0")
-    docs = tasks.documentation(words, seed)
+    docs = tasks.documentation(words, seed, data)
     title = {entry.id: entry.title for entry in docs.entries}
     found: list[tuple[str, str, str, list[str]]] = []
     for each in docs.train(n, candidates=1 + negatives, depth=max(20, 1 + negatives)):
@@ -72,8 +75,10 @@ def examples(task: str, n: int, negatives: int, *, words: int = 40, seed: int = 
     ]
 
 
-def question(task: str, queries: int, passages: int, *, words: int = 40, seed: int = 0) -> RetrievalTask:
-    """A task for evaluation: one of `TASKS` over held-out packages, or a BEIR folder.
+def question(
+    task: str, queries: int, passages: int, *, words: int = 40, seed: int = 0, data: str = "pydocs"
+) -> RetrievalTask:
+    """A task for evaluation: one of `TASKS` over held-out packages of `data`, or a BEIR folder.
 
     Raises:
         InputError: it is neither, or has fewer queries.
@@ -83,7 +88,7 @@ def question(task: str, queries: int, passages: int, *, words: int = 40, seed: i
     if queries < 1 or passages < 0:
         raise InputError(f"got {queries} queries and {passages} passages; expected 1 or more, and 0 (all) or more")
     low, high = _LONG if task == "long" else (0, words)
-    docs = tasks.documentation(high, seed)
+    docs = tasks.documentation(high, seed, data)
     asked = _long(docs, queries, low) if task == "long" else docs.pairs(queries, held_out=True)
     texts = {
         entry.id: _halves(entry.text)[1] if task == "half" else entry.text

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from broadsheet.console import InputError
 from broadsheet.data import corpora, rows
+from broadsheet.data.resources import local
 from broadsheet.data.rows import Rows, column
 from broadsheet.data.schemas import POSITIVE, QUERY
 
@@ -84,12 +85,12 @@ def load(name: str) -> list[WordPair]:
     """
     kind, _, rest = name.partition(":")
     if kind == "wordnet":
-        return wordnet(Path(rest).expanduser() if rest else WORDNET)
+        return wordnet(local(rest) if rest else WORDNET)
     if kind == "freedict":
         return freedict(rest)
     if name == "abbreviations":
         return abbreviations()
-    if not name.startswith("hf:") and not Path(name).expanduser().exists():
+    if not name.startswith("hf:") and not local(name).exists():
         raise InputError(f"no file {name}; give rows of word pairs, wordnet, freedict:eng-fra, or abbreviations")
     return pairs_of(rows.read(name, WordRow))
 

@@ -13,9 +13,10 @@ from typing import Any
 from broadsheet.console import InputError, say
 from broadsheet.data import corpora
 from broadsheet.data.corpora import Corpus, RowLocation
+from broadsheet.data.pydocs import is_pydocs
 from broadsheet.data.schemas import Pair
 from broadsheet.embed.data.doc_tasks import examples
-from broadsheet.embed.data.lexicon import WordPair, WordRow, pairs_of
+from broadsheet.embed.data.lexicon import WordPair, WordRow, abbreviations, pairs_of
 from broadsheet.embed.data.lexicon import load as load_lexicon
 from broadsheet.embed.data.tasks import documentation, training_pairs
 
@@ -62,8 +63,8 @@ def texts(corpus: Corpus, n: int, seed: int = 0) -> list[str]:
     fields = corpus.fields()
     if corpus.text_field not in fields:
         corpus.text_field = next((name for name in TEXT if name in fields), corpus.text_field)
-    if corpus.spec == "pydocs":
-        held_out = documentation(seed=seed).held_out
+    if is_pydocs(corpus.spec):
+        held_out = documentation(seed=seed, data=corpus.spec).held_out
         documents = [document for document in corpus if not held_out(str(document.metadata["package"]))]
         documents = random.Random(seed).sample(documents, min(n or len(documents), len(documents)))
     else:
@@ -87,8 +88,8 @@ def pairs(corpus: Corpus, n: int, *, words: int = 40, negatives: int = 0, seed: 
     Raises:
         InputError: a row lacks a text, named; with on_error "skip" it is counted and reported.
     """
-    if corpus.spec == "pydocs":
-        return documented(n or 2000, words=words, negatives=negatives, seed=seed)
+    if is_pydocs(corpus.spec):
+        return documented(n or 2000, words=words, negatives=negatives, seed=seed, data=corpus.spec)
     found = corpus.read(Pair, query_column(corpus)).some("pairs of query and positive", n, seed)
     return [{"query": pair.query, "positive": pair.positive, "negatives": list(pair.negatives)} for pair in found]
 
@@ -98,11 +99,11 @@ def query_column(corpus: Corpus, field: str = "query") -> dict[str, str]:
     return {} if corpus.text_field == "text" else {field: corpus.text_field}
 
 
-def documented(n: int, *, words: int, negatives: int, seed: int) -> list[dict[str, Any]]:
+def documented(n: int, *, words: int, negatives: int, seed: int, data: str) -> list[dict[str, Any]]:
     """Pairs of `pydocs`, fewer where there are fewer."""
     if negatives:
-        return examples("summary", n, negatives, words=words, seed=seed)
-    return [{**row, "negatives": []} for row in training_pairs(n, words=words, seed=seed)]
+        return examples("summary", n, negatives, words=words, seed=seed, data=data)
+    return [{**row, "negatives": []} for row in training_pairs(n, words=words, seed=seed, data=data)]
 
 
 def flat(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
@@ -126,8 +127,8 @@ def word_pairs(corpus: Corpus) -> list[WordPair]:
     """
     if isinstance(corpus, Named):
         return load_lexicon(corpus.spec)
-    if corpus.spec == "pydocs":
-        return load_lexicon("abbreviations")
+    if is_pydocs(corpus.spec):
+        return abbreviations(document.text for document in corpus)
     return pairs_of(corpus.read(WordRow, query_column(corpus, "word1")))
 
 

@@ -24,6 +24,8 @@ import numpy as np
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
 from broadsheet.data import corpora
+from broadsheet.data.pydocs import is_pydocs
+from broadsheet.data.resources import local
 from broadsheet.data.retrieval.beir import Beir, searched
 from broadsheet.data.retrieval.documentation import Documentation
 from broadsheet.data.retrieval.duplicates import jaccard, near
@@ -77,14 +79,14 @@ BODY_WORDS = 20  # of a body in pairs from documentation: as long as a sentence
 
 
 @lru_cache(maxsize=1)
-def _pydocs() -> corpora.Corpus:
-    return corpora.load("pydocs")
+def _pydocs(data: str = "pydocs") -> corpora.Corpus:
+    return corpora.load(data)
 
 
 @lru_cache(maxsize=2)
-def documentation(words: int = 40, seed: int = 0) -> Documentation:
-    """`pydocs` as passages of at most `words` words; read once for all tasks of a trial."""
-    return Documentation(_pydocs(), words=words, seed=seed)
+def documentation(words: int = 40, seed: int = 0, data: str = "pydocs") -> Documentation:
+    """`pydocs` (or `pydocs:stdlib`) as passages of at most `words` words; read once for all tasks of a trial."""
+    return Documentation(_pydocs(data), words=words, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,8 @@ def retrieval(
     """A retrieval task that a small machine can encode.
 
     Args:
-        data: `pydocs`: summaries of docstrings search the bodies, all from packages that `training_pairs` leaves out,
-            near-duplicate bodies removed. Or a BEIR folder.
+        data: `pydocs` or `pydocs:stdlib`: summaries of docstrings search the bodies, all from packages that
+            `training_pairs` leaves out, near-duplicate bodies removed. Or a BEIR folder.
         queries: number of queries; of a BEIR folder 0 takes all that are judged.
         passages: number in the corpus: the right ones, and others at random; 0 for all.
         words: of a passage, at most; 0 for all.
@@ -141,9 +143,9 @@ def retrieval(
     """
     if queries < 0 or passages < 0:
         raise InputError(f"got {queries} queries and {passages} passages; expected 0 (all) or more")
-    if data != "pydocs":
-        return _beir(Path(data).expanduser(), queries, passages, words, split, seed)
-    docs = documentation(words, seed)
+    if not is_pydocs(data):
+        return _beir(local(data), data, queries, passages, words, split, seed)
+    docs = documentation(words, seed, data)
     asked = docs.pairs(queries or 100, held_out=True)
     others = {entry.id: entry.text for entry in docs.entries if docs.held_out(entry.package)}
     corpus = _corpus(others, [entry.id for entry in asked], passages, seed)
@@ -156,7 +158,7 @@ def retrieval(
     )
 
 
-def _beir(folder: Path, queries: int, passages: int, words: int, split: str, seed: int) -> RetrievalTask:
+def _beir(folder: Path, name: str, queries: int, passages: int, words: int, split: str, seed: int) -> RetrievalTask:
     beir = Beir(folder, words)
     judged = beir.qrels(split)
     names = list(judged)
@@ -164,7 +166,7 @@ def _beir(folder: Path, queries: int, passages: int, words: int, split: str, see
         names = [names[i] for i in sorted(random.Random(seed).sample(range(len(names)), queries))]
     right = [d for name in names for d, relevance in judged[name].items() if relevance > 0 and d in beir.documents]
     corpus = _corpus({name: searched(text) for name, text in beir.documents.items()}, right, passages, seed)
-    about = f"{folder}: {len(names)} queries of the split {split!r} search {len(corpus):,} passages"
+    about = f"{name}: {len(names)} queries of the split {split!r} search {len(corpus):,} passages"
     return RetrievalTask(
         [Query(name, beir.queries[name]) for name in names], corpus, {name: judged[name] for name in names}, about
     )
@@ -181,20 +183,21 @@ def _corpus(texts: dict[str, str], right: Iterable[str], n: int, seed: int) -> d
     return {name: text for name, text in texts.items() if name in wanted}
 
 
-def training_pairs(n: int, *, words: int = 40, seed: int = 0) -> list[dict[str, str]]:
+def training_pairs(n: int, *, words: int = 40, seed: int = 0, data: str = "pydocs") -> list[dict[str, str]]:
     """Rows `query`, `positive` to train on: summaries and bodies of packages that no pydocs task uses.
 
     Args:
         n: the largest number of rows.
         words: of a body, at most.
         seed: of the split and the choice: that of the task.
+        data: `pydocs`, or `pydocs:stdlib`.
 
     Example:
         from datasets import Dataset
 
         dataset = Dataset.from_list(training_pairs(2000))
     """
-    found = documentation(words, seed).pairs(n, held_out=False)
+    found = documentation(words, seed, data).pairs(n, held_out=False)
     return [{"query": entry.summary, "positive": entry.text} for entry in found]
 
 
@@ -212,7 +215,12 @@ class Triple:
 
 
 def duplicates(
-    n: int = 200, *, words: int = 60, seed: int = 0, documents: Iterable[Document] | None = None
+    n: int = 200,
+    *,
+    words: int = 60,
+    seed: int = 0,
+    data: str = "pydocs",
+    documents: Iterable[Document] | None = None,
 ) -> list[Triple]:
     """Near-duplicate docstrings (Jaccard 0.4 to 0.95) beside unrelated ones of the same package and similar length.
 
@@ -222,7 +230,8 @@ def duplicates(
         n: number of triples, no package with more than a tenth of them as long as there are others.
         words: of a text, at most.
         seed: of the choices.
-        documents: rows of `pydocs`, the corpus itself by default.
+        data: `pydocs`, or `pydocs:stdlib`.
+        documents: rows of it, the corpus itself by default.
 
     Raises:
         InputError: the corpus has fewer, or `n` is below 1.
@@ -231,7 +240,7 @@ def duplicates(
         raise InputError(f"got {n} near-duplicates of {words} words; expected 1 or more")
     rows = [
         (document.id, str(document.metadata["package"]), " ".join(document.text.split()[:words]))
-        for document in (_pydocs() if documents is None else documents)
+        for document in (_pydocs(data) if documents is None else documents)
         if document.metadata.get("kind") in ("function", "class") and len(document.text.split()) >= 12
     ]
     rows.sort(key=lambda row: fingerprint([seed, row[0]]))
@@ -288,7 +297,9 @@ class LabelledText:
     label: str
 
 
-def clustering(packages: int = 10, per_package: int = 25, *, words: int = 40, seed: int = 0) -> list[LabelledText]:
+def clustering(
+    packages: int = 10, per_package: int = 25, *, words: int = 40, seed: int = 0, data: str = "pydocs"
+) -> list[LabelledText]:
     """Passages of `pydocs` whose label is their top-level package; near-duplicates removed, equally many a package.
 
     Raises:
@@ -297,7 +308,7 @@ def clustering(packages: int = 10, per_package: int = 25, *, words: int = 40, se
     if packages < 2 or per_package < 2:
         raise InputError(f"got {packages} packages with {per_package} passages; expected 2 or more of both")
     by_package: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    docs = documentation(words, seed)
+    docs = documentation(words, seed, data)
     for entry in docs.entries:
         if docs.held_out(entry.package):
             by_package[entry.package].append((fingerprint([seed, entry.id]), entry.text))
@@ -359,13 +370,14 @@ CLUSTERING = [
 # Similarity
 
 
-def documented_pairs(n: int, held_out: bool, seed: int = 0) -> list[SentencePair]:
+def documented_pairs(n: int, held_out: bool, seed: int = 0, data: str = "pydocs") -> list[SentencePair]:
     """Pairs from documentation: a docstring's summary with its own body (score 1), and with another's (score 0).
 
     Args:
         n: how many, half of each kind.
         held_out: from the packages that training leaves out, or from the others.
         seed: of the split and the choice.
+        data: `pydocs`, or `pydocs:stdlib`.
 
     Raises:
         InputError: fewer than four pairs, or more than the documentation has.
@@ -373,7 +385,7 @@ def documented_pairs(n: int, held_out: bool, seed: int = 0) -> list[SentencePair
     if n < 4:
         raise InputError(f"got {n} pairs; expected 4 or more")
     half = -(-n // 2)
-    entries = documentation(BODY_WORDS, seed).pairs(half, held_out=held_out)
+    entries = documentation(BODY_WORDS, seed, data).pairs(half, held_out=held_out)
     if len(entries) < half:
         raise InputError(f"the corpus has {2 * len(entries)} pairs; expected {n}: ask for fewer")
     pairs = []

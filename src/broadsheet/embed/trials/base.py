@@ -47,7 +47,7 @@ class EmbedderTrial(Trial):
 
     sts: str | None = option(
         None,
-        "Sentence pairs with gold scores, such as STS-B's TSV, or `hf:org/name:split`: sentence similarity too.",
+        "Sentence pairs with gold scores: a file, `resource:stsb/stsb-dev.tsv`, `hf:org/name:split`; similarity too.",
         metavar="FILE",
     )
     pairs: Count = option(300, "Sentence pairs of --sts.", quick=30, least=1)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from broadsheet.console import InputError, say
+from broadsheet.data.pydocs import is_pydocs
 from broadsheet.embed.dense_retrieval_study import CellRecord, Study, StudyCell, StudyQuestion, StudyRecipe
 from broadsheet.embed.trials.base import Count, number
 from broadsheet.embed.trials.study_presets import PRESETS, Axes, PresetRow, Table, table
@@ -145,18 +146,25 @@ class DenseRetrievalStudyTrial(Trial):
             chunk=self.chunk,
             split=self.seed,
             seed=self.seed,
+            data=self._documentation,
             **first,
         )
 
     def _question(self) -> StudyQuestion:
         return StudyQuestion(
-            task="summary" if self.data == "pydocs" else self.data,
+            task="summary" if is_pydocs(self.data) else self.data,
             queries=number(self.queries),
             passages=number(self.passages),
             words=self.words,
             length=self.length,
             seed=self.seed,
+            data=self._documentation,
         )
+
+    @property
+    def _documentation(self) -> str:
+        """What is trained on, and searched by the tasks of documentation."""
+        return self.data if is_pydocs(self.data) else "pydocs"
 
     def _axes(self) -> Axes:
         backbones = self.backbones or (self.model,)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from broadsheet.data.pydocs import is_pydocs
 from broadsheet.embed.data import tasks
 from broadsheet.embed.trials.base import Count, EmbedderTrial, clustering_task, duplicates_task, retrieval_task
 from broadsheet.options import option
@@ -60,10 +61,10 @@ class EmbedTrial(EmbedderTrial):
 
     def tasks(self) -> list[EvalTask]:
         search = retrieval_task(self.retrieval())
-        if self.data != "pydocs":
+        if not is_pydocs(self.data):
             return [search, *self.similarity()]
-        near = tasks.duplicates(self.duplicates, words=self.words or 512, seed=self.seed)
-        sorted_by = tasks.clustering(self.packages, self.documents, words=self.words, seed=self.seed)
+        near = tasks.duplicates(self.duplicates, words=self.words or 512, seed=self.seed, data=self.data)
+        sorted_by = tasks.clustering(self.packages, self.documents, words=self.words, seed=self.seed, data=self.data)
         # Near-duplicates come first: theirs is the speed that is reported, of texts as long as passages.
         return [
             duplicates_task(near),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from broadsheet import models
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, say
+from broadsheet.data.pydocs import is_pydocs
+from broadsheet.data.resources import local
 from broadsheet.embed.data import tasks
 from broadsheet.embed.trials.base import EmbedderTrial, perplexity_task, retrieval_task, training_note
 from broadsheet.options import option
@@ -61,7 +63,9 @@ class GEMTrial(EmbedderTrial):
         return {**super().facts(), "training data": fingerprint(self._texts)}
 
     def setting(self) -> Mapping[str, Any]:
-        source = "packages of pydocs that no test asks about" if self.data == "pydocs" else f"{self.data}, not searched"
+        source = (
+            f"packages of {self.data} that no test asks about" if is_pydocs(self.data) else f"{self.data}, not searched"
+        )
         return {
             "training": f"{self.steps} and {self.contrast_steps} steps of {self.batch} passages of at most "
             f"{self.words} words from {source}, {'all weights' if self.tune == 'full' else 'LoRA'}, learning rates "
@@ -131,11 +135,12 @@ class GEMTrial(EmbedderTrial):
     def _training_texts(self, searched: set[str]) -> list[str]:
         """Texts of packages that are not asked about; of a BEIR folder, those that are not searched."""
         wanted = min(2 * max(self.steps, self.contrast_steps) * self.batch, 4000)
-        if self.data == "pydocs":
-            return [row["positive"] for row in tasks.training_pairs(wanted, words=self.words, seed=self.seed)]
+        if is_pydocs(self.data):
+            rows = tasks.training_pairs(wanted, words=self.words, seed=self.seed, data=self.data)
+            return [row["positive"] for row in rows]
         from broadsheet.data.retrieval import beir
 
-        found = beir.Beir(Path(self.data).expanduser(), self.words).documents
+        found = beir.Beir(local(self.data), self.words).documents
         others = sorted(set(found) - searched, key=lambda name: fingerprint([self.seed, name]))
         texts = [beir.searched(found[name]) for name in others[:wanted]]
         if len(texts) < self.batch:

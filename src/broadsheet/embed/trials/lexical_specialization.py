@@ -18,6 +18,7 @@ from broadsheet import models
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.data import corpora
+from broadsheet.data.pydocs import is_pydocs
 from broadsheet.embed.data import lexicon
 from broadsheet.embed.data.lexicon import WordPair
 from broadsheet.embed.data.tasks import sts
@@ -176,7 +177,7 @@ class LexicalTrial(Trial):
     pairs_of_sts: int = option(300, "Sentence pairs of --sts.", quick=30, least=1)
 
     def check(self) -> None:
-        if self.data != "pydocs" and self.words != "abbreviations":
+        if not is_pydocs(self.data) and self.words != "abbreviations":
             raise InputError(f"got --data {self.data} and --words {self.words}; the data gives abbreviations alone")
 
     def question(self) -> str:

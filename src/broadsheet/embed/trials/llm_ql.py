@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
+from broadsheet.data.pydocs import is_pydocs
+from broadsheet.data.resources import local
 from broadsheet.embed.data import tasks
 from broadsheet.embed.trials.base import Count, EmbedderTrial, retrieval_task, training_note
 from broadsheet.models.safefiles import read_json
@@ -78,7 +80,7 @@ class LLMQLTrial(EmbedderTrial):
             "query likelihood": f"{self.ql_steps} steps of {self.batch} pairs, LoRA merged before the next stage, "
             f"learning rate {self.ql_learning_rate:g}, corruption {method.corruption:g}, labels {method.labels}",
             "training pairs": f"{len(self._pairs):,} "
-            + ("of pydocs" if self.data == "pydocs" else f"of {self.data}, split train"),
+            + (f"of {self.data}" if is_pydocs(self.data) else f"of {self.data}, split train"),
         }
 
     def arms(self) -> list[ModelArm]:
@@ -129,11 +131,11 @@ class LLMQLTrial(EmbedderTrial):
     def _training_pairs(self) -> list[dict[str, str]]:
         """As many pairs as the longer stage reads, so that none comes twice if there are enough."""
         wanted = min(max(self.steps, self.ql_steps) * self.batch, 8000)
-        if self.data == "pydocs":
-            return tasks.training_pairs(wanted, words=self.words, seed=self.seed)
+        if is_pydocs(self.data):
+            return tasks.training_pairs(wanted, words=self.words, seed=self.seed, data=self.data)
         from broadsheet.data.retrieval.beir import Beir, searched
 
-        beir = Beir(Path(self.data).expanduser(), self.words)
+        beir = Beir(local(self.data), self.words)
         found = [
             {"query": beir.queries[query], "positive": searched(beir.documents[name])}
             for query, judged in beir.qrels("train").items()

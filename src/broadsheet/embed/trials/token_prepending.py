@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from broadsheet.cache import atomic_write
 from broadsheet.console import InputError, say
+from broadsheet.data.pydocs import is_pydocs
 from broadsheet.embed.data.tasks import BODY_WORDS, SentencePair, documented_pairs, sts
 from broadsheet.embed.trials.base import sts_task
 from broadsheet.options import option
@@ -91,7 +92,7 @@ class TokenPrependingTrial(Trial):
     def check(self) -> None:
         if self.dev and not self.sts:
             raise InputError("got --dev without --sts; give the test's pairs as --sts, or all pairs as --sts alone")
-        if not self.sts and self.data != "pydocs":
+        if not self.sts and not is_pydocs(self.data):
             raise InputError(f"got --data {self.data}; give sentence pairs with scores as --sts FILE")
         self.templates = tuple(dict.fromkeys(self.templates))
         if not self.templates:
@@ -196,7 +197,9 @@ class TokenPrependingTrial(Trial):
             return Pairs(one, other, f"{self.sts}, a random half of it")
         n = n or 300
         about = f"docstrings' summaries and bodies of {BODY_WORDS} words, their own (score 1) or another's (0)"
-        return Pairs(documented_pairs(n, False, self.seed), documented_pairs(n, True, self.seed), about)
+        return Pairs(
+            documented_pairs(n, False, self.seed, self.data), documented_pairs(n, True, self.seed, self.data), about
+        )
 
     def _encoder(self, template: str, arm: str) -> Any:
         """The encoder of a template, with Token Prepending or without, before its layers are chosen."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
+from broadsheet.data.pydocs import is_pydocs
 from broadsheet.data.retrieval.lists import RankList
 from broadsheet.embed.data import tasks
 from broadsheet.embed.data.doc_tasks import examples
@@ -62,7 +63,7 @@ class UllmeTrial(EmbedderTrial):
     words: int = option(24, "Of a passage.", quick=12, least=1)
 
     def check(self) -> None:
-        if self.data != "pydocs":
+        if not is_pydocs(self.data):
             raise InputError(f"got --data {self.data}; this trial trains and tests on pydocs, which comes with it")
 
     def question(self) -> str:
@@ -74,8 +75,8 @@ class UllmeTrial(EmbedderTrial):
         self._fields = self.fields(GRL)
         # Each triple is seen once, as long as there are enough.
         wanted = min(self.steps * self.batch, 4000)
-        self._items = examples("summary", wanted, 1, words=self.words, seed=self.seed)
-        docs = tasks.documentation(self.words, self.seed)
+        self._items = examples("summary", wanted, 1, words=self.words, seed=self.seed, data=self.data)
+        docs = tasks.documentation(self.words, self.seed, self.data)
         held_out = [entry.text for entry in docs.pairs(8 if self.quick else 60, held_out=True)]
         both = agreement(docs.test(self.lists, self.candidates), self._temperature)
         return [retrieval_task(self.retrieval()), both, perplexity_task(held_out), *self.similarity()]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
 from broadsheet.data import corpora
+from broadsheet.data.pydocs import is_pydocs
 from broadsheet.evaluate.answering import ContextMethod, DocumentReader, Route
 from broadsheet.evaluate.loogle import LooGLE, Question, Score, evidence_depth
 from broadsheet.evaluate.trials import documentation
@@ -191,7 +192,7 @@ class LooGLETrial(Trial):
 
     def notes(self, outcome: Outcome) -> list[str]:
         notes = []
-        if self.data == "pydocs":
+        if is_pydocs(self.data):
             notes.append(
                 "These are not LooGLE's documents and questions, but its tasks and metrics on documentation that is "
                 "installed here, with questions made by rule: compare the rows with one another, not with the paper."
@@ -222,8 +223,8 @@ class LooGLETrial(Trial):
 
     def _questions(self) -> tuple[list[Question], str]:
         """What is asked, document by document, and where it comes from, as printed."""
-        if self.data == "pydocs":
-            corpus = corpora.load("pydocs")
+        if is_pydocs(self.data):
+            corpus = corpora.load(self.data)
             asked = documentation.questions(
                 corpus,
                 n_documents=self.documents,

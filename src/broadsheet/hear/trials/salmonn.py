@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 
 from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError
+from broadsheet.data.pydocs import is_pydocs
+from broadsheet.data.resources import local
 from broadsheet.hear import base
 from broadsheet.hear.data import audio, make_data
 from broadsheet.hear.data.rows import AudioRow, read_rows
@@ -251,8 +253,8 @@ class SalmonnTrial(TrainedArms):
         """The rows, the longest clip, and the encoders for clips of that length."""
         self._made: Path | None = None
         self._source = self.data
-        folder = Path(self.data).expanduser()
-        if self.data == "pydocs":
+        folder = local(self.data)
+        if is_pydocs(self.data):
             sizes: dict[str, Any] = {
                 "seed": self.seed,
                 "test": self.test,
