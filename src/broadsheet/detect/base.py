@@ -40,7 +40,8 @@ class Detector(ABC):
         needs: what its readings must hold.
         title: as it is printed, where that is not the class's name.
         beats: the detector that its paper says it beats, as printed; empty where there is no such claim.
-        beats_by: by how much its paper's AUROC is higher where the scoring model wrote the texts; None where unknown.
+        beats_by: by how much its paper's AUROC is higher where the scoring model wrote the texts, and where another
+            one did; None where unknown.
         variants: further settings that its paper tries, name → fields.
         calibration_: after `fit`, the scikit-learn `LogisticRegression` on the score.
     """
@@ -48,7 +49,7 @@ class Detector(ABC):
     needs: ClassVar[frozenset[Need]] = frozenset()
     title: ClassVar[str] = ""
     beats: ClassVar[str] = ""
-    beats_by: ClassVar[float | None] = None
+    beats_by: ClassVar[tuple[float | None, float | None]] = (None, None)
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     model: Any = field(default="default", kw_only=True)

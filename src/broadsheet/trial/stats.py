@@ -220,6 +220,22 @@ def tpr_at_fpr(fpr: float) -> Statistic:
     return statistic
 
 
+def over_groups(statistic: Statistic) -> Statistic:
+    """The statistic's mean over groups of items, such as data sets whose values are not on one scale.
+
+    Its values are (n, k + 1): the last column holds each item's group, the others what `statistic` reads.
+
+    Example:
+        `Metric("AUROC", of="scores and set", statistic=over_groups(auroc))`
+    """
+
+    def mean_of_groups(values: Floats, weights: Floats) -> Floats:
+        groups = [values[:, -1] == group for group in np.unique(values[:, -1])]
+        return np.mean([statistic(values[held][:, :-1], weights[:, held]) for held in groups], axis=0)
+
+    return mean_of_groups
+
+
 def spearman(values: Floats, weights: Floats) -> Floats:
     """Spearman's rank correlation; equal values share the mean of their ranks.
 

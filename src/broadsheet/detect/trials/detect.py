@@ -19,7 +19,6 @@ from broadsheet import models
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.data import corpora
-from broadsheet.data.corpora import Corpus
 from broadsheet.detect.base import Detector, Scores
 from broadsheet.detect.baselines import ONE_PASS, RESAMPLING
 from broadsheet.detect.reading import ForwardPass, Reader
@@ -31,7 +30,9 @@ from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome,
 from broadsheet.trial.engine import Arm, Measured, Metric
 from broadsheet.trial.external import ExternalProcess
 from broadsheet.trial.results import ArmResult, Distribution
-from broadsheet.trial.stats import auroc, tpr_at_fpr
+from broadsheet.trial.stats import Statistic, auroc, over_groups, tpr_at_fpr
+
+_PAIRS = 60  # that a model writes, where their number is not given
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,15 @@ class Texts:
         return list(self.pairs)
 
     @property
+    def sets(self) -> int:
+        """How many data sets the pairs are of."""
+        return 1 + max(pair.source for pair in self.pairs[self.settings[0]])
+
+    def sources(self, block: Sequence[tuple[TextPair, ...]]) -> list[int] | None:
+        """The data set of each item; None where there is one."""
+        return [item[0].source for item in block] if self.sets > 1 else None
+
+    @property
     def items(self) -> list[tuple[TextPair, ...]]:
         """One item a human text: its pair in each setting."""
         return list(zip(*self.pairs.values(), strict=True))
@@ -71,18 +81,25 @@ class DetectTrial(Trial):
     stage: ClassVar[str] = "detect"
     title: ClassVar[str] = "Detect: is this text machine-written?"
 
-    pairs: int = option(60, "Pairs of texts.", quick=20, least=2)
+    pairs: int | None = option(
+        None,
+        "Pairs of texts; by default 60 that a model writes, and of those that are there (--machine) as many as the "
+        "claims need.",
+        quick=20,
+        least=2,
+    )
     generator: str | None = option(
         None,
         "A second model writes, and the scoring model judges without having written (black-box), beside the white-box "
         "setting, where the scoring model judges its own text.",
         metavar="MODEL",
     )
-    machine: str | None = option(
-        None,
+    machine: tuple[str, ...] = option(
+        (),
         "Texts that a machine wrote, one for each document of the data, matched by id where the ids agree and else by "
-        "order; nothing is generated then.",
-        metavar="FILE",
+        "order; nothing is generated then. Several, with as many in --data, are data sets of their own: metrics are "
+        "means over them.",
+        metavar="FILE,…",
     )
     temperatures: tuple[float, ...] = option(
         (1.0, 0.8), "At which the scoring model writes: the paper's setting, which decides the headline, and others."
@@ -112,25 +129,25 @@ class DetectTrial(Trial):
         self._peer_call = peers.parse(self.peer, self.stage) if self.peer else None
 
     def question(self) -> str:
-        writer = self.machine or models.title(self.generator or self.model)
+        writer = ", ".join(self.machine) or models.title(self.generator or self.model)
         return f"Which detector tells human texts ({self.data}) from those of {writer}?"
 
     def tasks(self) -> list[EvalTask]:
         self._reader = Reader(tuple(self.loaded), self.reference, device=self.device, dtype=self.dtype)
-        corpus = corpora.load(self.data, text_field=self.text_field)
-        texts = self._texts = self._given(corpus) if self.machine else self._written(corpus)
+        texts = self._texts = self._given() if self.machine else self._written()
         per_item = 1 + len(texts.settings)
         return [
             EvalTask(
                 "pairs",
                 texts.items,
-                _metrics(texts.settings),
+                _metrics(texts.settings, texts.sets),
                 self._arm,
                 item="text",
                 per_item=per_item,
-                about=f"{len(texts.items)} from {corpus.describe()}; {texts.about}",
+                about=f"{len(texts.items)} from {texts.about}",
                 fingerprint=fingerprint([asdict(pair) for item in texts.items for pair in item]),
                 block_size=4,
+                pool=bool(self.machine) and self.pairs is None,
             )
         ]
 
@@ -166,9 +183,9 @@ class DetectTrial(Trial):
 
     def claims(self) -> list[Claim]:
         says = "it tells machine texts better (Sec. 4, Table 1)"
-        white_box = self._texts.settings[0] == "white-box"
+        black_box = self._texts.settings[0] != "white-box"
         return [
-            Claim("AUROC", kind.beats, kind.title or kind.__name__, says, kind.beats_by if white_box else None)
+            Claim("AUROC", kind.beats, kind.title or kind.__name__, says, kind.beats_by[black_box])
             for kind in self._detectors()
             if kind.beats
         ]
@@ -192,27 +209,28 @@ class DetectTrial(Trial):
         """A detector as an arm; all read the same forward pass over a block's texts."""
         settings, reader = self._texts.settings, self._reader
         if arm.role == "peer":
-            return _peer(arm, lazy, settings)
+            return _peer(arm, lazy, self._texts)
 
-        def run(shared: tuple[list[str], list[ForwardPass]]) -> dict[str, Any]:
-            texts, passes = shared
+        def run(shared: tuple[list[str], list[ForwardPass], list[int] | None]) -> dict[str, Any]:
+            texts, passes, sources = shared
             detector: Detector = lazy()
             detector.seed = self.seed
             scores = reader.read(texts, detector.needs, n_samples=detector.n_samples, seed=detector.seed, passes=passes)
-            return _by_setting(detector.score_readings(texts, scores, reader), settings)
+            return _by_setting(detector.score_readings(texts, scores, reader), settings, sources)
 
         return Arm(arm.name, run, description=(lazy().__doc__ or "").split("\n", 1)[0], shared=self._read)
 
-    def _read(self, block: Sequence[tuple[TextPair, ...]]) -> tuple[list[str], list[ForwardPass]]:
+    def _read(self, block: Sequence[tuple[TextPair, ...]]) -> tuple[list[str], list[ForwardPass], list[int] | None]:
         texts = _texts_of(block)
-        return texts, list(self._reader.passes(texts))
+        return texts, list(self._reader.passes(texts)), self._texts.sources(block)
 
-    def _written(self, corpus: Corpus) -> Texts:
+    def _written(self) -> Texts:
         """Have the model, and the second one if there is one, continue human passages."""
         from broadsheet.teacher import Teacher
         from broadsheet.teacher.local import Local
 
-        wanted = self.pairs
+        corpus = corpora.load(self.data, text_field=self.text_field)
+        wanted = self.pairs or _PAIRS
         human = passages(corpus, 2 * wanted, PairConfig(), self.seed)
         own = (self.model, self._reader.model, self._reader.tokenizer)
         first, *others = self.temperatures
@@ -234,27 +252,37 @@ class DetectTrial(Trial):
             pairs,
             {setting: f"{models.title(plan[0])} at temperature {plan[-1]:g}" for setting, plan in plans.items()},
             dropped,
-            f"passages of at least {config.min_words} words, continued from their first {config.prompt_tokens} "
-            f"tokens by at most {config.max_new_tokens}, top-p {self.top_p:g}, cut to equal word counts",
+            f"{corpus.describe()}; passages of at least {config.min_words} words, continued from their first "
+            f"{config.prompt_tokens} tokens by at most {config.max_new_tokens}, top-p {self.top_p:g}, cut to equal word counts",
         )
 
-    def _given(self, corpus: Corpus) -> Texts:
-        """Pair the data with machine texts that are there."""
-        assert self.machine
-        machine = corpora.load(self.machine, text_field=self.text_field)
-        pairs = match(corpus, machine)
-        if len(pairs) < 2:
-            raise InputError(f"{self.data} and {self.machine} give {len(pairs)} pairs of texts; expected at least 2")
-        chosen = random.Random(self.seed).sample(pairs, min(self.pairs, len(pairs)))
-        return Texts({"given": chosen}, {"given": self.machine}, 0, "as given, cut to equal word counts")
+    def _given(self) -> Texts:
+        """Pair the data with machine texts that are there, in random order."""
+        sources = self.data.split(",") if len(self.machine) > 1 else [self.data]
+        if len(sources) != len(self.machine):
+            raise InputError(
+                f"got {len(sources)} files in --data and {len(self.machine)} in --machine; expected as many of each"
+            )
+        pairs = []
+        for number, (human, machine) in enumerate(zip(sources, self.machine, strict=True)):
+            both = (corpora.load(name, text_field=self.text_field) for name in (human, machine))
+            found = [replace(pair, source=number) for pair in match(*both)]
+            if len(found) < 2:
+                raise InputError(f"{human} and {machine} give {len(found)} pairs of texts; expected at least 2")
+            pairs += found
+        chosen = random.Random(self.seed).sample(pairs, min(self.pairs or len(pairs), len(pairs)))
+        about = f"{self.data}, and {', '.join(self.machine)}; as given, cut to equal word counts"
+        return Texts({"given": chosen}, {"given": ", ".join(self.machine)}, 0, about)
 
 
-def _metrics(settings: list[str]) -> list[Metric]:
+def _metrics(settings: list[str], sets: int) -> list[Metric]:
+    kinds: dict[str, Statistic] = {"AUROC": auroc, "TPR at 1 % FPR": tpr_at_fpr(0.01)}
     metrics = []
     for i, setting in enumerate(settings):
         suffix = f", {setting}" if i else ""
-        metrics.append(Metric(f"AUROC{suffix}", of=setting, statistic=auroc, bounds=(0, 1)))
-        metrics.append(Metric(f"TPR at 1 % FPR{suffix}", of=setting, statistic=tpr_at_fpr(0.01), bounds=(0, 1)))
+        for name, statistic in kinds.items():
+            whole = over_groups(statistic) if sets > 1 else statistic
+            metrics.append(Metric(f"{name}{suffix}", of=setting, statistic=whole, bounds=(0, 1)))
     return metrics
 
 
@@ -296,7 +324,7 @@ def _notes(arms: list[ArmResult], texts: Texts) -> list[str]:
     return notes
 
 
-def _peer(arm: ModelArm, lazy: LazyModel, settings: list[str]) -> Arm:
+def _peer(arm: ModelArm, lazy: LazyModel, given: Texts) -> Arm:
     """A detector that is a program of its own: its items are texts, its output `score` has one number for each."""
     process: ExternalProcess = lazy()
 
@@ -306,7 +334,7 @@ def _peer(arm: ModelArm, lazy: LazyModel, settings: list[str]) -> Arm:
         scores = np.asarray(measured.outputs.get("score", []), dtype=np.float64)
         if scores.shape != (len(texts),):
             raise ValueError(f"expected one `score` for each of {len(texts)} texts, got shape {scores.shape}")
-        return replace(measured, outputs=_by_setting(scores, settings))
+        return replace(measured, outputs=_by_setting(scores, given.settings, given.sources(block)))
 
     return Arm(arm.name, run, description=arm.description, prepare=process.start, close=process.close)
 
@@ -316,10 +344,11 @@ def _texts_of(block: Sequence[tuple[TextPair, ...]]) -> list[str]:
     return [text for item in block for text in (item[0].human, *(pair.machine for pair in item))]
 
 
-def _by_setting(scores: Scores, settings: list[str]) -> dict[str, Any]:
-    """Scores of `_texts_of` as (items, 2) human and machine scores of each setting."""
+def _by_setting(scores: Scores, settings: list[str], sources: list[int] | None) -> dict[str, Any]:
+    """Scores of `_texts_of` as (items, 2) human and machine scores of each setting; the data set is a third column."""
     rows = scores.reshape(-1, 1 + len(settings))
-    return {setting: rows[:, [0, 1 + i]] for i, setting in enumerate(settings)}
+    last = [] if sources is None else [np.asarray(sources, dtype=np.float64)]
+    return {setting: np.stack([rows[:, 0], rows[:, 1 + i], *last], axis=1) for i, setting in enumerate(settings)}
 
 
 def _figures(results: list[ArmResult], settings: list[str]) -> list[Any]:

@@ -24,11 +24,12 @@ _WORD = re.compile(r"\S+")
 
 @dataclass(frozen=True)
 class TextPair:
-    """Two texts that begin alike and have the same number of words."""
+    """Two texts that begin alike and have the same number of words; `source` numbers the data set they are of."""
 
     id: str
     human: str
     machine: str
+    source: int = 0
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,9 @@ class TokenPrependingTrial(Trial):
         quick=60,
         least=4,
     )
+    tuning_pairs: int | None = option(
+        None, "For the choice, of --dev; by default as many as --pairs, all of the file without it.", least=4
+    )
     templates: tuple[str, ...] = option(
         ("prompt-eol",),
         "Each is tried with and without Token Prepending, chosen alike; the first is the baseline.",
@@ -90,6 +93,8 @@ class TokenPrependingTrial(Trial):
     placeholders: int = option(1, "How many.", least=1)
 
     def check(self) -> None:
+        if self.tuning_pairs and not self.dev:
+            raise InputError("got --tuning-pairs without --dev; give the file that layers are chosen on")
         if self.dev and not self.sts:
             raise InputError("got --dev without --sts; give the test's pairs as --sts, or all pairs as --sts alone")
         if not self.sts and not is_pydocs(self.data):
@@ -187,13 +192,14 @@ class TokenPrependingTrial(Trial):
     def _drawn(self) -> Pairs:
         n = self.pairs or 0
         if self.sts and self.dev:
-            return Pairs(sts(self.dev, n, self.seed), sts(self.sts, n, self.seed), f"{self.sts}, layers by {self.dev}")
+            tuning = sts(self.dev, self.tuning_pairs or n, self.seed)
+            return Pairs(tuning, sts(self.sts, n, self.seed), f"{self.sts}, layers by {self.dev}")
         if self.sts:
             drawn = sts(self.sts, 2 * n, self.seed)
-            tuning = set(random.Random(f"{self.seed}/halves").sample(range(len(drawn)), len(drawn) // 2))
+            places = set(random.Random(f"{self.seed}/halves").sample(range(len(drawn)), len(drawn) // 2))
             if len(drawn) < 4:
                 raise InputError(f"{self.sts} has {len(drawn)} pairs; expected 4 or more, or a --dev file")
-            one, other = ([pair for i, pair in enumerate(drawn) if (i in tuning) == half] for half in (True, False))
+            one, other = ([pair for i, pair in enumerate(drawn) if (i in places) == half] for half in (True, False))
             return Pairs(one, other, f"{self.sts}, a random half of it")
         n = n or 300
         about = f"docstrings' summaries and bodies of {BODY_WORDS} words, their own (score 1) or another's (0)"
