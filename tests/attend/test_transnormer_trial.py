@@ -15,8 +15,10 @@ from broadsheet.cache import home as cache_home
 from broadsheet.console import InputError
 from broadsheet.data import corpora
 from broadsheet.options import construct, describe
+from broadsheet.trial.base import TRAINING
 
 SHAPE = {"texts": 6, "steps": 4, "length": 16, "batch": 2, "width": 16, "layers": 2, "heads": 2, "device": "cpu"}
+SHAPE |= {"runs": 2, "lr": 2e-3}
 
 
 @pytest.fixture(scope="session")
@@ -38,17 +40,22 @@ def test_both_are_trained_on_the_same_and_compared(trial, monkeypatch):
     first = trial()
     result = first.run()
     arms = {arm.name: arm for arm in result.arms}
-    assert [arm.error for arm in result.arms] == [""] * 5
-    assert [arm.role for arm in result.arms] == ["baseline", "method", "sibling", "sibling", "sibling"]
-    assert (result.paper, result.claims) == ("transnormer", [("loss", "Llama", "TransNormer")])
+    assert [arm.error for arm in result.arms] == [""] * 4
+    assert [arm.role for arm in result.arms] == ["baseline", "method", "method", "method"]
+    assert [arm.runs for arm in result.arms] == [2] * 4
+    assert result.paper == "transnormer"
+    assert result.claims == [
+        ("loss", "Llama", "TransNormer"),
+        (TRAINING, "Llama", "TransNormer"),
+        ("loss", "TransNormer, no decay", "TransNormer"),
+    ]
     assert {c.arm for c in result.comparisons if c.baseline == "Llama" and c.metric == "loss"} == set(arms) - {"Llama"}
-    assert {c.arm for c in result.comparisons if c.baseline == "TransNormer"} == {
-        "TransNormer, Eq. 2",
-        "TransNormer, no decay",
-    }
+    pairs = {(c.baseline, c.arm) for c in result.comparisons if c.baseline != "Llama"}
+    assert {("TransNormer", "TransNormer, Eq. 2"), ("TransNormer, no decay", "TransNormer")} <= pairs
+    assert all(c.runs == (2, 2) for c in result.comparisons if c.metric == "loss")
     assert all(np.asarray(arm.samples["parts"]).shape == (6, 8) for arm in result.arms)
     losses = [arm.values["loss"].estimate for arm in result.arms]
-    assert len(set(losses)) == 5
+    assert len(set(losses)) == 4
     learned, along, milliseconds, held = result.figures
     assert (list(learned.lines), learned.x) == (list(arms), [1, 2, 3, 4])
     assert list(along.lines) == list(arms)
@@ -58,7 +65,6 @@ def test_both_are_trained_on_the_same_and_compared(trial, monkeypatch):
     assert result.setting["model"] == "2 layers, width 16, 2 heads, from scratch"
     sizes = [int(part.split()[-1].replace(",", "")) for part in result.setting["weights"].split(", ")]
     assert max(sizes) < 1.02 * min(sizes)
-    assert any("begun from another seed" in note for note in result.notes)
 
     # Killed after the first block: what was trained is not trained again, and the rest is as before.
     monkeypatch.setattr(TransNormerTrial, "_train", lambda *_: pytest.fail("trained again"))
@@ -69,6 +75,29 @@ def test_both_are_trained_on_the_same_and_compared(trial, monkeypatch):
     assert [arm.samples["loss"] for arm in rerun.arms] == [arm.samples["loss"] for arm in result.arms]
     again.finish()
     assert not list((cache_home() / "trials").iterdir())
+
+
+def test_each_models_learning_rate_is_chosen_on_other_texts(trial, monkeypatch):
+    asked = []
+    whole = TransNormerTrial._train
+
+    def train(self, make, rate, steps, seed, out):
+        asked.append((rate, steps))
+        return whole(self, make, rate, steps, seed, out)
+
+    monkeypatch.setattr(TransNormerTrial, "_train", train)
+    made = trial(lr=None, steps=36)
+    result = made.run()
+    assert [each for each in asked if each[1] == 12] == [(rate, 12) for rate in transnormer.RATES] * 2
+    chosen = {name: made._rates[name] for name in ("Llama", "TransNormer")}
+    assert [rate for rate, steps in asked if steps == 36] == [chosen["Llama"], *[chosen["TransNormer"]] * 3] * 2
+    for name, rate in chosen.items():
+        assert result.setting[f"tuning of {name}"].startswith(f"{rate}, the best of 3 on ")
+    texts = made._texts
+    for tuned in texts.tuning:
+        assert not any(torch.equal(tuned, held[: len(tuned)]) for held in texts.held_out)
+    times = [c for c in result.comparisons if c.metric == TRAINING]
+    assert [(c.arm, c.n) for c in times] == [(arm.name, 20) for arm in result.arms[1:]]
 
 
 def test_whole_documents_are_held_out(trial, corpus):

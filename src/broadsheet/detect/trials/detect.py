@@ -253,7 +253,8 @@ class DetectTrial(Trial):
             {setting: f"{models.title(plan[0])} at temperature {plan[-1]:g}" for setting, plan in plans.items()},
             dropped,
             f"{corpus.describe()}; passages of at least {config.min_words} words, continued from their first "
-            f"{config.prompt_tokens} tokens by at most {config.max_new_tokens}, top-p {self.top_p:g}, cut to equal word counts",
+            f"{config.prompt_tokens} tokens by at most {config.max_new_tokens}, top-p {self.top_p:g}, cut to equal "
+            "word counts",
         )
 
     def _given(self) -> Texts:
