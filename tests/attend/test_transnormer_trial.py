@@ -41,7 +41,7 @@ def test_both_are_trained_on_the_same_and_compared(trial, monkeypatch):
     result = first.run()
     arms = {arm.name: arm for arm in result.arms}
     assert [arm.error for arm in result.arms] == [""] * 4
-    assert [arm.role for arm in result.arms] == ["baseline", "method", "method", "method"]
+    assert [arm.role for arm in result.arms] == ["baseline", "method", "sibling", "sibling"]
     assert [arm.runs for arm in result.arms] == [2] * 4
     assert result.paper == "transnormer"
     assert result.claims == [

@@ -327,7 +327,8 @@ class TransNormerTrial(TrainedTrial):
         documents = corpus.take(max(4000, wanted // 200), self.seed)
         random.Random(self.seed).shuffle(documents)
         long = STRETCH * self.length
-        fit_to_ask = [document for document in documents if len(document.text.encode()) >= long]
+        known = {document.text: document for document in documents if len(document.text.encode()) >= long}
+        fit_to_ask = list(known.values())  # a text that is there twice is asked once
         chosen = fit_to_ask[: self.texts]
         tuning = fit_to_ask[self.texts :][:_TUNING_TEXTS] or chosen[:_TUNING_TEXTS]
         if len(chosen) < 2:
