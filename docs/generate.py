@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 import speeds
+from forest import ForestRow, forest
 from speeds import table
 
 from broadsheet.console import InputError
@@ -39,6 +40,7 @@ from broadsheet.page.staleness import all_stale
 from broadsheet.rank.prompts.formats import RequestRow
 from broadsheet.report import words
 from broadsheet.report.view import View
+from broadsheet.trial import claims as trial_claims
 from broadsheet.trial.results import ArmResult, TrialResult
 from broadsheet.trial.verdicts import sentence
 
@@ -337,6 +339,48 @@ def columns() -> str:
     return "\n".join(lines)
 
 
+def truth() -> str:
+    """The state of every paper: rung, what came of its claims, how many were shown, refuted and open, and when."""
+    rows = []
+    for paper in sorted(ours(), key=lambda paper: -paper.rung):
+        result = trial_of(paper)
+        judged = [claim for claim in result.judged if claim.kind == "claim"] if result else []
+        counts = [sum(claim.verdict == verdict for claim in judged) for verdict in ("shown", "refuted here", "open")]
+        rows.append(
+            (
+                f"`{paper.id}`",
+                paper.stage,
+                rung(paper),
+                paper.verdict or "—",
+                " · ".join(map(str, counts)) if judged else "—",
+                result.provenance["date"][:10] if result else "—",
+            )
+        )
+    return table(("paper", "stage", "rung", "claims", "shown · refuted · open", "recorded"), rows)
+
+
+def truth_of_claims() -> str:
+    """Every recorded claim with what came of it and what it rests on."""
+    lines = []
+    for row in _claimed():
+        came = trial_claims.words(row.claim, row.comparison)
+        of = f"{row.claim.metric} of {row.claim.arm} over {row.claim.baseline}"
+        lines.append(f"- `{row.paper}`, {of}: **{row.claim.verdict}**{came.removeprefix(row.claim.verdict)}.")
+    return "\n".join(lines)
+
+
+def _claimed() -> list[ForestRow]:
+    found: list[ForestRow] = []
+    for paper in ours():
+        if result := trial_of(paper):
+            found += [
+                ForestRow(paper.id, claim, comparison)
+                for claim in result.judged
+                if claim.kind == "claim" and (comparison := result.comparison(*claim.key))
+            ]
+    return found
+
+
 def named_data() -> str:
     """The resources: what can be named, what it is, and under which licence."""
     return table(("name", "what", "from", "licence"), resources.table())
@@ -349,6 +393,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "columns": columns,
     "papers, folded": readme_papers,
     "papers": all_papers,
+    "truth": truth,
+    "truth of claims": truth_of_claims,
     "axes of embed": embed_axes,
     "nodes of embed": embed_nodes,
     "downloads of hear": hear_downloads,
@@ -378,6 +424,7 @@ def part(name: str) -> str:
 # Files that are generated whole.
 PICTURES: dict[str, Callable[[], str]] = {
     "docs/hear-architecture.svg": lambda: picture.architecture_svg(*picture.small()),
+    "docs/evidence.svg": lambda: forest(_claimed()),
 }
 
 

@@ -48,7 +48,7 @@ class JudgedClaim:
             `"refuted here"`: the interval excludes `target`. `"open"`: anything else.
         target: the effect that was looked for, as `effect` gives it; None where neither the paper nor a ceiling does.
         p_value: corrected by Holm for the claims that were tested together; None for a control, or without a test.
-        tested: claims that were tested together.
+        tested: claims that were tested together; 0 for a control, and in results of before they were.
         needed_units, needed_runs: where open, what would show `target` with 80 % power: units (items, or what
             `Comparison.counted` says) with the training runs there are, or training runs with the units there are.
     """
@@ -156,6 +156,8 @@ def words(claim: JudgedClaim, comparison: Comparison | None, item: str = "item")
     if claim.target is None:
         if claim.verdict == "refuted here":
             return "refuted here: it is worse"
+        if not claim.tested and claim.kind == "claim":
+            return "open: recorded before an effect was looked for"
         return "open: the paper gives no figure for it, and the metric has no ceiling"
     size = f"{claim.target:.3g}×" if ratio else f"{claim.target:.3g}{f' {comparison.unit}' if comparison.unit else ''}"
     whose = "the paper's" if claim.effect is not None else "a quarter of the gap to the ceiling,"
