@@ -63,7 +63,8 @@ def test_the_example_is_built_tried_recorded_and_removed(
     assert oracles[0] == 0, oracles
     assert tried[0] == 0, tried
     recorded = json.loads((root / "evidence" / f"{PAPER}.json").read_text())
-    assert recorded["claims"] == [["AUROC", "Likelihood", "RepeatedBigrams"]]
+    (claim,) = recorded["judged"]
+    assert (claim["metric"], claim["baseline"], claim["arm"]) == ("AUROC", "Likelihood", "RepeatedBigrams")
     assert [arm["name"] for arm in recorded["arms"] if arm["role"] == "method"] == ["RepeatedBigrams"]
     assert recorded["command"].startswith(f"broadsheet try {PAPER}")
     assert json.loads(rung[1])["rung"] >= 2, "exact: its oracle passed"

@@ -280,7 +280,7 @@ def test_flexprefill_is_compared_with_full_attention_in_one_piece(setting, unrea
     assert result.arms[0].description == "each length anew, in one piece"
     assert result.claims == [("prefill seconds", FULL, "FlexPrefill")]
     assert {(c.baseline, c.arm) for c in result.comparisons} == {(FULL, TRUNCATION), (FULL, "FlexPrefill")}
-    assert "FlexPrefill changes the loss by +0.00 % [+0.00, +0.00] against full attention." in result.notes
+    assert "FlexPrefill changes the loss by +0.00 % (of 2 texts) against full attention." in result.notes
 
 
 def test_methods_follow_the_window_and_what_method_says_of_their_fields():

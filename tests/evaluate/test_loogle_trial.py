@@ -135,7 +135,7 @@ def test_scores_are_loogles_of_the_answers(trial, monkeypatch):
         return [type(answer)(text, *list(vars(answer).values())[1:]) for answer, text in zip(made, texts, strict=True)]
 
     monkeypatch.setattr(module.DocumentReader, "answers", scripted)
-    result = trial(documents=3).run()
+    result = trial(documents=8).run()
     whole = next(arm for arm in result.arms if arm.name == WHOLE)
     assert {name: span.estimate for name, span in whole.values.items() if name != "log-likelihood"} == {
         "token F1": 1,

@@ -172,7 +172,7 @@ def test_a_package_adds_papers_that_are_listed_shown_tried_and_compared(tmp_path
     assert "from somebody.toy_words import ToyWords" in shown[1]
     assert tried[0] == 0, tried
     recorded = json.loads((site / "somebody" / "evidence" / "toy_words.json").read_text())
-    assert recorded["claims"] == [["AUROC", "Likelihood", "ToyWords"]]
+    assert [claim["arm"] for claim in recorded["judged"]] == ["ToyWords"]
     roles = {arm["name"]: arm["role"] for arm in recorded["arms"]}
     assert (roles["ToyWords"], roles["Likelihood"]) == ("method", "baseline")
     assert refused[0] == 2

@@ -14,10 +14,10 @@ from scipy.stats import binom
 from broadsheet.console import InputError
 from broadsheet.trial.claims import Claim, JudgedClaim, judge, outcome, words
 from broadsheet.trial.power import needed
-from broadsheet.trial.stats import bootstrap, interval
-from broadsheet.trial.verdicts import Comparison, compare_samples, compare_seconds, holm, sentence
+from broadsheet.trial.stats import Interval, bootstrap, interval
+from broadsheet.trial.verdicts import Comparison, compare_samples, compare_seconds, holm, sentence, verdict
 
-REPETITIONS = 300
+REPETITIONS = 200
 
 
 def benchmark():
@@ -34,7 +34,7 @@ KINDS = {kind.name: kind for kind in SIMULATED.KINDS}
 
 
 def compare(a, b, **options) -> Comparison:
-    return compare_samples(a, b, **{"metric": "m", "baseline": "A", "arm": "B", "resamples": 600, **options})
+    return compare_samples(a, b, **{"metric": "m", "baseline": "A", "arm": "B", "resamples": 400, **options})
 
 
 # ---- equal arms, in the kinds of data that trials meet
@@ -97,11 +97,25 @@ def test_fewer_than_five_units_are_not_measured(n):
     )
 
 
-def test_an_interval_without_width_is_no_evidence():
-    a = np.arange(20.0)
-    assert compare(a, a + 1).verdict == "not measured"
-    assert "the same difference each time" in sentence(compare(a, a + 1))
+@pytest.mark.parametrize(("n", "verdict"), [(5, "no measurable difference"), (6, "helps"), (20, "helps")])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_same_difference_each_time_has_the_interval_of_as_many_wins(n, verdict, sign):
+    a = np.arange(float(n))
+    found = compare(a, a + sign)
+    shares = compare(a < 0, a > -1, binary=True).difference
+    ends = sorted(sign * end for end in (shares.low, shares.high))
+    if n > 5:
+        assert (found.difference.low, found.difference.high) == pytest.approx(ends)
+    assert found.verdict == (verdict if sign > 0 or n == 5 else "hurts")
+    assert (found.p_value < 0.05) == (n > 5)
     assert compare(a, a).verdict == "no measurable difference"
+
+
+def test_an_interval_without_width_is_no_evidence():
+    assert verdict(Interval(1.0, 1.0, 1.0), "difference", True, 0.0) == "not measured"
+    same = compare_seconds([2.0] * 8, [1.0] * 8, baseline="A", arm="B")
+    assert same.verdict == "not measured"
+    assert "the same difference each time" in sentence(same)
 
 
 @pytest.mark.parametrize(("won", "verdict"), [(5, "no measurable difference"), (6, "helps")])

@@ -104,6 +104,7 @@ def _run(paper: str, entry: str, given: dict[str, Any], out: Path, record: bool)
     if record and row is not None:
         _check_oracles(row)
     trial = construct(load(entry), given).for_paper(paper)
+    named = fingerprints(trial.given())  # refuses what is not there before anything runs
     if record:
         _check_strength(trial)
     result = trial.run()
@@ -111,7 +112,7 @@ def _run(paper: str, entry: str, given: dict[str, Any], out: Path, record: bool)
     result.title = row.title if row else result.title
     if made := replay.trained(trial.given()):
         result.provenance["trained"] = made
-    if named := fingerprints(trial.given()):
+    if named:
         result.provenance["named data"] = named
     report.terminal(result, written=report.write(result, out))
     if record:

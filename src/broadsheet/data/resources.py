@@ -77,14 +77,15 @@ def fingerprints(options: Mapping[str, Any]) -> dict[str, str]:
     """Of all data that option values name and that others can have too: by name, 16 hex digits.
 
     Args:
-        options: values by option. Those that are `resource:…` or `pydocs:stdlib` count.
+        options: values by option. Those that are `resource:…` or `pydocs:stdlib` count, several after commas too.
 
     Raises:
         InputError: one names a resource that there is not.
     """
     found = {}
     for value in options.values():
-        for name in map(str, value if isinstance(value, tuple | list) else (value,)):
+        listed = map(str, value if isinstance(value, tuple | list) else (value,))
+        for name in (each for text in listed for each in text.split(",")):
             if PREFIX in name:  # perhaps after the name of a format: wordnet:resource:wordnet
                 spec = name[name.index(PREFIX) :]
                 found[spec] = fingerprint(spec)

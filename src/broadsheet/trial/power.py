@@ -77,6 +77,7 @@ def rank_growth(correlation: float, n: int) -> Callable[[float], float]:
     return lambda effect: math.sqrt((1 + (error(correlation + effect) / error(correlation)) ** 2) / 2)
 
 
+@lru_cache(maxsize=10_000)
 def binary_effect(disagreements: int, n: int) -> float:
     """The smallest difference of two paired shares that the exact McNemar test finds with 80 % power.
 
@@ -99,12 +100,20 @@ def binary_effect(disagreements: int, n: int) -> float:
 
 def _binary_power(effect: float, rate: float, n: int) -> float:
     """Power of the exact McNemar test at a difference `effect`, where the arms differ on a share `rate` of n items."""
-    from scipy.stats import binom
+    from scipy.special import bdtrc, gammaln
 
     spread = 6 * math.sqrt(n * rate * (1 - rate)) + 1
     counts = np.arange(max(0, int(n * rate - spread)), min(n, int(n * rate + spread)) + 1)
     needed = np.array([_wins_needed(int(count)) for count in counts])
-    return float(binom.pmf(counts, n, rate) @ binom.sf(needed - 1, counts, (1 + effect / rate) / 2))
+    logs = gammaln(n + 1) - gammaln(counts + 1) - gammaln(n - counts + 1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a rate of 1: all items differ
+        logs = (
+            logs
+            + np.where(counts > 0, counts * np.log(rate), 0)
+            + np.where(n > counts, (n - counts) * np.log1p(-rate), 0)
+        )
+    won = np.where(needed <= counts, bdtrc(np.minimum(needed, counts) - 1, counts, (1 + effect / rate) / 2), 0.0)
+    return float(np.exp(logs) @ won)
 
 
 @lru_cache(maxsize=100_000)

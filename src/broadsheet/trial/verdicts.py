@@ -370,6 +370,10 @@ def _resampled(
         reach = clopper_pearson(differ, len(units))[1] * float(np.abs(units).max())
         whole, narrow = (Interval(w.estimate, min(w.low, -reach), max(w.high, reach)) for w in (whole, narrow))
         p_value = 1.0
+    if whole.low != 0 and math.isfinite(whole.low) and whole.high - whole.low <= _NO_WIDTH * abs(whole.low):
+        # The same difference each time: as exact McNemar has it for as many wins, of which each is worth that much.
+        whole, narrow = (_one_sided(whole.estimate, draws.units, c) for c in (CONFIDENCE, 2 * CONFIDENCE - 1))
+        p_value = min(1.0, 2.0 ** (1 - draws.units)) if abs(whole.estimate) > floor else 1.0
     half = max(whole.estimate - whole.low, whole.high - whole.estimate)
     detectable = detectable_effect(draws.standard_error, half, draws.freedom, floor, growth)
     no_worse, equivalent = _within(narrow, margin, direction)
@@ -382,6 +386,13 @@ def _resampled(
         no_worse if draws.units >= MIN_UNITS else None,
         equivalent if draws.units >= MIN_UNITS else None,
     )
+
+
+def _one_sided(difference: float, n: int, confidence: float) -> Interval:
+    """The interval of a difference that n units all show alike: so many of all may differ, and be won, at the least."""
+    share = clopper_pearson(n, n, confidence)[0]
+    ends = sorted((difference * (2 * share - 1) * (share if share > 0.5 else 1.0), difference))
+    return Interval(difference, *ends)
 
 
 def _units(differences: Floats, clusters: Sequence[Hashable] | None) -> Floats:

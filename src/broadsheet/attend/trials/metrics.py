@@ -232,7 +232,8 @@ def _on_sparse_loss(arms: dict[str, ArmResult], plan: Plan, name: str) -> Iterat
         before, after = (np.log(arm.samples[f"loss{suffix}"]) for arm in (whole, sparse))
         change = compare_samples(before, after, metric="loss", baseline=whole.name, arm=sparse.name).difference
         low, centre, high = (100 * np.expm1(end) for end in (change.low, change.estimate, change.high))
-        amount = f"{centre:+.2f} % [{low:+.2f}, {high:+.2f}]".replace("-", "−")
+        span = f" [{low:+.2f}, {high:+.2f}]" if np.isfinite(high) else f" (of {len(before)} texts)"
+        amount = f"{centre:+.2f} %{span}".replace("-", "−")
         yield f"{name} changes the loss{suffix} by {amount} against {whole.name}."
 
 
