@@ -319,6 +319,7 @@ def test_fingerprints_name_content_and_need_no_fetch(listed):
         "sts": "resource:pairs/dev.tsv",
         "words": "wordnet:resource:letters",
         "also": ("a", "resource:pairs"),
+        "machine": "resource:pairs/dev.tsv,resource:letters",
         "model": "default",
         "seed": 0,
     }

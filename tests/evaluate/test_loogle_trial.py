@@ -50,7 +50,7 @@ def folder(tmp_path_factory, tiny_model, tiny_tokenizer):
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     rows = []
-    for name in ("Ada", "Bob", "Cid"):
+    for name in ("Ada", "Bob", "Cid", "Dan", "Eve", "Fay"):
         facts = [f"{name} keeps {n} {animal} in room {n}. " for n, animal in enumerate(("ants", "bees", "cats"))]
         pairs = [
             {"Q": "Who keeps bees?", "A": name, "S": facts[1]},
@@ -135,7 +135,7 @@ def test_scores_are_loogles_of_the_answers(trial, monkeypatch):
         return [type(answer)(text, *list(vars(answer).values())[1:]) for answer, text in zip(made, texts, strict=True)]
 
     monkeypatch.setattr(module.DocumentReader, "answers", scripted)
-    result = trial(documents=8).run()
+    result = trial(documents=6).run()
     whole = next(arm for arm in result.arms if arm.name == WHOLE)
     assert {name: span.estimate for name, span in whole.values.items() if name != "log-likelihood"} == {
         "token F1": 1,
