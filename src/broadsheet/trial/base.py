@@ -166,7 +166,11 @@ class Trial(ForPaper):
     title: ClassVar[str] = ""
 
     model: str = option("default", "`default`, a hub id, a folder, or a .gguf file.", metavar="MODEL")
-    data: str = option("pydocs", "`pydocs`, a file or folder of documents, or `hf:[org/]name:split`.", metavar="DATA")
+    data: str = option(
+        "pydocs",
+        "`pydocs`, `pydocs:stdlib`, a file or folder of documents, `resource:NAME`, or `hf:[org/]name:split`.",
+        metavar="DATA",
+    )
     quick: bool = option(False, "Fewer items: minutes instead of tens of minutes.")
     seed: int = option(0, "Of sampling, shuffling, training and the bootstrap.", least=0)
     device: str | None = option(None, "Where models run; chosen by default.", metavar="NAME")
