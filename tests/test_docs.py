@@ -197,7 +197,7 @@ def test_every_paper_is_in_the_tables(generate: ModuleType) -> None:
 
 def test_options_come_from_the_trial_and_the_recipe(generate: ModuleType) -> None:
     text = generate.part("options of try lastde")
-    assert "| `--pairs N` | Pairs of texts. (60; with --quick 20) |" in text
+    assert re.search(r"\| `--regenerations N` \| Of DNA-GPT .*\(3; with --quick 0\) \|", text)
     assert "`--model`" in text.splitlines()[-1]
     assert not any(line.startswith("| `--model") for line in text.splitlines())
     assert "| `--calibrate FILE` |" in generate.part("options of apply detect")

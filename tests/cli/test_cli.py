@@ -218,7 +218,7 @@ def test_a_negative_seed_is_refused(run):
 def test_help_lists_the_options_of_a_trial_and_of_a_recipe(run):
     status, out, _ = run("try", "lastde", "--help")
     assert status == 0
-    assert re.search(r"--pairs N +Pairs of texts\. \(60; with --quick 20\)", out)
+    assert re.search(r"--perturbations N +Of DetectGPT and NPR .*\s.*\s*.*\(5; with --quick 0\)", out)
     status, out, _ = run("apply", "lastde", "--help")
     assert status == 0
     assert "--calibrate FILE" in out

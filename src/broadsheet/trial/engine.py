@@ -32,7 +32,7 @@ from broadsheet.trial.verdicts import Comparison, Scale, compare_samples, compar
 Outputs = Mapping[str, Sequence[Any]]
 RERUN = "baseline, run again"
 SETTLED = 1.5  # a block on which the baseline's two times differ by more than this factor is run again
-_UNSETTLED_SECONDS = 0.02  # and by more than this: shorter times are the clock's
+_UNSETTLED_SECONDS = 0.1  # and by more than this: shorter times are the clock's
 _TRIES = 3  # of a block, before its time is left out
 
 
