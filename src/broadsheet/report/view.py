@@ -96,9 +96,11 @@ class View:
         lines: list[tuple[str, str, str]] = []
         for claim in sorted(self.result.judged, key=lambda claim: claim.kind):
             comparison = self.result.comparison(*claim.key)
-            why = claim_words(claim, comparison, self.result.item).partition(": ")[2]
+            why = claim_words(claim, comparison).partition(": ")[2]
             said = f"{claim.metric} of {claim.arm} over {claim.baseline}" + f": {why}" * bool(why)
-            lines.append((claim.kind, claim.verdict, said + (f". {claim.sentence}" if claim.sentence else "")))
+            lines.append(
+                (claim.kind, claim.verdict, said + (f". The paper: {claim.sentence}." if claim.sentence else ""))
+            )
         return lines
 
     @cached_property

@@ -140,7 +140,7 @@ def outcome(claims: Sequence[JudgedClaim]) -> ClaimVerdict:
     return "shown" if verdicts == {"shown"} else "refuted here" if "refuted here" in verdicts else "open"
 
 
-def words(claim: JudgedClaim, comparison: Comparison | None, item: str = "item") -> str:
+def words(claim: JudgedClaim, comparison: Comparison | None) -> str:
     """A claim's verdict in one line, with what it rests on.
 
     Example:
@@ -163,7 +163,7 @@ def words(claim: JudgedClaim, comparison: Comparison | None, item: str = "item")
     whose = "the paper's" if claim.effect is not None else "a quarter of the gap to the ceiling,"
     if claim.verdict == "refuted here":
         return f"refuted here: the interval excludes {whose} {size}"
-    counted = comparison.counted or ("blocks" if comparison.test == "paired t on log ratios" else f"{item}s")
+    counted = comparison.counted or ("blocks" if comparison.test == "paired t on log ratios" else "items")
     if claim.needed_units is None and claim.needed_runs is None:
         return f"open: no number of {counted} would show {whose} {size} here"
     would = [f"{claim.needed_units:,} {counted}"] if claim.needed_units is not None else []

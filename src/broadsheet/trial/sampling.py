@@ -21,7 +21,7 @@ PILOT = 30  # items, and five blocks at least
 
 
 @dataclass
-class Sampling:
+class PilotSampling:
     """Decides after a pilot, and says so.
 
     Args:
@@ -71,9 +71,9 @@ class Sampling:
         return f"after a pilot: {'; '.join(self._told)}; {asked:,} of {self.most:,} were asked" if self._told else ""
 
 
-def sampling(claims: Sequence[Claim], item: str, block_size: int, most: int, budget: float | None) -> Sampling:
+def sampling(claims: Sequence[Claim], item: str, block_size: int, most: int, budget: float | None) -> PilotSampling:
     """How many of `most` items the claims need, within `budget` seconds."""
-    return Sampling(claims, item, block_size, most, budget)
+    return PilotSampling(claims, item, block_size, most, budget)
 
 
 def seconds_of(time: str | None) -> float | None:
