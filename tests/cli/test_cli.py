@@ -451,3 +451,25 @@ def test_a_stage_whose_packages_are_missing_says_what_to_install(run, monkeypatc
     status, _, err = run("try", "gem")
     assert status == 2
     assert err.strip().endswith("this needs sentence_transformers: pip install -e '.[embed]'")
+
+
+def test_compare_holds_the_line_with_a_margin(run, tmp_path):
+    def rows(name: str, values: list[float]) -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps({"id": i, "score": value}) + "\n" for i, value in enumerate(values)))
+        return str(path)
+
+    base = rows("base.jsonl", [(i * 7 % 10) / 10 for i in range(60)])
+    alike = rows("alike.jsonl", [(i * 7 % 10) / 10 + 0.02 * (-1) ** i for i in range(60)])
+    worse = rows("worse.jsonl", [(i * 7 % 10) / 10 - 0.3 + 0.02 * (-1) ** i for i in range(60)])
+    status, out, _ = run("compare", base, alike, "--margin", "score=0.05", "--strict")
+    assert status == 0
+    assert "equal within 0.05" in " ".join(out.split())
+    status, _, err = run("compare", base, alike, "--margin", "score=0.001", "--strict")
+    assert status == 1
+    assert "worse, or not shown to be no worse: score" in err
+    assert run("compare", base, worse, "--strict")[0] == 1
+    assert run("compare", base, worse)[0] == 0
+    status, _, err = run("compare", base, alike, "--margin", "beauty=1")
+    assert status == 2
+    assert "expected one of the metrics score" in err
