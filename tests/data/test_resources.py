@@ -18,7 +18,7 @@ import pytest
 
 from broadsheet.console import InputError
 from broadsheet.data import catalogue, corpora, resources, rows, sources
-from broadsheet.data.catalogue import RESOURCES, Package, Resource, Stored
+from broadsheet.data.catalogue import RESOURCES, PinnedFile, PinnedPackage, Resource
 from broadsheet.data.retrieval.beir import Beir
 from broadsheet.data.schemas import Judgement, SentencePair
 from broadsheet.embed.data.sentence_pairs import sts
@@ -26,8 +26,8 @@ from broadsheet.embed.data.sentence_pairs import sts
 PAIRS = b"score\tsentence1\tsentence2\n5.0\tA man sings.\tSomeone sings.\n0.0\tA man sings.\tIt rains.\n"
 
 
-def stored(path: str, data: bytes) -> Stored:
-    return Stored(path, len(data), hashlib.sha256(data).hexdigest())
+def stored(path: str, data: bytes) -> PinnedFile:
+    return PinnedFile(path, len(data), hashlib.sha256(data).hexdigest())
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def letters(content):
 
 
 def packed(kind: str, requirement: str, name: str, data: bytes, **changes) -> Resource:
-    package = Package(kind, requirement, stored(name, data))
+    package = PinnedPackage(kind, requirement, stored(name, data))
     parts = ("rows.jsonl", "as_it_was.txt")
     return replace(Resource("letters", "three lines", "MIT", package, make=letters, parts=parts), **changes)
 

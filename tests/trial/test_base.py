@@ -538,3 +538,14 @@ def test_every_arm_is_tuned_as_much_and_what_was_found_is_kept():
     assert trial._told_of_tuning() == {"tuning of plain": "3, the best of 3 on other pairs"}
     with pytest.raises(ValueError, match="expected as many for each arm"):
         trial.tuned("Alpha", [1, 2, 3, 4], score, on="other pairs")
+
+
+def test_a_budget_for_a_fixed_number_of_items_is_refused():
+    with pytest.raises(InputError, match="got --budget; the number of items is fixed here"):
+        tried("alpha", budget="30m")
+
+
+def test_one_training_run_has_no_noise_floor_so_its_time_is_not_compared():
+    result = seeded(SeededTrial(runs=1))
+    assert not [c for c in result.comparisons if c.metric == TRAINING]
+    assert [claim.verdict for claim in result.judged] == ["shown", "open"]

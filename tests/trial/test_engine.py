@@ -433,3 +433,18 @@ def test_a_plan_decides_after_the_pilot_and_a_resumed_run_keeps_to_it(tmp_path):
     assert len(seen) == 1
     assert [arm.values for arm in again] == [arm.values for arm in results]
     assert same == comparisons
+
+
+def test_a_plan_is_made_beside_a_block_that_never_settled():
+    turn, seen = iter(range(1000)), []
+
+    def unsteady(block):
+        return Measured({"value": list(block)}, seconds=1.0 + 9 * (next(turn) % 2) * (block[0] == 3))
+
+    def decide(comparisons, asked, seconds):
+        seen.append(seconds)
+        return 8
+
+    arms = [Arm("a", unsteady, "baseline"), Arm("b", lambda block: Measured({"value": list(block)}, seconds=0.5))]
+    run_arms(arms, list(range(12)), [MEAN], block_size=1, plan=SamplePlan(pilot=6, decide=decide))
+    assert seen == [pytest.approx(5 * 2.5 / 6)]  # five settled blocks of 1, 1 and 0.5 seconds

@@ -159,7 +159,7 @@ def test_a_ratio_is_the_mean_of_log_ratios():
     b = a / 2 * rng.lognormal(sigma=0.1, size=30)
     found = compare(a, b, scale="ratio", higher_is_better=False)
     assert found.difference.estimate == pytest.approx(float(np.exp(np.log(b / a).mean())))
-    assert found.verdict == "helps"
+    assert (found.verdict, found.test) == ("helps", "paired bootstrap of log ratios")
     assert found.arm_value == pytest.approx(float(np.exp(np.log(b).mean())))
     with pytest.raises(InputError, match="a ratio compares one positive number"):
         compare(a - a, b, scale="ratio")

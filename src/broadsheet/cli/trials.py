@@ -130,9 +130,10 @@ def _check_strength(trial: Any) -> None:
     Raises:
         InputError: arms are trained from fewer than three seeds.
     """
+    from broadsheet.trial.base import TrainedTrial
     from broadsheet.trial.sampling import MIN_RUNS
 
-    if getattr(trial, "runs", MIN_RUNS) < MIN_RUNS:
+    if isinstance(trial, TrainedTrial) and trial.runs < MIN_RUNS:
         raise InputError(
             f"got --runs {trial.runs} with --record; recorded evidence trains each arm from at least {MIN_RUNS} seeds"
         )

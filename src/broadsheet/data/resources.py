@@ -29,7 +29,7 @@ from typing import Any
 from broadsheet import cache
 from broadsheet.console import InputError, say
 from broadsheet.data import pydocs
-from broadsheet.data.catalogue import MADE, RESOURCES, Made, Package, Resource, Stored
+from broadsheet.data.catalogue import MADE, RESOURCES, Made, PinnedFile, PinnedPackage, Resource
 from broadsheet.models import wheels
 
 PREFIX = "resource:"
@@ -111,13 +111,13 @@ def _parse(spec: str) -> tuple[Resource, str]:
 # Files of the user
 
 
-def _own(stored: Stored) -> Path | None:
+def _own(stored: PinnedFile) -> Path | None:
     """Where a file would lie in `BROADSHEET_DATA`; None where that is not set."""
     folder = os.environ.get(FOLDER)
     return Path(folder).expanduser() / stored.path if folder else None
 
 
-def _given(stored: Stored, resource: Resource) -> Path:
+def _given(stored: PinnedFile, resource: Resource) -> Path:
     """A file of the user, checked.
 
     Raises:
@@ -133,7 +133,7 @@ def _given(stored: Stored, resource: Resource) -> Path:
     return _checked(path, stored)
 
 
-def _checked(path: Path, stored: Stored) -> Path:
+def _checked(path: Path, stored: PinnedFile) -> Path:
     got = cache.sha256_file(path)
     if got != stored.sha256:
         raise InputError(f"{path} has SHA-256 {got}; expected {stored.sha256}: put the original file there")
@@ -225,7 +225,7 @@ def _say_terms(resource: Resource) -> None:
         )
 
 
-def _fetched(resource: Resource, package: Package, aside: Path) -> Path:
+def _fetched(resource: Resource, package: PinnedPackage, aside: Path) -> Path:
     if package.kind == "deb":
         return _deb(resource, package, aside)
     what = f"resource:{resource.name}"
@@ -234,14 +234,14 @@ def _fetched(resource: Resource, package: Package, aside: Path) -> Path:
     )
 
 
-def _checked_fetched(path: Path, stored: Stored) -> Path:
+def _checked_fetched(path: Path, stored: PinnedFile) -> Path:
     got = cache.sha256_file(path)
     if got != stored.sha256:
         raise InputError(f"{path.name} was fetched with SHA-256 {got}; expected {stored.sha256}: it is not used")
     return path
 
 
-def _deb(resource: Resource, package: Package, aside: Path) -> Path:
+def _deb(resource: Resource, package: PinnedPackage, aside: Path) -> Path:
     """Have apt fetch a package of Debian, with lists of its own where the machine's do not know it.
 
     Raises:

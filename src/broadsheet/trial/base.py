@@ -28,7 +28,7 @@ from broadsheet.page.evidence import provenance, versions
 from broadsheet.trial.claims import Claim, JudgedClaim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.results import ArmResult, Curve, Distribution, Role, TrialResult, joined, plural
-from broadsheet.trial.sampling import MIN_RUNS, sampling, seconds_of
+from broadsheet.trial.sampling import MIN_RUNS, PilotSampling, seconds_of
 from broadsheet.trial.verdicts import Comparison, compare_seconds, margins
 
 if TYPE_CHECKING:
@@ -344,6 +344,7 @@ class Trial(ForPaper):
         Raises:
             InputError: an option, a model or the data cannot be used.
         """
+        seconds_of(self.budget), margins(self.margin)  # refused before any data is read
         tasks = list(self.tasks())
         facts = {
             "seed": self.seed,
@@ -384,11 +385,13 @@ class Trial(ForPaper):
         """See that the trial is the tried paper's own.
 
         Raises:
-            InputError: no arm is of the paper; `--method` names a method that takes no part.
-            InputError: `--margin` names no metric, or gives no number.
+            InputError: no arm is of the paper; `--method` names a method that takes no part; `--margin` names no
+                metric, or gives no number; `--budget` is no time, or nothing is chosen by it.
             ValueError: a claim names no arm of the paper, no baseline, or no metric; two tasks share a metric's name.
         """
         self.check_calls()
+        if seconds_of(self.budget) and not any(task.pool for task in tasks):
+            raise InputError("got --budget; the number of items is fixed here, by the trial or by an option")
         metrics = [metric.name for task in tasks for metric in task.metrics]
         known = [*metrics, *(f"{plural(task.item)}/s" for task in tasks[:1]), *self.further_metrics()]
         if unknown := [name for name in margins(self.margin) if name not in known]:
@@ -425,7 +428,7 @@ class Trial(ForPaper):
         wanted = [*((claim.baseline, claim.arm) for claim in claims), *self.also_compare()]
         whole: list[ArmResult] = []
         comparisons: list[Comparison] = []
-        self._power: str = ""
+        power: list[str] = []
         try:
             for turn, task in enumerate(tasks):
                 say(f"{task.name}: {task.about or f'{len(task.items)} {plural(task.item)}'}")
@@ -435,9 +438,10 @@ class Trial(ForPaper):
                     run = task.arm(arm, lazy[arm.name, number], kept)
                     made.append(replace(run, role=self._role(arm), run_number=number))
                 block_size = task.block_size or max(1, -(-len(task.items) // task.blocks))
-                plan, power = None, sampling(claims, task.item, block_size, len(task.items), seconds_of(self.budget))
+                pilot = None
                 if task.pool and not self.quick:
-                    plan = power.plan
+                    budget = seconds_of(self.budget)
+                    pilot = PilotSampling(claims, plural(task.item), block_size, len(task.items), budget)
                 results, found = run_arms(
                     made,
                     list(task.items),
@@ -449,10 +453,10 @@ class Trial(ForPaper):
                     seed=self.seed,
                     journal=self.workdir / f"{task.name}.jsonl",
                     margins=margins(self.margin),
-                    plan=plan,
+                    plan=pilot.plan if pilot else None,
                 )
-                if plan is not None:
-                    self._power += power.told(results[0].n_items)
+                if pilot and (told := pilot.told(results[0].n_items)):
+                    power.append(told)
                 if len(tasks) > 1:
                     results = [replace(r, error=f"{task.name}: {r.error}") if r.error else r for r in results]
                 whole = [joined(a, b) for a, b in zip(whole, results, strict=True)] if turn else results
@@ -461,6 +465,7 @@ class Trial(ForPaper):
             for each in lazy.values():
                 each.drop()
             gc.collect()
+        self._power = "; ".join(power)
         usable = {arm.name for arm in whole if arm.status == "ok"}
         return Outcome(tasks, whole, [c for c in comparisons if {c.baseline, c.arm} <= usable])
 
@@ -478,6 +483,8 @@ class Trial(ForPaper):
             arm.name: [self._pace(arm.name, self.seed + i) for i in range(self._runs)] for arm in arms if arm.by_seed
         }
         baseline = next((arm.name for arm in arms if arm.role == "baseline"), "")
+        if self._runs < 2:  # the baseline has no second run, so there is no noise floor
+            return []
         whole = {name: np.stack(runs) for name, runs in paces.items() if all(len(run) for run in runs)}
         if baseline not in whole or len({runs.shape for runs in whole.values()}) > 1:
             return []
@@ -510,7 +517,7 @@ class Trial(ForPaper):
         for claim in judged:
             found = outcome.comparison(*claim.key)
             if found is not None and claim.kind == "claim" and claim.verdict != "shown":
-                why = self.absence(Claim(*claim.key, claim.sentence, claim.effect), found, outcome)
+                why = self.absence(claim, found, outcome)
                 told.setdefault(why, []).append(f"{claim.metric} of {claim.arm} over {claim.baseline}")
         return [
             f"The gain that the paper reports is absent here in {' and '.join(gains)}." + f" {why}" * bool(why)

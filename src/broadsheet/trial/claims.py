@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from broadsheet.trial.power import needed
 from broadsheet.trial.stats import CONFIDENCE
@@ -39,11 +39,10 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class JudgedClaim:
+class JudgedClaim(Claim):
     """A claim and what came of it.
 
     Args:
-        metric, baseline, arm, sentence, effect, kind: as in `Claim`.
         verdict: `"shown"`: the interval, and the p-value corrected for all claims of the trial, say that it helps.
             `"refuted here"`: the interval excludes `target`. `"open"`: anything else.
         target: the effect that was looked for, as `effect` gives it; None where neither the paper nor a ceiling does.
@@ -53,12 +52,6 @@ class JudgedClaim:
             `Comparison.counted` says) with the training runs there are, or training runs with the units there are.
     """
 
-    metric: str
-    baseline: str
-    arm: str
-    sentence: str = ""
-    effect: float | None = None
-    kind: Kind = "claim"
     verdict: ClaimVerdict = "open"
     target: float | None = None
     p_value: float | None = None
@@ -87,7 +80,8 @@ def judge(claims: Sequence[Claim], comparisons: Sequence[Comparison]) -> list[Ju
 
 def _judged(claim: Claim, comparison: Comparison | None, p_value: float | None, tested: int) -> JudgedClaim:
     verdict: ClaimVerdict = "open"
-    target, units, runs = None, None, None
+    target: float | None = None
+    came: dict[str, Any] = {}
     if comparison is not None:
         target = target_of(claim, comparison)
         turned = comparison.turned()
@@ -108,21 +102,8 @@ def _judged(claim: Claim, comparison: Comparison | None, p_value: float | None, 
                 runs=max(comparison.runs),
                 floor=comparison.noise_floor,
             )
-            units, runs = would.units, would.runs
-    return JudgedClaim(
-        claim.metric,
-        claim.baseline,
-        claim.arm,
-        claim.sentence,
-        claim.effect,
-        claim.kind,
-        verdict,
-        target,
-        p_value,
-        tested,
-        units,
-        runs,
-    )
+            came = {"needed_units": would.units, "needed_runs": would.runs}
+    return JudgedClaim(**vars(claim), **came, verdict=verdict, target=target, p_value=p_value, tested=tested)
 
 
 def target_of(claim: Claim, comparison: Comparison) -> float | None:

@@ -218,7 +218,8 @@ def _planned(
     """How many items are asked in all, at least those of the pilot; kept in the journal."""
     usable = {name for name in made.names if made.result(name, 1).status == "ok"}
     found = [c for a, b in wanted if {a, b} <= usable for c in made.compare(a, b)]
-    seconds = sum(sum(record.seconds) for record in made.records.values()) / asked
+    # Times of blocks that never settled are NaN, and left out.
+    seconds = sum(float(np.nansum(record.seconds)) for record in made.records.values()) / asked
     planned = min(max(plan.decide(found, asked, seconds), asked), most)
     _write(journal, {"": {"planned": planned}})
     return planned

@@ -25,12 +25,12 @@ class PilotSampling:
     """Decides after a pilot, and says so.
 
     Args:
-        most: items there are.
+        items: what is asked, in the plural; `most` of them there are, `block_size` in a block.
         budget: seconds that all items may take; None without a limit.
     """
 
     claims: Sequence[Claim]
-    item: str
+    items: str
     block_size: int
     most: int
     budget: float | None
@@ -53,27 +53,22 @@ class PilotSampling:
             reach = math.log(target) if comparison.scale == "ratio" else target
             would = needed(reach, comparison.unit_error, comparison.n, floor=comparison.noise_floor).units
             # Clusters are met in the proportion that the pilot met them.
-            items = self.most if would is None else -(-would * asked // comparison.n)
+            enough = self.most if would is None else -(-would * asked // comparison.n)
             self._told.append(
-                f"{items:,} would show {target:.3g} in {claim.metric} of {claim.arm} over {claim.baseline}"
+                f"{enough:,} would show {target:.3g} in {claim.metric} of {claim.arm} over {claim.baseline}"
             )
-            wanted = max(wanted, items)
+            wanted = max(wanted, enough)
         affordable = self.most if self.budget is None else int(self.budget / max(seconds, 1e-9))
         taken = max(asked, min(wanted, self.most, affordable))
         say(
             f"after a pilot of {asked}: {'; '.join(self._told) or 'no claim tells how many are needed'}; taking "
-            f"{taken:,} of {self.most:,} {self.item}s, about {seconds * (taken - asked) / 60:.0f} more minutes"
+            f"{taken:,} of {self.most:,} {self.items}, about {seconds * (taken - asked) / 60:.0f} more minutes"
         )
         return taken
 
     def told(self, asked: int) -> str:
         """The decision, for the report."""
         return f"after a pilot: {'; '.join(self._told)}; {asked:,} of {self.most:,} were asked" if self._told else ""
-
-
-def sampling(claims: Sequence[Claim], item: str, block_size: int, most: int, budget: float | None) -> PilotSampling:
-    """How many of `most` items the claims need, within `budget` seconds."""
-    return PilotSampling(claims, item, block_size, most, budget)
 
 
 def seconds_of(time: str | None) -> float | None:

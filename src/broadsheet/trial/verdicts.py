@@ -48,7 +48,8 @@ class Comparison:
         baseline, arm: names of the two arms.
         difference: arm − baseline in the metric's unit; for scale `"ratio"`, arm / baseline.
         scale: how `difference` is to be read.
-        test: `"exact McNemar"`, `"paired bootstrap"` or `"paired t on log ratios"`.
+        test: `"exact McNemar"`, `"paired bootstrap"`, the same `"of log ratios"`, or, of timed blocks,
+            `"paired t on log ratios"`.
         n: what the interval counts: paired items, clusters of them, or timed blocks.
         noise_floor: |baseline − baseline run again|; for ratios |log ratio|.
         minimum_detectable_effect: the smallest true effect found with 80 % power at two-sided 5 %, on the scale of
@@ -187,7 +188,7 @@ def compare_samples(
         units = _units(b.mean(0) - a.mean(0), clusters) if a.ndim == 2 and statistic is mean else None
         growth = _growth(statistic, bounds, float(over_runs(a, statistic, ones)[0]), draws.units, direction)
         found = _resampled(draws, units, noise_floor, band, direction, growth)
-        test, n = "paired t on log ratios" if scale == "ratio" else "paired bootstrap", draws.units
+        test, n = "paired bootstrap" + " of log ratios" * (scale == "ratio"), draws.units
     values = [float(over_runs(each, statistic, ones)[0]) for each in (a, b)]
     difference, detectable = found.difference, found.detectable
     if scale == "ratio":
