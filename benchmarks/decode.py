@@ -26,7 +26,8 @@ from broadsheet.decode.trials.prompts import KINDS, DecodePrompt
 from broadsheet.page import evidence
 from broadsheet.trial.engine import Arm, Measured, Metric, run_arms
 from broadsheet.trial.results import ArmResult
-from broadsheet.trial.verdicts import Comparison, sentence
+from broadsheet.trial.sentences import sentence
+from broadsheet.trial.verdicts import Comparison
 
 METRICS = [Metric("identical output", binary=True, bounds=(0, 1)), Metric("tokens per forward")]
 

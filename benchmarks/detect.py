@@ -38,7 +38,8 @@ from broadsheet.detect.trials.pairs import Protocol, first_words, passages
 from broadsheet.page import evidence
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.results import ArmResult
-from broadsheet.trial.verdicts import Comparison, sentence
+from broadsheet.trial.sentences import sentence
+from broadsheet.trial.verdicts import Comparison
 
 DETECTORS: dict[str, Detector] = {
     "Likelihood": Likelihood(),

@@ -46,7 +46,8 @@ from broadsheet.page import evidence
 from broadsheet.search.encoding.streaming import encode_corpus
 from broadsheet.trial.engine import Arm, run_arms
 from broadsheet.trial.results import ArmResult
-from broadsheet.trial.verdicts import Comparison, sentence
+from broadsheet.trial.sentences import sentence
+from broadsheet.trial.verdicts import Comparison
 
 PLAIN, OURS, COMPILED = "sentence-transformers", "broadsheet", "broadsheet, layers compiled"
 LIMIT, LIMIT_SECONDS = "matrix products", 2.0

@@ -33,7 +33,8 @@ from broadsheet.rank.order import calls, sliding
 from broadsheet.rank.trials.base import METRICS, changed, reranking
 from broadsheet.trial.engine import Arm, run_arms
 from broadsheet.trial.results import ArmResult
-from broadsheet.trial.verdicts import Comparison, sentence
+from broadsheet.trial.sentences import sentence
+from broadsheet.trial.verdicts import Comparison
 
 PERMUTATION, FIRST_TOKEN, PEER = "permutation", "first token", "rerankers' RankGPT"
 

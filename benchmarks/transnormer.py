@@ -30,7 +30,8 @@ from broadsheet.attend.transnormer_config import TransNormerCache
 from broadsheet.attend.trials.transnormer import Shape, decode_seconds
 from broadsheet.page import evidence
 from broadsheet.trial.engine import Arm, Metric, run_arms
-from broadsheet.trial.verdicts import Comparison, sentence
+from broadsheet.trial.sentences import sentence
+from broadsheet.trial.verdicts import Comparison
 
 HEADS, HEAD_DIM = 4, 64
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]

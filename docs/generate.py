@@ -42,7 +42,7 @@ from broadsheet.report import words
 from broadsheet.report.view import View
 from broadsheet.trial import claims as trial_claims
 from broadsheet.trial.results import ArmResult, TrialResult
-from broadsheet.trial.verdicts import sentence
+from broadsheet.trial.sentences import sentence
 
 ROOT = Path(__file__).parents[1]
 _PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)

@@ -75,6 +75,18 @@ def test_a_test_list_holds_bm25s_order_and_keeps_queries_that_bm25_missed():
     assert 0 < first <= 60 - len(missed)
 
 
+def test_lists_that_can_be_answered_are_those_of_the_test_that_bm25_found():
+    docs = Documentation(rows())
+    lists, asked = docs.answerable(20, candidates=10)
+    assert len(lists) == 20 < asked
+    assert all(each.found for each in lists)
+    whole = {each.id: each for each in docs.test(60, candidates=10)}
+    assert all(each == whole[each.id] for each in lists if each.id in whole)
+    assert any(each.id in whole for each in lists)
+    with pytest.raises(InputError, match="expected 5000: ask for fewer"):
+        docs.answerable(5000, candidates=10)
+
+
 def test_test_and_training_share_no_package_and_no_training_passage_is_of_the_test():
     docs = Documentation(rows())
     test, train = docs.test(60), docs.train(60)

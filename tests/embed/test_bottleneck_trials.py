@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from small_docs import documentation
+from training_runs import differ
 
 from broadsheet.console import InputError
 from broadsheet.embed.data import tasks
@@ -45,7 +46,7 @@ def collection(tmp_path: Path) -> Path:
 def test_gem_against_pooling_with_what_generation_has_lost(options: dict[str, Any], tmp_path: Path) -> None:
     sts = tmp_path / "sts.tsv"
     sts.write_text("score\tsentence1\tsentence2\n" + "".join(f"{i % 5}\tword {i}\tthing {i * i}\n" for i in range(12)))
-    trial = GEMTrial(**options, sts=str(sts), specials=2, learning_rate=1e-2)
+    trial = GEMTrial(**options, sts=str(sts), specials=2, learning_rate=1e-2, runs=2)
     result = trial.run()
     arms = {arm.name: arm for arm in result.arms}
     assert list(arms) == [gem_trial.MEAN, gem_trial.LAST, gem_trial.NTP, gem_trial.MAIN]
@@ -58,7 +59,10 @@ def test_gem_against_pooling_with_what_generation_has_lost(options: dict[str, An
     assert set(result.claims) <= {(c.metric, c.baseline, c.arm) for c in result.comparisons}
     assert sum("trained in 3 steps of 4" in note for note in result.notes) == 3
     assert "per cent of the model as it came" in result.notes[0]
-    again = GEMTrial(**options, sts=str(sts), specials=2, learning_rate=1e-2).run()  # what was trained is read back
+    assert differ(trial, gem_trial._FIRST, gem_trial.NTP, gem_trial.MAIN)
+    again = GEMTrial(
+        **options, sts=str(sts), specials=2, learning_rate=1e-2, runs=2
+    ).run()  # what was trained is read back
     assert {a.name: a.samples["nDCG@10"] for a in again.arms} == {a.name: a.samples["nDCG@10"] for a in result.arms}
     trial.finish()
 
@@ -86,7 +90,8 @@ def test_perplexity_is_said_in_per_cent_of_the_base() -> None:
 def test_llm_ql_before_equal_contrastive_steps(options: dict[str, Any], collection: Path, source: str) -> None:
     if source == "collection":
         options["data"] = str(collection)
-    trial = LLMQLTrial(**options, longer=source == "pydocs", learning_rate=1e-2, ql_learning_rate=1e-2)
+    runs = 2 if source == "collection" else 1
+    trial = LLMQLTrial(**options, longer=source == "pydocs", learning_rate=1e-2, ql_learning_rate=1e-2, runs=runs)
     result = trial.run()
     names = [llm_ql_trial.UNTRAINED, llm_ql_trial.PLAIN, llm_ql_trial.OPEN, llm_ql_trial.MAIN]
     names += [llm_ql_trial.LONGER] * (source == "pydocs")
@@ -98,6 +103,7 @@ def test_llm_ql_before_equal_contrastive_steps(options: dict[str, Any], collecti
     assert sum("query likelihood: trained in 3 steps of 4" in note for note in trained) == 2
     assert sum("contrast: trained in 3 steps of 4" in note for note in trained) >= 3
     assert any("times as long" in note for note in result.notes)
+    assert runs == 1 or differ(trial, llm_ql_trial.PLAIN, llm_ql_trial.OPEN, llm_ql_trial.MAIN)
     trial.finish()
 
 

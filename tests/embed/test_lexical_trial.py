@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from training_runs import differ
 
 from broadsheet.console import InputError
 from broadsheet.embed.data.lexicon import WordPair
@@ -153,6 +154,7 @@ def test_trial_runs_on_a_word_list(tmp_path, tiny_folder, monkeypatch):
         words=str(tmp_path / "words.tsv"),
         queries=6,
         steps=2,
+        runs=2,
         sts=str(tmp_path / "sts.tsv"),
     )
     result = trial.run()
@@ -163,6 +165,7 @@ def test_trial_runs_on_a_word_list(tmp_path, tiny_folder, monkeypatch):
     trained = result.arms[1].samples["cosine"], result.arms[2].samples["cosine"]
     assert trained[0] != trained[1]  # the untouched arms have weights of their own
     assert len(result.figures[0].x) == 3
+    assert differ(trial, SPECIALISED)
     trial.finish()
 
 

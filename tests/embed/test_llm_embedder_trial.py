@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from training_runs import differ
 
 from broadsheet.console import InputError
 from broadsheet.data.corpora import Document
@@ -113,7 +114,7 @@ def test_trial_runs_and_its_yardsticks_bound_it(tmp_path, tiny_folder, monkeypat
     (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     sizes = {"queries": 6, "train": 8, "chunk": 30, "output": 8}
     data = {"model": str(tiny_folder), "data": str(tmp_path / "texts.jsonl"), "dtype": "float32"}
-    trial = LLMEmbedderTrial(quick=True, **data, **sizes)
+    trial = LLMEmbedderTrial(quick=True, runs=2, **data, **sizes)
     result = trial.run()
     assert [arm.name for arm in result.arms] == [BASE, INFONCE, KL, GRADED, NOTHING, RANDOM, WORDS, BEST]
     assert all(arm.status == "ok" for arm in result.arms), [arm.error for arm in result.arms]
@@ -121,6 +122,7 @@ def test_trial_runs_and_its_yardsticks_bound_it(tmp_path, tiny_folder, monkeypat
     assert all((likelihood[BEST] >= likelihood[name] - 1e-9).all() for name in likelihood if name != NOTHING)
     assert result.arms[-1].samples["nDCG@10"] == [1.0] * 6
     assert sum("trained in 2 steps" in note for note in result.notes) == 3
+    assert differ(trial, INFONCE, KL, GRADED)
     assert trial.run().arms[3].samples == result.arms[3].samples  # goes on from what is kept
     trial.finish()
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from small_docs import documentation
+from training_runs import differ
 
 from broadsheet.console import InputError
 from broadsheet.data.retrieval.lists import RankList
@@ -42,6 +43,7 @@ def test_the_trial_trains_every_arm_on_the_same_and_reports_the_direct_claim(sma
     sts = tmp_path / "sts.tsv"
     sts.write_text("score\tsentence1\tsentence2\n" + "".join(f"{i % 5}\tword {i}\tthing {i * i}\n" for i in range(12)))
     options: dict[str, Any] = {"model": str(tiny_folder), "quick": True, "sts": str(sts), "batch": 4, "device": "cpu"}
+    options["runs"] = 2
     trial = ullme_trial.UllmeTrial(**options)
     result = trial.run()
     arms = {arm.name: arm for arm in result.arms}
@@ -57,6 +59,7 @@ def test_the_trial_trains_every_arm_on_the_same_and_reports_the_direct_claim(sma
     assert len({round(value, 9) for value in perplexities}) == len(perplexities)
     notes = [note for note in result.notes if ": trained in 2 steps of 4" in note]
     assert len(notes) == len(ullme_trial.ARMS)
+    assert differ(trial, *ullme_trial.ARMS)
     again = ullme_trial.UllmeTrial(**options).run()  # what was trained is read back
     assert {a.name: a.samples["nDCG@10"] for a in again.arms} == {a.name: a.samples["nDCG@10"] for a in result.arms}
     trial.finish()

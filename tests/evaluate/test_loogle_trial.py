@@ -102,12 +102,13 @@ def test_the_ways_to_read_are_compared_on_the_same_questions(finished):
     assert result.claims == [("log-likelihood", ENDS, WHOLE)]
     for name in names[1:]:
         found = {c.metric: c.n for c in result.comparisons if (c.baseline, c.arm) == (ENDS, name)}
+        found.pop("questions/s", None)  # no time settles where machines are busy
+        # Questions on one document are one piece of evidence.
         assert found == {
-            "log-likelihood": 8,
-            "questions/s": 2,
-            "token F1": 4,
-            "containment": 4,
-            "ROUGE-L F1": 4,
+            "log-likelihood": 2,
+            "token F1": 2,
+            "containment": 2,
+            "ROUGE-L F1": 2,
             "cloze exact": 2,
             "cloze partial": 2,
             "misplacement": 2,

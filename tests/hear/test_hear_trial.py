@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hearing import Blocks
 from torch import Tensor
+from training_runs import differ
 
 from broadsheet.console import InputError
 from broadsheet.hear import base
@@ -62,8 +63,10 @@ class Talking(Blocks):
 class Tried(SalmonnTrial):
     """Begins with a Q-Former whose small random weights are large enough for few and small layers to hear."""
 
-    def _build(self, encoders: Sequence[Mapping[str, Any]], connector: str) -> SalmonnForConditionalGeneration:
-        made = super()._build(encoders, connector)
+    def _build(
+        self, encoders: Sequence[Mapping[str, Any]], connector: str, seed: int
+    ) -> SalmonnForConditionalGeneration:
+        made = super()._build(encoders, connector, seed)
         for name, weight in made.connector.named_parameters():
             if "qformer" in name and weight.ndim > 1:
                 weight.data.mul_(20)
@@ -225,11 +228,13 @@ def test_stories_are_written_once_for_both_ways_of_learning_them(
     monkeypatch.setattr(arms, "write_stories", write)
     monkeypatch.setattr(arms, "activate", noted)
     options = parts | {"also": ("activated", "rehearsed"), "encoders": ("blocks",), "seed": 3, "data": str(folder)}
+    options["runs"] = 2
     trial = Tried(**options)
     result = trial.run()
     assert {arm.name: arm.status for arm in result.arms} == dict.fromkeys([STACK, MAIN, ACTIVATED, REHEARSED], "ok")
-    assert written == [[""]]
-    assert learnt == [(["once there was a bell"], 0), (["once there was a bell"], 5)]
+    assert written == [[""]] * 2, "once a training run"
+    assert sorted(learnt) == [(["once there was a bell"], 0)] * 2 + [(["once there was a bell"], 5)] * 2
+    assert differ(trial, STACK, MAIN, ACTIVATED, REHEARSED)
     assert {arm.name: arm.samples for arm in Tried(**options).run().arms} == {
         arm.name: arm.samples for arm in result.arms
     }

@@ -15,7 +15,7 @@ import pytest
 from broadsheet.console import InputError
 from broadsheet.data.retrieval.lists import RankList
 from broadsheet.rank.base import ListwiseReranker
-from broadsheet.rank.list_source import ListSource
+from broadsheet.rank.list_source import Lists, ListSource
 from broadsheet.rank.trials import base as parts
 from broadsheet.rank.trials.base import FIRST_STAGE
 from broadsheet.rank.trials.first import MAIN, PERMUTATION, SHUFFLED, UNTRAINED, FirstTrial
@@ -64,9 +64,8 @@ def test_a_trial_compares_the_arms_on_the_same_lists_and_explains(options):
         (name, "ok") for name in (FIRST_STAGE, PERMUTATION, MAIN, SHUFFLED)
     ]
     arms = {arm.name: arm for arm in result.arms}
-    lists = ListSource(options["data"]).test(6, 5).lists
-    first_stage = [each.labels.index(1) if each.found else None for each in lists]
-    assert arms[FIRST_STAGE].samples["RR@10"] == [0.0 if place is None else 1 / (place + 1) for place in first_stage]
+    lists = ListSource(options["data"]).test(6, 5, found=True).lists
+    assert arms[FIRST_STAGE].samples["RR@10"] == [1 / (each.labels.index(1) + 1) for each in lists]
     for arm in result.arms:
         assert all(sorted(order) == list(range(5)) for order in arm.samples["order"])
     assert arms[MAIN].samples["output_tokens"] == [0] * 6
@@ -84,7 +83,7 @@ def test_a_trial_compares_the_arms_on_the_same_lists_and_explains(options):
 
 def test_the_reranker_ranks_what_the_arm_says(options, model):
     """The arm's orders are those of `rank`, list by list: nothing is mixed up between lists, shuffles and blocks."""
-    lists = ListSource(options["data"]).test(6, 5).lists
+    lists = ListSource(options["data"]).test(6, 5, found=True).lists
     result = {arm.name: arm for arm in FirstTrial(**options).run().arms}
     reranker = ListwiseReranker.load(model)
     for index, each in enumerate(lists):
@@ -126,7 +125,7 @@ def test_a_trial_says_how_the_reranker_was_trained(tmp_path, model):
 def test_lists_of_different_lengths_and_a_run_as_first_stage(options, tmp_path):
     run = tmp_path / "run.trec"
     run.write_text("".join(f"q{i} Q0 d{j} 1 {9 - j} x\n" for i in range(6) for j in range(1 + i % 3)))
-    result = FirstTrial(**options, first_stage=str(run)).run()
+    result = FirstTrial(**options, first_stage=str(run), unanswerable=True).run()
     assert [arm.status for arm in result.arms] == ["ok"] * 4
     lengths = sorted(len(order) for order in parts.orders_of(result.arms[2]))
     assert lengths == [1, 1, 2, 2, 3, 3]
@@ -163,9 +162,21 @@ def lists_of(*labels: int | None) -> list[RankList]:
 
 
 def test_the_ceiling_is_what_the_best_order_would_reach():
-    said = parts.ceiling(lists_of(0, 2, None, None))
-    assert "for 2 of 4 queries" in said
+    said = parts.ceiling(Lists(lists_of(0, 2, None, None), "", "", asked=4))
+    assert "for 2 of 4 queries. The others count 0 whatever is done. The best" in said
     assert "0.500" in said
+    said = parts.ceiling(Lists(lists_of(0, 2), "", "", asked=4))
+    assert "for 2 of 4 queries. The others are not asked" in said
+    assert "1.000" in said
+
+
+def test_lists_that_no_order_can_improve_are_asked_where_one_says_so(options):
+    trial, whole = FirstTrial(**options), FirstTrial(**options | {"queries": "all"}, unanswerable=True)
+    trial.tasks(), whole.tasks()
+    assert all(each.order_matters for each in trial.lists_.lists)
+    assert len(trial.lists_.lists) == 6
+    assert len(whole.lists_.lists) == whole.lists_.asked == 12
+    assert 6 <= sum(each.found for each in whole.lists_.lists) < 12
 
 
 def test_success_counts_right_passages_among_the_first_k():

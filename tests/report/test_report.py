@@ -23,8 +23,9 @@ from broadsheet.report import plots, view, words
 from broadsheet.report.html import html
 from broadsheet.trial.claims import Claim, JudgedClaim, judge
 from broadsheet.trial.results import ArmResult, Curve, Distribution, TrialResult
+from broadsheet.trial.sentences import sentence
 from broadsheet.trial.stats import Interval, auroc, interval, tpr_at_fpr
-from broadsheet.trial.verdicts import compare_samples, compare_seconds, sentence
+from broadsheet.trial.verdicts import compare_samples, compare_seconds
 
 # name, role, shift of machine scores in standard deviations, texts per second
 DETECTORS = [

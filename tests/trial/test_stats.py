@@ -17,15 +17,9 @@ from scipy.stats import binom, binomtest, norm, spearmanr
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from broadsheet.console import InputError
+from broadsheet.trial.sentences import multiplicity_warning, sentence
 from broadsheet.trial.stats import Interval, auroc, interval, mean, spearman, tpr_at_fpr
-from broadsheet.trial.verdicts import (
-    Comparison,
-    compare_samples,
-    compare_seconds,
-    multiplicity_warning,
-    sentence,
-    verdict,
-)
+from broadsheet.trial.verdicts import Comparison, compare_samples, compare_seconds, verdict
 
 REPETITIONS = 400
 SIZES = (12, 30, 100)

@@ -14,8 +14,9 @@ from scipy.stats import binom
 from broadsheet.console import InputError
 from broadsheet.trial.claims import Claim, JudgedClaim, judge, outcome, words
 from broadsheet.trial.power import needed
+from broadsheet.trial.sentences import sentence
 from broadsheet.trial.stats import Interval, bootstrap, interval
-from broadsheet.trial.verdicts import Comparison, compare_samples, compare_seconds, holm, sentence, verdict
+from broadsheet.trial.verdicts import Comparison, compare_samples, compare_seconds, holm, verdict
 
 REPETITIONS = 200
 
@@ -177,6 +178,17 @@ def test_no_worse_by_a_margin(shift, margin, no_worse, equivalent, direction):
     found = compare(a, b, margin=margin, higher_is_better=direction > 0)
     assert (found.no_worse, found.equivalent) == (no_worse, equivalent)
     assert (" no worse by more than 0.2" in sentence(found)) == (no_worse and not equivalent)
+
+
+def test_a_margin_is_told_with_the_items_that_moved_each_way():
+    a = np.zeros(40)
+    b = np.array([1.0] * 8 + [-1.0] * 6 + [0.0] * 26)
+    found = compare(a, b, margin=2.0)
+    assert (found.items, found.better, found.worse) == (40, 8, 6)
+    assert sentence(found).endswith("; equal within 2 (20 % of items better, 15 % worse)")
+    lower = compare(a, b, margin=2.0, higher_is_better=False, clusters=[i // 4 for i in range(40)])
+    assert (lower.n, lower.items) == (10, 40)
+    assert sentence(lower).endswith("(15 % of items better, 20 % worse)")
 
 
 def test_the_margin_of_shares_is_exact():

@@ -50,7 +50,8 @@ def compare(
     from broadsheet import report
     from broadsheet.page.evidence import finite
     from broadsheet.trial.compare import compare_files
-    from broadsheet.trial.verdicts import margins, multiplicity_warning
+    from broadsheet.trial.sentences import multiplicity_warning
+    from broadsheet.trial.verdicts import margins
 
     comparisons = compare_files(
         a,

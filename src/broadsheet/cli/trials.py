@@ -130,8 +130,8 @@ def _check_strength(trial: Any) -> None:
     Raises:
         InputError: arms are trained from fewer than three seeds.
     """
-    from broadsheet.trial.base import TrainedTrial
     from broadsheet.trial.sampling import MIN_RUNS
+    from broadsheet.trial.trained import TrainedTrial
 
     if isinstance(trial, TrainedTrial) and trial.runs < MIN_RUNS:
         raise InputError(

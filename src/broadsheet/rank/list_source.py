@@ -40,8 +40,11 @@ class ListSource:
     split: str = "test"
     seed: int = 0
 
-    def test(self, queries: int, candidates: int) -> Lists:
+    def test(self, queries: int, candidates: int, *, found: bool = False) -> Lists:
         """`queries` lists (all for 0) of at most `candidates` candidates, in first-stage order.
+
+        Args:
+            found: only lists in which a right passage is among others: no order changes what the rest counts.
 
         Raises:
             InputError: the data cannot be read, or holds no such lists.
@@ -50,17 +53,22 @@ class ListSource:
             raise InputError(f"got {queries} queries of {candidates} candidates; expected from 0 and 1")
         if is_pydocs(self.data):
             docs, corpus = self._documentation()
-            lists = docs.test(queries or 100, candidates)
+            n = queries or 100
+            lists, asked = docs.answerable(n, candidates) if found else (docs.test(n, candidates), n)
             about = f"{corpus.describe()}; {len(docs.entries):,} passages of at most {self.words or 'all'} words"
-            return Lists(lists, about, docs.fingerprint())
+            return Lists(lists, about, docs.fingerprint(), asked)
         beir = Beir(local(self.data), self.words)
         run = read_run(Path(self.run)) if self.run else None
-        lists = [each for each in beir.lists(self.split, candidates=candidates, run=run) if each.ids]
+        everything = [each for each in beir.lists(self.split, candidates=candidates, run=run) if each.ids]
+        lists = [each for each in everything if each.order_matters or not found]
+        asked = len(everything)
         if queries and len(lists) > queries:
+            asked = round(asked * queries / len(lists))
             lists = random.Random(self.seed).sample(lists, queries)
         if not lists:
-            raise InputError(f"{self.data} has no judged query with candidates in the split {self.split!r}")
-        return Lists(lists, beir.describe(), fingerprint([beir.fingerprint(), self.run]))
+            kind = "a right passage among other candidates" if found else "candidates"
+            raise InputError(f"{self.data} has no judged query with {kind} in the split {self.split!r}")
+        return Lists(lists, beir.describe(), fingerprint([beir.fingerprint(), self.run]), asked)
 
     def train(self, lists: int, candidates: int, depth: int = 0) -> Lists:
         """At most `lists` lists to train on that hold a right passage: other packages of `pydocs`, another split.
@@ -93,11 +101,15 @@ class ListSource:
 
 @dataclass(frozen=True)
 class Lists:
-    """Lists, one line about the data, and its fingerprint."""
+    """Lists, one line about the data, its fingerprint, and of how many lists these are (0: not counted).
+
+    Lists without a right passage among the candidates may have been left out.
+    """
 
     lists: list[RankList]
     about: str
     data_fingerprint: str
+    asked: int = 0
 
     @property
     def fingerprint(self) -> str:

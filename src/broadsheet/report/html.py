@@ -1,7 +1,7 @@
 """A finished trial as a terminal table, a JSON file, and one self-contained HTML page.
 
 Knows: tables, templates, files. Does not know: how anything was measured; every sentence about a difference is
-`verdicts.sentence`. The reading order is in `view`, pictures in `plots`, the page in `templates/report.html.jinja`.
+`sentences.sentence`. The reading order is in `view`, pictures in `plots`, the page in `templates/report.html.jinja`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from broadsheet.cache import atomic_write
 from broadsheet.page.evidence import finite
 from broadsheet.report import plots, words
 from broadsheet.report.view import CLAIM_MARKS, MARKS, View
-from broadsheet.trial.verdicts import multiplicity_warning, sentence
+from broadsheet.trial.sentences import multiplicity_warning, sentence
 
 if TYPE_CHECKING:
     from broadsheet.trial.results import TrialResult

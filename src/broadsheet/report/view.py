@@ -18,7 +18,7 @@ from broadsheet.page.papers import page
 from broadsheet.report import plots, words
 from broadsheet.trial.claims import words as claim_words
 from broadsheet.trial.results import plural
-from broadsheet.trial.verdicts import multiplicity_warning
+from broadsheet.trial.sentences import multiplicity_warning
 
 if TYPE_CHECKING:
     from broadsheet.trial.results import ArmResult, TrialResult

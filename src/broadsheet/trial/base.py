@@ -2,8 +2,8 @@
 
 Knows: options, arms, tasks, the A/B engine, the work folder. Does not know: any stage. The base owns sizes and
 `--quick`, the work folder and its journals (a stopped trial is resumed), facts and fingerprints, provenance, roles,
-training runs from several seeds, tuning, power (`sampling`), the check that claims are the tried paper's own, what
-comes of them, and the note that a gain is absent.
+tuning, power (`sampling`), the check that claims are the tried paper's own, what comes of them, and the note that a
+gain is absent. Trials whose arms are trained have a base of their own, in `trained`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -28,15 +27,14 @@ from broadsheet.page.evidence import provenance, versions
 from broadsheet.trial.claims import Claim, JudgedClaim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.results import ArmResult, Curve, Distribution, Role, TrialResult, joined, plural
-from broadsheet.trial.sampling import MIN_RUNS, PilotSampling, seconds_of
-from broadsheet.trial.verdicts import Comparison, compare_seconds, margins
+from broadsheet.trial.sampling import PilotSampling, seconds_of
+from broadsheet.trial.verdicts import Comparison, margins
 
 if TYPE_CHECKING:
     from broadsheet.models import Loaded
 
 Figure = Curve | Distribution
 Setting = TypeVar("Setting")
-TRAINING = "training steps/s"
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,9 @@ class ModelArm:
 
     Args:
         name: as printed.
-        make: loads, trains or builds it, when it is first asked for. `Trial.trained` is one that trains.
+        make: loads, trains or builds it, when it is first asked for.
         by_seed: for an arm that is trained: a seed to its `make`. It takes part with as many training runs as the
-            trial's `--runs`, and `make` is that of the first.
+            trial's `--runs`, and `make` is that of the first. `TrainedTrial.trained` makes such arms.
         role: `"baseline"` for one arm; `"sibling"` and `"peer"` as in `Arm`. None: `"method"` where it is of the paper
             that is tried, else `"sibling"`.
         description: one line.
@@ -164,6 +162,7 @@ class Trial(ForPaper):
     """
 
     title: ClassVar[str] = ""
+    of_training: ClassVar[tuple[str, ...]] = ()  # metrics of how arms were trained
 
     model: str = option("default", "`default`, a hub id, a folder, or a .gguf file.", metavar="MODEL")
     data: str = option(
@@ -227,10 +226,6 @@ class Trial(ForPaper):
         """Why this run is a demonstration alone: its features or weights are not real. Empty where they are."""
         return ""
 
-    def further(self, outcome: Outcome) -> Sequence[Comparison]:
-        """Comparisons computed from what the arms gave, where the engine cannot; may add values to arms."""
-        return []
-
     def figures(self, outcome: Outcome) -> Sequence[Figure]:
         """The trial's own figures."""
         return []
@@ -267,42 +262,6 @@ class Trial(ForPaper):
     def folder(self, name: str) -> Path:
         """Where the arm of that name, or a part of it, is kept until the trial's result is written."""
         return self.workdir / fingerprint(name)
-
-    def trained(
-        self,
-        name: str,
-        train: Callable[[Path], Any],
-        load: Callable[[Path], Any],
-        *,
-        seed: int | None = None,
-        done: str = "training.json",
-    ) -> Callable[[], Any]:
-        """A `ModelArm.make` that trains on first use, and is read back from its folder: a killed trial is resumed.
-
-        Args:
-            train: trains into the folder it is given, as `training.fit(…, out)` does. What it returns is released, so
-                that its memory is free before anything is timed.
-            load: reads the trained model back.
-            seed: of this training run, for `ModelArm.by_seed`; each seed has a folder of its own.
-            done: the file that a finished folder holds.
-        """
-        folder = self.run_folder(name, self.seed if seed is None else seed)
-
-        def make() -> Any:
-            if not (folder / done).exists():
-                say(f"training: {name}" + f", seed {seed}" * (seed not in (None, self.seed)))
-                made = train(folder)
-                if getattr(made, "finished", True) is False:
-                    raise KeyboardInterrupt  # its checkpoint is kept, and the trial resumes there
-                del made
-                gc.collect()
-            return load(folder)
-
-        return make
-
-    def run_folder(self, name: str, seed: int) -> Path:
-        """Where the training run of the arm `name` from that seed is kept."""
-        return self.folder(name if seed == self.seed else f"{name}, seed {seed}")
 
     def tuned(self, name: str, settings: Sequence[Setting], score: Callable[[Setting], float], *, on: str) -> Setting:
         """The best setting of an arm by its score on data that the test does not use; kept, so that it is not redone.
@@ -357,7 +316,7 @@ class Trial(ForPaper):
         arms, claims = list(self.arms()), list(self.claims())
         self._check(arms, tasks, claims)
         outcome = self._run(arms, tasks, claims)
-        outcome.comparisons.extend([*self._training_times(arms), *self.further(outcome)])
+        outcome.comparisons.extend(self._training(arms))
         judged = judge(claims, outcome.comparisons)
         return TrialResult(
             paper=self.tried,
@@ -393,7 +352,7 @@ class Trial(ForPaper):
         if seconds_of(self.budget) and not any(task.pool for task in tasks):
             raise InputError("got --budget; the number of items is fixed here, by the trial or by an option")
         metrics = [metric.name for task in tasks for metric in task.metrics]
-        known = [*metrics, *(f"{plural(task.item)}/s" for task in tasks[:1]), *self.further_metrics()]
+        known = [*metrics, f"{plural(tasks[0].item)}/s", *self.of_training]
         if unknown := [name for name in margins(self.margin) if name not in known]:
             raise InputError(f"got --margin {unknown[0]}=…; expected one of the metrics {', '.join(known)}")
         if len(set(metrics)) < len(metrics):
@@ -402,18 +361,13 @@ class Trial(ForPaper):
         own = {arm.name for arm in arms if self._role(arm) == "method"}
         if not own:
             raise InputError(f"this trial has no arm of {self.tried}, so it cannot try it")
-        speed = f"{plural(tasks[0].item)}/s"
         for claim in claims:
             if claim.arm not in own:
                 raise ValueError(f"the claim {claim} names no arm of {self.tried}; its arms are {sorted(own)}")
             if claim.baseline not in names:
                 raise ValueError(f"the claim {claim} names no arm as its baseline; the arms are {names}")
-            if claim.metric not in (*metrics, speed, TRAINING, *self.further_metrics()):
-                raise ValueError(f"the claim {claim} names no metric; the metrics are {[*metrics, speed]}")
-
-    def further_metrics(self) -> Sequence[str]:
-        """Metrics that `further` computes, so that claims may name them."""
-        return []
+            if claim.metric not in known:
+                raise ValueError(f"the claim {claim} names no metric; the metrics are {known}")
 
     def _role(self, arm: ModelArm) -> Role:
         return arm.role or ("method" if self.of_tried_paper(arm) else "sibling")
@@ -474,36 +428,9 @@ class Trial(ForPaper):
         """Training runs of each arm that is trained by seed."""
         return 1
 
-    def _training_times(self, arms: Sequence[ModelArm]) -> list[Comparison]:
-        """How fast arms trained by seed were trained beside the baseline, from tenths of the runs, seed by seed.
-
-        The baseline's own runs, one beside the next, give the noise floor.
-        """
-        paces = {
-            arm.name: [self._pace(arm.name, self.seed + i) for i in range(self._runs)] for arm in arms if arm.by_seed
-        }
-        baseline = next((arm.name for arm in arms if arm.role == "baseline"), "")
-        if self._runs < 2:  # the baseline has no second run, so there is no noise floor
-            return []
-        whole = {name: np.stack(runs) for name, runs in paces.items() if all(len(run) for run in runs)}
-        if baseline not in whole or len({runs.shape for runs in whole.values()}) > 1:
-            return []
-        logs = np.log(whole[baseline])
-        floor = max((abs(float(np.mean(b - a))) for a, b in pairwise(logs)), default=0.0)
-        return [
-            compare_seconds(
-                whole[baseline].ravel(), runs.ravel(), baseline=baseline, arm=name, metric=TRAINING, noise_floor=floor
-            )
-            for name, runs in whole.items()
-            if name != baseline
-        ]
-
-    def _pace(self, name: str, seed: int) -> Any:
-        """(10,) seconds of each tenth of a training run's steps, without the first step; empty where none is kept."""
-        path = self.run_folder(name, seed) / "training.json"
-        seconds = json.loads(path.read_text(encoding="utf-8")).get("step_seconds", []) if path.exists() else []
-        tenths = np.array_split(np.asarray(seconds[1:], dtype=np.float64), 10)
-        return np.array([part.mean() for part in tenths]) if len(seconds) > 10 else np.array([])
+    def _training(self, arms: Sequence[ModelArm]) -> list[Comparison]:
+        """Comparisons of how the arms were trained; see `TrainedTrial`."""
+        return []
 
     def _told_of_tuning(self) -> dict[str, str]:
         return {
@@ -523,14 +450,3 @@ class Trial(ForPaper):
             f"The gain that the paper reports is absent here in {' and '.join(gains)}." + f" {why}" * bool(why)
             for why, gains in told.items()
         ]
-
-
-@dataclass
-class TrainedTrial(Trial):
-    """The base of trials whose arms are trained: each from several seeds, so that intervals cover training too."""
-
-    runs: int = option(MIN_RUNS, "Training runs of each arm, from as many seeds.", quick=1, least=1)
-
-    @property
-    def _runs(self) -> int:
-        return self.runs

@@ -93,6 +93,8 @@ class Metric:
         cluster: an item's cluster (its document, speaker, prompt), where items belong together: clusters are drawn
             whole, and what is counted are clusters.
         counted: what a cluster is, in the plural: `"documents"`.
+        only: whether an item has a part in this metric; all have by default. An arm's output of the others is not
+            read, and a metric in which no item has a part is not reported.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Metric:
     scale: Scale = "difference"
     cluster: Callable[[Any], Hashable] | None = None
     counted: str = "clusters"
+    only: Callable[[Any], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ def run_arms(
     blocks = [items[start : start + block_size] for start in range(0, len(items), block_size)]
     made = _Made(arms, items, metrics, f"{plural(item)}/s", records, margins or {}, seed, resamples)
     wanted = _wanted(arms, baseline.name, pairs)
-    done, planned = _replay(journal, records)
+    done, planned, spent = _replay(journal, records)
     blocks = blocks[: -(-planned // block_size)] if planned else blocks
     try:
         for arm in arms:
@@ -187,13 +190,17 @@ def run_arms(
             index = done
             while index < len(blocks):
                 if plan is not None and not planned and index * block_size >= plan.pilot:
-                    planned = _planned(plan, made, wanted, index * block_size, len(items), journal)
+                    planned = _planned(plan, made, wanted, index * block_size, len(items), spent)
+                    _write(journal, {"planned": planned})
                     blocks = blocks[: max(index, -(-planned // block_size))]
                     bar.update(bar.task_ids[0], total=len(blocks))
                     continue
+                begin = time.perf_counter()
                 finished = _settled_block(runners, blocks[index], index, records)
+                seconds = time.perf_counter() - begin
                 _absorb(finished, records)
-                _write(journal, finished)
+                _write(journal, {"block": finished, "seconds": seconds})
+                spent += seconds
                 bar.advance(bar.task_ids[0])
                 index += 1
     finally:
@@ -213,16 +220,12 @@ def _wanted(arms: Sequence[Arm], baseline: str, pairs: Sequence[tuple[str, str]]
 
 
 def _planned(
-    plan: SamplePlan, made: _Made, wanted: Sequence[tuple[str, str]], asked: int, most: int, journal: Path | None
+    plan: SamplePlan, made: _Made, wanted: Sequence[tuple[str, str]], asked: int, most: int, spent: float
 ) -> int:
-    """How many items are asked in all, at least those of the pilot; kept in the journal."""
+    """How many items are asked in all, at least those of the pilot, which took `spent` seconds."""
     usable = {name for name in made.names if made.result(name, 1).status == "ok"}
     found = [c for a, b in wanted if {a, b} <= usable for c in made.compare(a, b)]
-    # Times of blocks that never settled are NaN, and left out.
-    seconds = sum(float(np.nansum(record.seconds)) for record in made.records.values()) / asked
-    planned = min(max(plan.decide(found, asked, seconds), asked), most)
-    _write(journal, {"": {"planned": planned}})
-    return planned
+    return min(max(plan.decide(found, asked, spent / asked), asked), most)
 
 
 def _check(arms: Sequence[Arm], items: Sequence[Any], pairs: Sequence[tuple[str, str]]) -> None:
@@ -333,29 +336,33 @@ def _write(journal: Path | None, line: Mapping[str, Any]) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def _replay(journal: Path | None, records: Mapping[str, _Record]) -> tuple[int, int]:
-    """Take in the blocks an earlier, interrupted run finished: how many, and how many items it had planned (or 0).
+def _replay(journal: Path | None, records: Mapping[str, _Record]) -> tuple[int, int, float]:
+    """Take in the blocks an earlier, interrupted run finished.
+
+    Returns:
+        How many there are, how many items that run had planned (or 0), and the seconds that the blocks took.
 
     A half-written last line is dropped.
     """
     if journal is None or not journal.exists():
-        return 0, 0
+        return 0, 0, 0.0
     done = planned = 0
-    whole = b""
+    spent, whole = 0.0, b""
     for text in journal.read_bytes().splitlines(keepends=True):
         if not text.endswith(b"\n"):
             break
         line = json.loads(text)
         whole += text
-        if "" in line:
-            planned = line[""]["planned"]
+        if "planned" in line:
+            planned = line["planned"]
             continue
-        _absorb(line, records)
+        _absorb(line["block"], records)
+        spent += line["seconds"]
         done += 1
     journal.write_bytes(whole)
     if done:
         say(f"resuming after {done} blocks that an interrupted run had finished")
-    return done, planned
+    return done, planned, spent
 
 
 def _describe(error: Exception) -> str:
@@ -398,12 +405,14 @@ class _Made:
                 raise ValueError(errors[0])
             for metric in self.metrics:
                 values = self.values(name, metric)
+                if not values.shape[1]:
+                    continue
                 shown = np.log(values) if metric.scale == "ratio" else values
                 span = interval(
                     shown if len(runs) > 1 else shown[0],
                     metric.statistic,
                     runs=len(runs) > 1,
-                    clusters=self.clusters(metric, values.shape[1]),
+                    clusters=self.clusters(metric, name),
                     seed=self.seed,
                     resamples=self.resamples,
                 )
@@ -420,11 +429,31 @@ class _Made:
 
     def values(self, name: str, metric: Metric) -> NDArray[np.float64]:
         """(training runs, items, ...)."""
-        return np.stack([_values(run, metric) for run in self.of(name)])
+        return np.stack([self._values(run, metric) for run in self.of(name)])
 
-    def clusters(self, metric: Metric, n: int) -> list[Hashable] | None:
-        """The cluster of each of the first n items."""
-        return None if metric.cluster is None else [metric.cluster(item) for item in self.items[:n]]
+    def clusters(self, metric: Metric, name: str) -> list[Hashable] | None:
+        """The cluster of each item that the arm `name` has answered and that has a part in the metric."""
+        if metric.cluster is None:
+            return None
+        n = len(next(iter(self.of(name)[0].outputs.values())))
+        return [metric.cluster(self.items[i]) for i in self._places(metric, n)]
+
+    def _places(self, metric: Metric, n: int) -> list[int]:
+        """Those of the first n items that have a part in the metric."""
+        return [i for i in range(n) if metric.only is None or metric.only(self.items[i])]
+
+    def _values(self, record: _Record, metric: Metric) -> NDArray[np.float64]:
+        """(items, ...) of one training run."""
+        output = metric.of or metric.name
+        if output not in record.outputs:
+            raise ValueError(f"gave no output {output!r} for {metric.name}; got {sorted(record.outputs)}")
+        given = record.outputs[output]
+        values = np.asarray([given[i] for i in self._places(metric, len(given))], dtype=np.float64)
+        if missing := int(np.isnan(values).sum()):
+            raise ValueError(f"{missing} of {values.size} values of {output!r} are NaN")
+        if metric.scale == "ratio" and not (values > 0).all():
+            raise ValueError(f"{int((values <= 0).sum())} of {values.size} values of {output!r} are not positive")
+        return values
 
     def compare(self, a: str, b: str) -> Iterator[Comparison]:
         """Every metric and the speed of arm `b` against arm `a`; the baseline's A/A difference is the noise floor."""
@@ -432,9 +461,11 @@ class _Made:
         first, again = self.records[baseline.label], self.records[RERUN]
         for metric in self.metrics:
             one, other = self.values(a, metric), self.values(b, metric)
+            if not one.shape[1]:
+                continue
             ones, floor = np.ones((1, one.shape[1])), 0.0
             if not again.error and not first.error:
-                twice = [_values(record, metric) for record in (first, again)]
+                twice = [self._values(record, metric) for record in (first, again)]
                 if metric.scale == "ratio":
                     twice = [np.log(values) for values in twice]
                 floor = abs(
@@ -454,7 +485,7 @@ class _Made:
                 higher_is_better=metric.higher_is_better,
                 noise_floor=floor,
                 scale=metric.scale,
-                clusters=self.clusters(metric, one.shape[1]),
+                clusters=self.clusters(metric, a),
                 counted=metric.counted,
                 runs=True,
                 bounds=metric.bounds,
@@ -484,18 +515,6 @@ class _Made:
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
-
-
-def _values(record: _Record, metric: Metric) -> NDArray[np.float64]:
-    output = metric.of or metric.name
-    if output not in record.outputs:
-        raise ValueError(f"gave no output {output!r} for {metric.name}; got {sorted(record.outputs)}")
-    values = np.asarray(record.outputs[output], dtype=np.float64)
-    if missing := int(np.isnan(values).sum()):
-        raise ValueError(f"{missing} of {values.size} values of {output!r} are NaN")
-    if metric.scale == "ratio" and not (values > 0).all():
-        raise ValueError(f"{int((values <= 0).sum())} of {values.size} values of {output!r} are not positive")
-    return values
 
 
 def _speed(seconds: Sequence[float], sizes: Sequence[int]) -> Interval:

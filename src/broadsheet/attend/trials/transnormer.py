@@ -34,9 +34,10 @@ from broadsheet.training.fit import fit
 from broadsheet.training.objective import Objective
 from broadsheet.training.schedules import SCHEDULES, Progress
 from broadsheet.training.trainer import TrainOutput
-from broadsheet.trial.base import TRAINING, Claim, EvalTask, LazyModel, ModelArm, Outcome, TrainedTrial
+from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.results import Curve
+from broadsheet.trial.trained import TRAINING, TrainedTrial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -215,13 +216,8 @@ class TransNormerTrial(TrainedTrial):
                 return model.to(self._device).eval()
 
             self._load[name] = load
-
-            def by_seed(seed: int) -> Callable[[], PreTrainedModel]:
-                train = partial(self._train, make, self._rates[kind], self.steps, seed)
-                return self.trained(name, train, load, seed=seed)
-
-            paper = self.paper if kind == _CLAIM[1] else ""
-            return ModelArm(name, by_seed(self.seed), role, about, paper, by_seed)
+            train = partial(self._train, make, self._rates[kind], self.steps)
+            return self.trained(name, train, load, role, about, self.paper if kind == _CLAIM[1] else "")
 
         self._rates = {
             name: self._rate(name, make)
@@ -376,7 +372,7 @@ class TransNormerTrial(TrainedTrial):
         return fit(
             model,
             range(steps),
-            NextByte(self, steps),
+            NextByte(self, steps, seed),
             out,
             save=lambda folder: save_file(model.state_dict(), folder / "model.safetensors"),
             steps=steps,
@@ -391,10 +387,10 @@ class TransNormerTrial(TrainedTrial):
             seed=seed,
         )
 
-    def _batch(self, step: int) -> Tensor:
-        """The texts of a step, (batch, length + 1): the same for every arm, whatever ran before."""
+    def _batch(self, step: int, seed: int) -> Tensor:
+        """The texts of a step, (batch, length + 1): the same for every arm of that seed, whatever ran before."""
         stream = self._texts.stream
-        generator = torch.Generator().manual_seed(int(fingerprint([self.seed, step])[:15], 16))
+        generator = torch.Generator().manual_seed(int(fingerprint([seed, step])[:15], 16))
         starts = torch.randint(len(stream) - self.length, (self.batch,), generator=generator)
         return stream[starts[:, None] + torch.arange(self.length + 1)]
 
@@ -402,13 +398,13 @@ class TransNormerTrial(TrainedTrial):
 class NextByte(Objective):
     """Next-byte prediction on texts drawn by the number of the step; held-out loss ten times along the way."""
 
-    def __init__(self, trial: TransNormerTrial, steps: int) -> None:
+    def __init__(self, trial: TransNormerTrial, steps: int, seed: int) -> None:
         self.trial = trial
-        self.steps = steps
+        self.steps, self.seed = steps, seed
         self.held_out = trial._texts.tuning
 
     def collate(self, items: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        ids = self.trial._batch(items[0][0])
+        ids = self.trial._batch(items[0][0], self.seed)
         return {"input_ids": ids, "tokens": torch.tensor(ids[:, 1:].numel())}
 
     def loss(self, model: Any, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -101,6 +101,27 @@ class Documentation:
         """
         chosen = self._choose(queries, held_out=True)
         return self._search(chosen, candidates, candidates, everything=True)
+
+    def answerable(self, queries: int, candidates: int = 20) -> tuple[list[RankList], int]:
+        """Lists as those of `test` in which BM25 found the right passage, and how many were looked at for them.
+
+        Raises:
+            InputError: the held-out packages have fewer such lists.
+        """
+        chosen = self._choose(2 * queries, held_out=True, at_most=True)
+        made: list[RankList] = []
+        for place, each in enumerate(self._searched(chosen, candidates), start=1):
+            made += [each] * each.order_matters
+            if len(made) == queries:
+                return made, place
+        raise InputError(
+            f"BM25 finds the right passage among {candidates} candidates for {len(made)} of the {len(chosen)} queries "
+            f"from held-out packages; expected {queries}: ask for fewer"
+        )
+
+    def _searched(self, chosen: Sequence[int], candidates: int) -> Iterator[RankList]:
+        for start in range(0, len(chosen), 256):
+            yield from self._search(chosen[start : start + 256], candidates, candidates, everything=True)
 
     def train(self, lists: int, candidates: int = 20, *, depth: int = 0) -> list[RankList]:
         """Training lists from the other packages, passages included; each holds the right passage.

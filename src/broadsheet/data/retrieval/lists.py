@@ -48,6 +48,11 @@ class RankList:
         """Whether a right passage is among the candidates."""
         return any(label > 0 for label in self.labels)
 
+    @property
+    def order_matters(self) -> bool:
+        """Whether some candidates are more relevant than others."""
+        return len(set(self.labels)) > 1
+
     def reordered(self, order: Sequence[int]) -> RankList:
         """The same list with its candidates in another order (indices, perhaps not all of them)."""
         return replace(

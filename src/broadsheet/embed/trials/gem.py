@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,6 +18,7 @@ from broadsheet.embed.trials.base import EmbedderTrial, perplexity_task, retriev
 from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.results import ArmResult
+from broadsheet.trial.trained import TrainedTrial
 from broadsheet.trial.verdicts import Comparison
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ _FIRST = "GEM's first phase"
 
 
 @dataclass
-class GEMTrial(EmbedderTrial):
+class GEMTrial(EmbedderTrial, TrainedTrial):
     """Can a causal LM learn to embed from plain texts, with a token of its own for that, and go on generating?
 
     GEM is trained on passages without queries or labels: first next tokens through the bottleneck, then contrast
@@ -89,8 +91,8 @@ class GEMTrial(EmbedderTrial):
             loaded = models.load(self.model, device=self.device, dtype=self.dtype)
             return baseline(pooling, loaded, max_seq_length=self.length)
 
-        def ours(name: str, alpha_max: float, rate: float) -> Any:
-            return self.trained(name, lambda out: self._second(out, alpha_max, rate), self.load)
+        def ours(name: str, alpha_max: float, rate: float, role: Any, about: str) -> ModelArm:
+            return self.trained(name, partial(self._second, alpha_max, rate), self.load, role, about, GEM.paper)
 
         untouched, both = (
             "the model as it came",
@@ -100,8 +102,8 @@ class GEMTrial(EmbedderTrial):
         return [
             ModelArm(MEAN, lambda: pooled("mean"), "baseline", untouched),
             ModelArm(LAST, lambda: pooled("last-token"), description=untouched),
-            ModelArm(NTP, ours(NTP, 0.0, self.learning_rate), "sibling", both, GEM.paper),
-            ModelArm(MAIN, ours(MAIN, alpha, self.contrast_learning_rate), None, contrasted, GEM.paper),
+            ours(NTP, 0.0, self.learning_rate, "sibling", both),
+            ours(MAIN, alpha, self.contrast_learning_rate, None, contrasted),
         ]
 
     def claims(self) -> list[Claim]:
@@ -150,11 +152,11 @@ class GEMTrial(EmbedderTrial):
             )
         return texts
 
-    def _first(self) -> Path:
-        """The first phase, which both trained arms begin with."""
+    def _first(self, seed: int) -> Path:
+        """The first phase, which both trained arms of a seed begin with."""
         from broadsheet.embed.gem import gem_embedder
 
-        folder = self.folder(_FIRST)
+        folder = self.run_folder(_FIRST, seed)
         if not (folder / "training.json").exists():
             say(f"training: {_FIRST}")
             made = gem_embedder(
@@ -163,19 +165,19 @@ class GEMTrial(EmbedderTrial):
                 init=self.init,
                 max_seq_length=self.length,
                 device=self.device,
-                seed=self.seed,
+                seed=seed,
             )
-            if not self._fit(made, folder, self.steps, self.learning_rate, self.seed, alpha_max=0.0).finished:
+            if not self._fit(made, folder, self.steps, self.learning_rate, seed, alpha_max=0.0).finished:
                 raise KeyboardInterrupt
         return folder
 
-    def _second(self, out: Path, alpha_max: float, rate: float) -> TrainOutput:
+    def _second(self, alpha_max: float, rate: float, seed: int, out: Path) -> TrainOutput:
         from broadsheet.embed.base import load
 
-        made = load(self._first(), device=self.device)
-        # Another seed: other draws than in the first phase, and another order of the texts.
+        made = load(self._first(seed), device=self.device)
+        # Another seed, of no other run: other draws than in the first phase, and another order of the texts.
         phase = {"alpha_max": alpha_max, "ntp_rows": 0, "ramp_rows": 0}
-        return self._fit(made, out, self.contrast_steps, rate, self.seed + 1, **phase)
+        return self._fit(made, out, self.contrast_steps, rate, seed + self.runs, **phase)
 
     def _fit(self, made: Any, out: Path, steps: int, rate: float, seed: int, **phase: Any) -> TrainOutput:
         from broadsheet.embed import fit

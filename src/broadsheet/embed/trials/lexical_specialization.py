@@ -24,9 +24,10 @@ from broadsheet.embed.data.lexicon import WordPair
 from broadsheet.embed.data.tasks import sts
 from broadsheet.embed.trials.base import sts_task, training_note
 from broadsheet.options import option
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
+from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric, Outputs
 from broadsheet.trial.results import Curve
+from broadsheet.trial.trained import TrainedTrial
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -135,7 +136,7 @@ def split_lexicon(
 
 
 @dataclass
-class LexicalTrial(Trial):
+class LexicalTrial(TrainedTrial):
     """Words and their synonyms or translations: does training on word sets help with words it has not seen?
 
     Test words are looked up in a vocabulary by cosine; no pair with one of them is trained on. The plain baseline is
@@ -220,12 +221,13 @@ class LexicalTrial(Trial):
         def untouched(name: str, layer: int, role: Any = None) -> ModelArm:
             return ModelArm(name, lambda: cut_behind(self._start(), layer), role, f"subword mean, layer {layer}")
 
-        specialised = self.trained(SPECIALISED, self._train, lambda folder: load(folder, dtype=self.dtype))
+        def back(folder: Path) -> SentenceTransformer:
+            return load(folder, dtype=self.dtype)
+
+        about = f"trained on word sets, layer {self._trained}"
         return [
             untouched(UNTOUCHED, self._best, "baseline"),
-            ModelArm(
-                SPECIALISED, specialised, None, f"trained on word sets, layer {self._trained}", self._method.paper
-            ),
+            self.trained(SPECIALISED, self._train, back, None, about, self._method.paper),
             untouched(START, self._trained),
             ModelArm(LAST, self._start, description="subword mean, as the model ends"),
         ]
@@ -300,7 +302,7 @@ class LexicalTrial(Trial):
         curve = Curve(title, "layer", "MRR", [float(i) for i in range(len(found))], {"untouched": found})
         return int(values.argmax()), self.layer or 1 + int(values[1:].argmax()), curve
 
-    def _train(self, out: Path) -> Any:
+    def _train(self, seed: int, out: Path) -> Any:
         from broadsheet.embed.modules.word_layers import cut_behind
 
         return self._method.fit(
@@ -312,7 +314,7 @@ class LexicalTrial(Trial):
             steps=self.steps,
             method=self.tune,
             learning_rate=self._rate,
-            seed=self.seed,
+            seed=seed,
         )
 
 

@@ -23,8 +23,9 @@ from broadsheet.data import corpora
 from broadsheet.embed.data.chunks import Continuation, continuations
 from broadsheet.embed.trials.base import training_note
 from broadsheet.options import option
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
+from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric, Outputs
+from broadsheet.trial.trained import TrainedTrial
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -66,7 +67,7 @@ class Scored:
 
 
 @dataclass
-class LLMEmbedderTrial(Trial):
+class LLMEmbedderTrial(TrainedTrial):
     """Chunks of long documents: does an embedder taught by a language model fetch what that model predicts better with?
 
     A query is a chunk, the wanted output the text right after it, and the candidates are earlier chunks of the document
@@ -158,8 +159,8 @@ class LLMEmbedderTrial(Trial):
         self._scorer = None  # its memory is free for training
         made = [ModelArm(BASE, self._start, "baseline", "as it is, without task prompts")]
         for name, (distill, about) in TAUGHT.items():
-            trained = self.trained(name, partial(self._train, distill), load)
-            made.append(ModelArm(name, trained, None, about, LLMEmbedder.paper if name == GRADED else ""))
+            paper = LLMEmbedder.paper if name == GRADED else ""
+            made.append(self.trained(name, partial(self._train, distill), load, None, about, paper))
         return [*made, *(ModelArm(name, lambda: None, description=about) for name, about in YARDSTICKS.items())]
 
     def claims(self) -> list[Claim]:
@@ -269,7 +270,7 @@ class LLMEmbedderTrial(Trial):
         task = Task(group, distill, weight, teacher_temperature=0.1 if distill == "kl" else 1.0)
         return LLMEmbedder({"lrlm": task}, self.group, self.temperature)
 
-    def _train(self, distill: str, out: Path) -> Any:
+    def _train(self, distill: str, seed: int, out: Path) -> Any:
         rows = [
             {"query": s.case.query, "task": "lrlm", "history": list(s.case.keys), "teacher_scores": s.scores}
             for s in self._taught
@@ -284,7 +285,7 @@ class LLMEmbedderTrial(Trial):
             method="full" if whole else "lora",
             learning_rate=self.learning_rate,
             merge=not whole,
-            seed=self.seed,
+            seed=seed,
         )
 
     def _arm(self, arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:

@@ -17,6 +17,7 @@ from broadsheet.embed.trials.base import Count, EmbedderTrial, retrieval_task, t
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
+from broadsheet.trial.trained import TrainedTrial
 from broadsheet.trial.verdicts import Comparison
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ ARMS: dict[str, tuple[dict[str, Any] | None, str]] = {
 
 
 @dataclass
-class LLMQLTrial(EmbedderTrial):
+class LLMQLTrial(EmbedderTrial, TrainedTrial):
     """Is a causal LM a better retriever after contrastive training if it has learnt to write queries before?
 
     All arms have the same prompts, pool the same end token and take the same contrastive steps on the same pairs, from
@@ -65,7 +66,7 @@ class LLMQLTrial(EmbedderTrial):
     def tasks(self) -> list[EvalTask]:
         from broadsheet.embed.llm_ql import LLMQL
 
-        self._fields = self.fields(LLMQL, seed=self.seed)
+        self._fields = self.fields(LLMQL)
         self._pairs = self._training_pairs()
         return [retrieval_task(self.retrieval()), *self.similarity()]
 
@@ -90,9 +91,10 @@ class LLMQLTrial(EmbedderTrial):
         for name, (_, about) in ARMS.items():
             if name != LONGER or self.longer:
                 made.append(
-                    ModelArm(
+                    self.trained(
                         name,
-                        self.trained(name, partial(self._train, name), self.load),
+                        partial(self._train, name),
+                        self.load,
                         "baseline" if name == PLAIN else None,
                         about,
                         LLMQL.paper if name == MAIN else "",
@@ -110,11 +112,11 @@ class LLMQLTrial(EmbedderTrial):
         usable = [name for name in ARMS if name in outcome.usable]
         notes = []
         for name in usable:
-            *first, last = self._parts(name)
+            *first, last = self._parts(name, self.seed)
             notes += [training_note(f"{name}, query likelihood", part) for part in first]
             notes.append(training_note(f"{name}, contrast", last))
         if MAIN in usable and PLAIN in usable:
-            one, other = self._seconds(PLAIN), self._seconds(MAIN)
+            one, other = (sum(self._seconds(name, seed) for seed in self.seeds) for name in (PLAIN, MAIN))
             notes.append(
                 f"Contrastive steps are equal, time is not: with query likelihood before them LLM-QL trained "
                 f"{other:,.0f} s and contrast alone {one:,.0f} s, {other / one:.1f} times as long."
@@ -147,20 +149,20 @@ class LLMQLTrial(EmbedderTrial):
             raise InputError(f"{self.data} has {len(found)} training pairs; expected {self.batch} at least")
         return found[:wanted]
 
-    def _made(self, stage: Mapping[str, Any] | None) -> Any:
+    def _made(self, stage: Mapping[str, Any] | None, seed: int | None = None) -> Any:
         from broadsheet.embed.llm_ql import LLMQL
 
-        return LLMQL(**{**self._fields, **(stage or {})})
+        return LLMQL(**{"seed": self.seed if seed is None else seed, **self._fields, **(stage or {})})
 
     def _start(self, dtype: str | None = None) -> Any:
         return self._made(None).embedder(self.model, max_seq_length=self.length, device=self.device, dtype=dtype)
 
-    def _train(self, name: str, out: Path) -> TrainOutput:
+    def _train(self, name: str, seed: int, out: Path) -> TrainOutput:
         stage = ARMS[name][0]
         budget: dict[str, Any] = {"steps": self.steps}
         if name == LONGER:
-            budget = {"epochs": 1000, "minutes": self._seconds(MAIN) / 60}
-        first, second = self._made(stage).fit(
+            budget = {"epochs": 1000, "minutes": self._seconds(MAIN, seed) / 60}
+        first, second = self._made(stage, seed).fit(
             self._start(),
             self._pairs,
             out,
@@ -168,16 +170,16 @@ class LLMQLTrial(EmbedderTrial):
             ql_learning_rate=self.ql_learning_rate,
             learning_rate=self.learning_rate,
             batch_size=self.batch,
-            seed=self.seed,
+            seed=seed,
             **budget,
         )
         done: TrainOutput = first if first is not None and not first.finished else second
         return done
 
-    def _parts(self, name: str) -> list[Path]:
-        """Where an arm's stages stand, first to last."""
-        folder = self.folder(name)
+    def _parts(self, name: str, seed: int) -> list[Path]:
+        """Where the stages of an arm's training run stand, first to last."""
+        folder = self.run_folder(name, seed)
         return [part for part in (folder.with_name(f"{folder.name}.ql"), folder) if (part / "training.json").exists()]
 
-    def _seconds(self, name: str) -> float:
-        return sum(float(read_json(part / "training.json")["seconds"]) for part in self._parts(name))
+    def _seconds(self, name: str, seed: int) -> float:
+        return sum(float(read_json(part / "training.json")["seconds"]) for part in self._parts(name, seed))

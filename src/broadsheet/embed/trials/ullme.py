@@ -20,6 +20,7 @@ from broadsheet.embed.trials.base import EmbedderTrial, perplexity_task, retriev
 from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric, Outputs
+from broadsheet.trial.trained import TrainedTrial
 from broadsheet.trial.verdicts import Comparison
 
 UNTRAINED, CONTRASTIVE = "mean, causal, untrained", "contrastive"
@@ -42,7 +43,7 @@ TAU = Metric("Kendall τ", bounds=(-1, 1))
 
 
 @dataclass
-class UllmeTrial(EmbedderTrial):
+class UllmeTrial(EmbedderTrial, TrainedTrial):
     """Does learning to write the right passage, and agreeing with the writer, make a better embedder?
 
     The same triples of query, passage and wrong passage (found by BM25 in packages that no test asks about), in the
@@ -96,9 +97,10 @@ class UllmeTrial(EmbedderTrial):
         made = [ModelArm(UNTRAINED, lambda: self._start("causal", self.dtype), description="before training")]
         for name, (changes, about) in ARMS.items():
             made.append(
-                ModelArm(
+                self.trained(
                     name,
-                    self.trained(name, partial(self._train, changes), self.load),
+                    partial(self._train, changes),
+                    self.load,
                     "baseline" if name == CONTRASTIVE else None,
                     about,
                     GRL.paper if changes["consistency"] else "",
@@ -147,7 +149,7 @@ class UllmeTrial(EmbedderTrial):
 
         return embedder(self.model, "mean", attention=attention, max_seq_length=128, device=self.device, dtype=dtype)
 
-    def _train(self, changes: Mapping[str, Any], out: Path) -> Any:
+    def _train(self, changes: Mapping[str, Any], seed: int, out: Path) -> Any:
         from broadsheet.embed import fit
         from broadsheet.embed.ullme import GRL
 
@@ -155,13 +157,13 @@ class UllmeTrial(EmbedderTrial):
         return fit(
             model,
             self._items,
-            GRL(model, seed=self.seed, **{**changes, **self._fields}),
+            GRL(model, seed=seed, **{**changes, **self._fields}),
             out,
             steps=self.steps,
             batch_size=self.batch,
             learning_rate=self.learning_rate,
             method="lora",
-            seed=self.seed,
+            seed=seed,
         )
 
 

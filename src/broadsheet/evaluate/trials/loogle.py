@@ -22,7 +22,7 @@ from broadsheet.console import InputError
 from broadsheet.data import corpora
 from broadsheet.data.pydocs import is_pydocs
 from broadsheet.evaluate.answering import ContextMethod, DocumentReader, Route
-from broadsheet.evaluate.loogle import LooGLE, Question, Score, evidence_depth
+from broadsheet.evaluate.loogle import LooGLE, Question, evidence_depth
 from broadsheet.evaluate.trials import documentation
 from broadsheet.methods import call_of, hyperparameters, names_of, parse_calls, plain, settings, signature
 from broadsheet.options import option
@@ -30,9 +30,7 @@ from broadsheet.page import papers
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.results import Curve
-from broadsheet.trial.stats import Floats, Interval, Statistic, interval
-from broadsheet.trial.stats import mean as mean_statistic
-from broadsheet.trial.verdicts import Comparison, compare_samples
+from broadsheet.trial.stats import Floats, interval
 
 ENDS, WHOLE, RETRIEVED = "two ends", "whole document", "BM25 passages"
 _LIKELIHOOD = "log-likelihood"
@@ -63,8 +61,8 @@ class LooGLETrial(Trial):
     lacks: ClassVar[tuple[str, ...]] = ("method",)
     title: ClassVar[str] = "LooGLE: can a language model use a long document?"
 
-    documents: int = option(4, "How many documents are asked about.", quick=2, least=1)
-    questions: int = option(10, "Questions on each at most.", quick=5, least=1)
+    documents: int = option(12, "How many documents are asked about.", quick=5, least=1)
+    questions: int = option(10, "Questions on each at most.", quick=3, least=1)
     tokens: int = option(2000, "Length of a document made of pydocs.", quick=700, least=1)
     length: int = option(768, "Tokens of the baseline's prompt, and of the retrieved passages.", quick=256, least=1)
     max_length: int | None = option(
@@ -99,7 +97,7 @@ class LooGLETrial(Trial):
             EvalTask(
                 "questions",
                 asked,
-                [Metric(_LIKELIHOOD, unit="nats a token")],
+                METRICS,
                 self._arm,
                 item="question",
                 about=f"{len(asked)} on {self._n_documents} documents, "
@@ -130,42 +128,6 @@ class LooGLETrial(Trial):
         # Its figures are of answers that GPT-4 judges right (see the class), not of this metric.
         says = "the same model answers better from more of the document (GPT-4 with 32k and 8k tokens)"
         return [Claim(_LIKELIHOOD, ENDS, WHOLE, says)]
-
-    def further(self, outcome: Outcome) -> list[Comparison]:
-        """LooGLE's metrics, each over the questions that it is for, added to the arms and compared with the baseline.
-
-        Greedy answers do not change from run to run, as the noise floor of the log-likelihood shows, so theirs is 0.
-        """
-        loogle, arms = LooGLE(), outcome.usable
-        scores = {
-            name: [
-                loogle.score(question, text) for question, text in zip(self._asked, arm.samples["answer"], strict=True)
-            ]
-            for name, arm in arms.items()
-        }
-        found = []
-        for metric in _METRICS:
-            values = {name: _values(rows, self._asked, metric) for name, rows in scores.items()}
-            for name, arm in arms.items():
-                if not len(values[name]):
-                    continue
-                span = interval(values[name], metric.statistic, seed=self.seed)
-                arm.values[metric.name] = Interval(span.estimate, max(0.0, span.low), min(1.0, span.high))
-                if ENDS in arms and name != ENDS:
-                    found.append(
-                        compare_samples(
-                            values[ENDS],
-                            values[name],
-                            metric=metric.name,
-                            baseline=ENDS,
-                            arm=name,
-                            statistic=metric.statistic,
-                            binary=metric.binary,
-                            higher_is_better=metric.higher_is_better,
-                            seed=self.seed,
-                        )
-                    )
-        return found
 
     def figures(self, outcome: Outcome) -> list[Curve]:
         """Log-likelihood against where in the document the evidence of a short-dependency question stands."""
@@ -211,10 +173,6 @@ class LooGLETrial(Trial):
                 f"The best token F1 is {best:.2f}: this model's answers are too near the floor to tell ways of reading "
                 "apart. The log-likelihood of the gold answers is the column to look at."
             )
-        notes.append(
-            f"Questions on one document are not independent of one another: {self._n_documents} documents are fewer "
-            f"pieces of evidence than {len(self._asked)} questions suggest, and the intervals do not know that."
-        )
         return notes
 
     @property
@@ -281,9 +239,18 @@ class LooGLETrial(Trial):
         return found
 
     def _arm(self, arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
+        loogle = LooGLE()
+
         def run(block: Sequence[Question]) -> dict[str, Any]:
             made = self._reader.answers(block, lazy())
+            scores = [loogle.score(question, answer.text) for question, answer in zip(block, made, strict=True)]
+            judged = {
+                metric.of: [row.get(metric.of, (0, 0) if metric.statistic is _hits else 0.0) for row in scores]
+                for metric in METRICS
+                if metric.of
+            }
             return {
+                **judged,
                 _LIKELIHOOD: [answer.log_likelihood for answer in made],
                 "answer": [answer.text for answer in made],
                 "prompt_tokens": [answer.prompt_tokens for answer in made],
@@ -293,39 +260,40 @@ class LooGLETrial(Trial):
         return Arm(arm.name, run)
 
 
-@dataclass(frozen=True)
-class _Metric:
-    """A metric of some of the questions: those whose scores have `of`, in the tasks named."""
-
-    name: str
-    of: str
-    tasks: tuple[str, ...]
-    statistic: Statistic = mean_statistic
-    binary: bool = False
-    higher_is_better: bool = True
-
-
 def _hits(values: Floats, weights: Floats) -> Floats:
     """Sum of hits over sum of possible hits: values (n, 2), weights (resamples, n) -> (resamples,)."""
     sums: NDArray[np.float64] = weights @ values
     return sums[:, 0] / sums[:, 1]
 
 
-_QA = ("shortdep_qa", "longdep_qa")
-_METRICS = (
-    _Metric("token F1", "token_f1", _QA),
-    _Metric("containment", "containment", _QA, binary=True),
-    _Metric("ROUGE-L F1", "rouge_l", (*_QA, "longdep_summarization")),
-    _Metric("cloze exact", "cloze_exact", ("shortdep_cloze",), _hits),
-    _Metric("cloze partial", "cloze_partial", ("shortdep_cloze",), _hits),
-    _Metric("misplacement", "lmd", ("longdep_qa",), higher_is_better=False),
+def _document(question: Question) -> str:
+    return question.document
+
+
+def _cloze(question: Question) -> bool:
+    return question.task == "shortdep_cloze"
+
+
+def _reorder(question: Question) -> bool:
+    return question.kind == "timeline_reorder"
+
+
+def _text(question: Question) -> bool:
+    return not _cloze(question) and not _reorder(question)
+
+
+def _answer(question: Question) -> bool:
+    return _text(question) and question.task != "longdep_summarization"
+
+
+_CLUSTERS: Any = {"cluster": _document, "counted": "documents"}
+_SCORES: Any = {"bounds": (0, 1), **_CLUSTERS}
+METRICS = (
+    Metric(_LIKELIHOOD, unit="nats a token", **_CLUSTERS),
+    Metric("token F1", "token_f1", only=_answer, **_SCORES),
+    Metric("containment", "containment", only=_answer, binary=True, **_SCORES),
+    Metric("ROUGE-L F1", "rouge_l", only=_text, **_SCORES),
+    Metric("cloze exact", "cloze_exact", _hits, only=_cloze, **_SCORES),
+    Metric("cloze partial", "cloze_partial", _hits, only=_cloze, **_SCORES),
+    Metric("misplacement", "lmd", only=_reorder, higher_is_better=False, **_SCORES),
 )
-
-
-def _values(rows: Sequence[Mapping[str, Score]], asked: Sequence[Question], metric: _Metric) -> Floats:
-    chosen = [
-        row[metric.of]
-        for row, question in zip(rows, asked, strict=True)
-        if question.task in metric.tasks and metric.of in row
-    ]
-    return np.asarray(chosen, dtype=np.float64)

@@ -10,12 +10,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
 from broadsheet import models
-from broadsheet.cache import atomic_write, fingerprint
+from broadsheet.cache import atomic_write
 from broadsheet.clock import measure
 from broadsheet.console import say
 from broadsheet.hear import base
@@ -32,7 +32,7 @@ from broadsheet.hear.trials.metrics import SPEECH, HearTask
 from broadsheet.hear.trials.peers import ExternalTranscriber
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
-from broadsheet.trial.base import Trial
+from broadsheet.trial.trained import TrainedTrial
 
 STACK, MAIN, ACTIVATED, REHEARSED = "stack and linear", "SALMONN", "SALMONN, activated", "activated with rehearsal"
 SHUFFLED, ONE, COLD, SILENT, CASCADE = "shuffled audio", "one encoder", "no warm start", "text alone", "cascade"
@@ -60,8 +60,15 @@ ABOUT = {
 STAGES = ("start", "stage1", "stage2", "stage3")
 
 
+class Run(NamedTuple):
+    """A training run of the arm of that name."""
+
+    name: str
+    seed: int
+
+
 @dataclass
-class TrainedArms(Trial):
+class TrainedArms(TrainedTrial):
     """What the models of all arms have in common, and how each comes to be.
 
     A model is trained when it is first asked for, and a stage that stands in the folder is not trained again. The
@@ -98,16 +105,18 @@ class TrainedArms(Trial):
         self.settings_: list[dict[str, Any]] = []
         self.parts_: list[base.AudioEncoder] = []
         self.jobs_: list[HearTask] = []
-        self.models_: dict[str, Any] = {}
+        self.models_: dict[Run, Any] = {}
         self.frozen_: dict[str, Tensor] = {}
         self.peer_name_, self.peer_command_ = "", list[str]()
 
-    def _build(self, encoders: Sequence[Mapping[str, Any]], connector: str) -> SalmonnForConditionalGeneration:
+    def _build(
+        self, encoders: Sequence[Mapping[str, Any]], connector: str, seed: int
+    ) -> SalmonnForConditionalGeneration:
         """A new model, untrained."""
         return SalmonnForConditionalGeneration.build(
             self.model,
             encoders,
-            seed=self.seed,
+            seed=seed,
             device=self.device,
             dtype=self.dtype,
             features=self.workdir / "features",
@@ -141,21 +150,26 @@ class TrainedArms(Trial):
                 if (kept.shape, kept.dtype, kept.device) == (weight.shape, weight.dtype, weight.device):
                     weight.data = kept
 
-    def _model(self, name: str) -> Any:
-        """An arm's model, trained or read on first use; what that raised is raised again."""
-        if name not in self.models_:
+    def _model(self, run: Run) -> Any:
+        """The model of an arm's training run, trained or read on first use; what that raised is raised again."""
+        if run not in self.models_:
             made: Any
             try:
-                if name in (CASCADE, self.peer_name_):
-                    made = self._cascade(name)
+                if run.name in self.untrained_:
+                    made = self._cascade(run.name)
                 else:
-                    made = self._load(self._trained(name), name)
+                    made = self._load(self._trained(run), run.name)
             except Exception as error:
                 made = error
-            self.models_[name] = made
-        if isinstance(self.models_[name], Exception):
-            raise self.models_[name]
-        return self.models_[name]
+            self.models_[run] = made
+        if isinstance(self.models_[run], Exception):
+            raise self.models_[run]
+        return self.models_[run]
+
+    @property
+    def untrained_(self) -> tuple[str, str]:
+        """Arms that are not trained."""
+        return CASCADE, self.peer_name_
 
     def _cascade(self, name: str) -> Cascade:
         whisper: Any = ExternalTranscriber(self.peer_command_)
@@ -166,68 +180,69 @@ class TrainedArms(Trial):
         own = {question.instruction for job in self.jobs_ if job.name == SPEECH for question in job.questions}
         return Cascade(whisper, (model, tokenizer), transcribes={*INSTRUCTIONS["asr"], *WHAT_SAID, *own})
 
-    def _trained(self, name: str) -> Path:
+    def _trained(self, run: Run) -> Path:
         """The folder of an arm's trained model; a killed trial resumes at the last stage, or within it."""
-        if name in (ACTIVATED, REHEARSED):
-            return self._activated(name)
-        first, last = (self._stage(name, stage) for stage in ("stage1", "stage2"))
+        if run.name in (ACTIVATED, REHEARSED):
+            return self._activated(run)
+        first, last = (self._stage(run, stage) for stage in ("stage1", "stage2"))
         if not _stands(last):
             if not _stands(first):
-                self._fit(self._begin(name), name, first, self.steps1)
-            self._fit(self._load(first, name), name, last, self.steps2)
+                self._fit(self._begin(run), run, first, self.steps1)
+            self._fit(self._load(first, run.name), run, last, self.steps2)
         return last
 
-    def _begin(self, name: str) -> SalmonnForConditionalGeneration:
+    def _begin(self, run: Run) -> SalmonnForConditionalGeneration:
         """The untrained model of an arm, after its warm start where one is asked for."""
+        name = run.name
         encoders = [for_speech(self.settings_)] if name == ONE else self.settings_
 
         def new() -> SalmonnForConditionalGeneration:
-            made = self._ears(self._build(encoders, "stack" if name == STACK else "qformer"), name)
+            made = self._ears(self._build(encoders, "stack" if name == STACK else "qformer", run.seed), name)
             self._share(made.llm)
             return made
 
         if not self.warm_start_steps or name == COLD:
             return new()
-        start = self._stage(name, "start")
+        start = self._stage(run, "start")
         if not _stands(start):
-            say(f"warm start: {name}")
+            say(f"warm start: {self._spelt(run)}")
             made = new()
             rows = [row for row in self.rows_["stage1"] if row.task in ("asr", "sound")]
-            warmed = warm_start(made, rows, steps=self.warm_start_steps, seed=self.seed)
+            warmed = warm_start(made, rows, steps=self.warm_start_steps, seed=run.seed)
             keep(_beside(start), {"steps": warmed.steps, "seconds": warmed.seconds, "loss": warmed.last_loss})
             made.save_pretrained(start)
         return self._load(start, name)
 
-    def _activated(self, name: str) -> Path:
+    def _activated(self, run: Run) -> Path:
         """After stage 3; both arms of it learn from the same stories."""
-        last = self._stage(name, "stage3")
+        last = self._stage(run, "stage3")
         if not _stands(last):
-            model = self._load(self._trained(MAIN), name)
-            rows = self._stories(model)
-            say(f"training: {name}")
+            model = self._load(self._trained(run._replace(name=MAIN)), run.name)
+            rows = self._stories(model, run.seed)
+            say(f"training: {self._spelt(run)}")
             training: Any = {
                 "steps": self.activation_steps,
                 "learning_rate": self.activation_learning_rate,
-                "seed": self.seed,
+                "seed": run.seed,
             }
-            if name == REHEARSED:
+            if run.name == REHEARSED:
                 training |= {"rehearse": self.rows_["stage2"], "rehearsed": self.rehearsed}
             (fitted, _), _, peak = measure(lambda told: activate(model, [], last, stories=told, **training), rows)
             _finished(fitted, last, peak)
         return last
 
-    def _stories(self, model: SalmonnForConditionalGeneration) -> list[AudioRow]:
-        """Stories to tune on: the data's own, or those that SALMONN writes, once, after stage 2."""
+    def _stories(self, model: SalmonnForConditionalGeneration, seed: int) -> list[AudioRow]:
+        """Stories to tune on: the data's own, or those that SALMONN writes, once a training run, after stage 2."""
         rows = self.rows_["stories"]
         if all(row.answer for row in rows):
             return rows
-        file = self.workdir / "written.jsonl"  # the journals have the names of what is asked
+        file = self.workdir / f"written-{seed}.jsonl"  # the journals have the names of what is asked
         if not file.exists():
-            write_rows(file, write_stories(model, rows, factor=self.factor, seed=self.seed))
+            write_rows(file, write_stories(model, rows, factor=self.factor, seed=seed))
         return read_rows(file)
 
-    def _fit(self, model: SalmonnForConditionalGeneration, name: str, out: Path, steps: int) -> None:
-        say(f"training: {name}, {spelt(out.name)}")
+    def _fit(self, model: SalmonnForConditionalGeneration, run: Run, out: Path, steps: int) -> None:
+        say(f"training: {self._spelt(run)}, {spelt(out.name)}")
         fitted, _, peak = measure(
             lambda rows: fit(
                 model,
@@ -238,22 +253,25 @@ class TrainedArms(Trial):
                 batch_size=self.batch,
                 learning_rate=self.learning_rate,
                 lora_learning_rate=self.lora_learning_rate,
-                seed=self.seed,
+                seed=run.seed,
             ),
             self.rows_[out.name],
         )
         _finished(fitted, out, peak)
 
-    def _stage(self, name: str, stage: str) -> Path:
-        return self.workdir / fingerprint(name) / stage
+    def _spelt(self, run: Run) -> str:
+        return run.name + f", seed {run.seed}" * (self.runs > 1)
 
-    def _records(self, name: str) -> dict[str, dict[str, Any]]:
-        """What is known of each stage of an arm, in order."""
-        return {stage: self._record(name, stage) for stage in STAGES}
+    def _stage(self, run: Run, stage: str) -> Path:
+        return self.run_folder(*run) / stage
 
-    def _record(self, name: str, stage: str) -> dict[str, Any]:
+    def _records(self, run: Run) -> dict[str, dict[str, Any]]:
+        """What is known of each stage of a training run, in order."""
+        return {stage: self._record(run, stage) for stage in STAGES}
+
+    def _record(self, run: Run, stage: str) -> dict[str, Any]:
         """What is known of a stage: what `fit` wrote, and what was kept beside it."""
-        folder = self._stage(name, stage)
+        folder = self._stage(run, stage)
         return {
             k: v
             for path in (folder / "training.json", _beside(folder))

@@ -9,6 +9,7 @@ import gc
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +36,7 @@ from broadsheet.hear.trials.arms import (
     SILENT,
     STACK,
     STAGES,
+    Run,
     TrainedArms,
     for_speech,
     keep,
@@ -176,16 +178,21 @@ class SalmonnTrial(TrainedArms):
         }
 
     def arms(self) -> list[ModelArm]:
-        return [
-            ModelArm(
-                name,
-                lambda name=name: self._model(MAIN if name == SHUFFLED else name),  # type: ignore[misc]
-                "baseline" if name == STACK else "peer" if name == self.peer_name_ else None,
-                ABOUT.get(name, "the peer's transcript, read by the language model without an adapter"),
-                SalmonnForConditionalGeneration.paper if name in _PAPERS else "",
-            )
-            for name in self._chosen
-        ]
+        made = []
+        for name in self._chosen:
+            role: Any = "baseline" if name == STACK else "peer" if name == self.peer_name_ else None
+            about = ABOUT.get(name, "the peer's transcript, read by the language model without an adapter")
+            paper = SalmonnForConditionalGeneration.paper if name in _PAPERS else ""
+            by_seed = partial(self._by_seed, MAIN if name == SHUFFLED else name)
+            trained = None if name in self.untrained_ else by_seed
+            made.append(ModelArm(name, by_seed(self.seed), role, about, paper, trained))
+        return made
+
+    def _by_seed(self, name: str, seed: int) -> Callable[[], Any]:
+        return lambda: self._model(Run(name, seed))
+
+    def _first_run(self, name: str) -> Run:
+        return Run(name, self.seed)
 
     def claims(self) -> list[Claim]:
         metrics = {metric.name for job in self.jobs_ for metric in job.metrics}
@@ -201,7 +208,7 @@ class SalmonnTrial(TrainedArms):
         """The loss of each arm in stages 1 and 2."""
         found = []
         for stage in ("stage1", "stage2"):
-            lines = {name: self._record(name, stage).get("history", []) for name in self._chosen}
+            lines = {name: self._record(self._first_run(name), stage).get("history", []) for name in self._chosen}
             if any(lines.values()):
                 found.append(loss_curve(f"Training loss, {spelt(stage)}", {k: v for k, v in lines.items() if v}))
         return found
@@ -226,8 +233,9 @@ class SalmonnTrial(TrainedArms):
                 f"Where the right answers are a closed set, the {CASCADE} chooses the likeliest of them; all other "
                 "arms write freely, and their words are compared."
             )
-        notes += filter(None, (trained(name, self._records(name)) for name in self._chosen))
-        records = {stage: [self._record(name, stage) for name in self._chosen] for stage in STAGES}
+        notes += filter(None, (trained(name, self._records(self._first_run(name))) for name in self._chosen))
+        runs = [Run(name, seed) for name in self._chosen for seed in self.seeds]
+        records = {stage: [self._record(run, stage) for run in runs] for stage in STAGES}
         steps = {stage: {each["steps"] for each in records[stage] if each} for stage in ("stage1", "stage2")}
         if uneven := [spelt(stage) for stage, counts in steps.items() if len(counts) > 1]:
             notes.append(f"--minutes ended {' and '.join(uneven)} early, after different numbers of steps.")
@@ -333,8 +341,8 @@ class SalmonnTrial(TrainedArms):
                 model().encoder.start()
 
             def close() -> None:
-                if self.peer_name_ in self.models_:
-                    getattr(self.models_[self.peer_name_], "encoder", ExternalTranscriber(())).close()
+                if (run := self._first_run(self.peer_name_)) in self.models_:
+                    getattr(self.models_[run], "encoder", ExternalTranscriber(())).close()
 
             return Arm(arm.name, read, description=arm.description, prepare=start, close=close)
         if arm.name == CASCADE:
@@ -387,8 +395,9 @@ class SalmonnTrial(TrainedArms):
                 key = f"{name} {factor:g}"
                 if key not in kept:
                     block, frames = self._listener(name)(job.questions)
-                    with self._model(name).scale_lora(factor):
-                        kept[key] = self._answers(self._model(name), name, block, frames, job.generation)
+                    model = self._model(self._first_run(name))
+                    with model.scale_lora(factor):
+                        kept[key] = self._answers(model, name, block, frames, job.generation)
                     keep(path, kept)
                 told[name][factor] = kept[key]
         return told
@@ -397,7 +406,7 @@ class SalmonnTrial(TrainedArms):
         """How stories come out at each of the adapter's scalings."""
         notes = []
         for name, by_factor in told.items():
-            config, job = self.models_[name].config, self.jobs_[-1]
+            config, job = self.models_[self._first_run(name)].config, self.jobs_[-1]
             scaling = config.lora_alpha / config.lora_rank
             parts = [f"at scaling {factor * scaling:g}: {account(job, each)}" for factor, each in by_factor.items()]
             notes.append(f"{name}, asked for {len(job.questions)} stories, {'; '.join(parts)}.")

@@ -17,7 +17,7 @@ from broadsheet import models
 from broadsheet.data.retrieval.metrics import MEASURES, evaluate_lists
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
-from broadsheet.rank.list_source import ListSource
+from broadsheet.rank.list_source import Lists, ListSource
 from broadsheet.rank.trials.bias import position_bias
 from broadsheet.trial.base import EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Metric
@@ -45,6 +45,11 @@ class RerankerTrial(Trial):
     )
     also: tuple[str, ...] = option((), "Further rerankers, each an arm named after its folder.", metavar="FOLDER,…")
     queries: int | Literal["all"] | None = option(100, "Lists; `all` of a BEIR folder.", quick=12, least=1)
+    unanswerable: bool = option(
+        False,
+        "Ask lists without a right passage among the candidates too: they count 0 whatever is done, as in published "
+        "figures.",
+    )
     candidates: int = option(20, "In a list, the best of the first stage.", least=1)
     words: int = option(40, "Of a passage that is searched and shown; 0: all.", least=0)
     titles: bool = option(False, "Passages of pydocs show the name of their function or class.")
@@ -56,7 +61,8 @@ class RerankerTrial(Trial):
     def ordering(self, block_size: int = 5) -> EvalTask:
         """Lists to put in order; kept as `lists_`."""
         source = ListSource(self.data, self.words, self.titles, self.first_stage or "", self.split, self.seed)
-        items = self.lists_ = source.test(0 if self.queries == "all" else int(self.queries or 0), self.candidates)
+        wanted = 0 if self.queries == "all" else int(self.queries or 0)
+        items = self.lists_ = source.test(wanted, self.candidates, found=not self.unanswerable)
         return EvalTask(
             "ordering",
             items.lists,
@@ -106,7 +112,7 @@ class RerankerTrial(Trial):
         return [success(outcome.results, self.lists_.lists, "Right passage among the first k")]
 
     def notes(self, outcome: Outcome) -> list[str]:
-        return [ceiling(self.lists_.lists), *account(outcome.results, self.lists_.lists)]
+        return [ceiling(self.lists_), *account(outcome.results, self.lists_.lists)]
 
 
 def changed(reranker: ListwiseReranker, **settings: Any) -> ListwiseReranker:
@@ -204,14 +210,16 @@ def success(arms: Sequence[ArmResult], lists: Sequence[RankList], title: str) ->
     return Curve(title, "first k", "share of queries", [float(k) for k in range(1, width + 1)], lines)
 
 
-def ceiling(lists: Sequence[RankList]) -> str:
+def ceiling(made: Lists) -> str:
     """What the first stage leaves to gain."""
+    lists = made.lists
     best = [sorted(range(len(each.ids)), key=lambda i, each=each: -each.labels[i]) for each in lists]  # type: ignore[misc]
     values = evaluate_lists(lists, [[each.ids[i] for i in order] for each, order in zip(lists, best, strict=True)])
     found = sum(each.found for each in lists)
+    others = "count 0 whatever is done" if found < len(lists) else "are not asked: no order changes what they count"
     return (
-        f"The first stage found a right passage for {found} of {len(lists)} queries. The others count 0 whatever is "
-        f"done: the best order of the candidates has an nDCG@10 of {np.mean(values['nDCG@10']):.3f}."
+        f"The first stage found a right passage for {found} of {made.asked} queries. The others {others}. The best "
+        f"order of the candidates has an nDCG@10 of {np.mean(values['nDCG@10']):.3f}."
     )
 
 

@@ -1,0 +1,126 @@
+"""`TrainedTrial`: the base of trials whose arms are trained, each from several seeds.
+
+Knows: `Trial`, folders of trained models, the record that `training.fit` leaves in them. Does not know: any stage, or
+how anything is trained.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from broadsheet.console import say
+from broadsheet.options import option
+from broadsheet.trial.base import ModelArm, Trial
+from broadsheet.trial.sampling import MIN_RUNS
+from broadsheet.trial.stats import Floats
+from broadsheet.trial.verdicts import Comparison, compare_seconds, margins
+
+TRAINING = "training steps/s"
+
+
+@dataclass
+class TrainedTrial(Trial):
+    """The base of trials whose arms are trained.
+
+    Each arm is trained from `--runs` seeds, and intervals cover training runs and items both. How fast arms were
+    trained is compared too: the metric `TRAINING`, which claims may name.
+    """
+
+    of_training: ClassVar[tuple[str, ...]] = (TRAINING,)
+
+    runs: int = option(MIN_RUNS, "Training runs of each trained arm, from as many seeds.", quick=1, least=1)
+
+    def trained(
+        self,
+        name: str,
+        train: Callable[[int, Path], Any],
+        load: Callable[[Path], Any],
+        role: Literal["baseline", "sibling", "peer"] | None = None,
+        description: str = "",
+        paper: str = "",
+        *,
+        done: str = "training.json",
+    ) -> ModelArm:
+        """An arm that is trained from each seed on first use, and read back from its folder: a killed trial is resumed.
+
+        Args:
+            name, role, description, paper: as in `ModelArm`.
+            train: from a seed, into the folder it is given, as `training.fit(…, out, seed=seed)` does. What it returns
+                is released, so that its memory is free before anything is timed.
+            load: reads the trained model back.
+            done: the file that a finished folder holds.
+        """
+
+        def by_seed(seed: int) -> Callable[[], Any]:
+            folder = self.run_folder(name, seed)
+
+            def make() -> Any:
+                if not (folder / done).exists():
+                    say(f"training: {name}" + f", seed {seed}" * (self.runs > 1))
+                    made = train(seed, folder)
+                    if getattr(made, "finished", True) is False:
+                        raise KeyboardInterrupt  # its checkpoint is kept, and the trial resumes there
+                    del made
+                    gc.collect()
+                return load(folder)
+
+            return make
+
+        return ModelArm(name, by_seed(self.seed), role, description, paper, by_seed)
+
+    def run_folder(self, name: str, seed: int) -> Path:
+        """Where the training run of the arm `name` from that seed is kept; that of the trial's own seed is `folder`."""
+        return self.folder(name if seed == self.seed else f"{name}, seed {seed}")
+
+    @property
+    def seeds(self) -> range:
+        """Those of the training runs."""
+        return range(self.seed, self.seed + self._runs)
+
+    @property
+    def _runs(self) -> int:
+        return self.runs
+
+    def _training(self, arms: Sequence[ModelArm]) -> list[Comparison]:
+        """How fast arms were trained beside the baseline, from tenths of the runs, seed by seed.
+
+        The baseline's own runs, one beside the next, give the noise floor; with one run there is none, and nothing is
+        compared.
+        """
+        baseline = next((arm.name for arm in arms if arm.role == "baseline"), "")
+        if len(self.seeds) < 2:
+            return []
+        paces = {arm.name: [self._pace(arm.name, seed) for seed in self.seeds] for arm in arms if arm.by_seed}
+        whole = {name: np.stack(runs) for name, runs in paces.items() if all(len(run) for run in runs)}
+        if baseline not in whole or len({runs.shape for runs in whole.values()}) > 1:
+            return []
+        logs = np.log(whole[baseline])
+        floor = max((abs(float(np.mean(b - a))) for a, b in pairwise(logs)), default=0.0)
+        return [
+            compare_seconds(
+                whole[baseline].ravel(),
+                runs.ravel(),
+                baseline=baseline,
+                arm=name,
+                metric=TRAINING,
+                noise_floor=floor,
+                margin=margins(self.margin).get(TRAINING),
+            )
+            for name, runs in whole.items()
+            if name != baseline
+        ]
+
+    def _pace(self, name: str, seed: int) -> Floats:
+        """(10,) seconds of each tenth of a training run's steps, without the first step; empty where none is kept."""
+        path = self.run_folder(name, seed) / "training.json"
+        seconds = json.loads(path.read_text(encoding="utf-8")).get("step_seconds", []) if path.exists() else []
+        tenths = np.array_split(np.asarray(seconds[1:], dtype=np.float64), 10)
+        return np.array([part.mean() for part in tenths]) if len(seconds) > 10 else np.array([])
