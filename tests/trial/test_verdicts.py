@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import binom
 
 from broadsheet.console import InputError
 from broadsheet.trial.claims import Claim, JudgedClaim, judge, outcome, words
-from broadsheet.trial.power import needed
+from broadsheet.trial.power import needed, rate_growth
 from broadsheet.trial.sentences import sentence
 from broadsheet.trial.stats import Interval, bootstrap, interval
 from broadsheet.trial.verdicts import Comparison, compare_samples, compare_seconds, holm, verdict
@@ -149,6 +150,29 @@ def test_two_runs_of_equal_spread_count_as_welch_and_satterthwaite_say():
     draws = bootstrap(lambda w: w.sum(1) * 0 + 5, 50, runs=runs)
     assert draws.freedom == pytest.approx(4)  # nothing comes from the items
     assert draws.run_error == pytest.approx(math.sqrt(2 / 3))
+
+
+# ---- what could have been seen
+
+
+def test_an_effect_that_heavy_tails_hide_is_not_called_detectable():
+    rng = np.random.default_rng(0)
+    even, heavy = rng.normal(size=100), rng.standard_t(2, size=100)
+    assert abs(stats.kurtosis(heavy)) > 5 > abs(stats.kurtosis(even))
+
+    def seen(differences):
+        found = compare(np.zeros(100), differences)
+        return found.minimum_detectable_effect / found.unit_error
+
+    assert seen(even) == pytest.approx(stats.t.ppf(0.975, 99) + stats.t.ppf(0.8, 99), rel=0.1)
+    assert seen(heavy) > 1.1 * seen(even)
+
+
+def test_a_rate_at_a_drawn_threshold_spreads_more_as_it_rises():
+    grown, even = rate_growth(0.05, 100), rate_growth(0.5, 100)
+    counted = math.sqrt((1 + 0.25 * 0.75 / (0.05 * 0.95)) / 2)
+    assert grown(0.2) > 1.1 * counted
+    assert even(0.3) == pytest.approx(math.sqrt((1 + 0.8 * 0.2 / 0.25) / 2)), "the larger of the two"
 
 
 # ---- ratios and margins

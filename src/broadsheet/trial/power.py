@@ -35,6 +35,7 @@ def detectable_effect(
     freedom: float,
     floor: float = 0.0,
     growth: Callable[[float], float] = lambda effect: 1.0,
+    wobble: float = 0.0,
 ) -> float:
     """The smallest true effect whose interval clears the noise floor in 80 of 100 repetitions.
 
@@ -42,11 +43,13 @@ def detectable_effect(
         error: standard error of the difference.
         half_width: of the 95 % interval, on its wider side.
         freedom: degrees of freedom of `error`.
+        wobble: by what share the half width of another sample may differ from this one's.
         growth: by what factor errors are larger where there is such an effect (`rate_growth`, `rank_growth`).
     """
     from scipy.special import stdtrit
 
-    reach = half_width + float(stdtrit(freedom, POWER)) * error
+    # The estimate varies by the error, and the interval's end by the wobble of its half width.
+    reach = half_width + float(stdtrit(freedom, POWER)) * math.hypot(error, wobble * half_width)
     effect = floor + reach
     if not math.isfinite(effect):
         return effect
@@ -56,16 +59,25 @@ def detectable_effect(
 
 
 def rate_growth(rate: float, n: int) -> Callable[[float], float]:
-    """Of a share (an AUROC, a true-positive rate) that rises from `rate`: its variance goes as p (1 − p).
+    """Of a share (an AUROC, a true-positive rate) that rises from `rate`.
 
-    Half of the difference's variance is the baseline's, which stays. Shares are kept half an item from 0 and 1.
+    Its variance goes as p (1 − p) where items are counted, and as φ(Φ⁻¹(p))² where the threshold that they are counted
+    at is drawn too, as that of a true-positive rate: the larger of the two is taken. Half of the difference's variance
+    is the baseline's, which stays. Shares are kept half an item from 0 and 1.
     """
+    from scipy.special import ndtri
 
-    def variance(share: float) -> float:
+    def variances(share: float) -> tuple[float, float]:
         share = min(max(share, 0.5 / n), 1 - 0.5 / n)
-        return share * (1 - share)
+        return share * (1 - share), math.exp(-(float(ndtri(share)) ** 2))
 
-    return lambda effect: math.sqrt((1 + variance(rate + effect) / variance(rate)) / 2)
+    before = variances(rate)
+
+    def growth(effect: float) -> float:
+        larger = max(after / start for after, start in zip(variances(rate + effect), before, strict=True))
+        return math.sqrt((1 + larger) / 2)
+
+    return growth
 
 
 def rank_growth(correlation: float, n: int) -> Callable[[float], float]:

@@ -76,6 +76,17 @@ class Draws:
         return float(((self.drawn - self.drawn.mean()) ** 3).mean()) / spread**3 if spread > 0 else 0.0
 
     @cached_property
+    def wobble(self) -> float:
+        """By what share the unit error itself may be off, beyond what Student's t has for normal values.
+
+        The excess kurtosis of the resamples is that of the units over n, and the squared coefficient of variation of
+        s² exceeds that of normal values by just that much.
+        """
+        spread = float(self.drawn.std())
+        excess = float(((self.drawn - self.drawn.mean()) ** 4).mean()) / spread**4 - 3 if spread > 0 else 0.0
+        return math.sqrt(max(0.0, excess)) / 2
+
+    @cached_property
     def freedom(self) -> float:
         """Degrees of freedom of `standard_error`, by Welch and Satterthwaite."""
         parts = [(self.unit_error**2, self.units - 1)]
