@@ -17,7 +17,7 @@ from broadsheet.console import InputError
 from broadsheet.trial.claims import Claim, JudgedClaim, judge, outcome, words
 from broadsheet.trial.power import needed, rate_growth
 from broadsheet.trial.sentences import sentence
-from broadsheet.trial.stats import Interval, bootstrap, interval, mean
+from broadsheet.trial.stats import Interval, bootstrap, interval, mean, wobble
 from broadsheet.trial.verdicts import Comparison, compare_samples, compare_seconds, holm, verdict
 
 REPETITIONS = 200
@@ -159,17 +159,15 @@ def test_two_runs_of_equal_spread_count_as_welch_and_satterthwaite_say():
 def test_heavy_tails_make_the_error_itself_uncertain():
     levels = (np.arange(100) + 0.5) / 100
     even, heavy = stats.norm.ppf(levels), stats.t.ppf(levels, 1.5)  # neither is skewed
-    drawn = [bootstrap(partial(mean, each), 100) for each in (even, heavy)]
-    assert drawn[0].wobble < 0.12  # of 4,000 resamples' own kurtosis
-    assert drawn[1].wobble == pytest.approx(math.sqrt(stats.kurtosis(heavy) / 100) / 2, rel=0.15)
-    seen = [
-        compare(np.zeros(100), each).minimum_detectable_effect / made.interval().high
-        for each, made in zip((even, heavy), drawn, strict=True)
-    ]
-    reach = stats.t.ppf(0.8, 99) / stats.t.ppf(0.975, 99)  # in half widths
-    assert seen[0] == pytest.approx(1 + reach, rel=0.02)
-    error = drawn[1].standard_error / drawn[1].interval().high
-    assert seen[1] == pytest.approx(1 + stats.t.ppf(0.8, 99) * math.hypot(error, drawn[1].wobble), rel=1e-6)
+    made = bootstrap(partial(mean, heavy), 100, resamples=200_000)
+    assert wobble(made.drawn, heavy) == pytest.approx(math.sqrt(stats.kurtosis(heavy) / 100) / 2)
+    assert wobble(made.drawn) == pytest.approx(wobble(made.drawn, heavy), rel=0.1)
+    assert wobble(made.drawn, even) == 0, "an even sample has no more than Student's t has for it"
+    for values, off in ((even, 0.0), (heavy, wobble(heavy, heavy))):
+        found, draws = compare(np.zeros(100), values), bootstrap(partial(mean, values), 100, resamples=400)
+        half = max(abs(end - draws.estimate) for end in (draws.interval().low, draws.interval().high))
+        reach = half + stats.t.ppf(0.8, 99) * math.hypot(draws.standard_error, off * half)
+        assert found.minimum_detectable_effect == pytest.approx(reach, rel=1e-6)
 
 
 def test_a_rate_at_a_drawn_threshold_spreads_more_as_it_rises():

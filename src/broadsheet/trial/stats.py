@@ -76,17 +76,6 @@ class Draws:
         return float(((self.drawn - self.drawn.mean()) ** 3).mean()) / spread**3 if spread > 0 else 0.0
 
     @cached_property
-    def wobble(self) -> float:
-        """By what share the unit error itself may be off, beyond what Student's t has for normal values.
-
-        The excess kurtosis of the resamples is that of the units over n, and the squared coefficient of variation of
-        s² exceeds that of normal values by just that much.
-        """
-        spread = float(self.drawn.std())
-        excess = float(((self.drawn - self.drawn.mean()) ** 4).mean()) / spread**4 - 3 if spread > 0 else 0.0
-        return math.sqrt(max(0.0, excess)) / 2
-
-    @cached_property
     def freedom(self) -> float:
         """Degrees of freedom of `standard_error`, by Welch and Satterthwaite."""
         parts = [(self.unit_error**2, self.units - 1)]
@@ -364,6 +353,22 @@ def clopper_pearson(successes: int, n: int, confidence: float = CONFIDENCE) -> t
     low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
     high = float(betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
     return low, high
+
+
+def wobble(drawn: Floats, units: Floats | None = None) -> float:
+    """By what share a standard error may be off, beyond what Student's t has for normal values.
+
+    The squared coefficient of variation of s² exceeds that of normal values by the units' excess kurtosis over n, which
+    is the excess kurtosis of the resamples of their mean. Half of its root is that of s.
+
+    Args:
+        drawn: (resamples,) of a statistic.
+        units: (n,) of which it is the mean; their own kurtosis is exact, where that of resamples is drawn.
+    """
+    values, n = (drawn, 1) if units is None else (units, len(units))
+    spread = float(values.std())
+    excess = float(((values - values.mean()) ** 4).mean()) / spread**4 - 3 if spread > 0 else 0.0
+    return math.sqrt(max(0.0, excess) / n) / 2
 
 
 def power_factor(freedom: float) -> float:

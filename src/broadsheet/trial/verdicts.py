@@ -30,6 +30,7 @@ from broadsheet.trial.stats import (
     mean,
     over_runs,
     spread,
+    wobble,
 )
 
 Scale = Literal["difference", "ratio"]
@@ -379,7 +380,7 @@ def _resampled(
         whole, narrow = (_one_sided(whole.estimate, draws.units, c) for c in (CONFIDENCE, 2 * CONFIDENCE - 1))
         p_value = min(1.0, 2.0 ** (1 - draws.units)) if abs(whole.estimate) > floor else 1.0
     half = max(whole.estimate - whole.low, whole.high - whole.estimate)
-    detectable = detectable_effect(draws.standard_error, half, draws.freedom, floor, growth, draws.wobble)
+    detectable = detectable_effect(draws.standard_error, half, draws.freedom, floor, growth, wobble(draws.drawn, units))
     no_worse, equivalent = _within(narrow, margin, direction)
     return _Found(
         whole,
