@@ -73,6 +73,21 @@ def folder(spec: str) -> Path:
             )
 
 
+def config_folder(spec: str) -> Path:
+    """A local folder that holds the `config.json` of a hub repository, fetched if the hub cache does not hold it.
+
+    Raises:
+        InputError: the hub cannot be reached, has no such repository or revision, or refuses access.
+    """
+    from huggingface_hub import hf_hub_download
+
+    repository, _, revision = spec.partition("@")
+    if local := _local(repository, revision or "main"):
+        return local
+    with _hub_errors(spec):
+        return Path(hf_hub_download(repository, "config.json", revision=revision or "main")).parent
+
+
 def cached() -> list[Cached]:
     """The hub models in the local hub cache, by name. Looks at names and sizes only."""
     from huggingface_hub import scan_cache_dir

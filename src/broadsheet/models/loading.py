@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from broadsheet.console import InputError, say
 from broadsheet.models import embedded, hub, reading
-from broadsheet.models.safefiles import read_gguf
+from broadsheet.models.safefiles import check_config, read_gguf, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +101,30 @@ def load(
     else:
         raise InputError(_unknown(name, path))
     return Loaded(model, tokenizer, name)
+
+
+def config(spec: str | Path = "default") -> dict[str, Any]:
+    """The `config.json` of a model, without its weights.
+
+    Args:
+        spec: "default", a folder, or a hub id, of which the config alone is fetched.
+
+    Raises:
+        InputError: nothing of that name, or its config is damaged or refused; a `.gguf` file, which has none.
+    """
+    name, path = str(spec), Path(spec).expanduser()
+    if name == "default":
+        folder = embedded.folder()
+    elif path.is_dir():
+        folder = path
+    elif path.suffix == ".gguf":
+        raise InputError(f"got {name}; a GGUF file has no config.json: give the model's folder or hub id")
+    elif hub.is_id(name) and not path.exists():
+        folder = hub.config_folder(name)
+    else:
+        raise InputError(_unknown(name, path))
+    check_config(folder)
+    return read_json(folder / "config.json")
 
 
 def fingerprint(model: PreTrainedModel | Loaded) -> str:
