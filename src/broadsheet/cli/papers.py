@@ -58,6 +58,7 @@ def show(
 ) -> None:
     """Say what a paper is, where it plugs in, how to call it, and where its evidence stands."""
     from broadsheet.page import evidence
+    from broadsheet.page.guides.data import surveys
     from broadsheet.page.papers import RUNGS, docstring, get, load
     from broadsheet.page.staleness import stale
 
@@ -83,13 +84,24 @@ def show(
         console.print("\nListed; not built yet. `broadsheet papers --rung 1` lists what runs.")
     for entry in paper.entry:
         module, name = entry.split(":")
-        home = f"broadsheet.{paper.stage}" if paper.ours else module
+        home = f"broadsheet.{paper.stage}" if paper.ours and paper.in_stage else module
         console.print(f"\n[bold]from {home} import {name}[/bold]")
         console.print(Padding(_reflowed(docstring(entry)), (0, 0, 0, 2)), markup=False)
     for command, entry in ((f"try {paper.id}", paper.trial), (f"apply {paper.id} DATA --out OUT", paper.apply)):
         if entry:
             console.print(f"\n[bold]broadsheet {command}[/bold]")
             console.print(Padding(_reflowed(docstring(entry)), (0, 0, 0, 2)), markup=False)
+    if paper.id in surveys():
+        from broadsheet.page.guides.maps import tree
+
+        root = tree(paper.id)
+        nodes = list(root.walk())[1:]
+        console.print(f"\n[bold]Its map[/bold] {len(nodes)} nodes, {sum(node.gap for node in nodes)} of them gaps")
+        for child in root.children:
+            covered = list(dict.fromkeys(name for node in child.walk() for name in node.papers))
+            line = f"{child.title}: {', '.join(covered) or 'no paper of the page'}"
+            console.print(Padding(line, (0, 0, 0, 2)), markup=False)
+        console.print(Padding(f"broadsheet map {paper.id}", (0, 0, 0, 2)), markup=False)
     if recorded:
         from broadsheet.report.html import terminal
         from broadsheet.trial.results import TrialResult

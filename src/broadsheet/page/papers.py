@@ -75,12 +75,17 @@ class Paper:
     @property
     def trial(self) -> str:
         """`"module:Class"` that `try` runs: its own trial, or its stage's once it is built; empty where it has none."""
-        return discovery.trial(self.id, self.package) or (discovery.stage_trial(self.stage) if self.entry else "")
+        return discovery.trial(self.id, self.package) or (discovery.stage_trial(self.stage) if self.in_stage else "")
 
     @property
     def apply(self) -> str:
         """`"module:Class"` that `apply` runs: its own recipe, or its stage's; empty where there is none."""
-        return discovery.recipe(self.id, self.package) or (discovery.stage_recipe(self.stage) if self.entry else "")
+        return discovery.recipe(self.id, self.package) or (discovery.stage_recipe(self.stage) if self.in_stage else "")
+
+    @property
+    def in_stage(self) -> bool:
+        """Whether it offers something that its stage can run; a survey's tree and rules are the page's."""
+        return any(not entry.startswith("broadsheet.page.") for entry in self.entry)
 
     @property
     def url(self) -> str:
