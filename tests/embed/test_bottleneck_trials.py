@@ -46,23 +46,30 @@ def collection(tmp_path: Path) -> Path:
 def test_gem_against_pooling_with_what_generation_has_lost(options: dict[str, Any], tmp_path: Path) -> None:
     sts = tmp_path / "sts.tsv"
     sts.write_text("score\tsentence1\tsentence2\n" + "".join(f"{i % 5}\tword {i}\tthing {i * i}\n" for i in range(12)))
-    trial = GEMTrial(**options, sts=str(sts), specials=2, learning_rate=1e-2, runs=2)
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    elsewhere.write_text("".join(json.dumps({"id": str(i), "text": f"a word {i} of {i * i}"}) + "\n" for i in range(9)))
+    options |= {"sts": str(sts), "specials": 2, "learning_rate": 1e-2, "runs": 2, "elsewhere": str(elsewhere)}
+    # As with --quick, but the rate of contrast is chosen for each arm.
+    options |= {"quick": False, "steps": 3, "contrast_steps": 3, "batch": 4, "queries": 10, "passages": 40, "words": 15}
+    trial = GEMTrial(**options)
     result = trial.run()
     arms = {arm.name: arm for arm in result.arms}
-    assert list(arms) == [gem_trial.MEAN, gem_trial.LAST, gem_trial.NTP, gem_trial.MAIN]
+    assert list(arms) == [gem_trial.MEAN, gem_trial.LAST, gem_trial.CONTRAST, gem_trial.NTP, gem_trial.MAIN]
     assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
-    assert all(set(arm.values) == {"Spearman", "nDCG@10", "RR@10", "Recall@100", "perplexity"} for arm in result.arms)
+    metrics = {"Spearman", "nDCG@10", "RR@10", "Recall@100", "perplexity", "perplexity elsewhere"}
+    assert all(set(arm.values) == metrics for arm in result.arms)
     perplexity = {name: arm.values["perplexity"].estimate for name, arm in arms.items()}
     assert perplexity[gem_trial.MEAN] == pytest.approx(perplexity[gem_trial.LAST])
-    assert len({round(value, 3) for value in perplexity.values()}) == 3  # both trained arms have moved, differently
-    assert set(result.claims) == {(m, gem_trial.MEAN, gem_trial.MAIN) for m in ("Spearman", "nDCG@10")}
+    assert len({round(value, 3) for value in perplexity.values()}) == 4  # the trained arms have moved, differently
+    pairs = [(gem_trial.MEAN, gem_trial.MAIN), (gem_trial.MEAN, gem_trial.NTP), (gem_trial.CONTRAST, gem_trial.MAIN)]
+    assert set(result.claims) == {(m, *pair) for m in ("Spearman", "nDCG@10") for pair in pairs}
+    assert {f"tuning of {name}" for name in (gem_trial.CONTRAST, gem_trial.MAIN)} <= set(result.setting)
     assert set(result.claims) <= {(c.metric, c.baseline, c.arm) for c in result.comparisons}
     assert sum("trained in 3 steps of 4" in note for note in result.notes) == 3
+    assert sum("contrast alone: trained in 6 steps of 4" in note for note in result.notes) == 1
     assert "per cent of the model as it came" in result.notes[0]
-    assert differ(trial, gem_trial._FIRST, gem_trial.NTP, gem_trial.MAIN)
-    again = GEMTrial(
-        **options, sts=str(sts), specials=2, learning_rate=1e-2, runs=2
-    ).run()  # what was trained is read back
+    assert differ(trial, gem_trial._FIRST, gem_trial.CONTRAST, gem_trial.NTP, gem_trial.MAIN)
+    again = GEMTrial(**options).run()  # what was trained is read back
     assert {a.name: a.samples["nDCG@10"] for a in again.arms} == {a.name: a.samples["nDCG@10"] for a in result.arms}
     trial.finish()
 

@@ -6,7 +6,7 @@ Knows: embedders, the stage's tasks, `Trial`. Does not know: any paper.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -211,23 +211,30 @@ def clustering_task(
     )
 
 
-def perplexity_task(texts: Sequence[str]) -> EvalTask:
-    """Texts to their loss as the model writes them: perplexity per token, which training must not ruin."""
+def perplexity_task(texts: Sequence[str], elsewhere: str = "", about: str = "held-out passages") -> EvalTask:
+    """Texts to their loss as the model writes them: perplexity per token, which training must not ruin.
+
+    Args:
+        elsewhere: put behind the task's and the metric's name, where a trial asks about texts of another kind too.
+        about: what they are.
+    """
     from broadsheet.embed.trials.perplexity import PERPLEXITY, text_losses
+
+    name = f"perplexity {elsewhere}".strip()
 
     def arm(arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
         def run(block: Sequence[str]) -> Outputs:
-            return {"losses": text_losses(model().encoder, block)}  # type: ignore[dict-item]
+            return {f"losses {elsewhere}".strip(): text_losses(model().encoder, block)}  # type: ignore[dict-item]
 
         return Arm(arm.name, run, description=arm.description, prepare=model.prepare)
 
     return EvalTask(
-        "perplexity",
+        name,
         texts,
-        [PERPLEXITY],
+        [replace(PERPLEXITY, name=name, of=f"losses {elsewhere}".strip())],
         arm,
         item="text",
-        about=f"{len(texts)} held-out passages, read as the model would write them",
+        about=f"{len(texts)} {about}, read as the model would write them",
         fingerprint=fingerprint(list(texts)),
     )
 
