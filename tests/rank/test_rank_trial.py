@@ -11,16 +11,31 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from training_runs import differ
 
 from broadsheet.console import InputError
 from broadsheet.data.retrieval.lists import RankList
 from broadsheet.rank.base import ListwiseReranker
 from broadsheet.rank.list_source import Lists, ListSource
 from broadsheet.rank.trials import base as parts
+from broadsheet.rank.trials import pg_rank as pg_rank_trial
 from broadsheet.rank.trials.base import FIRST_STAGE
 from broadsheet.rank.trials.first import MAIN, PERMUTATION, SHUFFLED, UNTRAINED, FirstTrial
 from broadsheet.rank.trials.fullrank import FULL, SLIDING, FullRankTrial, noisy_labels
-from broadsheet.rank.trials.pg_rank import AFTER, BEFORE, FOR_MRR, FOR_NDCG, LISTNET, PGRankTrial, synthetic
+from broadsheet.rank.trials.pg_rank import (
+    ABOUT,
+    AFTER,
+    BEFORE,
+    CONTRASTIVE,
+    FOR_MRR,
+    FOR_NDCG,
+    NO_BASELINE,
+    RATES,
+    DualScorer,
+    PGRankTrial,
+    losses,
+)
 from broadsheet.trial.base import LazyModel, ModelArm
 
 WORDS = ["hat", "mat", "red", "sea", "reed", "inn", "tree", "near", "rat", "stone"]
@@ -249,24 +264,82 @@ def test_several_passes_beat_one_sweep_and_are_exact_without_noise():
 # PG-RANK
 
 
-def test_scorers_trained_for_a_metric_win_on_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path))
-    result = PGRankTrial(queries=200, steps=100).run()
-    values = {arm.name: {name: span.estimate for name, span in arm.values.items()} for arm in result.arms}
-    assert values.keys() == {LISTNET, FOR_NDCG, FOR_MRR}
-    assert values[FOR_MRR]["RR@10"] > values[FOR_NDCG]["RR@10"] > values[LISTNET]["RR@10"]
-    assert values[FOR_NDCG]["nDCG@10"] > values[FOR_MRR]["nDCG@10"]
-    assert set(result.claims) <= {(c.metric, c.baseline, c.arm) for c in result.comparisons}
+@pytest.fixture
+def pg_rank(options: dict[str, Any]) -> dict[str, Any]:
+    pytest.importorskip("sentence_transformers")
+    given = {key: options[key] for key in ("model", "data", "queries", "candidates")}
+    return {**given, "lists": 10, "batch": 4, "steps": 3, "runs": 2}
 
 
-def test_synthetic_lists_are_seeded_and_training_differs_from_test():
-    features, labels = synthetic(50, 0, 0)
-    assert features.equal(synthetic(50, 0, 0)[0])
-    assert not features.equal(synthetic(50, 0, 1)[0])
-    assert not features.equal(synthetic(50, 1, 0)[0])
-    assert sorted(labels.unique().tolist()) == [0, 1, 2]
-    assert (labels == 1).sum(1).tolist() == [1] * 50
-    assert np.unique(labels.argmax(1)).size > 3  # relevant documents stand anywhere
+def test_every_loss_trains_the_same_scorer_on_the_same_lists(pg_rank, monkeypatch):
+    seen: dict[str, list[Any]] = {}
+
+    def watched(scorer, samples, seed):
+        def watch(name, loss):
+            def call(inputs, labels):
+                seen.setdefault(name, []).append((seed, inputs[0]))
+                return loss(inputs, labels)
+
+            return call
+
+        return {name: watch(name, loss) for name, loss in losses(scorer, samples, seed).items()}
+
+    monkeypatch.setattr(pg_rank_trial, "losses", watched)
+    trial = PGRankTrial(**pg_rank)
+    result = trial.run()
+    arms = {arm.name: arm for arm in result.arms}
+    assert list(arms) == [*ABOUT, pg_rank_trial.UNTRAINED, FIRST_STAGE]
+    assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
+    assert [arm.runs for arm in result.arms] == [2] * len(ABOUT) + [1, 1]
+    tests = {each.query for each in trial.lists_.lists}
+    for name in ABOUT:
+        assert seen[name] == seen[CONTRASTIVE]
+        assert len(seen[name]) == 3 * (len(RATES) + 2)  # steps of each rate and each run
+        # Two seeds, two orders; the rates are tried in the order of the first.
+        assert {seed for seed, _ in seen[name]} == {0, 1}
+        assert f"tuning of {name}" in result.setting
+    dev = {each.query for each in trial._dev}
+    assert not dev & {query for _, batch in seen[FOR_NDCG] for query in batch}
+    assert tests
+    assert differ(trial, *ABOUT)
+    assert set(result.claims) == {
+        ("nDCG@10", CONTRASTIVE, FOR_NDCG),
+        ("RR@10", CONTRASTIVE, FOR_MRR),
+        ("nDCG@10", NO_BASELINE, FOR_NDCG),
+    }
+    again = PGRankTrial(**pg_rank).run()
+    assert {a.name: a.samples["order"] for a in again.arms} == {a.name: a.samples["order"] for a in result.arms}
+    trial.finish()
+
+
+def test_a_dual_scorer_begins_as_the_cosine_and_learns_with_each_loss():
+    pytest.importorskip("sentence_transformers")
+    generator = torch.Generator().manual_seed(0)
+    names = ["q", *"abcdef"]
+    vectors = {name: torch.nn.functional.normalize(torch.randn(8, generator=generator), dim=0) for name in names}
+    one = RankList("1", "q", tuple("abcdef"), tuple("abcdef"), judged={"f": 1})
+    cosines = [float(vectors["q"] @ vectors[name]) for name in "abcdef"]
+    assert DualScorer(vectors).orders([one]) == [sorted(range(6), key=lambda i: -cosines[i])]
+    relevance = [torch.tensor([0, 0, 0, 0, 0, 1.0])]
+    for name in ABOUT.keys() - {NO_BASELINE}:  # which is there because it learns badly
+        scorer = DualScorer(vectors)
+        loss = losses(scorer, samples=16, seed=0)[name]
+        optimizer = torch.optim.Adam(scorer.head.parameters(), lr=0.05)
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss((["q"], [list("abcdef")]), relevance).backward()
+            optimizer.step()
+        assert scorer.orders([one])[0][0] == 5, name
+
+
+def test_contrast_is_the_cross_entropy_of_the_right_passage():
+    pytest.importorskip("sentence_transformers")
+    vectors = {name: torch.eye(4)[i] for i, name in enumerate("qabc")}
+    vectors["b"] = torch.tensor([0.1, 0.99**0.5, 0.0, 0.0])
+    scorer = DualScorer(vectors)
+    loss = losses(scorer, 4, 0)[CONTRASTIVE]((["q"], [["a", "b", "c"]]), [torch.tensor([0.0, 1.0, 0.0])])
+    scores = np.exp(20 * np.array([0, 0.1, 0]))
+    assert loss.item() == pytest.approx(-np.log(scores[1] / scores.sum()), rel=1e-4)
 
 
 def test_tuned_rerankers_are_compared_on_real_lists(options, tiny_model, tiny_tokenizer, tmp_path):

@@ -1,10 +1,12 @@
-"""Try PG-RANK: scorers trained for the metric itself against ListNet, at equal steps; and rerankers tuned with it.
+"""Try PG-RANK: scorers over a model's embeddings, trained for the metric itself or by losses that stand in for it.
 
-Knows: synthetic lists, the stage's losses and rerankers.
+Knows: lists, frozen vectors of texts, the stage's and sentence-transformers' losses, rerankers. Does not know: how
+lists are made.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,38 +17,52 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from broadsheet import models
-from broadsheet.cache import fingerprint
-from broadsheet.console import InputError
-from broadsheet.data.retrieval.lists import RankList
+from broadsheet.cache import atomic_write, fingerprint
+from broadsheet.console import InputError, say, track
 from broadsheet.data.retrieval.metrics import evaluate_lists
 from broadsheet.options import option
-from broadsheet.rank.trials.base import FIRST_STAGE, METRICS, RerankerTrial
+from broadsheet.rank.list_source import ListSource
+from broadsheet.rank.trials.base import FIRST_STAGE, RerankerTrial
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
-from broadsheet.trial.engine import Arm
-from broadsheet.trial.results import Curve
+from broadsheet.trial.engine import Arm, Outputs
+from broadsheet.trial.trained import TrainedTrial
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from broadsheet.data.retrieval.lists import RankList
     from broadsheet.rank.base import ListwiseReranker
 
-LISTNET, FOR_NDCG, FOR_MRR = "ListNet", "PG-RANK for nDCG@10", "PG-RANK for MRR@10"
+UNTRAINED, CONTRASTIVE = "untrained", "contrastive"
+LISTNET, RANKNET, LAMBDA = "ListNet", "RankNet", "LambdaLoss"
+FOR_NDCG, FOR_MRR, NO_BASELINE = "PG-RANK for nDCG@10", "PG-RANK for MRR@10", "PG-RANK without a baseline"
+ABOUT = {
+    CONTRASTIVE: "cross-entropy of the right passage among the candidates",
+    LISTNET: "sentence-transformers' loss",
+    RANKNET: "sentence-transformers' loss",
+    LAMBDA: "sentence-transformers' loss, with NDCG-Loss 2++",
+    FOR_NDCG: "policy gradient, leave-one-out baseline",
+    FOR_MRR: "policy gradient, leave-one-out baseline",
+    NO_BASELINE: "the same policy gradient for nDCG@10, every ranking credited with its whole utility",
+}
 BEFORE, AFTER = "before PG-RANK", "after PG-RANK"
-_FEATURES, _DOCUMENTS, _TRAINING, _BATCH, _RATE = 64, 20, 500, 50, 0.1
-_CERTAIN, _MANY = 1, 5  # documents of the two kinds of relevance in a list, see `synthetic`
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)  # learning rates that each loss's is chosen from
+_DEV = 0.2  # of the training lists, to choose them on
+_SCALE = 20.0  # of cosines, at first
 
 
 @dataclass
-class PGRankTrial(RerankerTrial):
-    """A scorer trained for nDCG or MRR by policy gradient: does it win on the metric it was trained for?
+class PGRankTrial(RerankerTrial, TrainedTrial):
+    """A scorer trained for nDCG or MRR by policy gradient: does it beat one trained by a loss that stands in for them?
 
-    Without a reranker, no model and no text: linear scorers over 64 features of 20 synthetic documents a query, trained
-    with ListNet, or for nDCG@10, or for MRR@10, at equally many steps from the same start. One relevant document a
-    query can be told for certain; five that are twice as relevant are easily confused with others. A linear scorer has
-    to weigh the two kinds against each other, and the metrics want that done differently.
+    The scorers are dual encoders on a frozen trunk: texts are embedded once by the model (mean of its last states), and
+    a linear map for queries and one for passages, both the identity at first, are trained on the candidates of a first
+    stage; a score is a scaled cosine. All losses start from the same scorer, see the same lists in the same order for
+    as many steps, and have their learning rate chosen alike on lists that no test asks: contrast, ListNet, RankNet and
+    LambdaLoss, and PG-RANK for nDCG@10, for MRR@10, and without the baseline that lowers its variance.
 
-    With --reranker and --after, two rerankers on real lists instead: one that FIRST trained, and the same after PG-RANK
-    on its identifiers' logits (`broadsheet apply pg_rank`).
+    With --reranker and --after, two rerankers instead: one that FIRST trained, and the same after PG-RANK on its
+    identifiers' logits (`broadsheet apply pg_rank`).
     """
 
     paper: ClassVar[str] = "pg_rank"
@@ -56,40 +72,36 @@ class PGRankTrial(RerankerTrial):
     after: str | None = option(
         None, "The same after it, or after as many further steps of another loss.", metavar="FOLDER"
     )
-    steps: int = option(300, "Training steps of the linear scorers.", quick=100, least=1)
-    samples: int = option(32, "Rankings drawn a query and step, of the linear scorers.", least=2)
-    queries: int | Literal["all"] | None = option(
-        None, "To evaluate on; by default 500 synthetic ones or 100 real ones (with --quick 100 and 12).", least=1
-    )
+    lists: int = option(1500, "To train on, a fifth of them to choose learning rates on.", quick=60, least=10)
+    queries: int | Literal["all"] | None = option(300, "Lists of the test; `all` of a BEIR folder.", quick=24)
+    steps: int = option(200, "Of training.", quick=10, least=1)
+    batch: int = option(32, "Lists of a step.", quick=8, least=1)
+    samples: int = option(32, "Rankings drawn a query and step.", least=2)
 
     def check(self) -> None:
         if bool(self.reranker) != bool(self.after):
             raise InputError("got one of --reranker and --after; expected both, before and after PG-RANK, or neither")
-        if self.queries is None:
-            self.queries = (12 if self.quick else 100) if self.after else (100 if self.quick else 500)
-        if self.queries == "all" and not self.after:
-            raise InputError("got --queries all for synthetic queries; expected a number")
 
     def question(self) -> str:
         if self.after:
             return "Does PG-RANK on the identifiers' logits improve a reranker that FIRST has trained?"
-        return "Does a scorer trained for a metric by policy gradient win on that metric, at equal steps?"
+        return f"Is a scorer over {self.model_name}'s embeddings better if it is trained for the metric itself?"
 
     def tasks(self) -> list[EvalTask]:
-        if self.after:
-            return [self.ordering()]
-        n = int(self.queries or 0)
-        self._train, self._test = synthetic(_TRAINING, self.seed, 0), synthetic(n, self.seed, 1)
-        about = (
-            f"{_TRAINING} training queries of {_DOCUMENTS} documents, {n} others to evaluate on; relevance: {_CERTAIN} "
-            f"document of 1 that is told for certain, {_MANY} of 2 that others resemble"
-        )
-        known = fingerprint([float(self._test[0].double().sum()), _CERTAIN, _MANY])
-        return [EvalTask("synthetic", range(n), METRICS, self.arm, item="list", about=about, fingerprint=known)]
+        asked = self.ordering()
+        if not self.after:
+            source = ListSource(self.data, self.words, self.titles, self.first_stage or "", self.split, self.seed)
+            found = source.train(self.lists, self.candidates).lists
+            if len(found) < 2 * self.batch:
+                raise InputError(f"{self.data} gives {len(found)} training lists; expected {2 * self.batch} at least")
+            held = max(1, int(_DEV * len(found)))
+            self._train_lists, self._dev = found[held:], found[:held]
+        return [asked]
 
     def facts(self) -> dict[str, Any]:
         if not self.after:
-            return {"model": {"name": "linear scorers", "fingerprint": fingerprint([_FEATURES, _RATE, _BATCH])}}
+            ids = [each.id for each in (*self._train_lists, *self._dev)]
+            return {**super().facts(), "training data": fingerprint(ids)}
         folders = {"model": self.after, "before": self.reranker}
         return {
             key: {"name": name, "fingerprint": models.fingerprint(self._rerankers[str(name)].model)}
@@ -107,9 +119,10 @@ class PGRankTrial(RerankerTrial):
                 "model": f"{self.reranker}, and {self.after}",
             }
         return {
-            "model": f"linear scorers over {_FEATURES} features",
-            "training": f"{self.steps} steps of {_BATCH} queries, Adam, learning rate {_RATE:g}, {self.samples} "
-            "rankings drawn a query",
+            "scorer": "scaled cosine of two linear maps over frozen embeddings",
+            "training": f"{self.steps} steps of {self.batch} of {len(self._train_lists):,} lists, AdamW, "
+            + ", ".join(f"{rate:g} ({name})" for name, rate in self._rates.items())
+            + f"; {self.samples} rankings drawn a query",
         }
 
     def arms(self) -> list[ModelArm]:
@@ -127,123 +140,230 @@ class PGRankTrial(RerankerTrial):
                 ),
                 self.unranked(),
             ]
-        self._scorers = {
-            name: LinearScorer(self._train, self._test, loss, self.steps, self.seed)
-            for name, loss in losses(self.samples, self.seed).items()
-        }
-        plain, ours = "cross-entropy of softmaxed relevance", "policy gradient, leave-one-out baseline"
-        return [
-            ModelArm(LISTNET, lambda: self._scorers[LISTNET], "baseline", plain),
-            ModelArm(FOR_NDCG, lambda: self._scorers[FOR_NDCG], None, ours, paper),
-            ModelArm(FOR_MRR, lambda: self._scorers[FOR_MRR], None, ours, paper),
+        self._vectors = self._embedded()
+        self._rates = {name: self._rate(name) for name in ABOUT}
+        found = [
+            self.trained(
+                name,
+                partial(self._train, name),
+                self._read,
+                "baseline" if name == CONTRASTIVE else "sibling" if name == NO_BASELINE else None,
+                about,
+                paper if name.startswith("PG-RANK") else "",
+            )
+            for name, about in ABOUT.items()
         ]
+        return [*found, ModelArm(UNTRAINED, lambda: DualScorer(self._vectors), description="cosine"), self.unranked()]
 
     def arm(self, arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
-        if self.after:
+        if self.after or arm.name == FIRST_STAGE:
             return super().arm(arm, model, kept)
-        scorer: LinearScorer = model()
-        return Arm(arm.name, scorer.run, description=arm.description, prepare=scorer.prepare)
+
+        def run(block: Sequence[RankList]) -> Outputs:
+            orders = model().orders(block)
+            values = evaluate_lists(block, [[each.ids[i] for i in o] for each, o in zip(block, orders, strict=True)])
+            padded = [[*order, *[-1] * (self.candidates - len(order))] for order in orders]
+            return {**values, "order": padded}
+
+        return Arm(arm.name, run, description=arm.description, prepare=model.prepare)
 
     def claims(self) -> list[Claim]:
         if self.after:
             return [Claim("nDCG@10", BEFORE, AFTER, "tuning for the metric improves the metric (abstract)")]
-        says = "training for a metric wins on that metric (abstract)"
+        says = "training for the metric improves it in domain, over contrastive training (abstract)"
+        lower = "the leave-one-out baseline is what lets policy gradient learn"
         return [
-            Claim("nDCG@10", LISTNET, FOR_NDCG, says),
-            Claim("RR@10", LISTNET, FOR_MRR, says),
-            Claim("RR@10", FOR_NDCG, FOR_MRR, says),
+            Claim("nDCG@10", CONTRASTIVE, FOR_NDCG, says),
+            Claim("RR@10", CONTRASTIVE, FOR_MRR, says),
+            Claim("nDCG@10", NO_BASELINE, FOR_NDCG, lower),
         ]
 
     def also_compare(self) -> list[tuple[str, str]]:
-        return [(name, AFTER) for name in (FIRST_STAGE, *(Path(name).name for name in self.also))] if self.after else []
-
-    def figures(self, outcome: Outcome) -> list[Curve]:
-        return super().figures(outcome) if self.after else []
+        if self.after:
+            return [(name, AFTER) for name in (FIRST_STAGE, *(Path(name).name for name in self.also))]
+        return [(name, FOR_NDCG) for name in (LISTNET, RANKNET, LAMBDA, UNTRAINED)] + [(FOR_NDCG, FOR_MRR)]
 
     def notes(self, outcome: Outcome) -> list[str]:
         if self.after:
             return super().notes(outcome)
-        return [
-            f"{name}: {1000 * one.seconds / self.steps:.1f} ms a step of {_BATCH} queries of {_DOCUMENTS} documents."
-            for name, one in self._scorers.items()
-            if one.seconds
-        ]
+        notes = super().notes(outcome)[:1]
+        for name in ABOUT:
+            record = self.folder(name) / "training.json"
+            if record.exists():
+                seconds = json.loads(record.read_text(encoding="utf-8"))["step_seconds"]
+                notes.append(f"{name}: {1000 * float(np.median(seconds)):.1f} ms a step of {self.batch} lists.")
+        return notes
 
+    def absence(self, claim: Claim, comparison: Any, outcome: Outcome) -> str:
+        if self.after:
+            return ""
+        return (
+            "It tunes whole encoders on MS MARCO's queries; here the trunk is frozen, and linear maps learn from "
+            f"{len(self._train_lists):,} lists."
+        )
 
-def synthetic(queries: int, seed: int, part: int) -> tuple[Tensor, Tensor]:
-    """Features (queries, 20, 64) and relevance (queries, 20) of documents; `part` tells training from test.
+    # The scorers
 
-    Direction a marks the certain kind of document: all of them, and nothing else. Direction b marks the many, and, less
-    strongly on average but overlapping, the irrelevant ones. The other features are noise.
-    """
-    import torch
+    def _embedded(self) -> dict[str, Tensor]:
+        """Every query and passage, as text, to the mean of the model's last states; kept, so that it is not redone."""
+        import torch
+        from safetensors.torch import load_file, save_file
 
-    generator = torch.Generator().manual_seed(2 * seed + part)
-    directions = torch.linalg.qr(torch.randn(_FEATURES, 2, generator=torch.Generator().manual_seed(seed)))[0].T
-    labels = torch.zeros(queries, _DOCUMENTS)
-    labels[:, :_CERTAIN] = 1
-    labels[:, _CERTAIN : _CERTAIN + _MANY] = 2
-    labels = labels.gather(1, torch.rand(queries, _DOCUMENTS, generator=generator).argsort(1))
-    features = torch.randn(queries, _DOCUMENTS, _FEATURES, generator=generator)
-    features -= features @ directions.T @ directions  # noise has no part in the two directions
-    certain = (labels == 1).float() * 2
-    many = (labels == 2).float() * 0.8 + torch.randn(queries, _DOCUMENTS, generator=generator)
-    features += certain[..., None] * directions[0] + many[..., None] * directions[1]
-    return features, labels
+        every = [*self.lists_.lists, *self._train_lists, *self._dev]
+        texts = list(dict.fromkeys(text for each in every for text in (each.query, *map(_text, each.documents))))
+        path = self.folder("vectors").with_suffix(".safetensors")
+        if not path.exists():
+            say(f"embedding {len(texts):,} texts with {self.model_name}")
+            made = _embed(self.loaded.model, self.loaded.tokenizer, texts)
+            self.release()
+            with atomic_write(path, "wb") as file:
+                save_file({"vectors": made}, file.name)
+        rows = load_file(path)["vectors"]
+        return dict(zip(texts, torch.nn.functional.normalize(rows, dim=-1), strict=True))
 
+    def _rate(self, name: str) -> float:
+        """The learning rate whose scorer orders the lists that are held from training best."""
 
-def losses(samples: int, seed: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """The losses compared: scores (batch, n) and relevance (batch, n) to a scalar."""
-    from broadsheet.rank.pg_rank import PlackettLucePolicyGradient
+        def score(rate: float) -> float:
+            made = self._fitted(name, rate, self.seed)[0]
+            orders = made.orders(self._dev)
+            ids = [[each.ids[i] for i in order] for each, order in zip(self._dev, orders, strict=True)]
+            return float(np.mean(evaluate_lists(self._dev, ids)["RR@10" if name == FOR_MRR else "nDCG@10"]))
 
-    def listnet(scores: Tensor, labels: Tensor) -> Tensor:
-        return -(labels.softmax(-1) * scores.log_softmax(-1)).sum(-1).mean()
+        return self.tuned(name, RATES, score, on=f"{len(self._dev)} lists that are not trained on")
 
-    return {
-        LISTNET: listnet,
-        FOR_NDCG: PlackettLucePolicyGradient(utility="ndcg@10", n_samples=samples, seed=seed),
-        FOR_MRR: PlackettLucePolicyGradient(utility="mrr@10", n_samples=samples, seed=seed),
-    }
+    def _train(self, name: str, seed: int, out: Path) -> None:
+        from safetensors.torch import save_file
 
+        made, seconds = self._fitted(name, self._rates[name], seed)
+        out.mkdir(parents=True, exist_ok=True)
+        save_file(made.head.state_dict(), out / "head.safetensors")
+        with atomic_write(out / "training.json") as file:
+            json.dump({"steps": self.steps, "seconds": sum(seconds), "step_seconds": seconds}, file)
 
-class LinearScorer:
-    """Scores of synthetic documents by one weight a feature, trained when its arm is prepared."""
+    def _read(self, folder: Path) -> DualScorer:
+        from safetensors.torch import load_file
 
-    def __init__(
-        self,
-        train: tuple[Tensor, Tensor],
-        test: tuple[Tensor, Tensor],
-        loss: Callable[[Tensor, Tensor], Tensor],
-        steps: int,
-        seed: int,
-    ) -> None:
-        self.train, self.test = train, test
-        self.loss, self.steps, self.seed = loss, steps, seed
-        self.seconds = 0.0
-        self.weights: Any = None
+        made = DualScorer(self._vectors)
+        made.head.load_state_dict(load_file(folder / "head.safetensors"))
+        return made
 
-    def prepare(self) -> None:
+    def _fitted(self, name: str, rate: float, seed: int) -> tuple[DualScorer, list[float]]:
+        """A trained scorer, and the seconds of each step. The lists of a step hang on the seed alone."""
         import torch
 
         # Not `training.fit`: its own work takes longer than such a step, and the notes say how long the losses take.
-        features, labels = self.train
-        self.weights = torch.zeros(features.shape[-1], requires_grad=True)
-        optimizer = torch.optim.Adam([self.weights], lr=_RATE)
-        generator = torch.Generator().manual_seed(self.seed)
-        begin = time.perf_counter()
+        made = DualScorer(self._vectors)
+        loss = losses(made, self.samples, seed)[name]
+        optimizer = torch.optim.AdamW(made.head.parameters(), lr=rate, weight_decay=0.01)
+        generator = torch.Generator().manual_seed(seed)
+        seconds = []
         for _ in range(self.steps):
-            batch = torch.randint(len(features), (_BATCH,), generator=generator)
+            begin = time.perf_counter()
+            chosen = torch.randint(len(self._train_lists), (self.batch,), generator=generator).tolist()
+            lists = [self._train_lists[i] for i in chosen]
             optimizer.zero_grad()
-            self.loss(features[batch] @ self.weights, labels[batch]).backward()
+            texts = [each.query for each in lists], [list(map(_text, each.documents)) for each in lists]
+            loss(texts, [torch.tensor(each.labels, dtype=torch.float32) for each in lists]).backward()
             optimizer.step()
-        self.seconds = time.perf_counter() - begin
+            seconds.append(time.perf_counter() - begin)
+        return made, seconds
 
-    def run(self, block: Sequence[int]) -> dict[str, Any]:
-        features, labels = self.test
-        scores = (features[list(block)] @ self.weights).detach().numpy()
-        orders = np.argsort(-scores, axis=1, kind="stable")
-        names = tuple(str(i) for i in range(_DOCUMENTS))
-        lists = [
-            RankList(str(i), "", names, names, judged={str(j): int(r) for j, r in enumerate(labels[i])}) for i in block
-        ]
-        return dict(evaluate_lists(lists, [[str(i) for i in order] for order in orders]))
+
+class DualScorer:
+    """Scores of pairs from frozen vectors and two trained maps; called as sentence-transformers' losses call a
+    `CrossEncoder`.
+
+    Args:
+        vectors: (d,) of length 1, by text.
+    """
+
+    num_labels = 1
+
+    def __init__(self, vectors: Mapping[str, Tensor]) -> None:
+        import torch
+
+        self.vectors = vectors
+        width = len(next(iter(vectors.values())))
+        scale = torch.tensor(_SCALE).log()
+        self.head = torch.nn.ParameterDict({"query": torch.eye(width), "text": torch.eye(width), "scale": scale})
+        self.device = torch.device("cpu")
+
+    def preprocess(self, pairs: Sequence[tuple[str, str]], **_: Any) -> dict[str, Tensor]:
+        """(pairs, d) vectors of each side."""
+        import torch
+
+        return {
+            side: torch.stack([self.vectors[pair[i]] for pair in pairs]) for i, side in enumerate(("query", "text"))
+        }
+
+    def __call__(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """scores: (pairs,)."""
+        from torch.nn.functional import cosine_similarity
+
+        query, text = (tokens[side] @ self.head[side].T for side in ("query", "text"))
+        return {"scores": self.head["scale"].exp() * cosine_similarity(query, text)}
+
+    def orders(self, lists: Sequence[RankList]) -> list[list[int]]:
+        """Indices of each list's candidates, best first; equal scores stay in first-stage order."""
+        import torch
+
+        with torch.no_grad():
+            scores = [
+                self(self.preprocess([(each.query, _text(text)) for text in each.documents]))["scores"].numpy()
+                for each in lists
+            ]
+        return [np.argsort(-each, kind="stable").tolist() for each in scores]
+
+
+Loss = Callable[[tuple[list[str], list[list[str]]], "list[Tensor]"], "Tensor"]
+
+
+def losses(scorer: DualScorer, samples: int, seed: int) -> dict[str, Loss]:
+    """The losses compared, called with ([query], [[passage]]) and a list of relevances (n,)."""
+    import torch
+    from sentence_transformers.cross_encoder import losses as theirs
+
+    from broadsheet.rank.pg_rank import PlackettLucePolicyGradient
+
+    def contrastive(inputs: tuple[list[str], list[list[str]]], labels: list[Tensor]) -> Tensor:
+        found = []
+        for query, texts, relevance in zip(*inputs, labels, strict=True):
+            scores = scorer(scorer.preprocess([(query, text) for text in texts]))["scores"]
+            found.append(-(scores.log_softmax(-1) * (relevance > 0)).sum() / (relevance > 0).sum())
+        return torch.stack(found).mean()
+
+    def ours(utility: str, **settings: Any) -> Any:
+        return PlackettLucePolicyGradient(scorer, utility, n_samples=samples, seed=seed, **settings)
+
+    whole: dict[str, Any] = {"mini_batch_size": -1}  # all pairs of a step at once
+    model: Any = scorer
+    return {
+        CONTRASTIVE: contrastive,
+        LISTNET: theirs.ListNetLoss(model, **whole),
+        RANKNET: theirs.RankNetLoss(model, **whole),
+        LAMBDA: theirs.LambdaLoss(model, **whole),
+        FOR_NDCG: ours("ndcg@10"),
+        FOR_MRR: ours("mrr@10"),
+        NO_BASELINE: ours("ndcg@10", baseline="none", reward_to_go=False),
+    }
+
+
+def _text(document: Any) -> str:
+    """A passage as it is embedded."""
+    return document if isinstance(document, str) else f"{document['title']} {document['text']}"
+
+
+def _embed(model: Any, tokenizer: Any, texts: Sequence[str], batch_tokens: int = 4096) -> Tensor:
+    """(texts, d) float32: the mean of the last states of each text's tokens."""
+    import torch
+
+    ids = [tokenizer(text, verbose=False)["input_ids"] or [tokenizer.eos_token_id] for text in texts]
+    found = torch.empty(len(ids), model.config.get_text_config().hidden_size)
+    for batch in track(models.token_budget_batches([len(row) for row in ids], batch_tokens), "embedding"):
+        padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt").to(model.device)
+        with torch.no_grad():
+            states = model.base_model(**padded, use_cache=False).last_hidden_state.float()
+        mask = padded["attention_mask"][..., None]
+        found[batch] = ((states * mask).sum(1) / mask.sum(1)).cpu()
+    return found
