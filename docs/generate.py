@@ -4,9 +4,9 @@
     python docs/generate.py --check    name what is stale, exit status 1
 
 A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`. NAME is a key of `PARTS`, or
-`options of try ID`, `options of apply ID`, `evidence of STAGE`, `speed of STAGE` or `reference of STAGE`, for whatever
-papers and stages there are. No number that was measured is typed by hand: it comes from `evidence/`, which
-`broadsheet try ID --record` writes.
+`options of try ID`, `options of apply ID`, `evidence of STAGE`, `speed of STAGE`, `reference of STAGE` or `output of
+broadsheet …`, for whatever papers, stages and commands there are. No number that was measured is typed by hand: it
+comes from `evidence/`, which `broadsheet try ID --record` writes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+import guides
+import map as goal_map
 import speeds
 from forest import ForestRow, forest
 from speeds import table
@@ -399,6 +401,10 @@ PARTS: dict[str, Callable[[], str]] = {
     "nodes of embed": embed_nodes,
     "downloads of hear": hear_downloads,
     "tasks of hear": hear_tasks,
+    "goals of guide": guides.goals,
+    "surveys of guide": guides.surveys,
+    "marks of guide": guides.marks,
+    "ways of guide": guides.ways,
 }
 
 
@@ -415,6 +421,8 @@ def part(name: str) -> str:
             return stage_evidence(of)
         case ["reference", "of", of]:
             return reference(of)
+        case ["output", "of", "broadsheet", *_]:
+            return guides.output(name.removeprefix("output of "))
         case ["speed", "of", of]:
             made: Callable[[], str] = getattr(speeds, f"{of}_speed")
             return made()
@@ -425,6 +433,7 @@ def part(name: str) -> str:
 PICTURES: dict[str, Callable[[], str]] = {
     "docs/hear-architecture.svg": lambda: picture.architecture_svg(*picture.small()),
     "docs/evidence.svg": lambda: forest(_claimed()),
+    "docs/map.svg": lambda: goal_map.figure(goal_map.goals()),
 }
 
 

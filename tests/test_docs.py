@@ -21,10 +21,13 @@ import yaml
 from loopback import Loopback
 
 import broadsheet
-from broadsheet import detect
+from broadsheet import detect, models
 from broadsheet.cli.app import app
 from broadsheet.options import describe
 from broadsheet.page import evidence
+from broadsheet.page.guides import maps
+from broadsheet.page.guides.advice import facts, rules
+from broadsheet.page.guides.longcontext import FACETS, long_input, ways
 from broadsheet.page.papers import RUNGS, get, get_recipe, get_trial, load, ours, page, stages
 from broadsheet.report.words import bracket, number
 from broadsheet.trial.claims import Claim, judge
@@ -204,6 +207,69 @@ def test_options_come_from_the_trial_and_the_recipe(generate: ModuleType) -> Non
     assert generate.part("options of try a_llmrec") == "There is nothing to try yet."
     with pytest.raises(KeyError):
         generate.part("no such part")
+
+
+def test_the_guide_holds_every_rule_and_tree_with_its_source(generate: ModuleType) -> None:
+    found: dict[str, list[tuple[list[str], str]]] = {}
+    goal = ""
+    for line in generate.part("goals of guide").splitlines()[2:]:
+        told, papers, source = (cell.strip() for cell in line[1:-1].split(" | "))
+        if papers:
+            found[goal].append((re.findall(r"`(\w+)`", papers), source))
+        else:
+            (goal,) = re.findall(r"^\*\*(.+)\*\*", told)
+            found[goal] = []
+    wanted: dict[str, list[tuple[list[str], str]]] = {each: [] for each in facts()["goal"].values}
+    for rule in rules():
+        source = "our own mapping" if rule.source == "ours" else rule.source
+        wanted[rule.when["goal"][0]].append((list(rule.recommend), source))
+    assert found == wanted
+    rows = [line.strip("| ").split(" | ") for line in generate.part("surveys of guide").splitlines()[2:]]
+    assert [row[1].strip("`") for row in rows] == list(maps.trees()[1:])
+    for _, name, nodes, leaves, gaps, papers, known in rows:
+        below = [node for node in maps.tree(name.strip("`")).walk() if node.at]
+        counts = (len(below), sum(not node.children for node in below), sum(node.gap for node in below))
+        assert (int(nodes), int(leaves), int(gaps)) == counts
+        assert int(papers) == len({paper for node in below for paper in node.papers})
+        marked = {mark: int(count) for count, mark in re.findall(r"(\d+)&nbsp;(\w)", known)}
+        assert marked == {mark: n for mark in maps.MARKS if (n := sum(node.mark == mark for node in below))}
+
+
+def test_the_guide_holds_every_way_with_its_facets(generate: ModuleType) -> None:
+    header, _, *lines = generate.part("ways of guide").splitlines()
+    assert re.findall(r"`(\w+)`", header) == [way.id for way in ways()]
+    rows = {name: cells for name, *cells in ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)}
+    assert len(rows) == len(FACETS) + 3  # need, length, rung
+    for place, way in enumerate(ways()):
+        told = {name: cells[place] for name, cells in rows.items()}
+        assert told["need"] == ", ".join(way.needs)
+        assert told["changes"] == ", ".join(way.facets["changes"])
+        assert told["output"] == ("the same" if way.facets["lossless"] else "approximate")
+        assert told["keys before rotation"] == ("yes" if way.facets["pre_rope"] else "no")
+        assert told["uneven batches"] == ("yes" if way.facets["batch"] else "no")
+        assert told["rung"].startswith(f"{way.paper.rung}&nbsp;")
+        for name, facet in (("training",) * 2, ("acts in", "phase"), ("reading n tokens", "cost"), ("hardware",) * 2):
+            assert told[name] == way.facets[facet]
+
+
+def test_what_a_command_prints_reaches_the_page(generate: ModuleType) -> None:
+    text = generate.part("output of broadsheet guide llm-or-tuned --answers no,no,no,no,yes")
+    assert text.startswith("```sh\nbroadsheet guide llm-or-tuned --answers no,no,no,no,yes\n```")
+    assert "→ LLM (arXiv:2304.13712, April 2023)\n```" in text
+    told = generate.part("output of broadsheet advise --goal rerank").split("```text")[1]
+    assert "broadsheet try first --quick" in told
+    assert max(map(len, told.splitlines())) <= 78  # no scrolling
+    assert max(map(len, text.splitlines())) <= 78
+    with pytest.raises(ValueError, match="no-such-goal: ended with"):
+        generate.part("output of broadsheet map no-such-goal")
+
+
+@pytest.mark.real
+def test_the_docs_have_the_default_models_config(generate: ModuleType) -> None:
+    config = models.config("default")
+    guides = sys.modules["guides"]
+    assert {key: config[key] for key in guides.DEFAULT_CONFIG} == guides.DEFAULT_CONFIG
+    assert long_input(config, 32_768) == long_input(guides.DEFAULT_CONFIG, 32_768)
 
 
 def test_each_stage_that_is_built_has_a_reference_page_of_its_exports(generate: ModuleType) -> None:

@@ -292,10 +292,11 @@ def _print_tree(name: str, node: Node) -> None:
     from rich.markup import escape
     from rich.tree import Tree
 
+    def marked(each: Node) -> str:
+        return f" ‹{each.mark}›" * (each.mark != "s")
+
     def label(each: Node) -> str:
-        words = escape(each.title)
-        if each.mark not in ("s", node.mark):
-            words += f" ‹{each.mark}›"
+        words = escape(each.title) + marked(each)
         if each.papers:
             words += ": " + ", ".join(f"[bold]{paper}[/bold]" for paper in each.papers)
         if each.examples:
@@ -306,7 +307,7 @@ def _print_tree(name: str, node: Node) -> None:
         for child in each.children:
             grow(branch.add(label(child)), child)
 
-    root = Tree(f"[bold]{escape(node.title)}[/bold]" + f"  {escape(node.about)}" * bool(node.about))
+    root = Tree(f"[bold]{escape(node.title)}[/bold]{marked(node)}" + f"  {escape(node.about)}" * bool(node.about))
     grow(root, node)
     Console(highlight=False).print(root)
     gaps = sum(each.gap for each in node.walk())

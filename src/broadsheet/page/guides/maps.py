@@ -12,11 +12,12 @@ from functools import cache
 from typing import Any
 
 from broadsheet.console import InputError
-from broadsheet.page.guides.advice import facts, rules
+from broadsheet.page.guides.advice import Rule, facts, rules
 from broadsheet.page.guides.data import read, surveys
 from broadsheet.page.papers import get, ours
 
 GOALS = "goals"
+ANY = "in any case"  # a rule without conditions
 MARKS = {
     "s": "read in the paper or the authors' repository",
     "d": "from a third party's digest",
@@ -144,6 +145,25 @@ def places(paper_id: str) -> list[str]:
     ]
 
 
+def conditions(rule: Rule) -> list[tuple[str, str]]:
+    """What a rule asks for beside its goal, a fact a pair: answers that `broadsheet advise` takes, and words.
+
+    A `need` goes by its value alone; before the values of any other fact stands its name.
+
+    Example:
+        >>> conditions(next(rule for rule in rules() if rule.id == "classify-no-labels"))
+        [('labels none', 'labels: none')]
+    """
+    found = []
+    for fact, values in rule.when.items():
+        words = " or ".join(facts()[fact].values[value] for value in values)
+        if fact == "need":
+            found.append((", ".join(values), words))
+        elif fact != "goal":
+            found.append((f"{fact} {', '.join(values)}", f"{fact}: {words}"))
+    return found
+
+
 def _goals() -> Node:
     """Goal → condition → papers, from the adviser's rules."""
     goals = []
@@ -152,13 +172,8 @@ def _goals() -> Node:
         for rule in rules():
             if rule.when["goal"] != (goal,):
                 continue
-            conditions = [
-                " or ".join(facts()[fact].values[value] for value in values)
-                for fact, values in rule.when.items()
-                if fact != "goal"
-            ]
             mark = "o" if rule.source == "ours" else "s"
-            title = "; ".join(conditions) or "in any case"
+            title = "; ".join(words for _, words in conditions(rule)) or ANY
             leaves.append(Node(f"{goal}/{rule.id}", title, rule.because, papers=rule.recommend, mark=mark))
         goals.append(Node(goal, words, mark="o", children=tuple(leaves)))
     return Node(
