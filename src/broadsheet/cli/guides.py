@@ -326,8 +326,11 @@ def _print_long_input(title: str, dtype: str, made: LongInput) -> None:
     console.print(f"[bold]{title}[/bold], {made.length:,} tokens ({context}), {dtype}")
     console.print(f"  weights  {memory(made.weights) if made.weights else 'not counted (a mixture of experts)'}")
     console.print(f"  cache    {memory(made.cache)}, {made.cache / made.length / 1024:,.1f} KiB a token")
-    total = f"{number((made.of_weights + made.of_attention) / 1e12)} trillion operations"
-    console.print(f"  prefill  {total}, {made.attention_share:.0%} of them attention".replace("%", " %"), markup=False)
+    if made.operations is None:
+        prefill = f"{number(made.of_attention / 1e12)} trillion operations of attention, those of weights not counted"
+    else:
+        prefill = f"{number(made.operations / 1e12)} trillion operations, {made.attention_share:.0%} of them attention"
+    console.print(f"  prefill  {prefill}".replace("%", " %"), markup=False)
     if made.fits is not None and made.memory is not None:
         console.print(f"  memory   {memory(made.memory)}: it {'fits' if made.fits else 'does not fit'}")
     for applies, heading in ((True, "Applies"), (False, "Does not apply")):

@@ -88,15 +88,16 @@ class ModelShape:
         held = sum(min(tokens, window or tokens) for window in self.windows)
         return 2 * self.kv_heads * self.head_dim * held * size
 
-    def prefill(self, tokens: int) -> tuple[float, float]:
+    def prefill(self, tokens: int) -> tuple[float | None, float]:
         """Operations to read so many tokens at once, head left out: those of weights, and those of attention.
 
         A product with a matrix takes two operations a weight and token; attention two products, of which causality
-        needs half.
+        needs half. Those of weights are None where weights are not counted.
         """
-        matrices = (self.weights or 0) - self.vocab * self.hidden * (1 if self.tied else 2)
-        seen = sum(_pairs(tokens, window) for window in self.windows)
-        return 2.0 * matrices * tokens, 4.0 * self.heads * self.head_dim * seen
+        of_attention = 4.0 * self.heads * self.head_dim * sum(_pairs(tokens, window) for window in self.windows)
+        if self.weights is None:
+            return None, of_attention
+        return 2.0 * (self.weights - self.vocab * self.hidden * (1 if self.tied else 2)) * tokens, of_attention
 
 
 def _pairs(tokens: int, window: int | None) -> float:
@@ -197,7 +198,7 @@ class LongInput:
 
     Attributes:
         weights, cache: bytes; weights None where they are not counted.
-        of_weights, of_attention: operations of the prefill.
+        of_weights, of_attention: operations of the prefill; of_weights None where they are not counted.
         memory: bytes that there are; None where it was not given.
         ways: those that apply first, in the order of the file; refuted ones last among them.
     """
@@ -206,7 +207,7 @@ class LongInput:
     length: int
     weights: int | None
     cache: int
-    of_weights: float
+    of_weights: float | None
     of_attention: float
     memory: int | None
     ways: tuple[AdvisedWay, ...]
@@ -222,9 +223,14 @@ class LongInput:
         return _fits(self.weights, self.cache, self.memory)
 
     @property
-    def attention_share(self) -> float:
-        """Attention's share of the prefill's operations."""
-        return self.of_attention / (self.of_attention + self.of_weights)
+    def operations(self) -> float | None:
+        """All operations of the prefill; None where those of weights are not counted."""
+        return None if self.of_weights is None else self.of_attention + self.of_weights
+
+    @property
+    def attention_share(self) -> float | None:
+        """Attention's share of the prefill's operations; None where those of weights are not counted."""
+        return None if self.operations is None else self.of_attention / self.operations
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -235,7 +241,7 @@ class LongInput:
             "weights_bytes": self.weights,
             "cache_bytes": self.cache,
             "cache_bytes_per_token": self.shape.cache_bytes(1, 1) and self.cache / self.length,
-            "prefill_operations": self.of_attention + self.of_weights,
+            "prefill_operations": self.operations,
             "attention_share": self.attention_share,
             "memory_bytes": self.memory,
             "fits": self.fits,
@@ -297,8 +303,11 @@ def _applies(way: Way, made: LongInput, need: str | None) -> tuple[bool, str]:
         return False, f"{made.length:,} tokens are within the {context:,} that the model was trained on"
     if way.length == "within" and made.beyond:
         return False, f"{made.length:,} tokens are more than the {context:,} that the model was trained on"
-    if "slow-prefill" in way.needs and made.attention_share < _MOSTLY_ATTENTION:
-        return False, f"attention is {made.attention_share:.0%} of reading {made.length:,} tokens".replace("%", " %")
+    share = made.attention_share
+    if "slow-prefill" in way.needs and share is None:
+        return True, f"{way.because}, if it is: attention's share is not counted for a mixture of experts"
+    if "slow-prefill" in way.needs and share is not None and share < _MOSTLY_ATTENTION:
+        return False, f"attention is {share:.0%} of reading {made.length:,} tokens".replace("%", " %")
     return True, way.because
 
 
