@@ -62,9 +62,6 @@ class ModelShape:
             ) from None
         kv_heads = int(given.get("num_key_value_heads") or heads)
         head_dim = int(given.get("head_dim") or hidden // heads)
-        sliding = given.get("sliding_window") if given.get("use_sliding_window", True) else None
-        kinds = given.get("layer_types") or ["sliding_attention" if sliding else "full_attention"] * layers
-        windows = tuple(int(sliding) if kind == "sliding_attention" and sliding else None for kind in kinds)
         tied = bool(given.get("tie_word_embeddings", True))
         mixture = any(given.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
         attention = 2 * hidden * head_dim * (heads + kv_heads)  # queries, output; keys, values
@@ -78,7 +75,7 @@ class ModelShape:
             ffn=ffn,
             vocab=vocab,
             context=given.get("max_position_embeddings"),
-            windows=windows,
+            windows=_windows(given, layers),
             weights=None if mixture else inner + vocab * hidden * (1 if tied else 2),
             tied=tied,
         )
@@ -98,6 +95,22 @@ class ModelShape:
         if self.weights is None:
             return None, of_attention
         return 2.0 * (self.weights - self.vocab * self.hidden * (1 if self.tied else 2)) * tokens, of_attention
+
+
+_FULL_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}  # where older configs do not say
+
+
+def _windows(given: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
+    """The window of each layer, by its `layer_types`; older configs leave those to be told from other keys."""
+    window = given.get("sliding_window") if given.get("use_sliding_window", True) else None
+    if not window:
+        return (None,) * layers
+    every = given.get("sliding_window_pattern") or _FULL_EVERY.get(given.get("model_type", ""), layers + 1)
+    first = given.get("max_window_layers", 0)
+    kinds = given.get("layer_types") or [
+        "sliding_attention" if layer >= first and (layer + 1) % every else "full_attention" for layer in range(layers)
+    ]
+    return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
 
 
 def _pairs(tokens: int, window: int | None) -> float:
