@@ -368,7 +368,7 @@ def _tokens(text: str) -> int:
     number, scale = (text[:-1], scales[text[-1].lower()]) if text[-1:].lower() in scales else (text, 1)
     try:
         return int(float(number) * scale)
-    except ValueError:
+    except (ValueError, OverflowError):  # no number, or an infinite one
         raise InputError(f"got --length {text}; expected tokens such as 8192, 32k or 1M") from None
 
 

@@ -6,6 +6,7 @@ code. Sources of the rules: arXiv:2311.12351 and arXiv:2503.17407, and the paper
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -282,8 +283,10 @@ def long_input(
         InputError: the config lacks a size, or an argument is none of these.
     """
     needs = [each for way in ways() for each in way.needs]
-    if length < 1 or (memory is not None and not memory > 0):
-        raise InputError(f"got a length of {length} and a memory of {memory} GB; expected both above 0")
+    if length < 1:
+        raise InputError(f"got a length of {length}; expected 1 token or more")
+    if memory is not None and not 0 < memory < math.inf:
+        raise InputError(f"got a memory of {memory:g} GB; expected a number above 0")
     if dtype not in BYTES:
         raise InputError(f"got dtype {dtype!r}; expected one of {', '.join(BYTES)}")
     if need is not None and need not in needs:
