@@ -328,9 +328,9 @@ def _applies(way: Way, made: LongInput, need: str | None) -> tuple[bool, str]:
 
 
 def _held(way: Way, shape: ModelShape, length: int, size: int) -> int:
-    """Bytes that stay on the device."""
+    """Bytes that stay on the device. States are float32 in any model, and twice as large in the first layer (LRPE)."""
     if way.facets["keeps"] == "state":
-        return shape.layers * shape.heads * shape.head_dim**2 * size
+        return (shape.layers + 1) * shape.heads * shape.head_dim**2 * BYTES["float32"]
     return shape.cache_bytes(min(length, way.tokens) if way.facets["keeps"] == "window" else length, size)
 
 
