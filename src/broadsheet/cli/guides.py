@@ -347,6 +347,7 @@ def _print_long_input(title: str, dtype: str, made: LongInput) -> None:
                     f"changes {', '.join(facets['changes'])}; training: {facets['training']}; {exact}; "
                     f"cache on the device {memory(each.cache)}"
                     + {True: ", fits", False: ", does not fit", None: ""}[each.fits]
+                    + "; with offload=True most of it waits in the host's memory" * each.way.offloads
                 )
                 lines.append(
                     f"rung {paper.rung} {RUNGS[paper.rung]}"

@@ -129,6 +129,7 @@ class Way:
         id: of its paper.
         facets: training, changes, phase, cost, lossless, pre_rope, batch, hardware, keeps.
         tokens: that stay on the device, where `keeps` is `"window"`.
+        offloads: what it keeps may wait in the host's memory instead.
         needs: what it is for, as the adviser's `need` has it.
         length: `"within"` the trained length, `"beyond"` it, or `"any"`.
         overview, survey: its place in the tree of arXiv:2311.12351 and of arXiv:2503.17407; empty where it has none.
@@ -142,6 +143,7 @@ class Way:
     overview: str
     survey: str
     because: str
+    offloads: bool = False
 
     @property
     def paper(self) -> Paper:
@@ -164,6 +166,7 @@ def ways() -> tuple[Way, ...]:
             row["overview"],
             row["survey"],
             row["because"],
+            row.get("offloads", False),
         )
         for row in read("long_context")["way"]
     )
@@ -199,6 +202,7 @@ class AdvisedWay:
             "reason": self.reason,
             "cache_bytes": self.cache,
             "fits": self.fits,
+            "offloads": self.way.offloads,
             **{name: self.way.facets[name] for name in FACETS},
             "rung": self.way.paper.rung,
             "verdict": self.way.paper.verdict,
