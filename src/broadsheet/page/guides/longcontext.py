@@ -51,18 +51,23 @@ class ModelShape:
         Raises:
             InputError: it lacks a size.
         """
-        given = {**config, **config.get("text_config", {})}
+        given = {**config, **(config.get("text_config") or {})}
         try:
             layers, heads, hidden = (
                 int(given[key]) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")
             )
             vocab, ffn = int(given["vocab_size"]), int(given.get("intermediate_size") or 4 * hidden)
-        except (KeyError, TypeError, ValueError) as error:
+            kv_heads = int(given.get("num_key_value_heads") or heads)
+            head_dim = int(given.get("head_dim") or hidden // heads)
+        except KeyError as error:
             raise InputError(
                 f"got a config of {given.get('model_type', 'an unknown kind')} without {error}; expected a causal LM's"
             ) from None
-        kv_heads = int(given.get("num_key_value_heads") or heads)
-        head_dim = int(given.get("head_dim") or hidden // heads)
+        except (TypeError, ValueError, ZeroDivisionError):
+            raise InputError(
+                f"got a config of {given.get('model_type', 'an unknown kind')} whose sizes are no whole numbers above "
+                "0; expected a causal LM's"
+            ) from None
         tied = bool(given.get("tie_word_embeddings", True))
         mixture = any(given.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
         attention = 2 * hidden * head_dim * (heads + kv_heads)  # queries, output; keys, values
