@@ -74,7 +74,8 @@ def advise(
         given = _asked(given)
     if why:
         for rule, came in advice.why(why, given):
-            print(f"{rule.id}: {came}\n  {rule.because} ({rule.source})")
+            _print(f"{rule.id}: {came}")
+            _print(f"{rule.because} ({rule.source})", 2)
         return
     made = advice.advise(given)
     if as_json:
@@ -82,7 +83,7 @@ def advise(
         print(json.dumps(told, indent=1, ensure_ascii=False))
         return
     if assumed:
-        say(assumed)
+        _say(assumed)
     _print_advice(made, everything)
 
 
@@ -106,7 +107,7 @@ def map_(
         return
     _print_tree(name, node)
     if leaf == maps.GOALS:
-        say("other trees: " + ", ".join(maps.trees()[1:]))
+        _say("other trees: " + ", ".join(maps.trees()[1:]))
 
 
 @guide.command("long-context", epilog="Example: broadsheet guide long-context --length 32k --memory 16")
@@ -158,17 +159,18 @@ def llm_or_tuned(
             if not waiting:
                 break
             said += [None] * (waiting[0] - 1 - len(said))
-            said.append(_yes(input(f"{waiting[0]}. {asked[waiting[0] - 1].ask} [y/n, Enter: not known] ")))
+            _print(f"{waiting[0]}. {asked[waiting[0] - 1].ask}")
+            said.append(_yes(input("yes, no, or Enter where it is not known: ")))
     else:
         for number, question in enumerate(asked, 1):
-            print(f"{number}. {question.ask}")
+            _print(f"{number}. {question.ask}")
         return
     found = flow.follow(said)
     if as_json:
         print(json.dumps({"outcomes": found.outcomes, "path": found.path}, indent=1))
         return
     for number, answer in found.path:
-        print(f"{number}. {asked[number - 1].ask} {'not known' if answer is None else 'yes' if answer else 'no'}")
+        _print(f"{number}. {asked[number - 1].ask} {'not known' if answer is None else 'yes' if answer else 'no'}")
     print(f"→ {' or '.join(found.outcomes)} (arXiv:2304.13712, April 2023)")
     if found.emergent:
         print("  It rests on abilities that models below about 10 billion parameters mostly lack.")
@@ -192,6 +194,22 @@ def nearest_goal(text: str) -> str:
     say("reading your words with the default model …")
     vectors = baseline("prompt-eol").encode([text, *goals.values()], normalize_embeddings=True)
     return list(goals)[int(np.argmax(vectors[1:] @ vectors[0]))]
+
+
+def _print(text: str, indent: int = 0) -> None:
+    """Print a line on stdout, wrapped to the terminal."""
+    from rich.console import Console
+    from rich.padding import Padding
+
+    Console(highlight=False).print(Padding(text, (0, 0, 0, indent)), markup=False)
+
+
+def _say(message: str) -> None:
+    """Say a line that may be long: wrapped to the terminal."""
+    from shutil import get_terminal_size
+    from textwrap import fill
+
+    say(fill(message, get_terminal_size().columns, break_on_hyphens=False))
 
 
 def _answers(path: Path) -> dict[str, str]:
