@@ -73,14 +73,21 @@ def advise(
     if ask and not as_json and not why and sys.stdin.isatty() and sys.stdout.isatty():
         given = _asked(given)
     if why:
-        for rule, came in advice.why(why, given):
+        told = advice.why(why, given)
+        if as_json:
+            rows = [
+                {"rule": rule.id, "came": came, "because": rule.because, "source": rule.source} for rule, came in told
+            ]
+            print(json.dumps(rows, indent=1, ensure_ascii=False))
+            return
+        for rule, came in told:
             _print(f"{rule.id}: {came}")
             _print(f"{rule.because} ({rule.source})", 2)
         return
     made = advice.advise(given)
     if as_json:
-        told = made.to_dict() | ({"assumed": {"goal": given["goal"]}} if assumed else {})
-        print(json.dumps(told, indent=1, ensure_ascii=False))
+        whole = made.to_dict() | ({"assumed": {"goal": given["goal"]}} if assumed else {})
+        print(json.dumps(whole, indent=1, ensure_ascii=False))
         return
     if assumed:
         _say(assumed)
