@@ -319,7 +319,7 @@ def _print_tree(name: str, node: Node) -> None:
 
     def label(each: Node) -> str:
         words = escape(each.title)
-        if each.mark not in ("s", node.mark):
+        if each.mark != "s":
             words += f" ‹{each.mark}›"
         if each.papers:
             words += ": " + ", ".join(f"[bold]{paper}[/bold]" for paper in each.papers)
@@ -331,7 +331,8 @@ def _print_tree(name: str, node: Node) -> None:
         for child in each.children:
             grow(branch.add(label(child)), child)
 
-    root = Tree(f"[bold]{escape(node.title)}[/bold]" + f"  {escape(node.about)}" * bool(node.about))
+    mark = f" ‹{node.mark}›" * (node.mark != "s")
+    root = Tree(f"[bold]{escape(node.title)}[/bold]{mark}" + f"  {escape(node.about)}" * bool(node.about))
     grow(root, node)
     Console(highlight=False).print(root)
     gaps = sum(each.gap for each in node.walk())
