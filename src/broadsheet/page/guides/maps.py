@@ -153,7 +153,7 @@ def _goals() -> Node:
             if rule.when["goal"] != (goal,):
                 continue
             conditions = [
-                " or ".join(facts()[fact].values[value] for value in values)
+                f"{fact}: " * (fact != "need") + " or ".join(facts()[fact].values[value] for value in values)
                 for fact, values in rule.when.items()
                 if fact != "goal"
             ]
