@@ -63,13 +63,14 @@ def advise(
     }
     given = _answers(answers) if answers else {}
     given |= {fact: value for fact, value in options.items() if value is not None}
-    assumed = ""
-    if goal is not None:
-        known = goal in advice.facts()["goal"].values
-        given["goal"] = goal if known else nearest_goal(goal)
-        words = advice.facts()["goal"].values[given["goal"]]
-        assumed = "" if known else f"assumed goal: {given['goal']} ({words}); --goal ID says otherwise"
+    goals = advice.facts()["goal"].values
+    assumed = goal is not None and goal not in goals
+    if goal is not None and not assumed:
+        given["goal"] = goal
     advice.check(given)
+    if goal is not None and assumed:
+        given["goal"] = nearest_goal(goal)
+        _say(f"assumed goal: {given['goal']} ({goals[given['goal']]}); --goal ID says otherwise")
     if ask and not as_json and not why and sys.stdin.isatty() and sys.stdout.isatty():
         given = _asked(given)
     if why:
@@ -89,8 +90,6 @@ def advise(
         whole = made.to_dict() | ({"assumed": {"goal": given["goal"]}} if assumed else {})
         print(json.dumps(whole, indent=1, ensure_ascii=False))
         return
-    if assumed:
-        _say(assumed)
     _print_advice(made, everything)
 
 
