@@ -167,6 +167,9 @@ def llm_or_tuned(
             said += [None] * (waiting[0] - 1 - len(said))
             _print(f"{waiting[0]}. {asked[waiting[0] - 1].ask}")
             said.append(_yes(input("yes, no, or Enter where it is not known: ")))
+    elif as_json:
+        print(json.dumps({"questions": [question.ask for question in asked]}, indent=1))
+        return
     else:
         for number, question in enumerate(asked, 1):
             _print(f"{number}. {question.ask}")
@@ -207,7 +210,7 @@ def _print(text: str, indent: int = 0) -> None:
     from rich.console import Console
     from rich.padding import Padding
 
-    Console(highlight=False).print(Padding(text, (0, 0, 0, indent)), markup=False)
+    Console(highlight=False).print(Padding(text, (0, 0, 0, indent), expand=False), markup=False)
 
 
 def _say(message: str) -> None:
