@@ -28,7 +28,8 @@ class ModelShape:
         layers, heads, kv_heads, head_dim, hidden, ffn, vocab: sizes.
         context: positions it was trained on; None where the config does not say.
         windows: of each layer, the tokens it attends to; None for all.
-        weights: parameters; None where the config is of a kind that is not counted (mixtures of experts).
+        weights: parameters, as a Llama has them: biases and further norms of other kinds, some thousandths, are left
+            out. None where the config is of a kind that is not counted (mixtures of experts).
         tied: input and output embeddings are one matrix.
     """
 
@@ -71,7 +72,8 @@ class ModelShape:
         tied = bool(given.get("tie_word_embeddings", True))
         mixture = any(given.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
         attention = 2 * hidden * head_dim * (heads + kv_heads)  # queries, output; keys, values
-        inner = layers * (attention + 3 * hidden * ffn + 2 * hidden) + hidden  # gated MLP, norms
+        products = 2 if given.get("model_type") in _UNGATED else 3
+        inner = layers * (attention + products * hidden * ffn + 2 * hidden) + hidden  # with the norms
         return cls(
             layers=layers,
             heads=heads,
@@ -103,6 +105,7 @@ class ModelShape:
         return 2.0 * (self.weights - self.vocab * self.hidden * (1 if self.tied else 2)) * tokens, of_attention
 
 
+_UNGATED = ("falcon", "gpt_neox", "nemotron", "persimmon", "phi", "starcoder2")  # an MLP of two matrices, not three
 _FULL_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}  # where older configs do not say
 
 
