@@ -182,7 +182,7 @@ def llm_or_tuned(
         _print(f"{number}. {asked[number - 1].ask} {'not known' if answer is None else 'yes' if answer else 'no'}")
     print(f"→ {' or '.join(found.outcomes)} (arXiv:2304.13712, April 2023)")
     if found.emergent:
-        print("  It rests on abilities that models below about 10 billion parameters mostly lack.")
+        _print("It rests on abilities that models below about 10 billion parameters mostly lack.", 2)
 
 
 def nearest_goal(text: str) -> str:
