@@ -63,26 +63,33 @@ def advise(
     }
     given = _answers(answers) if answers else {}
     given |= {fact: value for fact, value in options.items() if value is not None}
-    assumed = ""
-    if goal is not None:
-        known = goal in advice.facts()["goal"].values
-        given["goal"] = goal if known else nearest_goal(goal)
-        words = advice.facts()["goal"].values[given["goal"]]
-        assumed = "" if known else f"assumed goal: {given['goal']} ({words}); --goal ID says otherwise"
+    goals = advice.facts()["goal"].values
+    assumed = goal is not None and goal not in goals
+    if goal is not None and not assumed:
+        given["goal"] = goal
     advice.check(given)
+    if goal is not None and assumed:
+        given["goal"] = nearest_goal(goal)
+        _say(f"assumed goal: {given['goal']} ({goals[given['goal']]}); --goal ID says otherwise")
     if ask and not as_json and not why and sys.stdin.isatty() and sys.stdout.isatty():
         given = _asked(given)
     if why:
-        for rule, came in advice.why(why, given):
-            print(f"{rule.id}: {came}\n  {rule.because} ({rule.source})")
+        told = advice.why(why, given)
+        if as_json:
+            rows = [
+                {"rule": rule.id, "came": came, "because": rule.because, "source": rule.source} for rule, came in told
+            ]
+            print(json.dumps(rows, indent=1, ensure_ascii=False))
+            return
+        for rule, came in told:
+            _print(f"{rule.id}: {came}")
+            _print(f"{rule.because} ({rule.source})", 2)
         return
     made = advice.advise(given)
     if as_json:
-        told = made.to_dict() | ({"assumed": {"goal": given["goal"]}} if assumed else {})
-        print(json.dumps(told, indent=1, ensure_ascii=False))
+        whole = made.to_dict() | ({"assumed": {"goal": given["goal"]}} if assumed else {})
+        print(json.dumps(whole, indent=1, ensure_ascii=False))
         return
-    if assumed:
-        say(assumed)
     _print_advice(made, everything)
 
 
@@ -106,7 +113,7 @@ def map_(
         return
     _print_tree(name, node)
     if leaf == maps.GOALS:
-        say("other trees: " + ", ".join(maps.trees()[1:]))
+        _say("other trees: " + ", ".join(maps.trees()[1:]))
 
 
 @guide.command("long-context", epilog="Example: broadsheet guide long-context --length 32k --memory 16")
@@ -158,20 +165,24 @@ def llm_or_tuned(
             if not waiting:
                 break
             said += [None] * (waiting[0] - 1 - len(said))
-            said.append(_yes(input(f"{waiting[0]}. {asked[waiting[0] - 1].ask} [y/n, Enter: not known] ")))
+            _print(f"{waiting[0]}. {asked[waiting[0] - 1].ask}")
+            said.append(_yes(input("yes, no, or Enter where it is not known: ")))
+    elif as_json:
+        print(json.dumps({"questions": [question.ask for question in asked]}, indent=1))
+        return
     else:
         for number, question in enumerate(asked, 1):
-            print(f"{number}. {question.ask}")
+            _print(f"{number}. {question.ask}")
         return
     found = flow.follow(said)
     if as_json:
         print(json.dumps({"outcomes": found.outcomes, "path": found.path}, indent=1))
         return
     for number, answer in found.path:
-        print(f"{number}. {asked[number - 1].ask} {'not known' if answer is None else 'yes' if answer else 'no'}")
+        _print(f"{number}. {asked[number - 1].ask} {'not known' if answer is None else 'yes' if answer else 'no'}")
     print(f"→ {' or '.join(found.outcomes)} (arXiv:2304.13712, April 2023)")
     if found.emergent:
-        print("  It rests on abilities that models below about 10 billion parameters mostly lack.")
+        _print("It rests on abilities that models below about 10 billion parameters mostly lack.", 2)
 
 
 def nearest_goal(text: str) -> str:
@@ -192,6 +203,22 @@ def nearest_goal(text: str) -> str:
     say("reading your words with the default model …")
     vectors = baseline("prompt-eol").encode([text, *goals.values()], normalize_embeddings=True)
     return list(goals)[int(np.argmax(vectors[1:] @ vectors[0]))]
+
+
+def _print(text: str, indent: int = 0) -> None:
+    """Print a line on stdout, wrapped to the terminal."""
+    from rich.console import Console
+    from rich.padding import Padding
+
+    Console(highlight=False).print(Padding(text, (0, 0, 0, indent), expand=False), markup=False)
+
+
+def _say(message: str) -> None:
+    """Say a line that may be long: wrapped to the terminal."""
+    from shutil import get_terminal_size
+    from textwrap import fill
+
+    say(fill(message, get_terminal_size().columns, break_on_hyphens=False))
 
 
 def _answers(path: Path) -> dict[str, str]:
@@ -327,8 +354,11 @@ def _print_long_input(title: str, dtype: str, made: LongInput) -> None:
     console.print(f"[bold]{title}[/bold], {made.length:,} tokens ({context}), {dtype}")
     console.print(f"  weights  {memory(made.weights) if made.weights else 'not counted (a mixture of experts)'}")
     console.print(f"  cache    {memory(made.cache)}, {made.cache / made.length / 1024:,.1f} KiB a token")
-    total = f"{number((made.of_weights + made.of_attention) / 1e12)} trillion operations"
-    console.print(f"  prefill  {total}, {made.attention_share:.0%} of them attention".replace("%", " %"), markup=False)
+    if made.operations is None:
+        prefill = f"{number(made.of_attention / 1e12)} trillion operations of attention, those of weights not counted"
+    else:
+        prefill = f"{number(made.operations / 1e12)} trillion operations, {made.attention_share:.0%} of them attention"
+    console.print(f"  prefill  {prefill}".replace("%", " %"), markup=False)
     if made.fits is not None and made.memory is not None:
         console.print(f"  memory   {memory(made.memory)}: it {'fits' if made.fits else 'does not fit'}")
     for applies, heading in ((True, "Applies"), (False, "Does not apply")):
@@ -345,6 +375,7 @@ def _print_long_input(title: str, dtype: str, made: LongInput) -> None:
                     f"changes {', '.join(facets['changes'])}; training: {facets['training']}; {exact}; "
                     f"cache on the device {memory(each.cache)}"
                     + {True: ", fits", False: ", does not fit", None: ""}[each.fits]
+                    + "; with offload=True most of it waits in the host's memory" * each.way.offloads
                 )
                 lines.append(
                     f"rung {paper.rung} {RUNGS[paper.rung]}"
@@ -366,7 +397,7 @@ def _tokens(text: str) -> int:
     number, scale = (text[:-1], scales[text[-1].lower()]) if text[-1:].lower() in scales else (text, 1)
     try:
         return int(float(number) * scale)
-    except ValueError:
+    except (ValueError, OverflowError):  # no number, or an infinite one
         raise InputError(f"got --length {text}; expected tokens such as 8192, 32k or 1M") from None
 
 

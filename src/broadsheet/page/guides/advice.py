@@ -156,6 +156,7 @@ class Advice:
                 "path": [[number, answer] for number, answer in flow.path],
             },
             "route": list(self.route),
+            "injection": [dict(way) for way in self.injection],
             "papers": [each.to_dict() for each in self.papers],
         }
 

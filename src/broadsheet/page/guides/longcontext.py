@@ -6,6 +6,7 @@ code. Sources of the rules: arXiv:2311.12351 and arXiv:2503.17407, and the paper
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +28,8 @@ class ModelShape:
         layers, heads, kv_heads, head_dim, hidden, ffn, vocab: sizes.
         context: positions it was trained on; None where the config does not say.
         windows: of each layer, the tokens it attends to; None for all.
-        weights: parameters; None where the config is of a kind that is not counted (mixtures of experts).
+        weights: parameters, as a Llama has them: biases and further norms of other kinds, some thousandths, are left
+            out. None where the config is of a kind that is not counted (mixtures of experts).
         tied: input and output embeddings are one matrix.
     """
 
@@ -50,25 +52,28 @@ class ModelShape:
         Raises:
             InputError: it lacks a size.
         """
-        given = {**config, **config.get("text_config", {})}
+        given = {**config, **(config.get("text_config") or {})}
         try:
             layers, heads, hidden = (
                 int(given[key]) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")
             )
             vocab, ffn = int(given["vocab_size"]), int(given.get("intermediate_size") or 4 * hidden)
-        except (KeyError, TypeError, ValueError) as error:
+            kv_heads = int(given.get("num_key_value_heads") or heads)
+            head_dim = int(given.get("head_dim") or hidden // heads)
+        except KeyError as error:
             raise InputError(
                 f"got a config of {given.get('model_type', 'an unknown kind')} without {error}; expected a causal LM's"
             ) from None
-        kv_heads = int(given.get("num_key_value_heads") or heads)
-        head_dim = int(given.get("head_dim") or hidden // heads)
-        sliding = given.get("sliding_window") if given.get("use_sliding_window", True) else None
-        kinds = given.get("layer_types") or ["sliding_attention" if sliding else "full_attention"] * layers
-        windows = tuple(int(sliding) if kind == "sliding_attention" and sliding else None for kind in kinds)
+        except (TypeError, ValueError, ZeroDivisionError):
+            raise InputError(
+                f"got a config of {given.get('model_type', 'an unknown kind')} whose sizes are no whole numbers above "
+                "0; expected a causal LM's"
+            ) from None
         tied = bool(given.get("tie_word_embeddings", True))
         mixture = any(given.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
         attention = 2 * hidden * head_dim * (heads + kv_heads)  # queries, output; keys, values
-        inner = layers * (attention + 3 * hidden * ffn + 2 * hidden) + hidden  # gated MLP, norms
+        products = 2 if given.get("model_type") in _UNGATED else 3
+        inner = layers * (attention + products * hidden * ffn + 2 * hidden) + hidden  # with the norms
         return cls(
             layers=layers,
             heads=heads,
@@ -78,7 +83,7 @@ class ModelShape:
             ffn=ffn,
             vocab=vocab,
             context=given.get("max_position_embeddings"),
-            windows=windows,
+            windows=_windows(given, layers),
             weights=None if mixture else inner + vocab * hidden * (1 if tied else 2),
             tied=tied,
         )
@@ -88,15 +93,33 @@ class ModelShape:
         held = sum(min(tokens, window or tokens) for window in self.windows)
         return 2 * self.kv_heads * self.head_dim * held * size
 
-    def prefill(self, tokens: int) -> tuple[float, float]:
+    def prefill(self, tokens: int) -> tuple[float | None, float]:
         """Operations to read so many tokens at once, head left out: those of weights, and those of attention.
 
         A product with a matrix takes two operations a weight and token; attention two products, of which causality
-        needs half.
+        needs half. Those of weights are None where weights are not counted.
         """
-        matrices = (self.weights or 0) - self.vocab * self.hidden * (1 if self.tied else 2)
-        seen = sum(_pairs(tokens, window) for window in self.windows)
-        return 2.0 * matrices * tokens, 4.0 * self.heads * self.head_dim * seen
+        of_attention = 4.0 * self.heads * self.head_dim * sum(_pairs(tokens, window) for window in self.windows)
+        if self.weights is None:
+            return None, of_attention
+        return 2.0 * (self.weights - self.vocab * self.hidden * (1 if self.tied else 2)) * tokens, of_attention
+
+
+_UNGATED = ("falcon", "gpt_neox", "nemotron", "persimmon", "phi", "starcoder2")  # an MLP of two matrices, not three
+_FULL_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}  # where older configs do not say
+
+
+def _windows(given: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
+    """The window of each layer, by its `layer_types`; older configs leave those to be told from other keys."""
+    window = given.get("sliding_window") if given.get("use_sliding_window", True) else None
+    if not window:
+        return (None,) * layers
+    every = given.get("sliding_window_pattern") or _FULL_EVERY.get(given.get("model_type", ""), layers + 1)
+    first = given.get("max_window_layers", 0)
+    kinds = given.get("layer_types") or [
+        "sliding_attention" if layer >= first and (layer + 1) % every else "full_attention" for layer in range(layers)
+    ]
+    return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
 
 
 def _pairs(tokens: int, window: int | None) -> float:
@@ -114,6 +137,7 @@ class Way:
         id: of its paper.
         facets: training, changes, phase, cost, lossless, pre_rope, batch, hardware, keeps.
         tokens: that stay on the device, where `keeps` is `"window"`.
+        offloads: what it keeps may wait in the host's memory instead.
         needs: what it is for, as the adviser's `need` has it.
         length: `"within"` the trained length, `"beyond"` it, or `"any"`.
         overview, survey: its place in the tree of arXiv:2311.12351 and of arXiv:2503.17407; empty where it has none.
@@ -127,6 +151,7 @@ class Way:
     overview: str
     survey: str
     because: str
+    offloads: bool = False
 
     @property
     def paper(self) -> Paper:
@@ -149,6 +174,7 @@ def ways() -> tuple[Way, ...]:
             row["overview"],
             row["survey"],
             row["because"],
+            row.get("offloads", False),
         )
         for row in read("long_context")["way"]
     )
@@ -184,6 +210,7 @@ class AdvisedWay:
             "reason": self.reason,
             "cache_bytes": self.cache,
             "fits": self.fits,
+            "offloads": self.way.offloads,
             **{name: self.way.facets[name] for name in FACETS},
             "rung": self.way.paper.rung,
             "verdict": self.way.paper.verdict,
@@ -197,7 +224,7 @@ class LongInput:
 
     Attributes:
         weights, cache: bytes; weights None where they are not counted.
-        of_weights, of_attention: operations of the prefill.
+        of_weights, of_attention: operations of the prefill; of_weights None where they are not counted.
         memory: bytes that there are; None where it was not given.
         ways: those that apply first, in the order of the file; refuted ones last among them.
     """
@@ -206,7 +233,7 @@ class LongInput:
     length: int
     weights: int | None
     cache: int
-    of_weights: float
+    of_weights: float | None
     of_attention: float
     memory: int | None
     ways: tuple[AdvisedWay, ...]
@@ -222,9 +249,14 @@ class LongInput:
         return _fits(self.weights, self.cache, self.memory)
 
     @property
-    def attention_share(self) -> float:
-        """Attention's share of the prefill's operations."""
-        return self.of_attention / (self.of_attention + self.of_weights)
+    def operations(self) -> float | None:
+        """All operations of the prefill; None where those of weights are not counted."""
+        return None if self.of_weights is None else self.of_attention + self.of_weights
+
+    @property
+    def attention_share(self) -> float | None:
+        """Attention's share of the prefill's operations; None where those of weights are not counted."""
+        return None if self.operations is None else self.of_attention / self.operations
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -235,7 +267,7 @@ class LongInput:
             "weights_bytes": self.weights,
             "cache_bytes": self.cache,
             "cache_bytes_per_token": self.shape.cache_bytes(1, 1) and self.cache / self.length,
-            "prefill_operations": self.of_attention + self.of_weights,
+            "prefill_operations": self.operations,
             "attention_share": self.attention_share,
             "memory_bytes": self.memory,
             "fits": self.fits,
@@ -263,8 +295,10 @@ def long_input(
         InputError: the config lacks a size, or an argument is none of these.
     """
     needs = [each for way in ways() for each in way.needs]
-    if length < 1 or (memory is not None and not memory > 0):
-        raise InputError(f"got a length of {length} and a memory of {memory} GB; expected both above 0")
+    if length < 1:
+        raise InputError(f"got a length of {length}; expected 1 token or more")
+    if memory is not None and not 0 < memory < math.inf:
+        raise InputError(f"got a memory of {memory:g} GB; expected a number above 0")
     if dtype not in BYTES:
         raise InputError(f"got dtype {dtype!r}; expected one of {', '.join(BYTES)}")
     if need is not None and need not in needs:
@@ -297,15 +331,18 @@ def _applies(way: Way, made: LongInput, need: str | None) -> tuple[bool, str]:
         return False, f"{made.length:,} tokens are within the {context:,} that the model was trained on"
     if way.length == "within" and made.beyond:
         return False, f"{made.length:,} tokens are more than the {context:,} that the model was trained on"
-    if "slow-prefill" in way.needs and made.attention_share < _MOSTLY_ATTENTION:
-        return False, f"attention is {made.attention_share:.0%} of reading {made.length:,} tokens".replace("%", " %")
+    share = made.attention_share
+    if "slow-prefill" in way.needs and share is None:
+        return True, f"{way.because}, if it is: attention's share is not counted for a mixture of experts"
+    if "slow-prefill" in way.needs and share is not None and share < _MOSTLY_ATTENTION:
+        return False, f"attention is {share:.0%} of reading {made.length:,} tokens".replace("%", " %")
     return True, way.because
 
 
 def _held(way: Way, shape: ModelShape, length: int, size: int) -> int:
-    """Bytes that stay on the device."""
+    """Bytes that stay on the device. States are float32 in any model, and twice as large in the first layer (LRPE)."""
     if way.facets["keeps"] == "state":
-        return shape.layers * shape.heads * shape.head_dim**2 * size
+        return (shape.layers + 1) * shape.heads * shape.head_dim**2 * BYTES["float32"]
     return shape.cache_bytes(min(length, way.tokens) if way.facets["keeps"] == "window" else length, size)
 
 

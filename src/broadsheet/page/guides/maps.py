@@ -136,7 +136,12 @@ def homes() -> dict[str, str]:
 
 
 def places(paper_id: str) -> list[str]:
-    """All places of a paper, in every tree, as `find` takes them."""
+    """All places of a paper, in every tree, as `find` takes them.
+
+    Raises:
+        InputError: no such paper; the nearest ids are named.
+    """
+    paper_id = get(paper_id).id
     return [
         node.at if name == GOALS else f"{name}/{node.at}"
         for name in trees()
