@@ -146,6 +146,13 @@ def test_a_rule_that_an_answer_contradicts_is_silent_and_one_that_is_not_answere
     assert gem.conditions == ("weights: adapters beside it or all of it",)
 
 
+def test_the_reason_is_that_of_the_rule_which_matches_most():
+    made = {each.paper.id: each for each in advice.advise({"goal": "answer", "knowledge": "changing"}).papers}
+    assert [rule.id for rule in made["internet_augmented"].rules] == ["answer-changing", "answer-closed"]
+    assert made["internet_augmented"].conditions == ()
+    assert made["internet_augmented"].to_dict()["reason"].startswith("What changes is looked up")
+
+
 def test_papers_stand_by_facts_matched_then_rung_then_place_on_the_page():
     place = {paper: i for i, paper in enumerate(PAGE)}
     for goal in GOALS:
