@@ -145,7 +145,7 @@ def stage_evidence(name: str) -> str:
     parts = {
         paper: "\n\n".join(filter(None, (scope(paper), _found(paper))))
         for paper in stage.papers
-        if paper.scope or trial_of(paper)
+        if (paper.scope and (paper.in_stage or not paper.entry)) or trial_of(paper)
     }
     if len(parts) > 1:
         return "\n\n".join(f"### {paper.title}\n\n{part}" for paper, part in parts.items())

@@ -182,7 +182,7 @@ def test_what_of_a_paper_is_here_stands_in_its_part_of_the_stages_page(generate:
     text = generate.stage_evidence("attend")
     parts = re.split(r"^### (.+)$", text, flags=re.MULTILINE)[1:]
     told = dict(zip(parts[::2], parts[1::2], strict=True))
-    built = {paper.title: paper for paper in ours() if paper.stage == "attend" and paper.entry}
+    built = {paper.title: paper for paper in ours() if paper.stage == "attend" and paper.in_stage}
     assert told.keys() == built.keys()
     for title, paper in built.items():
         for heading, phrases in (("Implements", paper.implements), ("Leaves out", paper.leaves_out)):
@@ -273,7 +273,7 @@ def test_the_docs_have_the_default_models_config(generate: ModuleType) -> None:
 
 
 def test_each_stage_that_is_built_has_a_reference_page_of_its_exports(generate: ModuleType) -> None:
-    built = {paper.stage for paper in ours() if paper.entry}
+    built = {paper.stage for paper in ours() if paper.in_stage}
     assert "detect" in built
     for stage in built:
         written = (ROOT / "docs" / "reference" / f"{stage}.md").read_text()

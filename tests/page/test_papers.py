@@ -28,10 +28,14 @@ def test_the_page_has_its_79_papers_in_order_and_whole():
 def test_what_is_listed_can_be_imported_from_its_stage_and_is_documented(paper):
     for entry in paper.entry:
         name = entry.split(":")[1]
-        assert getattr(import_module(f"broadsheet.{paper.stage}"), name) is papers.load(entry)
+        home = f"broadsheet.{paper.stage}" if paper.in_stage else entry.split(":")[0]
+        assert getattr(import_module(home), name) is papers.load(entry)
         text = papers.docstring(entry)
         assert all(word in text for word in ("Use when", "Inputs:", "Relation:", "Example:", "Source:")), entry
-        assert paper.arxiv in text
+    # A survey's rules may be one function, and its tree another.
+    assert any(paper.arxiv in papers.docstring(entry) for entry in paper.entry)
+    if paper.in_stage:
+        assert all(paper.arxiv in papers.docstring(entry) for entry in paper.entry)
     for entry in filter(None, (paper.trial, paper.apply)):
         assert papers.docstring(entry)
         assert callable(papers.load(entry).run)

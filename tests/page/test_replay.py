@@ -31,7 +31,7 @@ def test_every_file_with_a_command_is_there_and_some_can_be_replayed():
     assert {step.name for step in REAL} == stored
     lastde = next(step for step in REAL if step.name == "lastde")
     assert lastde.problem == ""
-    assert shlex.join(lastde.commands[0]).startswith("broadsheet try lastde --pairs ")
+    assert shlex.join(lastde.commands[0]).startswith("broadsheet try lastde --data resource:")
 
 
 @pytest.fixture

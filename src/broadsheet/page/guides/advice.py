@@ -223,12 +223,21 @@ def check(answers: Mapping[str, str]) -> None:
 def advise(answers: Mapping[str, str]) -> Advice:
     """The papers that the answers lead to. A fact that is not among the answers is not known.
 
+    Use when the goal is clear and the method is not. Prefer `broadsheet.page.papers.search` where a name is known.
+
+    Inputs: answers by fact, as `facts` lists them.
+
+    Relation: `why` says how each rule for one paper came out; `flow.follow` is the flow that is told beside the papers.
+
     Raises:
         InputError: no such fact or value.
 
     Example:
         >>> [each.paper.id for each in advise({"goal": "detect", "need": "attacker"}).section("try")]
         ['lastde', 'stochastic_parrots']
+
+    Source: rules and tables of arXiv:2304.13712, arXiv:2307.12966 and arXiv:2502.10708, and our own mapping to papers
+    of the page; each rule names its own.
     """
     check(answers)
     fired: dict[str, list[Rule]] = {}

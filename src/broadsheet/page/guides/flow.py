@@ -59,7 +59,15 @@ def questions() -> tuple[FlowQuestion, ...]:
 
 
 def follow(answers: Sequence[bool | None]) -> Flow:
-    """Follow the flow; a question that is not answered (None, or beyond the end) keeps both branches.
+    """Follow the flow: a large model as it is, or a smaller one tuned for the task?
+
+    Use when a task is new and it is not clear whether to prompt or to tune. Prefer a trial where both are at hand: the
+    flow is of April 2023.
+
+    Inputs: an answer a question, in order: True, False, or None where it is not known. What is not answered, or lies
+    beyond the end, keeps both branches.
+
+    Relation: `advice.advise` derives the answers that its own facts give.
 
     Raises:
         InputError: more answers than questions.
@@ -67,6 +75,8 @@ def follow(answers: Sequence[bool | None]) -> Flow:
     Example:
         >>> follow([False, False, False, False, True]).decided
         'LLM'
+
+    Source: arXiv:2304.13712, the flow chart.
     """
     asked = questions()
     if len(answers) > len(asked):

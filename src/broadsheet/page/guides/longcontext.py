@@ -285,6 +285,13 @@ def long_input(
 ) -> LongInput:
     """What a text of `length` tokens costs the model of this config, and which methods of the page apply.
 
+    Use when a text may be longer than a model's context, or than the memory there is. Prefer measuring
+    (`broadsheet try`) once a method is chosen: operations are not seconds.
+
+    Inputs: a model's `config.json`; no weights are read.
+
+    Relation: the methods are those of `broadsheet.attend` and `broadsheet.decode`; `maps.tree` has the surveys' trees.
+
     Args:
         config: a `config.json`.
         memory: GB (10⁹ bytes) for weights and cache.
@@ -293,6 +300,12 @@ def long_input(
 
     Raises:
         InputError: the config lacks a size, or an argument is none of these.
+
+    Example:
+        >>> long_input(config, 32_768, memory=16, dtype="bfloat16").fits  # doctest: +SKIP
+        True
+
+    Source: arXiv:2311.12351 and arXiv:2503.17407, the rules and facets; the arithmetic is that of a decoder.
     """
     needs = [each for way in ways() for each in way.needs]
     if length < 1:

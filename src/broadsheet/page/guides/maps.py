@@ -80,8 +80,22 @@ def trees() -> tuple[str, ...]:
 def tree(name: str) -> Node:
     """The tree of the goals, or of a survey.
 
+    Use when a reader wants to see what a survey covers, and which papers of the page stand where in it. Prefer
+    `advice.advise` where the goal is known.
+
+    Inputs: `"goals"`, or the id of a survey.
+
+    Relation: `find` takes a path within a tree, `places` a paper.
+
     Raises:
         InputError: there is no tree of that name.
+
+    Example:
+        >>> [child.title for child in tree("peak_performance").children]  # doctest: +SKIP
+
+    Source: the surveys themselves, each node with a mark that says how it is known: arXiv:2304.13712, arXiv:2303.18223,
+    arXiv:2307.12966, arXiv:2310.12321, arXiv:2403.14469, arXiv:2409.04833, arXiv:2502.10708, arXiv:2311.12351,
+    arXiv:2503.17407, and those of the stages.
     """
     if name == GOALS:
         return _goals()
