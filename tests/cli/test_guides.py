@@ -259,20 +259,21 @@ def test_why_prints_each_rule_and_how_it_came_out(run):
 
 
 def test_a_goal_in_free_words_is_assumed_aloud_and_answers_as_that_goal_by_hand(run, monkeypatch):
-    monkeypatch.setattr(guides, "nearest_goal", lambda text: {"order my hits": "rerank"}[text])
+    monkeypatch.setattr(guides, "nearest_goals", lambda text: ["rerank", "search", "data", text])
     by_hand = run("advise", "--goal", "rerank", "--latency", "strict")
     status, out, err = run("advise", "--goal", "order my hits", "--latency", "strict")
     assert (status, out) == (0, by_hand[1])
     assert " ".join(err.split()) == (
-        "assumed goal: rerank (put search results in a better order); --goal ID says otherwise"
+        "assumed goal: rerank (put search results in a better order); perhaps it is search (embed texts, search by "
+        "meaning) or data (make training examples with a model): --goal ID says which"
     )
     free = told(run, "advise", "--goal", "order my hits")
-    assert free.pop("assumed") == {"goal": "rerank"}
+    assert free.pop("assumed") == {"goal": "rerank", "or": ["search", "data"]}
     assert free == told(run, "advise", "--goal", "rerank")
 
 
 def test_a_wrong_answer_is_refused_before_a_model_reads_the_goal(run, monkeypatch):
-    monkeypatch.setattr(guides, "nearest_goal", lambda text: pytest.fail("read"))
+    monkeypatch.setattr(guides, "nearest_goals", lambda text: pytest.fail("read"))
     assert run("advise", "--goal", "order my hits", "--latency", "soon")[0] == 2
 
 
@@ -306,15 +307,17 @@ def test_nothing_is_asked_where_that_is_said_or_a_script_reads(run, terminal, mo
     assert asked == []
 
 
-def test_an_assumed_goal_is_said_before_anything_is_asked(run, terminal, monkeypatch):
-    terminal()
-    log: list[str] = []
-    monkeypatch.setattr(guides, "nearest_goal", lambda text: "rerank")
-    monkeypatch.setattr(guides, "_say", lambda message: log.append(message))
-    monkeypatch.setattr(builtins, "input", lambda prompt="": log.append("asked") or "")
-    assert run("advise", "--goal", "order my hits")[0] == 0
-    assert log[0].startswith("assumed goal: rerank")
-    assert set(log[1:]) == {"asked"}
+@pytest.mark.parametrize(("said", "goal"), [("2", "goal search"), ("rerank", "goal rerank"), ("", "no answers")])
+def test_on_a_terminal_a_goal_in_free_words_is_chosen_from_the_three_nearest(run, terminal, monkeypatch, said, goal):
+    monkeypatch.setattr(guides, "nearest_goals", lambda text: ["rerank", "search", "data", "forget"])
+    asked = terminal(said)
+    status, out, err = run("advise", "--goal", "order my hits")
+    assert status == 0
+    assert len(asked) > 1
+    assert "assumed" not in err
+    first = out[: out.index(advice.facts()["goal" if not said else "need"].ask)]
+    assert re.findall(r"\((\S+)\)$", first, re.MULTILINE) == ["rerank", "search", "data"]
+    assert f"For {goal}" in out
 
 
 def test_the_end_of_the_input_ends_the_questions_without_a_traceback(run, terminal):

@@ -415,11 +415,11 @@ def test_rules_alone_name_what_the_cases_expect(capsys):
 
 @pytest.mark.real
 def test_a_free_text_alone_finds_the_goal_more_often_than_chance(monkeypatch, capsys, default_model):
-    from broadsheet.cli.guides import nearest_goal
+    from broadsheet.cli.guides import nearest_goals
     from broadsheet.embed import base
 
     class Remembering:
-        """An embedder that reads a text once: `nearest_goal` reads all goals each time."""
+        """An embedder that reads a text once: `nearest_goals` reads all goals each time."""
 
         def __init__(self, embedder: Any) -> None:
             self.embedder, self.known = embedder, {}
@@ -435,12 +435,16 @@ def test_a_free_text_alone_finds_the_goal_more_often_than_chance(monkeypatch, ca
     embedder = Remembering(base.baseline("prompt-eol", default_model))
     embedder.encode([case["text"] for case in CASES], normalize_embeddings=True)
     monkeypatch.setattr(base, "baseline", lambda name: embedder if name == "prompt-eol" else pytest.fail(name))
-    found = [nearest_goal(case["text"]) for case in CASES]
+    near = [nearest_goals(case["text"]) for case in CASES]
+    found = [goals[0] for goals in near]
+    three = sum(case["answers"]["goal"] in goals[:3] for goals, case in zip(near, CASES, strict=True)) / len(CASES)
     right = sum(goal == case["answers"]["goal"] for goal, case in zip(found, CASES, strict=True)) / len(CASES)
     among, best = hit_rates([{"goal": goal} for goal in found])
     with capsys.disabled():
         print(f"\nfree text alone: the goal of {right:.0%} of the cases, where chance finds 6 %; ", end="")
+        print(f"among the three nearest in {three:.0%}; ", end="")
         print(f"{among:.0%} have an expected paper among three, {best:.0%} print the best")
     # Measured: 27 % (8 of 30; the goal is among the three nearest in 63 %). Chance would find six or more of the thirty
     # in fewer than one run of a hundred. The goal that was assumed is always said, so that it can be refused.
     assert right >= 0.2
+    assert three >= 0.4  # chance: 17 %

@@ -330,8 +330,8 @@ def _injection(answers: Mapping[str, str]) -> tuple[Mapping[str, Any], ...]:
         out |= {"static", "adapters"}
     if answers.get("weights") == "adapters":
         out.add("static")
-    if answers.get("knowledge") in ("changing", "stable"):
-        out.add("prompt")
+    if answers.get("knowledge") in ("changing", "stable") and answers.get("weights") != "closed":
+        out.add("prompt")  # where nothing can be trained, a smaller model may write it there
     if answers.get("knowledge") == "changing":
         out |= {"static", "adapters"}
     if answers.get("latency") == "strict":
