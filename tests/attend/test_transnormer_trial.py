@@ -116,6 +116,16 @@ def test_whole_documents_are_held_out(trial, corpus):
     assert first.shape == (2, 17)
 
 
+def test_rates_are_not_chosen_on_the_texts_that_are_asked_where_documents_are_few(trial, corpus):
+    made = trial(texts=1000)
+    texts = made._split(corpora.load(corpus))
+    held = {tuple(text.tolist()) for text in texts.held_out}
+    tuning = [tuple(text.tolist()) for text in texts.tuning]
+    assert tuning
+    assert len(held) >= 2 * len(tuning)
+    assert not any(text[: len(tuned)] == tuned for tuned in tuning for text in held)
+
+
 def test_loss_is_read_by_stretch(tiny_model):
     model = tiny_model()
     ids = torch.randint(3, 270, (2, 13), generator=torch.Generator().manual_seed(0))

@@ -310,7 +310,7 @@ def test_nothing_is_asked_where_that_is_said_or_a_script_reads(run, terminal, mo
 @pytest.mark.parametrize(("said", "goal"), [("2", "goal search"), ("rerank", "goal rerank"), ("", "no answers")])
 def test_on_a_terminal_a_goal_in_free_words_is_chosen_from_the_three_nearest(run, terminal, monkeypatch, said, goal):
     monkeypatch.setattr(guides, "nearest_goals", lambda text: ["rerank", "search", "data", "forget"])
-    asked = terminal(said)
+    asked = terminal(said, *[""] * 12)
     status, out, err = run("advise", "--goal", "order my hits")
     assert status == 0
     assert len(asked) > 1

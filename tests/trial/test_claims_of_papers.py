@@ -67,8 +67,11 @@ def test_effects_are_the_papers_figures_in_the_unit_of_the_metric() -> None:
     assert LMInfiniteTrial.effect == pytest.approx(math.log(8.5e3 / 3.3), abs=0.01)
     assert InfLLMTrial.effect == pytest.approx((100 - 28.8) / 100)
     assert pooled(detect("white-box")) == pytest.approx([(95.89 - 90.80) / 100, (98.85 - 97.82) / 100])
-    gem = effects(GEMTrial(sts="pairs.tsv").claims())
-    assert gem == pytest.approx({"Spearman": (68.42 - 33.32) / 100, "nDCG@10": (25.6 - 4.38) / 100}, abs=1e-3)
+    gem = GEMTrial(sts="pairs.tsv").claims()
+    assert [claim.effect for claim in gem[2:]] == [None] * 4, "of the bottleneck alone the paper gives an MTEB mean"
+    assert effects(gem[:2]) == pytest.approx(
+        {"Spearman": (68.42 - 33.32) / 100, "nDCG@10": (25.6 - 4.38) / 100}, abs=1e-3
+    )
     assert effects(FirstTrial().claims()) == {"nDCG@10": None, "lists/s": pytest.approx(1 / (1 - 0.5))}
     ranked = {"nDCG@10": pytest.approx((72.55 - 70.34) / 100), "lists/s": pytest.approx(1 / (1 - 0.293), abs=5e-3)}
     assert effects(FullRankTrial().claims()) == ranked

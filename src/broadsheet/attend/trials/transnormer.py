@@ -325,15 +325,17 @@ class TransNormerTrial(TrainedTrial):
         long = STRETCH * self.length
         known = {document.text: document for document in documents if len(document.text.encode()) >= long}
         fit_to_ask = list(known.values())  # a text that is there twice is asked once
-        chosen = fit_to_ask[: self.texts]
-        tuning = fit_to_ask[self.texts :][:_TUNING_TEXTS] or chosen[:_TUNING_TEXTS]
-        if len(chosen) < 2:
+        # A third at least is left to choose learning rates on: never the texts that are asked.
+        spared = min(_TUNING_TEXTS, len(fit_to_ask) // 3)
+        asked = min(self.texts, len(fit_to_ask) - spared)
+        chosen, tuning = fit_to_ask[:asked], fit_to_ask[asked:][:_TUNING_TEXTS]
+        if len(chosen) < 2 or not tuning:
             raise InputError(
-                f"{self.data} gives {len(chosen)} documents of at least {long} bytes; expected at least 2 to hold out: "
-                "make --length smaller"
+                f"{self.data} gives {len(fit_to_ask)} documents of at least {long} bytes; expected 3 at least, 2 to "
+                "hold out and 1 to choose learning rates on: make --length smaller"
             )
         if len(chosen) < self.texts:
-            say(f"{len(chosen)} documents are long enough to be held out, of {self.texts} wanted")
+            say(f"{len(chosen)} documents are held out, of {self.texts} wanted: {len(fit_to_ask)} are long enough")
         out = {document.text for document in [*chosen, *tuning]}
         stream = torch.cat(
             [_bytes(document.text) for document in documents if document.text not in out] or [_bytes("")]
