@@ -10,7 +10,7 @@ import math
 import os
 import platform
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,22 @@ def folder() -> Path:
 
 
 def read(name: str, where: Path | None = None) -> dict[str, Any] | None:
-    """The evidence of that name, in `where` or broadsheet's `folder()`; None where nothing was recorded."""
+    """The evidence of that name, in `where` or broadsheet's `folder()`; None where nothing was recorded.
+
+    A file is parsed once, as long as it does not change: what is given is not to be changed either.
+    """
     path = (where or folder()) / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return None
+    return _parsed(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path, changed: int, size: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def versions() -> dict[str, str]:
