@@ -114,12 +114,17 @@ def test_the_grid_is_every_combination(run):
     assert len({tuple(arm.samples["nDCG@10"]) for arm in result.arms}) > 4
 
 
-def test_several_seeds_are_averaged_by_query(run):
-    single = [run(preset="A", layers=(1,), seeds=n) for n in (1, 2)]
+def test_several_seeds_are_several_training_runs(run):
+    single = [run(preset="A", layers=(1,), runs=n) for n in (1, 2)]
     one, two = (values(result, "1 layers") for result in single)
     assert one != two
     assert [cell["seed"] for cell in single[1].provenance["cells"]["1 layers"]] == [0, 1]
     assert any(note.startswith("Between seeds") for note in single[1].notes)
+    runs = {arm.name: arm.runs for arm in single[1].arms}
+    assert (runs["1 layers"], runs["1 layers, untrained"]) == (2, 1)
+    compared = next(c for c in single[1].comparisons if (c.metric, c.arm) == ("nDCG@10", "1 layers, untrained"))
+    assert compared.runs == (2, 1)
+    assert compared.run_error > 0, "intervals cover training runs"
     assert len(two) == len(one) == 10
 
 

@@ -18,10 +18,10 @@ from broadsheet.embed.trials.base import Count, number
 from broadsheet.embed.trials.study_presets import PRESETS, Axes, PresetRow, Table, table
 from broadsheet.options import option
 from broadsheet.page.evidence import provenance
-from broadsheet.trial.base import Trial
 from broadsheet.trial.claims import judge
 from broadsheet.trial.results import ArmResult, Curve, TrialResult
-from broadsheet.trial.stats import Interval, interval
+from broadsheet.trial.stats import Floats, Interval, interval
+from broadsheet.trial.trained import TrainedTrial
 from broadsheet.trial.verdicts import Comparison, compare_samples
 
 METRICS = {"nDCG@10": "nDCG@10", "RR@10": "RR@10", "Recall@10": "R@10", "Recall@100": "R@100"}
@@ -30,7 +30,7 @@ _UNITS = (("B", 1e9), ("M", 1e6), ("k", 1e3))
 
 
 @dataclass
-class DenseRetrievalStudyTrial(Trial):
+class DenseRetrievalStudyTrial(TrainedTrial):
     """One recipe for many dense retrievers: a table of the study, on your backbones.
 
     Every cell is trained (or read back: cells are kept under the cache by all that decides them), asked the same
@@ -77,7 +77,6 @@ class DenseRetrievalStudyTrial(Trial):
     length: int = option(64, "Tokens of a text in training.", quick=48, least=1)
     queries: Count = option(100, "Asked.", quick=10, least=1)
     passages: Count = option(300, "Searched.", quick=40, least=1)
-    seeds: int = option(1, "Runs of each recipe, whose answers are averaged query by query.", least=1)
     chunk: int = option(8, "Queries whose activations are kept at once; 0: all.", least=0)
 
     def check(self) -> None:
@@ -95,8 +94,8 @@ class DenseRetrievalStudyTrial(Trial):
         recipe, question = self._recipe(), self._question()
         self.study_ = Study(device=self.device or "", dtype=self.dtype or "")
         made = table(self.preset, self._axes(), recipe, question)
-        arms, records = self._arms(made)
-        comparisons = _comparisons(made, arms, self.seed)
+        arms, records, answers = self._arms(made)
+        comparisons = _comparisons(made, answers, self.seed)
         made_of = {(c.metric, c.baseline, c.arm) for c in comparisons}
         return TrialResult(
             paper=self.tried,
@@ -108,7 +107,7 @@ class DenseRetrievalStudyTrial(Trial):
                 f"{recipe.loss} at τ = {recipe.temperature:g}, learning rate {recipe.learning_rate:g} falling to 0, "
                 f"{recipe.words} words a passage",
                 "asked": "; ".join(self._asked(made)),
-                "seeds": ", ".join(str(self.seed + i) for i in range(self.seeds)),
+                "seeds": ", ".join(map(str, self.seeds)),
             },
             arms=arms,
             comparisons=comparisons,
@@ -187,9 +186,9 @@ class DenseRetrievalStudyTrial(Trial):
             instructed=tuple(name == "with" for name in self.instructions),
         )
 
-    def _arms(self, made: Table) -> tuple[list[ArmResult], dict[str, list[CellRecord]]]:
-        """Each row's result: its cells are trained and asked, one after the other."""
-        arms, records = [], {}
+    def _arms(self, made: Table) -> tuple[list[ArmResult], dict[str, list[CellRecord]], dict[str, dict[str, Floats]]]:
+        """Each row's result, records and answers: its cells are trained and asked, one after the other."""
+        arms, records, answers = [], {}, {}
         for i, row in enumerate(made.rows, start=1):
             say(f"cell {i} of {len(made.rows)}: {row.name}")
             try:
@@ -198,14 +197,15 @@ class DenseRetrievalStudyTrial(Trial):
                 arms.append(ArmResult(row.name, row.role, row.about, status="failed", error=str(error)))
                 continue
             records[row.name] = next(iter(found.values()))
-            arms.append(_arm(row, found, self.seed))
+            answers[row.name] = _answers(found)
+            arms.append(_arm(row, records[row.name], answers[row.name], self.seed))
         if all(arm.status == "failed" for arm in arms):
             raise InputError(f"no cell could be run; the first one: {arms[0].error}")
-        return arms, records
+        return arms, records, answers
 
     def _records(self, row: PresetRow, question: StudyQuestion) -> list[CellRecord]:
         """A record for each seed; what is asked is the same."""
-        seeds = [row.recipe.seed + i for i in range(self.seeds if row.step else 1)]
+        seeds = [row.recipe.seed + i for i in range(self.runs if row.step else 1)]
         return [self.study_.cell(StudyCell(replace(row.recipe, seed=seed), row.step, question)) for seed in seeds]
 
     def _asked(self, made: Table) -> list[str]:
@@ -223,26 +223,35 @@ def _fifths(depth: int, *, quick: bool) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _arm(row: PresetRow, found: Mapping[str, list[CellRecord]], seed: int) -> ArmResult:
-    samples: dict[str, list[Any]] = {}
+def _answers(found: Mapping[str, list[CellRecord]]) -> dict[str, Floats]:
+    """(runs, queries) by metric, of each question that is asked."""
     wanted = METRICS if len(found) == 1 else {name: METRICS[name] for name in _SEVERAL}
-    for label, records in found.items():
-        for name, measure in wanted.items():
-            values = np.mean([record.values[measure] for record in records], axis=0)
-            samples[f"{name} ({label})" if label else name] = values.tolist()
-    first = next(iter(found.values()))
-    told = [_size(first[0]), row.about]
+    return {
+        f"{name} ({label})" if label else name: np.stack([record.values[measure] for record in records])
+        for label, records in found.items()
+        for name, measure in wanted.items()
+    }
+
+
+def _arm(row: PresetRow, records: list[CellRecord], answers: Mapping[str, Floats], seed: int) -> ArmResult:
+    first = records[0]
+    told = [_size(first), row.about]
     if row.step:
-        told.insert(1, f"{row.step} steps, {first[0].tokens:,} tokens, {first[0].seconds:,.0f} s")
+        told.insert(1, f"{row.step} steps, {first.tokens:,} tokens, {first.seconds:,.0f} s")
+    spans = {
+        name: interval(values if len(values) > 1 else values[0], runs=len(values) > 1, seed=seed)
+        for name, values in answers.items()
+    }
     return ArmResult(
         row.name,
         row.role,
         "; ".join(filter(None, told)),
-        n_items=len(first[0].queries),
-        values={name: _within(interval(values, seed=seed)) for name, values in samples.items()},
-        prepare_seconds=sum(record.seconds for record in first),
-        peak_bytes=max(max(record.peak_bytes, record.answer_peak_bytes) for record in first),
-        samples=samples,
+        n_items=len(first.queries),
+        runs=len(records),
+        values={name: _within(span) for name, span in spans.items()},
+        prepare_seconds=sum(record.seconds for record in records),
+        peak_bytes=max(max(record.peak_bytes, record.answer_peak_bytes) for record in records),
+        samples={name: values.mean(0).tolist() for name, values in answers.items()},
     )
 
 
@@ -250,22 +259,18 @@ def _within(span: Interval) -> Interval:
     return Interval(span.estimate, max(0.0, span.low), min(1.0, span.high))
 
 
-def _comparisons(made: Table, arms: Sequence[ArmResult], seed: int) -> list[Comparison]:
+def _comparisons(made: Table, answers: Mapping[str, Mapping[str, Floats]], seed: int) -> list[Comparison]:
     """The baseline against every row, and the pairs; on a CPU a cell run again gives the same, so there is no floor."""
-    usable = {arm.name: arm for arm in arms if arm.status == "ok"}
     baseline = next(row.name for row in made.rows if row.role == "baseline")
     wanted = [(baseline, row.name) for row in made.rows if row.name != baseline]
     wanted += [pair for pair in made.pairs if pair not in wanted]
-    found = []
-    for a, b in wanted:
-        if {a, b} <= usable.keys():
-            one, other = usable[a].samples, usable[b].samples
-            found += [
-                compare_samples(one[name], other[name], metric=name, baseline=a, arm=b, seed=seed)
-                for name in one
-                if name in other
-            ]
-    return found
+    return [
+        compare_samples(values, answers[b][name], metric=name, baseline=a, arm=b, runs=True, bounds=(0, 1), seed=seed)
+        for a, b in wanted
+        if {a, b} <= answers.keys()
+        for name, values in answers[a].items()
+        if name in answers[b]
+    ]
 
 
 def _curve(made: Table, arms: Sequence[ArmResult]) -> Curve | None:
@@ -292,8 +297,7 @@ def _notes(
     if seen:
         notes.append(
             f"Power: with {comparisons[0].n} queries, a difference in nDCG@10 of {float(np.median(seen)):.3f} would be "
-            "found in four of five repetitions (the median over the pairs). Seeds beyond the first, with --seeds, are "
-            "averaged by query; intervals are over queries alone."
+            "found in four of five repetitions (the median over the pairs)."
         )
     spread = [
         np.std([np.mean(r.values["nDCG@10"]) for r in each], ddof=1) for each in records.values() if len(each) > 1
