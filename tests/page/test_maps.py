@@ -52,7 +52,7 @@ def _order(at: str, places: list[str]) -> list[int]:
 
 @pytest.mark.parametrize("name", maps.trees())
 def test_gaps_are_leaves_without_papers_and_json_says_so(name):
-    def see(node: maps.Node, told: dict) -> None:
+    def see(node: maps.MapNode, told: dict) -> None:
         assert told["gap"] is node.gap is (not node.papers and not node.children)
         assert (told["at"], told["mark"], told["papers"]) == (node.at, node.mark, list(node.papers))
         for child, below in zip(node.children, told["children"], strict=True):

@@ -16,7 +16,7 @@ from broadsheet.console import InputError, say
 if TYPE_CHECKING:
     from broadsheet.page.guides.advice import Advice, AdvisedPaper
     from broadsheet.page.guides.longcontext import LongInput
-    from broadsheet.page.guides.maps import Node
+    from broadsheet.page.guides.maps import MapNode
 
 guide = typer.Typer(no_args_is_help=True, help="Guides: what a long input costs, and whether to tune or to prompt.")
 app.add_typer(guide, name="guide")
@@ -333,15 +333,15 @@ def _told(paper: AdvisedPaper) -> list[str]:
     return lines
 
 
-def _print_tree(name: str, node: Node) -> None:
+def _print_tree(name: str, node: MapNode) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.tree import Tree
 
-    def marked(each: Node) -> str:
+    def marked(each: MapNode) -> str:
         return f" ‹{each.mark}›" * (each.mark != "s")
 
-    def label(each: Node) -> str:
+    def label(each: MapNode) -> str:
         words = escape(each.title) + marked(each)
         if each.papers:
             words += ": " + ", ".join(f"[bold]{paper}[/bold]" for paper in each.papers)
@@ -349,7 +349,7 @@ def _print_tree(name: str, node: Node) -> None:
             words += f" [dim]({escape(', '.join(each.examples))})[/dim]"
         return words + " — a gap" * (each.gap and each is not node)
 
-    def grow(branch: Tree, each: Node) -> None:
+    def grow(branch: Tree, each: MapNode) -> None:
         for child in each.children:
             grow(branch.add(label(child)), child)
 

@@ -27,7 +27,7 @@ MARKS = {
 
 
 @dataclass(frozen=True)
-class Node:
+class MapNode:
     """A branch or leaf of a tree.
 
     Attributes:
@@ -44,14 +44,14 @@ class Node:
     examples: tuple[str, ...] = ()
     papers: tuple[str, ...] = ()
     mark: str = "s"
-    children: tuple[Node, ...] = field(default=())
+    children: tuple[MapNode, ...] = field(default=())
 
     @property
     def gap(self) -> bool:
         """A leaf that no paper of the page covers."""
         return not self.children and not self.papers
 
-    def walk(self) -> Iterator[Node]:
+    def walk(self) -> Iterator[MapNode]:
         """It, and all below it, parents first."""
         yield self
         for child in self.children:
@@ -77,7 +77,7 @@ def trees() -> tuple[str, ...]:
 
 
 @cache
-def tree(name: str) -> Node:
+def tree(name: str) -> MapNode:
     """The tree of the goals, or of a survey.
 
     Use when a reader wants to see what a survey covers, and which papers of the page stand where in it. Prefer
@@ -106,9 +106,9 @@ def tree(name: str) -> Node:
     for row in table["node"]:
         below.setdefault(row["at"].rpartition("/")[0], []).append(row)
 
-    def grown(at: str) -> tuple[Node, ...]:
+    def grown(at: str) -> tuple[MapNode, ...]:
         return tuple(
-            Node(
+            MapNode(
                 row["at"],
                 row["title"],
                 row.get("about", ""),
@@ -120,10 +120,10 @@ def tree(name: str) -> Node:
             for row in below.get(at, ())
         )
 
-    return Node("", get(name).title, table["source"], mark=table["mark"], children=grown(""))
+    return MapNode("", get(name).title, table["source"], mark=table["mark"], children=grown(""))
 
 
-def find(place: str) -> tuple[str, Node]:
+def find(place: str) -> tuple[str, MapNode]:
     """The tree and the node that a place names: `"goals"`, `"classify"`, `"llm_survey"`, `"llm_survey/adaptation"`.
 
     Raises:
@@ -183,7 +183,7 @@ def conditions(rule: Rule) -> list[tuple[str, str]]:
     return found
 
 
-def _goals() -> Node:
+def _goals() -> MapNode:
     """Goal → condition → papers, from the adviser's rules."""
     goals = []
     for goal, words in facts()["goal"].values.items():
@@ -193,8 +193,8 @@ def _goals() -> Node:
                 continue
             mark = "o" if rule.source == "ours" else "s"
             title = "; ".join(words for _, words in conditions(rule)) or ANY
-            leaves.append(Node(f"{goal}/{rule.id}", title, rule.because, papers=rule.recommend, mark=mark))
-        goals.append(Node(goal, words, mark="o", children=tuple(leaves)))
-    return Node(
+            leaves.append(MapNode(f"{goal}/{rule.id}", title, rule.because, papers=rule.recommend, mark=mark))
+        goals.append(MapNode(goal, words, mark="o", children=tuple(leaves)))
+    return MapNode(
         "", "What do you want to do?", "Goals, conditions, papers of the page.", mark="o", children=tuple(goals)
     )
