@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,3 +140,19 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable, ti
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     write_gguf(path, tiny_model(), tiny_tokenizer())
     return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run `broadsheet …` in this process; (exit status, stdout, stderr)."""
+
+    from broadsheet.cli import main
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["broadsheet", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+from configs import DEFAULT
 from rich.cells import cell_len
 
 from broadsheet.cli import guides
@@ -19,18 +20,6 @@ from broadsheet.page import evidence, papers
 from broadsheet.page.guides import advice, flow, longcontext, maps
 
 GOALS = list(advice.facts()["goal"].values)
-CONFIG = {
-    "model_type": "llama",
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "head_dim": 64,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
 LONG = ["guide", "long-context", "--model", "small", "--length", "32k"]
 
 
@@ -41,7 +30,7 @@ def _folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name, more in (("small", {}), ("mixture", {"num_experts": 8})):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(CONFIG | more))
+        (tmp_path / name / "config.json").write_text(json.dumps(DEFAULT | more))
     monkeypatch.setattr(builtins, "input", lambda prompt="": pytest.fail(f"asked {prompt!r}"))
     monkeypatch.setattr(evidence, "read", cache(evidence.read))
 
@@ -209,7 +198,8 @@ def test_advice_is_printed_with_reason_source_conditions_costs_evidence_and_comm
         assert (f" if {' and '.join(each.conditions)} " in words) == bool(each.conditions)
         assert f"rung {paper.rung} {papers.RUNGS[paper.rung]}{f', {paper.verdict}' * bool(paper.verdict)} " in words
         assert (f"needs {', '.join(each.needs)} · training: {each.training} · " in words) == (paper.kind != "survey")
-        assert words.endswith(f"broadsheet try {paper.id} --quick" if paper.trial else f"not built yet: {paper.url}")
+        tree = f"broadsheet map {paper.id}" if paper.kind == "survey" else f"not built yet: {paper.url}"
+        assert words.endswith(f"broadsheet try {paper.id} --quick" if paper.trial else tree)
     assert "token_prepending" not in out, "the answers speak against it"
 
 
@@ -364,7 +354,7 @@ def test_a_long_input_is_told_in_units_with_each_way_and_what_is_recorded_of_it(
     assert re.search(r"prefill +44\.1 trillion operations, 84 % of them attention", out)
     assert re.search(r"memory +1\.0 GB: it does not fit", out)
     applies, _, not_ = out.partition("Does not apply")
-    for each in longcontext.long_input(CONFIG, 32768).ways:
+    for each in longcontext.long_input(DEFAULT, 32768).ways:
         paper, words = each.way.paper, lines_of(applies if each.applies else not_, each.way.id)
         assert paper.title in words
         assert each.reason[1:] in words
@@ -385,7 +375,7 @@ def test_a_length_may_have_a_unit(run, length, tokens):
 def test_a_long_input_as_json_is_what_was_computed(run):
     given = told(run, *LONG, "--memory", "2", "--dtype", "bfloat16", "--need", "recall")
     assert (given.pop("model"), given.pop("dtype")) == ("small", "bfloat16")
-    made = longcontext.long_input(CONFIG, 32768, memory=2, dtype="bfloat16", need="recall")
+    made = longcontext.long_input(DEFAULT, 32768, memory=2, dtype="bfloat16", need="recall")
     assert given == json.loads(json.dumps(made.to_dict()))
 
 

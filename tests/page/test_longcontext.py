@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as hf
 from attend_zoo import ALL_SLIDING, BASE, CONFIGS, make
+from configs import DEFAULT
 
 from broadsheet import attend, decode, models
 from broadsheet.attend import FlexPrefill, InfLLM, LMInfinite, LongHeads, cache_bytes
@@ -31,19 +32,6 @@ SMALL: dict[str, Any] = {
     "intermediate_size": 64,
     "vocab_size": 100,
     "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-}
-# The sizes of the default model, SmolLM2-135M.
-DEFAULT = {
-    "model_type": "llama",
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "head_dim": 64,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
 WAYS = {way.id: way for way in ways()}

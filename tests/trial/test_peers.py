@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 import toy_peers
 
-from broadsheet.cli import app as cli
 from broadsheet.console import InputError
 from broadsheet.trial import peers
 from broadsheet.trial.external import ExternalProcess
@@ -43,20 +42,6 @@ def built(built_home, monkeypatch):
     monkeypatch.setenv("BROADSHEET_HOME", str(built_home[0]))
     toy_peers.register(monkeypatch, built_home[1])
     return built_home[1]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `broadsheet …` in this process; (exit status, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["broadsheet", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 def test_a_peer_is_built_once_and_its_command_answers(counter, run, monkeypatch):

@@ -330,6 +330,8 @@ def get_trial(name: str) -> tuple[str, str]:
         raise InputError(f"no paper or stage {name!r} on the page{_nearest(name, known)}")
     paper = get(name)
     if not paper.trial:
+        if paper.entry:
+            raise InputError(f"{paper.id} has no trial: `broadsheet show {paper.id}` says what it offers")
         raise InputError(
             f"{paper.id} is listed but not built yet: `broadsheet papers --rung 1` lists what can be tried"
         )

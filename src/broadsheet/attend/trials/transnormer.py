@@ -325,7 +325,7 @@ class TransNormerTrial(TrainedTrial):
         long = STRETCH * self.length
         known = {document.text: document for document in documents if len(document.text.encode()) >= long}
         fit_to_ask = list(known.values())  # a text that is there twice is asked once
-        # A third at least is left to choose learning rates on: never the texts that are asked.
+        # Up to a third is left to choose learning rates on: never the texts that are asked.
         spared = min(_TUNING_TEXTS, len(fit_to_ask) // 3)
         asked = min(self.texts, len(fit_to_ask) - spared)
         chosen, tuning = fit_to_ask[:asked], fit_to_ask[asked:][:_TUNING_TEXTS]

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from broadsheet.console import InputError
-from broadsheet.page.guides.data import read
+from broadsheet.page.guides.data import read, surveys
 from broadsheet.page.guides.flow import Flow, derived, follow
 from broadsheet.page.papers import RUNGS, Paper, ours
 
@@ -98,8 +98,10 @@ class AdvisedPaper:
 
     @property
     def command(self) -> str:
-        """How it is tried here; empty where it is not built yet."""
-        return f"broadsheet try {self.paper.id} --quick" if self.paper.trial else ""
+        """How it is tried here, or how a survey's tree is read; empty where it is not built yet."""
+        if self.paper.trial:
+            return f"broadsheet try {self.paper.id} --quick"
+        return f"broadsheet map {self.paper.id}" if self.paper.id in surveys() else ""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""

@@ -266,7 +266,7 @@ class LongInput:
             "beyond": self.beyond,
             "weights_bytes": self.weights,
             "cache_bytes": self.cache,
-            "cache_bytes_per_token": self.shape.cache_bytes(1, 1) and self.cache / self.length,
+            "cache_bytes_per_token": self.cache / self.length,
             "prefill_operations": self.operations,
             "attention_share": self.attention_share,
             "memory_bytes": self.memory,
