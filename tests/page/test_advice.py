@@ -239,7 +239,10 @@ def test_a_paper_says_what_it_needs_and_how_it_is_tried():
     assert made["token_prepending"].needs == ("weights",)
     assert (made["llm_survey"].needs, made["llm_survey"].training) == ((), "")
     for each in made.values():
-        assert bool(each.command) == bool(each.paper.trial)
+        if each.paper.kind == "survey" and not each.paper.trial:
+            assert each.command == f"broadsheet map {each.paper.id}"
+        else:
+            assert bool(each.command) == bool(each.paper.trial)
         told = each.to_dict()
         assert (told["rung"], told["verdict"]) == (papers.get(each.paper.id).rung, papers.get(each.paper.id).verdict)
         assert (told["reason"], told["source"]) == (each.rules[0].because, each.rules[0].source)
