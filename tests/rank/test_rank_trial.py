@@ -17,7 +17,7 @@ from training_runs import differ
 from broadsheet.console import InputError
 from broadsheet.data.retrieval.lists import RankList
 from broadsheet.rank.base import ListwiseReranker
-from broadsheet.rank.list_source import Lists, ListSource
+from broadsheet.rank.list_source import ListSource
 from broadsheet.rank.trials import base as parts
 from broadsheet.rank.trials import pg_rank as pg_rank_trial
 from broadsheet.rank.trials.base import FIRST_STAGE
@@ -177,12 +177,24 @@ def lists_of(*labels: int | None) -> list[RankList]:
 
 
 def test_the_ceiling_is_what_the_best_order_would_reach():
-    said = parts.ceiling(Lists(lists_of(0, 2, None, None), "", "", asked=4))
+    said = parts.ceiling(lists_of(0, 2, None, None), 4)
     assert "for 2 of 4 queries. The others count 0 whatever is done. The best" in said
     assert "0.500" in said
-    said = parts.ceiling(Lists(lists_of(0, 2), "", "", asked=4))
+    said = parts.ceiling(lists_of(0, 2), 4)
     assert "for 2 of 4 queries. The others are not asked" in said
     assert "1.000" in said
+
+
+def test_where_no_number_of_lists_is_given_the_claims_decide_it(options, monkeypatch):
+    monkeypatch.setattr(parts, "PILOT", 2)
+    del options["queries"]
+    trial = FirstTrial(**options)
+    [task] = trial.tasks()
+    assert task.pilot == 2
+    assert 6 < len(task.items) <= parts.MOST_LISTS, "all that there are"
+    assert "at most" in task.about
+    [task] = FirstTrial(**options, queries=6).tasks()
+    assert (task.pilot, len(task.items)) == (0, 6)
 
 
 def test_lists_that_no_order_can_improve_are_asked_where_one_says_so(options):

@@ -16,7 +16,7 @@ import pytest
 from broadsheet.cache import home
 from broadsheet.console import InputError
 from broadsheet.options import construct, option
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Trial
+from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.trained import TRAINING, TrainedTrial
 
@@ -426,7 +426,9 @@ class SeededTrial(TrainedTrial):
             return Arm(arm.name, run, prepare=lazy.prepare)
 
         numbers = list(range(400 if self.pooled else 40))
-        return [EvalTask("numbers", numbers, [Metric("score")], arm, item="number", block_size=5, pool=self.pooled)]
+        return [
+            EvalTask("numbers", numbers, [Metric("score")], arm, item="number", block_size=5, pilot=30 * self.pooled)
+        ]
 
     def arms(self) -> list[ModelArm]:
         def train(gain: float, pace: float, seed: int, folder: Path) -> None:
@@ -446,6 +448,9 @@ class SeededTrial(TrainedTrial):
 
     def claims(self) -> list[Claim]:
         return [Claim("score", "plain", "Alpha", effect=self.effect), Claim(TRAINING, "plain", "Alpha")]
+
+    def notes(self, outcome: Outcome) -> list[str]:
+        return [f"The last number was {outcome.tasks[0].items[-1]}."]
 
 
 def seeded(trial: SeededTrial) -> Any:
@@ -479,6 +484,7 @@ def test_as_many_items_are_asked_as_the_claim_needs(capsys):
     few = seeded(SeededTrial(pooled=True, runs=1, effect=3.0))
     many = seeded(SeededTrial(pooled=True, runs=1, effect=0.35))
     assert few.arms[0].n_items == 30  # the pilot
+    assert "The last number was 29." in few.notes, "notes see the items that were asked"
     assert 100 < many.arms[0].n_items < 400
     assert f"{many.arms[0].n_items} of 400 were asked" in many.setting["power"]
     assert "after a pilot of 30: " in capsys.readouterr().err

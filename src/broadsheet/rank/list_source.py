@@ -40,10 +40,11 @@ class ListSource:
     split: str = "test"
     seed: int = 0
 
-    def test(self, queries: int, candidates: int, *, found: bool = False) -> Lists:
-        """`queries` lists (all for 0) of at most `candidates` candidates, in first-stage order.
+    def test(self, queries: int, candidates: int, *, found: bool = False, at_most: bool = False) -> Lists:
+        """`queries` lists (all for 0) of at most `candidates` candidates in first-stage order, queries in random order.
 
         Args:
+            at_most: fewer lists will do, where there are fewer.
             found: only lists in which a right passage is among others: no order changes what the rest counts.
 
         Raises:
@@ -54,7 +55,11 @@ class ListSource:
         if is_pydocs(self.data):
             docs, corpus = self._documentation()
             n = queries or 100
-            lists, asked = docs.answerable(n, candidates) if found else (docs.test(n, candidates), n)
+            if found:
+                lists, asked = docs.answerable(n, candidates, at_most=at_most)
+            else:
+                lists = docs.test(n, candidates, at_most=at_most)
+                asked = len(lists)
             about = f"{corpus.describe()}; {len(docs.entries):,} passages of at most {self.words or 'all'} words"
             return Lists(lists, about, docs.fingerprint(), asked)
         beir = Beir(local(self.data), self.words)

@@ -28,6 +28,7 @@ from broadsheet.trial.claims import Claim, JudgedClaim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.results import ArmResult, Curve, Distribution, Role, TrialResult, joined, plural
 from broadsheet.trial.sampling import PilotSampling, seconds_of
+from broadsheet.trial.stats import MIN_UNITS
 from broadsheet.trial.verdicts import Comparison, margins
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ class EvalTask:
         about: one line for the trial's setting.
         fingerprint: of the items.
         blocks: timed turns of each arm; `block_size`, items in a turn, decides instead where it is given.
-        pool: `items` are what may be asked, in random order: after a pilot as many are taken as the claims need.
+        pilot: items that are asked before it is decided how many of `items`, which are in random order, the claims
+            need; 0: all are asked. The pilot has five blocks at least.
     """
 
     name: str
@@ -125,12 +127,12 @@ class EvalTask:
     fingerprint: str = ""
     blocks: int = 10
     block_size: int | None = None
-    pool: bool = False
+    pilot: int = 0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the arms did, for figures and notes."""
+    """What the arms did, for figures and notes; `tasks` hold the items that were asked."""
 
     tasks: Sequence[EvalTask]
     results: list[ArmResult]
@@ -349,7 +351,7 @@ class Trial(ForPaper):
             ValueError: a claim names no arm of the paper, no baseline, or no metric; two tasks share a metric's name.
         """
         self.check_calls()
-        if seconds_of(self.budget) and not any(task.pool for task in tasks):
+        if seconds_of(self.budget) and not any(task.pilot for task in tasks):
             raise InputError("got --budget; the number of items is fixed here, by the trial or by an option")
         metrics = [metric.name for task in tasks for metric in task.metrics]
         known = [*metrics, f"{plural(tasks[0].item)}/s", *self.of_training]
@@ -382,6 +384,7 @@ class Trial(ForPaper):
         wanted = [*((claim.baseline, claim.arm) for claim in claims), *self.also_compare()]
         whole: list[ArmResult] = []
         comparisons: list[Comparison] = []
+        asked: list[EvalTask] = []
         power: list[str] = []
         try:
             for turn, task in enumerate(tasks):
@@ -393,9 +396,10 @@ class Trial(ForPaper):
                     made.append(replace(run, role=self._role(arm), run_number=number))
                 block_size = task.block_size or max(1, -(-len(task.items) // task.blocks))
                 pilot = None
-                if task.pool and not self.quick:
+                if task.pilot and not self.quick:
                     budget = seconds_of(self.budget)
-                    pilot = PilotSampling(claims, plural(task.item), block_size, len(task.items), budget)
+                    least = max(task.pilot, MIN_UNITS * block_size)
+                    pilot = PilotSampling(claims, plural(task.item), least, len(task.items), budget)
                 results, found = run_arms(
                     made,
                     list(task.items),
@@ -409,7 +413,9 @@ class Trial(ForPaper):
                     margins=margins(self.margin),
                     plan=pilot.plan if pilot else None,
                 )
-                if pilot and (told := pilot.told(results[0].n_items)):
+                taken = max(result.n_items for result in results)
+                asked.append(replace(task, items=task.items[:taken]) if pilot else task)
+                if pilot and (told := pilot.told(taken)):
                     power.append(told)
                 if len(tasks) > 1:
                     results = [replace(r, error=f"{task.name}: {r.error}") if r.error else r for r in results]
@@ -421,7 +427,7 @@ class Trial(ForPaper):
             gc.collect()
         self._power = "; ".join(power)
         usable = {arm.name for arm in whole if arm.status == "ok"}
-        return Outcome(tasks, whole, [c for c in comparisons if {c.baseline, c.arm} <= usable])
+        return Outcome(asked, whole, [c for c in comparisons if {c.baseline, c.arm} <= usable])
 
     @property
     def _runs(self) -> int:

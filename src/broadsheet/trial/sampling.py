@@ -17,7 +17,7 @@ from broadsheet.trial.power import needed
 from broadsheet.trial.verdicts import Comparison
 
 MIN_RUNS = 3  # training runs of an arm in recorded evidence
-PILOT = 30  # items, and five blocks at least
+PILOT = 30  # items of a pilot, where one of them costs little
 
 
 @dataclass
@@ -25,13 +25,13 @@ class PilotSampling:
     """Decides after a pilot, and says so.
 
     Args:
-        items: what is asked, in the plural; `most` of them there are, `block_size` in a block.
+        items: what is asked, in the plural; `pilot` of them before it is decided, `most` there are.
         budget: seconds that all items may take; None without a limit.
     """
 
     claims: Sequence[Claim]
     items: str
-    block_size: int
+    pilot: int
     most: int
     budget: float | None
     _told: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class PilotSampling:
     @property
     def plan(self) -> SamplePlan:
         """For the engine."""
-        return SamplePlan(min(self.most, max(PILOT, 5 * self.block_size)), self._decide)
+        return SamplePlan(min(self.most, self.pilot), self._decide)
 
     def _decide(self, comparisons: Sequence[Comparison], asked: int, seconds: float) -> int:
         wanted, found = asked, {(c.metric, c.baseline, c.arm): c for c in comparisons}

@@ -90,23 +90,31 @@ class Documentation:
         """Whether a package belongs to the test: by its name and the seed alone, not by what else is installed."""
         return random.Random(f"{self.seed}/{package}").random() < _TEST_SHARE
 
-    def test(self, queries: int = 100, candidates: int = 20) -> list[RankList]:
+    def test(self, queries: int = 100, candidates: int = 20, *, at_most: bool = False) -> list[RankList]:
         """Test lists from held-out packages; the candidates come from all packages.
 
         A package has a tenth of the queries at most, as long as there are others. A list in which BM25 did not find
         the right passage is kept, and counts 0 whatever is done with it.
 
+        Args:
+            at_most: fewer will do, where there are fewer.
+
         Raises:
-            InputError: the held-out packages have fewer queries.
+            InputError: the held-out packages have fewer queries, or none.
         """
-        chosen = self._choose(queries, held_out=True)
+        chosen = self._choose(queries, held_out=True, at_most=at_most)[:queries]
+        if not chosen:
+            raise InputError("the corpus has no queries from held-out packages")
         return self._search(chosen, candidates, candidates, everything=True)
 
-    def answerable(self, queries: int, candidates: int = 20) -> tuple[list[RankList], int]:
+    def answerable(self, queries: int, candidates: int = 20, *, at_most: bool = False) -> tuple[list[RankList], int]:
         """Lists as those of `test` in which BM25 found the right passage, and how many were looked at for them.
 
+        Args:
+            at_most: fewer will do, where there are fewer.
+
         Raises:
-            InputError: the held-out packages have fewer such lists.
+            InputError: the held-out packages have fewer such lists, or none.
         """
         chosen = self._choose(2 * queries, held_out=True, at_most=True)
         made: list[RankList] = []
@@ -114,6 +122,8 @@ class Documentation:
             made += [each] * each.order_matters
             if len(made) == queries:
                 return made, place
+        if made and at_most:
+            return made, len(chosen)
         raise InputError(
             f"BM25 finds the right passage among {candidates} candidates for {len(made)} of the {len(chosen)} queries "
             f"from held-out packages; expected {queries}: ask for fewer"

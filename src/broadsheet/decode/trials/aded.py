@@ -29,11 +29,13 @@ from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome,
 from broadsheet.trial.engine import Arm, Measured, Metric
 from broadsheet.trial.external import ExternalProcess
 from broadsheet.trial.results import ArmResult, Distribution
+from broadsheet.trial.sampling import PILOT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GREEDY, LOOKUP, MAIN = "greedy", "prompt lookup, 10 tokens", "ADED"
+_MOST_PROMPTS = 300  # where the claims decide how many
 _TABLE_DOCUMENTS = 30_000  # that the table's text is drawn from
 
 
@@ -136,7 +138,12 @@ class AdedTrial(Trial):
     paper: ClassVar[str] = "aded"
     title: ClassVar[str] = "Decode: the same output, generated faster"
 
-    prompts: int = option(51, "Prompts, a third of each kind.", quick=6, least=len(KINDS))
+    prompts: int | None = option(
+        None,
+        "Prompts, a third of each kind; by default as many as the claims need, after a pilot.",
+        quick=6,
+        least=len(KINDS),
+    )
     tokens: int = option(64, "Written for each; an end of text does not end them.", quick=32, least=2)
     megabytes: float = option(8.0, "Of other documents that the table is built from.", quick=2.0, least=0)
     warm: int = option(
@@ -167,9 +174,10 @@ class AdedTrial(Trial):
         self.check_calls()
         model, tokenizer = self.loaded
         self._corpus = corpora.load(self.data, text_field=self.text_field)
-        documents = tasks.choose(self._corpus, self.prompts + self.warm, self.seed)
-        self._items = tasks.make(documents[: self.prompts], tokenizer)
-        self._warm = tasks.make(documents[self.prompts :], tokenizer)
+        asked = self.prompts or _MOST_PROMPTS
+        documents = tasks.choose(self._corpus, asked + self.warm, self.seed, at_most=self.prompts is None)
+        self._warm = tasks.make(documents[: self.warm], tokenizer)
+        self._items = tasks.make(documents[self.warm :], tokenizer)
         self._excluded = {tasks.beginning(document) for document in documents}
         self._table = self._built(self._corpus, self._excluded, tokenizer)
         self._writer = TimedWriter(model, self.tokens)
@@ -183,9 +191,11 @@ class AdedTrial(Trial):
                 self._arm,
                 item="token",
                 per_item=self.tokens,
-                about=f"{len(self._items)}: {', '.join(KINDS)} in turn, {self.tokens} tokens written after each",
+                about=f"{'at most ' * (self.prompts is None)}{len(self._items)}: {', '.join(KINDS)} in turn, "
+                f"{self.tokens} tokens written after each",
                 fingerprint=fingerprint([asdict(prompt) for prompt in self._items]),
                 block_size=len(KINDS),
+                pilot=0 if self.prompts else PILOT,
             )
         ]
 
@@ -267,18 +277,19 @@ class AdedTrial(Trial):
             Distribution(
                 f"{name}: speed at each prompt",
                 "times greedy decoding",
-                speedups(usable[name], usable[GREEDY], self._items),
+                speedups(usable[name], usable[GREEDY], outcome.tasks[0].items),
             )
             for name in (MAIN, LOOKUP)
             if {name, GREEDY} <= usable.keys()
         ]
 
     def notes(self, outcome: Outcome) -> list[str]:
-        notes = _notes(outcome.usable, self._items, self._seconds, self.dtype)
+        items = outcome.tasks[0].items
+        notes = _notes(outcome.usable, items, self._seconds, self.dtype)
         peer = outcome.usable.get(self._peer.label) if self._peer and not peering.drafts(self._peer) else None
-        if peer and (different := int(len(self._items) - sum(peer.samples["identical output"]))):
+        if peer and (different := int(len(items) - sum(peer.samples["identical output"]))):
             notes.append(
-                f"{different} of the {len(self._items)} texts of {peer.name} differ from greedy decoding's here: it "
+                f"{different} of the {len(items)} texts of {peer.name} differ from greedy decoding's here: it "
                 "runs the model itself, in a precision of its own; its speed is that of its own texts."
             )
         return notes

@@ -39,8 +39,11 @@ def beginning(document: Document) -> str:
     return " ".join(document.text.split(maxsplit=_BEGINNING)[:_BEGINNING])
 
 
-def choose(documents: Iterable[Document], n: int, seed: int) -> list[Document]:
+def choose(documents: Iterable[Document], n: int, seed: int, *, at_most: bool = False) -> list[Document]:
     """A uniform sample of `n` documents, long enough for a prompt, that do not begin alike, in random order.
+
+    Args:
+        at_most: half as many will do, where there are fewer.
 
     Raises:
         InputError: there are fewer.
@@ -56,7 +59,7 @@ def choose(documents: Iterable[Document], n: int, seed: int) -> list[Document]:
             kept.append(document)
         elif (place := generator.randrange(len(beginnings))) < n:
             kept[place] = document
-    if len(kept) < n:
+    if len(kept) < n and not (at_most and len(kept) >= n // 2):
         raise InputError(f"{len(kept)} documents have more than {_WORDS} words; expected {n}: give more, or --prompts")
     generator.shuffle(kept)
     return kept

@@ -30,6 +30,7 @@ from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome,
 from broadsheet.trial.engine import Arm, Measured, Metric
 from broadsheet.trial.external import ExternalProcess
 from broadsheet.trial.results import ArmResult, Distribution
+from broadsheet.trial.sampling import PILOT
 from broadsheet.trial.stats import Statistic, auroc, over_groups, tpr_at_fpr
 
 _PAIRS = 60  # that a model writes, where their number is not given
@@ -147,7 +148,7 @@ class DetectTrial(Trial):
                 about=f"{len(texts.items)} from {texts.about}",
                 fingerprint=fingerprint([asdict(pair) for item in texts.items for pair in item]),
                 block_size=4,
-                pool=bool(self.machine) and self.pairs is None,
+                pilot=PILOT if self.machine and self.pairs is None else 0,
             )
         ]
 

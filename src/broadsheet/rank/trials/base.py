@@ -17,17 +17,19 @@ from broadsheet import models
 from broadsheet.data.retrieval.metrics import MEASURES, evaluate_lists
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
-from broadsheet.rank.list_source import Lists, ListSource
+from broadsheet.rank.list_source import ListSource
 from broadsheet.rank.trials.bias import position_bias
 from broadsheet.trial.base import EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Metric
 from broadsheet.trial.results import ArmResult, Curve
+from broadsheet.trial.sampling import PILOT
 
 if TYPE_CHECKING:
     from broadsheet.data.retrieval.lists import RankList
     from broadsheet.rank.base import ListwiseReranker
 
 FIRST_STAGE = "first stage"
+MOST_LISTS = 1000  # that are asked, where the claims decide how many
 METRICS = [Metric(name, bounds=(0, 1)) for name in MEASURES]
 _COUNTS = ("calls", "passages", "prompt_tokens", "output_tokens", "invalid_outputs", "cut_passages", "shortened_words")
 
@@ -44,7 +46,9 @@ class RerankerTrial(Trial):
         None, "A trained reranker (`broadsheet apply first`); the model itself by default.", metavar="FOLDER"
     )
     also: tuple[str, ...] = option((), "Further rerankers, each an arm named after its folder.", metavar="FOLDER,…")
-    queries: int | Literal["all"] | None = option(100, "Lists; `all` of a BEIR folder.", quick=12, least=1)
+    queries: int | Literal["all"] | None = option(
+        None, "Lists; `all` of a BEIR folder; by default as many as the claims need, after a pilot.", quick=12, least=1
+    )
     unanswerable: bool = option(
         False,
         "Ask lists without a right passage among the candidates too: they count 0 whatever is done, as in published "
@@ -61,18 +65,22 @@ class RerankerTrial(Trial):
     def ordering(self, block_size: int = 5) -> EvalTask:
         """Lists to put in order; kept as `lists_`."""
         source = ListSource(self.data, self.words, self.titles, self.first_stage or "", self.split, self.seed)
-        wanted = 0 if self.queries == "all" else int(self.queries or 0)
-        items = self.lists_ = source.test(wanted, self.candidates, found=not self.unanswerable)
+        wanted = MOST_LISTS if self.queries is None else 0 if self.queries == "all" else int(self.queries)
+        decided = self.queries is None
+        items = self.lists_ = source.test(wanted, self.candidates, found=not self.unanswerable, at_most=decided)
         return EvalTask(
             "ordering",
             items.lists,
             METRICS,
             self.arm,
             item="list",
-            about=f"{items.about}; {len(items.lists)} queries, at most {self.candidates} candidates each by "
-            f"{self.first_stage or 'BM25'}, {self.words or 'all'} words a passage" + ", titles shown" * self.titles,
+            about=f"{items.about}; {'at most ' * decided}{len(items.lists)} queries, at most {self.candidates} "
+            f"candidates each by {self.first_stage or 'BM25'}, {self.words or 'all'} words a passage"
+            + ", titles shown"
+            * self.titles,
             fingerprint=items.fingerprint,
             block_size=block_size,
+            pilot=PILOT if decided else 0,
         )
 
     def arm(self, arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
@@ -109,10 +117,12 @@ class RerankerTrial(Trial):
         }
 
     def figures(self, outcome: Outcome) -> list[Curve]:
-        return [success(outcome.results, self.lists_.lists, "Right passage among the first k")]
+        return [success(outcome.results, outcome.tasks[0].items, "Right passage among the first k")]
 
     def notes(self, outcome: Outcome) -> list[str]:
-        return [ceiling(self.lists_), *account(outcome.results, self.lists_.lists)]
+        lists = outcome.tasks[0].items
+        looked_at = round(self.lists_.asked * len(lists) / len(self.lists_.lists))
+        return [ceiling(lists, looked_at), *account(outcome.results, lists)]
 
 
 def changed(reranker: ListwiseReranker, **settings: Any) -> ListwiseReranker:
@@ -210,15 +220,14 @@ def success(arms: Sequence[ArmResult], lists: Sequence[RankList], title: str) ->
     return Curve(title, "first k", "share of queries", [float(k) for k in range(1, width + 1)], lines)
 
 
-def ceiling(made: Lists) -> str:
-    """What the first stage leaves to gain."""
-    lists = made.lists
+def ceiling(lists: Sequence[RankList], looked_at: int) -> str:
+    """What the first stage leaves to gain, in lists that `looked_at` queries gave."""
     best = [sorted(range(len(each.ids)), key=lambda i, each=each: -each.labels[i]) for each in lists]  # type: ignore[misc]
     values = evaluate_lists(lists, [[each.ids[i] for i in order] for each, order in zip(lists, best, strict=True)])
     found = sum(each.found for each in lists)
     others = "count 0 whatever is done" if found < len(lists) else "are not asked: no order changes what they count"
     return (
-        f"The first stage found a right passage for {found} of {made.asked} queries. The others {others}. The best "
+        f"The first stage found a right passage for {found} of {looked_at} queries. The others {others}. The best "
         f"order of the candidates has an nDCG@10 of {np.mean(values['nDCG@10']):.3f}."
     )
 

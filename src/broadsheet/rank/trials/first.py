@@ -111,7 +111,7 @@ class FirstTrial(RerankerTrial):
     def notes(self, outcome: Outcome) -> list[str]:
         usable, notes = outcome.usable, super().notes(outcome)
         if {MAIN, SHUFFLED} <= usable.keys():
-            notes.append(bias(usable[MAIN], usable[SHUFFLED], self.lists_.lists, self.seed))
+            notes.append(bias(usable[MAIN], usable[SHUFFLED], outcome.tasks[0].items, self.seed))
         if {MAIN, PERMUTATION} <= usable.keys():
             both = zip(orders_of(usable[MAIN]), orders_of(usable[PERMUTATION]), strict=True)
             same = [one[:1] == other[:1] for one, other in both]

@@ -51,7 +51,9 @@ class FullRankTrial(RerankerTrial):
     decode: Literal["permutation", "first_token"] = option(
         "permutation", "How an order is read off the model; first_token for lists of at most 26."
     )
-    queries: int | Literal["all"] | None = option(40, "Lists; `all` of a BEIR folder.", quick=4, least=1)
+    queries: int | Literal["all"] | None = option(
+        None, "Lists; `all` of a BEIR folder; by default as many as the claims need, after a pilot.", quick=4, least=1
+    )
     candidates: int = option(40, "In a list, the best of the first stage.", least=3)
     window: int | None = option(None, "Of the sliding sweep; by default half of the candidates.", least=2)
     step: int | None = option(None, "Of the sliding sweep; by default half of the window.", least=1)
