@@ -5,11 +5,13 @@ stdout is kept for results, so that every command can be piped.
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -51,9 +53,18 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def duration(seconds: float) -> str:
+    """Seconds in human units, with at most three figures: `"4.6 ms"`, `"2.3 s"`, `"12 min"`, `"3.4 h"`."""
+    units = (("µs", 1e-6, 1e-3), ("ms", 1e-3, 1.0), ("s", 1.0, 100.0), ("min", 60.0, 6000.0), ("h", 3600.0, math.inf))
+    unit, size = next((unit, size) for unit, size, most in units if seconds < most)
+    return f"{seconds / size:.3g} {unit}"
+
+
 @contextmanager
 def progress(description: str, total: float | None = None, *, shown: bool = True) -> Iterator[Progress]:
-    """A Rich progress display on stderr with one task, silent unless stderr is a terminal and it is to be `shown`.
+    """A Rich progress display on stderr with one task; where stderr is no terminal, a plain line every half minute.
+
+    Of displays within displays the outermost alone is told in lines. Nothing is told where it is not to be `shown`.
 
     Example:
         with progress("scoring", total=len(texts)) as bar:
@@ -78,9 +89,42 @@ def progress(description: str, total: float | None = None, *, shown: bool = True
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
+    live = shown and console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not live) as bar:
         bar.add_task(description, total=total)
-        yield bar
+        with _told(bar) if shown and not live else nullcontext():
+            yield bar
+
+
+_EVERY = 30.0  # seconds between two lines about a progress that no terminal shows
+_telling = threading.Lock()
+
+
+@contextmanager
+def _told(bar: Progress) -> Iterator[None]:
+    """Tell a progress in lines meanwhile, unless another one is told."""
+    if not _telling.acquire(blocking=False):
+        yield
+        return
+    done = threading.Event()
+    begin = time.monotonic()
+
+    def tell() -> None:
+        while not done.wait(_EVERY):
+            [task] = bar.tasks
+            spent = time.monotonic() - begin
+            whole = f" of {task.total:,.0f}" if task.total is not None else ""
+            left = task.total is not None and task.completed and spent / task.completed * (task.total - task.completed)
+            say(f"{task.description}: {task.completed:,.0f}{whole}" + f", about {duration(left)} left" * bool(left))
+
+    teller = threading.Thread(target=tell, name="progress", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+        _telling.release()
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:

@@ -346,7 +346,7 @@ def test_try_runs_end_to_end_on_a_tiny_model(run, tiny, tmp_path):
     data.write_text("".join(json.dumps({"body": f"{i} {text}"}) + "\n" for i, text in enumerate(documents)))
     status, out, _ = run(
         *("try", "lastde", "--model", tiny, "--data", str(data), "--text-field", "body", "--pairs", "6"),
-        *("--generator", tiny, "--perturbations", "2", "--regenerations", "2", "--quick"),
+        *("--generator", tiny, "--perturbations", "2", "--regenerations", "2", "--quick", "--full"),
     )
     assert status == 0
     for name in ("Likelihood *", "Lastde++", "DetectGPT", "NPR", "DNA-GPT", "AUROC, black-box", "T=0.8"):
@@ -381,7 +381,7 @@ def test_a_result_names_the_data_that_others_can_have_too(run, monkeypatch, tmp_
     written = []
     monkeypatch.setattr(options, "construct", lambda kind, given: Trial())
     monkeypatch.setattr(report, "write", lambda result, out: written.append(result) or [])
-    monkeypatch.setattr(report, "terminal", lambda result, written: None)
+    monkeypatch.setattr(report, "terminal", lambda result, **options: None)
     assert run("try", "gem")[0] == 0
     made = written[0].provenance
     assert list(made["named data"]) == ["resource:cranfield", "resource:stsb/stsb-dev.tsv"]

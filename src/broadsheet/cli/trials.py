@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from broadsheet.cli.root import EXTRA, OwnOptions, app, writable
 from broadsheet.console import InputError, say
 
+if TYPE_CHECKING:
+    from broadsheet.trial.results import TrialResult
+
 Out = Annotated[Path, typer.Option(help="Folder for the report (JSON and HTML).")]
+Full = Annotated[bool, typer.Option("--full", help="Print every arm, verdict and note, not the answer alone.")]
+ResultJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Record = Annotated[bool, typer.Option("--record", help="Keep the result as evidence/<id>.json.")]
 
 
@@ -33,17 +39,19 @@ def try_(
     name: Annotated[str, typer.Argument(metavar="ID|STAGE", help="A paper, or a stage for all its methods at once.")],
     out: Out = Path("runs"),
     record: Record = False,
+    full: Full = False,
+    as_json: ResultJson = False,
 ) -> None:
     """Try a paper against the plain baseline, on your model and your data.
 
-    Prints a table with intervals and one verdict a metric, and writes JSON and one HTML page. Every trial takes
-    --model, --data, --quick and --seed; `broadsheet try ID --help` lists all that a trial takes.
+    Prints the answer with the rows that bear it out, and writes all that was measured as JSON and as one HTML page.
+    Every trial takes --model, --data, --quick and --seed; `broadsheet try ID --help` lists all that a trial takes.
     """
     from broadsheet.options import pairs
     from broadsheet.page.papers import get_trial
 
     paper, entry = get_trial(name)
-    _run(paper, entry, pairs(context.args), out, record)
+    _run(paper, entry, pairs(context.args), out, record, full, as_json)
 
 
 class _Studies(_Trials):
@@ -60,6 +68,8 @@ def study(
     name: Annotated[str, typer.Argument(metavar="ID", help="A study; `_study` at the end may be left out.")],
     out: Out = Path("runs"),
     record: Record = False,
+    full: Full = False,
+    as_json: ResultJson = False,
 ) -> None:
     """Rerun a study's table on your models and data: `try`, for papers that compare what others propose.
 
@@ -71,7 +81,7 @@ def study(
     paper, entry = get_trial(_study(name))
     if {each.id: each.kind for each in page()}.get(paper) != "study":
         raise InputError(f"{paper} is no study: `broadsheet try {paper}` tries it, `papers --kind study` lists studies")
-    _run(paper, entry, pairs(context.args), out, record)
+    _run(paper, entry, pairs(context.args), out, record, full, as_json)
 
 
 def _study(name: str) -> str:
@@ -88,10 +98,18 @@ def demo(out: Out = Path("runs")) -> None:
     paper, entry = get_trial("lastde")
     say(f"broadsheet: does a paper help on this machine? Trying “{get(paper).title}” ({get(paper).url}).")
     say("The built-in model writes half of the texts; nine detectors say which half. This takes a few minutes.")
-    _run(paper, entry, {"quick": True}, out, record=False)
+    _run(paper, entry, {"quick": True}, out)
 
 
-def _run(paper: str, entry: str, given: dict[str, Any], out: Path, record: bool) -> None:
+def _run(
+    paper: str,
+    entry: str,
+    given: dict[str, Any],
+    out: Path,
+    record: bool = False,
+    full: bool = False,
+    as_json: bool = False,
+) -> None:
     from broadsheet import report
     from broadsheet.data.resources import fingerprints
     from broadsheet.options import construct
@@ -107,21 +125,35 @@ def _run(paper: str, entry: str, given: dict[str, Any], out: Path, record: bool)
     named = fingerprints(trial.given())  # refuses what is not there before anything runs
     if record:
         _check_strength(trial)
-    result = trial.run()
+    result = _tried(trial)
     result.command = shlex.join(["broadsheet", *sys.argv[1:]])
     result.title = row.title if row else result.title
     if made := replay.trained(trial.given()):
         result.provenance["trained"] = made
     if named:
         result.provenance["named data"] = named
-    report.terminal(result, written=report.write(result, out))
+    written = report.write(result, out)
+    if as_json:
+        print(json.dumps(evidence.finite(result.to_dict()), ensure_ascii=False))
+    else:
+        report.terminal(result, written=written, full=full)
     if record:
         if row is not None and row.kind == "method" and not any(claim.kind == "claim" for claim in result.judged):
             raise InputError(f"nothing is recorded: the trial of {paper} names no claim of the paper ({entry})")
         where = row.evidence_folder if row else evidence.folder()
         where.mkdir(exist_ok=True)
-        print(f"evidence {evidence.record(paper, result.to_dict(), where)}")
+        say(f"evidence {evidence.record(paper, result.to_dict(), where)}")
     trial.finish()
+
+
+def _tried(trial: Any) -> TrialResult:
+    """The result of a trial. Ctrl-C says how to go on."""
+    try:
+        result: TrialResult = trial.run()
+    except KeyboardInterrupt:
+        say("broadsheet: stopped; what is finished is kept, and the same command goes on from there")
+        raise typer.Exit(130) from None
+    return result
 
 
 def _check_strength(trial: Any) -> None:
@@ -145,8 +177,6 @@ def _check_oracles(paper: Any) -> None:
     Raises:
         InputError: it has none.
     """
-    import json
-
     oracles = paper.evidence_folder.parent / "tests" / "oracles"
     file = oracles / f"{paper.id}.json"
     if paper.kind != "method" or not oracles.is_dir():

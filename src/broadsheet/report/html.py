@@ -7,6 +7,8 @@ Knows: tables, templates, files. Does not know: how anything was measured; every
 from __future__ import annotations
 
 import json
+import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from rich.text import Text
 from broadsheet.cache import atomic_write
 from broadsheet.page.evidence import finite
 from broadsheet.report import plots, words
+from broadsheet.report.answer import Answer
 from broadsheet.report.view import CLAIM_MARKS, MARKS, View
 from broadsheet.trial.sentences import multiplicity_warning, sentence
 
@@ -28,11 +31,18 @@ if TYPE_CHECKING:
 
 CLAIM_STYLES = {"shown": "green", "refuted here": "red", "open": "yellow"}
 WIDEST = 100  # columns of terminal output that still read well
+BRIEF = 15  # lines of 80 columns that an answer takes at most
 STYLES = {"helps": "green", "hurts": "red", "no measurable difference": "dim", "not measured": "dim"}
+_MARK_STYLES = {mark: STYLES[verdict] for verdict, mark in MARKS.items()}
 
 
-def terminal(result: TrialResult, console: Console | None = None, written: Sequence[Path] = ()) -> None:
-    """Print a trial: the question, a row per arm, the methods' verdicts, the others' in short, the notes, the files.
+def terminal(
+    result: TrialResult, console: Console | None = None, written: Sequence[Path] = (), *, full: bool = False
+) -> None:
+    """Print a trial's answer: a sentence or two, the rows that bear it out, what to know first, what to do next.
+
+    It takes at most `BRIEF` lines of 80 columns. With `full` everything follows that a reader may ask for: the
+    question, a row per arm, the methods' verdicts, the others' in short, the notes.
 
     Args:
         result: a finished trial.
@@ -42,13 +52,64 @@ def terminal(result: TrialResult, console: Console | None = None, written: Seque
     Example:
         report.terminal(result, written=report.write(result, Path("runs")))
     """
-    view, console = View(result), console or Console()
+    console = console or Console()
     width = min(console.width, WIDEST)
+    for line in brief(result, width):
+        console.print(line, width=width)
+    if full:
+        console.print()
+        _everything(result, console, width)
+    page = next((path for path in written if path.suffix == ".html"), None)
+    if page:
+        console.print(
+            Text(f"report  {_short(page)}" + " · --full prints all of it" * (not full), "dim"), soft_wrap=True
+        )
+    if use := Answer(result).use:
+        console.print(Text.assemble(("use     ", "dim"), use), soft_wrap=True)
+
+
+def brief(result: TrialResult, width: int) -> list[RenderableType]:
+    """The answer, its rows, and why: what the first screen of a report says."""
+    answer = Answer(result)
+    mark, style = CLAIM_MARKS[result.verdict], CLAIM_STYLES[result.verdict]
+    said = Text(str(answer), "bold", overflow="fold")
+    lines: list[RenderableType] = [_hanging([(mark, said, style)]) if answer.claims else said, Text()]
+    names = [
+        Text(arm.name + " *" * (arm.role == "baseline"), "bold" * (arm.role == "method")) for arm, _ in answer.rows
+    ]
+    view = View(result)
+    columns = []
+    for place, metric in enumerate(answer.metrics):
+        cells = [
+            Text.assemble((f"{cells[place].mark:1} ", _MARK_STYLES.get(cells[place].mark, "")))
+            + _cell(cells[place].value, "", view.grain(metric), arm.status, arm.n_items)
+            for arm, cells in answer.rows
+        ]
+        columns.append((metric, cells))
+    lines += _tables(("", names), columns, width)[:1]
+    lines.append(Text("* baseline; ▲ better, ▼ worse, = no measurable difference; 95 % intervals", "dim"))
+    taken = len(said.wrap(Console(width=width), width - 2)) + len(names) + 5  # blank, header, legend, report, use
+    if answer.why and taken < BRIEF:
+        lines.append(_hanging([("why    ", _first_lines(answer.why, width - 8, min(2, BRIEF - taken)), "")]))
+    return lines
+
+
+def _first_lines(text: str, width: int, lines: int) -> str:
+    """As much of a text as so many lines hold, cut after a word."""
+    wrapped = textwrap.wrap(text, width)
+    if len(wrapped) <= lines:
+        return text
+    return " ".join([*wrapped[: lines - 1], textwrap.shorten(" ".join(wrapped[lines - 1 :]), width, placeholder=" …")])
+
+
+def _everything(result: TrialResult, console: Console, width: int) -> None:
+    """The question, all arms, all verdicts, all notes, the command."""
+    view = View(result)
     setting = " · ".join(f"{key} {value}" for key, value in words.flat(result.setting))
     head = [Text(result.title, "bold"), Text(result.question, "italic"), Text(setting, "dim")]
     names = [Text(arm.name + " *" * (arm.role == "baseline"), "bold" * (arm.role == "method")) for arm in view.arms]
     columns = [
-        (metric, [_cell(view.value(arm, metric), "", view.grain(metric), arm.status) for arm in view.arms])
+        (metric, [_cell(view.value(arm, metric), "", view.grain(metric), arm.status, arm.n_items) for arm in view.arms])
         for metric in view.metrics
     ]
     columns.append(("memory", [Text(words.memory(arm.peak_bytes)) for arm in view.arms]))
@@ -63,8 +124,6 @@ def terminal(result: TrialResult, console: Console | None = None, written: Seque
     if methods and others:
         _print(console, [Text(), _hanging([("·", line, "dim") for line in view.summary(others)])])
     _print(console, _notes(view.warning, *result.notes))
-    for path in written:
-        console.print(Text(f"wrote   {_short(path)}", "dim"), soft_wrap=True)
     if result.command:
         console.print(Text(f"repeat  {_folded(result.command, width - 10)}", "dim"), soft_wrap=True)
 
@@ -139,11 +198,15 @@ def _print(console: Console, *parts: Iterable[RenderableType]) -> None:
         console.print(line, width=min(console.width, WIDEST))
 
 
-def _cell(interval: Interval | None, unit: str = "", step: float = 0.0, status: str = "ok") -> Text:
-    """Estimate and interval as one table cell."""
+def _cell(interval: Interval | None, unit: str = "", step: float = 0.0, status: str = "ok", n: int = 0) -> Text:
+    """Estimate and interval as one table cell; of too few items, and of a constant, the estimate alone."""
     if interval is None:
         return Text("—", "dim") if status == "ok" else Text(status, "red")
     estimate, ends = words.bracket(interval, step)
+    if interval.low == interval.high:
+        return Text(estimate + unit)
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return Text.assemble(estimate + unit, (f" too few to say (n = {n})" * bool(n), "dim"))
     return Text.assemble(estimate + unit, " ", (ends, "dim"))
 
 
@@ -194,11 +257,11 @@ def _notes(*notes: str) -> list[RenderableType]:
     return [Text(), _hanging([("–", note, "") for note in notes if note]), Text()]
 
 
-def _hanging(lines: Sequence[tuple[str, str, str]]) -> Table:
+def _hanging(lines: Sequence[tuple[str, str | Text, str]]) -> Table:
     """Lines of (mark, sentence, style), each wrapped beside its mark."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     for mark, said, style in lines:
-        grid.add_row(Text(mark, style), Text(said, style, overflow="fold"))
+        grid.add_row(Text(mark, style), said if isinstance(said, Text) else Text(said, style, overflow="fold"))
     return grid
 
 

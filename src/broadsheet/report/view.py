@@ -7,7 +7,6 @@ HTML, or terminals.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from broadsheet.page.papers import page
 from broadsheet.report import plots, words
 from broadsheet.trial.claims import words as claim_words
-from broadsheet.trial.results import plural
+from broadsheet.trial.results import chance_level, plural
 from broadsheet.trial.sentences import multiplicity_warning
 
 if TYPE_CHECKING:
@@ -124,6 +123,11 @@ class View:
     def unit(self, metric: str) -> str:
         return next((c.unit for c in self.comparisons if c.metric == metric), "")
 
+    def chance(self, metric: str) -> float | None:
+        """What guessing gives; None where that is not known."""
+        known = (c.chance for c in self.comparisons if c.metric == metric and c.chance is not None)
+        return next(known, chance_level(metric))
+
     def groups(self, *roles: str) -> list[tuple[str, list[Comparison]]]:
         """Comparisons grouped by arm, for the arms of these roles; the paper's claims first in each."""
         names = [arm.name for arm in self.arms if arm.role in roles]
@@ -163,7 +167,7 @@ class View:
         drawings = []
         for metric in self.metrics:
             title = f"{metric}, {unit}" if (unit := self.unit(metric)) else metric
-            drawings.append(plots.whiskers(title, self._rows(metric), chance(metric)))
+            drawings.append(plots.whiskers(title, self._rows(metric), self.chance(metric)))
         if self.qualities:
             quality = self.qualities[0]
             rows = [row for row in self._rows(quality) if row.value and row.across]
@@ -220,11 +224,3 @@ def styles(names: Iterable[str], roles: Mapping[str, str]) -> dict[str, str]:
         again = sum(style.startswith(colour) for style in chosen.values())
         chosen[name] = f"{colour} d{min(again, 2)}"
     return chosen
-
-
-def chance(metric: str) -> float | None:
-    """What a coin scores: one half for an AUROC, the rate itself for a true-positive rate at a false-positive rate."""
-    if re.match(r"(ROC[ -]?AUC|AU-?ROC)\b", metric, re.IGNORECASE):
-        return 0.5
-    rate = re.match(r"TPR\D*(\d+(?:\.\d+)?) ?%", metric, re.IGNORECASE)
-    return float(rate[1]) / 100 if rate else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import numpy as np
 
 from broadsheet.cache import atomic_write, fingerprint, home
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, duration, say
 from broadsheet.methods import ForPaper
 from broadsheet.options import option
 from broadsheet.page.evidence import provenance, versions
@@ -29,6 +30,7 @@ from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.results import ArmResult, Curve, Distribution, Role, TrialResult, joined, plural
 from broadsheet.trial.sampling import PilotSampling, seconds_of
 from broadsheet.trial.stats import MIN_UNITS
+from broadsheet.trial.took import Took
 from broadsheet.trial.verdicts import Comparison, margins
 
 if TYPE_CHECKING:
@@ -317,7 +319,12 @@ class Trial(ForPaper):
         self.workdir.mkdir(parents=True, exist_ok=True)
         arms, claims = list(self.arms()), list(self.claims())
         self._check(arms, tasks, claims)
+        took = Took(self.tried, {name: value for name, value in self.given().items() if name != "seed"})
+        self._announce(arms, took.before)
+        resumed, begin = any(self.workdir.iterdir()), time.monotonic()
         outcome = self._run(arms, tasks, claims)
+        if not resumed:
+            took.keep(time.monotonic() - begin)
         outcome.comparisons.extend(self._training(arms))
         judged = judge(claims, outcome.comparisons)
         return TrialResult(
@@ -336,6 +343,14 @@ class Trial(ForPaper):
             notes=[*self.notes(outcome), *self._absent(judged, outcome)],
             provenance=provenance(**facts),
             demonstration=self.demonstration(),
+        )
+
+    def _announce(self, arms: Sequence[ModelArm], before: float | None) -> None:
+        """Say what will be done, how long that took here before, and that it can be stopped."""
+        say(f"{self.question()} {len(arms)} arms take part: {', '.join(arm.name for arm in arms)}.")
+        say(
+            (f"This took {duration(before)} here before. " if before else "")
+            + "Stop it with Ctrl-C at any time: the same command goes on from there."
         )
 
     def finish(self) -> None:

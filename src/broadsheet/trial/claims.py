@@ -85,7 +85,9 @@ def _judged(claim: Claim, comparison: Comparison | None, p_value: float | None, 
     if comparison is not None:
         target = target_of(claim, comparison)
         turned = comparison.turned()
-        clear = comparison.verdict == "helps" and (p_value is None or p_value < 1 - CONFIDENCE)
+        clear = (
+            comparison.verdict == "helps" and not comparison.at_chance and (p_value is None or p_value < 1 - CONFIDENCE)
+        )
         reach = None if target is None else math.log(target) if comparison.scale == "ratio" else target
         if clear:
             verdict = "shown"
@@ -133,6 +135,8 @@ def words(claim: JudgedClaim, comparison: Comparison | None) -> str:
         return "shown"
     if comparison is None or comparison.verdict == "not measured":
         return f"{claim.verdict}: not measured"
+    if claim.verdict == "open" and comparison.at_chance:
+        return f"open: it is at chance, where guessing gives {comparison.chance:g}"
     ratio = comparison.scale == "ratio"
     if claim.target is None:
         if claim.verdict == "refuted here":

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broadsheet.clock import measure
-from broadsheet.console import progress, say
-from broadsheet.trial.results import ArmResult, Role, plural
+from broadsheet.console import duration, progress, say
+from broadsheet.trial.results import ArmResult, Role, beside_chance, plural
 from broadsheet.trial.stats import Interval, Statistic, interval, mean, over_runs
 from broadsheet.trial.verdicts import Comparison, Scale, compare_samples, compare_seconds
 
@@ -33,6 +33,7 @@ Outputs = Mapping[str, Sequence[Any]]
 RERUN = "baseline, run again"
 SETTLED = 1.5  # a block on which the baseline's two times differ by more than this factor is run again
 _UNSETTLED_SECONDS = 0.1  # and by more than this: shorter times are the clock's
+_TOLD_SECONDS = 30  # what takes longer is told beforehand
 _TRIES = 3  # of a block, before its time is left out
 
 
@@ -93,6 +94,8 @@ class Metric:
         cluster: an item's cluster (its document, speaker, prompt), where items belong together: clusters are drawn
             whole, and what is counted are clusters.
         counted: what a cluster is, in the plural: `"documents"`.
+        chance: what guessing gives, where it is known: an arm whose interval reaches that helps nobody. Of an AUROC,
+            and of a true-positive rate at a false-positive rate, it is known by the name.
         only: whether an item has a part in this metric; all have by default. An arm's output of the others is not
             read, and a metric in which no item has a part is not reported.
     """
@@ -107,6 +110,7 @@ class Metric:
     scale: Scale = "difference"
     cluster: Callable[[Any], Hashable] | None = None
     counted: str = "clusters"
+    chance: float | None = None
     only: Callable[[Any], bool] | None = None
 
 
@@ -202,6 +206,8 @@ def run_arms(
                 _write(journal, {"block": finished, "seconds": seconds})
                 spent += seconds
                 bar.advance(bar.task_ids[0])
+                if not index and (left := seconds * (len(blocks) - 1)) > _TOLD_SECONDS:
+                    say(f"about {duration(left)} more for " + ("all of it" if planned or plan is None else "all items"))
                 index += 1
     finally:
         for arm in arms:
@@ -210,7 +216,8 @@ def run_arms(
     results = [made.result(name, per_item) for name in dict.fromkeys(arm.name for arm in arms)]
     usable = {result.name for result in results if result.status == "ok"}
     comparisons = [c for a, b in wanted if {a, b} <= usable for c in made.compare(a, b)]
-    return results, comparisons
+    levels = {metric.name: metric.chance for metric in metrics if metric.chance is not None}
+    return results, beside_chance(comparisons, results, levels)
 
 
 def _wanted(arms: Sequence[Arm], baseline: str, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

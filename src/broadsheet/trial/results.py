@@ -5,7 +5,9 @@ Knows: plain fields, JSON. Does not know: how anything was measured (`trial`), o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -74,6 +76,39 @@ def joined(one: ArmResult, other: ArmResult) -> ArmResult:
         peak_bytes=max(one.peak_bytes, other.peak_bytes),
         samples=one.samples | other.samples,
     )
+
+
+def chance_level(metric: str) -> float | None:
+    """What a coin scores: one half for an AUROC, the rate itself for a true-positive rate at a false-positive rate."""
+    if re.match(r"(ROC[ -]?AUC|AU-?ROC)\b", metric, re.IGNORECASE):
+        return 0.5
+    rate = re.match(r"TPR\D*(\d+(?:\.\d+)?) ?%", metric, re.IGNORECASE)
+    return float(rate[1]) / 100 if rate else None
+
+
+def beside_chance(
+    comparisons: Iterable[Comparison], arms: Iterable[ArmResult], levels: Mapping[str, float]
+) -> list[Comparison]:
+    """The comparisons, each with what guessing gives, and whether the arm's interval reaches that.
+
+    Args:
+        levels: by metric; for others it is `chance_level`, of which metrics have none as a rule.
+    """
+    spans = {(arm.name, metric): span for arm in arms for metric, span in arm.values.items()}
+    found = []
+    for c in comparisons:
+        level, span = levels.get(c.metric, chance_level(c.metric)), spans.get((c.arm, c.metric))
+        if level is None or span is None or math.isnan(span.estimate):
+            found.append(c)
+        else:
+            reaches = span.low <= level if c.higher_is_better else span.high >= level
+            found.append(replace(c, chance=level, at_chance=reaches))
+    return found
+
+
+def listed(words: Sequence[str]) -> str:
+    """`"a, b and c"`."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def plural(word: str) -> str:
@@ -156,6 +191,9 @@ class TrialResult:
             )
             for comparison in data["comparisons"]
         ]
+        comparisons = beside_chance(
+            comparisons, arms, {c.metric: c.chance for c in comparisons if c.chance is not None}
+        )
         figures = [(Curve if figure["kind"] == "curve" else Distribution)(**figure) for figure in data["figures"]]
         verdicts = {(c.metric, c.baseline, c.arm): c.verdict for c in comparisons}
         judged = [JudgedClaim(**claim) for claim in data.get("judged", ())]

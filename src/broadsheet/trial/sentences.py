@@ -19,31 +19,51 @@ def sentence(comparison: Comparison) -> str:
         "AUROC: Lastde++ helps: +0.12 [+0.05, +0.19] against Likelihood (0.79 → 0.91)"
         "AUROC: no measurable difference between Entropy and Likelihood (could have seen ≥ 0.08): −0.01 [−0.06, +0.04]"
         "texts/s: Lastde++ hurts: 0.48× [0.44, 0.52] as fast as Likelihood"
+        "AUROC: Lastde is at chance (0.49, guessing 0.5): +0.12 [+0.05, +0.19] against Likelihood (0.37 → 0.49)"
+        "identical output: ADED as greedy: 51 of 51"
     """
     c = comparison
     if c.verdict == "not measured":
         same = math.isfinite(c.difference.high) and c.difference.high - c.difference.low <= 1e-8 * abs(c.difference.low)
         why = "the same difference each time, which tells nothing of others" if same else f"n = {c.n}"
         return f"{c.metric}: {c.arm} against {c.baseline}: not measured ({why})"
-    ratio = c.scale == "ratio"
-    places = _places(c.difference, neutral=1.0 if ratio else 0.0)
-    unit = "×" if ratio else f" {c.unit}" if c.unit else ""
-    estimate, low, high = (
-        _number(end, places, signed=not ratio) for end in (c.difference.estimate, c.difference.low, c.difference.high)
-    )
-    amount = f"{estimate}{unit} [{low}, {high}]"
+    if same_on := equal_by_design(c):
+        return f"{c.metric}: {c.arm} as {c.baseline}: {same_on}" + margin_words(c)
     if c.verdict == "no measurable difference":
-        seen = _sensitivity(c, places, unit)
-        line = f"{c.metric}: no measurable difference between {c.arm} and {c.baseline} ({seen}): {amount}"
+        line = f"{c.metric}: no measurable difference between {c.arm} and {c.baseline} ({sensitivity(c)}): {amount(c)}"
     else:
-        values = ""
-        if c.baseline_value is not None and c.arm_value is not None:
-            places_of = [_places(Interval(v, v, v), 0) if ratio else places for v in (c.baseline_value, c.arm_value)]
-            shown = [_number(v, p) for v, p in zip((c.baseline_value, c.arm_value), places_of, strict=True)]
-            values = f" ({' → '.join(shown)})"
+        shown = f" ({values(c)})" * bool(values(c))
         beside = "of" if c.baseline_value is not None else "as fast as"
-        line = f"{c.metric}: {c.arm} {c.verdict}: {amount} {beside if ratio else 'against'} {c.baseline}{values}"
+        came = c.verdict
+        if c.at_chance and c.verdict == "helps":
+            came = f"is at chance ({c.arm_value:.2g}, guessing {c.chance:g})"  # type: ignore[assignment]
+        line = (
+            f"{c.metric}: {c.arm} {came}: {amount(c)} {beside if c.scale == 'ratio' else 'against'} {c.baseline}{shown}"
+        )
     return line + margin_words(c)
+
+
+def amount(c: Comparison) -> str:
+    """By how much two arms differ, with the interval: `"+0.12 [+0.05, +0.19]"`, `"0.48× [0.44, 0.52]"`."""
+    ends = (c.difference.estimate, c.difference.low, c.difference.high)
+    estimate, low, high = (_number(end, _decimals(c), signed=c.scale != "ratio") for end in ends)
+    return f"{estimate}{_unit(c)} [{low}, {high}]"
+
+
+def values(c: Comparison) -> str:
+    """What the two arms reached, `"0.79 → 0.91"`; empty where that has no meaning of its own."""
+    reached = (c.baseline_value, c.arm_value)
+    if None in reached:
+        return ""
+    numbers = [value for value in reached if value is not None]
+    places = [_places(Interval(v, v, v), 0) if c.scale == "ratio" else _decimals(c) for v in numbers]
+    return " → ".join(_number(value, place) for value, place in zip(numbers, places, strict=True))
+
+
+def equal_by_design(c: Comparison) -> str:
+    """`"51 of 51"` where the arm has right, as the baseline has, every item of a yes-or-no metric; else empty."""
+    everything = c.test == "exact McNemar" and c.baseline_value == c.arm_value == 1.0
+    return f"{c.n} of {c.n}" if everything and not c.better and not c.worse else ""
 
 
 def margin_words(c: Comparison) -> str:
@@ -79,16 +99,24 @@ def multiplicity_warning(comparisons: Sequence[Comparison]) -> str:
     )
 
 
-def _sensitivity(c: Comparison, places: int, unit: str) -> str:
-    """What a "no measurable difference" was able to see."""
+def sensitivity(c: Comparison) -> str:
+    """What a "no measurable difference" was able to see, or why an interval that excludes 0 is none."""
     d = c.difference
     if d.low == d.high:
         return f"equal in every resample of {c.n} {c.counted or 'items'}"
     if math.isinf(c.minimum_detectable_effect):
         return f"n = {c.n} is too few to see any"
-    seen = f"could have seen ≥ {_number(c.minimum_detectable_effect, places)}{unit}"
+    seen = f"could have seen ≥ {_number(c.minimum_detectable_effect, _decimals(c))}{_unit(c)}"
     neutral = 1.0 if c.scale == "ratio" else 0.0
     return seen if d.low <= neutral <= d.high else f"{seen}; within the baseline's own noise"
+
+
+def _unit(c: Comparison) -> str:
+    return "×" if c.scale == "ratio" else f" {c.unit}" if c.unit else ""
+
+
+def _decimals(c: Comparison) -> int:
+    return _places(c.difference, neutral=1.0 if c.scale == "ratio" else 0.0)
 
 
 def _places(interval: Interval, neutral: float) -> int:

@@ -70,6 +70,8 @@ class Comparison:
         items: that were asked, where `n` may count clusters of them.
         better, worse: items on which the arm is better or worse, where items have a value each.
         left_out: blocks whose time does not count, since the baseline disagreed with itself on them each time.
+        chance: what guessing gives on the metric, where that is known.
+        at_chance: the arm's own interval reaches down to that, whatever the baseline's does.
     """
 
     metric: str
@@ -99,6 +101,8 @@ class Comparison:
     better: int | None = None
     worse: int | None = None
     left_out: int = 0
+    chance: float | None = None
+    at_chance: bool = False
 
     def turned(self) -> Interval:
         """The difference with up for better, of the log for a ratio."""

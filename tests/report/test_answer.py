@@ -1,0 +1,188 @@
+"""A trial's answer: it follows from the result alone, says what won and what came of the claims, and fits a screen."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from broadsheet import report
+from broadsheet.page import evidence
+from broadsheet.report.answer import Answer, difference
+from broadsheet.report.html import BRIEF
+from broadsheet.trial.claims import Claim, judge
+from broadsheet.trial.engine import Arm, Metric, run_arms
+from broadsheet.trial.results import TrialResult, beside_chance
+from broadsheet.trial.sentences import sentence
+from broadsheet.trial.stats import auroc
+
+RECORDED = sorted(
+    path.stem for path in evidence.folder().glob("*.json") if "arms" in json.loads(path.read_text("utf-8"))
+)
+SHIFTS = {"plain": 0.0, "method": 1.0, "other": 2.0}
+
+
+def tried(
+    shifts: dict[str, float] = SHIFTS,
+    metric: Metric = Metric("score"),
+    claims: tuple[Claim, ...] = (Claim("score", "plain", "method"),),
+    pairs: tuple[tuple[str, str], ...] = (),
+    n: int = 60,
+    notes: tuple[str, ...] = (),
+    paper: str = "",
+) -> TrialResult:
+    """Arms whose values lie so far from the first one's, as a trial would leave them."""
+    rng = np.random.default_rng(0)
+    items = rng.normal(size=n)
+    values = {name: items + shift + rng.normal(scale=0.1, size=n) for name, shift in shifts.items()}
+    if metric.statistic is auroc:
+        values = {name: np.stack([items, items + shift], 1) for name, shift in shifts.items()}
+    if metric.binary:
+        values = {name: np.full(n, shift) for name, shift in shifts.items()}
+    first = next(iter(shifts))
+    arms = [
+        Arm(
+            name,
+            lambda block, name=name: {metric.name: values[name][block].tolist()},  # type: ignore[misc]
+            "baseline" if name == first else "method" if name == "method" else "sibling",
+        )
+        for name in shifts
+    ]
+    results, comparisons = run_arms(arms, list(range(n)), [metric], pairs=pairs, resamples=400)
+    return TrialResult(
+        paper,
+        "A title",
+        "Does it help?",
+        {},
+        results,
+        comparisons,
+        judged=judge(claims, comparisons),
+        notes=list(notes),
+    )
+
+
+def lines_of(result: TrialResult, **options: object) -> list[str]:
+    console = Console(file=StringIO(), width=80)
+    report.terminal(result, console, **options)  # type: ignore[arg-type]
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("paper", RECORDED)
+def test_what_was_recorded_is_answered_on_one_screen(paper):
+    result = TrialResult.from_dict(evidence.read(paper, evidence.folder()))
+    lines = lines_of(result, written=[Path("runs/x.json"), Path("runs/x.html")])
+    assert len(lines) <= BRIEF
+    assert max(map(cell_len, lines)) <= 80
+    answer = Answer(result)
+    said = " ".join(" ".join(lines).split())
+    assert str(answer) in said
+    assert answer.lead is not None
+    assert answer.lead.arm.lower() in str(answer).lower()
+    claims = [claim for claim in result.judged if claim.kind == "claim"]
+    for verdict in {claim.verdict for claim in claims}:
+        assert verdict in str(answer)
+    assert any("runs/x.html" in line for line in lines)
+    assert lines[-1] == f"use     {answer.use}"
+    assert len(lines_of(result, full=True)) > len(lines)
+
+
+def test_an_answer_says_what_won_by_how_much_and_what_came_of_the_claim():
+    result = tried(notes=("Read this first.", "And that."))
+    answer = Answer(result)
+    c = result.comparison("score", "plain", "method")
+    assert str(answer).startswith("Method beats plain: score ")
+    assert f"({c.difference.estimate:+.2f}" in str(answer)
+    assert "Best here is other (" in str(answer)
+    assert str(answer).endswith("The paper's claim is shown.")
+    assert answer.why == "Read this first."
+    assert [arm.name for arm, _ in answer.rows] == ["plain", "method", "other"]
+    assert [cells[0].mark for _, cells in answer.rows] == ["", "▲", "▲"]
+
+
+def test_what_is_worse_and_what_does_not_differ_is_said_so():
+    assert "method is worse than plain: score" in difference(tried({"plain": 0.0, "method": -1.0}).comparisons[0])
+    same = tried({"plain": 0.0, "method": 0.0})
+    assert "do not differ measurably" in difference(same.comparisons[0])
+    assert "could have seen" in difference(same.comparisons[0])
+    assert "Best here" not in str(Answer(tried({"plain": 0.0, "method": 0.0, "other": 0.01}))), "within its interval"
+
+
+def test_an_arm_at_chance_does_not_help_whatever_the_baseline():
+    metric = Metric("AUROC", statistic=auroc, bounds=(0, 1))
+    claim = Claim("AUROC", "plain", "method", effect=0.1)
+    result = tried({"plain": -2.0, "method": -0.3, "other": 1.0}, metric, (claim,))
+    by_arm = {c.arm: c for c in result.comparisons if c.metric == "AUROC"}
+    assert by_arm["method"].verdict == "helps"
+    assert by_arm["method"].at_chance
+    assert not by_arm["other"].at_chance
+    assert by_arm["method"].chance == 0.5
+    assert "is at chance" in sentence(by_arm["method"])
+    assert "helps" not in sentence(by_arm["method"])
+    assert "helps" in sentence(by_arm["other"])
+    assert [judged.verdict for judged in result.judged] == ["open"]
+    answer = Answer(result)
+    assert str(answer).startswith("Method is at chance: AUROC ")
+    assert "The paper's claim is open: it is at chance, where guessing gives 0.5." in str(answer)
+    assert [cells[0].mark for arm, cells in answer.rows if arm.name == "method"] == ["="]
+    again = TrialResult.from_dict(json.loads(json.dumps(result.to_dict())))
+    assert [c.at_chance for c in again.comparisons] == [c.at_chance for c in result.comparisons]
+
+
+def test_a_metric_may_have_a_chance_level_of_its_own():
+    result = tried(metric=Metric("score", chance=5.0))
+    assert {c.at_chance for c in result.comparisons if c.metric == "score"} == {True}
+    found = beside_chance(result.comparisons, result.arms, {"score": -5.0})
+    assert {c.at_chance for c in found if c.metric == "score"} == {False}
+    low = tried({"plain": 0.0, "method": 1.0}, Metric("score", higher_is_better=False, chance=0.5))
+    assert low.comparisons[0].at_chance, "high is bad here"
+
+
+def test_equality_by_design_is_counted():
+    metric = Metric("identical output", binary=True, bounds=(0, 1))
+    result = tried({"plain": 1.0, "method": 1.0}, metric, (Claim("items/s", "plain", "method"),))
+    same = result.comparison("identical output", "plain", "method")
+    assert sentence(same) == "identical output: method as plain: 60 of 60"
+    assert "its output identical on 60 of 60" in str(Answer(result))
+    other = tried({"plain": 1.0, "method": 0.0}, metric, ()).comparisons[0]
+    assert "60 of 60" not in sentence(other)
+
+
+def test_several_claims_are_counted_and_those_that_are_not_shown_are_named():
+    claims = (Claim("score", "plain", "method", effect=0.5), Claim("score", "other", "method", effect=0.5))
+    result = tried(claims=claims, pairs=(("other", "method"),))
+    assert [claim.verdict for claim in result.judged] == ["shown", "refuted here"]
+    assert "Of the paper's 2 claims 1 is shown and 1 is refuted here (score over other)." in str(Answer(result))
+    both = tried(claims=(claims[0], Claim("score", "plain", "other", effect=0.5)))
+    assert "Both claims of the paper are shown." in str(Answer(both))
+
+
+def test_what_failed_or_is_a_demonstration_comes_before_other_notes():
+    result = tried(notes=("Read this first.",))
+    result.demonstration = "its weights are random"
+    assert Answer(result).why == "A demonstration alone: its weights are random"
+    result.arms[2].status, result.arms[2].error = "failed", "InputError: no room"
+    assert Answer(result).why == "other failed: InputError: no room."
+    lines = lines_of(result)
+    assert any("failed: InputError" in line for line in lines)
+
+
+def test_a_gain_that_is_absent_is_explained_first():
+    absent = "The gain that the paper reports is absent here in score of method over plain. The model is small."
+    claim = Claim("score", "plain", "method", effect=5.0)
+    none = {"plain": 0.0, "method": 0.0}
+    assert Answer(tried(none, claims=(claim,), notes=("Read this.", absent))).why == "The model is small."
+    assert Answer(tried(claims=(claim,), notes=("Read this.",))).why == "Read this."
+    assert Answer(tried()).why == ""
+
+
+def test_a_result_without_comparisons_has_an_answer_too():
+    result = tried({"plain": 0.0}, claims=())
+    assert str(Answer(result)) == "Nothing was compared."
+    assert lines_of(result)
+    long = tried(claims=(), notes=("word " * 400,))
+    assert len(lines_of(long)) <= BRIEF
