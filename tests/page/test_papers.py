@@ -69,6 +69,27 @@ def test_search_finds_words_anywhere_and_filters():
         papers.search(stage="detekt")
 
 
+def test_search_looks_for_words_and_not_for_letters_within_them():
+    assert not [
+        p for p in papers.search("rag") if "rag" not in papers._words(f"{p.title} {p.summary} {' '.join(p.topics)}")
+    ]
+    assert [paper.id for paper in papers.search("rerank")] != [], "begins reranking"
+    assert [paper.id for paper in papers.search("lm infinite")] == ["lm_infinite"], (
+        "a class's name is read by its parts"
+    )
+    assert papers._words("LMInfinite of vLLM-like 3.5B") >= {"lm", "infinite", "lminfinite", "vllm-like", "3.5b"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lastde", "LASTDE", "2410.06072", "https://arxiv.org/abs/2410.06072v2", "arxiv.org/pdf/2410.06072", "LastdePP"],
+)
+def test_ids_are_forgiven(name):
+    assert papers.get(name).id == "lastde"
+    assert papers.get_trial(name)[0] == "lastde"
+    assert papers.get("lm-infinite").id == "lm_infinite"
+
+
 def test_unknown_names_get_the_nearest_ones():
     with pytest.raises(InputError, match="did you mean lastde"):
         papers.get("lastd")

@@ -24,12 +24,13 @@ from broadsheet.trial.stats import auroc
 RECORDED = sorted(
     path.stem for path in evidence.folder().glob("*.json") if "arms" in json.loads(path.read_text("utf-8"))
 )
+SCORE = Metric("score")
 SHIFTS = {"plain": 0.0, "method": 1.0, "other": 2.0}
 
 
 def tried(
     shifts: dict[str, float] = SHIFTS,
-    metric: Metric = Metric("score"),
+    metric: Metric = SCORE,
     claims: tuple[Claim, ...] = (Claim("score", "plain", "method"),),
     pairs: tuple[tuple[str, str], ...] = (),
     n: int = 60,

@@ -14,7 +14,7 @@ from broadsheet.console import say
 
 @app.command(epilog="Example: broadsheet papers detection --stage detect")
 def papers(
-    query: Annotated[str, typer.Argument(help="Words to find in id, title, arXiv id or class names.")] = "",
+    query: Annotated[str, typer.Argument(help="Words to find in title, summary, topics, id or class names.")] = "",
     stage: Annotated[str, typer.Option(help="Only this stage, e.g. detect.")] = "",
     kind: Annotated[str, typer.Option(help="Only method, study, benchmark or survey.")] = "",
     rung: Annotated[int, typer.Option(min=0, max=4, help="Only papers that have reached at least this rung.")] = 0,
@@ -44,6 +44,10 @@ def papers(
     theirs = sum(not paper.ours for paper in found)
     also = f", and {theirs} of other packages" if theirs else ""
     say(f"{len(found) - theirs} of {len(ours())} papers{also}")
+    if not found:
+        filters = [f"--stage {stage}"] * bool(stage) + [f"--kind {kind}"] * bool(kind) + [f"--rung {rung}"] * bool(rung)
+        asked = " and ".join([*([f"the words “{query}”"] if query else []), *filters])
+        say(f"no paper has {asked}: leave out a word or a filter, or describe your task: broadsheet advise --goal “…”")
 
 
 def _titled(paper: Any) -> str:

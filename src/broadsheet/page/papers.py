@@ -6,6 +6,7 @@ Knows: `papers.toml`, the evidence folder, source files as text. Does not know: 
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,8 +38,9 @@ __all__ = [
 RUNGS = ("listed", "runs", "exact", "helps", "leads")
 _COSTS = ("/s", "seconds", "bytes", "tokens")
 _COST_UNITS = ("s", "ms", "s/query", "ms/token", "bytes", "MiB", "tokens")
-_LISTS = ("offers", "implements", "leaves_out")
-_KEYS = f"expected id, arxiv, kind, stage, title, and perhaps {', '.join(_LISTS)}, stands_in"
+_LISTS = ("topics", "offers", "implements", "leaves_out")
+_KEYS = f"expected id, arxiv, kind, stage, title, and perhaps summary, {', '.join(_LISTS)}, stands_in"
+_WHOLE = 4  # letters: shorter words of a query have to be whole words of a row
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Paper:
         id, arxiv, title: names; `arxiv` is the identifier alone, e.g. `"2410.06072"`.
         kind: method, study, benchmark or survey.
         stage: the folder it lives in.
+        summary: what it proposes or finds, in two sentences of ours.
+        topics: what it is about, in the words that one would look for it by.
         offers: `"module:name"` of what it offers, where that is no class with `paper` (a survey's table).
         implements: what of the paper the code has, in short phrases, with the place in the paper where it is known.
         leaves_out: what of the paper it does not have, or what was never run at the paper's scale.
@@ -61,6 +65,8 @@ class Paper:
     kind: str
     stage: str
     title: str
+    summary: str = ""
+    topics: tuple[str, ...] = ()
     offers: tuple[str, ...] = ()
     implements: tuple[str, ...] = ()
     leaves_out: tuple[str, ...] = ()
@@ -146,6 +152,8 @@ class Paper:
             "id": self.id,
             "arxiv": self.arxiv,
             "title": self.title,
+            "summary": self.summary,
+            "topics": list(self.topics),
             "kind": self.kind,
             "stage": self.stage,
             "entry": list(self.entry),
@@ -298,15 +306,26 @@ def _table(path: Path) -> dict[str, Any]:
 
 
 def get(paper_id: str) -> Paper:
-    """The paper of that id (or arXiv id).
+    """The paper of that id, arXiv id or address, or class name; case, and `-` for `_`, are forgiven.
 
     Raises:
         InputError: there is none; the nearest ids are named.
     """
-    for paper in page():
-        if paper_id in (paper.id, paper.arxiv):
-            return paper
+    paper = _meant(paper_id)
+    if paper is not None:
+        return paper
     raise InputError(f"no paper {paper_id!r} on the page{_nearest(paper_id, [p.id for p in page()])}")
+
+
+def _meant(name: str) -> Paper | None:
+    """The paper that a name stands for; None where it stands for none."""
+    wanted = name.strip().lower()
+    arxiv = re.search(r"(?<!\d)\d{4}\.\d{4,5}(?!\d)", wanted)
+    for paper in page():
+        classes = (entry.rpartition(":")[2].lower() for entry in paper.entry)
+        if wanted.replace("-", "_") == paper.id or (arxiv and arxiv[0] == paper.arxiv) or wanted in classes:
+            return paper
+    return None
 
 
 def get_trial(name: str) -> tuple[str, str]:
@@ -325,7 +344,7 @@ def get_trial(name: str) -> tuple[str, str]:
                     f"nothing to try in the stage {name!r} yet: `broadsheet papers --rung 1` lists what can be"
                 )
             return name, stage.trial
-    if name not in [i for p in page() for i in (p.id, p.arxiv)]:
+    if _meant(name) is None:
         known = [p.id for p in page()] + [s.id for s in stages()]
         raise InputError(f"no paper or stage {name!r} on the page{_nearest(name, known)}")
     paper = get(name)
@@ -358,7 +377,10 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def search(query: str = "", *, stage: str = "", kind: str = "", rung: int = 0) -> list[Paper]:
-    """Papers whose id, title, arXiv id, stage or class names hold every word of `query`, in page order.
+    """Papers in whose row every word of `query` stands, in page order.
+
+    Looked through are id, title, summary, topics, arXiv id, stage, kind and class names. A word of the query stands for
+    a word of the row that it equals or, from four letters on, begins.
 
     Args:
         stage, kind: keep only these.
@@ -372,13 +394,23 @@ def search(query: str = "", *, stage: str = "", kind: str = "", rung: int = 0) -
         raise InputError(f"no stage {stage!r}; expected one of {', '.join(known_stages)}")
     if kind and kind not in known_kinds:
         raise InputError(f"no kind {kind!r}; expected one of {', '.join(known_kinds)}")
-    words = query.lower().split()
+    wanted = _words(query)
     found = []
     for paper in page():
-        text = " ".join((paper.id, paper.arxiv, paper.title, paper.stage, paper.kind, *paper.entry)).lower()
-        if all(word in text for word in words) and stage in ("", paper.stage) and kind in ("", paper.kind):
+        names = [entry.rpartition(":")[2] for entry in paper.entry]
+        said = (paper.id, paper.arxiv, paper.title, paper.summary, paper.stage, paper.kind, *paper.topics, *names)
+        words = _words(" ".join(said))
+        held = all(w in words or (len(w) >= _WHOLE and any(word.startswith(w) for word in words)) for w in wanted)
+        if held and stage in ("", paper.stage) and kind in ("", paper.kind):
             found.append(paper)
     return [paper for paper in found if not rung or paper.rung >= rung]
+
+
+def _words(text: str) -> set[str]:
+    """The words of a text in lower case: `"LMInfinite"` is itself, and "lm" and "infinite" too."""
+    whole = re.findall(r"[\w.+-]*\w", text)
+    parts = [part for word in whole for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+", word)]
+    return {word.lower() for word in (*whole, *parts)}
 
 
 def docstring(entry: str) -> str:
