@@ -4,9 +4,9 @@
     python docs/generate.py --check    name what is stale, exit status 1
 
 A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`. NAME is a key of `PARTS`, or
-`options of try ID`, `options of apply ID`, `evidence of STAGE`, `speed of STAGE`, `reference of STAGE` or `output of
-broadsheet …`, for whatever papers, stages and commands there are. No number that was measured is typed by hand: it
-comes from `evidence/`, which `broadsheet try ID --record` writes.
+`options of try ID`, `options of apply ID`, `which of STAGE`, `evidence of STAGE`, `speed of STAGE`, `reference of
+STAGE` or `output of broadsheet …`, for whatever papers, stages and commands there are. No number that was measured is
+typed by hand: it comes from `evidence/`, which `broadsheet try ID --record` writes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from broadsheet.hear.prompts import INSTRUCTIONS
 from broadsheet.models.embedded import DEFAULT
 from broadsheet.options import describe
 from broadsheet.page import evidence
-from broadsheet.page.papers import RUNGS, Paper, Stage, get_recipe, get_trial, load, ours, stages
+from broadsheet.page.papers import RUNGS, Paper, Stage, get_recipe, get_trial, load, ours, stages, which
 from broadsheet.page.staleness import all_stale
 from broadsheet.rank.prompts.formats import RequestRow
 from broadsheet.report import words
@@ -417,6 +417,8 @@ def part(name: str) -> str:
     match name.split():
         case ["options", "of", ("try" | "apply") as command, of]:
             return options(command, of)
+        case ["which", "of", of]:
+            return which(of)
         case ["evidence", "of", of]:
             return stage_evidence(of)
         case ["reference", "of", of]:

@@ -15,15 +15,18 @@ from pathlib import Path
 
 import forks
 import pytest
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from broadsheet import options, report
 from broadsheet.cli import app as cli
-from broadsheet.cli.papers import _reflowed
 from broadsheet.cli.root import app
+from broadsheet.cli.show import _reflowed
 from broadsheet.data import resources
 from broadsheet.page import evidence, staleness
-from broadsheet.page.papers import get
+from broadsheet.page.docparts import example, use
+from broadsheet.page.papers import docstring, get, page, stages
+from broadsheet.report.answer import Answer
 from broadsheet.trial.results import ArmResult, TrialResult
 
 COMMANDS = (
@@ -98,8 +101,33 @@ def test_papers_lists_searches_and_filters(run):
     assert run("papers", "no such thing")[1] == ""
 
 
-def test_show_teaches_and_says_where_a_paper_stands(run):
-    _, out, _ = run("show", "2410.06072")
+def test_show_fits_a_screen_and_says_what_to_do(run, monkeypatch):
+    monkeypatch.setattr(staleness, "stale", lambda name: "")
+    monkeypatch.setenv("COLUMNS", "80")
+    for paper in page():
+        _, out, _ = run("show", paper.id)
+        lines = out.splitlines()
+        assert len(lines) <= 40, paper.id
+        words = " ".join(out.split())
+        assert paper.title in words
+        assert f"rung {paper.rung} " in words
+        if paper.summary:
+            assert paper.summary in words
+        if paper.entry and paper.in_stage:
+            assert f"import {paper.entry[0].partition(':')[2]}" in out
+            assert use(docstring(paper.entry[0])) in words
+            for line in example(docstring(paper.entry[0])).splitlines():
+                assert f"    {line}\n" in out, "code is not broken"
+        elif not paper.entry:
+            assert "Listed; not built yet" in out
+        if recorded := evidence.read(paper.id, evidence.folder()):
+            assert str(Answer(TrialResult.from_dict(recorded))) in words
+        assert (f"broadsheet try {paper.id} --quick" in out) == bool(paper.trial)
+        assert "Options of" not in out
+
+
+def test_show_full_teaches_everything(run):
+    _, out, _ = run("show", "2410.06072", "--full")
     assert "from broadsheet.detect import LastdePP" in out
     assert "broadsheet try lastde" in out
     paper, words = get("lastde"), " ".join(out.split())
@@ -112,8 +140,22 @@ def test_show_teaches_and_says_where_a_paper_stands(run):
     assert json.loads(run("show", "lastde", "--json")[1])["stands_in"] == paper.stands_in
     assert re.search(r"--generator +A second model writes", out)
     assert json.loads(run("show", "lastde", "--json")[1])["id"] == "lastde"
-    assert "Listed; not built yet" in (listed := run("show", "a_llmrec")[1])
-    assert "leaves out" not in listed
+    assert "leaves out" not in run("show", "a_llmrec", "--full")[1]
+
+
+def test_show_of_a_stage_says_which_method_to_take(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for stage in stages():
+        _, out, _ = run("show", stage.id)
+        words = " ".join(out.split())
+        assert stage.about in words
+        assert all(f"{paper.id} " in out for paper in stage.papers)
+        assert max(map(cell_len, out.splitlines())) <= 80
+        if stage.trial:
+            assert f"broadsheet try {stage.id}" in out
+    assert "FastDetectGPT" in run("show", "detect")[1]
+    assert "decode=" in run("show", "RANK")[1]
+    assert "reciprocal-rank fusion" in " ".join(run("show", "search")[1].split()), "a folder that is no stage"
 
 
 @pytest.mark.parametrize(

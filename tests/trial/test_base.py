@@ -539,3 +539,14 @@ def test_one_training_run_has_no_noise_floor_so_its_time_is_not_compared():
     result = seeded(SeededTrial(runs=1))
     assert not [c for c in result.comparisons if c.metric == TRAINING]
     assert [claim.verdict for claim in result.judged] == ["shown", "open"]
+
+
+def test_a_trial_says_what_it_will_do_and_how_long_that_took_before(capsys):
+    seeded(SeededTrial())
+    said = capsys.readouterr().err
+    assert "Does training help? 2 arms take part: plain, Alpha.\nStop it with Ctrl-C at any time" in said
+    assert "This took" not in said
+    seeded(SeededTrial(seed=1))
+    assert "This took " in capsys.readouterr().err, "another seed takes as long"
+    seeded(SeededTrial(runs=1))
+    assert "This took" not in capsys.readouterr().err

@@ -13,12 +13,12 @@ from importlib import import_module
 
 import typer
 
-from broadsheet.cli import apply, compare, guides, models, new, papers, peers, trials
+from broadsheet.cli import apply, compare, guides, models, new, papers, peers, show, trials
 from broadsheet.cli.root import app
 from broadsheet.console import InputError
 from broadsheet.page.discovery import left_out, packages
 
-__all__ = ["app", "apply", "compare", "guides", "main", "models", "new", "papers", "peers", "trials"]
+__all__ = ["app", "apply", "compare", "guides", "main", "models", "new", "papers", "peers", "show", "trials"]
 
 for package in packages():
     for path in sorted(package.folder.glob("*/commands.py") if package.ours else package.folder.glob("commands.py")):

@@ -33,6 +33,7 @@ __all__ = [
     "search",
     "stage_methods",
     "stages",
+    "which",
 ]
 
 RUNGS = ("listed", "runs", "exact", "helps", "leads")
@@ -207,6 +208,12 @@ class Stage:
     def trial(self) -> str:
         """`"module:Class"` of the trial of all its papers; empty where it has none."""
         return discovery.stage_trial(self.id)
+
+
+def which(folder: str) -> str:
+    """A folder's own table of what to take when, in Markdown; empty where it has none."""
+    path = discovery.packages()[0].folder / folder / "which.md"
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 @cache
