@@ -37,6 +37,7 @@ from broadsheet.rank.trials.pg_rank import (
     losses,
 )
 from broadsheet.trial.base import LazyModel, ModelArm
+from broadsheet.trial.results import ArmResult
 
 WORDS = ["hat", "mat", "red", "sea", "reed", "inn", "tree", "near", "rat", "stone"]
 
@@ -195,6 +196,18 @@ def test_where_no_number_of_lists_is_given_the_claims_decide_it(options, monkeyp
     assert "at most" in task.about
     [task] = FirstTrial(**options, queries=6).tasks()
     assert (task.pilot, len(task.items)) == (0, 6)
+
+
+def test_examples_are_queries_with_what_each_arm_puts_first():
+    lists = lists_of(0, 2, 1)
+    one = ArmResult("one", "baseline", samples={"order": [[0, 1, 2]] * 3})
+    other = ArmResult("other", "method", samples={"order": [[0, 1, 2], [2, 1, 0], [0, 1, 2]]})
+    shown = parts.examples([one, other], lists)
+    assert len(shown) == 3
+    assert shown[0].answers["one"].startswith("✗ ")
+    assert shown[0].answers["other"].startswith("✓ ")
+    assert {mark[:1] for each in shown[1:] for mark in each.answers.values()} == {"✓", "✗"}, "the others in their order"
+    assert shown[0].expected.startswith("Right:")
 
 
 def test_lists_that_no_order_can_improve_are_asked_where_one_says_so(options):

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from rich.cells import cell_len
 from rich.console import Console
 
 from broadsheet import report
 from broadsheet.page import evidence
 from broadsheet.report.answer import Answer, difference
-from broadsheet.report.html import BRIEF
+from broadsheet.report.html import BRIEF, html
 from broadsheet.trial.claims import Claim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
-from broadsheet.trial.results import TrialResult, beside_chance
+from broadsheet.trial.results import Example, TrialResult, beside_chance
 from broadsheet.trial.sentences import sentence
 from broadsheet.trial.stats import auroc
 
@@ -187,3 +188,29 @@ def test_a_result_without_comparisons_has_an_answer_too():
     assert lines_of(result)
     long = tried(claims=(), notes=("word " * 400,))
     assert len(lines_of(long)) <= BRIEF
+
+
+def test_the_report_begins_with_the_answer_its_figure_and_what_to_know_first():
+    result = tried(notes=("Read <this> first.", "And that."))
+    result.examples = [Example("The <passage> itself.", {"plain": "0.1", "method": "0.9"}, "Right: high.")]
+    page = html(result)
+    assert f"<h1>{escape(str(Answer(result)))}</h1>" in page
+    first = page[page.index("<h1>") : page.index("What the paper claims")]
+    assert "Read &lt;this&gt; first." in first
+    assert first.count("<figure>") == 1
+    assert page.count("<figcaption>score</figcaption>") == 1, "the figure of the answer stands once"
+    shown = page[page.index("Read it yourself") :]
+    for words in ("The &lt;passage&gt; itself.", "Right: high.", "<dt>method</dt><dd>0.9</dd>"):
+        assert words in shown
+    again = TrialResult.from_dict(json.loads(json.dumps(result.to_dict())))
+    assert html(again) == page
+    result.examples = []
+    assert "Read it yourself" not in html(result)
+
+
+def test_how_long_arms_took_to_be_prepared_is_told_only_where_that_was_any_time():
+    result = tried()
+    assert "preparation" not in html(result)
+    result.arms[1].prepare_seconds = 75.0
+    assert "<td>75 s</td>" in html(result)
+    assert html(result).count("<td>—</td>") >= 2, "the others took none"

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from broadsheet.cache import atomic_write
+from broadsheet.console import duration
 from broadsheet.page.evidence import finite
 from broadsheet.report import plots, words
 from broadsheet.report.answer import Answer
@@ -185,6 +186,8 @@ def html(result: TrialResult) -> str:
     return page.get_template("report.html.jinja").render(
         result=result,
         view=View(result),
+        answer=Answer(result),
+        duration=duration,
         words=words,
         sentence=sentence,
         shape=plots.shape,

@@ -162,12 +162,19 @@ class View:
             for (metric, baseline), verdicts in arms.items()
         ]
 
-    def pictures(self) -> list[plots.Drawing]:
-        """A dot-and-whisker drawing per metric, then speed against quality where three arms have both."""
-        drawings = []
-        for metric in self.metrics:
-            title = f"{metric}, {unit}" if (unit := self.unit(metric)) else metric
-            drawings.append(plots.whiskers(title, self._rows(metric), self.chance(metric)))
+    @cached_property
+    def prepared(self) -> bool:
+        """Whether any arm took a time worth telling to be prepared."""
+        return any(arm.prepare_seconds >= 0.1 for arm in self.result.arms)
+
+    def picture(self, metric: str) -> plots.Drawing:
+        """A dot and a whisker for each arm."""
+        title = f"{metric}, {unit}" if (unit := self.unit(metric)) else metric
+        return plots.whiskers(title, self._rows(metric), self.chance(metric))
+
+    def pictures(self, but: str = "") -> list[plots.Drawing]:
+        """A dot-and-whisker drawing per metric, `but` one; then speed against quality where three arms have both."""
+        drawings = [self.picture(metric) for metric in self.metrics if metric != but]
         if self.qualities:
             quality = self.qualities[0]
             rows = [row for row in self._rows(quality) if row.value and row.across]

@@ -27,7 +27,7 @@ from broadsheet.options import option
 from broadsheet.page.evidence import provenance, versions
 from broadsheet.trial.claims import Claim, JudgedClaim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
-from broadsheet.trial.results import ArmResult, Curve, Distribution, Role, TrialResult, joined, plural
+from broadsheet.trial.results import ArmResult, Curve, Distribution, Example, Role, TrialResult, joined, plural
 from broadsheet.trial.sampling import PilotSampling, seconds_of
 from broadsheet.trial.stats import MIN_UNITS
 from broadsheet.trial.took import Took
@@ -159,7 +159,7 @@ class Trial(ForPaper):
     - `tasks()`: data and metrics; may load data, and raises InputError where it cannot be used.
     - `arms()`: who takes part, the baseline among them.
     - `claims()`: what the paper says it wins.
-    - and, where there is more to say, `setting()`, `also_compare()`, `figures()`, `notes()`, `absence()`.
+    - and, where there is more to say, `setting()`, `also_compare()`, `figures()`, `examples()`, `notes()`, `absence()`.
 
     A stage's own trial (`stage = "detect"`) serves each paper of the stage that has no trial of its own: arms get the
     role `method`, and claims hold, by the paper that is tried.
@@ -232,6 +232,10 @@ class Trial(ForPaper):
 
     def figures(self, outcome: Outcome) -> Sequence[Figure]:
         """The trial's own figures."""
+        return []
+
+    def examples(self, outcome: Outcome) -> Sequence[Example]:
+        """Three to five items with what arms made of them, for readers to judge by themselves."""
         return []
 
     def notes(self, outcome: Outcome) -> Sequence[str]:
@@ -340,6 +344,7 @@ class Trial(ForPaper):
             item=tasks[0].item,
             judged=judged,
             figures=list(self.figures(outcome)),
+            examples=list(self.examples(outcome)),
             notes=[*self.notes(outcome), *self._absent(judged, outcome)],
             provenance=provenance(**facts),
             demonstration=self.demonstration(),

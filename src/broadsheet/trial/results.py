@@ -64,6 +64,21 @@ class Curve:
     kind: Literal["curve"] = "curve"
 
 
+@dataclass
+class Example:
+    """One item, and what arms made of it, in words that can be read: people believe what they can read.
+
+    Attributes:
+        item: the passage, the query, the question.
+        answers: by arm, what it made of it: its scores, what it found, what it wrote.
+        expected: what would have been right; empty where nothing is.
+    """
+
+    item: str
+    answers: dict[str, str]
+    expected: str = ""
+
+
 def joined(one: ArmResult, other: ArmResult) -> ArmResult:
     """One arm's results in two jobs; speed is the first one's."""
     return replace(
@@ -121,9 +136,9 @@ class TrialResult:
     """A finished trial: all that the terminal table, the JSON file, the HTML page and the evidence are made from.
 
     `comparisons` holds one entry for each (pair of arms, metric), speed included. `judged` are the paper's claims and
-    controls with what came of them. `demonstration` says why the trial is a demonstration alone, on features or weights
-    that are not real; empty where they are. `provenance` holds versions, seeds, fingerprints of model and data,
-    machine, date.
+    controls with what came of them. `examples` are items that a reader can judge. `demonstration` says why the trial is
+    a demonstration alone, on features or weights that are not real; empty where they are. `provenance` holds versions,
+    seeds, fingerprints of model and data, machine, date.
     """
 
     paper: str
@@ -135,6 +150,7 @@ class TrialResult:
     item: str = "item"
     judged: list[JudgedClaim] = field(default_factory=list)
     figures: list[Distribution | Curve] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     command: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -198,7 +214,8 @@ class TrialResult:
         verdicts = {(c.metric, c.baseline, c.arm): c.verdict for c in comparisons}
         judged = [JudgedClaim(**claim) for claim in data.get("judged", ())]
         judged += [_judged_before(tuple(claim), verdicts) for claim in data.get("claims", ())]
-        rest = {key: value for key, value in data.items() if key != "claims"}
+        examples = [Example(**example) for example in data.get("examples", ())]
+        rest = {key: value for key, value in data.items() if key != "claims"} | {"examples": examples}
         return cls(**{**rest, "arms": arms, "comparisons": comparisons, "figures": figures, "judged": judged})
 
 

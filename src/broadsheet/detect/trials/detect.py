@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,10 +30,11 @@ from broadsheet.trial import peers
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Metric
 from broadsheet.trial.external import ExternalProcess
-from broadsheet.trial.results import ArmResult, Distribution
+from broadsheet.trial.results import ArmResult, Distribution, Example
 from broadsheet.trial.sampling import PILOT
 from broadsheet.trial.stats import Statistic, auroc, over_groups, tpr_at_fpr
 
+_SHOWN_PAIRS, _SHOWN_CHARACTERS = 2, 400  # examples of a report, and of a text in them
 _PAIRS = 60  # that a model writes, where their number is not given
 
 
@@ -199,8 +201,16 @@ class DetectTrial(Trial):
     def figures(self, outcome: Outcome) -> list[Distribution]:
         return _figures(outcome.results, self._texts.settings)
 
+    def examples(self, outcome: Outcome) -> list[Example]:
+        return _examples(outcome.usable, self._asked(outcome))
+
     def notes(self, outcome: Outcome) -> list[str]:
-        return _notes(outcome.results, self._texts)
+        return _notes(outcome.results, self._asked(outcome))
+
+    def _asked(self, outcome: Outcome) -> Texts:
+        """The texts that were read, of those that there are."""
+        n = len(outcome.tasks[0].items)
+        return replace(self._texts, pairs={setting: pairs[:n] for setting, pairs in self._texts.pairs.items()})
 
     def _detectors(self) -> list[type[Detector]]:
         """The detectors of the paper that is tried; of all papers of the stage for the stage."""
@@ -286,6 +296,20 @@ def _metrics(settings: list[str], sets: int) -> list[Metric]:
             whole = over_groups(statistic) if sets > 1 else statistic
             metrics.append(Metric(f"{name}{suffix}", of=setting, statistic=whole, bounds=(0, 1)))
     return metrics
+
+
+def _examples(arms: Mapping[str, ArmResult], texts: Texts) -> list[Example]:
+    """The beginnings of both texts of a pair, each with the share of human texts that a detector scores below it."""
+    first, found = texts.settings[0], []
+    for i, (pair, *_) in enumerate(texts.items[:_SHOWN_PAIRS]):
+        for column, (whose, text) in enumerate((("A person", pair.human), ("A model", pair.machine))):
+            told = {}
+            for name, arm in arms.items():
+                scores = np.asarray(arm.samples[first], dtype=np.float64)[:, :2]  # (pairs, human and machine)
+                below = float((scores[:, 0] < scores[i, column]).mean())
+                told[name] = f"{below:.0%} of the human texts score lower"
+            found.append(Example(shorten(text, _SHOWN_CHARACTERS, placeholder=" …"), told, f"{whose} wrote it."))
+    return found
 
 
 def _notes(arms: list[ArmResult], texts: Texts) -> list[str]:
