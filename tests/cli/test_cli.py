@@ -501,3 +501,30 @@ def test_compare_holds_the_line_with_a_margin(run, tmp_path):
     status, _, err = run("compare", base, alike, "--margin", "beauty=1")
     assert status == 2
     assert "expected one of the metrics score" in err
+
+
+def test_without_arguments_it_says_what_there_is(run):
+    status, out, err = run()
+    assert status == 0
+    assert "Commands" in out
+    assert err == ""
+
+
+def test_the_demo_writes_the_same_texts_twice(run, tiny):
+    status, out, _ = run("demo", "--model", tiny, "--tokens", "12")
+    assert status == 0
+    assert "the same text token for token: 3 of 3" in " ".join(out.split())
+    assert out.count("with drafts,") == 3, "side by side"
+    assert "broadsheet try aded --quick" in out
+
+
+def test_a_config_file_gives_options_and_the_kept_command_spells_them_out(run, tiny, corpus, tmp_path):
+    (tmp_path / "mine.toml").write_text(f'model = "{tiny}"\nmethod = "likelihood"\n')
+    assert run("apply", "detect", str(corpus), "--out", "scores.jsonl", "--config", "mine.toml")[0] == 0
+    (tmp_path / "all.toml").write_text(f'[apply]\nmodel = "{tiny}"\nmethod = "likelihood"\nout = "other.jsonl"\n')
+    assert run("--config", "all.toml", "apply", "detect", str(corpus))[0] == 0
+    assert Path("other.jsonl").read_bytes() == Path("scores.jsonl").read_bytes()
+    (tmp_path / "wrong.toml").write_text("modle = 3\n")
+    status, _, err = run("apply", "detect", str(corpus), "--out", "third.jsonl", "--config", "wrong.toml")
+    assert status == 2
+    assert "no option --modle" in err

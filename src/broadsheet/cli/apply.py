@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from broadsheet.cli.root import EXTRA, OwnOptions, app
+from broadsheet.cli.root import EXTRA, OwnOptions, app, own_options
 
 
 class _Recipes(OwnOptions):
@@ -38,10 +38,11 @@ def apply(
 ) -> None:
     """Use a paper on a corpus: score it, train on it, build from it. `broadsheet apply ID --help` lists its options."""
     from broadsheet.apply.base import Source
-    from broadsheet.options import construct, pairs
+    from broadsheet.options import construct
     from broadsheet.page.papers import get_recipe, load
 
     paper, entry = get_recipe(name)
-    recipe = construct(load(entry), pairs(context.args)).for_paper(paper)
+    kind = load(entry)
+    recipe = construct(kind, own_options(context, kind)[0]).for_paper(paper)
     if not recipe.run(Source(data, on_error, text_field, id_field), out, force=force).finished:
         raise KeyboardInterrupt

@@ -17,11 +17,10 @@ app = typer.Typer(
     help="Every paper on one page of 79 papers about LLMs for text: run it on your model and your data, "
     "and see in one run, against the plain baseline, whether it helps.",
     epilog="Start with: broadsheet demo",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
-    add_completion=False,
 )
 
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -36,11 +35,32 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(help='Options of commands, a table each, in TOML or YAML: [search] mode = "bm25".'),
+    ] = None,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+    if config is not None:
+        from broadsheet.configs import read_config
+
+        context.default_map = read_config(config)
+
+
+def own_options(context: typer.Context, kind: type) -> tuple[dict[str, Any], list[str]]:
+    """Values of a class's options that a command was given, as `configs.given` returns them."""
+    from broadsheet import configs
+    from broadsheet.options import describe
+
+    of_command = {parameter.name for parameter in context.command.params}
+    table = {name: value for name, value in (context.default_map or {}).items() if name not in of_command}
+    known = [row.name.removeprefix("--").replace("-", "_") for row in describe(kind)]
+    return configs.given(context.args, known, table)
 
 
 class OwnOptions(TyperCommand):

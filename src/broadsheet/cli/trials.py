@@ -1,4 +1,4 @@
-"""The commands `try`, `study` and `demo`: a paper against the plain baseline."""
+"""The commands `try` and `study`: a paper against the plain baseline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from broadsheet.cli.root import EXTRA, OwnOptions, app, writable
+from broadsheet.cli.root import EXTRA, OwnOptions, app, own_options, writable
 from broadsheet.console import InputError, say
 
 if TYPE_CHECKING:
@@ -47,11 +47,9 @@ def try_(
     Prints the answer with the rows that bear it out, and writes all that was measured as JSON and as one HTML page.
     Every trial takes --model, --data, --quick and --seed; `broadsheet try ID --help` lists all that a trial takes.
     """
-    from broadsheet.options import pairs
     from broadsheet.page.papers import get_trial
 
-    paper, entry = get_trial(name)
-    _run(paper, entry, pairs(context.args), out, record, full, as_json)
+    _run(*get_trial(name), context, out, record, full, as_json)
 
 
 class _Studies(_Trials):
@@ -75,13 +73,12 @@ def study(
 
     Cells of a table are kept, so that another table, or the same one again, does not train them anew.
     """
-    from broadsheet.options import pairs
     from broadsheet.page.papers import get_trial, page
 
     paper, entry = get_trial(_study(name))
     if {each.id: each.kind for each in page()}.get(paper) != "study":
         raise InputError(f"{paper} is no study: `broadsheet try {paper}` tries it, `papers --kind study` lists studies")
-    _run(paper, entry, pairs(context.args), out, record, full, as_json)
+    _run(paper, entry, context, out, record, full, as_json)
 
 
 def _study(name: str) -> str:
@@ -90,21 +87,10 @@ def _study(name: str) -> str:
     return f"{name}_study" if f"{name}_study" in {paper.id for paper in page()} else name
 
 
-@app.command(epilog="Example: broadsheet demo")
-def demo(out: Out = Path("runs")) -> None:
-    """Try the first paper (lastde) quickly on the built-in model and corpus: the whole idea in a few minutes."""
-    from broadsheet.page.papers import get, get_trial
-
-    paper, entry = get_trial("lastde")
-    say(f"broadsheet: does a paper help on this machine? Trying “{get(paper).title}” ({get(paper).url}).")
-    say("The built-in model writes half of the texts; nine detectors say which half. This takes a few minutes.")
-    _run(paper, entry, {"quick": True}, out)
-
-
 def _run(
     paper: str,
     entry: str,
-    given: dict[str, Any],
+    context: typer.Context,
     out: Path,
     record: bool = False,
     full: bool = False,
@@ -121,12 +107,15 @@ def _run(
     row = next((row for row in page() if row.id == paper), None)
     if record and row is not None:
         _check_oracles(row)
-    trial = construct(load(entry), given).for_paper(paper)
+    kind = load(entry)
+    given, spelled = own_options(context, kind)
+    trial = construct(kind, given).for_paper(paper)
     named = fingerprints(trial.given())  # refuses what is not there before anything runs
     if record:
         _check_strength(trial)
     result = _tried(trial)
-    result.command = shlex.join(["broadsheet", *sys.argv[1:]])
+    result.command = shlex.join(["broadsheet", *without_config(sys.argv[1:]), *spelled])
+    result.options = trial.given()
     result.title = row.title if row else result.title
     if made := replay.trained(trial.given()):
         result.provenance["trained"] = made
@@ -144,6 +133,17 @@ def _run(
         where.mkdir(exist_ok=True)
         say(f"evidence {evidence.record(paper, result.to_dict(), where)}")
     trial.finish()
+
+
+def without_config(arguments: list[str]) -> list[str]:
+    """A command line without its `--config FILE`, whose options are spelled out where the command is kept."""
+    kept, rest = [], iter(arguments)
+    for each in rest:
+        if each == "--config":
+            next(rest, None)
+        elif not each.startswith("--config="):
+            kept.append(each)
+    return kept
 
 
 def _tried(trial: Any) -> TrialResult:

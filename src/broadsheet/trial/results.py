@@ -138,7 +138,8 @@ class TrialResult:
     `comparisons` holds one entry for each (pair of arms, metric), speed included. `judged` are the paper's claims and
     controls with what came of them. `examples` are items that a reader can judge. `demonstration` says why the trial is
     a demonstration alone, on features or weights that are not real; empty where they are. `provenance` holds versions,
-    seeds, fingerprints of model and data, machine, date.
+    seeds, fingerprints of model and data, machine, date. `options` are those it was run with: the report as JSON is a
+    `--config` of another run.
     """
 
     paper: str
@@ -153,6 +154,7 @@ class TrialResult:
     examples: list[Example] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     command: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     demonstration: str = ""
     schema: int = 2
