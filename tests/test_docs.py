@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -28,7 +29,7 @@ from broadsheet.page import evidence
 from broadsheet.page.guides import maps
 from broadsheet.page.guides.advice import facts, rules
 from broadsheet.page.guides.longcontext import FACETS, long_input, ways
-from broadsheet.page.papers import RUNGS, get, get_recipe, get_trial, load, ours, page, stages
+from broadsheet.page.papers import RUNGS, get, get_recipe, get_trial, load, ours, page, stages, which
 from broadsheet.report.words import bracket, number
 from broadsheet.trial.claims import Claim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
@@ -164,7 +165,7 @@ def test_recorded_numbers_reach_the_pages(generate: ModuleType, recorded: TrialR
     assert "`broadsheet try lastde --record`" in text
     assert recorded.provenance["date"][:10] in text
     assert "AUROC: Lastde helps" in generate.all_papers()
-    assert "1&nbsp;runs" in next(line for line in generate.readme_papers().splitlines() if "`lastde`" in line)
+    assert "1&nbsp;runs" in next(line for line in generate.all_papers().splitlines() if "`lastde`" in line)
 
 
 def test_without_evidence_the_page_says_so(
@@ -175,7 +176,7 @@ def test_without_evidence_the_page_says_so(
     assert generate.stage_evidence("detect").endswith(nothing.format("lastde"))
     assert nothing.format("gem") in generate.stage_evidence("embed")
     assert generate.stage_evidence("see") == "Nothing is recorded yet."
-    assert "0&nbsp;listed" in next(line for line in generate.readme_papers().splitlines() if "`lastde`" in line)
+    assert "0&nbsp;listed" in next(line for line in generate.all_papers().splitlines() if "`lastde`" in line)
 
 
 def test_what_of_a_paper_is_here_stands_in_its_part_of_the_stages_page(generate: ModuleType) -> None:
@@ -193,9 +194,9 @@ def test_what_of_a_paper_is_here_stands_in_its_part_of_the_stages_page(generate:
 
 
 def test_every_paper_is_in_the_tables(generate: ModuleType) -> None:
-    for text in (generate.readme_papers(), generate.all_papers()):
-        assert all(text.count(f"| `{paper.id}` |") == 1 and f"({paper.url})" in text for paper in ours())
-        assert text.count("| `") == len(ours())
+    text = generate.all_papers()
+    assert all(text.count(f"| `{paper.id}` |") == 1 and f"({paper.url})" in text for paper in ours())
+    assert text.count("| `") == len(ours())
 
 
 def test_options_come_from_the_trial_and_the_recipe(generate: ModuleType) -> None:
@@ -291,9 +292,20 @@ def test_papers_of_other_packages_are_not_mixed_with_ours(
     theirs = replace(get("lastde"), id="theirs", package="somebody", title="Somebody's paper")
     monkeypatch.setattr("broadsheet.page.papers.page", lambda: (*page(), theirs))
     stages.cache_clear()
-    for text in (generate.readme_papers(), generate.all_papers(), generate.status()):
+    for text in (generate.all_papers(), generate.status()):
         assert "theirs" not in text
     stages.cache_clear()
+
+
+def test_pictures_are_those_of_the_code_that_draws_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import pictures
+
+    made = json.loads((ROOT / "docs/images/made.json").read_text("utf-8"))
+    assert made.keys() == pictures.PICTURES.keys()
+    for name, picture in pictures.PICTURES.items():
+        assert (ROOT / "docs/images" / name).is_file()
+        assert made[name] == pictures.state(picture), f"{name} is older than its code: python docs/pictures.py {name}"
 
 
 # What the pages show exists
@@ -319,7 +331,7 @@ def test_commands_that_can_be_copied_parse(path: Path) -> None:
         command, arguments = below(shown)
         context = command.make_context(command.name, list(arguments))  # raises on a missing or a wrong argument
         if command.name == "show":
-            get(context.params["paper_id"])
+            assert which(name := context.params["name"]) or get(name)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=by_name)
@@ -372,7 +384,7 @@ def test_the_navigation_holds_every_page() -> None:
 def test_counts_versions_and_rungs() -> None:
     for name in ("README.md", "docs/index.md", "CITATION.cff"):
         assert f"page of {len(ours())} papers" in (ROOT / name).read_text("utf-8")
-    for name in ("README.md", "docs/index.md", "CONTRIBUTING.md"):
+    for name in ("docs/index.md", "CONTRIBUTING.md"):
         rungs = re.findall(r"^\| (\d) (\w+) \|", (ROOT / name).read_text("utf-8"), re.MULTILINE)
         assert rungs == [(str(i), word) for i, word in enumerate(RUNGS)][-len(rungs) :]
         assert len(rungs) >= 4
@@ -424,7 +436,7 @@ def sample() -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/detect.md"])
+@pytest.mark.parametrize("name", ["docs/index.md", "docs/detect.md"])
 def test_detector_examples_run(name: str) -> None:
     examples = [block for block in blocks(ROOT / name, "python") if "broadsheet.detect" in block]
     assert examples
@@ -437,11 +449,29 @@ def test_detector_examples_run(name: str) -> None:
         assert {"scores", "score", "probabilities", "step"} & names.keys()
 
 
+def test_the_examples_of_the_readme_run_as_they_stand(
+    default_model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("broadsheet.models", "broadsheet.detect.reading"):  # what is loaded already serves
+        monkeypatch.setattr(f"{module}.load", lambda *_, **__: default_model)
+    examples = blocks(ROOT / "README.md", "python")
+    assert len(examples) == 3
+    printed = []
+    for example in examples:
+        exec(example, {})
+        printed.append(capsys.readouterr().out)
+    machine, story, ranked = printed
+    human, written = map(float, machine.strip("[] \n").split())
+    assert written > human, "the second text is a model's"
+    assert "very long text" in story
+    assert len(ranked.splitlines()) == 3
+
+
 def test_endpoint_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path))
-    (example,) = (block for block in blocks(ROOT / "README.md", "python") if "endpoint:" in block)
+    (example,) = (block for block in blocks(ROOT / "docs/teacher.md", "python") if "endpoint:" in block)
     with Loopback() as server:
         exec(example.replace("http://127.0.0.1:8000/v1", server.url), {})
     assert capsys.readouterr().out.count("Name three birds.") == 4
