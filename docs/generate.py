@@ -92,11 +92,14 @@ def downloads() -> str:
 
 
 def all_papers() -> str:
-    """All papers, one table a stage, with what became of their claims."""
+    """All papers, one table a stage, with what each is about and what became of its claims."""
     parts = []
     for stage in stages():
         about = stage.about[0].upper() + stage.about[1:] + ("" if stage.about.endswith("?") else ".")
-        rows = [(f"[{paper.title}]({paper.url})", f"`{paper.id}`", paper.kind, rung(paper)) for paper in stage.papers]
+        rows = [
+            (f"[{paper.title}]({paper.url})<br>{paper.summary}", f"`{paper.id}`", paper.kind, rung(paper))
+            for paper in stage.papers
+        ]
         parts += [f"## {stage.id}", f"{about} {counted(stage)}.", table(("paper", "id", "kind", "rung"), rows)]
         for paper in stage.papers:
             if found := claims(paper):

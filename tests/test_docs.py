@@ -151,6 +151,12 @@ def test_check_names_what_is_stale_and_writes_nothing(
     assert generate.main(["--check"]) == 0
 
 
+def test_the_page_of_all_papers_says_what_each_is_about(generate: ModuleType) -> None:
+    rows = {row.split("`")[1]: row for row in generate.all_papers().splitlines() if row.startswith("| [")}
+    assert len(rows) == len(ours())
+    assert all(paper.summary and f"<br>{paper.summary} |" in rows[paper.id] for paper in ours())
+
+
 def test_recorded_numbers_reach_the_pages(generate: ModuleType, recorded: TrialResult) -> None:
     text = generate.stage_evidence("detect")
     rows = {row.split(" | ")[0].strip("| *"): row for row in text.splitlines() if row.startswith("|")}

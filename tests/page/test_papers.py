@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
 from importlib import import_module
 
 import pytest
@@ -57,6 +59,69 @@ def test_what_is_said_of_a_paper_is_printed_by_heading_and_a_heading_without_phr
     paper = papers.Paper("x", "1", "method", "detect", "X", implements=("a", "b"), stands_in={"their model": "ours"})
     assert paper.scope == {"implements": ("a", "b"), "stands in": ("their model → ours",)}
     assert papers.get("a_llmrec").scope == {}, "not built"
+
+
+@pytest.mark.parametrize("paper", papers.ours(), ids=lambda paper: paper.id)
+def test_a_paper_says_what_it_does_and_what_it_finds_and_what_it_is_about(paper):
+    sentences = re.split(r"(?<=[.?!])\s+", paper.summary)
+    assert len(sentences) == 2
+    assert all(sentence[0].isupper() and sentence.endswith((".", "?")) for sentence in sentences)
+    assert 120 <= len(paper.summary) <= 300
+    assert "  " not in paper.summary
+    assert "\n" not in paper.summary
+    assert 3 <= len(paper.topics) == len(set(paper.topics)) <= 6
+    assert all(topic == topic.lower().strip() for topic in paper.topics)
+    assert not _runs(paper.summary) & _runs(paper.title), "in words of ours"
+    told = paper.to_dict()
+    assert (told["summary"], told["topics"]) == (paper.summary, list(paper.topics))
+
+
+def _runs(text: str, of: int = 8) -> set[tuple[str, ...]]:
+    """Every run of so many words."""
+    said = re.findall(r"\w+", text.lower())
+    return set(zip(*(said[i:] for i in range(of)), strict=False))
+
+
+def test_runs_of_words_are_found_whatever_their_case_and_stops():
+    assert _runs("One, two: three", of=2) == {("one", "two"), ("two", "three")}
+    assert not _runs("one two", of=3)
+
+
+def test_papers_share_topics_and_a_topic_has_one_spelling():
+    held = Counter(topic for paper in papers.ours() for topic in paper.topics)
+    assert 2 * sum(count > 1 for count in held.values()) >= len(held)
+    spelled = Counter(re.sub(r"[^a-z]", "", topic).removesuffix("s") for topic in held)
+    assert [topic for topic, count in spelled.items() if count > 1] == []
+    assert len({paper.summary for paper in papers.ours()}) == 79
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("rerank", "pg_rank fullrank first"),
+        ("rag", "internet_augmented llm_embedder long_context_survey domain_knowledge_survey"),
+        ("kv cache", "lm_infinite infllm longheads long_context_survey"),
+        (
+            "synthetic data",
+            "llm2llm self_guide text_augmentation transformllm artifactuality health_classification "
+            "embedding_meets_llm unsupervised_mt_icl linguistically_diverse_prompts",
+        ),
+        ("unlearning", "unlearning_whp"),
+        ("watermark", ""),
+        ("detection", "cudrt stochastic_parrots lastde"),
+        ("hallucination", "prior multimodal_review contract_ner supercontext"),
+        ("tokenizer", "diachronic multilingual_survey"),
+        ("pruning", "llm_pruner peak_performance"),
+        ("speculative decoding", "aded"),
+        ("lora", "salmonn llm_pruner label_supervised"),
+        ("named entity recognition", "contract_ner neretrieve label_supervised"),
+        ("recommendation", "a_llmrec rec_survey"),
+        ("summarization", "summarization_eval loogle scale_legal"),
+        ("mixture of experts", "moe_survey token_crisis peak_performance"),
+    ],
+)
+def test_words_that_one_would_search_for_find_the_papers_on_it_and_no_others(query, found):
+    assert {paper.id for paper in papers.search(query) if paper.ours} == set(found.split())
 
 
 def test_search_finds_words_anywhere_and_filters():
