@@ -401,23 +401,31 @@ def search(query: str = "", *, stage: str = "", kind: str = "", rung: int = 0) -
         raise InputError(f"no stage {stage!r}; expected one of {', '.join(known_stages)}")
     if kind and kind not in known_kinds:
         raise InputError(f"no kind {kind!r}; expected one of {', '.join(known_kinds)}")
-    wanted = _words(query)
+    wanted = query.lower().split()
     found = []
     for paper in page():
         names = [entry.rpartition(":")[2] for entry in paper.entry]
         said = (paper.id, paper.arxiv, paper.title, paper.summary, paper.stage, paper.kind, *paper.topics, *names)
         words = _words(" ".join(said))
-        held = all(w in words or (len(w) >= _WHOLE and any(word.startswith(w) for word in words)) for w in wanted)
+        held = all(
+            any(
+                each == w or (len(w) >= _WHOLE and each.startswith(w))
+                for each in words
+                for w in {one, one.replace("-", "")}
+            )
+            for one in wanted
+        )
         if held and stage in ("", paper.stage) and kind in ("", paper.kind):
             found.append(paper)
     return [paper for paper in found if not rung or paper.rung >= rung]
 
 
 def _words(text: str) -> set[str]:
-    """The words of a text in lower case: `"LMInfinite"` is itself, and "lm" and "infinite" too."""
+    """The words of a text in lower case: "LMInfinite" is "lm" and "infinite" too, "pre-training" also "pretraining"."""
     whole = re.findall(r"[\w.+-]*\w", text)
     parts = [part for word in whole for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+", word)]
-    return {word.lower() for word in (*whole, *parts)}
+    joined = [word.replace("-", "") for word in whole]
+    return {word.lower() for word in (*whole, *parts, *joined)}
 
 
 def docstring(entry: str) -> str:
