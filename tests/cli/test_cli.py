@@ -270,7 +270,11 @@ def test_compare_prints_a_verdict(run, tmp_path):
         rows = [{"id": i, "correct": int(right or i % 2)} for i in range(30)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     _, out, _ = run("compare", "a.jsonl", "b.jsonl")
-    assert "helps" in out
+    assert "correct: b is better than a: +0.50" in " ".join(out.split())
+    _, out, _ = run("compare", "b.jsonl", "a.jsonl", "--names", "tuned, base")
+    assert "correct: base is worse than tuned: −0.50" in " ".join(out.split())
+    for wrong in ("one", "a,a", "a,b,c", ","):
+        assert "expected two different names" in run("compare", "a.jsonl", "b.jsonl", "--names", wrong)[2]
     [comparison] = json.loads(run("compare", "a.jsonl", "b.jsonl", "--json")[1])
     assert (comparison["test"], comparison["verdict"]) == ("exact McNemar", "helps")
 

@@ -22,8 +22,8 @@ from broadsheet import report
 from broadsheet.report import plots, view, words
 from broadsheet.report.html import html
 from broadsheet.trial.claims import Claim, JudgedClaim, judge
-from broadsheet.trial.results import ArmResult, Curve, Distribution, TrialResult, chance_level
-from broadsheet.trial.sentences import sentence
+from broadsheet.trial.results import ArmResult, Curve, Distribution, TrialResult, chance_level, listed
+from broadsheet.trial.sentences import amount, sentence
 from broadsheet.trial.stats import Interval, auroc, interval, tpr_at_fpr
 from broadsheet.trial.verdicts import compare_samples, compare_seconds
 
@@ -387,13 +387,24 @@ def test_a_folded_command_is_the_same_command():
 
 def test_comparison_table(capsys):
     comparisons = [c for c in example().comparisons if c.arm == "LastdePP"]
-    report.comparison_table(comparisons, notes=["3 items were only in one file"])
+    few = compare_samples([1.0, 2.0], [2.0, 4.0], metric="few", baseline="Likelihood", arm="LastdePP")
+    noisy = replace(comparisons[0], metric="noisy", verdict="no measurable difference", p_value=0.0001)
+    report.comparison_table([*comparisons, few, noisy], notes=["3 items were only in one file"])
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
-    assert all(sentence(comparison) in text for comparison in comparisons)
+    words = {"helps": "better", "hurts": "worse"}
+    differing = [c for c in comparisons if c.verdict in words]
+    assert differing
+    for c in differing:
+        assert f"{c.metric}: LastdePP is {words[c.verdict]} than Likelihood: {amount(c)}" in text
+    same = [c.metric for c in comparisons if c.verdict not in words]
+    assert f"No measurable difference in {listed([*same, 'noisy'])}; the last column says" in text
+    assert "In noisy the difference lies within the baseline's own noise." in text
+    assert "Too few to say: few (n = 2)." in text
     assert "3 items were only in one file" in text
-    assert "3 comparisons, 2 of them called helps or hurts" in text
+    assert "4 comparisons, 2 of them called better or worse" in text
+    assert "helps" not in text
 
 
 numbers = st.floats() | st.sampled_from([0.0, 1.0, -1.0, 1e308, -1e308, 5e-324, math.inf, -math.inf, math.nan])

@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 from broadsheet.cli.root import Json, app
-from broadsheet.console import say
+from broadsheet.console import InputError, say
+
+
+def _named(names: str) -> tuple[str, str] | None:
+    """Two names with a comma between them.
+
+    Raises:
+        InputError: they are not two, or alike.
+    """
+    if not names:
+        return None
+    parts = [part.strip() for part in names.split(",")]
+    if len(parts) != 2 or not all(parts) or parts[0] == parts[1]:
+        raise InputError(f"got --names {names}; expected two different names, such as base,tuned")
+    return parts[0], parts[1]
 
 
 @app.command(epilog="Example: broadsheet compare samples_a.jsonl samples_b.jsonl")
@@ -32,6 +46,7 @@ def compare(
         list[str] | None,
         typer.Option(metavar="METRIC=δ", help="How much worse still counts as no worse; may be repeated."),
     ] = None,
+    names: Annotated[str, typer.Option(metavar="A,B", help="What the two are called.")] = "",
     strict: Annotated[
         bool,
         typer.Option(
@@ -63,6 +78,7 @@ def compare(
         id_field=id_field,
         score_field=score_field,
         margins=margins(margin or ()),
+        names=_named(names),
     )
     if as_json:
         if warning := multiplicity_warning(comparisons):

@@ -23,7 +23,9 @@ from broadsheet.page.evidence import finite
 from broadsheet.report import plots, words
 from broadsheet.report.answer import Answer
 from broadsheet.report.view import CLAIM_MARKS, MARKS, View
-from broadsheet.trial.sentences import multiplicity_warning, sentence
+from broadsheet.trial.results import listed
+from broadsheet.trial.sentences import amount, margin_words, multiplicity_warning, sentence, values
+from broadsheet.trial.stats import CONFIDENCE
 
 if TYPE_CHECKING:
     from broadsheet.trial.results import TrialResult
@@ -33,6 +35,12 @@ if TYPE_CHECKING:
 CLAIM_STYLES = {"shown": "green", "refuted here": "red", "open": "yellow"}
 WIDEST = 100  # columns of terminal output that still read well
 BRIEF = 15  # lines of 80 columns that an answer takes at most
+OF_MODELS = {
+    "helps": "better",
+    "hurts": "worse",
+    "no measurable difference": "no measurable difference",
+    "not measured": "not measured",
+}
 STYLES = {"helps": "green", "hurts": "red", "no measurable difference": "dim", "not measured": "dim"}
 _MARK_STYLES = {mark: STYLES[verdict] for verdict, mark in MARKS.items()}
 
@@ -132,7 +140,9 @@ def _everything(result: TrialResult, console: Console, width: int) -> None:
 def comparison_table(
     comparisons: Sequence[Comparison], notes: Sequence[str] = (), console: Console | None = None
 ) -> None:
-    """Print comparisons that stand on their own, as `broadsheet compare` makes them: a row and a sentence for each.
+    """Print comparisons that stand on their own, as `broadsheet compare` makes them, in words for two models.
+
+    A row for each, a sentence for each that is better or worse, and one line for all others.
 
     Args:
         comparisons: one entry per metric (and pair of arms).
@@ -141,7 +151,7 @@ def comparison_table(
     """
     console = console or Console()
     columns = [
-        ("verdict", [Text(f"{MARKS[c.verdict]} {c.verdict}", STYLES[c.verdict]) for c in comparisons]),
+        ("verdict", [Text(f"{MARKS[c.verdict]} {OF_MODELS[c.verdict]}", STYLES[c.verdict]) for c in comparisons]),
         (
             "difference",
             [_cell(c.difference, "×" if c.scale == "ratio" else f" {c.unit}".rstrip()) for c in comparisons],
@@ -151,10 +161,29 @@ def comparison_table(
         ("could have seen", [Text(words.detectable(c)) for c in comparisons]),
     ]
     metrics = [Text(c.metric) for c in comparisons]
-    _print(
-        console, _tables(("metric", metrics), columns, min(console.width, WIDEST)), [Text(), _sentences(comparisons)]
-    )
-    _print(console, _notes(multiplicity_warning(comparisons), *notes))
+    told = [
+        (MARKS[c.verdict], _of_models(c), STYLES[c.verdict]) for c in comparisons if c.verdict in ("helps", "hurts")
+    ]
+    same = [c for c in comparisons if c.verdict == "no measurable difference"]
+    if same:
+        noisy = [c.metric for c in same if c.p_value is not None and c.p_value < 1 - CONFIDENCE]
+        line = f"No measurable difference in {listed([c.metric for c in same])}; the last column says what could have "
+        line += "been seen."
+        line += f" In {listed(noisy)} the difference lies within the baseline's own noise." * bool(noisy)
+        told.append((MARKS[same[0].verdict], line, "dim"))
+    if few := [c for c in comparisons if c.verdict == "not measured"]:
+        told.append(
+            (MARKS[few[0].verdict], f"Too few to say: {listed([f'{c.metric} (n = {c.n})' for c in few])}.", "dim")
+        )
+    told += [("·", f"{c.metric}{margin_words(c).replace(';', ':', 1)}", "") for c in same if c.margin is not None]
+    _print(console, _tables(("metric", metrics), columns, min(console.width, WIDEST)), [Text(), _hanging(told)])
+    _print(console, _notes(multiplicity_warning(comparisons).replace("helps or hurts", "better or worse"), *notes))
+
+
+def _of_models(c: Comparison) -> str:
+    """A difference between two models in words: "F1: tuned is better than base: +0.12 [+0.05, +0.19] (0.79 → 0.91)"."""
+    shown = f" ({values(c)})" * bool(values(c))
+    return f"{c.metric}: {c.arm} is {OF_MODELS[c.verdict]} than {c.baseline}: {amount(c)}{shown}{margin_words(c)}"
 
 
 def write(result: TrialResult, folder: Path) -> tuple[Path, Path]:

@@ -79,6 +79,7 @@ def compare_files(
     lower_is_better: Collection[str] = (),
     higher_is_better: Collection[str] = (),
     margins: Mapping[str, float] | None = None,
+    names: tuple[str, str] | None = None,
     seed: int = 0,
 ) -> list[Comparison]:
     """Compare `b` with the baseline `a`, metric by metric, on the items that both files hold.
@@ -91,6 +92,7 @@ def compare_files(
         qrels, measures, id_field, score_field: as for `read_results`, for both files.
         lower_is_better, higher_is_better: metrics whose direction their name does not tell.
         margins: metric to how much worse counts as no worse, in its unit.
+        names: what the two are called; by default the files' names, as far as these tell them apart.
         seed: of the bootstrap.
 
     Returns:
@@ -117,7 +119,7 @@ def compare_files(
     pairs = {metric: _paired_ids(first, second, metric) for metric in metrics}
     _say_unpaired(first, second, pairs)
     _check_hashes(first, second, list(dict.fromkeys(item for ids in pairs.values() for item in ids)))
-    baseline, arm = _names(first.path, second.path)
+    baseline, arm = names or _names(first.path, second.path)
     comparisons = []
     for metric, ids in pairs.items():
         left, right = ([results.scores[metric][item] for item in ids] for results in (first, second))
