@@ -214,3 +214,18 @@ def test_how_long_arms_took_to_be_prepared_is_told_only_where_that_was_any_time(
     result.arms[1].prepare_seconds = 75.0
     assert "<td>75 s</td>" in html(result)
     assert html(result).count("<td>—</td>") >= 2, "the others took none"
+
+
+def test_an_index_lists_the_reports_of_a_folder(tmp_path):
+    first, second = tried(paper="one"), tried({"plain": 0.0, "method": -1.0}, paper="two")
+    first.title, second.title = "The first <paper>", "The second paper"
+    first.provenance, second.provenance = {"date": "2026-01-01T00:00:00"}, {"date": "2026-02-01T00:00:00"}
+    report.write(first, tmp_path)
+    report.write(second, tmp_path)
+    (tmp_path / "other.json").write_text("[1, 2]")
+    (tmp_path / "broken.json").write_text("{")
+    page = (tmp_path / "index.html").read_text()
+    assert page.index("The second paper") < page.index("The first &lt;paper&gt;")
+    assert 'href="one.html"' in page
+    assert str(escape(str(Answer(second)))) in page
+    assert page.count("<article>") == 2

@@ -296,7 +296,7 @@ def test_json_is_strict_and_complete(tmp_path):
     expected["arms"][0].pop("samples")
     assert read == expected
     Page(page.read_text(encoding="utf-8"))
-    assert sorted(path.name for path in data.parent.iterdir()) == ["lastde.html", "lastde.json"]
+    assert sorted(path.name for path in data.parent.iterdir()) == ["index.html", "lastde.html", "lastde.json"]
 
 
 def test_one_arm_no_figures_one_item():

@@ -475,3 +475,9 @@ def test_many_comparisons_come_with_what_chance_would_call():
     assert multiplicity_warning([helps] * 3 + [nothing] * 11 + [failed]) == (
         "14 comparisons, 3 of them called helps or hurts; if nothing differed, chance alone would call about 0.7"
     )
+
+
+def test_values_that_merely_happen_to_be_0_or_1_are_no_shares():
+    assert interval([1.0] * 12).low < 0.8
+    assert interval([1.0] * 12, binary=False) == Interval(1.0, 1.0, 1.0)
+    assert interval([1.0, 0.0] * 6, binary=False) != interval([1.0, 0.0] * 6)

@@ -11,7 +11,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -23,12 +23,11 @@ from broadsheet.page.evidence import finite
 from broadsheet.report import plots, words
 from broadsheet.report.answer import Answer
 from broadsheet.report.view import CLAIM_MARKS, MARKS, View
-from broadsheet.trial.results import listed
+from broadsheet.trial.results import TrialResult, listed
 from broadsheet.trial.sentences import amount, margin_words, multiplicity_warning, sentence, values
 from broadsheet.trial.stats import CONFIDENCE
 
 if TYPE_CHECKING:
-    from broadsheet.trial.results import TrialResult
     from broadsheet.trial.stats import Interval
     from broadsheet.trial.verdicts import Comparison
 
@@ -189,8 +188,10 @@ def _of_models(c: Comparison) -> str:
 def write(result: TrialResult, folder: Path) -> tuple[Path, Path]:
     """Write `<paper>.json` (everything measured; null where not finite) and `<paper>.html`, each whole or not at all.
 
+    `index.html` beside them lists all reports of the folder, the newest first.
+
     Returns:
-        The two paths, JSON first.
+        The paths of the two, JSON first.
     """
     data, page = folder / f"{result.paper}.json", folder / f"{result.paper}.html"
     texts = {data: json.dumps(finite(result.to_dict()), ensure_ascii=False, allow_nan=False), page: html(result)}
@@ -198,7 +199,23 @@ def write(result: TrialResult, folder: Path) -> tuple[Path, Path]:
         with atomic_write(path, "wb") as file:
             # A path in the command may hold bytes that are not text; Python reads them as lone surrogates.
             file.write(text.encode("utf-8", "backslashreplace"))
+    with atomic_write(folder / "index.html", "wb") as file:
+        file.write(index(folder).encode("utf-8", "backslashreplace"))
     return data, page
+
+
+def index(folder: Path) -> str:
+    """A page with the answer of each report in a folder, the newest first; files that are no report are left out."""
+    found = []
+    for path in folder.glob("*.json"):
+        try:
+            result = TrialResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if path.with_suffix(".html").is_file():
+            found.append((result, Answer(result), path.with_suffix(".html").name))
+    found.sort(key=lambda each: str(each[0].provenance.get("date", "")), reverse=True)
+    return _template("index.html.jinja").render(trials=found, marks=CLAIM_MARKS)
 
 
 def html(result: TrialResult) -> str:
@@ -206,13 +223,7 @@ def html(result: TrialResult) -> str:
 
     The title links to arXiv if `result.paper` is on the page of papers (a stage's trial is not).
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    templates = PackageLoader("broadsheet.report")
-    page = Environment(
-        loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return page.get_template("report.html.jinja").render(
+    return _template("report.html.jinja").render(
         result=result,
         view=View(result),
         answer=Answer(result),
@@ -223,6 +234,16 @@ def html(result: TrialResult) -> str:
         marks=MARKS,
         claim_marks=CLAIM_MARKS,
     )
+
+
+def _template(name: str) -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    templates = PackageLoader("broadsheet.report")
+    pages = Environment(
+        loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return pages.get_template(name)
 
 
 def _print(console: Console, *parts: Iterable[RenderableType]) -> None:

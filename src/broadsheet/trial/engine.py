@@ -418,6 +418,7 @@ class _Made:
                 span = interval(
                     shown if len(runs) > 1 else shown[0],
                     metric.statistic,
+                    binary=metric.binary,
                     runs=len(runs) > 1,
                     clusters=self.clusters(metric, name),
                     seed=self.seed,

@@ -274,6 +274,7 @@ def interval(
     values: ArrayLike,
     statistic: Statistic = mean,
     *,
+    binary: bool = True,
     runs: bool = False,
     clusters: Sequence[Hashable] | None = None,
     seed: int = 0,
@@ -288,6 +289,7 @@ def interval(
     Args:
         values: (n, ...), one row per item; with `runs`, (runs, n, ...).
         statistic: what is computed over the items.
+        binary: whether values that all are 0 or 1 are answers to a yes-or-no question; else they merely happen to be.
         runs: whether the values are those of several training runs; the mean over them is told.
         clusters: the name of each item's cluster, where items belong together.
         seed, resamples: of the resampling; the same seed gives the same interval.
@@ -301,7 +303,7 @@ def interval(
     """
     array = checked(values)
     stack = array if runs else array[None]
-    if statistic is mean and clusters is None and len(stack) == 1 and is_binary(stack[0]):
+    if binary and statistic is mean and clusters is None and len(stack) == 1 and is_binary(stack[0]):
         return Interval(float(stack.mean()), *clopper_pearson(int(stack.sum()), stack.shape[1]))
     return bootstrap(
         lambda weights: over_runs(stack, statistic, weights),
