@@ -207,9 +207,8 @@ def page() -> tuple[Paper, ...]:
 
     A package that cannot be read, or whose rows are wrong, is reported in one line and left out.
     """
-    ours, *others = discovery.packages()
-    found = _rows(ours, {})
-    for package in others:
+    found = {paper.id: paper for paper in ours()}
+    for package in discovery.packages()[1:]:
         try:
             found |= _rows(package, found)
         except (InputError, OSError) as error:
@@ -217,9 +216,10 @@ def page() -> tuple[Paper, ...]:
     return tuple(found.values())
 
 
+@cache
 def ours() -> tuple[Paper, ...]:
     """The papers that broadsheet brings, in page order."""
-    return tuple(paper for paper in page() if paper.ours)
+    return tuple(_rows(discovery.own(), {}).values())
 
 
 def _rows(package: discovery.Package, taken: Mapping[str, Paper]) -> dict[str, Paper]:
@@ -229,8 +229,8 @@ def _rows(package: discovery.Package, taken: Mapping[str, Paper]) -> dict[str, P
         InputError: a row lacks a key, or has one that is unknown or of a wrong type; a paper has the id of another, or
             an unknown stage.
     """
-    ours, table = discovery.packages()[0], _table(package.table)
-    known = {row["id"] for row in (table if package is ours else _table(ours.table))["stage"]}
+    table = _table(package.table)
+    known = {row["id"] for row in (table if package.ours else _table(discovery.own().table))["stage"]}
     kinds = ("method", "study", "benchmark", "survey")
     found: dict[str, Paper] = {}
     for number, row in enumerate(table.get("paper", []), 1):
@@ -281,7 +281,7 @@ def _stand_ins(where: str, given: Any) -> dict[str, str]:
 @cache
 def stages() -> tuple[Stage, ...]:
     """All stages, with broadsheet's own papers in page order."""
-    rows = _table(discovery.packages()[0].table)["stage"]
+    rows = _table(discovery.own().table)["stage"]
     return tuple(Stage(**row, papers=tuple(p for p in ours() if p.stage == row["id"])) for row in rows)
 
 
@@ -303,9 +303,10 @@ def get(paper_id: str) -> Paper:
     Raises:
         InputError: there is none; the nearest ids are named.
     """
-    for paper in page():
-        if paper_id in (paper.id, paper.arxiv):
-            return paper
+    for listed in (ours, page):
+        for paper in listed():
+            if paper_id in (paper.id, paper.arxiv):
+                return paper
     raise InputError(f"no paper {paper_id!r} on the page{_nearest(paper_id, [p.id for p in page()])}")
 
 
@@ -389,7 +390,9 @@ def docstring(entry: str) -> str:
         LookupError: it holds no such class.
     """
     module, name = entry.split(":")
-    package = max((p for p in discovery.packages() if p.holds(module)), key=lambda p: len(p.name))
+    package = discovery.own()
+    if not package.holds(module):
+        package = max((p for p in discovery.packages() if p.holds(module)), key=lambda p: len(p.name))
     parts = module.removeprefix(package.name).strip(".").split(".")
     path = package.folder.joinpath(*parts).with_suffix(".py")
     try:
