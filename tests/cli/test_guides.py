@@ -381,9 +381,10 @@ def test_a_long_input_as_json_is_what_was_computed(run):
 
 def test_a_mixture_of_experts_is_told_without_what_is_not_counted(run):
     _, out, _ = run("guide", "long-context", "--model", "mixture", "--length", "4k", "--memory", "1")
-    assert "not counted (a mixture of experts)" in out
+    assert re.search(r"weights +not counted: a mixture of experts", out)
     assert re.search(r"prefill .* trillion operations of attention, those of weights not\s+counted", out)
-    assert "fit" not in out.partition("Applies")[0]
+    assert re.search(r"memory +1\.0 GB: whether it fits is not known, since not all is counted\n", out)
+    assert re.search(r"memory +100 MB: it does not fit\n", run(*LONG[:3], "mixture", *LONG[4:], "--memory", "0.1")[1])
 
 
 def test_the_flow_prints_its_questions_the_path_and_the_outcome(run):

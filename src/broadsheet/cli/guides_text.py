@@ -5,6 +5,7 @@ Knows: the guides' results. Does not know: options, questions, JSON.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from broadsheet.page.papers import RUNGS
 
 if TYPE_CHECKING:
     from broadsheet.page.guides.advice import Advice, AdvisedPaper, Rule
-    from broadsheet.page.guides.longcontext import AdvisedWay, LongInput
+    from broadsheet.page.guides.longcontext import AdvisedWay, LongInput, ModelShape
     from broadsheet.page.guides.maps import MapNode
     from broadsheet.page.papers import Paper
 
@@ -63,7 +64,8 @@ def _source(rule: Rule) -> str:
 
 
 def _print_paper(paper: Paper, lines: Iterable[str]) -> None:
-    write((paper.id, "bold"), f" {paper.title}")
+    for line in folded(((paper.id, "bold"), f" {paper.title}"), "", "    "):
+        typer.echo(line)
     for line in lines:
         write(line, indent=2)
 
@@ -120,19 +122,23 @@ def _marked(node: MapNode) -> str:
 
 def print_long_input(name: str, dtype: str, made: LongInput) -> None:
     """What the text costs, then the ways that apply, then those that do not."""
-    from broadsheet.report.words import memory, number
+    from broadsheet.report.words import memory
 
     context = f"trained on {made.shape.context:,}" if made.shape.context else "trained length not given"
     write((name, "bold"), f", {made.length:,} tokens ({context}), {dtype}")
-    write(f"weights  {memory(made.weights) if made.weights else 'not counted (a mixture of experts)'}", indent=2)
-    write(f"cache    {memory(made.cache)}, {made.cache / made.length / 1024:,.1f} KiB a token", indent=2)
-    if made.operations is None:
-        prefill = f"{number(made.of_attention / 1e12)} trillion operations of attention, those of weights not counted"
-    else:
-        prefill = f"{number(made.operations / 1e12)} trillion operations, {made.attention_share:.0%} of them attention"
-    write(f"prefill  {prefill}".replace("%", " %"), indent=2)
+    rows = [
+        ("weights", memory(made.weights) if made.weights else f"not counted: {made.shape.uncounted}"),
+        ("layers", _kinds(made.shape)),
+        ("cache", _cache(made)),
+        ("prefill", _prefill(made)),
+    ]
     if made.fits is not None and made.memory is not None:
-        write(f"memory   {memory(made.memory)}: it {'fits' if made.fits else 'does not fit'}", indent=2)
+        rows.append(("memory", f"{memory(made.memory)}: it {'fits' if made.fits else 'does not fit'}"))
+    elif made.memory is not None:
+        rows.append(("memory", f"{memory(made.memory)}: whether it fits is not known, since not all is counted"))
+    for heading, words in rows:
+        for line in folded((words,), f"  {heading:9}", " " * 11):
+            typer.echo(line)
     for applies, heading in ((True, "Applies"), (False, "Does not apply")):
         ways = [each for each in made.ways if each.applies is applies]
         if ways:
@@ -143,13 +149,59 @@ def print_long_input(name: str, dtype: str, made: LongInput) -> None:
     write("Measure with ", ("broadsheet try loogle", "bold"), "; keeping the two ends of the text is the rival.")
 
 
+_WORDS = {
+    "full": "attend to all of the text",
+    "sliding": "attend to a window of {window:,} tokens",
+    "chunked": "attend in chunks of {window:,} tokens",
+    "latent": "keep a latent of {numbers:,} numbers a token, not keys and values",
+    "indexed": "keep a latent of {numbers:,} numbers a token, and pick what they attend to",
+    "linear": "keep a state, whatever the length",
+    "conv": "keep the last inputs of a convolution",
+    "hybrid": "attend to all of the text, and keep a state",
+    "shared": "read another layer's keys and values",
+    "none": "keep nothing",
+}
+
+
+def _kinds(shape: ModelShape) -> str:
+    """`"36 of 48 keep a state, whatever the length; 12 attend to all of the text"`."""
+    if shape.unread:
+        return f"not read: {shape.unread}"
+    found = Counter(_WORDS[each.kind].format(window=each.window, numbers=each.numbers) for each in shape.kept)
+    return "; ".join(f"{'all' if number == shape.layers else number} {words}" for words, number in found.items())
+
+
+def _cache(made: LongInput) -> str:
+    from broadsheet.report.words import memory
+
+    if made.cache is None or made.per_token is None:
+        return "not known"
+    each = f"{made.per_token / 1024:,.1f} KiB a token"
+    if not made.states:
+        return f"{memory(made.cache)}, {each}"
+    if made.cache == made.states:
+        return f"{memory(made.cache)}, the same for any length"
+    return f"{memory(made.cache)}: {each}, and {memory(made.states)} of states"
+
+
+def _prefill(made: LongInput) -> str:
+    from broadsheet.report.words import number
+
+    if made.operations is not None and made.attention_share is not None:
+        told = f"{number(made.operations / 1e12)} trillion operations, {made.attention_share:.0%} of them attention"
+        return told.replace("%", " %")
+    if made.of_attention:
+        return f"{number(made.of_attention / 1e12)} trillion operations of attention, those of weights not counted"
+    return "not counted"
+
+
 def _costs(each: AdvisedWay) -> list[str]:
     """What is told of a way below its title."""
     from broadsheet.report.words import memory
 
     facets = each.way.facets
     lines = [each.reason[0].upper() + each.reason[1:] + "."]
-    if each.applies:
+    if each.applies and each.cache is not None:
         exact = "same output" if facets["lossless"] else "approximate"
         lines.append(
             f"changes {', '.join(facets['changes'])}; training: {facets['training']}; {exact}; "
