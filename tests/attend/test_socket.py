@@ -96,11 +96,19 @@ def test_nothing_left_out_is_the_stock_model(model: Any, method: str) -> None:
     assert torch.equal(model(ids).logits, expected), "the model has changed"
 
 
+PECULIAR = {
+    "gives the mask by its name": lambda: hf.AfmoeConfig(
+        **BASE, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+    ),
+    "calls its head a decoder": lambda: hf.ModernBertDecoderConfig(**BASE),
+}
+
+
+@pytest.mark.parametrize("kind", PECULIAR)
 @pytest.mark.parametrize("method", WIDE)
-def test_a_model_that_gives_the_mask_by_its_name_is_read_too(method: str) -> None:
+def test_a_model_of_peculiar_code_is_read_too(method: str, kind: str) -> None:
     torch.manual_seed(0)
-    config = hf.AfmoeConfig(**BASE, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
-    model = hf.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model = hf.AutoModelForCausalLM.from_config(PECULIAR[kind](), attn_implementation="eager").eval()
     ids = tokens()
     expected = model(ids).logits
     with WIDE[method]()(model):
@@ -320,7 +328,6 @@ UNSUPPORTED = {
         "shares keys between layers",
     ),
     "a mask of its own": (lambda: hf.DogeConfig(**BASE), "a mask of its own"),
-    "attention within a part": (lambda: hf.ModernBertDecoderConfig(**BASE), "other modules than attention"),
 }
 
 

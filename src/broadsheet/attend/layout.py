@@ -61,7 +61,8 @@ class ModelLayout:
 
 def find_decoder(model: nn.Module) -> Any:
     """The part of a model that makes masks and calls the layers."""
-    return model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    return decoder if hasattr(decoder, "config") else model.base_model  # ModernBERT calls its head a decoder
 
 
 def read_layout(model: nn.Module) -> ModelLayout:
@@ -169,10 +170,6 @@ def _read_layer(
     index = getattr(before.module, "layer_idx", None)
     if before.kwargs.get("s_aux") is not None or before.kwargs.get("position_bias") is not None:
         raise InputError(f"{name} adds sinks or biases to its attention; expected {SUPPORTED}")
-    if not hasattr(before.module, "config"):
-        raise InputError(
-            f"{name} calls the attention interface from other modules than attention; expected {SUPPORTED}"
-        )
     if before.mask is not None:  # none was made: nothing is padded, and the attention function knows causality
         raise InputError(f"{name} adds a mask of its own to its attention; expected {SUPPORTED}")
     if before.query.shape[-1] != before.value.shape[-1] or index is None:

@@ -150,14 +150,14 @@ def print_long_input(name: str, dtype: str, made: LongInput) -> None:
 
 
 _WORDS = {
-    "full": "attend to all of the text",
+    "full": "attend to the whole text",
     "sliding": "attend to a window of {window:,} tokens",
     "chunked": "attend in chunks of {window:,} tokens",
     "latent": "keep a latent of {numbers:,} numbers a token, not keys and values",
     "indexed": "keep a latent of {numbers:,} numbers a token, and pick what they attend to",
     "linear": "keep a state, whatever the length",
     "conv": "keep the last inputs of a convolution",
-    "hybrid": "attend to all of the text, and keep a state",
+    "hybrid": "attend to the whole text, and keep a state",
     "shared": "read another layer's keys and values",
     "none": "keep nothing",
 }

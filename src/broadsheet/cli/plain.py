@@ -35,12 +35,13 @@ def folded(parts: tuple[Part, ...], first: str, rest: str) -> list[str]:
     told = [(part, "") if isinstance(part, str) else part for part in parts]
     text = re.sub(r"\s", " ", "".join(words for words, _ in told))
     styles = [style for words, style in told for _ in words]
-    width = max(get_terminal_size().columns - max(len(first), len(rest)), 20)
-    lines, at = [], 0
-    for number, line in enumerate(wrap(text, width, break_on_hyphens=False)):
+    width = max(get_terminal_size().columns, len(first) + 20, len(rest) + 20)
+    lines, at, before = [], 0, first
+    for whole in wrap(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False):
+        line = whole[len(before) :]
         at = text.index(line, at)
-        lines.append((rest if number else first) + "".join(_styled(line, styles[at : at + len(line)])))
-        at += len(line)
+        lines.append(before + "".join(_styled(line, styles[at : at + len(line)])))
+        at, before = at + len(line), rest
     return lines
 
 

@@ -449,7 +449,7 @@ _REFUSED = {
         ("flint", "gpt_oss", "granite_swa", "granitemoe_swa"), "the model's attention has sinks of its own"
     ),
     **dict.fromkeys(
-        ("beam", "diffllama", "doge", "falcon", "gpt_neox_japanese", "modernbert-decoder", "moshi"),
+        ("beam", "diffllama", "doge", "falcon", "gpt_neox_japanese", "moshi"),
         "the model attends by its own code",
     ),
     **dict.fromkeys(("biogpt", "git", "opt", "xglm"), "the model has no rotary encoding of positions"),
