@@ -204,3 +204,81 @@ def test_a_method_applies_where_it_does_not_refuse_the_model(kind):
     except InputError:
         taken = False
     assert usable["aded"] == taken
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"model_type": "recurrent_gemma", "block_types": ["recurrent", "attention"]}, "layers of kind recurrent"),
+        ({"layer_types": ["compressed_sparse_attention"] * 4}, "layers of kind compressed_sparse_attention"),
+        ({"layer_types": ["linear_attention"] * 4}, "what its linear layers keep is not known"),
+        ({"layer_types": ["full_attention"] * 3}, "names 3 of 4 layers"),
+        ({"mamba_d_state": 16}, "has mamba_d_state, but does not say which layers"),
+        ({"kv_lora_rank": 8, "sliding_window": 8}, "latents are kept within windows"),
+        ({"use_cla": True}, "its config has use_cla"),
+        ({"model_type": "cpmant"}, "a cpmant keeps other than its config tells"),
+        ({"is_encoder_decoder": True}, "an encoder-decoder"),
+    ],
+)
+def test_what_a_config_does_not_say_is_not_guessed(config, why):
+    made = long_input(FOUR | config, 40, memory=1)
+    assert why in made.shape.unread
+    assert made.to_dict()["not_read"] == made.shape.unread
+    assert (made.cache, made.per_token, made.weights, made.operations, made.fits) == (None,) * 5
+    assert all(why in each.reason for each in made.ways if each.way.id != "transnormer")
+    assert not any(each.applies for each in made.ways if each.way.id != "transnormer")
+
+
+@pytest.mark.parametrize(
+    ("repository", "saved"),
+    [
+        ({"model_type": "qwen3_next", "full_attention_interval": 4}, {"layer_types": ["linear_attention"] * 3}),
+        ({"model_type": "minimax", "attn_type_list": [0, 0, 0, 1]}, {"layer_types": ["linear_attention"] * 3}),
+        (
+            {
+                "model_type": "kimi_linear",
+                "linear_attn_config": {
+                    "full_attn_layers": [4],
+                    "num_heads": 4,
+                    "head_dim": 6,
+                    "short_conv_kernel_size": 4,
+                },
+            },
+            {
+                "layer_types": ["linear_attention"] * 3,
+                "linear_num_heads": 4,
+                "linear_head_dim": 6,
+                "linear_conv_kernel_dim": 4,
+            },
+        ),
+    ],
+    ids=["qwen3_next", "minimax", "kimi_linear"],
+)
+def test_a_config_as_its_repository_has_it_tells_the_same_as_one_that_transformers_saved(repository, saved):
+    sizes = FOUR | DELTA | {"linear_conv_kernel_dim": 4}
+    if repository["model_type"] == "kimi_linear":
+        sizes = FOUR | LATENT
+    saved = {"model_type": repository["model_type"], **saved, "layer_types": [*saved["layer_types"], "full_attention"]}
+    assert ModelShape.of(sizes | repository) == ModelShape.of(sizes | saved)
+    assert ModelShape.of(sizes | saved).state_bytes(4) > 0
+
+
+def test_numbers_of_known_models_are_those_that_are_published():
+    # DeepSeek-V3: 61 layers of 512 + 64 numbers (arXiv:2412.19437, Sec. 4.2): 70 kB a token in bfloat16.
+    large = LATENT | {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_hidden_layers": 61}
+    assert ModelShape.of(FOUR | large).cache_bytes(1, 2) == 61 * 576 * 2
+    # Jamba: 1 layer in 8 attends, 8 heads of 128: 4 GB at 256k tokens in 16 bits (arXiv:2403.19887, Table 1).
+    jamba = {"model_type": "jamba", "num_hidden_layers": 32, "attn_layer_period": 8, "attn_layer_offset": 4}
+    jamba |= {"num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096}
+    shape = ModelShape.of(FOUR | jamba | {"mamba_expand": 2, "mamba_d_state": 16, "mamba_d_conv": 4})
+    assert shape.cache_bytes(262_144, 2) - shape.state_bytes(2) == 4 * 2**30
+
+
+def test_operations_follow_what_queries_see():
+    chunked = FOUR | {"layer_types": ["chunked_attention"] * 4, "attention_chunk_size": 4}
+    # Ten queries in chunks of 4, 4 and 2 see 10 + 10 + 3 keys; a pair takes 2 · 4 heads · (8 + 8) operations.
+    assert ModelShape.of(chunked).prefill(10)[1] == 4 * 23 * 128
+    indexed = ModelShape.of(FOUR | INDEXED | {"index_topk": 4})
+    # They see at most 4 of the keys before them (34 pairs), and an indexer of 2 · 6 numbers looks at all 55.
+    assert indexed.prefill(10)[1] == 4 * (34 * 2 * 4 * (6 + 4 + 10) + 55 * 2 * 2 * 6)
+    assert ModelShape.of({"model_type": "mamba", **FOUR, "state_size": 8, "conv_kernel": 4}).prefill(10)[1] == 0

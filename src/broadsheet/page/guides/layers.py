@@ -149,7 +149,8 @@ def _unnamed(given: Config, layer: int, layers: int) -> str:
     if (full := given.get("full_attn_idxs")) is not None:  # LFM2
         return "full" if layer in full else "conv"
     if given.get("block_types"):  # RecurrentGemma
-        raise UnreadError(f"it has layers of kind {', '.join(sorted(set(given['block_types'])))}")
+        odd = sorted(set(given["block_types"]) - set(_KINDS))
+        raise UnreadError(f"it has layers of kind {', '.join(odd)}")
     if (kind := _ALL.get(given.get("model_type", ""))) is not None:
         return kind
     every = given.get("sliding_window_pattern") or _FULL_EVERY.get(given.get("model_type", ""), layers + 1)
