@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -48,7 +48,7 @@ class ModelShape:
     tied: bool = True
     unread: str = ""
     uncounted: str = ""
-    kind: str = ""
+    kind: str = field(default="", compare=False)  # the config's `model_type`
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> ModelShape:
