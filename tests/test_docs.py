@@ -23,7 +23,7 @@ from loopback import Loopback
 
 import broadsheet
 from broadsheet import detect, models
-from broadsheet.cli.app import app
+from broadsheet.cli.app import whole
 from broadsheet.options import describe
 from broadsheet.page import evidence
 from broadsheet.page.guides import maps
@@ -37,7 +37,7 @@ from broadsheet.trial.results import TrialResult
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = typer.main.get_command(whole()).commands  # type: ignore[attr-defined]
 EXAMPLE = {"repeated_bigrams": "lastde"}  # a paper that CONTRIBUTING.md adds, and one whose trial it shares
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind it at all today. "
 

@@ -96,6 +96,25 @@ def test_nothing_left_out_is_the_stock_model(model: Any, method: str) -> None:
     assert torch.equal(model(ids).logits, expected), "the model has changed"
 
 
+PECULIAR = {
+    "gives the mask by its name": lambda: hf.AfmoeConfig(
+        **BASE, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+    ),
+    "calls its head a decoder": lambda: hf.ModernBertDecoderConfig(**BASE),
+}
+
+
+@pytest.mark.parametrize("kind", PECULIAR)
+@pytest.mark.parametrize("method", WIDE)
+def test_a_model_of_peculiar_code_is_read_too(method: str, kind: str) -> None:
+    torch.manual_seed(0)
+    model = hf.AutoModelForCausalLM.from_config(PECULIAR[kind](), attn_implementation="eager").eval()
+    ids = tokens()
+    expected = model(ids).logits
+    with WIDE[method]()(model):
+        close(model(ids).logits, expected)
+
+
 @pytest.mark.parametrize("method", NARROW)
 def test_what_is_left_out_shows(model: Any, name: str, method: str) -> None:
     ids = tokens()
@@ -296,6 +315,19 @@ UNSUPPORTED = {
         "compressed space",
     ),
     "both directions": (lambda: hf.LlamaConfig(**BASE, is_causal=False), "both directions"),
+    "shared keys": (
+        lambda: hf.Gemma4TextConfig(
+            **BASE,
+            head_dim=8,
+            num_kv_shared_layers=1,
+            sliding_window=8,
+            layer_types=["full_attention", "full_attention"],
+            hidden_size_per_layer_input=8,
+            vocab_size_per_layer_input=100,
+        ),
+        "shares keys between layers",
+    ),
+    "a mask of its own": (lambda: hf.DogeConfig(**BASE), "a mask of its own"),
 }
 
 

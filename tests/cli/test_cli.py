@@ -76,15 +76,34 @@ def test_help_names_every_command_and_each_has_an_example(run):
         assert f"Example: broadsheet {command}" in out
 
 
+@pytest.mark.parametrize("command", ["advise", "guide long-context", "try", "peer", "show"])
+def test_a_command_that_is_built_alone_is_the_one_among_all(command):
+    name, *more = command.split()
+    alone = cli.narrowed(name)
+    assert alone is not None
+    assert len(alone.registered_commands) + len(alone.registered_groups) == 1
+    for arguments in (["--help"], ["--no-such-option"], []):
+        one, all_ = (
+            CliRunner().invoke(each, [name, *more, *arguments], prog_name="broadsheet") for each in (alone, cli.whole())
+        )
+        assert (one.exit_code, one.output, repr(one.exception)) == (all_.exit_code, all_.output, repr(all_.exception))
+
+
+@pytest.mark.parametrize("first", ["index", "--help", "nope", "-h", ""])
+def test_what_is_no_command_of_its_own_needs_all(first):
+    assert cli.narrowed(first) is None
+
+
 def test_looking_around_imports_nothing_heavy():
-    commands = ["--help", "papers", "show salt", *(f"{command} --help" for command in COMMANDS)]
+    commands = ["papers", "--help", "show salt", *(f"{command} --help" for command in COMMANDS)]
     code = (
         "import sys; from broadsheet import cli\n"
         "for command in sys.argv[1:]:\n"
         "    sys.argv = ['broadsheet', *command.split()]\n"
         "    try: cli.main()\n"
         "    except SystemExit as ended: assert not ended.code, command\n"
-        "    heavy = sorted({'torch', 'transformers', 'sklearn'} & set(sys.modules))\n"
+        "    heavy = {'torch', 'transformers', 'sklearn'} | ({'pydantic', 'rich'} if command == 'papers' else set())\n"
+        "    heavy = sorted(heavy & set(sys.modules))\n"
         "    assert not heavy, f'{command} imports {heavy}'\n"
     )
     done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True, check=False)

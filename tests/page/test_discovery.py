@@ -113,8 +113,8 @@ def test_a_paper_without_a_trial_of_its_own_has_its_stages(monkeypatch):
     assert papers.get("lastde").apply == discovery.stage_recipe("detect")
     assert papers.get("cudrt").trial == "", "of the same stage, but not built"
     own = Found("broadsheet.detect.trials.lastde:LastdeTrial", "paper", "lastde", "trial", "broadsheet")
-    found = discovery.classes()
-    monkeypatch.setattr(discovery, "classes", lambda: (*found, own))
+    found = discovery.classes_of(discovery.own())
+    monkeypatch.setattr(discovery, "classes_of", lambda package: (*found, own))
     assert papers.get("lastde").trial == own.entry
 
 
@@ -222,7 +222,6 @@ BROKEN = {
         r"paper 1 \(x\): got stands_in = \{'model': 7\}; expected a table of texts",
     ),
     "no such stage": ({"papers.toml": ROW.format(id="x").replace("detect", "nowhere")}, r"no stage 'nowhere'"),
-    "a broken command": ({"papers.toml": "", "commands.py": "1 / 0"}, r"somebody.commands: ZeroDivisionError"),
 }
 
 
@@ -238,6 +237,26 @@ def test_a_broken_package_costs_one_line_and_nothing_else(tmp_path, name):
     assert first.startswith("the package 'somebody' (entry-point group broadsheet.papers) is left out: ")
     assert re.search(message, first)
     assert last == "1 of 79 papers"
+
+
+def test_a_broken_command_of_a_package_costs_one_line_where_commands_are_listed(tmp_path):
+    install(tmp_path, "somebody", {"__init__.py": "", "papers.toml": "", "commands.py": "1 / 0"})
+    listed, papers_alone, missing = run(
+        ("broadsheet", "--help"),
+        ("broadsheet", "papers", "lastde"),
+        ("broadsheet", "somebody"),
+        root=tmp_path,
+        path=[str(ROOT / "src"), str(tmp_path)],
+    )
+    line = "the package 'somebody' (entry-point group broadsheet.papers) is left out: somebody.commands: ZeroDivision"
+    assert listed[0] == 0
+    assert "  advise  " in listed[1]
+    assert listed[2].startswith(line)
+    assert len(listed[2].splitlines()) == 1
+    assert papers_alone[2] == "1 of 79 papers\n", "it needs no other command"
+    assert missing[0] == 2
+    assert missing[2].startswith(line)
+    assert "No such command 'somebody'" in missing[2]
 
 
 def test_a_package_that_is_gone_and_a_class_that_cannot_be_imported(tmp_path):

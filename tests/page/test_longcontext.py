@@ -346,10 +346,12 @@ def test_a_need_leaves_its_own_ways(need, ids):
 def test_methods_for_long_attention_have_nothing_to_do_where_all_layers_slide():
     sliding = DEFAULT | {"sliding_window": 512}
     for length in (4096, 8192, 65536):
-        assert applying(sliding, length) == ["aded", "transnormer"]
+        assert applying(sliding, length) == ["transnormer"]
         assert reason(sliding, length, "infllm") == "every layer of the model attends to a window already"
+        assert "dropped from layers that attend to a window" in reason(sliding, length, "aded")
     mixed = DEFAULT | {"sliding_window": 512, "layer_types": ["sliding_attention", "full_attention"] * 15}
     assert "infllm" in applying(mixed, 65536)
+    assert "aded" not in applying(mixed, 65536)
 
 
 def test_what_was_refuted_comes_last_among_what_applies(monkeypatch):

@@ -302,9 +302,11 @@ class _PreRopeInstallation(_Installation):
         self._announcing.clear()
 
 
-def _dispatch(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+def _dispatch(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> Any:
     """The attention function of every installed method: ask the one that is installed on this module."""
-    return _LAYERS[module].attend(module, query, key, value, mask, **kwargs), None
+    return _LAYERS[module].attend(module, query, key, value, attention_mask, **kwargs), None
 
 
 AttentionInterface.register(_PRE_ROPE, _dispatch)

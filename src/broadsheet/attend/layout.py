@@ -61,7 +61,8 @@ class ModelLayout:
 
 def find_decoder(model: nn.Module) -> Any:
     """The part of a model that makes masks and calls the layers."""
-    return model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    return decoder if hasattr(decoder, "config") else model.base_model  # ModernBERT calls its head a decoder
 
 
 def read_layout(model: nn.Module) -> ModelLayout:
@@ -93,7 +94,9 @@ def read_layout(model: nn.Module) -> ModelLayout:
             f"{name} calls the attention interface in {len(stock)} of {config.num_hidden_layers} layers; "
             f"expected {SUPPORTED}"
         )
-    if cache.get_seq_length() != 2 or any(layer.get_seq_length() != 2 for layer in cache.layers):
+    # A layer that reads another's keys has a cache without a length.
+    lengths = [layer.get_seq_length() if hasattr(layer, "get_seq_length") else 0 for layer in cache.layers]
+    if not lengths or set(lengths) != {2}:
         raise InputError(f"{name} shares keys between layers; expected {SUPPORTED}")
     with ExitStack() as undo:
         swap(undo, owner, "rotary_emb", IdentityRotary(rotary))
@@ -103,10 +106,13 @@ def read_layout(model: nn.Module) -> ModelLayout:
     if apply is None:
         raise InputError(f"{name} keeps its rotation elsewhere than in apply_rotary_pos_emb; expected {SUPPORTED}")
     by_kind = "layer_type" in inspect.signature(rotary.forward).parameters and bool(kinds)
-    layers = [
-        _read_layer(name, before, after, rotary, apply, kinds[i] if by_kind else None)
-        for i, (before, after) in enumerate(zip(stock, bare, strict=True))
-    ]
+    try:
+        layers = [
+            _read_layer(name, before, after, rotary, apply, kinds[i] if by_kind else None)
+            for i, (before, after) in enumerate(zip(stock, bare, strict=True))
+        ]
+    except KeyError as kind:
+        raise InputError(f"{name} has no rotary encoding for its layers of kind {kind}; expected {SUPPORTED}") from None
     if not any(layer.has_positions for layer in layers):
         raise InputError(f"{name} does not use its rotary encoding; expected {SUPPORTED}")
     return ModelLayout(decoder, layers, rotary, owner, apply, getattr(config, "max_position_embeddings", None))
@@ -120,15 +126,16 @@ class _Call:
     query: Tensor
     key: Tensor
     value: Tensor
+    mask: Any
     kwargs: dict[str, Any]
 
 
 _CALLS: list[_Call] = []
 
 
-def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+def _record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
     """An attention function whose output does not depend on queries and keys, so that rotation does not spread."""
-    _CALLS.append(_Call(module, query, key, value, kwargs))
+    _CALLS.append(_Call(module, query, key, value, attention_mask, kwargs))
     spread = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
     return spread.transpose(1, 2).contiguous(), None
 
@@ -163,6 +170,8 @@ def _read_layer(
     index = getattr(before.module, "layer_idx", None)
     if before.kwargs.get("s_aux") is not None or before.kwargs.get("position_bias") is not None:
         raise InputError(f"{name} adds sinks or biases to its attention; expected {SUPPORTED}")
+    if before.mask is not None:  # none was made: nothing is padded, and the attention function knows causality
+        raise InputError(f"{name} adds a mask of its own to its attention; expected {SUPPORTED}")
     if before.query.shape[-1] != before.value.shape[-1] or index is None:
         raise InputError(f"{name} attends in a compressed space; expected {SUPPORTED}")
     positions = torch.tensor(_POSITIONS, device=before.query.device)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from broadsheet.cli.root import Json, app
+from broadsheet.cli.plain import write
+from broadsheet.cli.root import Json, LightGroup, app
 from broadsheet.console import InputError, say
 
-if TYPE_CHECKING:
-    from broadsheet.page.guides.advice import Advice, AdvisedPaper
-    from broadsheet.page.guides.longcontext import LongInput
-    from broadsheet.page.guides.maps import MapNode
-
-guide = typer.Typer(no_args_is_help=True, help="Guides: what a long input costs, and whether to tune or to prompt.")
+guide = typer.Typer(
+    cls=LightGroup, no_args_is_help=True, help="Guides: what a long input costs, and whether to tune or to prompt."
+)
 app.add_typer(guide, name="guide")
 
 
@@ -49,55 +47,62 @@ def advise(
     """
     from broadsheet.page.guides import advice
 
-    options = {
-        "need": need,
-        "labels": labels,
-        "unlabelled": unlabelled,
-        "weights": weights,
-        "size": size,
-        "knowledge": knowledge,
-        "machine": machine,
-        "input": input_,
-        "latency": latency,
-        "language": language,
-    }
     given = _answers(answers) if answers else {}
-    given |= {fact: value for fact, value in options.items() if value is not None}
-    goals = advice.facts()["goal"].values
-    free = goal is not None and goal not in goals
+    # In the order of the facts; the goal may be in free words.
+    options = (need, labels, unlabelled, weights, size, knowledge, machine, input_, latency, language)
+    given |= {fact: value for fact, value in zip(list(advice.facts())[1:], options, strict=True) if value is not None}
+    asking = ask and not as_json and not why and sys.stdin.isatty() and sys.stdout.isatty()
+    assumed: list[str] = []
+    free = goal is not None and goal not in advice.facts()["goal"].values
     if goal is not None and not free:
         given["goal"] = goal
     advice.check(given)
-    asking = ask and not as_json and not why and sys.stdin.isatty() and sys.stdout.isatty()
-    assumed = near = nearest_goals(goal)[:3] if goal is not None and free else []
-    if near and asking:
-        assumed = []
-        if chosen := _chosen("Which of these is it?", {each: goals[each] for each in near}, named=True):
-            given["goal"] = chosen
-    elif near:
-        given["goal"] = near[0]
-        others = " or ".join(f"{each} ({goals[each]})" for each in near[1:])
-        _say(f"assumed goal: {near[0]} ({goals[near[0]]}); perhaps it is {others}: --goal ID says which")
+    if goal is not None and free:
+        near = nearest_goals(goal)[:3]
+        assumed = [] if asking else near
+        chosen = _chosen("Which of these is it?", _goals(near), named=True) if asking else _assumed(near)
+        given |= {"goal": chosen} if chosen else {}
     if asking:
         given = _asked(given)
     if why:
-        told = advice.why(why, given)
-        if as_json:
-            rows = [
-                {"rule": rule.id, "came": came, "because": rule.because, "source": rule.source} for rule, came in told
-            ]
-            print(json.dumps(rows, indent=1, ensure_ascii=False))
-            return
-        for rule, came in told:
-            _print(f"{rule.id}: {came}")
-            _print(f"{rule.because} ({rule.source})", 2)
+        _tell_why(why, given, as_json)
         return
     made = advice.advise(given)
     if as_json:
         whole = made.to_dict() | ({"assumed": {"goal": assumed[0], "or": assumed[1:]}} if assumed else {})
         print(json.dumps(whole, indent=1, ensure_ascii=False))
         return
-    _print_advice(made, everything)
+    from broadsheet.cli.guides_text import print_advice
+
+    print_advice(made, everything)
+
+
+def _goals(ids: Iterable[str]) -> dict[str, str]:
+    """Goals in words."""
+    from broadsheet.page.guides.advice import facts
+
+    return {each: facts()["goal"].values[each] for each in ids}
+
+
+def _assumed(near: Sequence[str]) -> str:
+    """The nearest goal, and say that it is a guess."""
+    goals = _goals(near)
+    others = " or ".join(f"{each} ({goals[each]})" for each in near[1:])
+    _say(f"assumed goal: {near[0]} ({goals[near[0]]}); perhaps it is {others}: --goal ID says which")
+    return near[0]
+
+
+def _tell_why(paper_id: str, given: Mapping[str, str], as_json: bool) -> None:
+    """How each rule for one paper came out."""
+    from broadsheet.cli.guides_text import print_rules
+    from broadsheet.page.guides.advice import why
+
+    told = why(paper_id, given)
+    if as_json:
+        rows = [{"rule": rule.id, "came": came, "because": rule.because, "source": rule.source} for rule, came in told]
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        print_rules(told)
 
 
 @app.command("map", epilog="Example: broadsheet map llm_survey/adaptation")
@@ -118,7 +123,9 @@ def map_(
     if as_json:
         print(json.dumps({"tree": name, **node.to_dict()}, indent=1, ensure_ascii=False))
         return
-    _print_tree(name, node)
+    from broadsheet.cli.guides_text import print_tree
+
+    print_tree(node)
     if leaf == maps.GOALS:
         _say("other trees: " + ", ".join(maps.trees()[1:]))
 
@@ -146,7 +153,9 @@ def long_context(
     if as_json:
         print(json.dumps({"model": model, "dtype": dtype, **made.to_dict()}, indent=1, ensure_ascii=False))
         return
-    _print_long_input(models.title(model), dtype, made)
+    from broadsheet.cli.guides_text import print_long_input
+
+    print_long_input(models.title(model), dtype, made)
 
 
 @guide.command("llm-or-tuned", epilog="Example: broadsheet guide llm-or-tuned --answers no,no,no,no,yes")
@@ -172,24 +181,24 @@ def llm_or_tuned(
             if not waiting:
                 break
             said += [None] * (waiting[0] - 1 - len(said))
-            _print(f"{waiting[0]}. {asked[waiting[0] - 1].ask}")
+            write(f"{waiting[0]}. {asked[waiting[0] - 1].ask}")
             said.append(_yes(input("yes, no, or Enter where it is not known: ")))
     elif as_json:
         print(json.dumps({"questions": [question.ask for question in asked]}, indent=1))
         return
     else:
         for number, question in enumerate(asked, 1):
-            _print(f"{number}. {question.ask}")
+            write(f"{number}. {question.ask}")
         return
     found = flow.follow(said)
     if as_json:
         print(json.dumps({"outcomes": found.outcomes, "path": found.path}, indent=1))
         return
     for number, answer in found.path:
-        _print(f"{number}. {asked[number - 1].ask} {'not known' if answer is None else 'yes' if answer else 'no'}")
+        write(f"{number}. {asked[number - 1].ask} {'not known' if answer is None else 'yes' if answer else 'no'}")
     print(f"→ {' or '.join(found.outcomes)} (arXiv:2304.13712, April 2023)")
     if found.emergent:
-        _print("It rests on abilities that models below about 10 billion parameters mostly lack.", 2)
+        write("It rests on abilities that models below about 10 billion parameters mostly lack.", indent=2)
 
 
 def nearest_goals(text: str) -> list[str]:
@@ -212,14 +221,6 @@ def nearest_goals(text: str) -> list[str]:
     say("reading your words with the default model …")
     vectors = baseline("prompt-eol").encode([text, *goals.values()], normalize_embeddings=True)
     return [list(goals)[i] for i in np.argsort(-(vectors[1:] @ vectors[0]), kind="stable")]
-
-
-def _print(text: str, indent: int = 0) -> None:
-    """Print a line on stdout, wrapped to the terminal."""
-    from rich.console import Console
-    from rich.padding import Padding
-
-    Console(highlight=False).print(Padding(text, (0, 0, 0, indent), expand=False), markup=False)
 
 
 def _say(message: str) -> None:
@@ -279,131 +280,6 @@ def _chosen(question: str, values: Mapping[str, str], *, named: bool = False) ->
     if said.isdigit() and 1 <= int(said) <= len(values):
         return list(values)[int(said) - 1]
     return said if said in values else ""
-
-
-def _print_advice(made: Advice, everything: bool) -> None:
-    from rich.console import Console
-    from rich.padding import Padding
-
-    from broadsheet.page.guides import advice
-
-    console = Console(highlight=False)
-    known = ", ".join(f"{fact} {made.answers[fact]}" for fact in advice.facts() if fact in made.answers)
-    console.print(f"[bold]For[/bold] {known or 'no answers: every branch is open'}", markup=True)
-    for section in advice.SECTIONS:
-        papers = made.section(section)
-        shown = papers if everything else papers[: advice.SHOWN]
-        if shown:
-            console.print(f"\n[bold]{section.capitalize()}[/bold]")
-        for paper in shown:
-            console.print(f"[bold]{paper.paper.id}[/bold] {paper.paper.title}")
-            for line in _told(paper):
-                console.print(Padding(line, (0, 0, 0, 2)), markup=False)
-        if len(papers) > len(shown):
-            console.print(f"and {len(papers) - len(shown)} more: --all", markup=False)
-    for way in made.injection:
-        if way is made.injection[0]:
-            console.print("\n[bold]Ways to bring knowledge to a model[/bold] (arXiv:2502.10708, Table 2)")
-        console.print(
-            f"{way['title']}: {way['form']}; training {way['training']}; speed: {way['speed']}; fails {way['fails']}",
-            markup=False,
-        )
-    if made.flow is not None:
-        told = " or ".join(made.flow.outcomes)
-        console.print(
-            f"\n[bold]Tune or prompt?[/bold] The flow of arXiv:2304.13712 (April 2023) says: {told}."
-            + f" That is: {'; or '.join(made.route)}." * bool(made.route)
-        )
-
-
-def _told(paper: AdvisedPaper) -> list[str]:
-    """What is told of a paper below its title."""
-    from broadsheet.page.papers import RUNGS
-
-    source = "our own mapping" if paper.rules[0].source == "ours" else paper.rules[0].source
-    lines = [f"{paper.rules[0].because} ({source})"]
-    lines += [f"if {' and '.join(paper.conditions)}"] * bool(paper.conditions)
-    recorded = f"rung {paper.paper.rung} {RUNGS[paper.paper.rung]}"
-    recorded += f", {paper.paper.verdict}" * bool(paper.paper.verdict)
-    needs = f"needs {', '.join(paper.needs)}" if paper.needs else ""
-    training = f"training: {paper.training}" if paper.training else ""
-    lines.append(" · ".join(filter(None, (needs, training, recorded))))
-    lines += [paper.warning] * bool(paper.warning)
-    lines.append(paper.command or f"not built yet: {paper.paper.url}")
-    return lines
-
-
-def _print_tree(name: str, node: MapNode) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.tree import Tree
-
-    def marked(each: MapNode) -> str:
-        return f" ‹{each.mark}›" * (each.mark != "s")
-
-    def label(each: MapNode) -> str:
-        words = escape(each.title) + marked(each)
-        if each.papers:
-            words += ": " + ", ".join(f"[bold]{paper}[/bold]" for paper in each.papers)
-        if each.examples:
-            words += f" [dim]({escape(', '.join(each.examples))})[/dim]"
-        return words + " — a gap" * (each.gap and each is not node)
-
-    def grow(branch: Tree, each: MapNode) -> None:
-        for child in each.children:
-            grow(branch.add(label(child)), child)
-
-    root = Tree(f"[bold]{escape(node.title)}[/bold]{marked(node)}" + f"  {escape(node.about)}" * bool(node.about))
-    grow(root, node)
-    Console(highlight=False).print(root)
-    gaps = sum(each.gap for each in node.walk())
-    if gaps:
-        say(f"{gaps} leaves are gaps: no paper of the page covers them")
-
-
-def _print_long_input(title: str, dtype: str, made: LongInput) -> None:
-    from rich.console import Console
-    from rich.padding import Padding
-
-    from broadsheet.page.papers import RUNGS
-    from broadsheet.report.words import memory, number
-
-    console = Console(highlight=False)
-    context = f"trained on {made.shape.context:,}" if made.shape.context else "trained length not given"
-    console.print(f"[bold]{title}[/bold], {made.length:,} tokens ({context}), {dtype}")
-    console.print(f"  weights  {memory(made.weights) if made.weights else 'not counted (a mixture of experts)'}")
-    console.print(f"  cache    {memory(made.cache)}, {made.cache / made.length / 1024:,.1f} KiB a token")
-    if made.operations is None:
-        prefill = f"{number(made.of_attention / 1e12)} trillion operations of attention, those of weights not counted"
-    else:
-        prefill = f"{number(made.operations / 1e12)} trillion operations, {made.attention_share:.0%} of them attention"
-    console.print(f"  prefill  {prefill}".replace("%", " %"), markup=False)
-    if made.fits is not None and made.memory is not None:
-        console.print(f"  memory   {memory(made.memory)}: it {'fits' if made.fits else 'does not fit'}")
-    for applies, heading in ((True, "Applies"), (False, "Does not apply")):
-        ways = [each for each in made.ways if each.applies is applies]
-        if ways:
-            console.print(f"\n[bold]{heading}[/bold]")
-        for each in ways:
-            paper, facets = each.way.paper, each.way.facets
-            console.print(f"[bold]{each.way.id}[/bold] {paper.title}")
-            lines = [each.reason[0].upper() + each.reason[1:] + "."]
-            if applies:
-                exact = "same output" if facets["lossless"] else "approximate"
-                lines.append(
-                    f"changes {', '.join(facets['changes'])}; training: {facets['training']}; {exact}; "
-                    f"cache on the device {memory(each.cache)}"
-                    + {True: ", fits", False: ", does not fit", None: ""}[each.fits]
-                    + "; with offload=True most of it waits in the host's memory" * each.way.offloads
-                )
-                lines.append(
-                    f"rung {paper.rung} {RUNGS[paper.rung]}"
-                    + f", {paper.verdict}" * bool(paper.verdict)
-                    + f" · {each.command}" * bool(each.command)
-                )
-            for line in lines:
-                console.print(Padding(line, (0, 0, 0, 2)), markup=False)
-    console.print("\nMeasure with [bold]broadsheet try loogle[/bold]; keeping the two ends of the text is the rival.")
 
 
 def _tokens(text: str) -> int:

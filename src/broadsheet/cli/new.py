@@ -184,7 +184,7 @@ class TargetPackage(Checkout):
 
         source = self._source()
         self.package = source.name
-        stage = discovery.packages()[0].folder / facts.stage
+        stage = discovery.own().folder / facts.stage
         context = {"paper": facts, "package": self.package, "ours": False}
         if facts.listed:
             raise InputError(f"{facts.id} is on broadsheet's page; a package of your own needs an id of its own")

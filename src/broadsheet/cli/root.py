@@ -3,17 +3,53 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from broadsheet import __version__
 from broadsheet.console import InputError
 
+
+class LightGroup(TyperGroup):
+    """A group whose commands get texts, and values that are not given, as they are.
+
+    typer reads each through pydantic, whose import takes longer than most commands; numbers and choices still go there.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _lighten(self, ctx)
+        return super().parse_args(ctx, args)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            _lighten(command, ctx)
+        return command
+
+
+def _lighten(command: Any, ctx: Any) -> None:
+    for param in command.get_params(ctx):  # `--help` among them
+        # Older typers have no such descriptor, and read without pydantic.
+        if hasattr(param, "type_descriptor") and "process_value" not in vars(param):
+            param.process_value = partial(_processed, param, param.process_value)
+
+
+def _processed(param: Any, process: Callable[[Any, Any], Any], ctx: Any, value: Any) -> Any:
+    """A parameter's value, by typer's own `process` only where there is something to read, or to miss."""
+    left_out = value is None and not (param.required or param.multiple or param.nargs != 1)
+    if left_out or type(value) is param.type_descriptor.annotation:
+        return param.callback(ctx, param, value) if param.callback else value
+    return process(ctx, value)
+
+
 app = typer.Typer(
     name="broadsheet",
+    cls=LightGroup,
     help="Every paper on one page of 79 papers about LLMs for text: run it on your model and your data, "
     "and see in one run, against the plain baseline, whether it helps.",
     epilog="Start with: broadsheet demo",

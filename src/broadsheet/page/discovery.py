@@ -8,7 +8,8 @@ It is the paper's trial where its name ends in `Trial`, what `broadsheet apply` 
 a method. A stage's trial or recipe holds `stage: ClassVar[str] = "embed"` and serves the papers that have none.
 
 A reader's own package adds its papers by the entry-point group `broadsheet.papers`. What is wrong with such a package
-is reported in one line and costs nothing but its own papers.
+is reported in one line and costs nothing but its own papers. Such packages are looked for only where they count: to
+ask every installed package takes longer than to read our own page.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module, util
-from importlib.metadata import entry_points
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,21 @@ class Found:
 
 
 @cache
+def own() -> Package:
+    """broadsheet itself."""
+    return Package("broadsheet", Path(__file__).parents[1], ours=True)
+
+
+@cache
 def packages() -> tuple[Package, ...]:
     """broadsheet, then installed packages of the entry-point group `broadsheet.papers`, by name.
 
     An entry point's value is a package that holds `papers.toml`, methods in `<id>.py` and trials in `trials/<id>.py`.
     """
-    found = {"broadsheet": Package("broadsheet", Path(__file__).parents[1], ours=True)}
+    from importlib import util
+    from importlib.metadata import entry_points
+
+    found = {"broadsheet": own()}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.value):
         try:
             spec = util.find_spec(point.value)
@@ -103,14 +112,21 @@ def left_out(package: str, why: str) -> None:
 @cache
 def classes() -> tuple[Found, ...]:
     """Every class that belongs to a paper or a stage, in the order of packages, files and lines."""
-    return tuple(each for package in packages() for each in _scan(package))
+    return tuple(each for package in packages() for each in classes_of(package))
+
+
+@cache
+def classes_of(package: Package) -> tuple[Found, ...]:
+    """Those of one package, in the order of files and lines."""
+    return tuple(_scan(package))
 
 
 def _scan(package: Package) -> Iterator[Found]:
     for path in sorted(package.folder.rglob("*.py")):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        if "ClassVar[str] = " not in text:
+        read = path.read_bytes()
+        if b"ClassVar[str] = " not in read:
             continue
+        text = read.decode(errors="replace").replace("\r\n", "\n")
         module = ".".join((package.name, *path.relative_to(package.folder).with_suffix("").parts))
         starts = list(_CLASS.finditer(text))
         ends = [*(start.start() for start in starts[1:]), len(text)]
@@ -147,8 +163,9 @@ def stage_recipe(stage: str) -> str:
 
 
 def _entries(key: str, name: str, kind: str, package: str = "broadsheet") -> Iterator[str]:
+    found = classes_of(own()) if package == own().name else classes()
     wanted = (key, name, kind, package)
-    return (each.entry for each in classes() if (each.key, each.id, each.kind, each.package) == wanted)
+    return (each.entry for each in found if (each.key, each.id, each.kind, each.package) == wanted)
 
 
 def load(entry: str) -> Any:
@@ -161,7 +178,7 @@ def load(entry: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except Exception as error:
-        if packages()[0].holds(module) or os.environ.get("BROADSHEET_DEBUG"):
+        if own().holds(module) or os.environ.get("BROADSHEET_DEBUG"):
             raise
         raise InputError(f"{entry} cannot be imported: {type(error).__name__}: {error}") from error
 
@@ -189,7 +206,7 @@ class Exports:
             for home, names in parts.items()
             for name in names
         }
-        for each in classes():
+        for each in classes_of(own()) if own().holds(package) else classes():
             module, name = each.entry.split(":")
             if each.key == "paper" and each.kind == "method" and module.startswith(f"{package}."):
                 self.homes.setdefault(name, module)

@@ -222,9 +222,8 @@ def page() -> tuple[Paper, ...]:
 
     A package that cannot be read, or whose rows are wrong, is reported in one line and left out.
     """
-    ours, *others = discovery.packages()
-    found = _rows(ours, {})
-    for package in others:
+    found = {paper.id: paper for paper in ours()}
+    for package in discovery.packages()[1:]:
         try:
             found |= _rows(package, found)
         except (InputError, OSError) as error:
@@ -232,9 +231,10 @@ def page() -> tuple[Paper, ...]:
     return tuple(found.values())
 
 
+@cache
 def ours() -> tuple[Paper, ...]:
     """The papers that broadsheet brings, in page order."""
-    return tuple(paper for paper in page() if paper.ours)
+    return tuple(_rows(discovery.own(), {}).values())
 
 
 def _rows(package: discovery.Package, taken: Mapping[str, Paper]) -> dict[str, Paper]:
@@ -244,8 +244,8 @@ def _rows(package: discovery.Package, taken: Mapping[str, Paper]) -> dict[str, P
         InputError: a row lacks a key, or has one that is unknown or of a wrong type; a paper has the id of another, or
             an unknown stage.
     """
-    ours, table = discovery.packages()[0], _table(package.table)
-    known = {row["id"] for row in (table if package is ours else _table(ours.table))["stage"]}
+    table = _table(package.table)
+    known = {row["id"] for row in (table if package.ours else _table(discovery.own().table))["stage"]}
     kinds = ("method", "study", "benchmark", "survey")
     found: dict[str, Paper] = {}
     for number, row in enumerate(table.get("paper", []), 1):
@@ -296,7 +296,7 @@ def _stand_ins(where: str, given: Any) -> dict[str, str]:
 @cache
 def stages() -> tuple[Stage, ...]:
     """All stages, with broadsheet's own papers in page order."""
-    rows = _table(discovery.packages()[0].table)["stage"]
+    rows = _table(discovery.own().table)["stage"]
     return tuple(Stage(**row, papers=tuple(p for p in ours() if p.stage == row["id"])) for row in rows)
 
 
@@ -325,14 +325,18 @@ def get(paper_id: str) -> Paper:
 
 
 def _meant(name: str) -> Paper | None:
-    """The paper that a name stands for; None where it stands for none."""
+    """The paper that a name stands for; None where it stands for none.
+
+    Readers' own packages are looked through last, and classes after all ids: either has to be searched for in files.
+    """
     wanted = name.strip().lower()
     arxiv = re.search(r"(?<!\d)\d{4}\.\d{4,5}(?!\d)", wanted)
-    for paper in page():
-        classes = (entry.rpartition(":")[2].lower() for entry in paper.entry)
-        if wanted.replace("-", "_") == paper.id or (arxiv and arxiv[0] == paper.arxiv) or wanted in classes:
-            return paper
-    return None
+    for listed in (ours, page):
+        for paper in listed():
+            if wanted.replace("-", "_") == paper.id or (arxiv and arxiv[0] == paper.arxiv):
+                return paper
+    classes = ((entry.rpartition(":")[2].lower(), paper) for paper in page() for entry in paper.entry)
+    return next((paper for known, paper in classes if known == wanted), None)
 
 
 def get_trial(name: str) -> tuple[str, str]:
@@ -436,7 +440,9 @@ def docstring(entry: str) -> str:
         LookupError: it holds no such class.
     """
     module, name = entry.split(":")
-    package = max((p for p in discovery.packages() if p.holds(module)), key=lambda p: len(p.name))
+    package = discovery.own()
+    if not package.holds(module):
+        package = max((p for p in discovery.packages() if p.holds(module)), key=lambda p: len(p.name))
     parts = module.removeprefix(package.name).strip(".").split(".")
     path = package.folder.joinpath(*parts).with_suffix(".py")
     try:

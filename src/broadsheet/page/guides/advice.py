@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,7 @@ from broadsheet.page.papers import RUNGS, Paper, ours
 SHOWN = 5  # papers to try that are printed without --all
 MOST_QUESTIONS = 9
 _REFUTED = "refuted here"
+_LONG = 12  # values of a fact that an error still names
 _KINDS = {"method": "try", "study": "measure with", "benchmark": "measure with", "survey": "read"}
 SECTIONS = ("try", "measure with", "read")
 
@@ -217,9 +219,14 @@ def check(answers: Mapping[str, str]) -> None:
     for fact, value in answers.items():
         if fact not in facts():
             raise InputError(f"got an answer to {fact!r}; expected {', '.join(facts())}")
-        values = facts()[fact].values
-        if value not in values:
-            raise InputError(f"got {fact} {value!r}; expected one of {', '.join(values)}")
+        if value not in facts()[fact].values:
+            others = {name: given for name, given in answers.items() if name != fact and name in facts()}
+            values = list(offered(fact, others)) or list(facts()[fact].values)
+            near = get_close_matches(value, values, n=3)
+            if len(values) > _LONG and near:
+                raise InputError(f"got {fact} {value!r}; did you mean {' or '.join(near)}?")
+            more = ", …: give a goal too, and its own are named" * (len(values) > _LONG)
+            raise InputError(f"got {fact} {value!r}; expected one of {', '.join(values[:_LONG])}{more}")
 
 
 def advise(answers: Mapping[str, str]) -> Advice:
@@ -286,7 +293,9 @@ def why(paper_id: str, answers: Mapping[str, str]) -> list[tuple[Rule, str]]:
         came = "; ".join(against) or ("fired" + f" if {' and '.join(missing)}" * bool(missing))
         found.append((rule, came))
     if not found:
-        raise InputError(f"no rule recommends {paper_id!r}; `broadsheet papers` lists the page")
+        near = get_close_matches(paper_id, [paper for rule in rules() for paper in rule.recommend], n=1, cutoff=0.7)
+        told = f"did you mean {near[0]}?" if near else "`broadsheet papers` lists the page"
+        raise InputError(f"no rule recommends {paper_id!r}; {told}")
     return found
 
 

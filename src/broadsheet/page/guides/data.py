@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import tomllib
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
+
+_HERE = Path(__file__).parent
 
 
 @cache
 def read(name: str) -> dict[str, Any]:
     """The tables of a file of this folder, such as `"rules"` or `"surveys/llm_survey"`."""
-    return tomllib.loads(resources.files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+    return tomllib.loads((_HERE / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 @cache
 def surveys() -> tuple[str, ...]:
     """Ids of the surveys that have a tree, sorted."""
-    folder = resources.files(__package__).joinpath("surveys")
-    return tuple(sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml")))
+    return tuple(sorted(path.stem for path in (_HERE / "surveys").glob("*.toml")))

@@ -7,13 +7,15 @@ code. Sources of the rules: arXiv:2311.12351 and arXiv:2503.17407, and the paper
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 from broadsheet.console import InputError
 from broadsheet.page.guides.data import read
+from broadsheet.page.guides.layers import ATTENDS, Kept, UnreadError, head_sizes, read_layers
 from broadsheet.page.papers import Paper, get
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -25,11 +27,11 @@ class ModelShape:
     """What decides a decoder's costs.
 
     Attributes:
-        layers, heads, kv_heads, head_dim, hidden, ffn, vocab: sizes.
+        layers, heads, kv_heads, head_dim, hidden, ffn, vocab: sizes; heads are 0 where no layer attends.
         context: positions it was trained on; None where the config does not say.
-        windows: of each layer, the tokens it attends to; None for all.
+        kept: what each layer keeps; empty where that cannot be read from the config: then `unread` says why.
         weights: parameters, as a Llama has them: biases and further norms of other kinds, some thousandths, are left
-            out. None where the config is of a kind that is not counted (mixtures of experts).
+            out. None where the config is of a kind that is not counted: then `uncounted` names it.
         tied: input and output embeddings are one matrix.
     """
 
@@ -41,9 +43,12 @@ class ModelShape:
     ffn: int
     vocab: int
     context: int | None
-    windows: tuple[int | None, ...]
+    kept: tuple[Kept, ...]
     weights: int | None
     tied: bool = True
+    unread: str = ""
+    uncounted: str = ""
+    kind: str = field(default="", compare=False)  # the config's `model_type`
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> ModelShape:
@@ -53,13 +58,18 @@ class ModelShape:
             InputError: it lacks a size.
         """
         given = {**config, **(config.get("text_config") or {})}
+        kept: tuple[Kept, ...] = ()
+        unread = ""
         try:
-            layers, heads, hidden = (
-                int(given[key]) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")
-            )
-            vocab, ffn = int(given["vocab_size"]), int(given.get("intermediate_size") or 4 * hidden)
-            kv_heads = int(given.get("num_key_value_heads") or heads)
-            head_dim = int(given.get("head_dim") or hidden // heads)
+            layers, hidden = _layers(given), int(given["hidden_size"])
+            vocab, widths = int(given["vocab_size"]), given.get("intermediate_size") or 4 * hidden
+            ffn = int(max(widths) if isinstance(widths, list) else widths)  # Gemma 3n has one for each layer
+            try:
+                kept = read_layers(given, layers)
+            except UnreadError as why:
+                unread = str(why)
+            attends = any(each.kind in ATTENDS for each in kept) or "num_attention_heads" in given
+            heads, kv_heads, head_dim = head_sizes(given) if attends or unread else (0, 0, 0)
         except KeyError as error:
             raise InputError(
                 f"got a config of {given.get('model_type', 'an unknown kind')} without {error}; expected a causal LM's"
@@ -70,10 +80,10 @@ class ModelShape:
                 "0; expected a causal LM's"
             ) from None
         tied = bool(given.get("tie_word_embeddings", True))
-        mixture = any(given.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
         attention = 2 * hidden * head_dim * (heads + kv_heads)  # queries, output; keys, values
         products = 2 if given.get("model_type") in _UNGATED else 3
         inner = layers * (attention + products * hidden * ffn + 2 * hidden) + hidden  # with the norms
+        uncounted = _uncounted(given, kept)
         return cls(
             layers=layers,
             heads=heads,
@@ -82,44 +92,79 @@ class ModelShape:
             hidden=hidden,
             ffn=ffn,
             vocab=vocab,
-            context=given.get("max_position_embeddings"),
-            windows=_windows(given, layers),
-            weights=None if mixture else inner + vocab * hidden * (1 if tied else 2),
+            context=next((int(given[key]) for key in _CONTEXT if isinstance(given.get(key), int)), None),
+            kept=kept,
+            weights=None if uncounted else inner + vocab * hidden * (1 if tied else 2),
             tied=tied,
+            unread=unread,
+            uncounted=uncounted,
+            kind=str(given.get("model_type", "")),
         )
 
-    def cache_bytes(self, tokens: int, size: int) -> int:
-        """Bytes of keys and values of one text of so many tokens, `size` bytes a number."""
-        held = sum(min(tokens, window or tokens) for window in self.windows)
-        return 2 * self.kv_heads * self.head_dim * held * size
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Of each layer, the tokens it attends to; None for all."""
+        return tuple(each.window for each in self.kept)
 
-    def prefill(self, tokens: int) -> tuple[float | None, float]:
+    def cache_bytes(self, tokens: int, size: int) -> int | None:
+        """Bytes that layers keep of one text of so many tokens, `size` bytes a number; None where they are unread."""
+        if self.unread:
+            return None
+        return self.state_bytes(size) + size * sum(
+            each.numbers * min(tokens, each.window or tokens) for each in self.kept
+        )
+
+    def state_bytes(self, size: int) -> int:
+        """Those of them that are states, the same for a text of any length."""
+        return sum(each.state * size + each.memory * BYTES["float32"] for each in self.kept)
+
+    def prefill(self, tokens: int) -> tuple[float | None, float | None]:
         """Operations to read so many tokens at once, head left out: those of weights, and those of attention.
 
         A product with a matrix takes two operations a weight and token; attention two products, of which causality
-        needs half. Those of weights are None where weights are not counted.
+        needs half. Those of weights are None where weights are not counted, those of attention where layers are unread.
         """
-        of_attention = 4.0 * self.heads * self.head_dim * sum(_pairs(tokens, window) for window in self.windows)
+        of_attention = None if self.unread else sum(_of_attention(each, tokens) for each in self.kept)
         if self.weights is None:
             return None, of_attention
         return 2.0 * (self.weights - self.vocab * self.hidden * (1 if self.tied else 2)) * tokens, of_attention
 
 
 _UNGATED = ("falcon", "gpt_neox", "nemotron", "persimmon", "phi", "starcoder2")  # an MLP of two matrices, not three
-_FULL_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}  # where older configs do not say
+_CONTEXT = ("max_position_embeddings", "model_max_length", "context_length")
+_PLAIN = {"full", "sliding", "chunked"}  # layers with keys and values of their own, and no other memory
 
 
-def _windows(given: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
-    """The window of each layer, by its `layer_types`; older configs leave those to be told from other keys."""
-    window = given.get("sliding_window") if given.get("use_sliding_window", True) else None
-    if not window:
-        return (None,) * layers
-    every = given.get("sliding_window_pattern") or _FULL_EVERY.get(given.get("model_type", ""), layers + 1)
-    first = given.get("max_window_layers", 0)
-    kinds = given.get("layer_types") or [
-        "sliding_attention" if layer >= first and (layer + 1) % every else "full_attention" for layer in range(layers)
-    ]
-    return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
+def _layers(given: Mapping[str, Any]) -> int:
+    if given.get("model_type") == "longcat_flash" and "num_layers" in given:
+        return 2 * int(given["num_layers"])  # each attends twice
+    named = given.get("layers_block_type") or given.get("hybrid_override_pattern")
+    if "num_hidden_layers" not in given and named:
+        return len(named)
+    return int(given["num_hidden_layers"])
+
+
+def _uncounted(given: Mapping[str, Any], kept: tuple[Kept, ...]) -> str:
+    """The kind of model whose weights are not counted; empty where they are."""
+    if any(given.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return "a mixture of experts"
+    kinds = {each.kind for each in kept}
+    if given.get("kv_lora_rank"):
+        return "a model with latent attention"
+    if {"linear", "conv", "hybrid"} & kinds:
+        return "a model with layers that keep states"
+    if "shared" in kinds or given.get("hidden_size_per_layer_input"):
+        return "a model whose layers differ in their parts"
+    return "" if kept and kinds <= _PLAIN else "a model whose layers are not read"
+
+
+def _of_attention(each: Kept, tokens: int) -> float:
+    """Operations of a layer's attention while so many tokens are read."""
+    if each.kind == "chunked" and each.window:
+        whole, rest = divmod(tokens, each.window)
+        return each.operations * (whole * _pairs(each.window, None) + _pairs(rest, None))
+    seen = _pairs(tokens, each.sees or each.window)
+    return each.operations * seen + each.picking * _pairs(tokens, None)
 
 
 def _pairs(tokens: int, window: int | None) -> float:
@@ -187,14 +232,14 @@ class AdvisedWay:
     Attributes:
         applies: whether it is for such a length, and for what is needed.
         reason: why, or why not.
-        cache: bytes of keys and values that stay on the device.
-        fits: whether weights and cache fit the memory; None where no memory was given, or weights are not counted.
+        cache: bytes of keys and values that stay on the device; None where the way cannot be used with the model.
+        fits: whether weights and cache fit the memory; None where no memory was given, or either is not counted.
     """
 
     way: Way
     applies: bool
     reason: str
-    cache: int
+    cache: int | None
     fits: bool | None
 
     @property
@@ -220,11 +265,12 @@ class AdvisedWay:
 
 @dataclass(frozen=True)
 class LongInput:
-    """What a text of `length` tokens costs a model with full attention, and what else could read it.
+    """What a text of `length` tokens costs a model as it is, and what else could read it.
 
     Attributes:
-        weights, cache: bytes; weights None where they are not counted.
-        of_weights, of_attention: operations of the prefill; of_weights None where they are not counted.
+        weights, cache: bytes; None where they are not counted, or not known.
+        states: bytes of the cache that are the same for a text of any length.
+        of_weights, of_attention: operations of the prefill; None where they are not counted, or not known.
         memory: bytes that there are; None where it was not given.
         ways: those that apply first, in the order of the file; refuted ones last among them.
     """
@@ -232,11 +278,17 @@ class LongInput:
     shape: ModelShape
     length: int
     weights: int | None
-    cache: int
+    cache: int | None
+    states: int
     of_weights: float | None
-    of_attention: float
+    of_attention: float | None
     memory: int | None
     ways: tuple[AdvisedWay, ...]
+
+    @property
+    def per_token(self) -> float | None:
+        """Bytes of the cache a token of the text, states left out; None where the cache is not known."""
+        return None if self.cache is None else (self.cache - self.states) / self.length
 
     @property
     def beyond(self) -> bool | None:
@@ -250,13 +302,13 @@ class LongInput:
 
     @property
     def operations(self) -> float | None:
-        """All operations of the prefill; None where those of weights are not counted."""
-        return None if self.of_weights is None else self.of_attention + self.of_weights
+        """All operations of the prefill; None where some are not counted."""
+        return None if self.of_weights is None or self.of_attention is None else self.of_attention + self.of_weights
 
     @property
     def attention_share(self) -> float | None:
-        """Attention's share of the prefill's operations; None where those of weights are not counted."""
-        return None if self.operations is None else self.of_attention / self.operations
+        """Attention's share of the prefill's operations; None where some are not counted."""
+        return None if self.operations is None or self.of_attention is None else self.of_attention / self.operations
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -266,7 +318,10 @@ class LongInput:
             "beyond": self.beyond,
             "weights_bytes": self.weights,
             "cache_bytes": self.cache,
-            "cache_bytes_per_token": self.cache / self.length,
+            "cache_bytes_per_token": self.per_token,
+            "state_bytes": None if self.cache is None else self.states,
+            "layers": dict(Counter(each.kind for each in self.shape.kept)),
+            "not_read": self.shape.unread,
             "prefill_operations": self.operations,
             "attention_share": self.attention_share,
             "memory_bytes": self.memory,
@@ -320,15 +375,15 @@ def long_input(
     room = None if memory is None else int(memory * 1e9)
     weights = None if shape.weights is None else shape.weights * size
     of_weights, of_attention = shape.prefill(length)
-    cache = shape.cache_bytes(length, size)
-    made = LongInput(shape, length, weights, cache, of_weights, of_attention, room, ())
+    cache, states = shape.cache_bytes(length, size), shape.state_bytes(size)
+    made = LongInput(shape, length, weights, cache, states, of_weights, of_attention, room, ())
     found = []
     for way in ways():
         applies, reason = _applies(way, made, need)
-        held = _held(way, shape, length, size)
+        held = None if _unable(way, shape) else _held(way, shape, length, size)
         found.append(AdvisedWay(way, applies, reason, held, _fits(weights, held, room)))
     found.sort(key=lambda each: (not each.applies, each.way.paper.verdict == "refuted here"))
-    return LongInput(shape, length, weights, cache, of_weights, of_attention, room, tuple(found))
+    return replace(made, ways=tuple(found))
 
 
 def _applies(way: Way, made: LongInput, need: str | None) -> tuple[bool, str]:
@@ -336,6 +391,8 @@ def _applies(way: Way, made: LongInput, need: str | None) -> tuple[bool, str]:
     context = made.shape.context
     if need is not None and need not in way.needs:
         return False, f"it is for another need: {', '.join(way.needs)}"
+    if unable := _unable(way, made.shape):
+        return False, unable
     if all(made.shape.windows) and way.facets["phase"] != "decode" and way.length != "any":
         return False, "every layer of the model attends to a window already"
     if way.length == "beyond" and not made.beyond:
@@ -346,18 +403,69 @@ def _applies(way: Way, made: LongInput, need: str | None) -> tuple[bool, str]:
         return False, f"{made.length:,} tokens are more than the {context:,} that the model was trained on"
     share = made.attention_share
     if "slow-prefill" in way.needs and share is None:
-        return True, f"{way.because}, if it is: attention's share is not counted for a mixture of experts"
+        return True, f"{way.because}, if it is: attention's share is not counted for {made.shape.uncounted}"
     if "slow-prefill" in way.needs and share is not None and share < _MOSTLY_ATTENTION:
         return False, f"attention is {share:.0%} of reading {made.length:,} tokens".replace("%", " %")
     return True, way.because
 
 
-def _held(way: Way, shape: ModelShape, length: int, size: int) -> int:
+def _unable(way: Way, shape: ModelShape) -> str:
+    """Why a way cannot be used with such a model, as its method would refuse it; empty where it can."""
+    if way.facets["keeps"] == "state":
+        return "" if shape.heads else "there are no heads to take over: choose the shape of a new model yourself"
+    if shape.unread:
+        return f"what the model keeps cannot be read from its config ({shape.unread})"
+    kinds = {each.kind for each in shape.kept}
+    if way.facets["phase"] == "decode":  # rejected tokens have to be dropped from the cache
+        odd = kinds - {"full", "latent"}
+        return f"rejected tokens cannot be dropped from {_CACHES[min(odd)]}" if odd else ""
+    if not kinds & set(ATTENDS):
+        return "no layer of the model attends"
+    if others := sum(each.kind in ("linear", "conv", "hybrid", "none") for each in shape.kept):
+        return f"it is for models whose layers all attend and do no more; {others} of {shape.layers} do otherwise here"
+    if {"latent", "indexed"} & kinds:
+        return "the model attends to latents, not to keys of each head"
+    if "shared" in kinds:
+        return "layers of the model share keys"
+    if "chunked" in kinds:
+        return "layers of the model attend in chunks"
+    return _REFUSED.get(shape.kind, "")
+
+
+# What holds a layer's keys where tokens cannot be dropped from its end.
+_CACHES = {
+    "chunked": "layers that attend in chunks",
+    "conv": "the inputs of a convolution",
+    "hybrid": "states",
+    "indexed": "layers that pick what they attend to",
+    "linear": "states",
+    "none": "layers that keep nothing",
+    "shared": "layers that share keys",
+    "sliding": "layers that attend to a window",
+}
+# Models whose attention no method can replace, though their layers keep keys and values like others.
+_REFUSED = {
+    **dict.fromkeys(
+        ("flint", "gpt_oss", "granite_swa", "granitemoe_swa"), "the model's attention has sinks of its own"
+    ),
+    **dict.fromkeys(
+        ("beam", "diffllama", "doge", "falcon", "gpt_neox_japanese", "moshi"),
+        "the model attends by its own code",
+    ),
+    **dict.fromkeys(("biogpt", "git", "opt", "xglm"), "the model has no rotary encoding of positions"),
+}
+
+
+def _held(way: Way, shape: ModelShape, length: int, size: int) -> int | None:
     """Bytes that stay on the device. States are float32 in any model, and twice as large in the first layer (LRPE)."""
     if way.facets["keeps"] == "state":
         return (shape.layers + 1) * shape.heads * shape.head_dim**2 * BYTES["float32"]
     return shape.cache_bytes(min(length, way.tokens) if way.facets["keeps"] == "window" else length, size)
 
 
-def _fits(weights: int | None, cache: int, memory: int | None) -> bool | None:
-    return None if memory is None or weights is None else weights + cache <= memory
+def _fits(weights: int | None, cache: int | None, memory: int | None) -> bool | None:
+    if memory is None:
+        return None
+    if (weights or 0) + (cache or 0) > memory:
+        return False
+    return None if weights is None or cache is None else True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -132,6 +133,8 @@ def find(place: str) -> tuple[str, MapNode]:
     name, _, at = place.partition("/")
     if name in facts()["goal"].values:
         name, at = GOALS, place
+    elif name not in trees() and (near := get_close_matches(name, [*facts()["goal"].values, *trees()], n=2)):
+        raise InputError(f"no tree {name!r}; did you mean {' or '.join(near)}?")
     root = tree(name)
     node = next((each for each in root.walk() if each.at == at), None)
     if node is None:
