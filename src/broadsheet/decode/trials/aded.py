@@ -40,6 +40,7 @@ NO_CORPUS, NO_ADAPTATION = "ADED, empty table", "ADED, no adaptation"
 OURS, OURS_EMPTY, OURS_ADAPTED = "n-gram drafter", "n-gram drafter, empty table", "n-gram drafter, adapted"
 LOOKUP_TOKENS = (2, 3, 5, 10, 20)  # to choose from
 TREE_SIZES = (8, 16, 24, 32, 64)  # as many
+_DEAR = 1.5  # single steps, for a step that drafts
 _MOST_PROMPTS = 300  # where the claims decide how many
 _TABLE_DOCUMENTS = 30_000  # that the table's text is drawn from
 
@@ -180,7 +181,7 @@ class AdedTrial(Trial):
             *(
                 ModelArm(
                     name,
-                    lambda make=make: self._drafting(make()),  # type: ignore[misc]
+                    self._made(make),
                     None if name == MAIN else "sibling",
                     about,
                     "" if name.startswith(OURS) else ADED.paper,
@@ -190,6 +191,9 @@ class AdedTrial(Trial):
             ModelArm(OURS_ADAPTED, adapted, "sibling", "ours: the same table after it wrote other answers"),
             *self._peers(),
         ]
+
+    def _made(self, make: Callable[[], TableDrafter]) -> Callable[[], Write]:
+        return lambda: self._drafting(make())
 
     def _drafting(self, drafter: TableDrafter) -> Write:
         """Writes each prompt with the drafter as it is now."""
@@ -249,11 +253,16 @@ class AdedTrial(Trial):
         sizes, seconds = zip(*self._seconds.items(), strict=True)
         cost = float(np.interp(read, sizes, seconds)) / self._seconds[1]
         written = arm.values["tokens per forward"].estimate
+        if cost > _DEAR:
+            remedy = (
+                "Such a step takes hardly longer than a single one on a GPU: repeat the trial there (--device cuda)."
+            )
+        else:
+            remedy = "More is accepted with a table of more texts like these (--megabytes), or of texts that repeat."
         return (
             f"A step of {arm.name} reads {read:.0f} tokens on average, takes as long as {cost:.2f} single steps here "
             f"and writes {written:.2f} tokens: {written / cost:.2f} times greedy decoding's speed, drafting aside. "
-            "Such a step takes hardly longer than a single one on a GPU: repeat the trial there with `--device cuda`, "
-            "or with a larger model and the table of a larger corpus."
+            f"{remedy}"
         )
 
     def figures(self, outcome: Outcome) -> list[Distribution]:
