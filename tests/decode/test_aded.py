@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from broadsheet.decode import ADED, TrigramTable
 from broadsheet.decode.aded import Node, TreeSearch, cut
+from broadsheet.decode.draft import Draft
+from broadsheet.decode.offers import weigh
 from broadsheet.decode.table import pack
 from broadsheet.methods import hyperparameters
 
@@ -76,6 +78,20 @@ def test_no_step_verifies_more_than_the_tree_size(size):
     drafter = ADED(TrigramTable.from_sequences([text]), tree_size=size, prefixes=80, iterations=40)
     sizes = [len(draft) for draft, _ in steps(drafter, text[:2], text[2:])]
     assert max(sizes) == size
+
+
+def test_where_the_trie_is_larger_than_the_tree_size_the_likeliest_nodes_stay():
+    text = np.random.default_rng(1).integers(0, 2, 60).tolist()
+    drafter = ADED(TrigramTable.from_sequences([text]), tree_size=12, prefixes=80, iterations=40)
+    steps(drafter, text[:30], text[30:])  # learns what is right
+    whole = Draft.from_paths(
+        TreeSearch(40, prefixes=80, max_draft_tokens=12).paths(drafter.table, (text[-2], text[-1]))
+    )
+    weigh(whole, text, drafter._offers)
+    best = whole.best(12)
+    assert len(whole) > 12
+    assert best.tokens != whole.tokens[:12], "the first twelve are not the likeliest"
+    assert drafter.draft(100).tokens == best.tokens
 
 
 def trigrams(tokens: list[int], increment: float = 0.04) -> dict[int, dict[int, float]]:
