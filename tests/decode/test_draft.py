@@ -59,6 +59,13 @@ def test_the_longest_path_that_the_target_writes_is_accepted(paths, seed):
     assert tokens == [*accepted, chosen[tuple(accepted)]]  # and the target's own after them
 
 
+@given(PATHS)
+def test_the_two_tokens_before_a_node_end_its_path_or_the_context(paths):
+    draft = Draft.from_paths(paths)
+    for node in range(len(draft)):
+        assert [*draft.before(node, [7, 8, 9])] == [7, 8, 9, *draft.path(node)[:-1]][-2:]
+
+
 @given(PATHS, st.integers(0, 20), st.integers(0, 1000))
 def test_the_best_nodes_are_a_tree(paths, size, seed):
     draft = Draft.from_paths(paths)
