@@ -1,8 +1,9 @@
-"""How fast ADED writes beside greedy decoding and prompt lookup: `python benchmarks/decode.py`.
+"""How fast drafts from tri-grams write beside greedy decoding and prompt lookup: `python benchmarks/decode.py`.
 
 For each dtype, arms on the same prompts in interleaved runs (see `broadsheet.trial.engine`), a run a kind of prompt:
-copying a passage, going on with documentation, and answering freely. ADED starts each prompt anew with a table built
-from other documents; it never saw the texts it writes. What a step costs by its size is measured first, once for a
+copying a passage, going on with documentation, and answering freely. ADED, as published and with a measured tree size,
+and our n-gram drafter, as a tree and as a chain, start each prompt anew with a table built from other documents; they
+never saw the texts they write. What a step costs by its size is measured first, once for a
 dtype. In float32 all texts must be identical; in bfloat16 the share that is, is reported.
 
 `--record` keeps the result as evidence/aded.benchmark.json.
@@ -19,10 +20,10 @@ from typing import Any
 from broadsheet import models
 from broadsheet.console import InputError
 from broadsheet.data import corpora
-from broadsheet.decode import ADED, TrigramTable
+from broadsheet.decode import ADED, NgramDrafter, TrigramTable
 from broadsheet.decode.trials import prompts as tasks
-from broadsheet.decode.trials.aded import Reference, TimedWriter, Written, measured, step_seconds
 from broadsheet.decode.trials.prompts import KINDS, DecodePrompt
+from broadsheet.decode.trials.timing import SOURCES, Reference, TimedWriter, Written, measured, step_seconds
 from broadsheet.page import evidence
 from broadsheet.trial.engine import Arm, Measured, Metric, run_arms
 from broadsheet.trial.results import ArmResult
@@ -35,9 +36,17 @@ METRICS = [Metric("identical output", binary=True, bounds=(0, 1)), Metric("token
 def race(
     writer: TimedWriter, prompts: Sequence[DecodePrompt], table: TrigramTable, seconds: dict[int, float]
 ) -> tuple[list[ArmResult], list[Comparison]]:
-    """Greedy decoding, prompt lookup and ADED, as a tree and as a chain, on the same prompts."""
+    """Greedy decoding, prompt lookup, ADED and the n-gram drafter, on the same prompts."""
     reference = Reference(writer)
-    aded, chain = ADED(table, step_seconds=seconds), ADED(table, chain=True, step_seconds=seconds)
+    drafters = {
+        "ADED": ADED(table),
+        "ADED, measured": ADED(table, tree_size="auto", step_seconds=seconds),
+        "n-grams": NgramDrafter(table, step_seconds=seconds),
+        "n-grams, chain": NgramDrafter(table, chain=True, step_seconds=seconds),
+    }
+
+    def drafting(drafter: ADED | NgramDrafter) -> Callable[[DecodePrompt], Written]:
+        return lambda prompt: writer(prompt, custom_generate=drafter.fork())
 
     def arm(name: str, write: Callable[[DecodePrompt], Written], role: Any) -> Arm:
         def run(block: Sequence[DecodePrompt]) -> Measured:
@@ -48,15 +57,17 @@ def race(
     arms = [
         arm("greedy", reference.write, "baseline"),
         arm("prompt lookup", lambda prompt: writer(prompt, prompt_lookup_num_tokens=10), "peer"),
-        arm("ADED", lambda prompt: writer(prompt, custom_generate=aded.fork()), "method"),
-        arm("ADED, chain", lambda prompt: writer(prompt, custom_generate=chain.fork()), "sibling"),
+        *(
+            arm(name, drafting(drafter), "method" if name == "ADED" else "sibling")
+            for name, drafter in drafters.items()
+        ),
     ]
     return run_arms(
         arms,
         prompts,
         METRICS,
         block_size=1,
-        pairs=[("prompt lookup", "ADED"), ("prompt lookup", "ADED, chain")],
+        pairs=[*(("prompt lookup", name) for name in drafters), ("ADED", "n-grams")],
         item="token",
         per_item=writer.tokens,
     )
@@ -79,10 +90,11 @@ def report(results: Sequence[ArmResult], comparisons: Sequence[Comparison]) -> N
         if "steps" in result.samples:
             total = {name: sum(values) for name, values in result.samples.items()}
             steps, accepted = max(1, total["steps"]), max(1, total["accepted"])
+            sources = ", ".join(f"{total[f'from {source}'] / accepted:.0%} {source}" for source in SOURCES)
             print(
                 f"    {'':14} drafting {1000 * total['drafting seconds'] / steps:.2f} ms a step; no successor in"
                 f" {total['unknown'] / steps:.0%} of the steps; {total['accepted'] / max(1, total['drafted']):.0%} of"
-                f" the drafts accepted, {total['from corpus'] / accepted:.0%} of them from the corpus"
+                f" the drafts accepted: {sources}"
             )
     for comparison in comparisons:
         if comparison.metric == "tokens/s":

@@ -1,569 +1,282 @@
-"""ADED inside `generate`: greedy decoding's output, scores and cache, whatever the table says."""
+"""ADED as published: its constants, what it sees of a text, and its search."""
 
 from __future__ import annotations
 
-import copy
-import functools
-from collections.abc import Callable
-from typing import Any
+import math
+from dataclasses import MISSING
 
+import numpy as np
 import pytest
-import torch
-from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    DynamicCache,
-    GemmaConfig,
-    GemmaForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LogitsProcessor,
-    MambaConfig,
-    MambaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    StaticCache,
-    StoppingCriteria,
-    StopStringCriteria,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from deciding import steps
+from hypothesis import given
+from hypothesis import strategies as st
 
-from broadsheet.console import InputError
-from broadsheet.decode import ADED, DecodeStats, TrigramTable
+from broadsheet.decode import ADED, TrigramTable
+from broadsheet.decode.aded import Node, TreeSearch, cut
 from broadsheet.decode.draft import Draft
-from broadsheet.decode.step_cost import SIZES
-from broadsheet.decode.target import TargetModel
+from broadsheet.decode.offers import weigh
+from broadsheet.decode.table import pack
+from broadsheet.methods import hyperparameters
 
-FREE = dict.fromkeys(SIZES, 1.0)  # more tokens cost nothing, so that as much as possible is drafted
-VOCABULARY = 40
-TOKENS = 24  # written in a test, unless it says otherwise
-SIZE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.3,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-    "pad_token_id": 0,
+PAPER = {
+    "tree_size": 64,
+    "depth": 4,
+    "increment": 0.04,
+    "window": 16,
+    "cap": 3.0,
+    "iterations": 150,
+    "c1": 32.0,
+    "c2": 8.0,
+    "prefixes": 24,
+    "reward": "sum",
 }
-
-
-def build(kind: type, config: Any, attention: str = "sdpa", seed: int = 0) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config._attn_implementation = attention
-        return kind(config).eval()
-
-
-def gpt2(attention: str = "sdpa", **changes: Any) -> Any:
-    settings = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
-    ends = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0, "initializer_range": 0.3}
-    return build(GPT2LMHeadModel, GPT2Config(**settings | ends | changes), attention)
-
-
-@pytest.fixture(scope="module")
-def llama(tiny_model: Callable[..., Any]) -> Any:
-    return tiny_model(vocab_size=VOCABULARY, eos_token_id=None, pad_token_id=0, max_position_embeddings=512)
-
-
-@pytest.fixture(scope="module")
-def models(llama: Any) -> dict[str, Any]:
-    neox = GPTNeoXConfig(**{k: v for k, v in SIZE.items() if k not in ("num_key_value_heads", "head_dim")})
-    return {
-        "llama": llama,
-        "llama, eager": build(type(llama), copy.deepcopy(llama.config), "eager"),
-        "qwen2": build(Qwen2ForCausalLM, Qwen2Config(**SIZE)),
-        "gemma": build(GemmaForCausalLM, GemmaConfig(**SIZE)),
-        "neox": build(GPTNeoXForCausalLM, neox),
-        "gpt2": gpt2(),
-        "gpt2, eager": gpt2("eager"),
-    }
-
-
-MODELS = ("llama", "llama, eager", "qwen2", "gemma", "neox", "gpt2", "gpt2, eager")
-
-
-def prompt(n: int = 12, seed: int = 1) -> torch.Tensor:
-    return torch.randint(1, VOCABULARY, (1, n), generator=torch.Generator().manual_seed(seed))
-
-
-def greedy(model: Any, ids: torch.Tensor, **options: Any) -> Any:
-    return model.generate(ids, do_sample=False, **{"max_new_tokens": TOKENS, **options})
-
-
-def reference(model: Any, ids: torch.Tensor, tokens: int = TOKENS) -> torch.Tensor:
-    """Greedy decoding's text by transformers alone."""
-    return torch.tensor([_written(model, tuple(ids[0].tolist()), tokens)])
-
-
-@functools.cache
-def _written(model: Any, ids: tuple[int, ...], tokens: int) -> list[int]:
-    return greedy(model, torch.tensor([ids]), max_new_tokens=tokens)[0].tolist()
-
-
-def own_text(model: Any, ids: torch.Tensor, tokens: int = TOKENS) -> TrigramTable:
-    """A table that knows what the model will write."""
-    return TrigramTable.from_sequences([reference(model, ids, tokens)[0].tolist()])
-
-
-def wrong(ids: torch.Tensor) -> TrigramTable:
-    """A table full of tri-grams that have nothing to do with the model."""
-    noise = torch.randint(1, VOCABULARY, (40, 50), generator=torch.Generator().manual_seed(9)).tolist()
-    return TrigramTable.from_sequences([*noise, ids[0].tolist()])
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {"step_seconds": FREE},
-    "chain": {"step_seconds": FREE, "chain": True},
-    "as published": {"search": "mcts", "tree_size": 64, "depth": 4, "recency": False, "iterations": 20},
-    "fixed": {"tree_size": 9, "depth": 3},
-    "searched chain": {"search": "mcts", "chain": True, "iterations": 20, "step_seconds": FREE},
-}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", MODELS)
-def test_the_output_is_greedy_decodings_whatever_the_table(models, name, variant):
-    model, ids = models[name], prompt()
-    expected = reference(model, ids)
-    for table in (TrigramTable(), own_text(model, ids), wrong(ids)):
-        aded = ADED(table, **VARIANTS[variant])
-        assert greedy(model, ids, custom_generate=aded).tolist() == expected.tolist()
-        stats = aded.stats_
-        assert stats.tokens == TOKENS
-        assert stats.forwards <= TOKENS
-        assert stats.tokens == 1 + stats.steps + stats.accepted
-        assert sum(stats.accepted_from.values()) == stats.accepted
-
-
-def test_a_table_that_knows_the_text_saves_most_passes(llama):
-    ids = prompt()
-    aded = ADED(own_text(llama, ids), step_seconds=FREE)
-    greedy(llama, ids, custom_generate=aded)
-    assert aded.stats_.tokens_per_forward > 3
-    assert aded.stats_.accepted_from["corpus"] >= 12
-
-
-def test_as_published_a_step_writes_one_to_five_tokens(llama):
-    ids = prompt()
-    aded = ADED.as_published(own_text(llama, ids))
-    written: list[tuple[int, int]] = []
-    learn = aded.wrote
-    aded.wrote = lambda tokens, accepted: (written.append((len(tokens), accepted)), learn(tokens, accepted))[1]
-    greedy(llama, ids, custom_generate=aded)
-    assert all(1 <= tokens <= 5 for tokens, _ in written)
-    assert max(written)[0] == 5
-    assert max(aded.stats_.sizes) <= 64
-
-
-def test_the_defaults_of_the_published_method_are_the_authors():
-    aded = ADED.as_published(TrigramTable())
-    assert (aded.increment, aded.window, aded.cap, aded.iterations, aded.c1, aded.c2) == (0.04, 16, 3.0, 150, 32, 8)
-    assert (aded.tree_size, aded.depth, aded.prefixes, aded.search, aded.recency) == (64, 4, 24, "mcts", False)
-
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("padded", [0, 3])
-def test_logits_at_every_node_are_those_of_its_path_alone(models, name, padded):
-    model = models[name]
-    ids = prompt(9)
-    mask = torch.ones_like(ids)
-    mask[:, :padded] = 0
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    root, draft = 5, Draft.from_paths([[1, 2, 3], [1, 2, 4], [6, 7], [8], [1, 9]])
-    with torch.no_grad():
-        cache = DynamicCache(config=model.config)
-        model(ids, attention_mask=mask, position_ids=positions, cache=cache)
-        target = TargetModel(model, cache, mask if padded else None, 9 - padded, tree=True)
-        logits = target.read(root, draft)
-        for node in range(-1, len(draft)):
-            line = torch.cat([ids, torch.tensor([[root, *draft.path(node)]])], 1)
-            whole = torch.cat([mask, mask.new_ones(1, line.shape[1] - 9)], 1)
-            alone = model(line, attention_mask=whole, position_ids=(whole.cumsum(-1) - 1).clamp(min=0)).logits[0, -1]
-            torch.testing.assert_close(logits[node + 1], alone, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("path", [[], [1], [1, 4], [1, 4, 5]])
-def test_the_cache_after_a_step_is_that_of_a_plain_run(llama, path):
-    ids, root = prompt(9), 5
-    draft = Draft.from_paths([[6, 7], [1, 2, 3], [1, 4, 5], [8]])
-    nodes = []
-    for token in path:
-        nodes.append(draft.child(nodes[-1] if nodes else -1, token))
-    with torch.no_grad():
-        cache, plain = DynamicCache(config=llama.config), DynamicCache(config=llama.config)
-        llama(ids, cache=cache)
-        target = TargetModel(llama, cache, None, 9, tree=True)
-        target.read(root, draft)
-        target.keep(nodes, len(draft))
-        llama(torch.cat([ids, torch.tensor([[root, *path]])], 1), cache=plain)
-    assert (target.length, target.position) == (10 + len(path), 10 + len(path))
-    for mine, other in zip(cache.layers, plain.layers, strict=True):
-        torch.testing.assert_close(mine.keys, other.keys, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(mine.values, other.values, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_everything_that_generate_returns_is_the_same(llama, variant):
-    ids = prompt()
-    wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "repetition_penalty": 1.2}
-    expected = greedy(llama, ids, **wanted)
-    got = greedy(llama, ids, custom_generate=ADED(own_text(llama, ids), **VARIANTS[variant]), **wanted)
-    assert type(got) is type(expected)
-    assert got.sequences.tolist() == expected.sequences.tolist()
-    for name in ("scores", "logits"):
-        assert len(got[name]) == len(expected[name]) == TOKENS
-        torch.testing.assert_close(torch.cat(got[name]), torch.cat(expected[name]), atol=1e-4, rtol=1e-4)
-    lengths = [cache.get_seq_length() for cache in (got.cache, expected.cache)]
-    assert lengths == [ids.shape[1] + TOKENS - 1] * 2
-    for mine, other in zip(got.cache.layers, expected.cache.layers, strict=True):
-        torch.testing.assert_close(mine.keys, other.keys, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("n", range(1, 12))
-@pytest.mark.parametrize("chain", [False, True])
-def test_an_end_inside_an_accepted_draft_ends_the_text_there(llama, n, chain):
-    ids = prompt()
-    text = reference(llama, ids)[0, ids.shape[1] :].tolist()
-    ends = {"eos_token_id": [text[n], 39], "return_dict_in_generate": True}
-    expected = greedy(llama, ids, **ends)
-    aded = ADED(own_text(llama, ids), step_seconds=FREE, chain=chain)
-    got = greedy(llama, ids, custom_generate=aded, **ends)
-    assert got.sequences.tolist() == expected.sequences.tolist()
-    assert got.cache.get_seq_length() == expected.cache.get_seq_length()
-
-
-@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 17])
-def test_the_length_is_kept_to(llama, tokens):
-    ids = prompt()
-    for options in ({"max_new_tokens": tokens}, {"max_new_tokens": None, "max_length": ids.shape[1] + tokens}):
-        aded = ADED(own_text(llama, ids), step_seconds=FREE)
-        got = greedy(llama, ids, custom_generate=aded, **options)
-        assert got.tolist() == greedy(llama, ids, **options).tolist()
-        assert aded.stats_.tokens == tokens
-
-
-def test_the_last_position_a_model_has_can_be_written():
-    for n in (10, 21, 22, 23):
-        model, ids, room = gpt2(n_positions=24), prompt(n), {"max_new_tokens": 24 - n}
-        expected = greedy(model, ids, **room)
-        for aded in (ADED(), ADED(own_text(model, ids, 24 - n), tree_size=30)):
-            assert greedy(model, ids, custom_generate=aded, **room).tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize("name", ["llama", "llama, eager", "gpt2", "qwen2"])
-@pytest.mark.parametrize("chain", [False, True])
-def test_left_padding_changes_nothing(models, name, chain):
-    model, ids = models[name], prompt()
-    padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), ids], 1)
-    mask = (torch.arange(padded.shape[1]) >= 5).long()[None]
-    aded = ADED(own_text(model, ids), step_seconds=FREE, chain=chain)
-    got = greedy(model, padded, attention_mask=mask, custom_generate=aded)
-    assert got.tolist() == greedy(model, padded, attention_mask=mask).tolist()
-    assert got[0, 5:].tolist() == reference(model, ids)[0].tolist()
-
-
-@pytest.mark.parametrize("size", [1, 4, 5, 12, 50])
-def test_a_prompt_read_in_chunks(llama, size):
-    ids = prompt()
-    got = greedy(llama, ids, custom_generate=ADED(step_seconds=FREE), prefill_chunk_size=size)
-    assert got.tolist() == reference(llama, ids).tolist()
-
-
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_finished_cache_goes_on(llama, whole):
-    first = prompt()
-    done = greedy(llama, first, max_new_tokens=7, return_dict_in_generate=True)
-    text = torch.cat([done.sequences, prompt(4, seed=5)], 1)
-    given = text if whole else text[:, done.cache.get_seq_length() :]
-    results = []
-    for aded in (None, ADED(step_seconds=FREE), ADED(step_seconds=FREE, chain=True)):
-        cache = copy.deepcopy(done.cache)
-        options = {"cache": cache, "attention_mask": torch.ones_like(text), "custom_generate": aded}
-        results.append((greedy(llama, given, **options).tolist(), cache.get_seq_length()))
-    assert results[0] == results[1] == results[2]
-    assert results[0][0][0][-TOKENS:] == greedy(llama, text)[0, -TOKENS:].tolist()
-
-
-def test_embeddings_instead_of_tokens(llama):
-    embeddings = llama.get_input_embeddings()(prompt())
-    aded = ADED(own_text(llama, prompt()), step_seconds=FREE)
-    got = llama.generate(inputs_embeds=embeddings, custom_generate=aded, max_new_tokens=30, do_sample=False)
-    expected = llama.generate(inputs_embeds=embeddings, max_new_tokens=30, do_sample=False)
-    assert got.tolist() == expected.tolist()
-    assert aded.stats_.accepted > 0
-
-
-class Recorder(LogitsProcessor):
-    """Forbids the token written last but one, and keeps the prefixes it is shown."""
-
-    def __init__(self) -> None:
-        self.seen: list[list[int]] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.seen.append(input_ids[0].tolist())
-        return scores.index_fill(-1, input_ids[0, -2:-1], -float("inf"))
-
-
-def test_logits_processors_see_each_prefix_once_and_in_turn(llama):
-    ids = prompt()
-    mine, plain = Recorder(), Recorder()
-    expected = greedy(llama, ids, logits_processor=[plain])
-    aded = ADED(TrigramTable.from_sequences([expected[0].tolist()]), step_seconds=FREE)
-    assert greedy(llama, ids, logits_processor=[mine], custom_generate=aded).tolist() == expected.tolist()
-    assert mine.seen == plain.seen
-    assert aded.stats_.accepted > 5
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"repetition_penalty": 1.3},
-        {"no_repeat_ngram_size": 2},
-        {"bad_words_ids": [[3], [4, 5]]},
-        {"min_new_tokens": 12, "eos_token_id": [2, 7, 9]},
-        {"forced_eos_token_id": 3},
-        {"suppress_tokens": [8, 9, 10]},
-        {"exponential_decay_length_penalty": (5, 1.5), "eos_token_id": 6},
-    ],
-)
-def test_processors_of_transformers_work_as_in_greedy_decoding(llama, options):
-    ids = prompt()
-    expected = greedy(llama, ids, **options)
-    aded = ADED(TrigramTable.from_sequences([expected[0].tolist()]), step_seconds=FREE)
-    assert greedy(llama, ids, custom_generate=aded, **options).tolist() == expected.tolist()
-
-
-class StopAfter(StoppingCriteria):
-    """Stops when a token was written for the second time, and counts how often it is asked."""
-
-    def __init__(self, token: int) -> None:
-        self.token, self.asked = token, 0
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        self.asked += 1
-        return torch.tensor([(input_ids[0] == self.token).sum() >= 2])
-
-
-def test_stopping_criteria_are_asked_after_each_token(llama):
-    ids = prompt()
-    token = int(reference(llama, ids)[0, -3])
-    mine, plain = StopAfter(token), StopAfter(token)
-    expected = greedy(llama, ids, stopping_criteria=[plain])
-    aded = ADED(own_text(llama, ids), step_seconds=FREE)
-    assert greedy(llama, ids, stopping_criteria=[mine], custom_generate=aded).tolist() == expected.tolist()
-    assert mine.asked == plain.asked
-    assert expected.shape[1] < ids.shape[1] + TOKENS
-
-
-def test_stop_strings_end_the_text(tiny_model, tiny_tokenizer):
-    model, tokenizer = tiny_model(eos_token_id=None), tiny_tokenizer()
-    ids = prompt()
-    text = reference(model, ids)[0, ids.shape[1] :].tolist()
-    strings = [tokenizer.decode(text[i : i + 2]) for i in range(5, TOKENS - 2)]
-    string = next(string for string in strings if string.isascii() and len(string) > 1)
-    results = []
-    for aded in (None, ADED(own_text(model, ids), step_seconds=FREE)):
-        criteria = [StopStringCriteria(tokenizer, [string])]
-        results.append(greedy(model, ids, stopping_criteria=criteria, custom_generate=aded).tolist())
-    assert results[0] == results[1]
-    assert len(results[0][0]) < ids.shape[1] + TOKENS
-
-
-class Stream:
-    def __init__(self) -> None:
-        self.events: list[Any] = []
-
-    def put(self, tokens: torch.Tensor) -> None:
-        self.events.append(tokens.tolist())
-
-    def end(self) -> None:
-        self.events.append("end")
-
-
-def test_a_streamer_gets_every_token_in_turn(llama):
-    ids, mine, plain = prompt(), Stream(), Stream()
-    greedy(llama, ids, streamer=plain)
-    greedy(llama, ids, streamer=mine, custom_generate=ADED(own_text(llama, ids), step_seconds=FREE))
-    assert mine.events == plain.events
-
-
-def test_periodic_text_is_drafted_whole_after_one_period():
-    aded = ADED(tree_size=6)
-    aded.stats_ = DecodeStats()
-    period = [11, 12, 13, 14, 15, 16, 17]
-    aded.begin(period)
-    assert len(aded.draft(20)) == 0
-    aded.wrote(period[:2], 0)
-    assert aded.draft(20).tokens == period[2:] + period[:1]
-    assert aded.draft(3).tokens == period[2:5]
-
-
-def test_repeating_a_text_raises_acceptance(llama):
-    ids = prompt()
-    aded = ADED(step_seconds=FREE, recency=False)
-    forwards = []
-    for _ in range(6):
-        greedy(llama, ids, custom_generate=aded)
-        forwards.append(aded.stats_.forwards)
-    assert forwards[0] > forwards[1] >= max(forwards[2:])
-    assert sum(forwards[3:]) < sum(forwards[:3])
-
-
-def test_a_fork_leaves_the_original_as_it_was(llama):
-    aded = ADED(step_seconds=FREE)
-    fork = aded.fork()
-    greedy(llama, prompt(), custom_generate=fork)
-    assert len(aded.table) == len(aded.history_.tokens) == 0
-    assert len(fork.table) > 30
-
-
-def test_seeded_search_is_reproducible(llama):
-    ids = prompt()
-    statss = []
-    for _ in range(2):
-        aded = ADED(wrong(ids), search="mcts", tree_size=12, seed=4)
-        greedy(llama, ids, custom_generate=aded)
-        statss.append((aded.stats_.sizes, aded.stats_.accepted))
-    assert statss[0] == statss[1]
-
-
-def test_where_drafting_does_not_pay_nothing_is_drafted(llama):
-    ids = prompt()
-    aded = ADED(own_text(llama, ids), step_seconds={n: n**2 for n in SIZES})
-    greedy(llama, ids, custom_generate=aded)
-    assert aded.stats_.sizes == {0: TOKENS - 1}
-    assert aded.stats_.drafted == 0
-
-
-def test_steps_are_measured_once_for_a_model_and_leave_its_cache_alone(llama, monkeypatch):
-    ids, calls = prompt(), []
-
-    def timed(step: Callable[[int], None]) -> Any:
-        from broadsheet.decode.step_cost import StepCost
-
-        calls.append(1)
-        for size in SIZES:
-            step(size)
-        return StepCost(FREE)
-
-    monkeypatch.setattr("broadsheet.decode.aded.measure", timed)
-    aded = ADED()
-    expected = greedy(llama, ids, return_dict_in_generate=True)
-    for _ in range(2):
-        got = greedy(llama, ids, custom_generate=aded, return_dict_in_generate=True)
-        assert got.sequences.tolist() == expected.sequences.tolist()
-        assert got.cache.get_seq_length() == expected.cache.get_seq_length()
-    assert calls == [1]
-
-
-def test_half_precision_writes_what_its_own_logits_say(tiny_model):
-    model = tiny_model(vocab_size=VOCABULARY, eos_token_id=None, pad_token_id=0).to(torch.bfloat16)
-    ids = prompt()
-    got = greedy(model, ids, custom_generate=ADED(own_text(model, ids), step_seconds=FREE))[0, ids.shape[1] :]
-    again = torch.cat([ids, got[None]], 1)
-    with torch.no_grad():
-        logits = model(again).logits[0, ids.shape[1] - 1 : -1].float()
-    chosen = logits.gather(1, got[:, None])[:, 0]
-    assert (logits.max(1).values - chosen).max() <= 0.05 * logits.abs().max()  # a near-tie at worst
-
-
-# What cannot be done is said in one line, before anything is computed.
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"do_sample": True}, "greedy decoding.*got settings for sample"),
-        ({"num_beams": 3}, "greedy decoding.*beam search"),
-        ({"prompt_lookup_num_tokens": 5}, "greedy decoding.*assisted"),
-        ({"use_cache": False}, "without a cache"),
-        ({"output_attentions": True, "return_dict_in_generate": True}, "attentions"),
-        ({"output_hidden_states": True, "return_dict_in_generate": True}, "hidden states"),
-        ({"cache_implementation": "static"}, "StaticLayer.*cannot drop rejected tokens"),
-        ({"cache_implementation": "offloaded"}, "offloaded"),
-    ],
-)
-def test_what_is_not_greedy_decoding_of_one_sequence_is_refused(llama, options, message):
-    with pytest.raises(InputError, match=message) as raised:
-        llama.generate(prompt(), custom_generate=ADED(), max_new_tokens=4, **options)
-    assert "\n" not in str(raised.value)
-
-
-def test_batches_and_empty_prompts_are_refused(llama):
-    with pytest.raises(InputError, match="one sequence at a time; got 2"):
-        greedy(llama, prompt().repeat(2, 1), custom_generate=ADED())
-    with pytest.raises(InputError, match="empty prompt"):
-        greedy(llama, torch.zeros(1, 0, dtype=torch.long), custom_generate=ADED())
-
-
-def test_caches_that_cannot_drop_tokens_are_refused(llama):
-    static = StaticCache(config=llama.config, max_cache_len=64)
-    with pytest.raises(InputError, match=r"StaticLayer.*expected a DynamicCache"):
-        greedy(llama, prompt(), custom_generate=ADED(), cache=static)
-    sliding = build(MistralForCausalLM, MistralConfig(**SIZE, sliding_window=8))
-    for cache in (None, DynamicCache()):
-        with pytest.raises(InputError, match=r"MistralForCausalLM.*SlidingWindow"):
-            greedy(sliding, prompt(), custom_generate=ADED(), cache=cache)
-    recurrent = build(
-        MambaForCausalLM, MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1), "eager"
+OURS = {"chain": False, "step_seconds": None, "seed": 0, "table": MISSING}  # its table is empty and its own
+RANDOM = TrigramTable.from_sequences([np.random.default_rng(seed).integers(0, 6, 200).tolist() for seed in range(9)])
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_every_default_is_the_papers(name):
+    assert hyperparameters(ADED)[name] == PAPER[name]
+    assert getattr(ADED(), name) == PAPER[name]
+
+
+def test_there_is_nothing_else_to_set():
+    assert hyperparameters(ADED) == PAPER | OURS
+    assert len(ADED().table) == 0
+
+
+def test_the_search_gets_the_drafters_fields(monkeypatch):
+    made = []
+    monkeypatch.setattr(TreeSearch, "paths", lambda self, table, pair: made.append((vars(self), pair)) or [])
+    changed = {"depth": 3, "iterations": 7, "c1": 5.0, "c2": 6.0, "prefixes": 8, "reward": "authors", "seed": 9}
+    for drafter in (ADED(RANDOM), ADED(RANDOM, tree_size=11, **changed)):
+        drafter.fork()
+        steps(drafter, [1, 2], [3, 4, 5, 6, 7, 8])
+    (first, pair), (last, _), other = made[0], made[3], made[4][0]
+    names = {"iterations", "prefixes", "c1", "c2", "reward"}
+    assert {name: first[name] for name in names} == {name: PAPER[name] for name in names}
+    assert (first["max_draft_tokens"], first["depth"], first["seed"], pair) == (64, 4, 0, (2, 3))
+    assert last["depth"] == 1, "no deeper than there is room"
+    assert {name: other[name] for name in changed} == changed
+    assert other["max_draft_tokens"] == 11
+
+
+def test_a_step_writes_one_to_five_tokens_of_up_to_64():
+    text = np.random.default_rng(1).integers(0, 6, 60).tolist()
+    table = TrigramTable.from_sequences([text])
+    found = steps(ADED(table, iterations=40), text[:2], text[2:])
+    assert {len(new) for _, new in found} <= {1, 2, 3, 4, 5}
+    assert max(len(new) for _, new in found) == 5
+    assert max(max(draft.depths(), default=0) for draft, _ in found) == 4
+    assert 20 < max(len(draft) for draft, _ in found) <= 64
+
+
+@pytest.mark.parametrize("size", [1, 5, 16])
+def test_no_step_verifies_more_than_the_tree_size(size):
+    """Repeated tokens count once in the cut, so that the trie can still be too large after it."""
+    text = np.random.default_rng(2).integers(0, 2, 60).tolist()
+    drafter = ADED(TrigramTable.from_sequences([text]), tree_size=size, prefixes=80, iterations=40)
+    sizes = [len(draft) for draft, _ in steps(drafter, text[:2], text[2:])]
+    assert max(sizes) == size
+
+
+def test_where_the_trie_is_larger_than_the_tree_size_the_likeliest_nodes_stay():
+    text = np.random.default_rng(1).integers(0, 2, 60).tolist()
+    drafter = ADED(TrigramTable.from_sequences([text]), tree_size=12, prefixes=80, iterations=40)
+    steps(drafter, text[:30], text[30:])  # learns what is right
+    whole = Draft.from_paths(
+        TreeSearch(40, prefixes=80, max_draft_tokens=12).paths(drafter.table, (text[-2], text[-1]))
     )
-    with pytest.raises(InputError, match="cannot drop rejected tokens"):
-        greedy(recurrent, prompt(), custom_generate=ADED(), pad_token_id=0)
+    weigh(whole, text, drafter._offers)
+    best = whole.best(12)
+    assert len(whole) > 12
+    assert best.tokens != whole.tokens[:12], "the first twelve are not the likeliest"
+    assert drafter.draft(100).tokens == best.tokens
 
 
-def test_models_that_cannot_verify_a_tree_are_refused_and_can_draft_a_chain():
-    config = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)
-    bloom = build(BloomForCausalLM, config, "eager")
-    ids = prompt()
-    options = {"eos_token_id": None, "pad_token_id": 0}
-    with pytest.raises(InputError, match=r"position_ids.*chain=True"):
-        greedy(bloom, ids, custom_generate=ADED(), **options)
-    aded = ADED(own_text(bloom, ids), chain=True, step_seconds=FREE)
-    assert greedy(bloom, ids, custom_generate=aded, **options).tolist() == greedy(bloom, ids, **options).tolist()
-    assert aded.stats_.accepted > 0
-    t5 = T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, d_model=16, d_ff=16, num_layers=1, d_kv=8))
-    with pytest.raises(InputError, match="encoder-decoder"):
-        greedy(t5, ids, custom_generate=ADED(), decoder_start_token_id=0)
+def trigrams(tokens: list[int], increment: float = 0.04) -> dict[int, dict[int, float]]:
+    return {pack(a, b): {c: increment} for a, b, c in zip(tokens, tokens[1:], tokens[2:], strict=False)}
 
 
-def test_attention_that_takes_no_tree_mask_is_refused(tiny_model):
-    model = tiny_model(vocab_size=VOCABULARY, eos_token_id=None, pad_token_id=0)
-    model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(InputError, match=r"'flash_attention_2', which cannot take a tree mask.*'sdpa'.*chain=True"):
-        greedy(model, prompt(), custom_generate=ADED())
+@pytest.mark.parametrize("window", [16, 5])
+def test_of_a_prompt_the_last_tokens_alone_are_seen(window):
+    prompt = list(range(100, 140))
+    drafter = ADED(window=window)
+    steps(drafter, prompt, [7])
+    assert drafter.table.adapted == trigrams([*prompt, 7][-window:])
+    assert len(drafter.table.adapted) == window - 2
 
 
-def test_attention_that_ignores_a_tree_mask_is_found_out(tiny_model, monkeypatch):
-    model = tiny_model(vocab_size=VOCABULARY, eos_token_id=None, pad_token_id=0)
-    read = TargetModel.read
-
-    def as_a_chain(self: TargetModel, root: int, draft: Draft) -> torch.Tensor:
-        return read(self, root, Draft(draft.tokens, list(range(-1, len(draft) - 1)), draft.chances))
-
-    monkeypatch.setattr(TargetModel, "read", as_a_chain)
-    with pytest.raises(InputError, match=r"does not honour a tree mask.*chain=True"):
-        greedy(model, prompt(), custom_generate=ADED(tree_size=4))
+@pytest.mark.parametrize(("between", "drafted"), [(11, [3]), (12, [])])
+def test_what_lies_before_the_window_is_not_drafted(between, drafted):
+    """1, 2, 3 and what follows, then 1, 2 again: 16 tokens from the first to the last, or 17."""
+    prompt = [1, 2, 3, *range(50, 50 + between), 1]
+    [(draft, _), *_] = steps(ADED(), prompt, [2, 9, 9])
+    assert draft.tokens == drafted
 
 
-def test_a_table_beyond_the_vocabulary_is_refused(llama):
-    with pytest.raises(InputError, match="table has token 99, the model 40 tokens"):
-        greedy(llama, prompt(), custom_generate=ADED(TrigramTable.from_sequences([[97, 98, 99]])))
+def test_each_step_adds_to_every_trigram_of_the_window_up_to_the_cap():
+    prompt, text = list(range(100, 120)), list(range(200, 240))
+    drafter = ADED()
+    steps(drafter, prompt, text)  # nothing is accepted: the window slides by one token a step
+    values = {c: value for row in drafter.table.adapted.values() for c, value in row.items()}
+    assert values[text[10]] == pytest.approx(14 * 0.04), "an occurrence is counted as long as it is in the window"
+    assert values[text[-1]] == pytest.approx(0.04)
+    assert values[text[-3]] == pytest.approx(3 * 0.04)
+    assert values[prompt[-1]] == pytest.approx(13 * 0.04)
+    steps(drafter, [1, 1], [1] * 40)
+    assert drafter.table.successors(1, 1)[1] == 3.0
 
 
-@pytest.mark.parametrize(
-    "parameters", [{"search": "beam"}, {"reward": "max"}, {"tree_size": 0}, {"depth": "deep"}, {"step_seconds": {}}]
+def test_the_chain_is_the_most_visited_of_the_longest_paths():
+    table = TrigramTable.from_sequences([[1, 2, 3, 4, 5, 6]] * 9 + [[1, 2, 7, 8, 9, 10], [1, 2, 11]])
+    [(draft, _), *_] = steps(ADED(table, chain=True), [1], [2, 3, 4, 5, 6, 0])
+    assert (draft.tokens, draft.parents) == ([3, 4, 5, 6], [-1, 0, 1, 2])
+
+
+def test_as_many_nodes_as_pay_are_verified_where_the_size_is_measured():
+    text = np.random.default_rng(1).integers(0, 6, 60).tolist()
+    sizes = {}
+    for name, seconds in {"free": dict.fromkeys((1, 8, 64), 1.0), "dear": {n: float(n) for n in (1, 8, 64)}}.items():
+        drafter = ADED(TrigramTable.from_sequences([text]), tree_size="auto", iterations=40, step_seconds=seconds)
+        sizes[name] = [len(draft) for draft, _ in steps(drafter, text[:2], text[2:])]
+    assert max(sizes["free"]) in (7, 63)
+    assert min(sizes["free"]) >= 0
+    assert set(sizes["dear"]) == {0}
+
+
+# The search
+
+
+@given(
+    st.integers(1, 200),
+    st.integers(1, 50),
+    st.floats(0, 100),
+    st.floats(0, 3),
+    st.floats(0.01, 3),
 )
-def test_impossible_parameters_are_refused(parameters):
-    with pytest.raises(InputError, match="expected"):
-        ADED(**parameters)
+def test_a_larger_prior_or_fewer_visits_never_lower_a_score(parent, visits, reward, prior, more):
+    mean = reward / visits
+    children = [
+        Node(1, prior, (0, 1), visits, reward),
+        Node(2, prior + more, (0, 2), visits, reward),
+        Node(3, prior, (0, 3), visits + 1, mean * (visits + 1)),
+        Node(4, prior, (0, 4)),
+    ]
+    score, likelier, visited, unvisited = TreeSearch().scores(Node(0, 1.0, (0, 0), parent, 0.0, children))
+    assert likelier > score
+    assert visited <= score * (1 + 1e-12)
+    assert unvisited == math.inf
+
+
+TABLE = TrigramTable.from_sequences(
+    [np.random.default_rng(seed).integers(0, 12, 60).tolist() for seed in range(20)] + [[20, 21, 22]]
+)
+
+
+def test_a_search_depends_on_its_seed_and_pair_alone():
+    search = TreeSearch(seed=3)
+    first = search.paths(TABLE, (1, 2))
+    search.paths(TABLE, (5, 5))
+    assert search.paths(TABLE, (1, 2)) == first == TreeSearch(seed=3).paths(TABLE, (1, 2))
+    assert len({tuple(TreeSearch(seed=seed, iterations=20).paths(TABLE, (1, 2))) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("reward", ["sum", "authors"])
+def test_paths_follow_the_table_within_the_limits(reward):
+    paths = TreeSearch(reward=reward, prefixes=40, max_draft_tokens=100).paths(TABLE, (1, 2))
+    assert 1 <= len(paths) <= 40
+    assert max(map(len, paths)) == 4
+    assert sum(len(set(path)) for path in paths) <= 100
+    for path in paths:
+        states = (1, 2, *path)
+        for a, b, c in zip(states, states[1:], states[2:], strict=False):
+            assert c in TABLE.successors(a, b)
+        row = TABLE.successors(*states[-3:-1])
+        assert row[path[-1]] == max(row.values())  # the last token is the likeliest one
+
+
+@pytest.mark.parametrize(("reward", "total"), [("sum", 1 + 0.2 + 0.3 + 0.4), ("authors", 1)])
+def test_a_visit_rewards_every_node_on_its_way_by_the_values_along_it(reward, total):
+    """A table of one line, 1 to 6: a visit goes one state further than the one before, and simulates the others."""
+    table = TrigramTable()
+    for first, value in enumerate([0.2, 0.3, 0.4, 0.5], start=1):
+        table.adapt([first, first + 1, first + 2], increment=value)
+    search, root = TreeSearch(reward=reward), Node(2, 1.0, (1, 2))
+    for visits in range(1, 6):  # four states in all: from the third visit on there is nothing to simulate
+        search._visit(root, table)
+        way, node = [root], root
+        while node.children:
+            [node] = node.children
+            way.append(node)
+        assert [each.token for each in way] == [2, 3, 4, 5][: visits + 1]
+        assert [each.visits for each in way] == [visits, visits, visits - 1, visits - 2][: len(way)]
+        assert [each.total_reward for each in way] == pytest.approx([total * each.visits for each in way])
+
+
+def test_the_authors_look_values_up_at_the_token_before():
+    table = TrigramTable()
+    table.adapt([1, 1, 1], increment=0.5)
+    table.adapt([1, 1, 2], increment=0.3)
+    table.adapt([1, 2, 3], increment=0.7)
+    rewards = {
+        reward: {
+            (node.children[0].visits or node.children[1].visits, node.total_reward)
+            for seed in range(30)
+            for node in [visited(TreeSearch(reward=reward, depth=2), table, seed)]
+        }
+        for reward in ("sum", "authors")
+    }
+    # From (1, 1) to 1 or to 2: the authors find the value of 1 either way.
+    assert {round(total, 6) for _, total in rewards["sum"]} == {1.5, 1.3}
+    assert {round(total, 6) for _, total in rewards["authors"]} == {1.5}
+    moves = {reward: TreeSearch(reward=reward)._simulate((1, 2), 3, table) for reward in ("sum", "authors")}
+    assert moves == {"sum": 0.7, "authors": 0.0}
+    simulated = {round(TreeSearch(reward="authors", seed=0)._simulate((1, 1), 1, table), 6) for _ in range(30)}
+    assert simulated == {0.5}
+
+
+def visited(search: TreeSearch, table: TrigramTable, seed: int) -> Node:
+    """The root (1, 1) after one visit."""
+    search._random.seed(seed)
+    root = Node(1, 1.0, (1, 1))
+    search._visit(root, table)
+    return root
+
+
+def test_the_most_visited_prefixes_are_kept():
+    search = TreeSearch(max_draft_tokens=10_000)
+    root = Node(2, 1.0, (1, 2))
+    assert len(search.paths(RANDOM, (1, 2))) == 24
+    few = TreeSearch(prefixes=3, max_draft_tokens=10_000).paths(RANDOM, (1, 2))
+    assert few == search.paths(RANDOM, (1, 2))[:3]
+    search._random.seed("0 (1, 2)")
+    search._expand(root, RANDOM)
+    for _ in range(150):
+        search._visit(root, RANDOM)
+    first = {child.token: child.visits for child in root.children}
+    assert sum(first.values()) == root.visits == 150
+    assert few[0][0] == max(first, key=lambda token: first[token])
+
+
+def test_the_reward_that_is_meant_finds_the_valuable_branch():
+    # Both first tokens are as likely; what follows the second one is adapted to the cap, what follows the other not.
+    table = TrigramTable.from_sequences([[1, 2, 3, 4, 5, 6], [1, 2, 7, 8, 9, 10]])
+    for _ in range(200):
+        table.adapt([2, 7, 8, 9, 10])
+    first = {reward: TreeSearch(reward=reward, c1=0.5).paths(table, (1, 2))[0][0] for reward in ("sum", "authors")}
+    assert first == {"sum": 7, "authors": 3}
+
+
+def test_no_successor_no_paths_and_a_dead_end_ends_a_path():
+    search = TreeSearch()
+    assert search.paths(TABLE, (70, 71)) == []
+    assert search.paths(TABLE, (20, 21)) == [(22,)]
+    assert search.paths(TrigramTable(), (1, 2)) == []
+
+
+def test_paths_of_many_different_tokens_are_cut_first():
+    paths = [(1, 2), (1, 2, 3), (1, 1, 1, 1), (4,)]
+    assert cut(paths, 7) == paths
+    assert cut(paths, 6) == [(1, 2), (1, 1, 1, 1), (4,)]
+    assert cut(paths, 2) == [(1, 1, 1, 1), (4,)]

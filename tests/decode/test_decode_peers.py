@@ -52,6 +52,7 @@ def options(tmp_path, home, tiny_model, tiny_tokenizer, monkeypatch):
     texts = (" ".join(f"{chr(97 + (i * j) % 26)}{j}" for j in range(100)) for i in range(1, 20))
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     monkeypatch.setattr("broadsheet.decode.trials.aded.step_seconds", lambda *_: {1: 1.0, 4: 1.1, 8: 1.2})
+    monkeypatch.setattr(AdedTrial, "tuned", lambda self, name, settings, score, on: settings[0])
     sizes = {"prompts": 3, "tokens": 6, "warm": 3, "megabytes": 0.002}
     return {"model": str(tmp_path / "model"), "data": str(tmp_path / "corpus.jsonl"), **sizes}
 

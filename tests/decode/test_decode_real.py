@@ -1,4 +1,4 @@
-"""ADED on the default model and real text."""
+"""Drafters from a table on the default model and real text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from broadsheet.decode import ADED, TrigramTable
+from broadsheet.decode import ADED, NgramDrafter, TrigramTable
 from broadsheet.decode.step_cost import SIZES
 
 pytestmark = pytest.mark.real
@@ -22,7 +22,7 @@ def test_real_text_is_written_identically_in_fewer_passes(default_model):
     for prompt in prompts:
         inputs = {name: torch.tensor([values]) for name, values in prompt.items()}
         expected = model.generate(**inputs, do_sample=False, max_new_tokens=16)
-        for aded in (ADED(table.fork(), step_seconds=dict.fromkeys(SIZES, 1.0)), ADED.as_published(table.fork())):
-            got = model.generate(**inputs, do_sample=False, max_new_tokens=16, custom_generate=aded)
+        for drafter in (ADED(table.fork()), NgramDrafter(table.fork(), step_seconds=dict.fromkeys(SIZES, 1.0))):
+            got = model.generate(**inputs, do_sample=False, max_new_tokens=16, custom_generate=drafter)
             assert got.tolist() == expected.tolist()
-            assert aded.stats_.tokens_per_forward > 1.2
+            assert drafter.stats_.tokens_per_forward > 1.2

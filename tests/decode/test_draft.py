@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 
 import numpy as np
@@ -12,10 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
-from broadsheet.decode import TrigramTable
 from broadsheet.decode.acceptance import Acceptance, copied, tabled
-from broadsheet.decode.aded import Node, TreeSearch, cut
-from broadsheet.decode.best_first import best_first
 from broadsheet.decode.draft import Draft
 from broadsheet.decode.history import LONGEST, SURE, History
 from broadsheet.decode.step_cost import StepCost, measure
@@ -63,6 +59,13 @@ def test_the_longest_path_that_the_target_writes_is_accepted(paths, seed):
     assert tokens == [*accepted, chosen[tuple(accepted)]]  # and the target's own after them
 
 
+@given(PATHS)
+def test_the_two_tokens_before_a_node_end_its_path_or_the_context(paths):
+    draft = Draft.from_paths(paths)
+    for node in range(len(draft)):
+        assert [*draft.before(node, [7, 8, 9])] == [7, 8, 9, *draft.path(node)[:-1]][-2:]
+
+
 @given(PATHS, st.integers(0, 20), st.integers(0, 1000))
 def test_the_best_nodes_are_a_tree(paths, size, seed):
     draft = Draft.from_paths(paths)
@@ -75,28 +78,6 @@ def test_the_best_nodes_are_a_tree(paths, size, seed):
     assert sorted(best.chances) == sorted(sorted(draft.chances, reverse=True)[:size])
     paths_before = set(map(tuple, map(draft.path, range(len(draft)))))
     assert set(map(tuple, map(best.path, range(len(best))))) <= paths_before
-
-
-@pytest.mark.parametrize(
-    ("limits", "expected"),
-    [
-        ({"depth": 2}, [[0], [1], [0, 0], [0, 1], [1, 0], [1, 1]]),
-        ({"depth": 9, "limit": 4}, [[0], [1], [0, 0], [0, 1]]),
-        ({"depth": 9, "least": 0.2}, [[0], [1], [0, 0]]),
-        ({"depth": 3, "chain": True}, [[0], [0, 0], [0, 0, 0]]),
-    ],
-)
-def test_the_likeliest_nodes_come_first_within_the_limits(limits, expected):
-    read = []
-
-    def offers(tail):
-        read.append(tail)
-        return [(1, 0.3, ()), (0, 0.5, ())]
-
-    draft = best_first([7, 8], offers, **{"limit": 50, **limits})
-    assert [draft.path(node) for node in range(len(draft))] == expected
-    assert draft.chances == pytest.approx([0.5 ** path.count(0) * 0.3 ** path.count(1) for path in expected])
-    assert [7, 8, *expected[0]] in read
 
 
 def occurrences(tokens: list[int], tail: list[int]) -> dict[int, int]:
@@ -193,85 +174,3 @@ def test_the_shortest_round_counts(monkeypatch):
 def test_impossible_times_are_refused(seconds):
     with pytest.raises(InputError, match="step seconds"):
         StepCost(seconds)
-
-
-@given(
-    st.integers(1, 200),
-    st.integers(1, 50),
-    st.floats(0, 100),
-    st.floats(0, 3),
-    st.floats(0.01, 3),
-)
-def test_a_larger_prior_or_fewer_visits_never_lower_a_score(parent, visits, reward, prior, more):
-    mean = reward / visits
-    children = [
-        Node(1, prior, (0, 1), visits, reward),
-        Node(2, prior + more, (0, 2), visits, reward),
-        Node(3, prior, (0, 3), visits + 1, mean * (visits + 1)),
-        Node(4, prior, (0, 4)),
-    ]
-    score, likelier, visited, unvisited = TreeSearch().scores(Node(0, 1.0, (0, 0), parent, 0.0, children))
-    assert likelier > score
-    assert visited <= score * (1 + 1e-12)
-    assert unvisited == math.inf
-
-
-TABLE = TrigramTable.from_sequences(
-    [np.random.default_rng(seed).integers(0, 12, 60).tolist() for seed in range(20)] + [[20, 21, 22]]
-)
-
-
-def test_a_search_depends_on_its_seed_and_pair_alone():
-    search = TreeSearch(seed=3)
-    first = search.paths(TABLE, (1, 2))
-    search.paths(TABLE, (5, 5))
-    assert search.paths(TABLE, (1, 2)) == first == TreeSearch(seed=3).paths(TABLE, (1, 2))
-    assert len({tuple(TreeSearch(seed=seed, iterations=20).paths(TABLE, (1, 2))) for seed in range(5)}) > 1
-
-
-@pytest.mark.parametrize("reward", ["sum", "authors"])
-def test_paths_follow_the_table_within_the_limits(reward):
-    paths = TreeSearch(reward=reward, prefixes=40, max_draft_tokens=100).paths(TABLE, (1, 2))
-    assert 1 <= len(paths) <= 40
-    assert max(map(len, paths)) == 4
-    assert sum(len(set(path)) for path in paths) <= 100
-    for path in paths:
-        states = (1, 2, *path)
-        for a, b, c in zip(states, states[1:], states[2:], strict=False):
-            assert c in TABLE.successors(a, b)
-        row = TABLE.successors(*states[-3:-1])
-        assert row[path[-1]] == max(row.values())  # the last token is the likeliest one
-
-
-@pytest.mark.parametrize(("reward", "values"), [("sum", [0.2, 0.3, 0.4]), ("authors", [])])
-def test_a_simulation_is_rewarded_by_the_values_of_its_tokens(reward, values):
-    table = TrigramTable()
-    for first, value in enumerate([0.2, 0.3, 0.4, 0.5], start=1):
-        table.adapt([first, first + 1, first + 2], increment=value)
-    search, root = TreeSearch(reward=reward), Node(2, 1.0, (1, 2))
-    search._visit(root, table)  # one state is expanded, two are simulated: four in all
-    assert root.visits == 1
-    assert root.total_reward == pytest.approx(1 + sum(values))
-
-
-def test_the_reward_that_is_meant_finds_the_valuable_branch():
-    # Both first tokens are as likely; what follows the second one is adapted to the cap, what follows the other not.
-    table = TrigramTable.from_sequences([[1, 2, 3, 4, 5, 6], [1, 2, 7, 8, 9, 10]])
-    for _ in range(200):
-        table.adapt([2, 7, 8, 9, 10])
-    first = {reward: TreeSearch(reward=reward, c1=0.5).paths(table, (1, 2))[0][0] for reward in ("sum", "authors")}
-    assert first == {"sum": 7, "authors": 3}
-
-
-def test_no_successor_no_paths_and_a_dead_end_ends_a_path():
-    search = TreeSearch()
-    assert search.paths(TABLE, (70, 71)) == []
-    assert search.paths(TABLE, (20, 21)) == [(22,)]
-    assert search.paths(TrigramTable(), (1, 2)) == []
-
-
-def test_paths_of_many_different_tokens_are_cut_first():
-    paths = [(1, 2), (1, 2, 3), (1, 1, 1, 1), (4,)]
-    assert cut(paths, 7) == paths
-    assert cut(paths, 6) == [(1, 2), (1, 1, 1, 1), (4,)]
-    assert cut(paths, 2) == [(1, 1, 1, 1), (4,)]

@@ -97,8 +97,16 @@ def test_adaptation_adds_once_for_each_occurrence_and_may_exceed_what_pruning_ke
     assert dict(table.successors(1, 2)) == {3: 0.5}
     table.adapt([1, 2, 3, 1, 2, 3, 1, 2, 9])
     assert dict(table.successors(1, 2)) == pytest.approx({3: 0.58, 9: 0.04})
-    assert table.from_corpus(1, 2, 3)
-    assert not table.from_corpus(1, 2, 9)
+    assert [table.source(1, 2, c) for c in (3, 9)] == ["raised", "adapted"]
+    assert table.fork().source(1, 2, 3) == "raised"
+    assert TrigramTable.from_sequences([[1, 2, 3]]).source(1, 2, 3) == "corpus"
+
+
+def test_adding_nothing_adds_no_trigrams():
+    table = TrigramTable.from_sequences([[1, 2, 3]])
+    table.adapt([1, 2, 3, 4, 5], increment=0.0)
+    assert table.adapted == {}
+    assert (len(table), table.source(1, 2, 3)) == (1, "corpus")
 
 
 def test_memory_is_accounted_for_and_grows_with_adaptation():

@@ -21,7 +21,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
 
 def _draft(case: dict[str, Any]) -> dict[str, Any]:
     table = TrigramTable.from_sequences(case["corpus_token_sequences"], keep=case.get("keep_top", 12))
-    aded = ADED.as_published(
+    aded = ADED(
         table,
         iterations=case.get("search_iterations", 150),
         depth=case.get("max_states_per_path", 4),
@@ -52,7 +52,7 @@ def _adapt(case: dict[str, Any]) -> dict[str, Any]:
         a, b = map(int, name.split(","))
         table.adapted[pack(a, b)] = {int(c): value for c, value in row.items()}
     window = case.get("window_tokens", 16)
-    aded = ADED.as_published(table, increment=case["increment"], cap=case["cap"], window=window)
+    aded = ADED(table, increment=case["increment"], cap=case["cap"], window=window)
     for context in case["contexts_in_order"]:
         _read(aded, context)
     return {"table": {f"{pair >> 32},{pair & 0xFFFFFFFF}": _named(row) for pair, row in table.adapted.items()}}

@@ -120,6 +120,7 @@ def test_texts_that_are_there_are_judged_by_the_black_box_figures() -> None:
 def test_what_no_paper_has_to_win_is_a_control() -> None:
     assert [claim.kind for claim in SALMONN] == ["control", "control", "claim", "claim", "claim"]
     assert {claim.baseline for claim in SALMONN if claim.kind == "control"} == {SHUFFLED}
+    assert [claim.kind for claim in AdedTrial().claims()] == ["claim", "claim", "control", "control"]
     # BGE, from which the paper starts, is a trained retriever; the model's own mean pooling is not.
     assert [claim.kind for claim in LLMEmbedderTrial().claims()] == ["control", "claim", "control"]
     assert [claim.kind for claim in LLMEmbedderTrial(encoder="folder").claims()] == ["claim"] * 3

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 Bin = tuple[int, ...]
+COPIED, TABLED = 0, 1  # the first number of a bin: where its proposals come from
 
 _LENGTHS = (3, 4, 6, 10, 16, 32)
 _SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
@@ -49,7 +50,7 @@ def copied(common: int, rank: int, rivals: int) -> tuple[Bin, float]:
         rivals: other tokens found at those places.
     """
     guess = (1 - 1 / (common + 1)) * (0.7 if rivals else 1.0) if rank == 0 else 0.08
-    return (0, min(rank, 1), min(rivals, 1), bisect_right(_LENGTHS, common)), guess
+    return (COPIED, min(rank, 1), min(rivals, 1), bisect_right(_LENGTHS, common)), guess
 
 
 def tabled(share: float, total: int, copying: bool) -> tuple[Bin, float]:
@@ -62,4 +63,4 @@ def tabled(share: float, total: int, copying: bool) -> tuple[Bin, float]:
     """
     seen = max(total, 2)  # an adapted pair counts as much as one that was seen twice
     guess = share * seen / (seen + 4) * 0.8 * (0.2 if copying else 1.0)
-    return (1, copying, bisect_right(_TOTALS, total), bisect_right(_SHARES, share)), guess
+    return (TABLED, copying, bisect_right(_TOTALS, total), bisect_right(_SHARES, share)), guess

@@ -39,7 +39,7 @@ class DecodeStats:
         sizes: steps by the number of draft tokens they verified.
         draft_seconds: spent on drafting and learning from what was written, the prompt aside.
         unknown: steps at whose start the method knew no continuation at all.
-        accepted_from: accepted tokens by the source the method names for them.
+        accepted_from: accepted tokens by what proposed them, where the draft tells it (`Draft.sources`).
     """
 
     tokens: int = 0
@@ -151,6 +151,8 @@ class Drafter(ABC):
             stats.drafted += len(draft)
             stats.accepted += len(accepted)
             stats.sizes[len(draft)] = stats.sizes.get(len(draft), 0) + 1
+            for source in (draft.sources[node] for node in accepted):
+                stats.accepted_from[source] = stats.accepted_from.get(source, 0) + 1
         stats.tokens = len(writer.tokens)
         return writer.result(cache)
 

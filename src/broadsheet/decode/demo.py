@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from broadsheet import models
 from broadsheet.console import say
-from broadsheet.decode.aded import ADED
+from broadsheet.decode.ngram import NgramDrafter
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -72,7 +72,7 @@ def show(console: Console, *, model: str = "default", tokens: int = 96, requests
     title = models.title(model)
     say(f"loading {title} …")
     loaded = models.load(model, dtype="float32")
-    drafter = ADED()
+    drafter = NgramDrafter()
     ids = [_prompt(loaded.tokenizer, request) for request in requests]
     _write(loaded.model, ids[0], 4, Writing(), None)  # what is slow once is over when the clock starts
     _write(loaded.model, ids[0], 24, Writing(), drafter)
@@ -93,9 +93,9 @@ def show(console: Console, *, model: str = "default", tokens: int = 96, requests
     console.print(
         "Drafts are what the text and the prompt said before in such a place; the model checks them at once.\n"
     )
-    console.print("use it   from broadsheet.decode import ADED")
-    console.print("         model.generate(**inputs, custom_generate=ADED(), do_sample=False)")
-    console.print("measure  broadsheet try aded --quick        on prompts of three kinds, with intervals")
+    console.print("use it   from broadsheet.decode import NgramDrafter")
+    console.print("         model.generate(**inputs, custom_generate=NgramDrafter(), do_sample=False)")
+    console.print("measure  broadsheet try aded --quick        beside the paper it grew out of, with intervals")
     console.print("go on    broadsheet advise                  which of the 79 papers suits your task")
     return gain
 
@@ -109,7 +109,7 @@ def _prompt(tokenizer: Any, request: str) -> Any:
     return tokenizer(chat, return_tensors="pt", add_special_tokens=False).input_ids
 
 
-def _write(model: Any, ids: Any, tokens: int, writing: Writing, drafter: ADED | None) -> None:
+def _write(model: Any, ids: Any, tokens: int, writing: Writing, drafter: NgramDrafter | None) -> None:
     import torch
 
     ids = ids.to(model.device)
@@ -125,7 +125,9 @@ def _write(model: Any, ids: Any, tokens: int, writing: Writing, drafter: ADED | 
     )
 
 
-def _side_by_side(console: Console, loaded: Any, ids: Any, tokens: int, drafter: ADED) -> tuple[Writing, Writing]:
+def _side_by_side(
+    console: Console, loaded: Any, ids: Any, tokens: int, drafter: NgramDrafter
+) -> tuple[Writing, Writing]:
     """Both ways to write one text: first plainly, then with drafts, each seen as it grows where there is a terminal."""
     from rich.live import Live
 

@@ -23,7 +23,7 @@ from broadsheet.options import option
 
 @dataclass
 class AdedRecipe(Build):
-    """Count the tri-grams of a corpus into one file, for `TrigramTable.load` and `ADED`.
+    """Count the tri-grams of a corpus into one file, for `TrigramTable.load`; `ADED` and `NgramDrafter` draft from it.
 
     The corpus is read once, at some 10 MB of text a second and core. Of the model only the tokenizer is used. A call
     that is interrupted leaves nothing; repeat it.

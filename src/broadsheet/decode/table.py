@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from broadsheet.console import InputError, track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Source = Literal["corpus", "raised", "adapted"]
 
 _FORMAT = "broadsheet tri-gram table 1"
 _DTYPES = {
@@ -124,12 +126,22 @@ class TrigramTable:
         """How often the corpus had the pair with a successor."""
         return self._row(pack(first, second))[1]
 
-    def from_corpus(self, first: int, second: int, third: int) -> bool:
-        """Whether the corpus, rather than adaptation, brought this tri-gram."""
-        return third in self._row(pack(first, second))[0]
+    def source(self, first: int, second: int, third: int) -> Source:
+        """Where the value of a tri-gram that has one comes from.
+
+        Returns:
+            `"corpus"`: its share there, as it was counted. `"raised"`: the corpus has it, and adaptation has raised its
+            value. `"adapted"`: adaptation alone brought it.
+        """
+        pair = pack(first, second)
+        if third not in self._row(pair)[0]:
+            return "adapted"
+        return "raised" if third in self.adapted.get(pair, ()) else "corpus"
 
     def adapt(self, tokens: Sequence[int], *, increment: float = 0.04, cap: float = 3.0) -> None:
         """Add `increment` to every tri-gram in `tokens`, up to `cap`; new ones start at 0. No value is renormalised."""
+        if not increment:
+            return  # else new tri-grams would have values of zero
         for first, second, third in zip(tokens, tokens[1:], tokens[2:], strict=False):
             pair = pack(first, second)
             added = self.adapted.setdefault(pair, {})

@@ -1,28 +1,30 @@
-"""Try ADED: greedy decoding, prompt lookup, and drafts from several tables, on the same prompts.
+"""Try ADED: greedy decoding, prompt lookup, ADED and the stage's own drafter, on the same prompts.
 
-Knows: the stage's method, prompts. Does not know: how drafts are made and verified.
+Knows: the stage's drafters, prompts. Does not know: how drafts are made and verified.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from broadsheet.cache import fingerprint
 from broadsheet.console import track
 from broadsheet.data import corpora
 from broadsheet.data.corpora import Corpus
 from broadsheet.decode.aded import ADED
-from broadsheet.decode.base import DecodeStats
+from broadsheet.decode.ngram import NgramDrafter
 from broadsheet.decode.table import TrigramTable
+from broadsheet.decode.table_drafter import TableDrafter
 from broadsheet.decode.trials import peers as peering
 from broadsheet.decode.trials import prompts as tasks
 from broadsheet.decode.trials.prompts import KINDS, DecodePrompt
+from broadsheet.decode.trials.timing import SOURCES, Reference, TimedWriter, Written, measured, step_seconds
 from broadsheet.options import option
 from broadsheet.trial import peers
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
@@ -30,98 +32,17 @@ from broadsheet.trial.engine import Arm, Measured, Metric
 from broadsheet.trial.external import ExternalProcess
 from broadsheet.trial.results import ArmResult, Distribution
 from broadsheet.trial.sampling import PILOT
+from broadsheet.trial.verdicts import Comparison
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-GREEDY, LOOKUP, MAIN = "greedy", "prompt lookup, 10 tokens", "ADED"
+GREEDY, LOOKUP, MAIN = "greedy", "prompt lookup", "ADED"
+SIZED, MEASURED = "ADED, tree size tuned", "ADED, tree size measured"
+NO_CORPUS, NO_ADAPTATION = "ADED, empty table", "ADED, no adaptation"
+OURS, OURS_EMPTY, OURS_ADAPTED = "n-gram drafter", "n-gram drafter, empty table", "n-gram drafter, adapted"
+LOOKUP_TOKENS = (2, 3, 5, 10, 20)  # to choose from
+TREE_SIZES = (8, 16, 24, 32, 64)  # as many
+_DEAR = 1.5  # single steps, for a step that drafts
 _MOST_PROMPTS = 300  # where the claims decide how many
 _TABLE_DOCUMENTS = 30_000  # that the table's text is drawn from
-
-
-@dataclass(frozen=True)
-class Written:
-    """What one call of `generate` gave: new tokens, seconds, passes of the model, and ADED's own account."""
-
-    tokens: list[int]
-    seconds: float
-    forwards: int
-    account: DecodeStats | None = None
-
-
-class TimedWriter:
-    """Calls `generate` for a fixed number of tokens, times it, and counts the model's passes.
-
-    An end of text does not end it: all arms write equally many tokens, so that tokens per second are comparable.
-    """
-
-    def __init__(self, model: PreTrainedModel, tokens: int) -> None:
-        self.model = model
-        self.tokens = tokens
-        self.never = int(model.get_input_embeddings().num_embeddings)  # an id that no token has
-
-    def __call__(self, prompt: DecodePrompt, **options: Any) -> Written:
-        """Greedy decoding after `prompt`, or with `custom_generate=` or another option of `generate`."""
-        import torch
-
-        ids = torch.tensor([prompt.tokens], device=self.model.device)
-        with _counted(self.model) as passes:
-            start = time.perf_counter()
-            out = self.model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                max_new_tokens=self.tokens,
-                eos_token_id=self.never,
-                pad_token_id=0,
-                **options,
-            )
-            new = out[0, ids.shape[1] :].tolist()
-            seconds = time.perf_counter() - start
-        drafter = options.get("custom_generate")
-        return Written(new, seconds, passes[0], drafter.stats_ if drafter else None)
-
-
-@contextmanager
-def _counted(model: PreTrainedModel) -> Iterator[list[int]]:
-    """A list whose element counts the model's forward passes in the body."""
-    passes = [0]
-
-    def count(*_: Any) -> None:
-        passes[0] += 1
-
-    handle = model.register_forward_pre_hook(count)
-    try:
-        yield passes
-    finally:
-        handle.remove()
-
-
-class Reference:
-    """Greedy decoding as an arm, and as what all arms have to write.
-
-    An arm whose turn comes first has the reference written off its own clock; the greedy arm then takes that run for
-    its own instead of writing the same text once more.
-    """
-
-    def __init__(self, writer: TimedWriter) -> None:
-        self.writer = writer
-        self._tokens: dict[str, list[int]] = {}
-        self._fresh: dict[str, Written] = {}
-
-    def tokens(self, prompt: DecodePrompt) -> list[int]:
-        """What greedy decoding writes."""
-        if prompt.id not in self._tokens:
-            self._fresh[prompt.id] = written = self.writer(prompt)
-            self._tokens[prompt.id] = written.tokens
-        return self._tokens[prompt.id]
-
-    def write(self, prompt: DecodePrompt) -> Written:
-        """A run that no one has been given yet."""
-        written = self._fresh.pop(prompt.id, None) or self.writer(prompt)
-        self._tokens.setdefault(prompt.id, written.tokens)
-        return written
-
 
 Write = Callable[[DecodePrompt], Written]
 
@@ -131,8 +52,10 @@ class AdedTrial(Trial):
     """The same greedy text from plain decoding, prompt lookup and ADED: is it identical, and how much faster?
 
     Prompts are made from documents: a passage given twice and begun again (copying), the beginning of a document
-    (documentation), and a question about one (free text). ADED starts anew for each prompt, with an empty table, with a
-    table built from other documents of the data, and with that table after it wrote other answers.
+    (documentation), and a question about one (free text). A drafter starts anew for each prompt, with a table built
+    from other documents of the data. The method is ADED as published. Beside it stand ADED with a tree size that is
+    tuned, as prompt lookup's number of tokens is, on other prompts, or measured; two controls, an empty table and no
+    adaptation; and the stage's own drafter with the table, with an empty one, and after it wrote other answers.
     """
 
     paper: ClassVar[str] = "aded"
@@ -147,10 +70,10 @@ class AdedTrial(Trial):
     tokens: int = option(64, "Written for each; an end of text does not end them.", quick=32, least=2)
     megabytes: float = option(8.0, "Of other documents that the table is built from.", quick=2.0, least=0)
     warm: int = option(
-        12, "Other prompts that are answered before, for the arm after adaptation.", quick=3, least=len(KINDS)
-    )
-    published: bool = option(
-        False, "Also the method as the authors' code has it: their search, 64 draft tokens in every step."
+        12,
+        "Other prompts: arms that are tuned are tuned on them, and the one that has adapted has answered them before.",
+        quick=3,
+        least=len(KINDS),
     )
     peer: str | None = option(
         None,
@@ -170,7 +93,8 @@ class AdedTrial(Trial):
         return f"How much faster does {self.model_name} write the same text with drafts from tri-grams?"
 
     def tasks(self) -> list[EvalTask]:
-        self.configured(ADED)  # a field that it does not have is refused before anything is loaded
+        for kind in (ADED, NgramDrafter):
+            self.configured(kind)  # a field that it does not have is refused before anything is loaded
         self.check_calls()
         model, tokenizer = self.loaded
         self._corpus = corpora.load(self.data, text_field=self.text_field)
@@ -210,38 +134,80 @@ class AdedTrial(Trial):
 
     def arms(self) -> list[ModelArm]:
         writer, table = self._writer, self._table
-        aded = partial(self.configured, ADED, step_seconds=self._seconds, seed=self.seed)
+        aded = partial(self.configured, ADED, seed=self.seed, step_seconds=self._seconds)
+        ours = partial(self.configured, NgramDrafter, step_seconds=self._seconds)
 
-        def drafting(drafter: ADED) -> Write:
-            return lambda prompt: writer(prompt, custom_generate=drafter.fork())
+        def lookup(tokens: int) -> Write:
+            return partial(writer, prompt_lookup_num_tokens=tokens)
+
+        def sized(size: int) -> Write:
+            return self._drafting(replace(aded(table=table), tree_size=size))
 
         def adapted() -> Write:
-            drafter = aded(table=table.fork())
+            drafter = ours(table=table.fork())
             for prompt in track(self._warm, "answering other prompts"):
                 writer(prompt, custom_generate=drafter)
-            return drafting(drafter)
+            return self._drafting(drafter)
 
-        drafters: dict[str, tuple[Callable[[], Write], str]] = {
-            MAIN: (lambda: drafting(aded(table=table)), "table from other documents of the data"),
-            "ADED, empty table": (lambda: drafting(aded()), "drafts from the prompt and its own output alone"),
-            "ADED, chain": (lambda: drafting(aded(table=table, chain=True)), "the best path alone: no tree mask"),
-            "ADED, adapted": (adapted, "the same table after it wrote other answers"),
+        drafters: dict[str, tuple[Callable[[], TableDrafter], str]] = {
+            MAIN: (lambda: aded(table=table), "as published, with a table from other documents of the data"),
+            MEASURED: (
+                lambda: replace(aded(table=table), tree_size="auto"),
+                "ours: as many draft tokens as pay at the measured cost of a step",
+            ),
+            NO_CORPUS: (aded, "a control: adaptation alone fills the table"),
+            NO_ADAPTATION: (
+                lambda: replace(aded(table=table), increment=0.0),
+                "a control: the table stays as it was counted",
+            ),
+            OURS: (lambda: ours(table=table), "ours: copies from the context and the same table, as far as they pay"),
+            OURS_EMPTY: (ours, "ours: drafts from the prompt and its own output alone"),
         }
-        if self.published:
-            drafters["ADED, as published"] = (
-                lambda: drafting(ADED.as_published(table, seed=self.seed)),
-                "Monte-Carlo tree search, up to 64 draft tokens in every step",
-            )
-        copying = "transformers: copies what followed the last two tokens before"
         return [
             ModelArm(GREEDY, lambda: self._reference.write, "baseline", "model.generate, one token a step"),
-            ModelArm(LOOKUP, lambda: partial(writer, prompt_lookup_num_tokens=10), None, copying),
-            *(
-                ModelArm(name, make, None if name == MAIN else "sibling", description, ADED.paper)
-                for name, (make, description) in drafters.items()
+            ModelArm(
+                LOOKUP,
+                self._tuned(LOOKUP, LOOKUP_TOKENS, lookup),
+                "peer",
+                "transformers: copies what followed the last two tokens before; the number of tokens is tuned",
             ),
+            ModelArm(
+                SIZED,
+                self._tuned(SIZED, TREE_SIZES, sized),
+                "sibling",
+                "the published search for fewer draft tokens, if fewer are faster on other prompts",
+                ADED.paper,
+            ),
+            *(
+                ModelArm(
+                    name,
+                    self._made(make),
+                    None if name == MAIN else "sibling",
+                    about,
+                    "" if name.startswith(OURS) else ADED.paper,
+                )
+                for name, (make, about) in drafters.items()
+            ),
+            ModelArm(OURS_ADAPTED, adapted, "sibling", "ours: the same table after it wrote other answers"),
             *self._peers(),
         ]
+
+    def _made(self, make: Callable[[], TableDrafter]) -> Callable[[], Write]:
+        return lambda: self._drafting(make())
+
+    def _drafting(self, drafter: TableDrafter) -> Write:
+        """Writes each prompt with the drafter as it is now."""
+        return lambda prompt: self._writer(prompt, custom_generate=drafter.fork())
+
+    def _tuned(self, name: str, settings: Sequence[int], write: Callable[[int], Write]) -> Callable[[], Write]:
+        """Makes an arm of the setting that writes the other prompts fastest."""
+
+        def speed(setting: int) -> float:
+            write_one = write(setting)
+            runs = [write_one(prompt) for prompt in self._warm]
+            return sum(len(written.tokens) for written in runs) / sum(written.seconds for written in runs)
+
+        return lambda: write(self.tuned(name, settings, speed, on=f"{len(self._warm)} other prompts, in tokens/s"))
 
     def _peers(self) -> list[ModelArm]:
         """The peer as an arm: a program that writes, or one that drafts for this model."""
@@ -259,17 +225,45 @@ class AdedTrial(Trial):
         return [ModelArm(call.label, lambda: ExternalProcess(command), "peer", about)]
 
     def claims(self) -> list[Claim]:
+        tokens = "tokens per forward"
         return [
             # Authors' README, a table of 253 MB: 1.9 times. The abstract's 2.5 is "up to".
             Claim(
                 "tokens/s", GREEDY, MAIN, "the same text in less time, up to 2.5 times as fast (abstract)", effect=1.9
             ),
-            Claim("tokens per forward", GREEDY, MAIN, "drafts are accepted, so that a pass writes several tokens"),
+            Claim(tokens, GREEDY, MAIN, "drafts are accepted, so that a pass writes several tokens"),
+            Claim(tokens, NO_CORPUS, MAIN, "the corpus drafts: adaptation alone does not serve", kind="control"),
+            Claim(tokens, NO_ADAPTATION, MAIN, "the table adapts: as counted it does not serve", kind="control"),
         ]
 
     def also_compare(self) -> list[tuple[str, str]]:
-        beside = [(LOOKUP, arm.name) for arm in self.arms() if arm.paper]
-        return [*beside, *([(self._peer.label, MAIN)] if self._peer else [])]
+        return [
+            *((LOOKUP, name) for name in (MAIN, SIZED, MEASURED, OURS)),
+            *((MAIN, name) for name in (SIZED, MEASURED, OURS)),
+            (OURS_EMPTY, OURS),
+            (OURS, OURS_ADAPTED),
+            *([(self._peer.label, MAIN)] if self._peer else []),
+        ]
+
+    def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
+        if claim.metric != "tokens/s":
+            return ""
+        arm = outcome.usable[claim.arm]
+        read = 1 + sum(arm.samples["drafted"]) / max(1, sum(arm.samples["steps"]))
+        sizes, seconds = zip(*self._seconds.items(), strict=True)
+        cost = float(np.interp(read, sizes, seconds)) / self._seconds[1]
+        written = arm.values["tokens per forward"].estimate
+        if cost > _DEAR:
+            remedy = (
+                "Such a step takes hardly longer than a single one on a GPU: repeat the trial there (--device cuda)."
+            )
+        else:
+            remedy = "More is accepted with a table of more texts like these (--megabytes), or of texts that repeat."
+        return (
+            f"A step of {arm.name} reads {read:.0f} tokens on average, takes as long as {cost:.2f} single steps here "
+            f"and writes {written:.2f} tokens: {written / cost:.2f} times greedy decoding's speed, drafting aside. "
+            f"{remedy}"
+        )
 
     def figures(self, outcome: Outcome) -> list[Distribution]:
         usable = outcome.usable
@@ -279,19 +273,22 @@ class AdedTrial(Trial):
                 "times greedy decoding",
                 speedups(usable[name], usable[GREEDY], outcome.tasks[0].items),
             )
-            for name in (MAIN, LOOKUP)
+            for name in (MAIN, OURS, LOOKUP)
             if {name, GREEDY} <= usable.keys()
         ]
 
     def notes(self, outcome: Outcome) -> list[str]:
-        items = outcome.tasks[0].items
-        notes = _notes(outcome.usable, items, self._seconds, self.dtype)
-        peer = outcome.usable.get(self._peer.label) if self._peer and not peering.drafts(self._peer) else None
-        if peer and (different := int(len(items) - sum(peer.samples["identical output"]))):
-            notes.append(
-                f"{different} of the {len(items)} texts of {peer.name} differ from greedy decoding's here: it "
-                "runs the model itself, in a precision of its own; its speed is that of its own texts."
-            )
+        items, usable = outcome.tasks[0].items, outcome.usable
+        apart = {self._peer.label} if self._peer and not peering.drafts(self._peer) else set()
+        notes = [_step_note(self._seconds), *_speed_notes(usable, items)]
+        notes += [account(usable[name]) for name in (MAIN, OURS) if name in usable]
+        notes += differences({name: arm for name, arm in usable.items() if name not in apart}, self.dtype)
+        notes += [
+            f"{different} of the {len(items)} texts of {name} differ from greedy decoding's here: it runs the model "
+            "itself, in a precision of its own; its speed is that of its own texts."
+            for name in apart & usable.keys()
+            if (different := _different(usable[name]))
+        ]
         return notes
 
     def _built(self, corpus: Corpus, excluded: set[str], tokenizer: Any) -> TrigramTable:
@@ -329,7 +326,7 @@ class AdedTrial(Trial):
         return Arm(arm.name, run, description=arm.description, prepare=process.start, close=process.close)
 
     def _arm(self, arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
-        if arm.role == "peer":
+        if self._peer and arm.name == self._peer.label:
             return self._external(arm, lazy())
 
         def run(block: Sequence[DecodePrompt]) -> Measured:
@@ -337,32 +334,6 @@ class AdedTrial(Trial):
             return measured([(write(prompt), self._reference.tokens(prompt)) for prompt in block])
 
         return Arm(arm.name, run, description=arm.description, prepare=lazy.prepare)
-
-
-def step_seconds(writer: TimedWriter, prompt: DecodePrompt) -> dict[int, float]:
-    """Seconds of a step by its size, measured by ADED itself on this model: one measurement that all arms share."""
-    aded = ADED()
-    TimedWriter(writer.model, 4)(prompt, custom_generate=aded)
-    [step_cost] = aded.step_costs_[writer.model].values()
-    return step_cost.seconds
-
-
-def measured(runs: Sequence[tuple[Written, list[int]]]) -> Measured:
-    """An arm's outputs for a block; what was spent on the reference is not its own."""
-    outputs: dict[str, list[Any]] = {
-        "identical output": [float(written.tokens == expected) for written, expected in runs],
-        "tokens per forward": [len(written.tokens) / written.forwards for written, _ in runs],
-        "seconds": [written.seconds for written, _ in runs],
-    }
-    accounts = [written.account for written, _ in runs if written.account]
-    if accounts:
-        outputs["steps"] = [account.steps for account in accounts]
-        outputs["drafted"] = [account.drafted for account in accounts]
-        outputs["accepted"] = [account.accepted for account in accounts]
-        outputs["from corpus"] = [account.accepted_from.get("corpus", 0) for account in accounts]
-        outputs["unknown"] = [account.unknown for account in accounts]
-        outputs["drafting seconds"] = [account.draft_seconds for account in accounts]
-    return Measured(outputs, seconds=sum(outputs["seconds"]))
 
 
 def speedups(arm: ArmResult, baseline: ArmResult, items: Sequence[DecodePrompt]) -> dict[str, list[float]]:
@@ -373,15 +344,17 @@ def speedups(arm: ArmResult, baseline: ArmResult, items: Sequence[DecodePrompt])
     return found
 
 
-def _notes(
-    usable: Mapping[str, ArmResult], items: Sequence[DecodePrompt], seconds: dict[int, float], dtype: str
-) -> list[str]:
-    """What explains the numbers; each note is made from this run."""
+def _step_note(seconds: Mapping[int, float]) -> str:
     costs = ", ".join(f"{size}: {value / seconds[1]:.2f}" for size, value in seconds.items())
-    notes = [
-        f"A step over several tokens takes as long as this number of single steps here: {costs}. ADED drafts as many "
-        "tokens as pay."
-    ]
+    return (
+        f"A step over several tokens takes as long as this number of single steps here: {costs}. ADED as published "
+        f"verifies up to 64 draft tokens in every step; {MEASURED} and the n-gram drafter as many as pay."
+    )
+
+
+def _speed_notes(usable: Mapping[str, ArmResult], items: Sequence[DecodePrompt]) -> list[str]:
+    """How many times faster than greedy decoding each arm is, by kind."""
+    notes = []
     for name, arm in usable.items():
         if name == GREEDY or GREEDY not in usable:
             continue
@@ -393,26 +366,38 @@ def _notes(
             )
             parts.append(f"{kind} {plain / mine:.2f} (single prompts {min(values):.2f} to {max(values):.2f})")
         notes.append(f"{name}, times greedy decoding's speed: {', '.join(parts)}.")
-    if MAIN in usable:
-        notes.append(_account(usable[MAIN]))
-    for name, arm in usable.items():
-        different = int(len(items) - sum(arm.samples["identical output"]))
-        if different and dtype != "float32":
-            notes.append(
-                f"{name}: {different} of {len(items)} texts differ from greedy decoding's. In {dtype} the logits of a "
-                "token read among others are rounded differently, and two tokens that nearly tie change places."
-            )
     return notes
 
 
-def _account(arm: ArmResult) -> str:
-    names = ("steps", "drafted", "accepted", "from corpus", "unknown", "drafting seconds")
+def account(arm: ArmResult) -> str:
+    """What became of a drafter's drafts, and where those came from that were accepted."""
+    names = ("steps", "drafted", "accepted", "unknown", "drafting seconds")
     sums = {name: sum(arm.samples[name]) for name in names}
     steps, accepted = max(1, sums["steps"]), max(1, sums["accepted"])
     milliseconds = 1000 * sums["drafting seconds"] / steps
+    shares = {words: sum(arm.samples[f"from {source}"]) / accepted for source, words in SOURCES.items()}
+    proposed = ", ".join(f"{share:.0%} {words}" for words, share in shares.items() if share)
     return (
-        f"{arm.name}: {sums['accepted'] / max(1, sums['drafted']):.0%} of the draft tokens were accepted; "
-        f"{sums['from corpus'] / accepted:.0%} of those continue a tri-gram of the corpus, the others one that was "
-        f"adapted from the prompt or the output. In {sums['unknown'] / steps:.0%} of the steps the table knew no "
-        f"successor: a larger table helps there. Drafting takes {milliseconds:.2f} ms a step."
+        f"{arm.name}: {sums['accepted'] / max(1, sums['drafted']):.0%} of the draft tokens were accepted"
+        f"{'; they were proposed ' * bool(proposed)}{proposed}. In {sums['unknown'] / steps:.0%} of the steps the "
+        f"table knew no successor: a larger table helps there. Drafting takes {milliseconds:.2f} ms a step."
     )
+
+
+def _different(arm: ArmResult) -> int:
+    """How many of an arm's texts are not greedy decoding's."""
+    same = arm.samples["identical output"]
+    return int(len(same) - sum(same))
+
+
+def differences(usable: Mapping[str, ArmResult], dtype: str) -> list[str]:
+    """How many texts of each arm are not greedy decoding's; in float32 only where there are any."""
+    found = {name: (_different(arm), len(arm.samples["identical output"])) for name, arm in usable.items()}
+    if dtype == "float32" and not any(different for different, _ in found.values()):
+        return []
+    counts = ", ".join(f"{name} {different} of {n}" for name, (different, n) in found.items())
+    return [
+        f"Texts that differ from greedy decoding's: {counts}. In {dtype} the logits of a token read among others are "
+        "rounded differently from those of a token read alone, and two tokens that nearly tie change places. The "
+        "other metrics of an arm are those of its own texts."
+    ]

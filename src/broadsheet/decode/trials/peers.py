@@ -48,10 +48,9 @@ class ExternalDrafter(Drafter):
             return Draft()
         [paths] = self.process.run([{"context": self._tail}]).outputs["paths"]
         self.stats_.unknown += not paths
-        return Draft.from_paths([path[:room] for path in paths])
+        return Draft.from_paths([path[:room] for path in paths], source="peer")
 
     def wrote(self, tokens: Sequence[int], accepted: int) -> None:
-        self.stats_.accepted_from["peer"] = self.stats_.accepted_from.get("peer", 0) + accepted
         self._tail = [*self._tail, *tokens][-WINDOW:]
 
 

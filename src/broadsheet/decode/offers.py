@@ -1,4 +1,4 @@
-"""Ours, in place of the paper's search: what may come next with what chance, and the likeliest nodes first.
+"""What may come next, with what chance: what a draft is weighed by where its size is chosen. Ours, in no paper.
 
 Knows: a table, the history of a sequence, how often proposals of a kind were right. Does not know: models, what a step
 costs.
@@ -6,12 +6,11 @@ costs.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Sequence
 
 from broadsheet.decode.acceptance import Acceptance, Bin, copied, tabled
 from broadsheet.decode.draft import Draft
-from broadsheet.decode.history import LONGEST, SURE, History
+from broadsheet.decode.history import SURE, History
 from broadsheet.decode.table import TrigramTable
 
 LEAST_SHARE = 0.05  # successors below this share of their pair are not offered: hardly one in fifty is written
@@ -47,40 +46,16 @@ def offers(tail: Sequence[int], table: TrigramTable, history: History | None, ac
     return offered
 
 
-def best_first(
-    tail: Sequence[int],
-    offers: Callable[[Sequence[int]], list[Offer]],
-    *,
-    depth: int,
-    limit: int,
-    least: float = 0.0,
-    chain: bool = False,
-) -> Draft:
-    """The nodes of the highest chance, parents first.
+def weigh(draft: Draft, tail: Sequence[int], offers: Callable[[Sequence[int]], list[Offer]]) -> None:
+    """Give each node of a draft its chance, in place: a token that is not offered has less than any that is.
 
     Args:
         tail: the last tokens of the context.
         offers: what may come after a context.
-        depth: tokens of the longest path.
-        limit: nodes at most.
-        least: nodes of no higher chance are left out.
-        chain: one path alone.
     """
-    draft = Draft()
-    waiting: list[tuple[float, int, int, int, int]] = []  # -chance, order, parent, token, depth
-
-    def expand(node: int, level: int, chance: float) -> None:
-        if level == depth:
-            return
-        offered = offers([*tail, *draft.path(node)][-LONGEST:])
-        if chain:
-            offered = sorted(offered, key=lambda offer: -offer[1])[:1]
-        for token, share, _ in offered:
-            if chance * share > least:
-                heapq.heappush(waiting, (-chance * share, len(draft) + len(waiting), node, token, level + 1))
-
-    expand(-1, 0, 1.0)
-    while waiting and len(draft) < limit:
-        chance, _, parent, token, level = heapq.heappop(waiting)
-        expand(draft.add(parent, token, -chance), level, -chance)
-    return draft
+    known: dict[int, dict[int, float]] = {}
+    for node, (parent, token) in enumerate(zip(draft.parents, draft.tokens, strict=True)):
+        if parent not in known:
+            known[parent] = {offered: chance for offered, chance, _ in offers([*tail, *draft.path(parent)])}
+        above = draft.chances[parent] if parent >= 0 else 1.0
+        draft.chances[node] = above * known[parent].get(token, LEAST_SHARE / 2)
