@@ -82,7 +82,7 @@ class LongHeads(PreRopeAttention):
 
     paper: ClassVar[str] = "longheads"
     chunk_size: int = 256
-    attention_length: int = 2048
+    attention_length: int = 4096
     begin: int | None = None
 
     @property
