@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers as hf
 from attend_zoo import ALL_SLIDING, BASE, CONFIGS, make
+from attending import layer
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
@@ -275,6 +276,32 @@ def test_what_cannot_be_done_is_refused_in_one_line(llama: Any, method: str) -> 
             llama(ids[:, :3], attention_mask=torch.tensor([[0, 1, 1]]), cache=cache)
         with pytest.raises(ValueError, match="can be cropped"):
             llama.generate(ids.repeat(1, 2), prompt_lookup_num_tokens=4, max_new_tokens=8, do_sample=False)
+
+
+COUNTED = {
+    "LMInfinite": lambda: LMInfinite(n_global=3, n_local=12),
+    "InfLLM": lambda: InfLLM(n_init=3, n_local=12, block_size=4, top_k=3, representatives=2),
+    "InfLLM, shared": lambda: InfLLM(n_init=3, n_local=12, block_size=4, top_k=3, representatives=2, execution_block=5),
+    "LongHeads": lambda: LongHeads(chunk_size=4, attention_length=20),
+}
+
+
+@pytest.mark.parametrize("method", COUNTED)
+def test_the_most_keys_that_a_query_attends_to(method: str) -> None:
+    n = 97
+    made = COUNTED[method]()
+    query, key = torch.randn(2, 1, 2, n, n, generator=torch.Generator().manual_seed(0)).double()
+    value = torch.eye(n).double().expand(1, 2, n, n)  # an output is the weights that made it
+    for cuts in ([0], list(range(n)), [0, 30, 31]):
+        state = made.state(layer(2, 2, n + n % 2))
+        wide = [torch.nn.functional.pad(each, (0, n % 2)) for each in (query, key, value)]
+        ends = [*cuts[1:], n]
+        read = [state.attend(*(x[:, :, a:b] for x in wide)) for a, b in zip(cuts, ends, strict=True)]
+        attended = (torch.cat(read, 2)[..., :n] > 0).sum(-1)
+        if "shared" in method:
+            assert attended.max() <= made.most_keys
+        else:
+            assert attended.max() == made.most_keys
 
 
 UNSUPPORTED = {

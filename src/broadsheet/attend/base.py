@@ -121,6 +121,11 @@ class PreRopeAttention(Attention):
     def reach(self) -> int:
         """The longest distance, in tokens, at which a key is placed."""
 
+    @property
+    @abstractmethod
+    def most_keys(self) -> int:
+        """The most keys that a query attends to, itself included, however long the text."""
+
     def check(self, layout: ModelLayout) -> None:
         """Refuse a reach beyond the positions that the model was trained on."""
         if layout.context and self.reach > layout.context:

@@ -114,6 +114,12 @@ class InfLLM(PreRopeAttention):
         """Where distant tokens are placed."""
         return self.n_local - 1 if self.far_distance is None else self.far_distance
 
+    @property
+    def most_keys(self) -> int:
+        """Window, first tokens, blocks, and what waits to become a block until its last token was read."""
+        waiting = self.block_size + self.execution_block - 1 if self.top_k else 0
+        return self.n_local + self.n_init + self.top_k * self.block_size + waiting
+
     def state(self, layer: Layer) -> State:
         return InfLLMState(layer, self)
 

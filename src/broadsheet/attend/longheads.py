@@ -89,6 +89,10 @@ class LongHeads(PreRopeAttention):
     def reach(self) -> int:
         return self.attention_length if self.begin is None else self.begin
 
+    @property
+    def most_keys(self) -> int:
+        return self.reach
+
     def state(self, layer: Layer) -> State:
         return ChunkState(layer, self.chunk_size, self.attention_length // self.chunk_size, self.reach)
 
