@@ -79,7 +79,7 @@ def _pattern(case: dict[str, Any]) -> dict[str, Any]:
 def _less_the_crossing_block(
     method: FlexPrefill, pattern: Pattern, query: Tensor, key: Tensor, scaling: float
 ) -> Tensor:
-    """The blocks it selects, but for the one that crosses gamma in a query-aware head, which the authors' code drops."""
+    """What it selects, but for the block that crosses gamma in a query-aware head, which the authors' code drops."""
     active, _ = method.select(query, key, scaling=scaling)
     if bool(pattern.query_aware):
         weights = block_map(query, key, method.block_size, scaling, None)[0, 0].flatten()

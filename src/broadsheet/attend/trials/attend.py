@@ -33,6 +33,7 @@ from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome,
 from broadsheet.trial.engine import Arm, Measured, Outputs
 from broadsheet.trial.external import ExternalProcess
 from broadsheet.trial.results import Curve
+from broadsheet.trial.sentences import sentence
 
 
 @dataclass(frozen=True)
@@ -281,7 +282,9 @@ class AttendTrial(Trial):
     def notes(self, outcome: Outcome) -> list[str]:
         in_one_piece = [each.name for each in self._methods if each.trial.one_piece]
         wanted = self.most if self.texts is None else self.texts
-        return notes(outcome.results, outcome.tasks[0].items, self._reader.plan, self._held, wanted, in_one_piece)
+        told = notes(outcome.results, outcome.tasks[0].items, self._reader.plan, self._held, wanted, in_one_piece)
+        kept = [c for c in outcome.comparisons if c.arm in in_one_piece and c.no_worse is not None]
+        return told + [f"Kept? {sentence(comparison)}." for comparison in kept]
 
     @property
     def _mixed(self) -> bool:
