@@ -41,7 +41,7 @@ class Win:
     """What a paper says that its method wins.
 
     Attributes:
-        gain: the metric, or how its name begins: the last such metric is meant.
+        gain: the metric, or how its name begins: the last such one is meant; all of them where it wins `everywhere`.
         says: in our words, and where it says so.
         effect: by how much, in the metric's unit, as the paper reports it; None where it gives no figure.
         over: the arm it wins over: full attention, or one of those that the trial puts `beside` the method.
@@ -53,6 +53,7 @@ class Win:
     effect: float | None = None
     over: str = FULL
     arm: str = ""
+    everywhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -266,9 +267,11 @@ class AttendTrial(Trial):
             for win in each.trial.wins:
                 meant = [metric.name for metric in self._metrics if metric.name.startswith(win.gain)]
                 arm = win.arm or each.name
-                if meant and {win.over, arm} <= taking_part:
-                    rival = full if win.over == FULL else win.over
-                    found.append(Claim(meant[-1], rival, arm, win.says, win.effect))
+                if not {win.over, arm} <= taking_part:
+                    continue
+                rival = full if win.over == FULL else win.over
+                meant = meant if win.everywhere else meant[-1:]
+                found += [Claim(name, rival, arm, win.says, win.effect) for name in meant]
         return found
 
     def also_compare(self) -> list[tuple[str, str]]:

@@ -45,5 +45,5 @@ class LongHeadsTrial(AttendTrial):
         return {"chunk_size": chunk, "attention_length": 16 * chunk}
 
     def beside(self, method: Any) -> dict[str, Attention]:
-        first = LMInfinite.n_global
-        return {AS_MANY_KEYS: self.configured(LMInfinite, n_global=first, n_local=method.most_keys - first)}
+        window = method.attention_length - LMInfinite.n_global
+        return {AS_MANY_KEYS: self.configured(LMInfinite, n_local=window)}
