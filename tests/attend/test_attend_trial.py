@@ -307,6 +307,24 @@ def test_a_papers_trial_measures_against_what_stands_beside_its_method(setting, 
     assert result.claims == [(f"{metric} beyond 256", rival, "LongHeads") for metric in ("loss", "retrieval")]
 
 
+@pytest.mark.parametrize(
+    ("trial", "method"),
+    [
+        (InfLLMTrial, "infllm(top_k=3)"),
+        (LongHeadsTrial, "longheads(chunk_size=8)"),
+        (FlexPrefillTrial, "flexprefill(block_size=16, min_budget=16, gamma=0.5)"),
+    ],
+)
+def test_every_arm_of_a_papers_trial_reads_in_its_own_way(setting, trial, method):
+    result = trial(**setting, method=method).run()
+    assert [arm.error for arm in result.arms] == [""] * len(result.arms)
+    assert all(result.comparison(*claim) for claim in result.claims)
+    losses = {arm.name: arm.samples["losses"] for arm in result.arms}
+    for i, name in enumerate(losses):
+        for other in list(losses)[:i]:
+            assert not np.allclose(losses[name], losses[other], atol=1e-6), (name, other)
+
+
 def test_in_another_papers_trial_a_method_brings_nothing_along(setting, unread):
     result = InfLLMTrial(**setting, methods=("lm_infinite", "infllm")).run()
     assert [arm.name for arm in result.arms[2:]] == ["LM-Infinite", "InfLLM", "LM-Infinite, as many keys"]
