@@ -402,9 +402,9 @@ def test_flexprefill_is_compared_with_full_attention_in_one_piece(setting, unrea
     assert margins["retrieval"] == 0.05
     assert margins["prefill seconds"] is None
     six = FlexPrefillTrial(**setting | {"texts": 6}).run()
-    kept = [note for note in six.notes if note.startswith("Kept? ")]
+    kept = [note for note in six.notes if note.startswith("Quality: ")]
     assert len(kept) == 8  # two losses and two retrievals of each rounding
-    assert kept[0].startswith("Kept? loss: no measurable difference between FlexPrefill and full attention")
+    assert kept[0].startswith("Quality: loss: no measurable difference between FlexPrefill and full attention")
     assert "; equal within 0.02 nats" in kept[0]
     given = FlexPrefillTrial(**setting, margin=("loss=0.5",)).run()
     assert {c.metric: c.margin for c in given.comparisons}["loss"] == 0.5

@@ -287,7 +287,7 @@ class AttendTrial(Trial):
         wanted = self.most if self.texts is None else self.texts
         told = notes(outcome.results, outcome.tasks[0].items, self._reader.plan, self._held, wanted, in_one_piece)
         kept = [c for c in outcome.comparisons if c.arm in in_one_piece and c.no_worse is not None]
-        return told + [f"Kept? {sentence(comparison)}." for comparison in kept]
+        return told + [f"Quality: {sentence(comparison)}." for comparison in kept]
 
     @property
     def _mixed(self) -> bool:
