@@ -35,8 +35,8 @@ TEXTS = 3  # whose loss FlexPrefill is compared on
 METHODS: dict[str, PreRopeAttention] = {
     "LM-Infinite": LMInfinite(n_local=WINDOW, backend="chunked"),
     "LM-Infinite, window 1,024": LMInfinite(n_local=1024, backend="chunked"),
-    "InfLLM": InfLLM(n_local=WINDOW),
-    "InfLLM, shared lookup": InfLLM(n_local=WINDOW, execution_block=512),
+    "InfLLM": InfLLM(n_local=WINDOW, n_init=64, block_size=32, top_k=16),
+    "InfLLM, shared lookup": InfLLM(n_local=WINDOW, n_init=64, block_size=32, top_k=16, execution_block=512),
     "LongHeads": LongHeads(attention_length=WINDOW),
 }
 

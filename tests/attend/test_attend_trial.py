@@ -20,9 +20,9 @@ from broadsheet import models, report
 from broadsheet.attend import Attention, FlexPrefill, InfLLM, LMInfinite, LongHeads
 from broadsheet.attend.trials import attend, peers, reader, streaming
 from broadsheet.attend.trials.attend import AttendTrial
-from broadsheet.attend.trials.flexprefill import FlexPrefillTrial
+from broadsheet.attend.trials.flexprefill import AUTHORS_ROUNDING, FlexPrefillTrial
 from broadsheet.attend.trials.infllm import InfLLMTrial
-from broadsheet.attend.trials.lm_infinite import LMInfiniteTrial
+from broadsheet.attend.trials.lm_infinite import NO_CEILING, NO_FIRST_TOKENS, LMInfiniteTrial
 from broadsheet.attend.trials.longheads import LongHeadsTrial
 from broadsheet.attend.trials.longtexts import long_texts
 from broadsheet.attend.trials.metrics import FULL, ONE_PIECE, TRUNCATION, LengthMetrics, Plan, outputs
@@ -54,7 +54,7 @@ def made(tmp_path_factory, tiny_model, tiny_tokenizer):
 def setting(made, tmp_path, monkeypatch):
     """The options, in a cache folder of this test's own."""
     monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
-    return made
+    return dict(made)
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +81,7 @@ def unread(monkeypatch):
         yield model
 
     def reading(by_position):
-        return lambda self, text, lengths: (looked(text, lengths), by_position * (lengths[-1] // SCORED))
+        return lambda self, text, lengths, *_, **__: (looked(text, lengths), by_position * (lengths[-1] // SCORED))
 
     monkeypatch.setattr(Attention, "__call__", install)
     for name, by_position in {"chunks": [1.0], "one_piece": [], "truncated": []}.items():
@@ -111,11 +111,20 @@ def test_every_arm_is_scored_on_the_same_tokens(result, texts, tiny_model):
     }
     with LMInfinite(n_global=2, n_local=WINDOW)(model):
         expected["LM-Infinite"] = [[tail_loss(model, text.ids[:n]) for n in LENGTHS] for text in texts]
+    with LMInfinite(n_global=0, n_local=WINDOW)(model):
+        expected[NO_FIRST_TOKENS] = [[tail_loss(model, text.ids[:n]) for n in LENGTHS] for text in texts]
+    method = LMInfinite(n_global=2, n_local=WINDOW, max_distance=1000)
+    method.check = lambda layout: None  # distances beyond the trained ones are what that arm is about
+    with method(model):
+        expected[NO_CEILING] = [[tail_loss(model, text.ids[:n]) for n in LENGTHS] for text in texts]
     for name, losses in expected.items():
         np.testing.assert_allclose(arms[name].samples["losses"], losses, atol=2e-5, err_msg=name)
         np.testing.assert_allclose(arms[name].samples["loss"], np.array(losses)[:, 0], atol=2e-5)
         np.testing.assert_allclose(arms[name].samples["loss beyond 256"], np.array(losses)[:, 1:].mean(1), atol=2e-5)
-    assert not np.allclose(expected[FULL], expected[TRUNCATION], atol=1e-3)
+    assert len(expected) == len(arms)
+    for i, name in enumerate(expected):
+        for other in list(expected)[:i]:
+            assert not np.allclose(expected[name], expected[other], atol=1e-5), (name, other)
     by_position = np.array(arms[FULL].samples["by position"])
     assert by_position.shape == (2, LENGTHS[-1] // SCORED)
 
@@ -163,10 +172,33 @@ def test_a_password_counts_once_it_is_told_and_its_word_comes_first(texts, tiny_
 
 def test_a_prefill_in_one_piece_gives_what_reading_in_chunks_gives(result, texts, tiny_model):
     reads = reader.LongTextReader(tiny_model(pad_token_id=0), Plan(LENGTHS, WINDOW, SCORED, 256))
-    looks, by_position = reads.one_piece(texts[0], LENGTHS)
     losses = {arm.name: arm.samples["losses"] for arm in result.arms}
-    np.testing.assert_allclose([look.loss for look in looks], losses[FULL][0], atol=2e-5)
-    assert by_position == []  # not every token was scored
+    for following in (5, 128):
+        looks, by_position = reads.one_piece(texts[0], LENGTHS, following)
+        np.testing.assert_allclose([look.loss for look in looks], losses[FULL][0], atol=2e-5)
+        assert by_position == []  # not every token was scored
+
+
+def test_what_follows_a_sparse_prompt_attends_in_full(texts, tiny_model):
+    model, text = tiny_model(pad_token_id=0), texts[0]
+    reads = reader.LongTextReader(model, Plan(LENGTHS, WINDOW, SCORED, 256))
+    method = FlexPrefill(gamma=0.3, block_size=8, min_budget=8)
+    losses = {}
+    for length in LENGTHS:
+        ids = torch.tensor([text.ids[:length]])
+        cut = length - SCORED - 1  # the token whose prediction is scored first is read behind the prompt
+        with torch.no_grad():
+            with method(model):
+                cache = model(ids[:, :cut], use_cache=True).cache
+            found = model(ids[:, cut:], cache=cache).logits[0, :-1]
+        losses[length] = float(cross_entropy(found, ids[0, cut + 1 :]))
+    with method(model):
+        sparse = [look.loss for look in reads.one_piece(text, LENGTHS, following=8)[0]]
+        whole = [look.loss for look in reads.one_piece(text, LENGTHS, following=SCORED + 1)[0]]
+    np.testing.assert_allclose(sparse, list(losses.values()), atol=2e-5)
+    assert not np.allclose(sparse, whole, atol=1e-4)  # more at once would be read sparsely too
+    full = [look.loss for look in reads.one_piece(text, LENGTHS)[0]]
+    assert not np.allclose(sparse, full, atol=1e-4)
 
 
 def test_what_is_reported_of_a_papers_trial(result, tmp_path):
@@ -174,6 +206,8 @@ def test_what_is_reported_of_a_papers_trial(result, tmp_path):
         (FULL, "baseline", "ok"),
         (TRUNCATION, "sibling", "ok"),
         ("LM-Infinite", "method", "ok"),
+        (NO_FIRST_TOKENS, "sibling", "ok"),
+        (NO_CEILING, "sibling", "ok"),
     ]
     assert list(result.arms[0].values) == [
         "loss",
@@ -186,9 +220,16 @@ def test_what_is_reported_of_a_papers_trial(result, tmp_path):
     ]
     assert result.arms[2].description == "LMInfinite(n_global=2, n_local=64)"
     assert result.paper == "lm_infinite"
-    assert result.claims == [("loss beyond 256", FULL, "LM-Infinite")]
+    assert result.claims == [("loss beyond 256", each, "LM-Infinite") for each in (FULL, NO_FIRST_TOKENS, NO_CEILING)]
+    assert [claim.target for claim in result.judged] == [7.85, 5.41, None]
     pairs = {(c.baseline, c.arm) for c in result.comparisons}
-    assert pairs == {(FULL, TRUNCATION), (FULL, "LM-Infinite"), (TRUNCATION, "LM-Infinite")}
+    ablations = {NO_FIRST_TOKENS, NO_CEILING}
+    assert pairs == {(FULL, arm.name) for arm in result.arms[1:]} | {
+        (other, "LM-Infinite") for other in {TRUNCATION, *ablations}
+    }
+    assert all(c.counted == "texts" and c.n == 2 for c in result.comparisons if c.metric != "texts/s")
+    costs = ("prefill seconds", "decode ms/token", "cache MiB", "texts/s")
+    assert all((c.scale == "ratio") == (c.metric in costs) for c in result.comparisons)
     assert all(
         c.higher_is_better == (c.metric.startswith("retrieval") or c.metric == "texts/s") for c in result.comparisons
     )
@@ -236,12 +277,8 @@ def test_the_stage_reads_all_methods_and_a_prefill_in_one_piece_beside_flexprefi
         "FlexPrefill": "method",
     }
     assert result.paper == "attend"
-    assert result.claims == [
-        ("loss beyond 256", FULL, "LM-Infinite"),
-        ("retrieval beyond 256", "LM-Infinite", "InfLLM"),
-        ("loss beyond 256", "LM-Infinite", "LongHeads"),
-        ("prefill seconds", ONE_PIECE, "FlexPrefill"),
-    ]
+    # What the other claims are measured against takes part in the papers' own trials alone.
+    assert result.claims == [("loss beyond 256", FULL, "LM-Infinite"), ("prefill seconds", ONE_PIECE, "FlexPrefill")]
     compared = {(c.metric, c.baseline, c.arm) for c in result.comparisons}
     assert set(result.claims) <= compared
     [by_position] = [figure for figure in result.figures if figure.title.startswith("Loss by position")]
@@ -251,18 +288,92 @@ def test_the_stage_reads_all_methods_and_a_prefill_in_one_piece_beside_flexprefi
 def test_methods_can_be_chosen(setting, unread):
     result = AttendTrial(**setting, methods=("longheads", "infllm")).run()
     assert [arm.name for arm in result.arms] == [FULL, TRUNCATION, "LongHeads", "InfLLM"]
-    assert result.claims == []  # both are measured against LM-Infinite, which does not take part
+    assert result.claims == []  # both are measured against what stands beside them in their own trials
     for methods in (("transnormer",), ()):
         with pytest.raises(InputError, match="expected some of lm_infinite,infllm,longheads,flexprefill"):
             AttendTrial(**setting, methods=methods).run()
 
 
-def test_a_papers_trial_claims_for_its_own_method_alone(setting, unread):
+def test_a_papers_trial_measures_against_what_stands_beside_its_method(setting, unread):
+    rival = "LM-Infinite, as many keys"
     result = InfLLMTrial(**setting).run()
-    assert {arm.name: arm.role for arm in result.arms[2:]} == {"InfLLM": "method", "LM-Infinite": "sibling"}
-    assert result.claims == [("retrieval beyond 256", "LM-Infinite", "InfLLM")]
+    assert {arm.name: arm.role for arm in result.arms[2:]} == {"InfLLM": "method", rival: "sibling"}
+    assert result.claims == [(metric, rival, "InfLLM") for metric in ("retrieval", "retrieval beyond 256")]
     pairs = {(c.baseline, c.arm) for c in result.comparisons}
-    assert {("LM-Infinite", "InfLLM"), (TRUNCATION, "LM-Infinite")} <= pairs
+    assert {(rival, "InfLLM"), (TRUNCATION, "InfLLM")} <= pairs
+
+    result = LongHeadsTrial(**setting).run()
+    assert {arm.name: arm.role for arm in result.arms[2:]} == {"LongHeads": "method", rival: "sibling"}
+    assert result.claims == [(f"{metric} beyond 256", rival, "LongHeads") for metric in ("loss", "retrieval")]
+
+
+@pytest.mark.parametrize(
+    ("trial", "method"),
+    [
+        (InfLLMTrial, "infllm(top_k=3)"),
+        (LongHeadsTrial, "longheads(chunk_size=8)"),
+        (FlexPrefillTrial, "flexprefill(block_size=16, min_budget=16, gamma=0.5)"),
+    ],
+)
+def test_every_arm_of_a_papers_trial_reads_in_its_own_way(setting, trial, method):
+    result = trial(**setting, method=method).run()
+    assert [arm.error for arm in result.arms] == [""] * len(result.arms)
+    assert all(result.comparison(*claim) for claim in result.claims)
+    losses = {arm.name: arm.samples["losses"] for arm in result.arms}
+    for i, name in enumerate(losses):
+        for other in list(losses)[:i]:
+            assert not np.allclose(losses[name], losses[other], atol=1e-6), (name, other)
+
+
+def test_in_another_papers_trial_a_method_brings_nothing_along(setting, unread):
+    result = InfLLMTrial(**setting, methods=("lm_infinite", "infllm")).run()
+    assert [arm.name for arm in result.arms[2:]] == ["LM-Infinite", "InfLLM", "LM-Infinite, as many keys"]
+
+
+@pytest.mark.parametrize("trial", [InfLLMTrial(), LongHeadsTrial(), InfLLMTrial(window=48), LongHeadsTrial(window=64)])
+def test_the_rival_attends_to_as_many_keys(trial):
+    method, rival = (each.method for each in trial._chosen())
+    assert isinstance(rival, LMInfinite)
+    assert rival.most_keys == method.most_keys
+    assert method.most_keys == {512: 832, 4096: 4096, 48: 3 + 48 + 24 + 3, 64: 64}[trial.window]
+
+
+def test_a_trial_takes_as_many_texts_as_the_claims_need(setting, unread, monkeypatch, capsys):
+    del setting["texts"]
+    read = LMInfiniteTrial(**setting).run()
+    assert {arm.n_items for arm in read.arms} == {6}
+    assert read.setting["texts"].startswith("at most 8, joined of ")
+    assert read.setting["power"].startswith(
+        "after a pilot: 5 would show 7.85 in loss beyond 256 of LM-Infinite over full"
+    )
+    assert "minutes a text" in capsys.readouterr().err
+    assert any("n counts 6 texts, not their 18 passwords" in note for note in read.notes)
+    # Of the two texts it is asked for, it reads both, and no pilot decides.
+    read = LMInfiniteTrial(**setting, texts=2).run()
+    assert {arm.n_items for arm in read.arms} == {2}
+    assert "power" not in read.setting
+    # Fewer texts than there might be are no lack where the claims need no more of them.
+    monkeypatch.setattr(LMInfiniteTrial, "most", 400)
+    read = LMInfiniteTrial(**setting).run()
+    assert {arm.n_items for arm in read.arms} == {6}
+    assert not any("were wanted" in note for note in read.notes)
+
+
+def test_figures_and_notes_are_of_the_texts_that_were_read(setting, unread, monkeypatch):
+    del setting["texts"]
+    seen = []
+
+    def watched(made):
+        def make(arms, texts, *rest):
+            seen.append(len(texts))
+            return made(arms, texts, *rest)
+
+        return make
+
+    for name in ("figures", "notes"):
+        monkeypatch.setattr(attend, name, watched(getattr(attend, name)))
+    LMInfiniteTrial(**setting).run()
+    assert seen == [6, 6]
 
 
 def test_the_stages_trial_serves_a_paper_that_has_none(setting, unread, monkeypatch):
@@ -276,11 +387,29 @@ def test_the_stages_trial_serves_a_paper_that_has_none(setting, unread, monkeypa
 
 def test_flexprefill_is_compared_with_full_attention_in_one_piece(setting, unread):
     result = FlexPrefillTrial(**setting).run()
-    assert [arm.name for arm in result.arms] == [FULL, TRUNCATION, "FlexPrefill"]
+    assert [(arm.name, arm.role) for arm in result.arms[1:]] == [
+        (TRUNCATION, "sibling"),
+        ("FlexPrefill", "method"),
+        (AUTHORS_ROUNDING, "method"),
+    ]
     assert result.arms[0].description == "each length anew, in one piece"
-    assert result.claims == [("prefill seconds", FULL, "FlexPrefill")]
-    assert {(c.baseline, c.arm) for c in result.comparisons} == {(FULL, TRUNCATION), (FULL, "FlexPrefill")}
+    assert result.arms[3].description == "FlexPrefill(rounding='code')"
+    assert result.claims == [("prefill seconds", FULL, name) for name in ("FlexPrefill", AUTHORS_ROUNDING)]
+    assert {(c.baseline, c.arm) for c in result.comparisons} == {(FULL, arm.name) for arm in result.arms[1:]}
     assert "FlexPrefill changes the loss by +0.00 % (of 2 texts) against full attention." in result.notes
+    margins = {c.metric: c.margin for c in result.comparisons}
+    assert margins["loss"] == margins["loss beyond 256"] == 0.02
+    assert margins["retrieval"] == 0.05
+    assert margins["prefill seconds"] is None
+    six = FlexPrefillTrial(**setting | {"texts": 6}).run()
+    kept = [note for note in six.notes if note.startswith("Quality: ")]
+    assert len(kept) == 8  # two losses and two retrievals of each rounding
+    assert kept[0].startswith("Quality: loss: no measurable difference between FlexPrefill and full attention")
+    assert "; equal within 0.02 nats" in kept[0]
+    given = FlexPrefillTrial(**setting, margin=("loss=0.5",)).run()
+    assert {c.metric: c.margin for c in given.comparisons}["loss"] == 0.5
+    without = FlexPrefillTrial(**setting, method="flexprefill(rounding=code)").run()
+    assert [arm.name for arm in without.arms[2:]] == ["FlexPrefill"]
 
 
 def test_methods_follow_the_window_and_what_method_says_of_their_fields():
@@ -289,15 +418,32 @@ def test_methods_follow_the_window_and_what_method_says_of_their_fields():
 
     assert made(AttendTrial(window=512)) == [
         LMInfinite(n_local=512),
-        InfLLM(n_local=512),
-        LongHeads(chunk_size=64, attention_length=512),
+        InfLLM(n_local=512, n_init=32, block_size=32, top_k=8),
+        LongHeads(chunk_size=32, attention_length=512),
         FlexPrefill(),
     ]
-    assert made(FlexPrefillTrial(quick=True)) == [FlexPrefill(min_budget=256)]
-    calls = "longheads(chunk_size=32), LMInfinite(n_local=64, n_global=3)"
+    assert made(FlexPrefillTrial(quick=True)) == [
+        FlexPrefill(min_budget=256),
+        FlexPrefill(min_budget=256, rounding="code"),
+    ]
+    assert made(LongHeadsTrial())[0] == LongHeads()
+    calls = "longheads(chunk_size=64), LMInfinite(n_local=64, n_global=3)"
     longheads, infinite = made(LongHeadsTrial(window=512, method=calls))
-    assert longheads == LongHeads(chunk_size=32, attention_length=512)
+    assert longheads == LongHeads(chunk_size=64, attention_length=512)
     assert infinite == LMInfinite(n_local=64, n_global=3)
+
+
+def test_each_paper_is_tried_in_its_own_regime():
+    trained = 8192  # of the default model
+    for trial in (LMInfiniteTrial(), LongHeadsTrial(), InfLLMTrial(), FlexPrefillTrial()):
+        plan = Plan(trial.lengths, trial.window, trial.scored, trained)
+        assert list(plan.groups) == ["", " beyond 8,192"]
+        assert 6 <= trial.pilot <= trial.most <= 40
+        assert "idle cores" in type(trial).__doc__
+    assert LMInfiniteTrial().lengths[-1] == 2 * trained
+    assert InfLLMTrial().window == 512
+    assert LongHeadsTrial().window == 4096
+    assert LMInfiniteTrial(quick=True).lengths == (1024, 2048)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +495,7 @@ def test_losses_that_are_not_numbers_fail_the_arms_and_are_told(setting, unread,
     broken = lambda self, text, lengths: (looked(text, lengths, np.nan), [])  # noqa: E731
     monkeypatch.setattr(reader.LongTextReader, "chunks", broken)
     result = LMInfiniteTrial(**setting).run()
-    assert [arm.status for arm in result.arms] == ["failed", "ok", "failed"]
+    assert [arm.status for arm in result.arms] == ["failed", "ok", "failed", "failed", "failed"]
     assert "2 of 2 values of 'loss' are NaN" in result.arms[0].error
     assert result.comparisons == []
     assert list(result.figures[0].lines) == [TRUNCATION]
@@ -372,7 +518,7 @@ def test_full_attention_knows_more_than_truncation(home, tmp_path, monkeypatch, 
     monkeypatch.setattr(attend, "DECODED", 2)
     options = {"lengths": (192,), "window": 48, "scored": 32, "texts": 2, "questions": 0}
     options |= {"method": "lm_infinite(backend=chunked)", "data": str(tmp_path / "texts.jsonl")}
-    full, truncated, infinite = LMInfiniteTrial(**options).run().arms
+    full, truncated, infinite, *_ = LMInfiniteTrial(**options).run().arms
     assert full.values["loss"].estimate < truncated.values["loss"].estimate < full.values["loss"].estimate + 2
     assert full.values["loss"].estimate < infinite.values["loss"].estimate < full.values["loss"].estimate + 2
     assert full.values["cache MiB"].estimate == pytest.approx(192 * 30 * 2 * 3 * 64 * 4 / 2**20)

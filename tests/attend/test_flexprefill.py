@@ -206,6 +206,112 @@ def test_the_authors_budget_is_a_128th_of_the_entries_plus_one() -> None:
         assert torch.equal(chosen.sum(-1), cover_count(entries, 0.9) // 128 + 1)
 
 
+def authors_choice(query, key, method: FlexPrefill) -> tuple[torch.Tensor, float, torch.Tensor]:
+    """One head's active blocks, D and block estimate, number by number, by the conventions of the authors' code."""
+    n, size = len(key), method.block_size
+    count = math.ceil(n / size)
+    fewest = math.ceil(method.min_budget / size)
+    weights = (query[-size:] @ key.T * SCALING).masked_fill(~causal(size, n), -torch.inf).softmax(-1)
+    columns = [float(weights[:, j].sum()) / size for j in range(n)]
+    # Diagonal c holds distance n - 1 - c; blocks of diagonals are counted from c = 0, the longest distance.
+    diagonals = [sum(float(weights[i, n - size + i - (n - 1 - c)]) for i in range(size) if n - size + i >= n - 1 - c)
+                 / size for c in range(n)]  # fmt: skip
+    blocks = [range(b * size, min(n, (b + 1) * size)) for b in range(count)]
+    true = torch.tensor([sum(columns[j] for j in block) for block in blocks], dtype=torch.float64)
+    slash = [sum(diagonals[c] for c in block) for block in blocks]
+    means = torch.stack([key[list(block)].mean(0) for block in blocks])
+    estimated = (means @ query[-size:].mean(0) * SCALING).softmax(-1)
+    middle = (true + estimated) / 2
+    terms = [0.5 * float(p) * math.log(p / m) for own in (true, estimated) for p, m in zip(own, middle, strict=True)]
+    distance = math.sqrt(sum(terms))
+    aware = distance < method.tau
+
+    def budget(entries: list[float]) -> int:
+        covered, k = 0.0, 0
+        for entry in sorted(entries, reverse=True):
+            covered += entry
+            k += covered <= method.gamma
+        return fewest if aware else min(count, max(fewest, (k + 1) // 128 + 1))
+
+    chosen_columns = sorted(range(count), key=lambda b: -math.inf if b == 0 else -float(true[b]))[: budget(columns)]
+    order = sorted(range(count), key=lambda b: -math.inf if b == count - 1 else -slash[b])[: budget(diagonals)]
+    distances = {count - 1 - b for b in order}
+    active = torch.tensor([[c <= r and (c in chosen_columns or r - c in distances) for c in range(count)]
+                           for r in range(count)])  # fmt: skip
+    if aware:
+        rows = torch.stack([query[list(block)].mean(0) for block in blocks])
+        weights = (rows @ means.T * SCALING).masked_fill(~causal(count, count), -torch.inf).softmax(-1)
+        covered = 0.0
+        places = [(r, c) for r in range(count) for c in range(r + 1)]
+        for place in sorted(places, key=lambda place: -float(weights[place])):
+            covered += float(weights[place])
+            if covered > method.gamma * count:
+                break
+            active[place] = True
+    return active, distance, estimated
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("n", [60, 61, 62, 63, 301])
+def test_the_authors_rounding_is_theirs_at_every_length(n: int, tau: float) -> None:
+    query, key, _ = tensors(n, n, rows=1)
+    query[:, 0] *= 0.01  # a head that block means tell well
+    method = small(gamma=0.9, tau=tau, min_budget=10, rounding="code")
+    active, aware = method.select(query, key, scaling=SCALING)
+    pattern = method.probe(query[:, :, -4:], key, scaling=SCALING)
+    for h in range(4):
+        expected, distance, estimated = authors_choice(query[0, h], key[0, h // 2], method)
+        assert torch.equal(active[0, h], expected)
+        assert bool(aware[0, h]) == (distance < tau)
+        assert float(js_distance(pattern.true, pattern.estimated)[0, h]) == pytest.approx(distance, abs=1e-9)
+        assert torch.allclose(pattern.estimated[0, h], estimated, atol=1e-9)
+
+
+@pytest.mark.parametrize("rounding", ["paper", "code"])
+def test_a_query_aware_head_keeps_the_ranked_blocks_and_the_least_budget_alone(rounding: str) -> None:
+    query, key, _ = tensors(60, 60)
+    method = small(gamma=0.9, tau=1.0, min_budget=8, rounding=rounding)
+    active, _ = method.select(query, key, scaling=SCALING)
+    pattern = method.probe(query[:, :, -4:], key, scaling=SCALING)
+    assert (pattern.columns.sum(-1) == 2).all()
+    assert (pattern.distances.sum(-1) == 2).all()
+    means = [block_means(each, 4).repeat_interleave(4 // each.shape[1], 1) for each in (query, key)]
+    weights = (means[0] @ means[1].transpose(-1, -2) * SCALING).masked_fill(~causal(15, 15), -torch.inf).softmax(-1)
+    least = small(gamma=1e-9, tau=0.0, min_budget=8).select(query, key, scaling=SCALING)[0]
+    for row in range(2):
+        for head in range(4):
+            ranked = torch.zeros(15, 15, dtype=torch.bool)
+            held = 0.0
+            for place in weights[row, head].flatten().argsort(descending=True).tolist():
+                weight = float(weights[row, head].flatten()[place])
+                if held >= 0.9 * 15 or (rounding == "code" and held + weight > 0.9 * 15):
+                    break
+                ranked[place // 15, place % 15] = True
+                held += weight
+            assert torch.equal(active[row, head], ranked | least[row, head])
+            assert not least[row, head][ranked].all()
+    whole = small(gamma=0.9, tau=0.0, min_budget=8, rounding=rounding).select(query, key, scaling=SCALING)[0]
+    assert rounding == "code" or (whole & ~active).any()  # of the vertical-slash budget only the least is left
+
+
+def test_a_head_is_query_aware_just_above_its_distance() -> None:
+    query, key, _ = tensors(61, 61)
+    pattern = small().probe(query[:, :, -4:], key, scaling=SCALING)
+    distance = float(js_distance(pattern.true, pattern.estimated)[1, 2])
+    for tau, aware in ((distance * 0.999, False), (distance * 1.001, True)):
+        assert bool(small(tau=tau).select(query, key, scaling=SCALING)[1][1, 2]) == aware
+
+
+def test_the_estimate_is_attention_of_the_probes_mean_to_block_means() -> None:
+    query, key, _ = tensors(62, 62)
+    for softcap in (None, 2.0):
+        pattern = small().probe(query[:, :, -4:], key, scaling=SCALING, softcap=softcap)
+        means = torch.stack([key[:, :, b : b + 4].mean(2) for b in range(0, 62, 4)], 2).repeat_interleave(2, 1)
+        logits = (query[:, :, -4:].mean(2)[:, :, None] * means).sum(-1) * SCALING
+        logits = torch.tanh(logits / softcap) * softcap if softcap else logits
+        assert torch.allclose(pattern.estimated, logits.softmax(-1), atol=1e-9)
+
+
 def test_uniform_attention_takes_the_share_gamma_of_the_columns() -> None:
     key, query = tensors(80, 80)[1], torch.zeros(2, 4, 80, 16).double()
     pattern = small(gamma=0.6, tau=0).probe(query[:, :, -4:], key, scaling=SCALING)
@@ -496,6 +602,24 @@ def test_a_models_own_windows_and_caps_are_kept() -> None:
         short = logits(model, tokens[:, :7])
     assert torch.allclose(short, full[:, :7], atol=1e-5)
     assert set(method.computed_ratio_) == {1}  # layer 0 has a window of its own
+
+
+def test_a_model_with_learned_positions() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=270, n_positions=96, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
+    model = GPT2LMHeadModel(config).eval().double()
+    tokens = ids(80)
+    full = logits(model, tokens)
+    with small(gamma=1.0)(model):
+        assert torch.allclose(logits(model, tokens), full, atol=1e-9)
+    method = small()
+    with method(model):
+        assert (logits(model, tokens) - full).abs().max() > 0.01
+        assert torch.allclose(logits(model, tokens[:, :8]), full[:, :8], atol=1e-9)
+    assert set(method.computed_ratio_) == {0, 1}
+    assert torch.equal(logits(model, tokens), full)
 
 
 def test_a_mask_of_ones_own_is_refused(model) -> None:

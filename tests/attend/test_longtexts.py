@@ -62,6 +62,18 @@ def test_no_document_is_in_two_texts_and_every_text_is_whole(corpus, tokenizer):
         assert text.documents == [f"d{(first + i) % 40}" for i in range(len(text.documents))]
 
 
+def test_texts_come_in_random_order(corpus, tokenizer):
+    def begins(seed):
+        return [int(text.documents[0][1:]) for text in long_texts(corpus, tokenizer, 8, 300, questions=0, seed=seed)]
+
+    orders = [begins(seed) for seed in range(6)]
+    assert all(order == begins(seed) for seed, order in enumerate(orders))
+    first = [order.index(min(order)) for order in orders]
+    assert len(set(first)) > 2
+    ascending = [order[i:] + order[:i] == sorted(order) for order in orders for i in range(len(order))]
+    assert not any(ascending)
+
+
 def test_empty_and_repeated_documents_are_left_out(make_corpus, tokenizer):
     corpus = make_corpus(["one of a kind", "", "one of a kind", "  \n", " another one"])
     [text] = long_texts(corpus, tokenizer, 1, 35, questions=0)

@@ -97,6 +97,29 @@ def test_a_tail_is_scored_as_it_is_within_the_whole(attending, ids):
     torch.testing.assert_close(tails[scored], whole[scored], rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("following", [2, 3, 50])
+def test_what_follows_a_prompt_is_read_in_small_pieces_and_not_timed(model, ids, following, monkeypatch):
+    pieces = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: pieces.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    ticks = count()
+    monkeypatch.setattr(streaming, "_now", lambda: float(next(ticks)))
+    record = read(model, ids, [30, 60], chunk=None, tail=7, following=following, decode=4)
+    hook.remove()
+    whole = [following] * (8 // following) + [8 % following] * (8 % following > 0)
+    # The token that predicts the first of the tail is read behind the prompt.
+    assert pieces == [22, *whole, 1, 1, 1, 1, 18, *whole, 1, 1, 1, 1]
+    assert [stop.seconds for stop in record.stops] == [1, 2]  # one run of the decoder for each prompt
+    scored = sorted(place for stop in (30, 60) for place in range(stop - 7, stop + 5))
+    assert record.losses.isfinite().nonzero()[:, 0].tolist() == scored
+    torch.testing.assert_close(
+        record.losses[scored], plain_losses(model, ids)[[i - 1 for i in scored]], rtol=0, atol=2e-5
+    )
+    with pytest.raises(ValueError, match="following without tail"):
+        read(model, ids, [30], following=following)
+
+
 def test_bytes_and_seconds_are_counted_up_to_the_stop(model, ids, monkeypatch):
     ticks = count()
     monkeypatch.setattr(streaming, "_now", lambda: next(ticks))  # every look at the clock takes one second

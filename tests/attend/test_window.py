@@ -8,7 +8,7 @@ import pytest
 import torch
 from attending import ExactRotary, layer
 from torch import Tensor
-from transformers import LlamaConfig, MistralConfig, MistralForCausalLM
+from transformers import LlamaConfig, Qwen2Config, Qwen2ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from broadsheet.attend.kernels import window
@@ -229,14 +229,15 @@ def test_layers_without_positions() -> None:
 
 
 def test_sliding_layers_are_the_models_own() -> None:
-    settings = LlamaConfig(
+    config = Qwen2Config(
         vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3,
-    ).to_dict()  # fmt: skip
+        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3, use_sliding_window=True,
+        sliding_window=8, max_window_layers=1,
+    )  # fmt: skip
+    assert config.layer_types == ["full_attention", "sliding_attention"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = MistralConfig(**{**settings, "model_type": "mistral", "sliding_window": 8})
-        model = MistralForCausalLM._from_config(config, attn_implementation="sdpa").double().eval()
+        model = Qwen2ForCausalLM._from_config(config, attn_implementation="sdpa").double().eval()
         ids = torch.randint(3, 100, (2, 40))
     with torch.no_grad():
         stock = model(ids).logits

@@ -1,21 +1,34 @@
-"""FlexPrefill's oracle cases, by what they give; they follow the authors' code, so its rounding is asked for."""
+"""FlexPrefill's oracle cases, by what they give. They follow the authors' code.
+
+A pattern is asked for twice: with the authors' rounding, and as the method is by default, which keeps more only where
+`_less_the_crossing_block` says so.
+"""
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from broadsheet.attend.flexprefill import FlexPrefill, cover_count, diagonal_sums, js_distance, vertical_slash
+from broadsheet.attend.flexprefill import (
+    FlexPrefill,
+    Pattern,
+    block_map,
+    cover_count,
+    diagonal_sums,
+    js_distance,
+    vertical_slash,
+)
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
     return next(answer for given, answer in _CASES.items() if set(given) <= set(case))(case)
 
 
-def _tensor(values: Any) -> torch.Tensor:
+def _tensor(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _flat(active: torch.Tensor) -> list[int]:
+def _flat(active: Tensor) -> list[int]:
     return active.flatten().nonzero()[:, 0].tolist()
 
 
@@ -43,18 +56,17 @@ def _union(case: dict[str, Any]) -> dict[str, Any]:
 
 def _pattern(case: dict[str, Any]) -> dict[str, Any]:
     size = case["block_size"]
-    method = FlexPrefill(
-        gamma=case["gamma"],
-        tau=case["tau"],
-        block_size=size,
-        min_budget=case["min_blocks"] * size,
-        max_budget=case["max_blocks"] * size if case.get("max_blocks") else None,
-        rounding="code",
-    )
+    least = max(1, case["min_blocks"]) * size
+    most = case["max_blocks"] * size if case.get("max_blocks") else None
+    given = {"gamma": case["gamma"], "tau": case["tau"], "block_size": size, "min_budget": least}
     query, key = (_tensor(case[name])[None, None] for name in "qk")
     scaling = query.shape[-1] ** -0.5
+    active, _ = FlexPrefill(**given, max_budget=most, rounding="code").select(query, key, scaling=scaling)
+    # Of so few tokens a 128th is nothing, so that the authors' code takes the least budget: here that is the most, too.
+    method = FlexPrefill(**given, max_budget=least)
     pattern = method.probe(query[:, :, -size:], key, scaling=scaling)
-    active, _ = method.select(query, key, scaling=scaling)
+    if not torch.equal(_less_the_crossing_block(method, pattern, query, key, scaling), active):
+        raise AssertionError("the default rounding and the authors' differ by more than the block that crosses gamma")
     return {
         "sqrt_js": float(js_distance(pattern.true, pattern.estimated)),
         "query_aware": bool(pattern.query_aware),
@@ -62,6 +74,20 @@ def _pattern(case: dict[str, Any]) -> dict[str, Any]:
         "true_block_dist": pattern.true[0, 0].tolist(),
         "active_blocks_flat": _flat(active),
     }
+
+
+def _less_the_crossing_block(
+    method: FlexPrefill, pattern: Pattern, query: Tensor, key: Tensor, scaling: float
+) -> Tensor:
+    """What it selects, but for the block that crosses gamma in a query-aware head, which the authors' code drops."""
+    active, _ = method.select(query, key, scaling=scaling)
+    if bool(pattern.query_aware):
+        weights = block_map(query, key, method.block_size, scaling, None)[0, 0].flatten()
+        order = weights.argsort(descending=True)
+        crossing = order[(weights[order].cumsum(0) <= method.gamma * active.shape[2]).sum()]
+        least = vertical_slash(pattern.columns, pattern.distances, active.shape[2])
+        active.view(-1)[crossing] = least.view(-1)[crossing]
+    return active
 
 
 _CASES = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import broadsheet
+from broadsheet.attend.trials.flexprefill import FlexPrefillTrial
 from broadsheet.attend.trials.infllm import InfLLMTrial
 from broadsheet.attend.trials.lm_infinite import LMInfiniteTrial
 from broadsheet.attend.trials.longheads import LongHeadsTrial
@@ -64,8 +65,9 @@ def test_every_claim_has_a_sentence(call: ast.Call) -> None:
 
 def test_effects_are_the_papers_figures_in_the_unit_of_the_metric() -> None:
     # Points of a percentage become shares, perplexities nats, seconds saved a factor.
-    assert LMInfiniteTrial.effect == pytest.approx(math.log(8.5e3 / 3.3), abs=0.01)
-    assert InfLLMTrial.effect == pytest.approx((100 - 28.8) / 100)
+    infinite = [win.effect for win in LMInfiniteTrial.wins]
+    assert infinite == [pytest.approx(math.log(8.5e3 / 3.3), abs=0.01), pytest.approx(6.43 - 1.02), None]
+    assert [win.effect for win in InfLLMTrial.wins] == pytest.approx([(100 - 28.8) / 100])
     assert pooled(detect("white-box")) == pytest.approx([(95.89 - 90.80) / 100, (98.85 - 97.82) / 100])
     gem = GEMTrial(sts="pairs.tsv").claims()
     assert [claim.effect for claim in gem[2:]] == [None] * 4, "of the bottleneck alone the paper gives an MTEB mean"
@@ -107,7 +109,10 @@ def test_the_effect_of_token_prepending_is_that_on_the_template_that_is_tried(te
 
 
 def test_where_the_paper_gives_no_figure_in_the_unit_there_is_no_effect() -> None:
-    assert LongHeadsTrial.effect is None
+    assert [win.effect for win in (*LongHeadsTrial.wins, *FlexPrefillTrial.wins)] == [None] * 4
+    assert all(
+        win.says for trial in (LMInfiniteTrial, InfLLMTrial, LongHeadsTrial, FlexPrefillTrial) for win in trial.wins
+    )
     assert pooled(PGRankTrial().claims()) == [None] * 3
     losses = [claim for claim in TransNormerTrial().claims() if claim.metric == "loss"]
     assert pooled(losses) == [None, None], "its loss is of tokens, not of bytes"

@@ -16,7 +16,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
@@ -37,10 +37,15 @@ _LAYERS: WeakKeyDictionary[nn.Module, _Installation] = WeakKeyDictionary()  # by
 class Attention(ABC):
     """Changes how a model attends. A method is a dataclass whose fields are the paper's hyperparameters.
 
+    Attributes:
+        needs_rotary: whether it moves the model's rotary encoding, so that the model has to have one.
+
     Example:
         >>> with LMInfinite(n_local=2048)(model):  # doctest: +SKIP
         ...     model.generate(**inputs)
     """
+
+    needs_rotary: ClassVar[bool] = True
 
     @contextmanager
     def __call__(self, model: PreTrainedModel) -> Iterator[PreTrainedModel]:
@@ -55,15 +60,21 @@ class Attention(ABC):
         """Install it until `remove`.
 
         Raises:
-            InputError: the model is not supported, a hyperparameter does not suit it, or a method is installed already
-                (methods replace the same function, so they do not nest).
+            InputError: the model is not supported, each of its layers has a sliding window of its own (a method leaves
+                those as they are), a hyperparameter does not suit it, or a method is installed already (methods replace
+                the same function, so they do not nest).
         """
         decoder = find_decoder(model)
         if decoder in _INSTALLED:
             raise InputError(
                 f"got a model with {_INSTALLED[decoder].method} installed; expected that to be removed first"
             )
-        layout = read_layout(model)
+        layout = read_layout(model, rotary=self.needs_rotary)
+        if all(layer.fields["sliding_window"] for layer in layout.layers):
+            raise InputError(
+                f"each layer of {type(model).__name__} has a sliding window of its own, which {type(self).__name__} "
+                "leaves as it is; expected a model with layers that attend to the whole text"
+            )
         self.check(layout)
         with ExitStack() as undo:
             undo.callback(_INSTALLED.pop, decoder, None)
@@ -110,6 +121,11 @@ class PreRopeAttention(Attention):
     def reach(self) -> int:
         """The longest distance, in tokens, at which a key is placed."""
 
+    @property
+    @abstractmethod
+    def most_keys(self) -> int:
+        """The most keys that a query attends to, itself included, however long the text."""
+
     def check(self, layout: ModelLayout) -> None:
         """Refuse a reach beyond the positions that the model was trained on."""
         if layout.context and self.reach > layout.context:
@@ -130,6 +146,7 @@ class PreRopeAttention(Attention):
         return Cache(layers=installed.layers())
 
     def _install(self, layout: ModelLayout, undo: ExitStack) -> _PreRopeInstallation:
+        assert layout.rotary is not None  # asked for by `needs_rotary`
         rotaries = {
             kind: Rotary(layout.rotary, layout.apply, kind, min(self.reach, layout.context or self.reach))
             for kind in {layer.layer_type for layer in layout.layers}
@@ -145,7 +162,9 @@ class PreRopeAttention(Attention):
 
 class PostRopeAttention(Attention):
     """A method that works after rotary encoding: it reads rotated keys, does not change the model's cache, and only
-    computes attention in another way."""
+    computes attention in another way. The model may encode positions as it likes."""
+
+    needs_rotary: ClassVar[bool] = False
 
     @abstractmethod
     def attend(

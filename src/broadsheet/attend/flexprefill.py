@@ -196,7 +196,8 @@ class FlexPrefill(PostRopeAttention):
         rounding: `"paper"` keeps the fewest blocks that hold `gamma`. `"code"` is the authors' implementation, which
             keeps less: it counts the single columns, and distances, that hold `gamma`, takes a 128th of that number
             (whatever the block size) plus one as the number of blocks, and drops the block that crosses `gamma` in a
-            query-aware head.
+            query-aware head. It also cuts distances into blocks from the longest one on, so that where a text is no
+            multiple of the block the nearest distances are the block that is not full.
         segment: tokens, a multiple of `block_size`; None for the paper's one probe.
         backend: `"blocks"` gathers blocks for the ordinary kernel; `"flex"` compiles FlexAttention, on a CPU about ten
             seconds for every new shape; `"auto"` is `"flex"` on CUDA, else `"blocks"`.
@@ -320,7 +321,11 @@ class FlexPrefill(PostRopeAttention):
         size = self.block_size
         # Steps 1 and 3a: a_v, a_s, each (rows, heads, keys); ā and the block sums of a_s, each (rows, heads, N)
         by_column, by_distance = probe_sums(probe, key, scaling=scaling, softcap=softcap)
-        true, nearness = _block_sums(by_column, size), _block_sums(by_distance, size)
+        true = _block_sums(by_column, size)
+        if self.rounding == "code":  # the authors' code cuts distances into blocks from the longest one on
+            nearness = _block_sums(by_distance.flip(-1), size).flip(-1)
+        else:
+            nearness = _block_sums(by_distance, size)
         # Step 2: â = softmax(mean(Q̂) · pool(K) / √d), (rows, heads, N)
         means = probe.to(by_column.dtype).mean(2, keepdim=True)
         logits = attention_logits(means, block_means(key, size), scaling=scaling, softcap=softcap)

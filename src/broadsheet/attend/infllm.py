@@ -57,8 +57,8 @@ class InfLLM(PreRopeAttention):
         n_local: l_L, tokens of the window, the query's own included (Sec. 4.1: 4096).
         n_init: first tokens, which are always attended (Sec. 4.1: 128).
         block_size: l_bs, tokens of a block (Sec. 4.1: 128).
-        top_k: k_m, blocks looked up; all of them while there are no more (Sec. 4.1: 96 for Mistral, 32 for Llama-3;
-            the authors' configurations have 16).
+        top_k: k_m, blocks looked up; all of them while there are no more (Sec. 4.1: 96 for Mistral, 32 for Llama-3,
+            as many tokens again as the window's; the authors' configurations have 16).
         representatives: r_k, tokens whose mean key stands for a block, for each query head (Sec. 4.1: 4). With
             `block_size` of them it is the block's mean key.
         execution_block: queries of a prompt that share a lookup, by their mean (Sec. 4.1: 512). With 1, each looks up
@@ -93,10 +93,10 @@ class InfLLM(PreRopeAttention):
     """
 
     paper: ClassVar[str] = "infllm"
-    n_local: int = 1024
-    n_init: int = 64
-    block_size: int = 32
-    top_k: int = 16
+    n_local: int = 4096
+    n_init: int = 128
+    block_size: int = 128
+    top_k: int = 32
     representatives: int = 4
     execution_block: int = 1
     far_distance: int | None = None
@@ -113,6 +113,12 @@ class InfLLM(PreRopeAttention):
     def distance(self) -> int:
         """Where distant tokens are placed."""
         return self.n_local - 1 if self.far_distance is None else self.far_distance
+
+    @property
+    def most_keys(self) -> int:
+        """Window, first tokens, blocks, and what waits to become a block until its last token was read."""
+        waiting = self.block_size + self.execution_block - 1 if self.top_k else 0
+        return self.n_local + self.n_init + self.top_k * self.block_size + waiting
 
     def state(self, layer: Layer) -> State:
         return InfLLMState(layer, self)

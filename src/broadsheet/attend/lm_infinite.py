@@ -119,6 +119,10 @@ class LMInfinite(PreRopeAttention):
         ceiling = self.n_local if self.max_distance is None else self.max_distance
         return max(ceiling, self.middle_distance or 0) if self.top_k else ceiling
 
+    @property
+    def most_keys(self) -> int:
+        return self.n_global + self.n_local + self.top_k
+
     def state(self, layer: Layer) -> LambdaState:
         """A new, empty state of a layer."""
         if self.top_k and layer.index >= self.top_k_from_layer:

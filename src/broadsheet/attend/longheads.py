@@ -82,12 +82,16 @@ class LongHeads(PreRopeAttention):
 
     paper: ClassVar[str] = "longheads"
     chunk_size: int = 256
-    attention_length: int = 2048
+    attention_length: int = 4096
     begin: int | None = None
 
     @property
     def reach(self) -> int:
         return self.attention_length if self.begin is None else self.begin
+
+    @property
+    def most_keys(self) -> int:
+        return self.reach
 
     def state(self, layer: Layer) -> State:
         return ChunkState(layer, self.chunk_size, self.attention_length // self.chunk_size, self.reach)

@@ -6,12 +6,14 @@ Knows: the stage's methods, long texts with hidden passwords. Serves each paper 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedModel
 
@@ -21,7 +23,7 @@ from broadsheet.attend.trials.longtexts import LongText, long_texts
 from broadsheet.attend.trials.metrics import FULL, ONE_PIECE, TRUNCATION, Plan, figures, metrics, notes, outputs
 from broadsheet.attend.trials.reader import DECODED, LongTextReader, Reading
 from broadsheet.cache import fingerprint
-from broadsheet.console import InputError
+from broadsheet.console import InputError, say
 from broadsheet.data import corpora
 from broadsheet.methods import call_of, hyperparameters
 from broadsheet.options import option
@@ -31,16 +33,42 @@ from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome,
 from broadsheet.trial.engine import Arm, Measured, Outputs
 from broadsheet.trial.external import ExternalProcess
 from broadsheet.trial.results import Curve
+from broadsheet.trial.sentences import sentence
+
+
+@dataclass(frozen=True)
+class Win:
+    """What a paper says that its method wins.
+
+    Attributes:
+        gain: the metric, or how its name begins: the last such one is meant; all of them where it wins `everywhere`.
+        says: in our words, and where it says so.
+        effect: by how much, in the metric's unit, as the paper reports it; None where it gives no figure.
+        over: the arm it wins over: full attention, or one of those that the trial puts `beside` the method.
+        arm: the arm that wins; empty for the method's own.
+    """
+
+    gain: str
+    says: str = ""
+    effect: float | None = None
+    over: str = FULL
+    arm: str = ""
+    everywhere: bool = False
 
 
 @dataclass(frozen=True)
 class TriedMethod:
-    """A method that takes part, its arm's name, its paper, and the trial that says how it is tried."""
+    """A method that takes part, its arm's name, its paper, and the trial that says how it is tried.
+
+    Attributes:
+        beside: it stands beside the method of the paper, which is measured against it.
+    """
 
     name: str
     method: Attention
     paper: str
     trial: type[AttendTrial]
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +80,21 @@ class WayToRead:
     paper: str = ""
 
 
+def lengths_option(*lengths: int) -> Any:
+    """The option `lengths` of a trial."""
+    return option(lengths, "Where it is measured, in tokens.", quick=(1024, 2048))
+
+
+def window_option(tokens: int) -> Any:
+    """The option `window` of a trial."""
+    return option(
+        tokens,
+        "Tokens that truncation keeps, and that methods with a window see if --method does not say otherwise.",
+        quick=512,
+        least=1,
+    )
+
+
 @dataclass
 class AttendTrial(Trial):
     """Long documents under the methods of the stage, beside full attention and truncation.
@@ -60,43 +103,38 @@ class AttendTrial(Trial):
     measures the loss of the tokens just read, the time and the bytes of the cache, asks for every password told so far,
     and times the next tokens one by one. Since attention looks back only, the loss at a length is that of a text of
     this length. A method that changes a prefill in one piece reads up to each length anew, and so does full attention
-    beside it.
+    beside it: all but the scored tokens as a prompt, in one piece, then these as decoding does.
 
-    A paper's own trial is a subclass that sets these attributes; their defaults hold for a paper without one.
+    A paper's own trial is a subclass that sets these attributes; their defaults hold for a paper without one. What it
+    measures its method against takes part in it by `beside`, and nothing else does.
 
     Attributes:
         arm: how its method is printed; by default its class's name.
-        gain: the metric on which the paper says that it wins, or how its name begins: the last such metric is meant.
-        rival: the id of the paper whose method it says it beats; empty for full attention.
-        says: what the paper says, and where.
-        effect: by how much its method is better on `gain`, as the paper reports it; None where it gives no figure.
+        wins: what the paper says that it wins.
         one_piece: it changes a prefill in one piece, and is tried on that.
+        pilot: texts that are read before it is decided how many the claims need. With five, not even the same outcome
+            on each is a result (`verdicts`).
+        most: texts that are read at most.
+        no_worse: by metric, or how its name begins, how much worse counts as no worse.
     """
 
     stage: ClassVar[str] = "attend"
     title: ClassVar[str] = "Attend: reading past the window"
     arm: ClassVar[str] = ""
-    gain: ClassVar[str] = "loss"
-    rival: ClassVar[str] = ""
-    says: ClassVar[str] = ""
-    effect: ClassVar[float | None] = None
+    wins: ClassVar[tuple[Win, ...]] = (Win("loss"),)
     one_piece: ClassVar[bool] = False
+    pilot: ClassVar[int] = 6
+    most: ClassVar[int] = 40
+    no_worse: ClassVar[Mapping[str, float]] = {}
 
     methods: tuple[str, ...] | None = option(
-        None,
-        "Whose methods take part; by default all of the stage, or the paper's own and the one that it claims to beat.",
-        metavar="ID,…",
+        None, "Whose methods take part; by default all of the stage, or the paper's own.", metavar="ID,…"
     )
-    lengths: tuple[int, ...] = option(
-        (1024, 2048, 4096, 8192, 12288, 16384), "Where it is measured, in tokens.", quick=(1024, 2048)
+    lengths: tuple[int, ...] = lengths_option(1024, 2048, 4096, 8192, 12288, 16384)
+    window: int = window_option(2048)
+    texts: int | None = option(
+        None, "Long texts that are read; by default as many as the claims need, after a pilot.", quick=3, least=2
     )
-    window: int = option(
-        2048,
-        "Tokens that truncation keeps, and that methods with a window see if --method does not say otherwise.",
-        quick=512,
-        least=1,
-    )
-    texts: int = option(3, "Long texts that are read.", least=2)
     questions: int = option(10, "Passwords in each text.", least=0)
     scored: int = option(512, "Tokens before each length whose loss is measured.", quick=256, least=DECODED + 1)
     peer: str | None = option(
@@ -113,6 +151,10 @@ class AttendTrial(Trial):
         """The fields of the method that follow from a trial's options, unless `--method` gives them."""
         return {"n_local": trial.window} if "n_local" in hyperparameters(kind) else {}
 
+    def beside(self, method: Any) -> dict[str, Attention]:
+        """What a method of the paper is measured against, beside full attention, by the name of its arm."""
+        return {}
+
     def check(self) -> None:
         self._peer = peers.parse(self.peer, self.stage) if self.peer else None
         if not self.lengths or any(b <= a for a, b in pairwise((0, *self.lengths))):
@@ -126,7 +168,7 @@ class AttendTrial(Trial):
             )
 
     def question(self) -> str:
-        names = " or ".join(each.name for each in self._methods)
+        names = " or ".join(each.name for each in self._methods if not each.beside)
         return (
             f"What does a text of {self.lengths[-1]:,} tokens cost, and what is still known of it, "
             f"if it is read under {names}?"
@@ -140,27 +182,36 @@ class AttendTrial(Trial):
             with each.method(self.loaded.model):  # refuses here, before anything is read, a model that does not suit it
                 pass
         self._corpus = corpora.load(self.data, text_field=self.text_field)
-        self._texts = long_texts(
+        texts = long_texts(
             self._corpus,
             self.loaded.tokenizer,
-            self.texts,
+            self.most if self.texts is None else self.texts,
             plan.lengths[-1] + DECODED,
             questions=self.questions,
             clear=[range(length - self.scored, length + DECODED) for length in plan.lengths],
             seed=self.seed,
         )
+        self._held = len(texts)
+        self._metrics = metrics(plan, texts)
+        self.margin = self.margin or tuple(
+            f"{metric.name}={size:g}"
+            for metric in self._metrics
+            for name, size in self.no_worse.items()
+            if metric.name.startswith(name)
+        )
         self._reader = LongTextReader(self.loaded.model, plan)
         return [
             EvalTask(
                 "texts",
-                self._texts,
-                metrics(plan, self._texts),
+                texts,
+                self._metrics,
                 self._arm,
                 item="text",
-                about=f"{len(self._texts)}, joined of {sum(len(text.documents) for text in self._texts):,} documents, "
-                f"{self.questions} passwords in each",
-                fingerprint=fingerprint([asdict(text) for text in self._texts]),
+                about=f"{'at most ' * (self.texts is None)}{len(texts)}, joined of "
+                f"{sum(len(text.documents) for text in texts):,} documents, {self.questions} passwords in each",
+                fingerprint=fingerprint([asdict(text) for text in texts]),
                 block_size=1,
+                pilot=self.pilot if self.texts is None else 0,
             )
         ]
 
@@ -190,9 +241,15 @@ class AttendTrial(Trial):
         if self._mixed:
             arms.append(ModelArm.of(ONE_PIECE, WayToRead(reader.one_piece), None, anew))
         for each in self._methods:
-            reading = reader.one_piece if each.trial.one_piece else reader.chunks
+            reading: Reading = reader.chunks
+            if each.trial.one_piece:  # what follows a prompt is to be left as it is
+                reading = partial(reader.one_piece, following=min(128, getattr(each.method, "block_size", 128)))
             way = WayToRead(reading, each.method, each.paper)
-            arms.append(ModelArm.of(each.name, way, None, call_of(each.method)))
+            wins = any(win.arm == each.name for win in each.trial.wins)
+            role: Literal["sibling"] | None = "sibling" if each.beside and not wins else None
+            arms.append(ModelArm.of(each.name, way, role, call_of(each.method)))
+        self._turns = len(arms) + 1  # the baseline runs twice
+        self._spent: list[float] = []
         if self._peer:
             command = peering.command(self._peer, self.model, self.dtype)
             about = self._peer.peer.about if self._peer.peer else " ".join(command)
@@ -201,49 +258,51 @@ class AttendTrial(Trial):
 
     def claims(self) -> list[Claim]:
         """What the papers say, as far as this run can show it."""
-        names = [metric.name for metric in metrics(self._reader.plan, self._texts)]
+        taking_part = {FULL, *(each.name for each in self._methods)}
         found = []
         for each in self._methods:
-            meant = [name for name in names if name.startswith(each.trial.gain)]
-            rival = self._rival(each)
-            if rival and meant and self.of_tried_paper(each):
-                found.append(Claim(meant[-1], rival, each.name, each.trial.says, each.trial.effect))
+            if each.beside or not self.of_tried_paper(each):
+                continue
+            full = ONE_PIECE if each.trial.one_piece and self._mixed else FULL
+            for win in each.trial.wins:
+                meant = [metric.name for metric in self._metrics if metric.name.startswith(win.gain)]
+                arm = win.arm or each.name
+                if not {win.over, arm} <= taking_part:
+                    continue
+                rival = full if win.over == FULL else win.over
+                meant = meant if win.everywhere else meant[-1:]
+                found += [Claim(name, rival, arm, win.says, win.effect) for name in meant]
         return found
 
     def also_compare(self) -> list[tuple[str, str]]:
-        rivals = [
-            (TRUNCATION if rival == FULL else rival, each) for each in self._methods if (rival := self._rival(each))
-        ]
-        found = [(rival, each.name) for rival, each in rivals if not (rival == TRUNCATION and each.trial.one_piece)]
-        return found + [(self._peer.label, each.name) for each in self._methods if self._peer]
+        own = [each for each in self._methods if not each.beside]
+        found = [(TRUNCATION, each.name) for each in own if not each.trial.one_piece]
+        return found + [(self._peer.label, each.name) for each in own if self._peer]
 
     def figures(self, outcome: Outcome) -> list[Curve]:
-        return figures(outcome.results, self._texts, self._reader.plan)
+        return figures(outcome.results, outcome.tasks[0].items, self._reader.plan)
 
     def notes(self, outcome: Outcome) -> list[str]:
         in_one_piece = [each.name for each in self._methods if each.trial.one_piece]
-        return notes(outcome.results, self._texts, self._reader.plan, self.texts, in_one_piece)
+        wanted = self.most if self.texts is None else self.texts
+        told = notes(outcome.results, outcome.tasks[0].items, self._reader.plan, self._held, wanted, in_one_piece)
+        kept = [c for c in outcome.comparisons if c.arm in in_one_piece and c.no_worse is not None]
+        return told + [f"Quality: {sentence(comparison)}." for comparison in kept]
 
     @property
     def _mixed(self) -> bool:
         """Whether some methods read in chunks, and some in one piece."""
         return len({each.trial.one_piece for each in self._methods}) == 2
 
-    def _rival(self, each: TriedMethod) -> str | None:
-        """The arm that a method claims to beat, if it takes part; full attention is read as the method is."""
-        if not each.trial.rival:
-            return ONE_PIECE if each.trial.one_piece and self._mixed else FULL
-        return next((other.name for other in self._methods if other.paper == each.trial.rival), None)
-
     def _chosen(self) -> list[TriedMethod]:
-        """The methods that take part, with the fields that the options give them.
+        """The methods that take part, with the fields that the options give them, and what stands beside the paper's.
 
         Raises:
             InputError: `--methods` or `--method` names none of the stage.
         """
         known = {key: kind for key, kind in papers.stage_methods(self.stage).items() if issubclass(kind, Attention)}
         own = [key for key, kind in known.items() if self.of_tried_paper(kind)]
-        wanted = own + [self.rival] * bool(self.rival) if self.methods is None else list(self.methods)
+        wanted = own if self.methods is None else list(self.methods)
         if not wanted or set(wanted) - set(known):
             raise InputError(f"got --methods {_listed(wanted)}; expected some of {_listed(known)}")
         found = []
@@ -252,7 +311,12 @@ class AttendTrial(Trial):
             trial = _trial_of(paper)
             name = trial.arm if trial.arm and "." not in key else kind.__name__
             found.append(TriedMethod(name, self.configured(kind, **trial.defaults(kind, self)), paper, trial))
-        return found
+        own_trials = [each for each in found if isinstance(self, each.trial) and self.of_tried_paper(each)]
+        return found + [
+            TriedMethod(name, method, getattr(method, "paper", ""), each.trial, beside=True)
+            for each in own_trials
+            for name, method in self.beside(each.method).items()
+        ]
 
     def _plan(self, model: PreTrainedModel) -> Plan:
         """What is read and where it is measured, checked against the model."""
@@ -277,16 +341,27 @@ class AttendTrial(Trial):
             nonlocal warm
             way: WayToRead = lazy()
             with way.method(reader.model) if way.method else nullcontext():
-                if not warm:  # the engine's untimed first run, whose outputs nobody reads: the first length will do
+                if not warm:  # the engine's untimed first run, whose outputs nobody reads: a short length will do
                     warm = True
-                    way.reading(texts[0], self.lengths[:1])
+                    way.reading(texts[0], [min(self.lengths[0], 2 * self.scored)])
                     return {}
+                begin = time.perf_counter()
                 read = [way.reading(text, self.lengths) for text in texts]
+                self._tell_pace(time.perf_counter() - begin)
             rows = [outputs(reader.plan, by_length, by_position) for by_length, by_position in read]
             columns = {key: [row[key] for row in rows] for key in rows[0]}
             return Measured(columns, seconds=sum(columns["prefill seconds"]))
 
         return Arm(arm.name, run, description=arm.description)
+
+    def _tell_pace(self, seconds: float) -> None:
+        """Once all arms have read a text: about how long the others will take."""
+        self._spent.append(seconds)
+        if len(self._spent) == self._turns:
+            minutes = sum(self._spent) / 60
+            first = self.texts or min(self.pilot, self.most)
+            of = "" if self.texts else " of the pilot"
+            say(f"about {minutes:.1f} minutes a text: {first * minutes:.0f} minutes for the {first} texts{of}")
 
 
 def _trial_of(paper: str) -> type[AttendTrial]:

@@ -82,7 +82,8 @@ def long_texts(
     """Join documents to long texts, and hide passwords at even depths.
 
     A text is a run of documents that follow one another in the corpus, each under its title, from a place that the seed
-    chooses. Empty documents and repeated ones are left out, and no document is in two texts.
+    chooses. Empty documents and repeated ones are left out, and no document is in two texts. Texts come in random
+    order, so that the first few of them stand for all.
 
     Args:
         n: texts wanted; a small corpus may give fewer.
@@ -104,6 +105,7 @@ def long_texts(
         asked = [PasswordQuestion(position, each.question) for position, each in zip(positions, passwords, strict=True)]
         ids = _insert(filler, {at: each.line for at, each in zip(positions, passwords, strict=True)})
         texts.append(LongText(ids, documents, asked, [each.answer for each in passwords]))
+    random.Random(f"{seed} order").shuffle(texts)
     return texts
 
 

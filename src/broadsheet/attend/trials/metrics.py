@@ -106,12 +106,14 @@ def metrics(plan: Plan, texts: Sequence[LongText]) -> list[Metric]:
     """The headline numbers: what is known of the text, and what that costs at the last length."""
     asked: list[Metric] = []
     losses = []
+    # Tokens, and passwords, of one text are no samples of their own: a text's value is their mean, and n counts texts.
+    by_text: dict[str, Any] = {"cluster": lambda text: tuple(text.documents), "counted": "texts"}
     for suffix, numbers in plan.groups.items():
-        losses.append(Metric(f"loss{suffix}", higher_is_better=False, unit="nats"))
+        losses.append(Metric(f"loss{suffix}", higher_is_better=False, unit="nats", **by_text))
         if all(any(q.position < plan.lengths[numbers[-1]] for q in text.questions) for text in texts):
-            asked.append(Metric(f"retrieval{suffix}", bounds=(0, 1)))
+            asked.append(Metric(f"retrieval{suffix}", bounds=(0, 1), **by_text))
     costs = ("prefill seconds", "decode ms/token", "cache MiB")
-    return [*losses, *asked, *(Metric(name, higher_is_better=False) for name in costs)]
+    return [*losses, *asked, *(Metric(name, higher_is_better=False, scale="ratio", **by_text) for name in costs)]
 
 
 def figures(arms: Sequence[ArmResult], texts: Sequence[LongText], plan: Plan) -> list[Curve]:
@@ -159,25 +161,37 @@ def _depths(arms: Sequence[ArmResult], texts: Sequence[LongText], plan: Plan, nu
 
 
 def notes(
-    arms: Sequence[ArmResult], texts: Sequence[LongText], plan: Plan, wanted: int, in_one_piece: Sequence[str] = ()
+    arms: Sequence[ArmResult],
+    texts: Sequence[LongText],
+    plan: Plan,
+    held: int,
+    wanted: int,
+    in_one_piece: Sequence[str] = (),
 ) -> list[str]:
     """What a reader should know before trusting the numbers; each note is made from this run.
 
     Args:
-        wanted: how many texts were asked for.
+        texts: those that were read.
+        held: texts of this length that the data was found to hold, up to `wanted`, the most that may be read.
         in_one_piece: the methods that read a prefill in one piece.
     """
     told = [
         f"Loss is that of the {plan.scored:,} tokens before a length, the same tokens for every arm. Truncation reads "
         f"them and the {plan.window:,} tokens in front of them, nothing else. Prefill, decoding and cache are those at "
-        f"{plan.lengths[-1]:,} tokens; prefill is timed without the head."
+        f"{plan.lengths[-1]:,} tokens; prefill is timed without the head.",
     ]
+    if in_one_piece:
+        told.append(
+            f"{', '.join(in_one_piece)} and full attention beside read a prompt in one piece, all but the scored "
+            "tokens; these follow in small pieces that attend in full, as in decoding, and are not timed. So loss "
+            "shows what reading the prompt sparsely costs the text behind it."
+        )
     usable = {arm.name: arm for arm in arms if arm.status == "ok"}
     told += [*_on_context(usable, plan), *_on_retrieval(usable, texts, plan)]
     for name in in_one_piece:
         told += _on_sparse_loss(usable, plan, name)
-    if len(texts) < wanted:
-        told.append(f"The data holds {len(texts)} texts of this length; {wanted} were wanted.")
+    if len(texts) == held < wanted:
+        told.append(f"The data holds {held} texts of this length; {wanted} were wanted.")
     if len(texts) < 6:
         told.append(
             f"{len(texts)} texts are few, however long they are: intervals are wide. --texts {4 * len(texts)} gives "
@@ -217,7 +231,8 @@ def _on_retrieval(arms: dict[str, ArmResult], texts: Sequence[LongText], plan: P
         said = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         yield (
             f"At {lengths} tokens even full attention finds {right:.0%} of the passwords (guessing: {1 / asked:.0%}). "
-            f"Greedy decoding would say the right one: {said}."
+            f"Greedy decoding would say the right one: {said}. A text's value is the share of its passwords; n counts "
+            f"{len(texts)} texts, not their {asked * len(texts)} passwords."
         )
         if not suffix and right < 0.5:
             yield "A model that misses most passwords with full attention shows little of what a method keeps."

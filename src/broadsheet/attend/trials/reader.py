@@ -36,22 +36,31 @@ class LongTextReader:
         whole = record.losses[: lengths[-1] // width * width].reshape(-1, width)
         return [self._metrics(record, stop) for stop in record.stops], whole.nanmean(1).tolist()
 
-    def one_piece(self, text: LongText, lengths: Sequence[int]) -> tuple[list[LengthMetrics], list[float]]:
-        """The text up to each length anew, in one piece."""
-        return [self._anew(text, 0, length, chunk=None) for length in lengths], []
+    def one_piece(
+        self, text: LongText, lengths: Sequence[int], following: int = 128
+    ) -> tuple[list[LengthMetrics], list[float]]:
+        """Up to each length anew: what lies before the scored tokens as a prompt, in one piece; then these.
+
+        Args:
+            following: scored tokens read at once; a method that changes prefill alone leaves so few as they are.
+        """
+        return [self._anew(text, 0, length, chunk=None, following=following) for length in lengths], []
 
     def truncated(self, text: LongText, lengths: Sequence[int]) -> tuple[list[LengthMetrics], list[float]]:
         """Before each length, the scored tokens and a window in front of them anew; nothing else."""
         reach = self.plan.window + self.plan.scored
         return [self._anew(text, max(0, length - reach), length, chunk=512) for length in lengths], []
 
-    def _anew(self, text: LongText, start: int, length: int, chunk: int | None) -> LengthMetrics:
+    def _anew(
+        self, text: LongText, start: int, length: int, chunk: int | None, following: int | None = None
+    ) -> LengthMetrics:
         record = streaming.read(
             self.model,
             text.ids[start : length + DECODED],
             [length - start],
             chunk=chunk,
             tail=self.plan.scored,
+            following=following,
             decode=DECODED,
             visitor=self._examiner(text, start),
         )

@@ -36,7 +36,7 @@ class Stop:
     Attributes:
         length: tokens read before it.
         seconds: that reading them in chunks took, in the decoder alone (the head, which a prefill needs once, is left
-            out, and so are tokens that were read one by one after earlier stops).
+            out, and so are tokens that were read one by one after earlier stops, and those that followed a prompt).
         decode_seconds: of one token read on its own here, head included; the median of a few.
         held: bytes of the cache.
         visit: what the visitor gave.
@@ -71,6 +71,7 @@ def read(
     *,
     chunk: int | None = 512,
     tail: int | None = None,
+    following: int | None = None,
     decode: int = 8,
     visitor: Callable[[Cache, int], Any] | None = None,
 ) -> StreamRecord:
@@ -85,6 +86,8 @@ def read(
         chunk: tokens read at once, ending at multiples of it and at stops; None reads up to each stop in one piece, and
             is not tried again in smaller ones.
         tail: only this many tokens before each stop are scored, and those read one by one; None scores all.
+        following: a prompt ends in front of the tail, so that each scored token is predicted behind it; what follows is
+            read so many tokens at once. None reads the tail as it reads what is in front.
         decode: tokens read one by one.
         visitor: called with the cache and the stop; it may read a `branch` of the cache, not the cache itself.
 
@@ -96,6 +99,8 @@ def read(
         >>> record = read(model, ids, [1024, 2048])  # doctest: +SKIP
         >>> record.stops[-1].seconds, record.losses[1024:2048].mean()  # doctest: +SKIP
     """
+    if following is not None and tail is None:
+        raise ValueError("got following without tail; expected the tokens that follow a prompt to be counted")
     ends = [*stops[1:], len(ids) + 1]
     if not stops or stops[0] < 1 or any(end <= stop + decode for stop, end in zip(stops, ends, strict=True)):
         raise ValueError(
@@ -104,7 +109,7 @@ def read(
     size = chunk or stops[-1]
     while True:
         try:
-            return _read(model, ids, stops, size, tail, decode, visitor)
+            return _read(model, ids, stops, size, tail, following, decode, visitor)
         except (MemoryError, RuntimeError) as error:
             if chunk is None or size == 1 or not _out_of_memory(error):
                 raise
@@ -152,6 +157,7 @@ def _read(
     stops: Sequence[int],
     chunk: int,
     tail: int | None,
+    following: int | None,
     decode: int,
     visitor: Callable[[Cache, int], Any] | None,
 ) -> StreamRecord:
@@ -178,11 +184,17 @@ def _read(
         for stop in stops:
             scored = 0 if tail is None else stop - tail - 1  # the first token whose prediction is scored
             spent.clear()
-            while position < stop:
-                end = min((position // chunk + 1) * chunk, stop)
+            # The prompt leaves out the token whose prediction is the first one scored.
+            prompt = stop if following is None else max(position, scored)
+            while position < prompt:
+                end = min((position // chunk + 1) * chunk, prompt)
                 score(forward(position, end, max(0, end - max(position, scored))), end)
                 position = end
             seconds += sum(spent)
+            while position < stop:
+                end = min(position + (following or chunk), stop)
+                score(forward(position, end, end - position), end)
+                position = end
             held = cache_bytes(cache)
             singles = []
             for place in range(stop, stop + decode):

@@ -69,7 +69,7 @@ class LooGLETrial(Trial):
         None, "Tokens of a whole prompt; by default 4,096 on a CPU, elsewhere the model's context.", least=1
     )
     methods: str = option(
-        "lm_infinite,infllm",
+        "lm_infinite,infllm(n_init=64,block_size=32,top_k=16)",
         'Of `broadsheet.attend`, by paper id and with fields, as in "lm_infinite(n_local=1024),infllm"; "none" for '
         "none. A field `n_local` that is not given is half of --length.",
         metavar="NAME(FIELD=VALUE),…",
