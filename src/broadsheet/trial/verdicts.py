@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from broadsheet.console import InputError
-from broadsheet.trial.power import binary_effect, detectable_effect, rank_growth, rate_growth
+from broadsheet.trial.power import binary_effect, detectable_effect, drawn_reach, known_reach, rank_growth, rate_growth
 from broadsheet.trial.stats import (
     CONFIDENCE,
     MIN_UNITS,
+    SURE,
     Draws,
     Floats,
     Interval,
@@ -26,6 +27,7 @@ from broadsheet.trial.stats import (
     bootstrap,
     checked,
     clopper_pearson,
+    error_bound,
     is_binary,
     mean,
     over_runs,
@@ -64,6 +66,8 @@ class Comparison:
         runs: training runs of the baseline and of the arm; 1 for what was trained once, or not at all.
         unit_error, run_error: standard errors from the choice of units and from the training runs, on the scale of
             the test (of the log for ratios).
+        unit_error_bound: what `unit_error` stays below in 9 of 10 cases, since so many units may tell it wrong; None
+            for times, and where it was not kept.
         ceiling: the best value the metric can take, where it has one.
         margin: how much worse still counts as no worse; a share (0.05 is 5 %) for ratios.
         no_worse, equivalent: what two one-sided tests at 5 % say of the margin; None without one.
@@ -90,6 +94,7 @@ class Comparison:
     counted: str = ""
     runs: tuple[int, int] = (1, 1)
     unit_error: float | None = None
+    unit_error_bound: float | None = None
     run_error: float = 0.0
     ceiling: float | None = None
     margin: float | None = None
@@ -249,7 +254,7 @@ def _drawn(asked: _Asked, a: Floats, b: Floats, seed: int, resamples: int) -> _F
     )
     units = _units(b.mean(0) - a.mean(0), asked.clusters) if a.ndim == 2 and statistic is mean else None
     growth = _growth(statistic, asked.bounds, _estimate(statistic, a), draws.units, asked.direction)
-    found = _resampled(draws, units, asked.noise_floor, asked.band, asked.direction, growth)
+    found = _resampled(draws, units, asked.noise_floor, asked.band, asked.direction, growth, seed)
     return replace(found, test="paired bootstrap of log ratios") if asked.scale == "ratio" else found
 
 
@@ -287,6 +292,7 @@ def _told(asked: _Asked, a: Floats, b: Floats, found: _Found) -> Comparison:
         counted=asked.counted if asked.clusters is not None else "",
         runs=(len(a), len(b)),
         unit_error=found.unit_error,
+        unit_error_bound=found.unit_error_bound,
         run_error=found.run_error,
         ceiling=ceiling if math.isfinite(ceiling) else None,
         margin=asked.margin,
@@ -344,7 +350,7 @@ def compare_seconds(
         error = float(logs.std(ddof=1)) / math.sqrt(n)
         half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error
         low, high = centre - half, centre + half
-        detectable = detectable_effect(error, half, n - 1, noise_floor)
+        detectable = detectable_effect(known_reach(error, half, n - 1), noise_floor)
         gap = abs(centre) - noise_floor
         p_value = (2 * float(stdtr(n - 1, -gap / error)) if error > 0 else 0.0) if gap > 0 else 1.0
         if margin is not None:
@@ -409,6 +415,7 @@ class _Found:
     p_value: float | None
     detectable: float
     unit_error: float
+    unit_error_bound: float
     run_error: float = 0.0
     no_worse: bool | None = None
     equivalent: bool | None = None
@@ -439,6 +446,7 @@ def _resampled(
     margin: float | None,
     direction: int,
     growth: Callable[[float], float],
+    seed: int,
 ) -> _Found:
     """The bootstrap's answer. `units`: (n,) what each unit adds to a mean difference; None for other statistics."""
     whole, narrow, p_value = draws.interval(), draws.interval(2 * CONFIDENCE - 1), draws.p_value(floor)
@@ -451,8 +459,12 @@ def _resampled(
         # The same difference each time: as exact McNemar has it for as many wins, of which each is worth that much.
         whole, narrow = (_one_sided(whole.estimate, draws.units, c) for c in (CONFIDENCE, 2 * CONFIDENCE - 1))
         p_value = min(1.0, 2.0 ** (1 - draws.units)) if abs(whole.estimate) > floor else 1.0
-    half = max(whole.estimate - whole.low, whole.high - whole.estimate)
-    detectable = detectable_effect(draws.standard_error, half, draws.freedom, floor, growth, wobble(draws.drawn, units))
+    if units is None:
+        half = max(whole.estimate - whole.low, whole.high - whole.estimate)
+        reach = known_reach(draws.standard_error, half, draws.freedom, wobble(draws.drawn))
+    else:
+        reach = drawn_reach(units, whole.high - whole.low, runs=draws.runs, seed=seed)
+    detectable = detectable_effect(reach, floor, growth)
     no_worse, equivalent = _within(narrow, margin, direction)
     return _Found(
         "paired bootstrap",
@@ -461,6 +473,7 @@ def _resampled(
         p_value if draws.units >= MIN_UNITS else None,
         detectable if draws.units >= MIN_UNITS else math.inf,
         draws.unit_error,
+        error_bound(draws.unit_error, draws.units, wobble(draws.drawn, units)),
         draws.run_error,
         no_worse if draws.units >= MIN_UNITS else None,
         equivalent if draws.units >= MIN_UNITS else None,
@@ -515,6 +528,7 @@ def _mcnemar(wins: int, losses: int, n: int, floor: float, margin: float | None,
         p_value,
         binary_effect(disagreements, n) + floor,
         math.sqrt(max(disagreements, 1)) / n,
+        math.sqrt(clopper_pearson(disagreements, n, 2 * SURE - 1)[1] / n),
         0.0,
         no_worse,
         equivalent,
