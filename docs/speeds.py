@@ -306,7 +306,8 @@ def verdict_rates() -> str:
     said = (
         f"{n:,} repetitions each: a rate of 5 % comes out up to {100 * (0.05 + 2 * (0.05 * 0.95 / n) ** 0.5):.1f}, one "
         f"of 80 % between {100 * (0.8 - 2 * (0.8 * 0.2 / n) ** 0.5):.0f} and "
-        f"{100 * (0.8 + 2 * (0.8 * 0.2 / n) ** 0.5):.0f}."
+        f"{100 * (0.8 + 2 * (0.8 * 0.2 / n) ** 0.5):.0f}, "
+        "and a little beyond where the stated size, the median of as many, is itself uncertain."
     )
     header = ("data", "n", "false verdicts, of 100", "found at the stated size, of 100")
     return "\n\n".join([_benchmark(found, "verdicts"), said, table(header, rows)])
