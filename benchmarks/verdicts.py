@@ -2,12 +2,18 @@
 
     python benchmarks/verdicts.py [--repetitions 1000] [--record]
 
-Draws data of many kinds (clustered, skewed, rarely won, 0/1, AUROC, rates, rank correlations, paired times, training
-runs), asks `compare_samples` and `compare_seconds` for verdicts, and prints, for each kind:
+Draws data of many kinds (clustered, skewed, heavy-tailed, rarely won, 0/1, AUROC, rates, rank correlations, paired
+times, training runs), asks `compare_samples` and `compare_seconds` for verdicts, and prints, for each kind:
 
 - false: how often two equal arms are called different; at most 6 % is promised.
 - power: how often an effect of the size that "could have been seen" is called; 80 % is promised. The size is the one
-  stated on other draws of the same kind, at the median.
+  stated on other draws of the same kind, at the median. Where one tail is longer, the direction counts in which an
+  effect is called less often.
+
+Kinds that start with a pilot ask 30 items, decide as a trial does how many it takes to see the effect, and ask so many:
+power is that of the effect for which they were chosen. Their n is how many the true spread would need.
+
+`--record` keeps the table as evidence/verdicts.benchmark.json.
 
 Knows: the statistics, random numbers. Does not know: models, trials.
 """
@@ -15,6 +21,8 @@ Knows: the statistics, random numbers. Does not know: models, trials.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +31,9 @@ from typing import Any
 import numpy as np
 
 from broadsheet.page import evidence
-from broadsheet.trial.stats import Floats, auroc, spearman, tpr_at_fpr
+from broadsheet.trial.claims import Claim
+from broadsheet.trial.sampling import PilotSampling
+from broadsheet.trial.stats import Floats, auroc, power_factor, spearman, tpr_at_fpr
 from broadsheet.trial.verdicts import Comparison, compare_samples, compare_seconds
 
 Generator = np.random.Generator
@@ -39,12 +49,16 @@ class Kind:
         draw: `(generator, n, effect)` to a comparison of two arms of which the second is better by `effect`.
         sizes: items (or blocks, clusters, runs) at which it is drawn.
         powered: whether power is asked too: an effect of any size has to be drawable.
+        sides: the signs of the effects whose power is asked; the smaller one is told.
+        target: the effect to plant at a size; by default the one stated.
     """
 
     name: str
     draw: Callable[[Generator, int, float], Comparison]
     sizes: tuple[int, ...] = (12, 30, 100)
     powered: bool = True
+    sides: tuple[int, ...] = (1,)
+    target: Callable[[int], float] | None = None
 
 
 def compare(a: Any, b: Any, **options: Any) -> Comparison:
@@ -64,6 +78,25 @@ def skewed(rng: Generator, n: int, effect: float) -> Comparison:
 def one_sided_tail(rng: Generator, n: int, effect: float) -> Comparison:
     """Differences of mean `effect` that are exponential: few items win much."""
     return compare(np.zeros(n), rng.exponential(size=n) - 1 + effect)
+
+
+def heavy(rng: Generator, n: int, effect: float) -> Comparison:
+    """Differences of Student's t with three degrees of freedom."""
+    return compare(np.zeros(n), rng.standard_t(3, size=n) + effect)
+
+
+def laplace(rng: Generator, n: int, effect: float) -> Comparison:
+    return compare(np.zeros(n), rng.laplace(size=n) + effect)
+
+
+def log_normal(rng: Generator, n: int, effect: float) -> Comparison:
+    """Differences of two log-normal values: symmetric, with long tails."""
+    return compare(rng.lognormal(size=n), rng.lognormal(size=n) + effect)
+
+
+def large_wins(rng: Generator, n: int, effect: float) -> Comparison:
+    """One item in ten is won by eight standard deviations of the others."""
+    return compare(np.zeros(n), rng.normal(size=n) + 8 * (rng.random(n) < 0.1) - 0.8 + effect)
 
 
 def rarely_won(rng: Generator, n: int, effect: float) -> Comparison:
@@ -158,6 +191,13 @@ def trained(rng: Generator, n: int, effect: float) -> Comparison:
     return compare(arm(0), arm(effect), runs=True)
 
 
+def twice_trained(rng: Generator, n: int, effect: float) -> Comparison:
+    """Two training runs of each arm."""
+    items = rng.normal(size=n)
+    base, arm = (items + rng.normal(0, 0.5, size=(2, 1)) + rng.normal(size=(2, n)) for _ in range(2))
+    return compare(base, arm + effect, runs=True)
+
+
 def one_trained(rng: Generator, n: int, effect: float) -> Comparison:
     """Three training runs of the arm beside a baseline that is not trained."""
     items = rng.normal(size=n)
@@ -179,10 +219,66 @@ def item_times(rng: Generator, n: int, effect: float) -> Comparison:
     return compare(first, second / (effect or 1), scale="ratio", higher_is_better=False)
 
 
+def _after_pilot(
+    draw: Callable[[Generator, int], tuple[Floats, Floats]], spread: float, block: int = 1
+) -> tuple[Callable[[Generator, int, float], Comparison], Callable[[int], float]]:
+    """What a trial that samples by pilot finds, and the effect it looks for where n units would do.
+
+    Args:
+        draw: the two arms' values of so many items, of equal mean; what they share is known of every item.
+        spread: standard deviation of a unit's mean difference.
+        block: items in a unit, which are drawn together.
+    """
+
+    def target(n: int) -> float:
+        return power_factor(n - 1) * spread / math.sqrt(n)
+
+    def found(rng: Generator, n: int, effect: float) -> Comparison:
+        most = 10 * n * block
+        first, second = draw(rng, most)
+        documents = [i // block for i in range(most)]
+
+        def asked(items: int) -> Comparison:
+            clusters = documents[:items] if block > 1 else None
+            return compare(first[:items], second[:items] + effect, clusters=clusters, counted="documents")
+
+        plan = PilotSampling([Claim("m", "A", "B", effect=target(n))], "items", 1, most, None).plan
+        with contextlib.redirect_stderr(io.StringIO()):  # it says what it decides
+            taken = plan.decide([asked(plan.pilot)], plan.pilot, 0.0)
+        return asked(taken)
+
+    return found, target
+
+
+def _normal_items(rng: Generator, items: int) -> tuple[Floats, Floats]:
+    return rng.normal(size=items), rng.normal(size=items)
+
+
+def _skewed_items(rng: Generator, items: int) -> tuple[Floats, Floats]:
+    return rng.lognormal(size=items), rng.lognormal(size=items)
+
+
+def _clustered_items(rng: Generator, items: int) -> tuple[Floats, Floats]:
+    """Documents of five questions each."""
+    documents = np.repeat(rng.normal(size=-(-items // 5)), 5)[:items]
+    return rng.normal(size=items), documents + rng.normal(size=items)
+
+
+# Standard deviations: of N(0, 2); of the difference of two log-normal values; of a document's mean difference.
+_PILOTS = {
+    "pilot, normal": _after_pilot(_normal_items, math.sqrt(2)),
+    "pilot, log-normal": _after_pilot(_skewed_items, math.sqrt(2 * math.e * (math.e - 1))),
+    "pilot, clusters of 5": _after_pilot(_clustered_items, math.sqrt(1 + 2 / 5), block=5),
+}
+
 KINDS = [
     Kind("normal", normal),
     Kind("skewed", skewed),
-    Kind("one-sided tail", one_sided_tail, (30, 100, 300), powered=False),
+    Kind("t with 3 degrees of freedom", heavy, (20, 50, 200)),
+    Kind("Laplace", laplace, (20, 50, 200)),
+    Kind("log-normal differences", log_normal, (20, 50, 200)),
+    Kind("rare large wins", large_wins, (50, 200), sides=(1, -1)),
+    Kind("one-sided tail", one_sided_tail, (30, 100, 300), sides=(1, -1)),
     Kind("rarely won", rarely_won, (20, 40, 100, 300), powered=False),
     Kind("0/1", shares, (30, 100, 300)),
     Kind("0/1, few disagreements", rare_shares, (30, 100, 300)),
@@ -193,10 +289,12 @@ KINDS = [
     Kind("Spearman", correlations, (30, 100, 300)),
     Kind("clusters of 10", clustered, (8, 20, 60)),
     Kind("0/1 in clusters", clustered_shares, (8, 20, 60), powered=False),
+    Kind("2 + 2 training runs", twice_trained, (30, 100)),
     Kind("3 + 3 training runs", trained, (30, 100)),
     Kind("3 training runs, fixed baseline", one_trained, (30, 100)),
     Kind("paired times", times, (6, 12, 30)),
     Kind("item times", item_times, (12, 30, 100)),
+    *(Kind(name, draw, (60, 250), target=target) for name, (draw, target) in _PILOTS.items()),
 ]
 
 
@@ -210,10 +308,16 @@ def measure(kind: Kind, n: int, repetitions: int, seed: int = 0) -> dict[str, An
     nulls = [kind.draw(rng, n, 0.0) for _ in range(repetitions)]
     false = sum(each.verdict in FOUND for each in nulls) / repetitions
     power = effect = None
-    if kind.powered:
+    if kind.target is not None:
+        effect = kind.target(n)
+    elif kind.powered:
         stated = [each.minimum_detectable_effect for each in nulls if math.isfinite(each.minimum_detectable_effect)]
         effect = float(np.median(stated))
-        power = sum(kind.draw(rng, n, effect).verdict == "helps" for _ in range(repetitions)) / repetitions
+    if effect is not None:
+        power = min(
+            sum(kind.draw(rng, n, sign * effect).verdict == FOUND[sign < 0] for _ in range(repetitions)) / repetitions
+            for sign in kind.sides
+        )
     return {"kind": kind.name, "n": n, "false": false, "power": power, "effect": effect}
 
 

@@ -388,6 +388,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "surveys of guide": guides.surveys,
     "marks of guide": guides.marks,
     "ways of guide": guides.ways,
+    "rates of verdicts": speeds.verdict_rates,
 }
 
 

@@ -1,4 +1,4 @@
-"""The tables of speed that docs/generate.py fills in, from what the benchmarks recorded.
+"""The tables of speed, and of rates, that docs/generate.py fills in, from what the benchmarks recorded.
 
 Knows: the records under evidence/. Does not know: pages.
 """
@@ -283,6 +283,34 @@ def hear_speed() -> str:
     ]
     header = ("seconds of audio a second", "short clips together", "one by one", "30 s")
     return "\n\n".join([_benchmark(found, "hear"), table(header, rows), "\n".join(f"- {s}" for s in said)])
+
+
+def verdict_rates() -> str:
+    """What `benchmarks/verdicts.py` recorded: false verdicts and power by kind of data, one row a kind."""
+    found = evidence.read("verdicts.benchmark")
+    if found is None:
+        return "Nothing is recorded yet. `python benchmarks/verdicts.py --record` records it."
+    kinds: dict[str, list[dict]] = {}
+    for row in found["rows"]:
+        kinds.setdefault(row["kind"], []).append(row)
+    rows = [
+        [
+            kind,
+            ", ".join(f"{row['n']:,}" for row in sizes),
+            ", ".join(f"{100 * row['false']:.1f}" for row in sizes),
+            ", ".join("–" if row["power"] is None else f"{100 * row['power']:.0f}" for row in sizes),
+        ]
+        for kind, sizes in kinds.items()
+    ]
+    n = int(found["command"].partition("--repetitions ")[2].split()[0])
+    said = (
+        f"{n:,} repetitions each: a rate of 5 % comes out up to {100 * (0.05 + 2 * (0.05 * 0.95 / n) ** 0.5):.1f}, one "
+        f"of 80 % between {100 * (0.8 - 2 * (0.8 * 0.2 / n) ** 0.5):.0f} and "
+        f"{100 * (0.8 + 2 * (0.8 * 0.2 / n) ** 0.5):.0f}, "
+        "and a little beyond where the stated size, the median of as many, is itself uncertain."
+    )
+    header = ("data", "n", "false verdicts, of 100", "found at the stated size, of 100")
+    return "\n\n".join([_benchmark(found, "verdicts"), said, table(header, rows)])
 
 
 def _benchmark(found: dict, name: str) -> str:

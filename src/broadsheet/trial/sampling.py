@@ -14,6 +14,7 @@ from broadsheet.console import InputError, say
 from broadsheet.trial.claims import Claim, target_of
 from broadsheet.trial.engine import SamplePlan
 from broadsheet.trial.power import needed
+from broadsheet.trial.stats import MIN_UNITS
 from broadsheet.trial.verdicts import Comparison
 
 MIN_RUNS = 3  # training runs of an arm in recorded evidence
@@ -23,6 +24,12 @@ PILOT = 30  # items of a pilot, where one of them costs little
 @dataclass
 class PilotSampling:
     """Decides after a pilot, and says so.
+
+    Thirty items tell a spread by a quarter wrong, those of skewed values by more, and too low more often than too high.
+    So what is needed is computed with the bound that the spread stays below in 9 of 10 cases (`unit_error_bound`):
+    with the pilot's own spread, an effect was found in 67 (skewed) to 78 (normal) of 100 trials, for which 80 are
+    promised; with the bound in 77 to 89, for a third more items. Where the pilot has fewer than five clusters, it tells
+    nothing, and all items are asked. What training runs add is not in it: more items do not lessen that.
 
     Args:
         items: what is asked, in the plural; `pilot` of them before it is decided, `most` there are.
@@ -50,14 +57,7 @@ class PilotSampling:
             target = target_of(claim, comparison)
             if target is None:
                 continue
-            reach = math.log(target) if comparison.scale == "ratio" else target
-            would = needed(reach, comparison.unit_error, comparison.n, floor=comparison.noise_floor).units
-            # Clusters are met in the proportion that the pilot met them.
-            enough = self.most if would is None else -(-would * asked // comparison.n)
-            self._told.append(
-                f"{enough:,} would show {target:.3g} in {claim.metric} of {claim.arm} over {claim.baseline}"
-            )
-            wanted = max(wanted, enough)
+            wanted = max(wanted, self._enough(claim, comparison, target, asked))
         affordable = self.most if self.budget is None else int(self.budget / max(seconds, 1e-9))
         taken = max(asked, min(wanted, self.most, affordable))
         say(
@@ -65,6 +65,21 @@ class PilotSampling:
             f"{taken:,} of {self.most:,} {self.items}, about {seconds * (taken - asked) / 60:.0f} more minutes"
         )
         return taken
+
+    def _enough(self, claim: Claim, comparison: Comparison, target: float, asked: int) -> int:
+        """The items that would show `target`."""
+        if comparison.n < MIN_UNITS:
+            self._told.append(
+                f"{comparison.n} {comparison.counted or self.items} tell nothing of the spread of {claim.metric}"
+            )
+            return self.most
+        reach = math.log(target) if comparison.scale == "ratio" else target
+        error = comparison.unit_error_bound if comparison.unit_error_bound is not None else comparison.unit_error
+        would = needed(reach, error or 0.0, comparison.n, floor=comparison.noise_floor).units
+        # Clusters are met in the proportion that the pilot met them.
+        enough = self.most if would is None else -(-would * asked // comparison.n)
+        self._told.append(f"{enough:,} would show {target:.3g} in {claim.metric} of {claim.arm} over {claim.baseline}")
+        return enough
 
     def told(self, asked: int) -> str:
         """The decision, for the report."""
