@@ -544,9 +544,18 @@ def test_one_training_run_has_no_noise_floor_so_its_time_is_not_compared():
 def test_a_trial_says_what_it_will_do_and_how_long_that_took_before(capsys):
     seeded(SeededTrial())
     said = capsys.readouterr().err
-    assert "Does training help? 2 arms take part: plain, Alpha.\nStop it with Ctrl-C at any time" in said
+    assert "Does training help?\n2 arms take part: plain · Alpha.\nStop it with Ctrl-C at any time" in said
     assert "This took" not in said
     seeded(SeededTrial(seed=1))
     assert "This took " in capsys.readouterr().err, "another seed takes as long"
     seeded(SeededTrial(runs=1))
     assert "This took" not in capsys.readouterr().err
+
+
+def test_a_pilot_sizes_claims_about_speed_too(monkeypatch):
+    class Timed(SeededTrial):
+        def claims(self) -> list[Claim]:
+            return [Claim("numbers/s", "plain", "Alpha", effect=1.5)]
+
+    result = seeded(Timed(pooled=True, runs=1))
+    assert "would show 1.5 in numbers/s of Alpha over plain" in result.setting["power"]

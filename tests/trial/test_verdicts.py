@@ -412,3 +412,11 @@ def test_a_claim_whose_arm_failed_is_open():
     [claim] = judge([Claim("m", "A", "B")], [])
     assert claim.verdict == "open"
     assert words(claim, None) == "open: not measured"
+
+
+def test_a_difference_that_is_the_same_each_time_refutes_nothing():
+    values = [0.4] * 8
+    comparison = compare_samples(values, values, metric="m", baseline="A", arm="B", resamples=200)
+    assert comparison.difference.low == comparison.difference.high
+    [claim] = judge([Claim("m", "A", "B", effect=0.5)], [comparison])
+    assert claim.verdict == "open"

@@ -352,7 +352,7 @@ class Trial(ForPaper):
 
     def _announce(self, arms: Sequence[ModelArm], before: float | None) -> None:
         """Say what will be done, how long that took here before, and that it can be stopped."""
-        say(f"{self.question()} {len(arms)} arms take part: {', '.join(arm.name for arm in arms)}.")
+        say(f"{self.question()}\n{len(arms)} arms take part: {' · '.join(arm.name for arm in arms)}.")
         say(
             (f"This took {duration(before)} here before. " if before else "")
             + "Stop it with Ctrl-C at any time: the same command goes on from there."

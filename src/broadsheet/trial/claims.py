@@ -44,7 +44,8 @@ class JudgedClaim(Claim):
 
     Args:
         verdict: `"shown"`: the interval, and the p-value corrected for all claims of the trial, say that it helps.
-            `"refuted here"`: the interval excludes `target`. `"open"`: anything else.
+            `"refuted here"`: the interval excludes `target`, and has a width: one without tells nothing of other items.
+            `"open"`: anything else.
         target: the effect that was looked for, as `effect` gives it; None where neither the paper nor a ceiling does.
         p_value: corrected by Holm for the claims that were tested together; None for a control, or without a test.
         tested: claims that were tested together; 0 for a control, and in results of before they were.
@@ -92,7 +93,10 @@ def _judged(claim: Claim, comparison: Comparison | None, p_value: float | None, 
         if clear:
             verdict = "shown"
         elif comparison.verdict == "hurts" or (
-            comparison.verdict != "not measured" and reach is not None and turned.high < reach
+            comparison.verdict != "not measured"
+            and reach is not None
+            and turned.high < reach
+            and turned.high > turned.low
         ):
             verdict = "refuted here"
         elif reach is not None and comparison.unit_error is not None:

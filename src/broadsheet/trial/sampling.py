@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, duration, say
 from broadsheet.trial.claims import Claim, target_of
 from broadsheet.trial.engine import SamplePlan
 from broadsheet.trial.power import needed
@@ -52,7 +52,7 @@ class PilotSampling:
         wanted, found = asked, {(c.metric, c.baseline, c.arm): c for c in comparisons}
         for claim in self.claims:
             comparison = found.get((claim.metric, claim.baseline, claim.arm))
-            if comparison is None or comparison.test == "paired t on log ratios" or comparison.unit_error is None:
+            if comparison is None or comparison.unit_error is None:
                 continue
             target = target_of(claim, comparison)
             if target is None:
@@ -62,7 +62,8 @@ class PilotSampling:
         taken = max(asked, min(wanted, self.most, affordable))
         say(
             f"after a pilot of {asked}: {'; '.join(self._told) or 'no claim tells how many are needed'}; taking "
-            f"{taken:,} of {self.most:,} {self.items}, about {seconds * (taken - asked) / 60:.0f} more minutes"
+            f"{taken:,} of {self.most:,} {self.items}, about {duration(seconds * (taken - asked))} more (--budget caps "
+            "it)"
         )
         return taken
 
@@ -76,7 +77,7 @@ class PilotSampling:
         reach = math.log(target) if comparison.scale == "ratio" else target
         error = comparison.unit_error_bound if comparison.unit_error_bound is not None else comparison.unit_error
         would = needed(reach, error or 0.0, comparison.n, floor=comparison.noise_floor).units
-        # Clusters are met in the proportion that the pilot met them.
+        # Clusters, and timed blocks, are met in the proportion that the pilot met them.
         enough = self.most if would is None else -(-would * asked // comparison.n)
         self._told.append(f"{enough:,} would show {target:.3g} in {claim.metric} of {claim.arm} over {claim.baseline}")
         return enough
