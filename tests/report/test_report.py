@@ -543,3 +543,21 @@ def test_several_of_an_item_are_spelled() -> None:
     from broadsheet.trial.results import plural
 
     assert (plural("text"), plural("query")) == ("texts", "queries")
+
+
+def test_every_group_of_a_distribution_has_its_ticks():
+    rng = np.random.default_rng(0)
+    groups = {"few": [1.0, 2.0], "many": rng.normal(size=500).tolist(), "third": rng.normal(size=30).tolist()}
+    text = str(plots.distribution(Distribution("d", "x", groups), dict.fromkeys(groups, "s1")).svg())
+    ticks = [path.count("v4") for path in re.findall(r' d="([^"]*)"', text) if "v4" in path]
+    assert ticks == [2, 60, 30]
+
+
+def test_names_in_a_scatter_lie_on_no_whisker():
+    rows = [
+        plots.PlotRow(f"arm {i}", "sibling", Interval(0.5 + i / 1000, 0.4, 0.6), across=Interval(10.0 + i, 5, 20))
+        for i in range(8)
+    ]
+    text = str(plots.scatter("s", rows, "x", "y").svg())
+    assert text.count('class="name') < len(rows), "what has no room is told on the pointer"
+    assert "<title>arm 7" in text

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 WIDTH = 320.0
 CHARACTER = 7.8  # units a character of the 14-unit sans takes, on the wide side
+_TICKS = 60  # of a group below its density
 HUGE = 1e300  # beyond it axis arithmetic would overflow; drawn at the edge, like infinity
 
 
@@ -210,7 +211,9 @@ def scatter(title: str, rows: Sequence[PlotRow], x_label: str, y_label: str) -> 
             f"whisker thin {row.role}", x_axis(_end(across.low, across)), y, x_axis(_end(across.high, across)), y
         )
         drawing.dot(row.role, x, y)
-        taken.append((x - 5, y - 5, x + 5, y + 5))
+        low, high = (x_axis(_end(end, across)) for end in (across.low, across.high))
+        bottom, top = (y_axis(_end(end, value)) for end in (value.low, value.high))
+        taken += [(x - 5, y - 5, x + 5, y + 5), (low, y - 1, high, y + 1), (x - 1, top, x + 1, bottom)]
         said.append(f"{row.name}: {y_label} {bracket(value)[0]}, {x_label} {bracket(across)[0]}")
         drawing.tip(since, said[-1])
     for row, across, value in reversed(points):
@@ -229,7 +232,7 @@ def scatter(title: str, rows: Sequence[PlotRow], x_label: str, y_label: str) -> 
 
 
 def distribution(figure: Distribution, styles: Mapping[str, str]) -> Drawing:
-    """Overlaid densities of equal area; a short tick for each value of a small group.
+    """Overlaid densities of equal area; below them a short tick for each value, of a large group for its quantiles.
 
     Where the outer half per cent on each side would stretch the axis by half, it lies beyond the axis and the note
     says how many values that are.
@@ -245,7 +248,8 @@ def distribution(figure: Distribution, styles: Mapping[str, str]) -> Drawing:
     if len(pooled) and np.ptp(pooled / HUGE) <= 1.5 * np.ptp(middle / HUGE):
         middle = pooled
     axis = scale(middle.tolist(), 4, WIDTH - 4, air=0.12)
-    drawing = Drawing(figure.title, 196)
+    floor = 143 + 5.0 * max(2, len(groups))  # below the ticks of all groups
+    drawing = Drawing(figure.title, floor + 43)
     x = np.linspace(axis.start, axis.end, 121)
     unit = (axis.high / 2 - axis.low / 2) / (axis.end / 2 - axis.start / 2)  # of values, per unit drawn
     curves = {
@@ -260,10 +264,11 @@ def distribution(figure: Distribution, styles: Mapping[str, str]) -> Drawing:
         drawing.path(f"area {styles[name]}", f"M{axis.start:.1f} 140L{points}L{axis.end:.1f} 140Z")
         drawing.path(f"stroke {styles[name]}", f"M{points}")
     for i, (name, values) in enumerate(groups.items()):
-        if len(values) <= 50 and i < 2:
-            rug = "".join(f"M{axis(value):.1f} {142 + 5 * i}v4" for value in values.tolist())
+        if len(values):
+            shown = values if len(values) <= _TICKS else np.quantile(values, np.linspace(0, 1, _TICKS))
+            rug = "".join(f"M{axis(value):.1f} {142 + 5 * i}v4" for value in shown.tolist())
             drawing.path(f"stroke thin {styles[name]}", rug)
-    _across(drawing, axis, 153, ticks(axis, 4), 153, figure.x_label)
+    _across(drawing, axis, floor, ticks(axis, 4), floor, figure.x_label)
     drawing.legend = [(styles[name], f"{name} ({len(values)})") for name, values in groups.items()]
     beyond = int(((pooled < axis.low) | (pooled > axis.high)).sum())
     unknown = sum(map(len, figure.groups.values())) - len(pooled)
