@@ -186,7 +186,7 @@ def test_a_killed_trial_is_resumed_and_gives_what_an_undisturbed_one_gives():
 def test_finish_removes_the_folder_and_nothing_else():
     trial, other = ToyTrial().for_paper("alpha"), ToyTrial(seed=1).for_paper("alpha")
     trial.run(), other.run()
-    assert (trial.workdir / "numbers.jsonl").exists(), "until the result is written it can be resumed"
+    assert (trial.workdir / "numbers-1.jsonl").exists(), "until the result is written it can be resumed"
     trial.finish()
     assert not trial.workdir.exists()
     assert other.workdir.exists()
@@ -559,3 +559,49 @@ def test_a_pilot_sizes_claims_about_speed_too(monkeypatch):
 
     result = seeded(Timed(pooled=True, runs=1))
     assert "would show 1.5 in numbers/s of Alpha over plain" in result.setting["power"]
+
+
+@dataclass
+class UnevenTrial(SeededTrial):
+    """Training whose outcome hangs on the seed: three runs do not decide, more would."""
+
+    gap: float = 0.3
+
+    def arms(self) -> list[ModelArm]:
+        def train(gain: float, seed: int, folder: Path) -> None:
+            self.trained_.append(folder)
+            folder.mkdir(parents=True)
+            (folder / "training.json").write_text("{}")
+            (folder / "offset").write_text(str(gain + 0.45 * (-1) ** seed))
+
+        def load(folder: Path) -> float:
+            return float((folder / "offset").read_text())
+
+        return [
+            self.trained("plain", partial(train, 0.0), load, "baseline"),
+            self.trained("Alpha", partial(train, self.gap), load, paper="alpha"),
+        ]
+
+    def claims(self) -> list[Claim]:
+        return [Claim("score", "plain", "Alpha", effect=0.9)]
+
+
+def test_more_training_runs_are_made_where_they_decide_a_claim(capsys, monkeypatch):
+    monkeypatch.setattr("broadsheet.trial.trained.MOST_RUNS", 8)
+    trial = UnevenTrial()
+    result = seeded(trial)
+    told = [line for line in capsys.readouterr().err.splitlines() if "would decide an open claim" in line]
+    runs = int(told[-1].split()[0])
+    assert 3 < runs <= 8
+    assert [arm.runs for arm in result.arms] == [runs, runs]
+    assert len(trial.trained_) == len(set(trial.trained_)) == 2 * runs, "what was trained stays"
+    assert [arm.runs for arm in seeded(UnevenTrial(runs=3)).arms] == [3, 3], "a number that is given is kept"
+    monkeypatch.setattr("broadsheet.trial.trained.MOST_RUNS", 3)
+    assert [arm.runs for arm in seeded(UnevenTrial()).arms] == [3, 3], "out of reach"
+
+
+def test_a_budget_caps_training_runs_too(monkeypatch):
+    monkeypatch.setattr("broadsheet.trial.trained.MOST_RUNS", 8)
+    assert [arm.runs for arm in seeded(UnevenTrial(budget="0.001s")).arms] == [3, 3]
+    with pytest.raises(InputError, match="got --budget; the number of items is fixed here"):
+        seeded(UnevenTrial(budget="1h", runs=3))

@@ -458,3 +458,13 @@ def test_a_plan_is_told_what_the_clock_says_and_shared_work_once():
     begin = time.perf_counter()
     run_arms(arms, list(range(12)), [MEAN], block_size=1, plan=SamplePlan(pilot=6, decide=decide))
     assert 0 < 6 * seen[0] < time.perf_counter() - begin
+
+
+def test_items_that_each_are_a_cluster_of_their_own_are_compared_as_items():
+    def arm(name: str, role: str, value: float) -> Arm:
+        return Arm(name, lambda block: {"right": [value] * len(block)}, role)  # type: ignore[arg-type]
+
+    for cluster, test in ((lambda item: item, "exact McNemar"), (lambda item: item // 2, "paired bootstrap")):
+        metric = Metric("right", binary=True, cluster=cluster, counted="clips")
+        _, comparisons = run_arms([arm("a", "baseline", 0.0), arm("b", "method", 1.0)], list(range(12)), [metric])
+        assert comparisons[0].test == test

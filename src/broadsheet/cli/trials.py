@@ -165,7 +165,7 @@ def _check_strength(trial: Any) -> None:
     from broadsheet.trial.sampling import MIN_RUNS
     from broadsheet.trial.trained import TrainedTrial
 
-    if isinstance(trial, TrainedTrial) and trial.runs < MIN_RUNS:
+    if isinstance(trial, TrainedTrial) and trial.runs is not None and trial.runs < MIN_RUNS:
         raise InputError(
             f"got --runs {trial.runs} with --record; recorded evidence trains each arm from at least {MIN_RUNS} seeds"
         )

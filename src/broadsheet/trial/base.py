@@ -185,7 +185,7 @@ class Trial(ForPaper):
     )
     budget: str | None = option(
         None,
-        "The most time that may be spent on more items, where a trial takes as many as it needs: 30m, 2h.",
+        "The most time that may be spent where a trial takes as many items or training runs as it needs: 30m, 2h.",
         metavar="TIME",
     )
     method: str | None = option(
@@ -326,11 +326,14 @@ class Trial(ForPaper):
         took = Took(self.tried, {name: value for name, value in self.given().items() if name != "seed"})
         self._announce(arms, took.before)
         resumed, begin = any(self.workdir.iterdir()), time.monotonic()
-        outcome = self._run(arms, tasks, claims)
+        while True:
+            outcome = self._run(arms, tasks, claims)
+            outcome.comparisons.extend(self._training(arms))
+            judged = judge(claims, outcome.comparisons)
+            if not self._extended(judged, time.monotonic() - begin):
+                break
         if not resumed:
             took.keep(time.monotonic() - begin)
-        outcome.comparisons.extend(self._training(arms))
-        judged = judge(claims, outcome.comparisons)
         return TrialResult(
             paper=self.tried,
             title=self.title,
@@ -371,7 +374,7 @@ class Trial(ForPaper):
             ValueError: a claim names no arm of the paper, no baseline, or no metric; two tasks share a metric's name.
         """
         self.check_calls()
-        if seconds_of(self.budget) and not any(task.pilot for task in tasks):
+        if seconds_of(self.budget) and not any(task.pilot for task in tasks) and not self._extensible:
             raise InputError("got --budget; the number of items is fixed here, by the trial or by an option")
         metrics = [metric.name for task in tasks for metric in task.metrics]
         known = [*metrics, f"{plural(tasks[0].item)}/s", *self.of_training]
@@ -429,7 +432,7 @@ class Trial(ForPaper):
                     item=task.item,
                     per_item=task.per_item,
                     seed=self.seed,
-                    journal=self.workdir / f"{task.name}.jsonl",
+                    journal=self.workdir / f"{task.name}-{self._runs}.jsonl",
                     margins=margins(self.margin),
                     plan=pilot.plan if pilot else None,
                 )
@@ -453,6 +456,15 @@ class Trial(ForPaper):
     def _runs(self) -> int:
         """Training runs of each arm that is trained by seed."""
         return 1
+
+    @property
+    def _extensible(self) -> bool:
+        """Whether `_extended` may be true."""
+        return False
+
+    def _extended(self, judged: Sequence[JudgedClaim], spent: float) -> bool:
+        """Whether more training runs are to be made, after `spent` seconds; see `TrainedTrial`."""
+        return False
 
     def _training(self, arms: Sequence[ModelArm]) -> list[Comparison]:
         """Comparisons of how the arms were trained; see `TrainedTrial`."""

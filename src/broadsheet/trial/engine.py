@@ -440,11 +440,15 @@ class _Made:
         return np.stack([self._values(run, metric) for run in self.of(name)])
 
     def clusters(self, metric: Metric, name: str) -> list[Hashable] | None:
-        """The cluster of each item that the arm `name` has answered and that has a part in the metric."""
+        """The cluster of each item that the arm `name` has answered and that has a part in the metric.
+
+        None where each item is a cluster of its own.
+        """
         if metric.cluster is None:
             return None
         n = len(next(iter(self.of(name)[0].outputs.values())))
-        return [metric.cluster(self.items[i]) for i in self._places(metric, n)]
+        found = [metric.cluster(self.items[i]) for i in self._places(metric, n)]
+        return found if len(set(found)) < len(found) else None
 
     def _places(self, metric: Metric, n: int) -> list[int]:
         """Those of the first n items that have a part in the metric."""

@@ -17,6 +17,7 @@ from broadsheet.trial.power import needed
 from broadsheet.trial.stats import MIN_UNITS
 from broadsheet.trial.verdicts import Comparison
 
+MOST_RUNS = 6  # that are made by default
 MIN_RUNS = 3  # training runs of an arm in recorded evidence
 PILOT = 30  # items of a pilot, where one of them costs little
 

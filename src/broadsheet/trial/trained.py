@@ -16,10 +16,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from broadsheet.console import say
+from broadsheet.console import duration, say
 from broadsheet.options import option
 from broadsheet.trial.base import ModelArm, Trial
-from broadsheet.trial.sampling import MIN_RUNS
+from broadsheet.trial.claims import JudgedClaim
+from broadsheet.trial.sampling import MIN_RUNS, MOST_RUNS, seconds_of
 from broadsheet.trial.stats import Floats
 from broadsheet.trial.verdicts import Comparison, compare_seconds, margins
 
@@ -30,13 +31,20 @@ TRAINING = "training steps/s"
 class TrainedTrial(Trial):
     """The base of trials whose arms are trained.
 
-    Each arm is trained from `--runs` seeds, and intervals cover training runs and items both. How fast arms were
-    trained is compared too: the metric `TRAINING`, which claims may name.
+    Each arm is trained from `--runs` seeds, by default as many as decide the claims, within bounds. Intervals cover
+    training runs and items both. How fast arms were trained is compared too: the metric `TRAINING`, which claims may
+    name.
     """
 
     of_training: ClassVar[tuple[str, ...]] = (TRAINING,)
 
-    runs: int = option(MIN_RUNS, "Training runs of each trained arm, from as many seeds.", quick=1, least=1)
+    runs: int | None = option(
+        None,
+        f"Training runs of each trained arm, from as many seeds; by default {MIN_RUNS}, and up to {MOST_RUNS} where "
+        "that decides a claim.",
+        quick=1,
+        least=1,
+    )
 
     def trained(
         self,
@@ -64,7 +72,7 @@ class TrainedTrial(Trial):
 
             def make() -> Any:
                 if not (folder / done).exists():
-                    say(f"training: {name}" + f", seed {seed}" * (self.runs > 1))
+                    say(f"training: {name}" + f", seed {seed}" * (self._runs > 1))
                     made = train(seed, folder)
                     if getattr(made, "finished", True) is False:
                         raise KeyboardInterrupt  # its checkpoint is kept, and the trial resumes there
@@ -87,7 +95,33 @@ class TrainedTrial(Trial):
 
     @property
     def _runs(self) -> int:
-        return self.runs
+        return self.runs or self._decided
+
+    @property
+    def _extensible(self) -> bool:
+        return self.runs is None
+
+    _decided: ClassVar[int] = MIN_RUNS  # of an instance after `_extended`: what its claims need
+
+    def _extended(self, judged: Sequence[JudgedClaim], spent: float) -> bool:
+        """Whether an open claim would be decided by so many runs as are made by default; then they are made next.
+
+        What is trained stays; the items are asked anew, since all arms take turns.
+        """
+        needed = [claim.needed_runs for claim in judged if claim.kind == "claim" and claim.verdict == "open"]
+        reachable = [runs for runs in needed if runs is not None and self._runs < runs <= MOST_RUNS]
+        budget = seconds_of(self.budget)
+        if not self._extensible or not reachable:
+            return False
+        left = spent / self._runs * max(reachable)
+        if budget is not None and spent + left > budget:
+            return False
+        say(
+            f"{max(reachable)} training runs would decide an open claim: making {max(reachable) - self._runs} more of "
+            f"each arm, about {duration(left)}"
+        )
+        self.__dict__["_decided"] = max(reachable)
+        return True
 
     def _training(self, arms: Sequence[ModelArm]) -> list[Comparison]:
         """How fast arms were trained beside the baseline, from tenths of the runs, seed by seed.

@@ -205,7 +205,7 @@ class DenseRetrievalStudyTrial(TrainedTrial):
 
     def _records(self, row: PresetRow, question: StudyQuestion) -> list[CellRecord]:
         """A record for each seed; what is asked is the same."""
-        seeds = [row.recipe.seed + i for i in range(self.runs if row.step else 1)]
+        seeds = [row.recipe.seed + i for i in range(self._runs if row.step else 1)]
         return [self.study_.cell(StudyCell(replace(row.recipe, seed=seed), row.step, question)) for seed in seeds]
 
     def _asked(self, made: Table) -> list[str]:

@@ -35,6 +35,7 @@ MEAN, LAST, NTP, MAIN = "mean pooling", "last token", "GEM, next tokens alone", 
 CONTRAST = "contrast alone"
 RATES = (1e-4, 3e-4)  # of contrast, that each arm's is chosen from
 _FIRST = "GEM's first phase"
+_OTHER_SEEDS = 1000  # between the seeds of the two phases
 
 
 @dataclass
@@ -187,7 +188,7 @@ class GEMTrial(EmbedderTrial, TrainedTrial):
         """The first phase, which both GEM arms of a seed begin with."""
         folder = self.run_folder(_FIRST, seed)
         if not (folder / "training.json").exists():
-            say(f"training: {_FIRST}" + f", seed {seed}" * (self.runs > 1))
+            say(f"training: {_FIRST}" + f", seed {seed}" * (self._runs > 1))
             if not self._fit(self._new(seed), folder, self.steps, self.learning_rate, seed, alpha_max=0.0).finished:
                 raise KeyboardInterrupt
         return folder
@@ -240,7 +241,7 @@ class GEMTrial(EmbedderTrial, TrainedTrial):
         made = load(self._first(seed), device=self.device)
         # Another seed, of no other run: other draws than in the first phase, and another order of the texts.
         phase = {"alpha_max": alpha_max, "ntp_rows": 0, "ramp_rows": 0}
-        return self._fit(made, out, self.contrast_steps, rate, seed + self.runs, **phase)
+        return self._fit(made, out, self.contrast_steps, rate, seed + _OTHER_SEEDS, **phase)
 
     def _fit(self, made: Any, out: Path, steps: int, rate: float, seed: int, **phase: Any) -> TrainOutput:
         from broadsheet.embed import fit

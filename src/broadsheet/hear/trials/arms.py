@@ -260,7 +260,7 @@ class TrainedArms(TrainedTrial):
         _finished(fitted, out, peak)
 
     def _spelt(self, run: Run) -> str:
-        return run.name + f", seed {run.seed}" * (self.runs > 1)
+        return run.name + f", seed {run.seed}" * (self._runs > 1)
 
     def _stage(self, run: Run, stage: str) -> Path:
         return self.run_folder(*run) / stage

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from broadsheet.hear.prompts import instruction
-from broadsheet.hear.trials.metrics import AudioQuestion, HearTask, contains, distinct_words, words
+from broadsheet.hear.trials.metrics import OF_CLIPS, AudioQuestion, HearTask, contains, distinct_words, words
 from broadsheet.trial.engine import Metric
 
 STORIES, FOLLOWED, NAMING = "stories", "stories followed", "stories name what is heard"
@@ -53,7 +53,7 @@ def stories(asked: Sequence[AudioQuestion], closed: Collection[str], max_new_tok
     return HearTask(
         STORIES,
         [replace(each, instruction=instruction("story"), labels=()) for each in asked],
-        [Metric(FOLLOWED, binary=True), Metric(NAMING, binary=True)],
+        [Metric(FOLLOWED, binary=True, **OF_CLIPS), Metric(NAMING, binary=True, **OF_CLIPS)],
         judge,
         {"max_new_tokens": max_new_tokens, "repetition_penalty": 1.1},
         2,

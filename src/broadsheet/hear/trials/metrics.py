@@ -109,6 +109,10 @@ def questions(rows: Sequence[AudioRow], seed: int = 0) -> list[AudioQuestion]:
     ]
 
 
+# What is asked of one clip belongs together.
+OF_CLIPS: dict[str, Any] = {"cluster": lambda question: question.audio, "counted": "clips"}
+
+
 def jobs(rows: Sequence[AudioRow], asked: Sequence[AudioQuestion], max_new_tokens: int) -> list[HearTask]:
     """Transcripts, names of sounds, and the other tasks of one right answer: those there are rows for.
 
@@ -127,11 +131,11 @@ def jobs(rows: Sequence[AudioRow], asked: Sequence[AudioQuestion], max_new_token
         return {"words": word_errors(question.answer, answer)}
 
     generation = {"max_new_tokens": max_new_tokens}
-    wer = Metric(WER, "words", error_rate, higher_is_better=False, bounds=(0.0, float("inf")))
+    wer = Metric(WER, "words", error_rate, higher_is_better=False, bounds=(0.0, float("inf")), **OF_CLIPS)
     made = [
         HearTask(SPEECH, of("asr"), [wer], transcript, generation, 10),
-        HearTask("sounds", of("sound"), [Metric(SOUNDS, binary=True)], label(SOUNDS), generation),
-        HearTask("other tasks", of(*SCORED[2:]), [Metric(OTHERS, binary=True)], label(OTHERS), generation),
+        HearTask("sounds", of("sound"), [Metric(SOUNDS, binary=True, **OF_CLIPS)], label(SOUNDS), generation),
+        HearTask("other tasks", of(*SCORED[2:]), [Metric(OTHERS, binary=True, **OF_CLIPS)], label(OTHERS), generation),
     ]
     return [job for job in made if job.questions]
 
