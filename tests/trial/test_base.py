@@ -605,3 +605,12 @@ def test_a_budget_caps_training_runs_too(monkeypatch):
     assert [arm.runs for arm in seeded(UnevenTrial(budget="0.001s")).arms] == [3, 3]
     with pytest.raises(InputError, match="got --budget; the number of items is fixed here"):
         seeded(UnevenTrial(budget="1h", runs=3))
+
+
+def test_a_claims_margin_is_that_of_its_metric_unless_one_is_given():
+    class Kept(ToyTrial):
+        def claims(self) -> list[Claim]:
+            return [Claim("score", "plain", "Alpha", margin=0.5)]
+
+    assert {c.margin for c in tried("alpha", Kept()).comparisons if c.metric == "score"} == {0.5}
+    assert {c.margin for c in tried("alpha", Kept(margin=("score=0.1",))).comparisons if c.metric == "score"} == {0.1}

@@ -420,3 +420,27 @@ def test_a_difference_that_is_the_same_each_time_refutes_nothing():
     assert comparison.difference.low == comparison.difference.high
     [claim] = judge([Claim("m", "A", "B", effect=0.5)], [comparison])
     assert claim.verdict == "open"
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict", "said"),
+    [
+        (0.0, "shown", "shown: it is no worse by more than 0.3"),
+        (0.5, "shown", "shown: it is no worse by more than 0.3"),
+        (-0.2, "open", "items would show the margin of 0.3"),
+        (-0.8, "refuted here", "refuted here: it is worse by more than 0.3"),
+    ],
+)
+def test_a_claim_may_be_that_an_arm_is_no_worse(difference, verdict, said):
+    comparison = made(difference, margin=0.3)
+    [claim] = judge([Claim("m", "A", "B", margin=0.3)], [comparison])
+    assert claim.verdict == verdict
+    assert said in words(claim, comparison)
+    assert claim.tested == 0 or claim.p_value is None
+
+
+def test_claims_to_be_no_worse_take_no_part_in_the_correction():
+    weak = [made(0.25), made(0.25, arm="C", margin=0.3)]
+    alone = judge([Claim("m", "A", "B")], weak)
+    beside = judge([Claim("m", "A", "B"), Claim("m", "A", "C", margin=0.3)], weak)
+    assert alone[0].p_value == beside[0].p_value

@@ -322,6 +322,8 @@ class Trial(ForPaper):
         self.workdir = home() / "trials" / f"{self.tried}-{key}"
         self.workdir.mkdir(parents=True, exist_ok=True)
         arms, claims = list(self.arms()), list(self.claims())
+        self._margins = {claim.metric: claim.margin for claim in claims if claim.margin is not None}
+        self._margins |= margins(self.margin)
         self._check(arms, tasks, claims)
         took = Took(self.tried, {name: value for name, value in self.given().items() if name != "seed"})
         self._announce(arms, took.before)
@@ -433,7 +435,7 @@ class Trial(ForPaper):
                     per_item=task.per_item,
                     seed=self.seed,
                     journal=self.workdir / f"{task.name}-{self._runs}.jsonl",
-                    margins=margins(self.margin),
+                    margins=self._margins,
                     plan=pilot.plan if pilot else None,
                 )
                 taken = max(result.n_items for result in results)

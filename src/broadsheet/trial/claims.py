@@ -27,6 +27,8 @@ class Claim:
         effect: the improvement that the paper reports on this metric, in the metric's unit, more is better; a factor
             (2.0 is twice as good) where the metric is compared as a ratio. None where the paper gives no figure: then
             a quarter of the way from the baseline to the metric's ceiling is asked for.
+        margin: for a claim that `arm` is no worse, and need not win: how much worse still counts as that, in the
+            metric's unit, a share for ratios.
         kind: `"control"` for a comparison with what should not help (shuffled input, a random choice); earns nothing.
     """
 
@@ -36,6 +38,7 @@ class Claim:
     sentence: str = ""
     effect: float | None = None
     kind: Kind = "claim"
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class JudgedClaim(Claim):
     """A claim and what came of it.
 
     Args:
-        verdict: `"shown"`: the interval, and the p-value corrected for all claims of the trial, say that it helps.
+        verdict: `"shown"`: the interval, and the p-value corrected for all claims of the trial, say that it helps; of a
+            claim with a margin, that it is no worse by more.
             `"refuted here"`: the interval excludes `target`, and has a width: one without tells nothing of other items.
             `"open"`: anything else.
         target: the effect that was looked for, as `effect` gives it; None where neither the paper nor a ceiling does.
@@ -67,10 +71,10 @@ class JudgedClaim(Claim):
 
 
 def judge(claims: Sequence[Claim], comparisons: Sequence[Comparison]) -> list[JudgedClaim]:
-    """What the comparisons make of the claims. Claims are corrected together; each control stands alone."""
+    """What the comparisons make of the claims. Claims to win are corrected together; all others stand alone."""
     found = {(c.metric, c.baseline, c.arm): c for c in comparisons}
     of = [found.get((claim.metric, claim.baseline, claim.arm)) for claim in claims]
-    tested = [i for i, claim in enumerate(claims) if claim.kind == "claim"]
+    tested = [i for i, claim in enumerate(claims) if claim.kind == "claim" and claim.margin is None]
     corrected = dict(zip(tested, holm([of[i].p_value if of[i] else None for i in tested]), strict=True))  # type: ignore[union-attr]
     judged = []
     for i, (claim, comparison) in enumerate(zip(claims, of, strict=True)):
@@ -83,7 +87,12 @@ def _judged(claim: Claim, comparison: Comparison | None, p_value: float | None, 
     verdict: ClaimVerdict = "open"
     target: float | None = None
     came: dict[str, Any] = {}
-    if comparison is not None:
+    if comparison is not None and claim.margin is not None:
+        target, p_value = claim.margin, None
+        verdict = _no_worse(claim.margin, comparison)
+        if verdict == "open" and comparison.unit_error is not None:
+            came = _needed(math.log1p(target) if comparison.scale == "ratio" else target, comparison)
+    elif comparison is not None:
         target = target_of(claim, comparison)
         turned = comparison.turned()
         clear = (
@@ -100,20 +109,35 @@ def _judged(claim: Claim, comparison: Comparison | None, p_value: float | None, 
         ):
             verdict = "refuted here"
         elif reach is not None and comparison.unit_error is not None:
-            would = needed(
-                reach,
-                comparison.unit_error,
-                comparison.n,
-                run_error=comparison.run_error,
-                runs=max(comparison.runs),
-                floor=comparison.noise_floor,
-            )
-            came = {"needed_units": would.units, "needed_runs": would.runs}
+            came = _needed(reach, comparison)
     return JudgedClaim(**vars(claim), **came, verdict=verdict, target=target, p_value=p_value, tested=tested)
 
 
+def _needed(reach: float, comparison: Comparison) -> dict[str, Any]:
+    """What would decide an open claim."""
+    would = needed(
+        reach,
+        comparison.unit_error or 0.0,
+        comparison.n,
+        run_error=comparison.run_error,
+        runs=max(comparison.runs),
+        floor=comparison.noise_floor,
+    )
+    return {"needed_units": would.units, "needed_runs": would.runs}
+
+
+def _no_worse(margin: float, comparison: Comparison) -> ClaimVerdict:
+    """Of a claim that the arm is no worse: refuted where the whole interval lies beyond the margin."""
+    if comparison.verdict == "not measured" or comparison.no_worse is None:
+        return "open"
+    band = math.log1p(margin) if comparison.scale == "ratio" else margin
+    return "shown" if comparison.no_worse else "refuted here" if comparison.turned().high < -band else "open"
+
+
 def target_of(claim: Claim, comparison: Comparison) -> float | None:
-    """The effect to look for: the paper's, else a quarter of the gap from the baseline to the ceiling."""
+    """The effect to look for: the paper's, else a quarter of the gap from the baseline to the ceiling; or a margin."""
+    if claim.margin is not None:
+        return 1 + claim.margin if comparison.scale == "ratio" else claim.margin
     if claim.effect is not None:
         return claim.effect
     if comparison.ceiling is None or comparison.baseline_value is None or comparison.scale == "ratio":
@@ -135,21 +159,26 @@ def words(claim: JudgedClaim, comparison: Comparison | None) -> str:
         "refuted here: the interval excludes the paper's +0.08"
         "open: 340 items would show +0.08, a quarter of the gap to the ceiling, four times in five; 60 were asked"
     """
-    if claim.verdict == "shown":
+    if claim.verdict == "shown" and (claim.margin is None or comparison is None):
         return "shown"
     if comparison is None or comparison.verdict == "not measured":
         return f"{claim.verdict}: not measured"
     if claim.verdict == "open" and comparison.at_chance:
         return f"open: it is at chance, where guessing gives {comparison.chance:g}"
-    ratio = comparison.scale == "ratio"
     if claim.target is None:
         if claim.verdict == "refuted here":
             return "refuted here: it is worse"
         if not claim.tested and claim.kind == "claim":
             return "open: recorded before an effect was looked for"
         return "open: the paper gives no figure for it, and the metric has no ceiling"
-    size = f"{claim.target:.3g}×" if ratio else f"{claim.target:.3g}{f' {comparison.unit}' if comparison.unit else ''}"
-    whose = "the paper's" if claim.effect is not None else "a quarter of the gap to the ceiling,"
+    size, whose = (
+        _size(claim, comparison),
+        "the paper's" if claim.effect is not None else "a quarter of the gap to the ceiling,",
+    )
+    if claim.margin is not None:
+        whose = "the margin of"
+        if claim.verdict != "open":
+            return f"{claim.verdict}: it is {'no ' * (claim.verdict == 'shown')}worse by more than {size}"
     if claim.verdict == "refuted here":
         return f"refuted here: the interval excludes {whose} {size}"
     counted = comparison.counted or ("blocks" if comparison.test == "paired t on log ratios" else "items")
@@ -160,3 +189,11 @@ def words(claim: JudgedClaim, comparison: Comparison | None) -> str:
     return f"open: {' or '.join(would)} would show {whose} {size} four times in five; there were {comparison.n:,}" + (
         f" and {min(comparison.runs)}" if claim.needed_runs is not None else ""
     )
+
+
+def _size(claim: JudgedClaim, comparison: Comparison) -> str:
+    """The target in words: `"0.08 nats"`, `"1.9×"`, and a margin of a ratio in per cent."""
+    assert claim.target is not None
+    if comparison.scale == "ratio":
+        return f"{100 * claim.target:.3g} %" if claim.margin is not None else f"{claim.target:.3g}×"
+    return f"{claim.target:.3g}" + (f" {comparison.unit}" if comparison.unit else "")

@@ -22,7 +22,7 @@ from broadsheet.trial.base import ModelArm, Trial
 from broadsheet.trial.claims import JudgedClaim
 from broadsheet.trial.sampling import MIN_RUNS, MOST_RUNS, seconds_of
 from broadsheet.trial.stats import Floats
-from broadsheet.trial.verdicts import Comparison, compare_seconds, margins
+from broadsheet.trial.verdicts import Comparison, compare_seconds
 
 TRAINING = "training steps/s"
 
@@ -146,7 +146,7 @@ class TrainedTrial(Trial):
                 arm=name,
                 metric=TRAINING,
                 noise_floor=floor,
-                margin=margins(self.margin).get(TRAINING),
+                margin=self._margins.get(TRAINING),
             )
             for name, runs in whole.items()
             if name != baseline

@@ -46,6 +46,7 @@ class Win:
         effect: by how much, in the metric's unit, as the paper reports it; None where it gives no figure.
         over: the arm it wins over: full attention, or one of those that the trial puts `beside` the method.
         arm: the arm that wins; empty for the method's own.
+        margin: where it is claimed to be no worse, instead: by how much it may be.
     """
 
     gain: str
@@ -54,6 +55,7 @@ class Win:
     over: str = FULL
     arm: str = ""
     everywhere: bool = False
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,6 @@ class AttendTrial(Trial):
         pilot: texts that are read before it is decided how many the claims need. With five, not even the same outcome
             on each is a result (`verdicts`).
         most: texts that are read at most.
-        no_worse: by metric, or how its name begins, how much worse counts as no worse.
     """
 
     stage: ClassVar[str] = "attend"
@@ -125,7 +126,6 @@ class AttendTrial(Trial):
     one_piece: ClassVar[bool] = False
     pilot: ClassVar[int] = 6
     most: ClassVar[int] = 40
-    no_worse: ClassVar[Mapping[str, float]] = {}
 
     methods: tuple[str, ...] | None = option(
         None, "Whose methods take part; by default all of the stage, or the paper's own.", metavar="ID,…"
@@ -193,12 +193,6 @@ class AttendTrial(Trial):
         )
         self._held = len(texts)
         self._metrics = metrics(plan, texts)
-        self.margin = self.margin or tuple(
-            f"{metric.name}={size:g}"
-            for metric in self._metrics
-            for name, size in self.no_worse.items()
-            if metric.name.startswith(name)
-        )
         self._reader = LongTextReader(self.loaded.model, plan)
         return [
             EvalTask(
@@ -271,7 +265,7 @@ class AttendTrial(Trial):
                     continue
                 rival = full if win.over == FULL else win.over
                 meant = meant if win.everywhere else meant[-1:]
-                found += [Claim(name, rival, arm, win.says, win.effect) for name in meant]
+                found += [Claim(name, rival, arm, win.says, win.effect, margin=win.margin) for name in meant]
         return found
 
     def also_compare(self) -> list[tuple[str, str]]:
