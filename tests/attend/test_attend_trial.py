@@ -278,7 +278,10 @@ def test_the_stage_reads_all_methods_and_a_prefill_in_one_piece_beside_flexprefi
     }
     assert result.paper == "attend"
     # What the other claims are measured against takes part in the papers' own trials alone.
-    assert result.claims == [("loss beyond 256", FULL, "LM-Infinite"), ("prefill seconds", ONE_PIECE, "FlexPrefill")]
+    assert result.claims == [
+        ("loss beyond 256", FULL, "LM-Infinite"),
+        *((metric, ONE_PIECE, "FlexPrefill") for metric in ("prefill seconds", "loss", "loss beyond 256")),
+    ]
     compared = {(c.metric, c.baseline, c.arm) for c in result.comparisons}
     assert set(result.claims) <= compared
     [by_position] = [figure for figure in result.figures if figure.title.startswith("Loss by position")]
@@ -338,7 +341,7 @@ def test_the_rival_attends_to_as_many_keys(trial):
     assert method.most_keys == {512: 832, 4096: 4096, 48: 3 + 48 + 24 + 3, 64: 64}[trial.window]
 
 
-def test_a_trial_takes_as_many_texts_as_the_claims_need(setting, unread, monkeypatch, capsys):
+def test_a_trial_takes_as_many_texts_as_the_claims_need(setting, unread, monkeypatch):
     del setting["texts"]
     read = LMInfiniteTrial(**setting).run()
     assert {arm.n_items for arm in read.arms} == {6}
@@ -346,7 +349,6 @@ def test_a_trial_takes_as_many_texts_as_the_claims_need(setting, unread, monkeyp
     assert read.setting["power"].startswith(
         "after a pilot: 5 would show 7.85 in loss beyond 256 of LM-Infinite over full"
     )
-    assert "minutes a text" in capsys.readouterr().err
     assert any("n counts 6 texts, not their 18 passwords" in note for note in read.notes)
     # Of the two texts it is asked for, it reads both, and no pilot decides.
     read = LMInfiniteTrial(**setting, texts=2).run()
@@ -441,7 +443,7 @@ def test_each_paper_is_tried_in_its_own_regime():
         plan = Plan(trial.lengths, trial.window, trial.scored, trained)
         assert list(plan.groups) == ["", " beyond 8,192"]
         assert 6 <= trial.pilot <= trial.most <= 40
-        assert "idle cores" in type(trial).__doc__
+        assert "idle cores" in " ".join(str(type(trial).__doc__).split())
     assert LMInfiniteTrial().lengths[-1] == 2 * trained
     assert InfLLMTrial().window == 512
     assert LongHeadsTrial().window == 4096

@@ -18,7 +18,7 @@ from scipy import stats as distributions
 
 from broadsheet.page.evidence import finite, record
 from broadsheet.trial.claims import Claim, judge
-from broadsheet.trial.engine import RERUN, Arm, Measured, Metric, SamplePlan, run_arms
+from broadsheet.trial.engine import RERUN, Arm, Measured, Metric, SamplePlan, _say_left, run_arms
 from broadsheet.trial.external import external_arm
 from broadsheet.trial.results import TrialResult
 from broadsheet.trial.stats import auroc
@@ -468,3 +468,10 @@ def test_items_that_each_are_a_cluster_of_their_own_are_compared_as_items():
         metric = Metric("right", binary=True, cluster=cluster, counted="clips")
         _, comparisons = run_arms([arm("a", "baseline", 0.0), arm("b", "method", 1.0)], list(range(12)), [metric])
         assert comparisons[0].test == test
+
+
+def test_after_the_first_block_it_is_told_how_long_the_others_take(capsys):
+    _say_left(20.0, 10, None, 5)
+    _say_left(20.0, 100, SamplePlan(30, lambda *_: 30), 5)
+    _say_left(0.1, 100, None, 5)
+    assert capsys.readouterr().err == "about 3 min more\nabout 1.67 min more for the pilot\n"

@@ -206,8 +206,8 @@ def run_arms(
                 _write(journal, {"block": finished, "seconds": seconds})
                 spent += seconds
                 bar.advance(bar.task_ids[0])
-                if not index and (left := seconds * (len(blocks) - 1)) > _TOLD_SECONDS:
-                    say(f"about {duration(left)} more for " + ("all of it" if planned or plan is None else "all items"))
+                if not index:
+                    _say_left(seconds, len(blocks), None if planned else plan, block_size)
                 index += 1
     finally:
         for arm in arms:
@@ -218,6 +218,13 @@ def run_arms(
     comparisons = [c for a, b in wanted if {a, b} <= usable for c in made.compare(a, b)]
     levels = {metric.name: metric.chance for metric in metrics if metric.chance is not None}
     return results, beside_chance(comparisons, results, levels)
+
+
+def _say_left(seconds: float, blocks: int, plan: SamplePlan | None, block_size: int) -> None:
+    """After the first block: how long the others take, or those of the pilot."""
+    asked = blocks if plan is None else min(blocks, -(-plan.pilot // block_size))
+    if (left := seconds * (asked - 1)) > _TOLD_SECONDS:
+        say(f"about {duration(left)} more" + ("" if plan is None else " for the pilot"))
 
 
 def _wanted(arms: Sequence[Arm], baseline: str, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -442,13 +449,13 @@ class _Made:
     def clusters(self, metric: Metric, name: str) -> list[Hashable] | None:
         """The cluster of each item that the arm `name` has answered and that has a part in the metric.
 
-        None where each item is a cluster of its own.
+        None for yes or no where each item is a cluster of its own: then the exact test holds.
         """
         if metric.cluster is None:
             return None
         n = len(next(iter(self.of(name)[0].outputs.values())))
         found = [metric.cluster(self.items[i]) for i in self._places(metric, n)]
-        return found if len(set(found)) < len(found) else None
+        return None if metric.binary and len(set(found)) == len(found) else found
 
     def _places(self, metric: Metric, n: int) -> list[int]:
         """Those of the first n items that have a part in the metric."""

@@ -6,7 +6,6 @@ Knows: the stage's methods, long texts with hidden passwords. Serves each paper 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from broadsheet.attend.trials.longtexts import LongText, long_texts
 from broadsheet.attend.trials.metrics import FULL, ONE_PIECE, TRUNCATION, Plan, figures, metrics, notes, outputs
 from broadsheet.attend.trials.reader import DECODED, LongTextReader, Reading
 from broadsheet.cache import fingerprint
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError
 from broadsheet.data import corpora
 from broadsheet.methods import call_of, hyperparameters
 from broadsheet.options import option
@@ -242,8 +241,6 @@ class AttendTrial(Trial):
             wins = any(win.arm == each.name for win in each.trial.wins)
             role: Literal["sibling"] | None = "sibling" if each.beside and not wins else None
             arms.append(ModelArm.of(each.name, way, role, call_of(each.method)))
-        self._turns = len(arms) + 1  # the baseline runs twice
-        self._spent: list[float] = []
         if self._peer:
             command = peering.command(self._peer, self.model, self.dtype)
             about = self._peer.peer.about if self._peer.peer else " ".join(command)
@@ -339,23 +336,12 @@ class AttendTrial(Trial):
                     warm = True
                     way.reading(texts[0], [min(self.lengths[0], 2 * self.scored)])
                     return {}
-                begin = time.perf_counter()
                 read = [way.reading(text, self.lengths) for text in texts]
-                self._tell_pace(time.perf_counter() - begin)
             rows = [outputs(reader.plan, by_length, by_position) for by_length, by_position in read]
             columns = {key: [row[key] for row in rows] for key in rows[0]}
             return Measured(columns, seconds=sum(columns["prefill seconds"]))
 
         return Arm(arm.name, run, description=arm.description)
-
-    def _tell_pace(self, seconds: float) -> None:
-        """Once all arms have read a text: about how long the others will take."""
-        self._spent.append(seconds)
-        if len(self._spent) == self._turns:
-            minutes = sum(self._spent) / 60
-            first = self.texts or min(self.pilot, self.most)
-            of = "" if self.texts else " of the pilot"
-            say(f"about {minutes:.1f} minutes a text: {first * minutes:.0f} minutes for the {first} texts{of}")
 
 
 def _trial_of(paper: str) -> type[AttendTrial]:
