@@ -13,7 +13,7 @@ import pytest
 
 from broadsheet import console
 from broadsheet.console import duration, progress, track
-from broadsheet.trial.took import Took
+from broadsheet.took import Took
 
 
 @pytest.mark.parametrize(

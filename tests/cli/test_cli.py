@@ -26,7 +26,7 @@ from broadsheet.data import resources
 from broadsheet.page import evidence, staleness
 from broadsheet.page.docparts import example, use
 from broadsheet.page.papers import docstring, get, page, stages
-from broadsheet.report.answer import Answer
+from broadsheet.report.answer import TrialAnswer
 from broadsheet.trial.results import ArmResult, TrialResult
 
 COMMANDS = (
@@ -140,7 +140,7 @@ def test_show_fits_a_screen_and_says_what_to_do(run, monkeypatch):
         elif not paper.entry:
             assert "Listed; not built yet" in out
         if recorded := evidence.read(paper.id, evidence.folder()):
-            assert str(Answer(TrialResult.from_dict(recorded))) in words
+            assert str(TrialAnswer(TrialResult.from_dict(recorded))) in words
         assert (f"broadsheet try {paper.id} --quick" in out) == bool(paper.trial)
         assert "Options of" not in out
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from broadsheet import report
 from broadsheet.page import evidence
-from broadsheet.report.answer import Answer, difference
+from broadsheet.report.answer import TrialAnswer, difference
 from broadsheet.report.html import BRIEF, html
 from broadsheet.trial.claims import Claim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
@@ -80,7 +80,7 @@ def test_what_was_recorded_is_answered_on_one_screen(paper):
     lines = lines_of(result, written=[Path("runs/x.json"), Path("runs/x.html")])
     assert len(lines) <= BRIEF
     assert max(map(cell_len, lines)) <= 80
-    answer = Answer(result)
+    answer = TrialAnswer(result)
     said = " ".join(" ".join(lines).split())
     assert str(answer) in said
     assert answer.lead is not None
@@ -95,7 +95,7 @@ def test_what_was_recorded_is_answered_on_one_screen(paper):
 
 def test_an_answer_says_what_won_by_how_much_and_what_came_of_the_claim():
     result = tried(notes=("Read this first.", "And that."))
-    answer = Answer(result)
+    answer = TrialAnswer(result)
     c = result.comparison("score", "plain", "method")
     assert str(answer).startswith("Method beats plain: score ")
     assert f"({c.difference.estimate:+.2f}" in str(answer)
@@ -111,7 +111,9 @@ def test_what_is_worse_and_what_does_not_differ_is_said_so():
     same = tried({"plain": 0.0, "method": 0.0})
     assert "do not differ measurably" in difference(same.comparisons[0])
     assert "could have seen" in difference(same.comparisons[0])
-    assert "Best here" not in str(Answer(tried({"plain": 0.0, "method": 0.0, "other": 0.01}))), "within its interval"
+    assert "Best here" not in str(TrialAnswer(tried({"plain": 0.0, "method": 0.0, "other": 0.01}))), (
+        "within its interval"
+    )
 
 
 def test_an_arm_at_chance_does_not_help_whatever_the_baseline():
@@ -127,7 +129,7 @@ def test_an_arm_at_chance_does_not_help_whatever_the_baseline():
     assert "helps" not in sentence(by_arm["method"])
     assert "helps" in sentence(by_arm["other"])
     assert [judged.verdict for judged in result.judged] == ["open"]
-    answer = Answer(result)
+    answer = TrialAnswer(result)
     assert str(answer).startswith("Method is at chance: AUROC ")
     assert "The paper's claim is open: it is at chance, where guessing gives 0.5." in str(answer)
     assert [cells[0].mark for arm, cells in answer.rows if arm.name == "method"] == ["="]
@@ -149,7 +151,7 @@ def test_equality_by_design_is_counted():
     result = tried({"plain": 1.0, "method": 1.0}, metric, (Claim("items/s", "plain", "method"),))
     same = result.comparison("identical output", "plain", "method")
     assert sentence(same) == "identical output: method as plain: 60 of 60"
-    assert "its output identical on 60 of 60" in str(Answer(result))
+    assert "its output identical on 60 of 60" in str(TrialAnswer(result))
     other = tried({"plain": 1.0, "method": 0.0}, metric, ()).comparisons[0]
     assert "60 of 60" not in sentence(other)
 
@@ -158,17 +160,17 @@ def test_several_claims_are_counted_and_those_that_are_not_shown_are_named():
     claims = (Claim("score", "plain", "method", effect=0.5), Claim("score", "other", "method", effect=0.5))
     result = tried(claims=claims, pairs=(("other", "method"),))
     assert [claim.verdict for claim in result.judged] == ["shown", "refuted here"]
-    assert "Of the paper's 2 claims 1 is shown and 1 is refuted here (score over other)." in str(Answer(result))
+    assert "Of the paper's 2 claims 1 is shown and 1 is refuted here (score over other)." in str(TrialAnswer(result))
     both = tried(claims=(claims[0], Claim("score", "plain", "other", effect=0.5)))
-    assert "Both claims of the paper are shown." in str(Answer(both))
+    assert "Both claims of the paper are shown." in str(TrialAnswer(both))
 
 
 def test_what_failed_or_is_a_demonstration_comes_before_other_notes():
     result = tried(notes=("Read this first.",))
     result.demonstration = "its weights are random"
-    assert Answer(result).why == "A demonstration alone: its weights are random"
+    assert TrialAnswer(result).why == "A demonstration alone: its weights are random"
     result.arms[2].status, result.arms[2].error = "failed", "InputError: no room"
-    assert Answer(result).why == "other failed: InputError: no room."
+    assert TrialAnswer(result).why == "other failed: InputError: no room."
     lines = lines_of(result)
     assert any("failed: InputError" in line for line in lines)
 
@@ -177,14 +179,14 @@ def test_a_gain_that_is_absent_is_explained_first():
     absent = "The gain that the paper reports is absent here in score of method over plain. The model is small."
     claim = Claim("score", "plain", "method", effect=5.0)
     none = {"plain": 0.0, "method": 0.0}
-    assert Answer(tried(none, claims=(claim,), notes=("Read this.", absent))).why == "The model is small."
-    assert Answer(tried(claims=(claim,), notes=("Read this.",))).why == "Read this."
-    assert Answer(tried()).why == ""
+    assert TrialAnswer(tried(none, claims=(claim,), notes=("Read this.", absent))).why == "The model is small."
+    assert TrialAnswer(tried(claims=(claim,), notes=("Read this.",))).why == "Read this."
+    assert TrialAnswer(tried()).why == ""
 
 
 def test_a_result_without_comparisons_has_an_answer_too():
     result = tried({"plain": 0.0}, claims=())
-    assert str(Answer(result)) == "Nothing was compared."
+    assert str(TrialAnswer(result)) == "Nothing was compared."
     assert lines_of(result)
     long = tried(claims=(), notes=("word " * 400,))
     assert len(lines_of(long)) <= BRIEF
@@ -194,7 +196,7 @@ def test_the_report_begins_with_the_answer_its_figure_and_what_to_know_first():
     result = tried(notes=("Read <this> first.", "And that."))
     result.examples = [Example("The <passage> itself.", {"plain": "0.1", "method": "0.9"}, "Right: high.")]
     page = html(result)
-    assert f"<h1>{escape(str(Answer(result)))}</h1>" in page
+    assert f"<h1>{escape(str(TrialAnswer(result)))}</h1>" in page
     first = page[page.index("<h1>") : page.index("What the paper claims")]
     assert "Read &lt;this&gt; first." in first
     assert first.count("<figure>") == 1
@@ -227,5 +229,5 @@ def test_an_index_lists_the_reports_of_a_folder(tmp_path):
     page = (tmp_path / "index.html").read_text()
     assert page.index("The second paper") < page.index("The first &lt;paper&gt;")
     assert 'href="one.html"' in page
-    assert str(escape(str(Answer(second)))) in page
+    assert str(escape(str(TrialAnswer(second)))) in page
     assert page.count("<article>") == 2

@@ -103,10 +103,10 @@ def _show_brief(console: Console, paper: Paper) -> None:
     if paper.id in surveys():
         _map(console, paper)
     if recorded := evidence.read(paper.id, paper.evidence_folder):
-        from broadsheet.report.answer import Answer
+        from broadsheet.report.answer import TrialAnswer
         from broadsheet.trial.results import TrialResult
 
-        answer = Answer(TrialResult.from_dict(recorded))
+        answer = TrialAnswer(TrialResult.from_dict(recorded))
         console.print(f"\nMeasured {recorded['provenance']['date'][:10]}", style="bold", markup=False)
         console.print(Padding(str(answer), (0, 0, 0, 2)), markup=False)
         if old := stale(paper.id) if paper.ours else "":

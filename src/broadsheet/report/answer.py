@@ -7,7 +7,6 @@ answer is printed. All of it follows from the result alone, so that what was rec
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -39,7 +38,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Answer:
+class TrialAnswer:
     """What a trial says.
 
     Args:
@@ -50,7 +49,7 @@ class Answer:
             method, else that of the best arm. None where nothing was compared.
 
     Example:
-        >>> str(Answer(result))  # doctest: +SKIP
+        >>> str(TrialAnswer(result))  # doctest: +SKIP
         "Lastde++ beats Likelihood: AUROC 0.756 → 0.869 (+0.113 [+0.081, +0.144]), at 0.48× the speed. …"
     """
 
@@ -227,8 +226,3 @@ def difference(c: Comparison) -> str:
     if not values(c):
         return f"{c.arm} is {amount(c)} as fast as {c.baseline}"
     return f"{c.arm} {'beats' if c.verdict == 'helps' else 'is worse than'} {c.baseline}: {told}"
-
-
-def answers(results: Iterable[TrialResult]) -> dict[str, str]:
-    """The answer of each result, by paper."""
-    return {result.paper: str(Answer(result)) for result in results}

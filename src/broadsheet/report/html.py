@@ -21,7 +21,7 @@ from broadsheet.cache import atomic_write
 from broadsheet.console import duration
 from broadsheet.page.evidence import finite
 from broadsheet.report import plots, words
-from broadsheet.report.answer import Answer
+from broadsheet.report.answer import TrialAnswer
 from broadsheet.report.view import CLAIM_MARKS, MARKS, View
 from broadsheet.trial.results import TrialResult, listed
 from broadsheet.trial.sentences import amount, margin_words, multiplicity_warning, sentence, values
@@ -72,13 +72,13 @@ def terminal(
         console.print(
             Text(f"report  {_short(page)}" + " · --full prints all of it" * (not full), "dim"), soft_wrap=True
         )
-    if use := Answer(result).use:
+    if use := TrialAnswer(result).use:
         console.print(Text.assemble(("use     ", "dim"), use), soft_wrap=True)
 
 
 def brief(result: TrialResult, width: int) -> list[RenderableType]:
     """The answer, its rows, and why: what the first screen of a report says."""
-    answer = Answer(result)
+    answer = TrialAnswer(result)
     mark, style = CLAIM_MARKS[result.verdict], CLAIM_STYLES[result.verdict]
     said = Text(str(answer), "bold", overflow="fold")
     lines: list[RenderableType] = [_hanging([(mark, said, style)]) if answer.claims else said, Text()]
@@ -213,7 +213,7 @@ def index(folder: Path) -> str:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         if path.with_suffix(".html").is_file():
-            found.append((result, Answer(result), path.with_suffix(".html").name))
+            found.append((result, TrialAnswer(result), path.with_suffix(".html").name))
     found.sort(key=lambda each: str(each[0].provenance.get("date", "")), reverse=True)
     return _template("index.html.jinja").render(trials=found, marks=CLAIM_MARKS)
 
@@ -226,7 +226,7 @@ def html(result: TrialResult) -> str:
     return _template("report.html.jinja").render(
         result=result,
         view=View(result),
-        answer=Answer(result),
+        answer=TrialAnswer(result),
         duration=duration,
         words=words,
         sentence=sentence,

@@ -25,12 +25,12 @@ from broadsheet.console import InputError, duration, say
 from broadsheet.methods import ForPaper
 from broadsheet.options import option
 from broadsheet.page.evidence import provenance, versions
+from broadsheet.took import Took
 from broadsheet.trial.claims import Claim, JudgedClaim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.results import ArmResult, Curve, Distribution, Example, Role, TrialResult, joined, plural
 from broadsheet.trial.sampling import PilotSampling, seconds_of
 from broadsheet.trial.stats import MIN_UNITS
-from broadsheet.trial.took import Took
 from broadsheet.trial.verdicts import Comparison, margins
 
 if TYPE_CHECKING:

@@ -190,8 +190,8 @@ def run_arms(
         for arm in arms:
             _prepare(arm, records[arm.label], blocks[0][:1], warm=done < len(blocks))
         with progress("running the arms", total=len(blocks)) as bar:
-            bar.update(bar.task_ids[0], completed=done)
             index = done
+            bar.update(bar.task_ids[0], completed=index)
             while index < len(blocks):
                 if plan is not None and not planned and index * block_size >= plan.pilot:
                     planned = _planned(plan, made, wanted, index * block_size, len(items), spent)
@@ -206,18 +206,14 @@ def run_arms(
                 _write(journal, {"block": finished, "seconds": seconds})
                 spent += seconds
                 bar.advance(bar.task_ids[0])
-                if not index:
-                    _say_left(seconds, len(blocks), None if planned else plan, block_size)
                 index += 1
+                if index == 1:
+                    _say_left(seconds, len(blocks), None if planned else plan, block_size)
     finally:
         for arm in arms:
             if arm.close:
                 arm.close()
-    results = [made.result(name, per_item) for name in dict.fromkeys(arm.name for arm in arms)]
-    usable = {result.name for result in results if result.status == "ok"}
-    comparisons = [c for a, b in wanted if {a, b} <= usable for c in made.compare(a, b)]
-    levels = {metric.name: metric.chance for metric in metrics if metric.chance is not None}
-    return results, beside_chance(comparisons, results, levels)
+    return made.outcome(wanted, per_item)
 
 
 def _say_left(seconds: float, blocks: int, plan: SamplePlan | None, block_size: int) -> None:
@@ -237,8 +233,7 @@ def _planned(
     plan: SamplePlan, made: _Made, wanted: Sequence[tuple[str, str]], asked: int, most: int, spent: float
 ) -> int:
     """How many items are asked in all, at least those of the pilot, which took `spent` seconds."""
-    usable = {name for name in made.names if made.result(name, 1).status == "ok"}
-    found = [c for a, b in wanted if {a, b} <= usable for c in made.compare(a, b)]
+    _, found = made.outcome(wanted, 1)
     return min(max(plan.decide(found, asked, spent / asked), asked), most)
 
 
@@ -400,6 +395,14 @@ class _Made:
     @property
     def names(self) -> list[str]:
         return list(dict.fromkeys(arm.name for arm in self.arms))
+
+    def outcome(self, wanted: Sequence[tuple[str, str]], per_item: int) -> tuple[list[ArmResult], list[Comparison]]:
+        """What each arm did, and the comparisons `wanted` of those that did not fail."""
+        results = [self.result(name, per_item) for name in self.names]
+        usable = {result.name for result in results if result.status == "ok"}
+        comparisons = [c for a, b in wanted if {a, b} <= usable for c in self.compare(a, b)]
+        levels = {metric.name: metric.chance for metric in self.metrics if metric.chance is not None}
+        return results, beside_chance(comparisons, results, levels)
 
     def of(self, name: str) -> list[_Record]:
         """The records of an arm's training runs."""
