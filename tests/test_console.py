@@ -89,6 +89,7 @@ def test_ctrl_c_says_that_a_trial_stopped_and_how_to_go_on(tmp_path):
         "from broadsheet.page import papers\n"
         "papers.load = trials_load\n"
         "options.construct = lambda kind, given: Slow()\n"
+        "trials.own_options = lambda context, kind: ({}, [])\n"
         "sys.argv = ['broadsheet', 'try', 'lastde']\n"
         "app.main()\n"
     )
