@@ -76,7 +76,7 @@ def show(console: Console, *, model: str = "default", tokens: int = 96, requests
     ids = [_prompt(loaded.tokenizer, request) for request in requests]
     _write(loaded.model, ids[0], 4, Writing(), None)  # what is slow once is over when the clock starts
     _write(loaded.model, ids[0], 24, Writing(), drafter)
-    console.print(f"[bold]{title} writes {len(requests)} texts twice[/bold]: token by token, and checking drafts.\n")
+    console.print(f"[bold]{len(requests)} texts, each written twice[/bold] by {title}\n")
     plain, drafted, same = 0.0, 0.0, 0
     for number, (request, prompt) in enumerate(zip(requests, ids, strict=True), start=1):
         console.print(f"[dim]{number} of {len(requests)}[/dim] {request}")
@@ -94,9 +94,9 @@ def show(console: Console, *, model: str = "default", tokens: int = 96, requests
         "Drafts are what the text and the prompt said before in such a place; the model checks them at once.\n"
     )
     console.print("use it   from broadsheet.decode import NgramDrafter")
-    console.print("         model.generate(**inputs, custom_generate=NgramDrafter(), do_sample=False)")
-    console.print("measure  broadsheet try aded --quick        beside the paper it grew out of, with intervals")
-    console.print("go on    broadsheet advise                  which of the 79 papers suits your task")
+    console.print("         model.generate(**inputs, custom_generate=NgramDrafter())")
+    console.print("measure  broadsheet try aded --quick    beside the paper it grew out of")
+    console.print("go on    broadsheet advise              which of the 79 papers suits you")
     return gain
 
 
