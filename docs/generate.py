@@ -92,21 +92,56 @@ def downloads() -> str:
 
 
 def all_papers() -> str:
-    """All papers, one table a stage, with what each is about and what became of its claims."""
-    parts = []
-    for stage in stages():
-        about = stage.about[0].upper() + stage.about[1:] + ("" if stage.about.endswith("?") else ".")
-        rows = [
-            (f"[{paper.title}]({paper.url})<br>{paper.summary}", f"`{paper.id}`", paper.kind, rung(paper))
-            for paper in stage.papers
-        ]
-        parts += [f"## {stage.id}", f"{about} {counted(stage)}.", table(("paper", "id", "kind", "rung"), rows)]
-        for paper in stage.papers:
-            if found := claims(paper):
-                parts.append(
-                    f"What became of the claims of `{paper.id}`:\n\n" + "\n".join(f"- {sentence}" for sentence in found)
-                )
-    return "\n\n".join(parts)
+    """All papers in one table, in page order, with what each is about; `papers.js` filters it by what its cells say."""
+    built = [(_stage(stage.id), _said(stage.about), counted(stage)) for stage in stages()]
+    rows = [
+        (
+            f"[{paper.title}](papers/{paper.id}.md)<br>{paper.summary}{_sought(paper)}",
+            f"`{paper.id}`",
+            _stage(paper.stage),
+            paper.kind,
+            rung(paper),
+            paper.verdict or "—",
+            f"[{paper.arxiv}]({paper.url})",
+        )
+        for stage in stages()
+        for paper in stage.papers
+    ]
+    papers = table(("paper", "id", "stage", "kind", "rung", "claims", "arXiv"), rows)
+    return "\n\n".join(
+        (
+            '<div class="papers" markdown>',
+            papers,
+            "</div>",
+            "## The stages",
+            table(("stage", "what its papers are about", "papers"), built),
+        )
+    )
+
+
+def _stage(name: str) -> str:
+    """A stage's name, as a link where it has a page."""
+    return f"[{name}]({name}.md)" if has_page(name) else name
+
+
+def _said(about: str) -> str:
+    return about[0].upper() + about[1:] + ("" if about.endswith("?") else ".")
+
+
+def _sought(paper: Paper) -> str:
+    """Words that a search finds a paper by, and that its row does not show."""
+    sought = (*paper.topics, *(entry.partition(":")[2] for entry in paper.entry))
+    return f'<span class="sought"> {"; ".join(sought)}</span>' if sought else ""
+
+
+def has_page(name: str) -> bool:
+    """Whether a stage has a page of its own."""
+    return (ROOT / "docs" / f"{name}.md").exists()
+
+
+def has_reference(name: str) -> bool:
+    """Whether a stage has a page of reference."""
+    return (ROOT / "docs" / "reference" / f"{name}.md").exists()
 
 
 def trial_of(paper: Paper) -> TrialResult | None:
@@ -127,13 +162,18 @@ def stage_evidence(name: str) -> str:
     """For each paper of a stage that has any of it: what of the paper is here, and what its recorded trial found."""
     stage = next(stage for stage in stages() if stage.id == name)
     parts = {
-        paper: "\n\n".join(filter(None, (scope(paper), _found(paper))))
+        paper: "\n\n".join(filter(None, (own_page(paper), scope(paper), _found(paper))))
         for paper in stage.papers
         if (paper.scope and (paper.in_stage or not paper.entry)) or trial_of(paper)
     }
     if len(parts) > 1:
         return "\n\n".join(f"### {paper.title}\n\n{part}" for paper, part in parts.items())
     return next(iter(parts.values()), _found(stage.papers[0]))
+
+
+def own_page(paper: Paper) -> str:
+    """A stage's link to the page of one of its papers."""
+    return f"[`{paper.id}` on a page](papers/{paper.id}.md): when to use it, how, and what came of its claims."
 
 
 def _found(paper: Paper) -> str:
@@ -284,7 +324,7 @@ def reference(name: str) -> str:
     }
     rows = [(f"[`{each}`](#{module})", about) for each, (module, about) in sorted(homes.items())]
     first = sorted(modules, key=lambda module: (module.count("."), module != f"broadsheet.{name}.base", module))
-    page = f" [The stage](../{name}.md) explains them." if (ROOT / "docs" / f"{name}.md").exists() else ""
+    page = f" [The stage](../{name}.md) explains them." if has_page(name) else ""
     return "\n\n".join(
         (
             f"# {name}",
@@ -334,7 +374,7 @@ def truth() -> str:
         counts = [sum(claim.verdict == verdict for claim in judged) for verdict in ("shown", "refuted here", "open")]
         rows.append(
             (
-                f"`{paper.id}`",
+                f"[`{paper.id}`](papers/{paper.id}.md)",
                 paper.stage,
                 rung(paper),
                 paper.verdict or "—",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import json
+import os
 import re
 import shlex
 import sys
@@ -12,7 +14,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,10 +32,11 @@ from broadsheet.page.guides import maps
 from broadsheet.page.guides.advice import facts, rules
 from broadsheet.page.guides.longcontext import FACETS, long_input, ways
 from broadsheet.page.papers import RUNGS, get, get_recipe, get_trial, load, ours, page, stages, which
+from broadsheet.report.answer import Answer
 from broadsheet.report.words import bracket, number
 from broadsheet.trial.claims import Claim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
-from broadsheet.trial.results import TrialResult
+from broadsheet.trial.results import Example, TrialResult
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
@@ -103,6 +106,14 @@ def generate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
+def paperpages(generate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """docs/paperpages.py, which makes a page for each paper, beside the same docs/generate.py."""
+    monkeypatch.setitem(sys.modules, "generate", generate)
+    monkeypatch.delitem(sys.modules, "paperpages", raising=False)
+    return importlib.import_module("paperpages")
+
+
+@pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialResult:
     """A recorded trial of lastde in an evidence folder of its own: one claim holds, one arm has failed."""
     rng = np.random.default_rng(0)
@@ -112,10 +123,10 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialResult:
 
     arms = [
         Arm("Likelihood", lambda block: {"AUROC": [x for x, _ in block]}, role="baseline"),
-        Arm("Lastde", lambda block: {"AUROC": [x + 0.5 + 0.1 * e for x, e in block]}),
+        Arm("Lastde", lambda block: {"AUROC": [x + 0.8 + 0.1 * e for x, e in block]}),
         Arm("DNA-GPT", fail, role="sibling"),
     ]
-    results, comparisons = run_arms(arms, rng.normal(size=(40, 2)).tolist(), [Metric("AUROC")], item="text")
+    results, comparisons = run_arms(arms, (0.1 * rng.normal(size=(40, 2))).tolist(), [Metric("AUROC")], item="text")
     result = TrialResult(
         paper="lastde", title="t", question="q", setting={"data": "pydocs"}, arms=results, comparisons=comparisons,
         item="text", judged=judge([Claim("AUROC", "Likelihood", "Lastde")], comparisons), notes=["A note."],
@@ -152,9 +163,12 @@ def test_check_names_what_is_stale_and_writes_nothing(
 
 
 def test_the_page_of_all_papers_says_what_each_is_about(generate: ModuleType) -> None:
-    rows = {row.split("`")[1]: row for row in generate.all_papers().splitlines() if row.startswith("| [")}
+    rows = {row.split("`")[1]: row for row in generate.all_papers().splitlines() if "](papers/" in row}
     assert len(rows) == len(ours())
-    assert all(paper.summary and f"<br>{paper.summary} |" in rows[paper.id] for paper in ours())
+    for paper in ours():
+        assert paper.summary
+        assert f"<br>{paper.summary}<span" in rows[paper.id]
+        assert all(topic in rows[paper.id] for topic in paper.topics), "the filter searches what is in the row"
 
 
 def test_recorded_numbers_reach_the_pages(generate: ModuleType, recorded: TrialResult) -> None:
@@ -170,7 +184,6 @@ def test_recorded_numbers_reach_the_pages(generate: ModuleType, recorded: TrialR
     assert "- A note." in text
     assert "`broadsheet try lastde --record`" in text
     assert recorded.provenance["date"][:10] in text
-    assert "AUROC: Lastde helps" in generate.all_papers()
     assert "1&nbsp;runs" in next(line for line in generate.all_papers().splitlines() if "`lastde`" in line)
 
 
@@ -201,8 +214,97 @@ def test_what_of_a_paper_is_here_stands_in_its_part_of_the_stages_page(generate:
 
 def test_every_paper_is_in_the_tables(generate: ModuleType) -> None:
     text = generate.all_papers()
-    assert all(text.count(f"| `{paper.id}` |") == 1 and f"({paper.url})" in text for paper in ours())
+    for paper in ours():
+        (row,) = (line for line in text.splitlines() if f"| `{paper.id}` |" in line)
+        assert row.startswith(f"| [{paper.title}](papers/{paper.id}.md)")
+        assert f"({paper.url})" in row
+        assert f"| {paper.kind} | {paper.rung}&nbsp;{RUNGS[paper.rung]} | {paper.verdict or '—'} |" in row
     assert text.count("| `") == len(ours())
+
+
+# A page for each paper
+
+
+def test_each_paper_has_a_page_that_says_what_it_is_and_how_to_use_it(paperpages: ModuleType) -> None:
+    for paper in ours():
+        text = paperpages.page(paper)
+        assert text.startswith(f"# {paper.title}\n")
+        assert paper.summary in text
+        assert paper.url in text
+        assert all(f">{topic}</a>" in text for topic in paper.topics)
+        assert f"{paper.rung} {RUNGS[paper.rung]}" in text
+        for entry in paper.entry:
+            name = entry.partition(":")[2]
+            assert f"**`{name}`**" in text
+            assert re.search(rf"^from broadsheet\S* import .*{name}", text, re.MULTILINE)
+        for command, there in (("try", paper.trial), ("apply", paper.apply)):
+            assert bool(there) == (f'??? note "broadsheet {command} {paper.id}"' in text)
+        assert ("Not built yet" in text) == (not paper.entry)
+        for phrase in (*paper.implements, *paper.leaves_out):
+            assert phrase.replace("_", "\\_").replace("[", "\\[").replace("]", "\\]") in text
+
+
+def test_the_code_on_the_papers_pages_is_python_and_imports(paperpages: ModuleType) -> None:
+    for paper in ours():
+        for block in re.findall(r"^```python\n(.*?)^```$", paperpages.page(paper), re.MULTILINE | re.DOTALL):
+            imports = [node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)]
+            exec(compile(ast.Module(imports, []), paper.id, "exec"), {})
+
+
+def test_links_of_the_papers_pages_lead_somewhere(paperpages: ModuleType) -> None:
+    made = {paper.id for paper in ours()}
+    for paper in ours():
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", paperpages.page(paper)):
+            place = Path(os.path.normpath(ROOT / "docs" / "papers" / target))  # the folder is made with the site
+            assert place.exists() or (target.endswith(".md") and target[:-3] in made), f"{paper.id}: no {target}"
+
+
+def test_a_papers_page_holds_its_recorded_answer_picture_and_claims(
+    paperpages: ModuleType, recorded: TrialResult
+) -> None:
+    recorded.judged[0] = replace(recorded.judged[0], sentence="it tells machine texts better (Sec. 4)")
+    recorded.examples = [Example("A text <b> of\n\ntwo parts", {"Lastde": "0.9 & more"}, expected="a machine's")]
+    evidence.record("lastde", recorded.to_dict(), evidence.folder())
+    text = paperpages.page(get("lastde"))
+    assert f"**{paperpages._text(Answer(recorded))}**" in text
+    assert '<figure class="evidence"><svg' in text
+    (line,) = (line for line in text.splitlines() if "it tells machine texts better" in line)
+    assert line.startswith("- ✓ **shown**: AUROC of Lastde over Likelihood. The paper: it tells")
+    assert "broadsheet try lastde --record\n```" in text
+    assert "    - data: pydocs" in text
+    (shown,) = (line for line in text.splitlines() if "examples" in line)
+    assert "<blockquote>A text &lt;b&gt; of two parts</blockquote>" in shown
+    assert "<dt>Lastde</dt><dd>0.9 &amp; more</dd>" in shown
+    assert "a machine's" in shown.replace("&#x27;", "'")
+
+
+def test_related_papers_share_topics_or_the_stage(paperpages: ModuleType) -> None:
+    for paper in ours():
+        found = paperpages.related(paper)
+        assert found
+        for other, shared in found:
+            assert other != paper
+            assert shared or other.stage == paper.stage
+            assert set(shared) == set(paper.topics) & set(other.topics)
+    assert "loogle" in {other.id for other, _ in paperpages.related(get("longheads"), most=20)}
+
+
+def test_the_site_gets_the_pages_that_the_links_lead_to(
+    paperpages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class File:
+        @staticmethod
+        def generated(config: Any, name: str, *, content: str, inclusion: str) -> tuple[str, str, str]:
+            return name, content, inclusion
+
+    structure = ModuleType("mkdocs.structure.files")
+    structure.File, structure.InclusionLevel = File, SimpleNamespace(NOT_IN_NAV="not in nav")  # type: ignore[attr-defined]
+    for name in ("mkdocs", "mkdocs.structure"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "mkdocs.structure.files", structure)
+    made = paperpages.on_files([], None)
+    assert [name for name, _, _ in made] == [f"papers/{paper.id}.md" for paper in ours()]
+    assert all(content.startswith("# ") and inclusion == "not in nav" for _, content, inclusion in made)
 
 
 def test_options_come_from_the_trial_and_the_recipe(generate: ModuleType) -> None:
@@ -344,6 +446,9 @@ def test_commands_that_can_be_copied_parse(path: Path) -> None:
 def test_links_lead_somewhere(path: Path) -> None:
     for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", prose(path)):
         place = (path.parent / target).resolve() if target else path
+        if place.parent == ROOT / "docs" / "papers":  # made with the site
+            assert place.stem in {paper.id for paper in ours()}, f"{target}: no such paper"
+            continue
         assert place.exists(), f"{target}: no such file"
         if anchor:
             text = place.read_text("utf-8")
