@@ -25,6 +25,7 @@ from loopback import Loopback
 
 import broadsheet
 from broadsheet import detect, models
+from broadsheet.cli import main
 from broadsheet.cli.app import app
 from broadsheet.options import describe
 from broadsheet.page import evidence
@@ -177,7 +178,7 @@ def test_recorded_numbers_reach_the_pages(generate: ModuleType, recorded: TrialR
     assert "no such \\| model" in rows["DNA-GPT"]
     assert rows["Lastde"].startswith("| **Lastde** |")
     method = next(arm for arm in recorded.arms if arm.name == "Lastde")
-    assert number(method.values["AUROC"].estimate, step=0.01) in rows["Lastde"]
+    assert number(method.values["AUROC"].estimate, step=0.001) in rows["Lastde"]
     claimed = next(c for c in recorded.comparisons if c.arm == "Lastde" and c.metric == "AUROC")
     assert f"helps: +{bracket(claimed.difference)[0]} [" in rows["Lastde"]
     assert "AUROC: Lastde helps" in text
@@ -482,6 +483,13 @@ def test_reference_pages_name_modules() -> None:
     assert all(importlib.util.find_spec(name) for name in named)
 
 
+def test_the_glossary_explains_the_words_of_a_report() -> None:
+    terms = re.findall(r"^\*\*(.+)\*\*\n:   ", (ROOT / "docs/glossary.md").read_text("utf-8"), re.MULTILINE)
+    assert terms == sorted(terms)
+    wanted = "arm baseline claim control rung verdict noise_floor minimum_effect peer sibling item open refuted_here"
+    assert {word.replace("_", " ") for word in wanted.split()} <= {term.lower() for term in terms}
+
+
 def test_the_navigation_holds_every_page() -> None:
     navigation = re.findall(r"([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     assert sorted(navigation) == sorted(
@@ -576,6 +584,37 @@ def test_the_examples_of_the_readme_run_as_they_stand(
     assert written > human, "the second text is a model's"
     assert "very long text" in story
     assert len(ranked.splitlines()) == 3
+
+
+def test_the_tutorial_runs_line_by_line(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its code and commands, in order, in one folder; a tiny model stands for the default one."""
+    monkeypatch.chdir(tmp_path)
+    fences = re.findall(
+        r"^```(python|sh)\n(.*?)^```$", (ROOT / "docs/tutorial.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert [language for language, _ in fences] == ["python", "python", "sh", "python", "sh", "python"]
+    names: dict[str, Any] = {}
+    for language, body in fences:
+        given = body.replace('"default"', repr(str(tiny_folder))).replace("--model default", f"--model {tiny_folder}")
+        if language == "python":
+            exec(given, names)
+            continue
+        for line in given.splitlines():
+            monkeypatch.setattr(sys, "argv", shlex.split(line))
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert not ended.value.code, capsys.readouterr().err
+    assert len(names["human"]) == 24
+    assert len({json.loads(line)["id"] for line in Path("machine.jsonl").read_text().splitlines()}) == 24
+    assert Path("runs/lastde.html").read_text().startswith("<!doctype html>")
+    printed = capsys.readouterr().out
+    assert str(Answer(names["result"])) in printed
+    assert {"Likelihood", "Lastde", "Lastde++"} <= {arm.name for arm in names["result"].arms}
+    scores = [json.loads(line) for line in Path("scores.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in scores] == [str(i) for i in range(24)]
+    assert np.isfinite(names["scores"]).all()
 
 
 def test_endpoint_example_runs(
