@@ -5,8 +5,9 @@
 
 A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`. NAME is a key of `PARTS`, or
 `options of try ID`, `options of apply ID`, `which of STAGE`, `evidence of STAGE`, `speed of STAGE`, `reference of
-STAGE` or `output of broadsheet …`, for whatever papers, stages and commands there are. No number that was measured is
-typed by hand: it comes from `evidence/`, which `broadsheet try ID --record` writes.
+STAGE`, `internals of STAGE`, `trials of STAGE` or `output of broadsheet …`, for whatever papers, stages and commands
+there are. No number that was measured is typed by hand: it comes from `evidence/`, which `broadsheet try ID --record`
+writes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import ast
 import re
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -308,31 +310,76 @@ def _with_default(said: str, default: str) -> str:
 
 
 def reference(name: str) -> str:
-    """A stage's reference page: the names that it exports, then its modules, the socket first."""
-    package = import_module(f"broadsheet.{name}")
-    folder = Path(str(package.__file__)).parent
-    modules = {
-        f"broadsheet.{name}.{path.relative_to(folder).with_suffix('').as_posix().replace('/', '.')}": path
-        for path in sorted(folder.rglob("*.py"))
-        if path.stem not in ("__init__", "commands") and not path.stem.startswith("_")
-    }
-    homes = {
-        each: (module, about)
-        for module, path in modules.items()
-        for each, about in _defined(path).items()
-        if each in package.__all__
-    }
-    rows = [(f"[`{each}`](#{module})", about) for each, (module, about) in sorted(homes.items())]
-    first = sorted(modules, key=lambda module: (module.count("."), module != f"broadsheet.{name}.base", module))
+    """A stage's reference page: the names that it exports, its socket and its papers' classes first."""
+    ordered, homes = _ordered(name), _homes(name)
+    rows = [(f"[`{each}`](#{module})", _modules(name)[module][each]) for each, module in homes.items()]
     page = f" [The stage](../{name}.md) explains them." if has_page(name) else ""
+    shown = [(module, [each for each, home in homes.items() if home == module]) for module in ordered]
+    inside = f"What they are made of is among the [internals](internals/{name}.md)."
     return "\n\n".join(
         (
             f"# {name}",
-            f"These names import from `broadsheet.{name}`.{page}",
+            f"These names import from `broadsheet.{name}`.{page} {inside}",
             table(("name", "what"), rows),
-            *(f"::: {module}" for module in first),
+            *(_directive(module, members) for module, members in shown if members),
         )
     )
+
+
+def internals(name: str, trials: bool = False) -> str:
+    """A stage's classes and functions that it does not export, or its trials; sources are read in their files."""
+    parts, homes = [], _homes(name)
+    for module, defined in _modules(name).items():
+        if trials != module.startswith(f"broadsheet.{name}.trials."):
+            continue
+        found = [each for each, about in defined.items() if about and not each.startswith("_")]
+        inside = [each for each in found if homes.get(each) != module]
+        if len(inside) == len(found):
+            parts.append(f"::: {module}{_SHORT}")
+        else:
+            parts += [f"::: {module}.{each}{_SHORT}" for each in inside]
+    what = "How `broadsheet.{}` is tried" if trials else "What `broadsheet.{}` is made of"
+    told = f"{what.format(name)}, for those who change it. [What one calls](../{name}.md) comes first."
+    return "\n\n".join((f"# {name}: {'trials' if trials else 'internals'}", told, *parts)) if parts else ""
+
+
+# Types stand in the lists of parameters, once.
+_SHORT = "\n    options:\n      show_signature_annotations: false"
+
+
+def _directive(module: str, members: list[str]) -> str:
+    """Names of a module, as mkdocstrings shows them."""
+    return f"::: {module}\n    options:\n      members: [{', '.join(members)}]"
+
+
+@cache
+def _modules(name: str) -> dict[str, dict[str, str]]:
+    """A stage's modules by name, each with what it defines."""
+    folder = Path(str(import_module(f"broadsheet.{name}").__file__)).parent
+    return {
+        f"broadsheet.{name}.{path.relative_to(folder).with_suffix('').as_posix().replace('/', '.')}": _defined(path)
+        for path in sorted(folder.rglob("*.py"))
+        if path.stem not in ("__init__", "commands") and not path.stem.startswith("_")
+    }
+
+
+def _homes(name: str) -> dict[str, str]:
+    """The names that a stage exports, each with the module that defines it, in the order of `_ordered`."""
+    package = import_module(f"broadsheet.{name}")
+    found = {}
+    for module in _ordered(name):
+        for each in _modules(name)[module]:
+            given = getattr(package, each, None) if each in package.__all__ else None
+            if given is not None and getattr(given, "__module__", module) in (module, "builtins", None):
+                found.setdefault(each, module)
+    return found
+
+
+def _ordered(name: str) -> list[str]:
+    """The modules of a stage as one reads them: the socket, those of papers, the rest."""
+    papers = {entry.partition(":")[0] for paper in ours() for entry in paper.entry}
+    base = f"broadsheet.{name}.base"
+    return sorted(_modules(name), key=lambda each: (each != base, each not in papers, each.count("."), each))
 
 
 def _defined(path: Path) -> dict[str, str]:
@@ -446,6 +493,10 @@ def part(name: str) -> str:
             return stage_evidence(of)
         case ["reference", "of", of]:
             return reference(of)
+        case ["internals", "of", of]:
+            return internals(of)
+        case ["trials", "of", of]:
+            return internals(of, trials=True)
         case ["output", "of", "broadsheet", *_]:
             return guides.output(name.removeprefix("output of "))
         case ["speed", "of", of]:

@@ -46,7 +46,7 @@ def page(paper: Paper) -> str:
     result = generate.trial_of(paper)
     parts = [f"# {paper.title}", _head(paper), paper.summary, _topics(paper), _when(paper), _code(paper)]
     parts += [_measured(paper, result), _examples(result)] if result else [_unmeasured(paper)]
-    parts += [_here(paper), _options(paper), _related(paper)]
+    parts += [_here(paper), _options(paper), _source(paper), _related(paper)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -96,10 +96,10 @@ def _code(paper: Paper) -> str:
     commands += [f"broadsheet map {paper.id}"] * (paper.id in surveys())
     if commands:
         parts.append("```sh\n" + "\n".join(commands) + "\n```")
-    sources = [f"`src/broadsheet/{name}`" for name in generate.files(paper)]
-    if sources:
-        reference = f"[Reference](../reference/{paper.stage}.md). " if generate.has_reference(paper.stage) else ""
-        parts.append(f"{reference}Source: {', '.join(sources)}.")
+    if paper.in_stage and generate.has_reference(paper.stage):
+        modules = dict.fromkeys(entry.partition(":")[0] for entry in paper.entry)
+        links = (f"[`{module}`](../reference/{paper.stage}.md#{module})" for module in modules)
+        parts.append(f"Every parameter: {', '.join(links)}.")
     return "## Use it\n\n" + "\n\n".join(parts) if parts else ""
 
 
@@ -184,6 +184,16 @@ def _options(paper: Paper) -> str:
         for command in commands
     ]
     return "## Options\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _source(paper: Paper) -> str:
+    """The files of its classes, folded: each can be read beside the paper."""
+    parts = []
+    for name in generate.files(paper) if paper.in_stage else ():
+        code = (generate.ROOT / "src" / "broadsheet" / name).read_text(encoding="utf-8").rstrip()
+        fence = textwrap.indent(f"````python\n{code}\n````", "    ", lambda line: bool(line.strip()))
+        parts.append(f'??? note "src/broadsheet/{name}, {len(code.splitlines())} lines"\n\n{fence}')
+    return "## Its code {: data-search-exclude }\n\n" + "\n\n".join(parts) if parts else ""
 
 
 def _related(paper: Paper) -> str:

@@ -56,9 +56,10 @@ def blocks(path: Path, *languages: str) -> list[str]:
     return [body for language, body in fences if language in languages]
 
 
-def prose(path: Path) -> str:
+def prose(page: Path | str) -> str:
     """A page without its fenced code."""
-    return re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = page if isinstance(page, str) else page.read_text("utf-8")
+    return re.sub(r"^ *(```+).*?^ *\1$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def in_fences(path: Path) -> Iterator[list[str]]:
@@ -255,7 +256,7 @@ def test_the_code_on_the_papers_pages_is_python_and_imports(paperpages: ModuleTy
 def test_links_of_the_papers_pages_lead_somewhere(paperpages: ModuleType) -> None:
     made = {paper.id for paper in ours()}
     for paper in ours():
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", paperpages.page(paper)):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", prose(paperpages.page(paper))):
             place = Path(os.path.normpath(ROOT / "docs" / "papers" / target))  # the folder is made with the site
             assert place.exists() or (target.endswith(".md") and target[:-3] in made), f"{paper.id}: no {target}"
 
@@ -277,6 +278,22 @@ def test_a_papers_page_holds_its_recorded_answer_picture_and_claims(
     assert "<blockquote>A text &lt;b&gt; of two parts</blockquote>" in shown
     assert "<dt>Lastde</dt><dd>0.9 &amp; more</dd>" in shown
     assert "a machine's" in shown.replace("&#x27;", "'")
+
+
+def test_the_papers_pages_hold_the_code_as_it_is(paperpages: ModuleType) -> None:
+    text = paperpages.page(get("lastde"))
+    code = (ROOT / "src/broadsheet/detect/lastde.py").read_text("utf-8")
+    fence = text.split("    ````python\n")[1].split("    ````\n")[0]
+    assert "".join(line.removeprefix("    ") for line in fence.splitlines(keepends=True)) == code
+    assert "````" not in code
+
+
+def test_pages_lose_their_blank_lines_outside_of_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import slim
+
+    page = "<p>\n\n    one  two\n  </p>\n<pre>\n\n  kept\n</pre>\n\n\n<p>three</p>"
+    assert slim.on_post_page(page) == "<p>\none  two\n</p>\n<pre>\n\n  kept\n</pre>\n<p>three</p>"
 
 
 def test_related_papers_share_topics_or_the_stage(paperpages: ModuleType) -> None:
@@ -388,10 +405,27 @@ def test_each_stage_that_is_built_has_a_reference_page_of_its_exports(generate: 
     for stage in built:
         written = (ROOT / "docs" / "reference" / f"{stage}.md").read_text()
         assert f"<!-- generated: reference of {stage} -->" in written
+        written = (ROOT / "docs" / "reference" / "internals" / f"{stage}.md").read_text()
+        assert f"<!-- generated: internals of {stage} -->" in written
+        package = importlib.import_module(f"broadsheet.{stage}")
+        told = generate.part(f"reference of {stage}")
+        listed = set(re.findall(r"^\| \[`(\w+)`\]", told, re.MULTILINE))
+        assert listed <= set(package.__all__)
+        elsewhere = set(package.__all__) - listed
+        assert not any(getattr(package, name).__module__ in generate._modules(stage) for name in elsewhere)
     text = generate.part("reference of detect")
     listed = re.findall(r"^\| \[`(\w+)`\]", text, re.MULTILINE)
-    assert listed == sorted(detect.__all__)
+    assert sorted(listed) == sorted(detect.__all__)
+    assert listed.index("Detector") < listed.index("LastdePP") < listed.index("Likelihood"), "socket, paper, the rest"
     assert "| [`LastdePP`](#broadsheet.detect.lastde) | Lastde as a z-score" in text
+    inside = generate.part("internals of detect")
+    for module in sorted(
+        {kind.__module__ for name in detect.__all__ if isinstance(kind := getattr(detect, name), type)}
+    ):
+        assert f"::: {module}\n    options:\n      members: [" in text
+        assert f"::: {module}\n" not in inside
+    assert "::: broadsheet.detect.trials.detect\n" in generate.part("trials of detect")
+    assert "broadsheet.detect.trials" not in inside
     assert text.index("::: broadsheet.detect.base") < text.index("::: broadsheet.detect.lastde")
 
 
@@ -480,7 +514,12 @@ def test_make_targets_and_extras_exist() -> None:
 def test_reference_pages_name_modules() -> None:
     named = [name for path in PAGES for name in re.findall(r"^::: ([\w.]+)$", path.read_text("utf-8"), re.MULTILINE)]
     assert len(named) > 20
-    assert all(importlib.util.find_spec(name) for name in named)
+    for name in named:
+        try:
+            assert importlib.import_module(name)
+        except ModuleNotFoundError:  # a class or a function of a module
+            module, _, member = name.rpartition(".")
+            assert hasattr(importlib.import_module(module), member), name
 
 
 def test_the_glossary_explains_the_words_of_a_report() -> None:
@@ -488,6 +527,16 @@ def test_the_glossary_explains_the_words_of_a_report() -> None:
     assert terms == sorted(terms)
     wanted = "arm baseline claim control rung verdict noise_floor minimum_effect peer sibling item open refuted_here"
     assert {word.replace("_", " ") for word in wanted.split()} <= {term.lower() for term in terms}
+
+
+def test_the_site_asks_no_other_host_and_is_searched_from_the_disk() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    assert re.search(r"^  - offline$", text, re.MULTILINE)
+    (shim,) = re.findall(r"^  polyfills: \[(\S*iframe-worker\S*)\]", text, re.MULTILINE)
+    assert (ROOT / "docs" / shim).is_file(), "without one of this name the plugin takes another host's"
+    assert "https:" not in re.sub(r"#.*", "", text)
+    for name in ("papers.js", "iframe-worker.js", "style.css"):
+        assert "//" not in re.sub(r"^\s*//.*", "", (ROOT / "docs" / name).read_text("utf-8"), flags=re.MULTILINE)
 
 
 def test_the_navigation_holds_every_page() -> None:
