@@ -310,9 +310,16 @@ def _with_default(said: str, default: str) -> str:
 
 
 def reference(name: str) -> str:
-    """A stage's reference page: the names that it exports, its socket and its papers' classes first."""
+    """A stage's reference page: the names that it exports, papers' classes first, then other classes."""
     ordered, homes = _ordered(name), _homes(name)
-    rows = [(f"[`{each}`](#{module})", _modules(name)[module][each]) for each, module in homes.items()]
+    package = import_module(f"broadsheet.{name}")
+    papers = {entry.partition(":")[2] for paper in ours() for entry in paper.entry if paper.stage == name}
+
+    def wanted(each: str) -> tuple[bool, bool, bool]:
+        given = getattr(package, each)
+        return each not in papers, not isinstance(given, type), not callable(given)
+
+    rows = [(f"[`{each}`](#{homes[each]})", _modules(name)[homes[each]][each]) for each in sorted(homes, key=wanted)]
     page = f" [The stage](../{name}.md) explains them." if has_page(name) else ""
     shown = [(module, [each for each, home in homes.items() if home == module]) for module in ordered]
     inside = f"What they are made of is among the [internals](internals/{name}.md)."
