@@ -224,6 +224,17 @@ def test_every_paper_is_in_the_tables(generate: ModuleType) -> None:
     assert text.count("| `") == len(ours())
 
 
+def test_what_filters_the_table_reads_columns_that_it_has(generate: ModuleType) -> None:
+    header, *_ = (line for line in generate.all_papers().splitlines() if line.startswith("|"))
+    columns = [cell.strip() for cell in header.strip("|").split("|")]
+    script = (ROOT / "docs" / "papers.js").read_text("utf-8")
+    assert set(re.findall(r'said\(row, "(\w+)"\)', script)) == {"stage", "kind", "rung", "claims"} <= set(columns)
+    page = (ROOT / "docs" / "papers.md").read_text("utf-8")
+    assert '<div class="papers" markdown>' in page
+    assert '<script src="papers.js"></script>' in page
+    assert '"—"' in script, "as the table has it where nothing was measured"
+
+
 # A page for each paper
 
 
