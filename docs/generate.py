@@ -5,8 +5,9 @@
 
 A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`. NAME is a key of `PARTS`, or
 `options of try ID`, `options of apply ID`, `which of STAGE`, `evidence of STAGE`, `speed of STAGE`, `reference of
-STAGE` or `output of broadsheet …`, for whatever papers, stages and commands there are. No number that was measured is
-typed by hand: it comes from `evidence/`, which `broadsheet try ID --record` writes.
+STAGE`, `internals of STAGE`, `trials of STAGE` or `output of broadsheet …`, for whatever papers, stages and commands
+there are. No number that was measured is typed by hand: it comes from `evidence/`, which `broadsheet try ID --record`
+writes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import ast
 import re
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -92,21 +94,56 @@ def downloads() -> str:
 
 
 def all_papers() -> str:
-    """All papers, one table a stage, with what each is about and what became of its claims."""
-    parts = []
-    for stage in stages():
-        about = stage.about[0].upper() + stage.about[1:] + ("" if stage.about.endswith("?") else ".")
-        rows = [
-            (f"[{paper.title}]({paper.url})<br>{paper.summary}", f"`{paper.id}`", paper.kind, rung(paper))
-            for paper in stage.papers
-        ]
-        parts += [f"## {stage.id}", f"{about} {counted(stage)}.", table(("paper", "id", "kind", "rung"), rows)]
-        for paper in stage.papers:
-            if found := claims(paper):
-                parts.append(
-                    f"What became of the claims of `{paper.id}`:\n\n" + "\n".join(f"- {sentence}" for sentence in found)
-                )
-    return "\n\n".join(parts)
+    """All papers in one table, in page order, with what each is about; `papers.js` filters it by what its cells say."""
+    built = [(_stage(stage.id), _said(stage.about), counted(stage)) for stage in stages()]
+    rows = [
+        (
+            f"[{paper.title}](papers/{paper.id}.md)<br>{paper.summary}{_sought(paper)}",
+            f"`{paper.id}`",
+            _stage(paper.stage),
+            paper.kind,
+            rung(paper),
+            paper.verdict or "—",
+            f"[{paper.arxiv}]({paper.url})",
+        )
+        for stage in stages()
+        for paper in stage.papers
+    ]
+    papers = table(("paper", "id", "stage", "kind", "rung", "claims", "arXiv"), rows)
+    return "\n\n".join(
+        (
+            '<div class="papers" markdown>',
+            papers,
+            "</div>",
+            "## The stages",
+            table(("stage", "what its papers are about", "papers"), built),
+        )
+    )
+
+
+def _stage(name: str) -> str:
+    """A stage's name, as a link where it has a page."""
+    return f"[{name}]({name}.md)" if has_page(name) else name
+
+
+def _said(about: str) -> str:
+    return about[0].upper() + about[1:] + ("" if about.endswith("?") else ".")
+
+
+def _sought(paper: Paper) -> str:
+    """Words that a search finds a paper by, and that its row does not show."""
+    sought = (*paper.topics, *(entry.partition(":")[2] for entry in paper.entry))
+    return f'<span class="sought"> {"; ".join(sought)}</span>' if sought else ""
+
+
+def has_page(name: str) -> bool:
+    """Whether a stage has a page of its own."""
+    return (ROOT / "docs" / f"{name}.md").exists()
+
+
+def has_reference(name: str) -> bool:
+    """Whether a stage has a page of reference."""
+    return (ROOT / "docs" / "reference" / f"{name}.md").exists()
 
 
 def trial_of(paper: Paper) -> TrialResult | None:
@@ -127,13 +164,18 @@ def stage_evidence(name: str) -> str:
     """For each paper of a stage that has any of it: what of the paper is here, and what its recorded trial found."""
     stage = next(stage for stage in stages() if stage.id == name)
     parts = {
-        paper: "\n\n".join(filter(None, (scope(paper), _found(paper))))
+        paper: "\n\n".join(filter(None, (own_page(paper), scope(paper), _found(paper))))
         for paper in stage.papers
         if (paper.scope and (paper.in_stage or not paper.entry)) or trial_of(paper)
     }
     if len(parts) > 1:
         return "\n\n".join(f"### {paper.title}\n\n{part}" for paper, part in parts.items())
     return next(iter(parts.values()), _found(stage.papers[0]))
+
+
+def own_page(paper: Paper) -> str:
+    """A stage's link to the page of one of its papers."""
+    return f"[`{paper.id}` on a page](papers/{paper.id}.md): when to use it, how, and what came of its claims."
 
 
 def _found(paper: Paper) -> str:
@@ -268,31 +310,83 @@ def _with_default(said: str, default: str) -> str:
 
 
 def reference(name: str) -> str:
-    """A stage's reference page: the names that it exports, then its modules, the socket first."""
+    """A stage's reference page: the names that it exports, papers' classes first, then other classes."""
+    ordered, homes = _ordered(name), _homes(name)
     package = import_module(f"broadsheet.{name}")
-    folder = Path(str(package.__file__)).parent
-    modules = {
-        f"broadsheet.{name}.{path.relative_to(folder).with_suffix('').as_posix().replace('/', '.')}": path
-        for path in sorted(folder.rglob("*.py"))
-        if path.stem not in ("__init__", "commands") and not path.stem.startswith("_")
-    }
-    homes = {
-        each: (module, about)
-        for module, path in modules.items()
-        for each, about in _defined(path).items()
-        if each in package.__all__
-    }
-    rows = [(f"[`{each}`](#{module})", about) for each, (module, about) in sorted(homes.items())]
-    first = sorted(modules, key=lambda module: (module.count("."), module != f"broadsheet.{name}.base", module))
-    page = f" [The stage](../{name}.md) explains them." if (ROOT / "docs" / f"{name}.md").exists() else ""
+    papers = {entry.partition(":")[2] for paper in ours() for entry in paper.entry if paper.stage == name}
+
+    def wanted(each: str) -> tuple[bool, bool, bool]:
+        given = getattr(package, each)
+        return each not in papers, not isinstance(given, type), not callable(given)
+
+    rows = [(f"[`{each}`](#{homes[each]})", _modules(name)[homes[each]][each]) for each in sorted(homes, key=wanted)]
+    page = f" [The stage](../{name}.md) explains them." if has_page(name) else ""
+    shown = [(module, [each for each, home in homes.items() if home == module]) for module in ordered]
+    inside = f"What they are made of is among the [internals](internals/{name}.md)."
     return "\n\n".join(
         (
             f"# {name}",
-            f"These names import from `broadsheet.{name}`.{page}",
+            f"These names import from `broadsheet.{name}`.{page} {inside}",
             table(("name", "what"), rows),
-            *(f"::: {module}" for module in first),
+            *(_directive(module, members) for module, members in shown if members),
         )
     )
+
+
+def internals(name: str, trials: bool = False) -> str:
+    """A stage's classes and functions that it does not export, or its trials; sources are read in their files."""
+    parts, homes = [], _homes(name)
+    for module, defined in _modules(name).items():
+        if trials != module.startswith(f"broadsheet.{name}.trials."):
+            continue
+        found = [each for each, about in defined.items() if about and not each.startswith("_")]
+        inside = [each for each in found if homes.get(each) != module]
+        if len(inside) == len(found):
+            parts.append(f"::: {module}{_SHORT}")
+        else:
+            parts += [f"::: {module}.{each}{_SHORT}" for each in inside]
+    what = "How `broadsheet.{}` is tried" if trials else "What `broadsheet.{}` is made of"
+    told = f"{what.format(name)}, for those who change it. [What one calls](../{name}.md) comes first."
+    return "\n\n".join((f"# {name}: {'trials' if trials else 'internals'}", told, *parts)) if parts else ""
+
+
+# Types stand in the lists of parameters, once.
+_SHORT = "\n    options:\n      show_signature_annotations: false"
+
+
+def _directive(module: str, members: list[str]) -> str:
+    """Names of a module, as mkdocstrings shows them."""
+    return f"::: {module}\n    options:\n      members: [{', '.join(members)}]"
+
+
+@cache
+def _modules(name: str) -> dict[str, dict[str, str]]:
+    """A stage's modules by name, each with what it defines."""
+    folder = Path(str(import_module(f"broadsheet.{name}").__file__)).parent
+    return {
+        f"broadsheet.{name}.{path.relative_to(folder).with_suffix('').as_posix().replace('/', '.')}": _defined(path)
+        for path in sorted(folder.rglob("*.py"))
+        if path.stem not in ("__init__", "commands") and not path.stem.startswith("_")
+    }
+
+
+def _homes(name: str) -> dict[str, str]:
+    """The names that a stage exports, each with the module that defines it, in the order of `_ordered`."""
+    package = import_module(f"broadsheet.{name}")
+    found = {}
+    for module in _ordered(name):
+        for each in _modules(name)[module]:
+            given = getattr(package, each, None) if each in package.__all__ else None
+            if given is not None and getattr(given, "__module__", module) in (module, "builtins", None):
+                found.setdefault(each, module)
+    return found
+
+
+def _ordered(name: str) -> list[str]:
+    """The modules of a stage as one reads them: the socket, those of papers, the rest."""
+    papers = {entry.partition(":")[0] for paper in ours() for entry in paper.entry}
+    base = f"broadsheet.{name}.base"
+    return sorted(_modules(name), key=lambda each: (each != base, each not in papers, each.count("."), each))
 
 
 def _defined(path: Path) -> dict[str, str]:
@@ -334,7 +428,7 @@ def truth() -> str:
         counts = [sum(claim.verdict == verdict for claim in judged) for verdict in ("shown", "refuted here", "open")]
         rows.append(
             (
-                f"`{paper.id}`",
+                f"[`{paper.id}`](papers/{paper.id}.md)",
                 paper.stage,
                 rung(paper),
                 paper.verdict or "—",
@@ -407,6 +501,10 @@ def part(name: str) -> str:
             return stage_evidence(of)
         case ["reference", "of", of]:
             return reference(of)
+        case ["internals", "of", of]:
+            return internals(of)
+        case ["trials", "of", of]:
+            return internals(of, trials=True)
         case ["output", "of", "broadsheet", *_]:
             return guides.output(name.removeprefix("output of "))
         case ["speed", "of", of]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import json
+import os
 import re
 import shlex
 import sys
@@ -12,7 +14,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from loopback import Loopback
 
 import broadsheet
 from broadsheet import detect, models
+from broadsheet.cli import main
 from broadsheet.cli.app import whole
 from broadsheet.options import describe
 from broadsheet.page import evidence
@@ -30,10 +33,11 @@ from broadsheet.page.guides import maps
 from broadsheet.page.guides.advice import facts, rules
 from broadsheet.page.guides.longcontext import FACETS, long_input, ways
 from broadsheet.page.papers import RUNGS, get, get_recipe, get_trial, load, ours, page, stages, which
+from broadsheet.report.answer import TrialAnswer
 from broadsheet.report.words import bracket, number
 from broadsheet.trial.claims import Claim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
-from broadsheet.trial.results import TrialResult
+from broadsheet.trial.results import Example, TrialResult
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
@@ -52,9 +56,10 @@ def blocks(path: Path, *languages: str) -> list[str]:
     return [body for language, body in fences if language in languages]
 
 
-def prose(path: Path) -> str:
+def prose(page: Path | str) -> str:
     """A page without its fenced code."""
-    return re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = page if isinstance(page, str) else page.read_text("utf-8")
+    return re.sub(r"^ *(```+).*?^ *\1$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def in_fences(path: Path) -> Iterator[list[str]]:
@@ -103,6 +108,14 @@ def generate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
+def paperpages(generate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """docs/paperpages.py, which makes a page for each paper, beside the same docs/generate.py."""
+    monkeypatch.setitem(sys.modules, "generate", generate)
+    monkeypatch.delitem(sys.modules, "paperpages", raising=False)
+    return importlib.import_module("paperpages")
+
+
+@pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialResult:
     """A recorded trial of lastde in an evidence folder of its own: one claim holds, one arm has failed."""
     rng = np.random.default_rng(0)
@@ -112,10 +125,10 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialResult:
 
     arms = [
         Arm("Likelihood", lambda block: {"AUROC": [x for x, _ in block]}, role="baseline"),
-        Arm("Lastde", lambda block: {"AUROC": [x + 0.5 + 0.1 * e for x, e in block]}),
+        Arm("Lastde", lambda block: {"AUROC": [x + 0.8 + 0.1 * e for x, e in block]}),
         Arm("DNA-GPT", fail, role="sibling"),
     ]
-    results, comparisons = run_arms(arms, rng.normal(size=(40, 2)).tolist(), [Metric("AUROC")], item="text")
+    results, comparisons = run_arms(arms, (0.1 * rng.normal(size=(40, 2))).tolist(), [Metric("AUROC")], item="text")
     result = TrialResult(
         paper="lastde", title="t", question="q", setting={"data": "pydocs"}, arms=results, comparisons=comparisons,
         item="text", judged=judge([Claim("AUROC", "Likelihood", "Lastde")], comparisons), notes=["A note."],
@@ -152,9 +165,12 @@ def test_check_names_what_is_stale_and_writes_nothing(
 
 
 def test_the_page_of_all_papers_says_what_each_is_about(generate: ModuleType) -> None:
-    rows = {row.split("`")[1]: row for row in generate.all_papers().splitlines() if row.startswith("| [")}
+    rows = {row.split("`")[1]: row for row in generate.all_papers().splitlines() if "](papers/" in row}
     assert len(rows) == len(ours())
-    assert all(paper.summary and f"<br>{paper.summary} |" in rows[paper.id] for paper in ours())
+    for paper in ours():
+        assert paper.summary
+        assert f"<br>{paper.summary}<span" in rows[paper.id]
+        assert all(topic in rows[paper.id] for topic in paper.topics), "the filter searches what is in the row"
 
 
 def test_recorded_numbers_reach_the_pages(generate: ModuleType, recorded: TrialResult) -> None:
@@ -163,14 +179,13 @@ def test_recorded_numbers_reach_the_pages(generate: ModuleType, recorded: TrialR
     assert "no such \\| model" in rows["DNA-GPT"]
     assert rows["Lastde"].startswith("| **Lastde** |")
     method = next(arm for arm in recorded.arms if arm.name == "Lastde")
-    assert number(method.values["AUROC"].estimate, step=0.01) in rows["Lastde"]
+    assert number(method.values["AUROC"].estimate, step=0.001) in rows["Lastde"]
     claimed = next(c for c in recorded.comparisons if c.arm == "Lastde" and c.metric == "AUROC")
     assert f"helps: +{bracket(claimed.difference)[0]} [" in rows["Lastde"]
     assert "AUROC: Lastde helps" in text
     assert "- A note." in text
     assert "`broadsheet try lastde --record`" in text
     assert recorded.provenance["date"][:10] in text
-    assert "AUROC: Lastde helps" in generate.all_papers()
     assert "1&nbsp;runs" in next(line for line in generate.all_papers().splitlines() if "`lastde`" in line)
 
 
@@ -201,8 +216,124 @@ def test_what_of_a_paper_is_here_stands_in_its_part_of_the_stages_page(generate:
 
 def test_every_paper_is_in_the_tables(generate: ModuleType) -> None:
     text = generate.all_papers()
-    assert all(text.count(f"| `{paper.id}` |") == 1 and f"({paper.url})" in text for paper in ours())
+    for paper in ours():
+        (row,) = (line for line in text.splitlines() if f"| `{paper.id}` |" in line)
+        assert row.startswith(f"| [{paper.title}](papers/{paper.id}.md)")
+        assert f"({paper.url})" in row
+        assert f"| {paper.kind} | {paper.rung}&nbsp;{RUNGS[paper.rung]} | {paper.verdict or '—'} |" in row
     assert text.count("| `") == len(ours())
+
+
+def test_what_filters_the_table_reads_columns_that_it_has(generate: ModuleType) -> None:
+    header, *_ = (line for line in generate.all_papers().splitlines() if line.startswith("|"))
+    columns = [cell.strip() for cell in header.strip("|").split("|")]
+    script = (ROOT / "docs" / "papers.js").read_text("utf-8")
+    assert set(re.findall(r'said\(row, "(\w+)"\)', script)) == {"stage", "kind", "rung", "claims"} <= set(columns)
+    page = (ROOT / "docs" / "papers.md").read_text("utf-8")
+    assert '<div class="papers" markdown>' in page
+    assert '<script src="papers.js"></script>' in page
+    assert '"—"' in script, "as the table has it where nothing was measured"
+
+
+# A page for each paper
+
+
+def test_each_paper_has_a_page_that_says_what_it_is_and_how_to_use_it(paperpages: ModuleType) -> None:
+    for paper in ours():
+        text = paperpages.page(paper)
+        assert text.startswith(f"# {paper.title}\n")
+        assert paper.summary in text
+        assert paper.url in text
+        assert all(f">{topic}</a>" in text for topic in paper.topics)
+        assert f"{paper.rung} {RUNGS[paper.rung]}" in text
+        for entry in paper.entry:
+            name = entry.partition(":")[2]
+            assert f"**`{name}`**" in text
+            assert re.search(rf"^from broadsheet\S* import .*{name}", text, re.MULTILINE)
+        for command, there in (("try", paper.trial), ("apply", paper.apply)):
+            assert bool(there) == (f'??? note "broadsheet {command} {paper.id}"' in text)
+        assert ("Not built yet" in text) == (not paper.entry)
+        for phrase in (*paper.implements, *paper.leaves_out):
+            assert phrase.replace("_", "\\_").replace("[", "\\[").replace("]", "\\]") in text
+
+
+def test_the_code_on_the_papers_pages_is_python_and_imports(paperpages: ModuleType) -> None:
+    for paper in ours():
+        for block in re.findall(r"^```python\n(.*?)^```$", paperpages.page(paper), re.MULTILINE | re.DOTALL):
+            imports = [node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)]
+            exec(compile(ast.Module(imports, []), paper.id, "exec"), {})
+
+
+def test_links_of_the_papers_pages_lead_somewhere(paperpages: ModuleType) -> None:
+    made = {paper.id for paper in ours()}
+    for paper in ours():
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", prose(paperpages.page(paper))):
+            place = Path(os.path.normpath(ROOT / "docs" / "papers" / target))  # the folder is made with the site
+            assert place.exists() or (target.endswith(".md") and target[:-3] in made), f"{paper.id}: no {target}"
+
+
+def test_a_papers_page_holds_its_recorded_answer_picture_and_claims(
+    paperpages: ModuleType, recorded: TrialResult
+) -> None:
+    recorded.judged[0] = replace(recorded.judged[0], sentence="it tells machine texts better (Sec. 4)")
+    recorded.examples = [Example("A text <b> of\n\ntwo parts", {"Lastde": "0.9 & more"}, expected="a machine's")]
+    evidence.record("lastde", recorded.to_dict(), evidence.folder())
+    text = paperpages.page(get("lastde"))
+    assert f"**{paperpages._text(TrialAnswer(recorded))}**" in text
+    assert '<figure class="evidence"><svg' in text
+    (line,) = (line for line in text.splitlines() if "it tells machine texts better" in line)
+    assert line.startswith("- ✓ **shown**: AUROC of Lastde over Likelihood. The paper: it tells")
+    assert "broadsheet try lastde --record\n```" in text
+    assert "    - data: pydocs" in text
+    (shown,) = (line for line in text.splitlines() if "examples" in line)
+    assert "<blockquote>A text &lt;b&gt; of two parts</blockquote>" in shown
+    assert "<dt>Lastde</dt><dd>0.9 &amp; more</dd>" in shown
+    assert "a machine's" in shown.replace("&#x27;", "'")
+
+
+def test_the_papers_pages_hold_the_code_as_it_is(paperpages: ModuleType) -> None:
+    text = paperpages.page(get("lastde"))
+    code = (ROOT / "src/broadsheet/detect/lastde.py").read_text("utf-8")
+    fence = text.split("    ````python\n")[1].split("    ````\n")[0]
+    assert "".join(line.removeprefix("    ") for line in fence.splitlines(keepends=True)) == code
+    assert "````" not in code
+
+
+def test_pages_lose_their_blank_lines_outside_of_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import slim
+
+    page = "<p>\n\n    one  two\n  </p>\n<pre>\n\n  kept\n</pre>\n\n\n<p>three</p>"
+    assert slim.on_post_page(page) == "<p>\none  two\n</p>\n<pre>\n\n  kept\n</pre>\n<p>three</p>"
+
+
+def test_related_papers_share_topics_or_the_stage(paperpages: ModuleType) -> None:
+    for paper in ours():
+        found = paperpages.related(paper)
+        assert found
+        for other, shared in found:
+            assert other != paper
+            assert shared or other.stage == paper.stage
+            assert set(shared) == set(paper.topics) & set(other.topics)
+    assert "loogle" in {other.id for other, _ in paperpages.related(get("longheads"), most=20)}
+
+
+def test_the_site_gets_the_pages_that_the_links_lead_to(
+    paperpages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class File:
+        @staticmethod
+        def generated(config: Any, name: str, *, content: str, inclusion: str) -> tuple[str, str, str]:
+            return name, content, inclusion
+
+    structure = ModuleType("mkdocs.structure.files")
+    structure.File, structure.InclusionLevel = File, SimpleNamespace(NOT_IN_NAV="not in nav")  # type: ignore[attr-defined]
+    for name in ("mkdocs", "mkdocs.structure"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "mkdocs.structure.files", structure)
+    made = paperpages.on_files([], None)
+    assert [name for name, _, _ in made] == [f"papers/{paper.id}.md" for paper in ours()]
+    assert all(content.startswith("# ") and inclusion == "not in nav" for _, content, inclusion in made)
 
 
 def test_options_come_from_the_trial_and_the_recipe(generate: ModuleType) -> None:
@@ -285,10 +416,29 @@ def test_each_stage_that_is_built_has_a_reference_page_of_its_exports(generate: 
     for stage in built:
         written = (ROOT / "docs" / "reference" / f"{stage}.md").read_text()
         assert f"<!-- generated: reference of {stage} -->" in written
+        written = (ROOT / "docs" / "reference" / "internals" / f"{stage}.md").read_text()
+        assert f"<!-- generated: internals of {stage} -->" in written
+        package = importlib.import_module(f"broadsheet.{stage}")
+        told = generate.part(f"reference of {stage}")
+        listed = set(re.findall(r"^\| \[`(\w+)`\]", told, re.MULTILINE))
+        assert listed <= set(package.__all__)
+        elsewhere = set(package.__all__) - listed
+        assert not any(getattr(package, name).__module__ in generate._modules(stage) for name in elsewhere)
     text = generate.part("reference of detect")
     listed = re.findall(r"^\| \[`(\w+)`\]", text, re.MULTILINE)
-    assert listed == sorted(detect.__all__)
+    assert sorted(listed) == sorted(detect.__all__)
+    assert set(listed[:2]) == {"Lastde", "LastdePP"}, "what the papers offer stands first"
+    kinds = [isinstance(getattr(detect, name), type) for name in listed]
+    assert kinds == sorted(kinds, reverse=True), "then other classes, then what is called"
     assert "| [`LastdePP`](#broadsheet.detect.lastde) | Lastde as a z-score" in text
+    inside = generate.part("internals of detect")
+    for module in sorted(
+        {kind.__module__ for name in detect.__all__ if isinstance(kind := getattr(detect, name), type)}
+    ):
+        assert f"::: {module}\n    options:\n      members: [" in text
+        assert f"::: {module}\n" not in inside
+    assert "::: broadsheet.detect.trials.detect\n" in generate.part("trials of detect")
+    assert "broadsheet.detect.trials" not in inside
     assert text.index("::: broadsheet.detect.base") < text.index("::: broadsheet.detect.lastde")
 
 
@@ -321,7 +471,7 @@ def test_pictures_are_those_of_the_code_that_draws_them(monkeypatch: pytest.Monk
 def test_commands_and_options_exist(path: Path) -> None:
     for arguments in [*in_fences(path), *in_prose(path)]:
         shown = " ".join(arguments)
-        known = {"--version", "--help"}
+        known = {"--version", "--help", "--config", "--install-completion"}
         if len(arguments) > 1 and not arguments[1].startswith("-"):
             assert arguments[1] in COMMANDS, f"{shown}: no such command"
             command, arguments = below(arguments[1:])
@@ -344,6 +494,9 @@ def test_commands_that_can_be_copied_parse(path: Path) -> None:
 def test_links_lead_somewhere(path: Path) -> None:
     for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", prose(path)):
         place = (path.parent / target).resolve() if target else path
+        if place.parent == ROOT / "docs" / "papers":  # made with the site
+            assert place.stem in {paper.id for paper in ours()}, f"{target}: no such paper"
+            continue
         assert place.exists(), f"{target}: no such file"
         if anchor:
             text = place.read_text("utf-8")
@@ -374,7 +527,29 @@ def test_make_targets_and_extras_exist() -> None:
 def test_reference_pages_name_modules() -> None:
     named = [name for path in PAGES for name in re.findall(r"^::: ([\w.]+)$", path.read_text("utf-8"), re.MULTILINE)]
     assert len(named) > 20
-    assert all(importlib.util.find_spec(name) for name in named)
+    for name in named:
+        try:
+            assert importlib.import_module(name)
+        except ModuleNotFoundError:  # a class or a function of a module
+            module, _, member = name.rpartition(".")
+            assert hasattr(importlib.import_module(module), member), name
+
+
+def test_the_glossary_explains_the_words_of_a_report() -> None:
+    terms = re.findall(r"^\*\*(.+)\*\*\n:   ", (ROOT / "docs/glossary.md").read_text("utf-8"), re.MULTILINE)
+    assert terms == sorted(terms)
+    wanted = "arm baseline claim control rung verdict noise_floor minimum_effect peer sibling item open refuted_here"
+    assert {word.replace("_", " ") for word in wanted.split()} <= {term.lower() for term in terms}
+
+
+def test_the_site_asks_no_other_host_and_is_searched_from_the_disk() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    assert re.search(r"^  - offline$", text, re.MULTILINE)
+    (shim,) = re.findall(r"^  polyfills: \[(\S*iframe-worker\S*)\]", text, re.MULTILINE)
+    assert (ROOT / "docs" / shim).is_file(), "without one of this name the plugin takes another host's"
+    assert "https:" not in re.sub(r"#.*", "", text)
+    for name in ("papers.js", "iframe-worker.js", "style.css"):
+        assert "//" not in re.sub(r"^\s*//.*", "", (ROOT / "docs" / name).read_text("utf-8"), flags=re.MULTILINE)
 
 
 def test_the_navigation_holds_every_page() -> None:
@@ -471,6 +646,37 @@ def test_the_examples_of_the_readme_run_as_they_stand(
     assert written > human, "the second text is a model's"
     assert "very long text" in story
     assert len(ranked.splitlines()) == 3
+
+
+def test_the_tutorial_runs_line_by_line(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its code and commands, in order, in one folder; a tiny model stands for the default one."""
+    monkeypatch.chdir(tmp_path)
+    fences = re.findall(
+        r"^```(python|sh)\n(.*?)^```$", (ROOT / "docs/tutorial.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert [language for language, _ in fences] == ["python", "python", "sh", "python", "sh", "python"]
+    names: dict[str, Any] = {}
+    for language, body in fences:
+        given = body.replace('"default"', repr(str(tiny_folder))).replace("--model default", f"--model {tiny_folder}")
+        if language == "python":
+            exec(given, names)
+            continue
+        for line in given.splitlines():
+            monkeypatch.setattr(sys, "argv", shlex.split(line))
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert not ended.value.code, capsys.readouterr().err
+    assert len(names["human"]) == 24
+    assert len({json.loads(line)["id"] for line in Path("machine.jsonl").read_text().splitlines()}) == 24
+    assert Path("runs/lastde.html").read_text().startswith("<!doctype html>")
+    printed = capsys.readouterr().out
+    assert str(TrialAnswer(names["result"])) in printed
+    assert {"Likelihood", "Lastde", "Lastde++"} <= {arm.name for arm in names["result"].arms}
+    scores = [json.loads(line) for line in Path("scores.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in scores] == [str(i) for i in range(24)]
+    assert np.isfinite(names["scores"]).all()
 
 
 def test_endpoint_example_runs(

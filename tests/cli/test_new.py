@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from checkouts import ROOT, contents, copied, run
 
 from broadsheet.page import discovery
@@ -61,13 +62,18 @@ def test_a_paper_of_a_stage_that_is_not_built_brings_the_stage_and_runs(checkout
     stage = {f"src/broadsheet/toys/{name}.py" for name in ("__init__", "base", "trials/__init__", "trials/toys")}
     five = {"src/broadsheet/toys/blocks.py", "tests/toys/test_blocks.py", "docs/toys.md"}
     five |= {"tests/oracle_adapters/blocks.py", "tests/oracles/blocks.json"}
-    assert written == stage | five | {"docs/reference/toys.md"}
+    reference = {f"docs/reference/{folder}toys.md" for folder in ("", "internals/", "trials/")}
+    assert written == stage | five | reference
     assert changed == {"mkdocs.yml", "pyproject.toml"}, "the row is there already"
     after = contents(checkout)
     assert {name for name in before if before[name] != after[name]} == changed
     assert "| broadsheet.toys" in after["pyproject.toml"]
-    assert "  - Toys: toys.md\n" in after["mkdocs.yml"]
-    assert "      - toys: reference/toys.md\n" in after["mkdocs.yml"]
+    named = {name: each for part in yaml.safe_load(after["mkdocs.yml"])["nav"] for name, each in part.items()}
+    assert {"Toys": "toys.md"} in named["Stages"]
+    assert {"toys": "reference/toys.md"} in named["Reference"]
+    (inside,) = (each["Internals"] for each in named["Reference"] if "Internals" in each)
+    assert {"toys": "reference/internals/toys.md"} in inside
+    assert {"trials of toys": "reference/trials/toys.md"} in inside
     assert "| `Blocks` | [2](https://arxiv.org/abs/2) |" in after["docs/toys.md"]
     assert "`broadsheet try blocks`" in after["docs/toys.md"]
     assert again[0] == 2

@@ -11,6 +11,7 @@ import lm_zoo
 import pytest
 import torch
 from hearing import Blocks, noise, tiny
+from huggingface_hub import ModelCard
 
 from broadsheet import hear
 from broadsheet.console import InputError
@@ -208,6 +209,22 @@ def test_one_encoder_is_the_same_model_with_fewer_features(make: Make) -> None:
     model = make(encoders=[Blocks()])
     assert model.connector.qformer.config.encoder_hidden_size == 6
     assert model.answer(noise(16_000), "What is said?", max_new_tokens=3) is not None
+
+
+def test_a_saved_folder_has_a_model_card(tmp_path: Path, tiny_folder: Path) -> None:
+    settings = {"qformer_hidden": 16, "qformer_heads": 2, "qformer_ffn": 32, "window_seconds": 0.1}
+    encoders = [{"kind": "blocks"}]
+    model = SalmonnForConditionalGeneration.build(str(tiny_folder), encoders, device="cpu", dtype="float32", **settings)
+    model.save_pretrained(tmp_path / "ears")
+    path = tmp_path / "ears/README.md"
+    found = ModelCard(path.read_text("utf-8"))
+    assert found.data.library_name == "broadsheet"
+    assert found.data.pipeline_tag == "audio-text-to-text"
+    assert "arxiv:2310.13289" in found.data.tags
+    assert f"made from `{tiny_folder.name}`" in found.text
+    path.write_text("mine")
+    model.save_pretrained(tmp_path / "ears")
+    assert path.read_text() == "mine"
 
 
 def test_a_saved_folder_gives_the_same_model_and_holds_only_what_was_trained(tmp_path: Path, tiny_folder: Path) -> None:

@@ -154,7 +154,7 @@ def test_the_record_says_what_was_done_and_from_what(tmp_path: Path, monkeypatch
     assert record["command"] == "broadsheet apply 'two words'"
     assert record["versions"]["torch"] == torch.__version__
     assert len(record["rows"]) == len(record["model"]) == 16
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["own", "training.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "own", "training.json"]
     assert done.last_loss == done.history[-1]["loss"]
 
 

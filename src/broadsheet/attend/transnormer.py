@@ -21,6 +21,7 @@ Importing this module makes `AutoConfig`, `AutoModel` and `AutoModelForCausalLM`
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
@@ -38,6 +39,7 @@ from transformers.utils.output_capturing import capture_outputs
 from broadsheet.attend.kernels.linear import Kernel, fla_form, token_positions, use_fla
 from broadsheet.attend.transnormer_config import Decay, TransNormerCache, TransNormerConfig
 from broadsheet.console import InputError
+from broadsheet.models import card
 
 
 def head_slopes(n_heads: int) -> list[float]:
@@ -300,6 +302,12 @@ class TransNormerPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict = ["theta"]  # noqa: RUF012  (an angle is θ times a position in the thousands)
     _can_record_outputs = {"hidden_states": TransNormerBlock}  # noqa: RUF012
     _is_stateful = True  # assisted generation, which has to take tokens back, is refused
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **settings: Any) -> None:
+        """As any `PreTrainedModel`, with a model card; one that somebody wrote is kept."""
+        super().save_pretrained(save_directory, *args, **settings)
+        if settings.get("is_main_process", True):
+            card.write(Path(save_directory), paper=TransNormerForCausalLM.paper)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -161,13 +161,17 @@ class Checkout:
             "page.md": self.root / "docs" / f"{facts.stage}.md",
         }.items():
             self.files[path] = _filled(f"stage/{name}", facts.stage, context)
-        reference = self.root / "docs" / "reference" / f"{facts.stage}.md"
-        self.files[reference] = _filled("stage/reference.md", facts.stage, context)
+        for name, folder in {"reference.md": "", "internals.md": "internals", "trials.md": "trials"}.items():
+            path = self.root / "docs" / "reference" / folder / f"{facts.stage}.md"
+            self.files[path] = _filled(f"stage/{name}", facts.stage, context)
         navigation, layers = self.root / "mkdocs.yml", self.root / "pyproject.toml"
         text = _read(navigation)
-        text = text.replace("  - Search:", f"  - {facts.stage.capitalize()}: {facts.stage}.md\n  - Search:", 1)
-        entry = f"      - {facts.stage}: reference/{facts.stage}.md\n"
-        self.changed[navigation] = text.replace("      - retrieval:", f"{entry}      - retrieval:", 1)
+        search, retrieval, internals = "      - Search:", "      - retrieval:", "      - Internals:\n"
+        text = text.replace(search, f"      - {facts.stage.capitalize()}: {facts.stage}.md\n{search}", 1)
+        text = text.replace(retrieval, f"      - {facts.stage}: reference/{facts.stage}.md\n{retrieval}", 1)
+        inside = f"          - {facts.stage}: reference/internals/{facts.stage}.md\n"
+        tried = f"          - trials of {facts.stage}: reference/trials/{facts.stage}.md\n"
+        self.changed[navigation] = text.replace(internals, f"{internals}{inside}{tried}", 1)
         siblings = re.compile(r'^(  "broadsheet\.\w+(?: \| broadsheet\.\w+)+)(",)$', re.MULTILINE)
         self.changed[layers] = siblings.sub(rf"\1 | broadsheet.{facts.stage}\2", _read(layers), count=1)
 

@@ -19,6 +19,7 @@ from broadsheet.console import InputError, say
 from broadsheet.data import resources
 from broadsheet.embed.modules.encoder import Attention, CausalEncoder
 from broadsheet.embed.modules.template import PROMPT_EOL, Template
+from broadsheet.models import card
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,12 @@ class Embedder(SentenceTransformer):
                     f"{type(modules[0]).__name__}; expected {' or '.join(repr(names[mode]) for mode in allowed)}, the "
                     "vector that its template makes the embedding"
                 )
+
+    def _create_model_card(self, path: str, *args: Any, **kwargs: Any) -> None:
+        """The library's own card in place of sentence-transformers', which knows neither paper nor verdict."""
+        lm = self.transformers_model
+        base = getattr(self[0], "spec", None) or (None if lm is None else lm.config.name_or_path)
+        card.write(Path(path), paper=card.paper_of(self), base=base)
 
     @property
     def encoder(self) -> CausalEncoder:

@@ -13,7 +13,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from broadsheet.embed.modules.encoder import CausalEncoder
-from broadsheet.models import fingerprint
+from broadsheet.models import card, fingerprint
 from broadsheet.training import fit as training
 from broadsheet.training.objective import as_json
 from broadsheet.training.trainer import TrainOutput
@@ -60,7 +60,9 @@ def write(embedder: SentenceTransformer, folder: str | Path, record: Mapping[str
     Raises:
         InputError: the folder cannot be written.
     """
-    training.write(Path(folder), partial(_save, embedder), record)
+    lm = embedder.transformers_model
+    base = getattr(embedder[0], "spec", None) or (None if lm is None else lm.config.name_or_path)
+    training.write(Path(folder), partial(_save, embedder), record, paper=card.paper_of(embedder), base=base)
 
 
 def _save(embedder: SentenceTransformer, folder: Path) -> None:

@@ -17,10 +17,11 @@ from broadsheet.cache import atomic_folder
 from broadsheet.console import InputError
 from broadsheet.hear.configuration import FIELDS, SalmonnConfig
 from broadsheet.hear.processing import SalmonnProcessor
-from broadsheet.models import adapters
+from broadsheet.models import adapters, card
 from broadsheet.models.safefiles import check_safetensors, read_json
 
 _WEIGHTS = "connector.safetensors"
+PAPER = "salmonn"
 
 
 def save(
@@ -48,6 +49,7 @@ def save(
             settings = {**kind, **config.settings()}
             (temporary / "config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
             processor.save_pretrained(temporary)
+            card.write(temporary, to=folder, paper=PAPER, base=config.llm)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from None
 

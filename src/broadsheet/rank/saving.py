@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from broadsheet.cache import atomic_folder, locked
 from broadsheet.console import InputError
-from broadsheet.models import adapters
+from broadsheet.models import adapters, card
 from broadsheet.models import load as load_model
 from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import read_json
@@ -45,6 +45,7 @@ def save(reranker: Saved, folder: Path) -> None:
     try:
         with locked(folder), atomic_folder(folder) as temporary:
             write(reranker, temporary)
+            card.write(temporary, to=folder, base=base_name(reranker))
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from None
 

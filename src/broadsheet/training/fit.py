@@ -25,7 +25,7 @@ from transformers import TrainingArguments, integrations
 
 from broadsheet.cache import atomic_folder, fingerprint
 from broadsheet.console import InputError
-from broadsheet.models import adapters
+from broadsheet.models import adapters, card
 from broadsheet.models import fingerprint as model_fingerprint
 from broadsheet.models.safefiles import read_json
 from broadsheet.page.evidence import versions
@@ -154,7 +154,7 @@ def fit(
             `minutes` do not decide). None: nothing is written.
         config, settings: a `FitConfig`, and fields of it by name.
         save: writes the model's own files into an empty folder; by default its `save_pretrained`, or its weights as
-            safetensors. `training.json` comes beside them.
+            safetensors. `training.json` comes beside them, and a model card, unless somebody's own stands in `out`.
         finished, kind: a file that a finished `out` holds, and what it is called in messages.
         identity: what tells the model apart before training, as JSON; by default a fingerprint of its weights.
         force: replace a finished `out`, and start over.
@@ -195,7 +195,9 @@ def fit(
         if out is None or not done:
             return output
         if is_first():
-            write(Path(out), save or _saver(model), {**record, **asdict(replace(output, folder=None))}, folder / "runs")
+            whole = {**record, **asdict(replace(output, folder=None))}
+            paper = card.paper_of(objective, model)
+            write(Path(out), save or _saver(model), whole, folder / "runs", paper=paper, base=_base(model))
             shutil.rmtree(folder, ignore_errors=True)
         wait_for_all()
     return replace(output, folder=Path(out))
@@ -298,9 +300,18 @@ def _trainer(
 
 
 def write(
-    out: Path, save: Callable[[Path], object], record: Mapping[str, Any] | None = None, reports: Path | None = None
+    out: Path,
+    save: Callable[[Path], object],
+    record: Mapping[str, Any] | None = None,
+    reports: Path | None = None,
+    *,
+    paper: str = "",
+    base: str | None = None,
 ) -> None:
-    """What `save` writes as `out`, with a record as `training.json` and the reports of the training, all or nothing.
+    """What `save` writes as `out`, with its card, a record as `training.json` and the training's reports, or nothing.
+
+    Args:
+        paper, base: of the model card; see `card.write`.
 
     Raises:
         InputError: it cannot be written.
@@ -312,6 +323,7 @@ def write(
                 (temporary / "training.json").write_text(json.dumps(record, default=str) + "\n", "utf-8")
             if reports is not None and reports.is_dir():
                 shutil.copytree(reports, temporary / "runs")
+            card.write(temporary, to=out, paper=paper, base=base, record=record)
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}; choose another folder") from None
 
@@ -322,6 +334,12 @@ def _saver(model: Any) -> Callable[[Path], object]:
     from safetensors.torch import save_model
 
     return lambda folder: save_model(model, str(folder / "model.safetensors"))
+
+
+def _base(model: Any) -> str | None:
+    """The name of the model that was trained, where it has one."""
+    config = getattr(weights.language_model(model), "config", None)
+    return getattr(model, "spec", None) or getattr(config, "name_or_path", None) or getattr(config, "llm", None)
 
 
 def _identity(model: Any) -> str:

@@ -155,6 +155,7 @@ class ListObjective(Objective):
 
     def __init__(self, loss: ListLoss, prompter: Prompter, shape: Mapping[str, Any] | None = None) -> None:
         self.list_loss = loss
+        self.paper = getattr(loss, "paper", "")
         self.shape = dict(shape or {})
         self.collator = ListwiseCollator(prompter, loss)
 
