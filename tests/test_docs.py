@@ -92,7 +92,7 @@ def extra_options(command: str, arguments: list[str]) -> set[str]:
         return set()
     name = f"{named[0]}_study" if command == "study" else EXAMPLE.get(named[0], named[0])
     rows = describe(load((get_recipe if command == "apply" else get_trial)(name)[1]))
-    return {row.name for row in rows}
+    return {row.name for row in rows} | {"--config"}
 
 
 @pytest.fixture

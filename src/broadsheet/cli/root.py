@@ -121,7 +121,8 @@ class OwnOptions(TyperCommand):
         kind = self.own(self._named) if self._named else None
         if kind is not None:
             with formatter.section(f"Options of {self._named}"):
-                formatter.write_dl([(f"{row.name} {row.value}".strip(), told(row)) for row in describe(kind)])
+                rows = [(f"{row.name} {row.value}".strip(), told(row)) for row in describe(kind)]
+                formatter.write_dl([*rows, ("--config FILE", "These options from a TOML or YAML file, or a report.")])
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         kind = self.own(self._named) if self._named else None
