@@ -99,7 +99,12 @@ def test_nothing_left_out_is_the_stock_model(model: Any, method: str) -> None:
 
 PECULIAR = {
     "gives the mask by its name": lambda: hf.AfmoeConfig(
-        **BASE, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+        **BASE,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        layer_types=["sliding_attention"] * (BASE["num_hidden_layers"] - 1) + ["full_attention"],
     ),
     "calls its head a decoder": lambda: hf.ModernBertDecoderConfig(**BASE),
 }

@@ -33,6 +33,7 @@ class ModelShape:
         weights: parameters, as a Llama has them: biases and further norms of other kinds, some thousandths, are left
             out. None where the config is of a kind that is not counted: then `uncounted` names it.
         tied: input and output embeddings are one matrix.
+        even: a head's keys are as wide as its values; with latents they often are not.
     """
 
     layers: int
@@ -48,6 +49,7 @@ class ModelShape:
     tied: bool = True
     unread: str = ""
     uncounted: str = ""
+    even: bool = True
     kind: str = field(default="", compare=False)  # the config's `model_type`
 
     @classmethod
@@ -98,6 +100,7 @@ class ModelShape:
             tied=tied,
             unread=unread,
             uncounted=uncounted,
+            even=given.get("v_head_dim") in (None, _key_width(given)),
             kind=str(given.get("model_type", "")),
         )
 
@@ -393,8 +396,6 @@ def _applies(way: Way, made: LongInput, need: str | None) -> tuple[bool, str]:
         return False, f"it is for another need: {', '.join(way.needs)}"
     if unable := _unable(way, made.shape):
         return False, unable
-    if all(made.shape.windows) and way.facets["phase"] != "decode" and way.length != "any":
-        return False, "every layer of the model attends to a window already"
     if way.length == "beyond" and not made.beyond:
         if context is None:
             return True, f"{way.because}; how long the model was trained on is not known"
@@ -423,12 +424,16 @@ def _unable(way: Way, shape: ModelShape) -> str:
         return "no layer of the model attends"
     if others := sum(each.kind in ("linear", "conv", "hybrid", "none") for each in shape.kept):
         return f"it is for models whose layers all attend and do no more; {others} of {shape.layers} do otherwise here"
-    if {"latent", "indexed"} & kinds:
+    if "indexed" in kinds or ("latent" in kinds and (way.facets["pre_rope"] or not shape.even)):
         return "the model attends to latents, not to keys of each head"
     if "shared" in kinds:
         return "layers of the model share keys"
     if "chunked" in kinds:
         return "layers of the model attend in chunks"
+    if all(shape.windows):
+        return "every layer of the model attends to a window already"
+    if shape.kind in _NO_ROTARY:
+        return "the model has no rotary encoding of positions" if way.facets["pre_rope"] else ""
     return _REFUSED.get(shape.kind, "")
 
 
@@ -452,8 +457,14 @@ _REFUSED = {
         ("beam", "diffllama", "doge", "falcon", "gpt_neox_japanese", "moshi"),
         "the model attends by its own code",
     ),
-    **dict.fromkeys(("biogpt", "git", "opt", "xglm"), "the model has no rotary encoding of positions"),
+    **dict.fromkeys(("git", "xglm"), "the model has no rotary encoding of positions"),
 }
+_NO_ROTARY = {"biogpt", "opt"}  # but attention that can be replaced
+
+
+def _key_width(given: Mapping[str, Any]) -> int:
+    """Of a head that reads latents: what has a position and what has none."""
+    return int(given.get("qk_nope_head_dim") or 0) + int(given.get("qk_rope_head_dim") or 0)
 
 
 def _held(way: Way, shape: ModelShape, length: int, size: int) -> int | None:
