@@ -60,7 +60,7 @@ class Writing:
         self.seconds = time.perf_counter() - self._begin
 
 
-def show(console: Console, *, model: str = "default", tokens: int = 96, requests: Sequence[str] = REQUESTS) -> float:
+def show(console: Console, *, model: str = "default", tokens: int = 64, requests: Sequence[str] = REQUESTS) -> float:
     """Write each text twice and print what drafts saved.
 
     Returns:
