@@ -12,7 +12,7 @@ app = typer.Typer()
 
 @app.command(epilog="Example: broadsheet demo")
 def demo(
-    tokens: Annotated[int, typer.Option(min=8, help="Of each text.")] = 64,
+    tokens: Annotated[int, typer.Option(min=8, help="Of each text.")] = 80,
     model: Annotated[str, typer.Option(help="`default`, a hub id, a folder, or a .gguf file.")] = "default",
 ) -> None:
     """Write three texts twice, plainly and with drafts, and see what that saves: the idea in a minute."""

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 REQUESTS = (
     "Write a Python class for a bank account that can deposit, withdraw and print its balance.",
-    "Write an HTML page with a table of the eight planets, their diameters and their moons.",
+    "Write this function again with type hints:\n\n"
+    "def scale(values, low, high):\n"
+    "    smallest, largest = min(values), max(values)\n"
+    "    return [low + (high - low) * (value - smallest) / (largest - smallest) for value in values]",
     "Explain to a child, step by step, how rain is made.",
 )
 _LINES = 12  # of a text that are shown while it is written
@@ -60,7 +63,7 @@ class Writing:
         self.seconds = time.perf_counter() - self._begin
 
 
-def show(console: Console, *, model: str = "default", tokens: int = 64, requests: Sequence[str] = REQUESTS) -> float:
+def show(console: Console, *, model: str = "default", tokens: int = 80, requests: Sequence[str] = REQUESTS) -> float:
     """Write each text twice and print what drafts saved.
 
     Returns:
@@ -90,9 +93,7 @@ def show(console: Console, *, model: str = "default", tokens: int = 64, requests
     gain = plain / drafted
     how = f"{gain:.1f}× as fast" if gain >= 1.05 else f"not faster here ({gain:.2f}×)"
     console.print(f"[bold green]With drafts: {how}, the same text token for token: {same} of {len(requests)}.[/]")
-    console.print(
-        "Drafts are what the text and the prompt said before in such a place; the model checks them at once.\n"
-    )
+    console.print("Drafts repeat what stood before in such a place; the model checks them all at once.\n")
     console.print("use it   from broadsheet.decode import NgramDrafter")
     console.print("         model.generate(**inputs, custom_generate=NgramDrafter())")
     console.print("measure  broadsheet try aded --quick    beside the paper it grew out of")
