@@ -9,6 +9,7 @@ A screenshot needs Chromium; the demo runs the default model for a minute, on an
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,9 @@ def demo(path: Path) -> None:
 
     console = Console(record=True, width=100, highlight=False)
     show(console)
-    console.save_svg(str(path), title="broadsheet demo")
+    # Rich names a font on another host; a reader's own monospaced one does.
+    drawn = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="broadsheet demo"), flags=re.DOTALL)
+    path.write_text(drawn, encoding="utf-8")
 
 
 def report(path: Path) -> None:

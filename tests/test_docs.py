@@ -462,6 +462,8 @@ def test_pictures_are_those_of_the_code_that_draws_them(monkeypatch: pytest.Monk
     for name, picture in pictures.PICTURES.items():
         assert (ROOT / "docs/images" / name).is_file()
         assert made[name] == pictures.state(picture), f"{name} is older than its code: python docs/pictures.py {name}"
+    assert "url(http" not in (drawn := (ROOT / "docs/images/demo.svg").read_text("utf-8"))
+    assert 'url("http' not in drawn, "it loads nothing from elsewhere"
 
 
 # What the pages show exists

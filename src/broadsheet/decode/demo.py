@@ -72,6 +72,8 @@ def show(console: Console, *, model: str = "default", tokens: int = 80, requests
     Raises:
         InputError: the model cannot be loaded, or cannot verify drafts.
     """
+    from rich.markup import escape
+
     title = models.title(model)
     say(f"loading {title} …")
     loaded = models.load(model, dtype="float32")
@@ -82,7 +84,7 @@ def show(console: Console, *, model: str = "default", tokens: int = 80, requests
     console.print(f"[bold]{len(requests)} texts, each written twice[/bold] by {title}\n")
     plain, drafted, same = 0.0, 0.0, 0
     for number, (request, prompt) in enumerate(zip(requests, ids, strict=True), start=1):
-        console.print(f"[dim]{number} of {len(requests)}[/dim] {request}")
+        console.print(f"[dim]{number} of {len(requests)}[/dim] {escape(request.splitlines()[0])}")
         both = _side_by_side(console, loaded, prompt, tokens, drafter.fork())
         equal = both[0].tokens == both[1].tokens
         plain, drafted, same = plain + both[0].seconds, drafted + both[1].seconds, same + equal
