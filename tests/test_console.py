@@ -64,10 +64,10 @@ def test_how_long_a_trial_took_is_known_the_next_time(monkeypatch, tmp_path):
     took = Took("gem", {"quick": True})
     assert took.before is None
     took.keep(12.34)
-    assert Took("gem", {"quick": True}).before == 12.3
+    assert Took("gem", {"quick": True}).before == 12.34
     assert Took("gem", {}).before is None
     Took("gem", {}).keep(100)
-    assert Took("gem", {"quick": True}).before == 12.3
+    assert Took("gem", {"quick": True}).before == 12.34
     took.path.write_text("half a li")
     assert took.before is None
     took.keep(1.0)

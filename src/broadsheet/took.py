@@ -31,7 +31,7 @@ class Took:
 
     def keep(self, seconds: float) -> None:
         """Remember it."""
-        known = {**self._known(), self.key: round(seconds, 1)}
+        known = {**self._known(), self.key: round(seconds, 3)}
         with atomic_write(self.path) as file:
             json.dump(known, file)
 

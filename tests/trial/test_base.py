@@ -614,3 +614,22 @@ def test_a_claims_margin_is_that_of_its_metric_unless_one_is_given():
 
     assert {c.margin for c in tried("alpha", Kept()).comparisons if c.metric == "score"} == {0.5}
     assert {c.margin for c in tried("alpha", Kept(margin=("score=0.1",))).comparisons if c.metric == "score"} == {0.1}
+
+
+def test_where_every_arm_fails_in_the_pilot_that_is_reported_and_nothing_else_breaks():
+    class Failing(SeededTrial):
+        def tasks(self) -> list[EvalTask]:
+            [task] = super().tasks()
+
+            def arm(arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
+                def run(block: list[int]) -> dict[str, list[float]]:
+                    raise RuntimeError("no room")
+
+                return Arm(arm.name, run)
+
+            return [replace(task, arm=arm)]
+
+    result = seeded(Failing(pooled=True, runs=1))
+    assert {arm.status for arm in result.arms} == {"failed"}
+    assert all("no room" in arm.error for arm in result.arms)
+    assert "The last number was 399." in result.notes

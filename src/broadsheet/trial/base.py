@@ -359,7 +359,7 @@ class Trial(ForPaper):
         """Say what will be done, how long that took here before, and that it can be stopped."""
         say(f"{self.question()}\n{len(arms)} arms take part: {' · '.join(arm.name for arm in arms)}.")
         say(
-            (f"This took {duration(before)} here before. " if before else "")
+            (f"This took {duration(before)} here before. " if before is not None else "")
             + "Stop it with Ctrl-C at any time: the same command goes on from there."
         )
 
@@ -438,7 +438,7 @@ class Trial(ForPaper):
                     margins=self._margins,
                     plan=pilot.plan if pilot else None,
                 )
-                taken = max(result.n_items for result in results)
+                taken = max(result.n_items for result in results) or len(task.items)  # all arms failed at once
                 asked.append(replace(task, items=task.items[:taken]) if pilot else task)
                 if pilot and (told := pilot.told(taken)):
                     power.append(told)

@@ -34,9 +34,9 @@ def sentence(comparison: Comparison) -> str:
     else:
         shown = f" ({values(c)})" * bool(values(c))
         beside = "of" if c.baseline_value is not None else "as fast as"
-        came = c.verdict
+        came: str = c.verdict
         if c.at_chance and c.verdict == "helps":
-            came = f"is at chance ({c.arm_value:.2g}, guessing {c.chance:g})"  # type: ignore[assignment]
+            came = f"is at chance ({c.arm_value:.2g}, guessing {c.chance:g})"
         line = (
             f"{c.metric}: {c.arm} {came}: {amount(c)} {beside if c.scale == 'ratio' else 'against'} {c.baseline}{shown}"
         )
