@@ -50,7 +50,7 @@ def race(
 
     def arm(name: str, write: Callable[[DecodePrompt], Written], role: Any) -> Arm:
         def run(block: Sequence[DecodePrompt]) -> Measured:
-            return measured([(write(prompt), reference.tokens(prompt)) for prompt in block])
+            return measured([(write(prompt), reference.tokens(prompt)) for prompt in block], str)
 
         return Arm(name, run, role)
 

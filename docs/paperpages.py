@@ -154,15 +154,14 @@ def _claim(kind: str, verdict: str, said: str) -> str:
 
 def _examples(result: TrialResult) -> str:
     """Items that a reader can judge, and what each arm made of them."""
-    parts = []
+    parts, view = [], View(result)
     for each in result.examples:
-        rows = "".join(
-            f"<dt>{html.escape(arm)}</dt><dd>{html.escape(answer)}</dd>" for arm, answer in each.answers.items()
-        )
+        rows = "".join(f"<dt>{html.escape(arms)}</dt><dd>{html.escape(made)}</dd>" for arms, made in view.told(each))
         expected = f"<p>{html.escape(each.expected)}</p>" if each.expected else ""
         item = " ".join(html.escape(each.item).split())
         parts.append(f"<blockquote>{item}</blockquote>{expected}<dl>{' '.join(rows.split())}</dl>")
-    return '## Read it yourself\n\n<div class="examples">' + "".join(parts) + "</div>" if parts else ""
+    said = "The items on which the arms differ most. How often they differ, the numbers say."
+    return f'## Read it yourself\n\n{said}\n\n<div class="examples">' + "".join(parts) + "</div>" if parts else ""
 
 
 def _here(paper: Paper) -> str:

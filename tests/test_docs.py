@@ -22,6 +22,7 @@ import pytest
 import typer
 import yaml
 from loopback import Loopback
+from names import undefined
 
 import broadsheet
 from broadsheet import detect, models
@@ -40,7 +41,9 @@ from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.results import Example, TrialResult
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
+NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += [*sorted(ROOT.glob("docs/**/*.md")), *NOTEBOOKS]
 COMMANDS = typer.main.get_command(whole()).commands  # type: ignore[attr-defined]
 EXAMPLE = {"repeated_bigrams": "lastde"}  # a paper that CONTRIBUTING.md adds, and one whose trial it shares
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind it at all today. "
@@ -50,15 +53,24 @@ def by_name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def written(path: Path) -> str:
+    """A page as Markdown; of a notebook its cells, those of code between fences."""
+    text = path.read_text("utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+    return "\n\n".join(f"```python\n{source}\n```" if kind == "code" else source for kind, source in cells)
+
+
 def blocks(path: Path, *languages: str) -> list[str]:
     """The fenced code blocks of a page in these languages; `""` is a fence that names none."""
-    fences = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```$", path.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    fences = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```$", written(path), re.MULTILINE | re.DOTALL)
     return [body for language, body in fences if language in languages]
 
 
 def prose(page: Path | str) -> str:
     """A page without its fenced code."""
-    text = page if isinstance(page, str) else page.read_text("utf-8")
+    text = page if isinstance(page, str) else written(page)
     return re.sub(r"^ *(```+).*?^ *\1$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -519,7 +531,7 @@ def test_make_targets_and_extras_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for path in PAGES:
-        text = path.read_text("utf-8")
+        text = written(path)
         for target in re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE):
             assert f"\n{target}:" in makefile, f"{by_name(path)}: no make {target}"
         for extra in re.findall(r"(?:broadsheet|\.)\[([a-z]+)\]'", text):
@@ -556,9 +568,26 @@ def test_the_site_asks_no_other_host_and_is_searched_from_the_disk() -> None:
 
 def test_the_navigation_holds_every_page() -> None:
     navigation = re.findall(r"([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert sorted(navigation) == sorted(
-        path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")
-    )
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")]
+    assert sorted(navigation) == sorted([*pages, *(f"notebooks/{path.stem}.md" for path in NOTEBOOKS)])
+
+
+def test_each_stage_that_is_built_has_a_notebook() -> None:
+    (pages,) = re.findall(r"^  - Stages:\n((?:      - .+\n)+)", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert {path.stem for path in NOTEBOOKS} == set(re.findall(r": (\w+)\.md", pages))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
+def test_notebooks_are_kept_as_they_are_before_they_run_and_name_nothing_they_do_not_make(path: Path) -> None:
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert not [cell for cell in code if cell["outputs"] or cell["execution_count"] is not None]
+    assert undefined("\n".join(blocks(path, "python"))) == set()
+
+
+def test_links_of_a_notebook_lead_from_its_page_too(generate: ModuleType) -> None:
+    notebooks = importlib.import_module("notebooks")
+    assert notebooks.linked("[Which](../docs/attend.md#which-one)") == "[Which](../attend.md#which-one)"
 
 
 # What the pages say is true

@@ -14,6 +14,7 @@ import pytest
 import torch
 import toy_peers
 from rich.console import Console
+from shown import shown
 from torch.nn.functional import cross_entropy
 
 from broadsheet import models, report
@@ -24,7 +25,7 @@ from broadsheet.attend.trials.flexprefill import AUTHORS_ROUNDING, FlexPrefillTr
 from broadsheet.attend.trials.infllm import InfLLMTrial
 from broadsheet.attend.trials.lm_infinite import NO_CEILING, NO_FIRST_TOKENS, LMInfiniteTrial
 from broadsheet.attend.trials.longheads import LongHeadsTrial
-from broadsheet.attend.trials.longtexts import long_texts
+from broadsheet.attend.trials.longtexts import WORDS, long_texts
 from broadsheet.attend.trials.metrics import FULL, ONE_PIECE, TRUNCATION, LengthMetrics, Plan, outputs
 from broadsheet.console import InputError
 from broadsheet.data import corpora
@@ -239,6 +240,12 @@ def test_what_is_reported_of_a_papers_trial(result, tmp_path):
         "Passwords found at 360 tokens",
         "Loss by position, 32 tokens a point",
     }
+    for example in shown(result):
+        word = example.expected.removeprefix("Right: ")
+        assert word in WORDS.split()
+        assert f"={word}" in example.item.replace(" ", "")
+        assert example.item.endswith("asked for at 360]")
+        assert all((mark == "✓") == (said == word) for mark, said in (a.split() for a in example.answers.values()))
     assert any(note.startswith("From 200 tokens, within") for note in result.notes)
     assert result.setting["trained positions"] == "256"
     assert list(result.provenance["data"]["fingerprint"]) == ["texts"]

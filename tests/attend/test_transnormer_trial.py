@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from shown import shown
 
 from broadsheet.attend.trials import transnormer
 from broadsheet.attend.trials.transnormer import BEGIN, TransNormerTrial, read
@@ -63,6 +64,9 @@ def test_both_are_trained_on_the_same_and_compared(trial, monkeypatch):
     assert held.lines["Llama"] == [2 * 2 * 16 * 4 * n for n in (8, 40)]
     assert all(value > 0 for line in milliseconds.lines.values() for value in line)
     assert result.setting["model"] == "2 layers, width 16, 2 heads, from scratch"
+    told = shown(result)[0].answers["TransNormer"]
+    loss = math.log(float(told.removeprefix("each byte as one of ").partition(" ")[0]))
+    assert min(abs(loss - each) for each in arms["TransNormer"].samples["loss"]) < 0.01
     sizes = [int(part.split()[-1].replace(",", "")) for part in result.setting["weights"].split(", ")]
     assert max(sizes) < 1.02 * min(sizes)
 

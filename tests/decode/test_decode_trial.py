@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shown import shown
 
 from broadsheet.apply.base import Source
 from broadsheet.console import InputError
@@ -239,10 +240,25 @@ def test_texts_that_differ_are_told_of_every_arm_that_the_model_verifies():
     assert "prompt lookup 0 of 3" in differences(same, "bfloat16")[0]
 
 
+def test_the_examples_are_a_prompt_of_each_kind_and_what_was_written(finished):
+    result, _ = finished
+    greedy, method = (next(arm for arm in result.arms if arm.name == name) for name in (GREEDY, MAIN))
+    assert [each.item.partition(":")[0] for each in shown(result)] == list(tasks.KINDS)
+    for each in result.examples:
+        assert GREEDY not in each.answers
+        assert each.answers[MAIN].startswith("the same text, in ")
+    written = {each.expected.removeprefix("Greedy decoding writes, in 8 passes: ") for each in result.examples}
+    assert written <= {" ".join(text.split()) for text in greedy.samples["text"]}
+    assert set(method.samples["text"]) == {""}, "it is not kept twice"
+
+
 def test_an_account_credits_each_source_with_its_own():
     stats = DecodeStats(10, 5, 20, 8, {4: 5}, 0.05, 1, {"corpus": 1, "raised": 2, "adapted": 1, "copied": 4})
-    outputs = measured([(Written([1], 1.0, 5, stats), [1]), (Written([1], 1.0, 5, stats), [2])]).outputs
+    runs = [(Written([1], 1.0, 5, stats), [1]), (Written([1], 1.0, 5, stats), [2])]
+    outputs = measured(runs, str).outputs
     assert outputs["identical output"] == [1.0, 0.0]
+    assert outputs["text"] == ["", "[1]"], "texts are kept where they differ"
+    assert measured(runs, str, plain=True).outputs["text"] == ["[1]", "[1]"]
     assert account(arm(**outputs)) == (
         "X: 40% of the draft tokens were accepted; they were proposed 12% by tri-grams of the corpus as they were "
         "counted, 25% by tri-grams of the corpus that adaptation had raised, 12% by tri-grams that adaptation brought, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from documented import documents
+from shown import shown
 
 from broadsheet.console import InputError
 from broadsheet.data.retrieval.metrics import evaluate
@@ -17,6 +19,7 @@ from broadsheet.embed.base import baseline
 from broadsheet.embed.data import tasks
 from broadsheet.embed.trials.base import training_note
 from broadsheet.embed.trials.embed import NAMES, TOKEN_PREPENDING, EmbedTrial
+from broadsheet.trial.examples import excerpt
 from broadsheet.trial.results import TrialResult
 
 CLOSED = [f"{name}, bidirectional" for name in NAMES.values()]
@@ -72,6 +75,15 @@ def test_every_arm_answers_every_task_and_is_compared(whole: tuple[TrialResult, 
     assert arms["mean"].samples["similarity"] != arms["mean, bidirectional"].samples["similarity"]
     assert arms["PromptEOL"].samples["similarity"] != arms[TOKEN_PREPENDING].samples["similarity"]
     assert json.dumps(result.to_dict())
+    alike, other, query, *_, similar = shown(result)
+    assert alike.expected.startswith("Near-duplicate: ")
+    assert other.answers["mean"][0] in "✓✗"
+    corpus = list(tasks.retrieval("pydocs", 8, 20, words=30).corpus.values())
+    first = arms["mean"].samples["first passage"]
+    assert query.answers["mean"][2:] in {excerpt(corpus[i]) for i in first}
+    right = query.answers["mean"][2:] == query.expected.removeprefix("Right: ")
+    assert query.answers["mean"].startswith("✓") == right
+    assert re.fullmatch(r"more alike than \d+% of the pairs \(cosine -?\d\.\d\d\)", similar.answers["mean"])
 
 
 @pytest.mark.usefixtures("options")

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from shown import shown
 from training_runs import differ
 
 from broadsheet.console import InputError
@@ -136,6 +137,9 @@ def test_arm_ranks_and_tells_how_near_unlike_words_are():
         arm.prepare()
         made = arm.run(range(len(task.queries)))
         assert len(made["RR"]) == len(made["P@1"]) == 6
+        assert all(near not in out for near, out in zip(made["nearest"], task.excluded, strict=True))
+        firsts = [near in gold for near, gold in zip(made["nearest"], task.gold, strict=True)]
+        assert firsts == [rank == 1 for rank in made["P@1"]] or cosine, "the nearest is right where P@1 says so"
         if cosine:
             assert made["cosine"] == pytest.approx([1.0] * 6)
             assert max(made["RR"]) < 0.1  # not the first, as all words are alike
@@ -164,6 +168,10 @@ def test_trial_runs_on_a_word_list(tmp_path, tiny_folder, monkeypatch):
     assert any((c.metric, c.baseline, c.arm) == ("MRR", UNTOUCHED, SPECIALISED) for c in result.comparisons)
     trained = result.arms[1].samples["cosine"], result.arms[2].samples["cosine"]
     assert trained[0] != trained[1]  # the untouched arms have weights of their own
+    found, *_ = shown(result)
+    nearest = result.arms[0].samples["nearest"]
+    assert found.answers[UNTOUCHED][2:] in {trial._task.vocabulary[i] for i in nearest}
+    assert found.answers[UNTOUCHED].startswith("✓") == (found.answers[UNTOUCHED][2:] in found.expected)
     assert len(result.figures[0].x) == 3
     assert differ(trial, SPECIALISED)
     trial.finish()

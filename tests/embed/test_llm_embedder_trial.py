@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from shown import shown
 from training_runs import differ
 
 from broadsheet.console import InputError
@@ -104,6 +105,7 @@ def test_an_arm_fetches_the_nearest_and_is_paid_what_it_brings():
     letters = Letters()
     made = fetching_arm(ModelArm.of("x", letters), LazyModel(lambda: letters), asked, task="lrlm").run([0, 1])
     assert made["log-likelihood"] == [-2.0, -3.0]
+    assert made["fetched"] == [1, 2]
     assert made["nDCG@10"] == pytest.approx([1 / 2, 1 / np.log2(3)])
     assert letters.prompts == ["lrlm-query", "lrlm-key"]
 
@@ -121,6 +123,11 @@ def test_trial_runs_and_its_yardsticks_bound_it(tmp_path, tiny_folder, monkeypat
     likelihood = {arm.name: np.array(arm.samples["log-likelihood"]) for arm in result.arms}
     assert all((likelihood[BEST] >= likelihood[name] - 1e-9).all() for name in likelihood if name != NOTHING)
     assert result.arms[-1].samples["nDCG@10"] == [1.0] * 6
+    for example in shown(result):
+        assert "[what follows]" in example.item
+        assert set(example.answers) == {BASE, INFONCE, KL, GRADED, RANDOM, WORDS}
+        most = float(example.expected.removeprefix("Most: ").partition(",")[0])
+        assert all(float(answer.partition(" ")[0]) <= most for answer in example.answers.values())
     assert sum("trained in 2 steps" in note for note in result.notes) == 3
     assert differ(trial, INFONCE, KL, GRADED)
     assert trial.run().arms[3].samples == result.arms[3].samples  # goes on from what is kept

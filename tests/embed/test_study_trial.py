@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
 import pytest
+from shown import shown
 from small_docs import documentation
 
 from broadsheet import report
@@ -69,6 +71,9 @@ def test_a_compares_each_size_with_its_raw_model_and_says_what_a_cell_cost(run, 
     data, page = report.write(result, tmp_path)
     assert TrialResult.from_dict(json.loads(data.read_text())).arms[0].values == arm.values
     assert "2 layers, untrained" in page.read_text()
+    for example in shown(result):
+        assert set(example.answers) == {each.name for each in result.arms}
+        assert all(re.search(r"at place \d+$|no right passage", answer) for answer in example.answers.values())
 
 
 def test_c_asks_other_sets_of_one_run(run):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from shown import shown
 
 from broadsheet.console import InputError
 from broadsheet.data.corpora import Document
@@ -71,6 +72,7 @@ def test_both_arms_are_tuned_alike_on_one_half_and_compared_on_the_other(options
     rest = [pair.score for pair in sts(options["sts"]) if (pair.a, pair.b) not in tuning]
     assert golds == rest
     assert set(tuning) <= set(everything)
+    assert all(example.expected.startswith("Right: more alike than ") for example in shown(result))
     assert set(result.claims) == {("Spearman", "PromptEOL", METHOD)}
     assert set(result.claims) <= {(c.metric, c.baseline, c.arm) for c in result.comparisons}
     trial.finish()

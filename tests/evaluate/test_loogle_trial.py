@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
+from shown import shown
 
 from broadsheet import models
 from broadsheet.console import InputError
 from broadsheet.evaluate.trials.loogle import ENDS, RETRIEVED, WHOLE, LooGLETrial
 from broadsheet.page import papers
 from broadsheet.trial import engine
+from broadsheet.trial.examples import excerpt
 
 pytest.importorskip("bm25s")
 
@@ -121,6 +123,11 @@ def test_the_ways_to_read_are_compared_on_the_same_questions(finished):
     [curve] = result.figures
     assert sorted(curve.lines) == sorted(names)
     assert sum(value is not None for value in curve.lines[ENDS]) >= 2
+    for example in shown(result):
+        assert set(example.answers) == set(names)
+        place = [excerpt(answer) or "nothing" for answer in by_name[ENDS].samples["answer"]]
+        assert example.answers[ENDS] in place
+        assert example.expected.startswith("Right: ")
     notes = " ".join(result.notes)
     assert "two ends: 8 of 8 prompts lost their middle" in notes
     assert "not LooGLE's" not in notes

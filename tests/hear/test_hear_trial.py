@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hearing import Blocks
+from shown import shown
 from torch import Tensor
 from training_runs import differ
 
@@ -29,6 +30,7 @@ from broadsheet.hear.trials.following import FOLLOWED, NAMING
 from broadsheet.hear.trials.metrics import OTHERS, SOUNDS, WER
 from broadsheet.hear.trials.notes import beside, loss_curve
 from broadsheet.hear.trials.salmonn import CLAIMS, SalmonnTrial
+from broadsheet.trial.examples import excerpt
 from broadsheet.trial.results import TrialResult
 from broadsheet.trial.stats import Interval
 
@@ -154,6 +156,14 @@ def test_all_arms_are_asked_everything(tried: tuple[SalmonnTrial, TrialResult]) 
     assert {c.metric for c in result.comparisons if c.test == "exact McNemar"} == {SOUNDS, OTHERS, FOLLOWED, NAMING}
     assert not next(c for c in result.comparisons if c.metric == WER).higher_is_better
     assert len([c for c in result.comparisons if (c.metric, c.arm) == ("clips/s", MAIN) and c.baseline == STACK]) == 1
+
+
+def test_the_examples_are_what_was_answered(tried: tuple[SalmonnTrial, TrialResult]) -> None:
+    trial, result = tried
+    kept = {answer for job in trial.jobs_ for answer in result.arms[0].samples[f"{job.name}: answers"]}
+    for example in shown(result):
+        assert example.expected.startswith("Heard: ")
+        assert example.answers[STACK] in {excerpt(answer) or "nothing" for answer in kept}
 
 
 def test_the_shuffled_arm_is_the_same_model_hearing_the_other_clip(tried: tuple[SalmonnTrial, TrialResult]) -> None:

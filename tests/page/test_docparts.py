@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from names import undefined
 
 from broadsheet.page import docparts
 from broadsheet.page.papers import docstring, ours
@@ -38,9 +39,12 @@ def test_a_docstring_without_parts_has_none():
 @pytest.mark.parametrize("paper", [paper for paper in ours() if paper.entry and paper.in_stage], ids=lambda p: p.id)
 def test_a_built_paper_says_when_to_use_it_and_shows_how(paper):
     text = docstring(paper.entry[0])
-    if paper.kind == "survey":
-        return
     assert docparts.use(text).startswith("Use "), paper.entry[0]
     code = docparts.example(text)
-    compile(code, paper.id, "exec")
     assert code, paper.entry[0]
+    assert undefined(code) == set(), "it is printed to be pasted"
+
+
+def test_what_a_program_lacks_is_seen():
+    assert undefined("from math import pi\nfrom json import decoder\nx = [n for n in range(3)]\nprint(x, pi)") == set()
+    assert undefined("from json import nothing\nprint(nothing, model)") == {"nothing", "model"}

@@ -320,7 +320,8 @@ def test_why_a_way_does_not_apply_is_said_in_numbers():
     assert reason(DEFAULT, 16384, "aded", need="recall") == "it is for another need: slow-decoding"
 
 
-def test_the_trained_length_is_the_border_and_where_it_is_not_known_both_sides_are_open():
+def test_the_trained_length_is_the_border_and_where_it_is_not_known_both_sides_are_open(monkeypatch):
+    monkeypatch.setattr(papers.Paper, "verdict", "open")  # whatever is recorded
     assert long_input(DEFAULT, 8192).beyond is False
     assert long_input(DEFAULT, 8193).beyond is True
     unknown = {key: value for key, value in DEFAULT.items() if key != "max_position_embeddings"}
@@ -355,10 +356,8 @@ def test_methods_for_long_attention_have_nothing_to_do_where_all_layers_slide():
 
 
 def test_what_was_refuted_comes_last_among_what_applies(monkeypatch):
-    verdict = papers.Paper.verdict.fget
-    monkeypatch.setattr(
-        papers.Paper, "verdict", property(lambda paper: "refuted here" if paper.id == "lm_infinite" else verdict(paper))
-    )
+    refuted = property(lambda paper: "refuted here" if paper.id == "lm_infinite" else "open")
+    monkeypatch.setattr(papers.Paper, "verdict", refuted)
     assert applying(DEFAULT, 16384) == ["infllm", "longheads", "aded", "transnormer", "lm_infinite"]
     assert long_input(DEFAULT, 16384).to_dict()["ways"][4]["verdict"] == "refuted here"
 

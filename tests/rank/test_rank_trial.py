@@ -202,7 +202,7 @@ def test_examples_are_queries_with_what_each_arm_puts_first():
     lists = lists_of(0, 2, 1)
     one = ArmResult("one", "baseline", samples={"order": [[0, 1, 2]] * 3})
     other = ArmResult("other", "method", samples={"order": [[0, 1, 2], [2, 1, 0], [0, 1, 2]]})
-    shown = parts.examples([one, other], lists)
+    shown = parts.examples(lists, {"one": one, "other": other})
     assert len(shown) == 3
     assert shown[0].answers["one"].startswith("✗ ")
     assert shown[0].answers["other"].startswith("✓ ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -206,6 +207,9 @@ def test_the_report_begins_with_the_answer_its_figure_and_what_to_know_first():
         assert words in shown
     again = TrialResult.from_dict(json.loads(json.dumps(result.to_dict())))
     assert html(again) == page
+    result.examples = [Example("It.", {"plain": "The same.", "method": "The same.", "gone": "Another."})]
+    shown = re.sub(r"<.*?>", "|", html(result)[html(result).index("Read it yourself") :])
+    assert "plain · method||The same." in shown, "arms that made the same of it stand together"
     result.examples = []
     assert "Read it yourself" not in html(result)
 

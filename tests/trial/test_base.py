@@ -18,6 +18,7 @@ from broadsheet.console import InputError
 from broadsheet.options import construct, option
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Metric
+from broadsheet.trial.results import Example
 from broadsheet.trial.trained import TRAINING, TrainedTrial
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -80,7 +81,13 @@ class ToyTrial(Trial):
 
             return Arm(arm.name, run)
 
-        return EvalTask(name, list(range(self.n)), [Metric(metric)], arm, item=item, fingerprint=f"of {name}")
+        def examples(numbers: list[int], arms: dict[str, Any]) -> list[Example]:
+            return [
+                Example(f"{name} {i}", {each: str(arms[each].samples[metric][i]) for each in arms}) for i in numbers
+            ]
+
+        marks = {"item": item, "fingerprint": f"of {name}", "examples": examples}
+        return EvalTask(name, list(range(self.n)), [Metric(metric)], arm, **marks)  # type: ignore[arg-type]
 
 
 def tried(paper: str, trial: Trial | None = None, **options: Any) -> Any:
@@ -296,6 +303,20 @@ def test_two_tasks_are_one_result(monkeypatch):
     speeds = {c.metric for c in result.comparisons if c.metric.endswith("/s")}
     assert speeds == {"numbers/s"}, "speed is the first task's"
     assert {(c.metric, c.arm) for c in result.comparisons} >= {("score", "Alpha"), ("other", "Alpha")}
+
+
+def test_the_examples_are_those_of_its_tasks_with_the_arms_that_did_not_fail(monkeypatch):
+    monkeypatch.setattr(ToyTrial, "tasks", lambda self: [self.task("one", "first"), self.task("two", "second")])
+    monkeypatch.setattr(ToyTrial, "claims", lambda self: [])
+
+    def watch(arm: str, number: int) -> None:
+        if arm == "Beta":
+            raise RuntimeError("no")
+
+    result = tried("alpha", ToyTrial(watch=watch))
+    assert [each.item for each in result.examples] == ["one 0", "one 1", "one 2", "two 0", "two 1"]
+    assert all(list(each.answers) == ["plain", "Alpha"] for each in result.examples)
+    assert result.examples[1].answers["plain"] == str(result.arms[0].samples["first"][1])
 
 
 def test_an_arm_that_fails_is_reported_with_its_task_and_the_others_are_compared(monkeypatch):

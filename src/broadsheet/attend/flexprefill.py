@@ -207,8 +207,13 @@ class FlexPrefill(PostRopeAttention):
         query_aware_: by layer, the share of heads that were query-aware in it.
 
     Example:
-        >>> with FlexPrefill(gamma=0.95)(model):  # doctest: +SKIP
-        ...     model.generate(**tokenizer(long_text, return_tensors="pt"))
+        >>> from broadsheet import models
+        >>> from broadsheet.attend import FlexPrefill
+        >>> model, tokenizer = models.load("default")
+        >>> inputs = tokenizer("One fact of a long text. " * 500, return_tensors="pt")
+        >>> with FlexPrefill(gamma=0.95)(model):
+        ...     output = model.generate(**inputs, max_new_tokens=20)
+        >>> tokenizer.decode(output[0, inputs.input_ids.shape[1] :])  # doctest: +SKIP
 
     Source: arXiv:2502.20766, Algorithms 1–4; authors' code bytedance/FlexPrefill.
     """

@@ -86,8 +86,13 @@ class InfLLM(PreRopeAttention):
     for each block and query head.
 
     Example:
-        >>> with InfLLM(n_local=1024)(model):  # doctest: +SKIP
-        ...     model.generate(**tokenizer(book, return_tensors="pt"), prefill_chunk_size=4096)
+        >>> from broadsheet import models
+        >>> from broadsheet.attend import InfLLM
+        >>> model, tokenizer = models.load("default")
+        >>> inputs = tokenizer("One fact of a long text. " * 500, return_tensors="pt")
+        >>> with InfLLM(n_local=512, top_k=8)(model):
+        ...     output = model.generate(**inputs, max_new_tokens=20, prefill_chunk_size=512)
+        >>> tokenizer.decode(output[0, inputs.input_ids.shape[1] :])  # doctest: +SKIP
 
     Source: arXiv:2402.04617, Sec. 3; authors' code thunlp/InfLLM.
     """

@@ -77,8 +77,13 @@ class LMInfinite(PreRopeAttention):
             with `middle_rows="all"`, or where it cannot be compiled.
 
     Example:
-        >>> with LMInfinite(n_local=4096)(model):  # doctest: +SKIP
-        ...     output = model.generate(**inputs, max_new_tokens=64)
+        >>> from broadsheet import models
+        >>> from broadsheet.attend import LMInfinite
+        >>> model, tokenizer = models.load("default")
+        >>> inputs = tokenizer("One fact of a long text. " * 500, return_tensors="pt")
+        >>> with LMInfinite(n_local=1024)(model):
+        ...     output = model.generate(**inputs, max_new_tokens=20)
+        >>> tokenizer.decode(output[0, inputs.input_ids.shape[1] :])  # doctest: +SKIP
 
     Source: arXiv:2308.16137; authors' code Glaciohound/LM-Infinite. As there, the window is the distances 0 to L - 1,
     and the ceiling L.

@@ -74,8 +74,13 @@ class LongHeads(PreRopeAttention):
             and it may not be less.
 
     Example:
-        >>> with LongHeads(chunk_size=64, attention_length=512)(model):  # doctest: +SKIP
-        ...     model.generate(**tokenizer(book, return_tensors="pt"), prefill_chunk_size=4096)
+        >>> from broadsheet import models
+        >>> from broadsheet.attend import LongHeads
+        >>> model, tokenizer = models.load("default")
+        >>> inputs = tokenizer("One fact of a long text. " * 500, return_tensors="pt")
+        >>> with LongHeads(chunk_size=64, attention_length=512)(model):
+        ...     output = model.generate(**inputs, max_new_tokens=20, prefill_chunk_size=512)
+        >>> tokenizer.decode(output[0, inputs.input_ids.shape[1] :])  # doctest: +SKIP
 
     Source: arXiv:2402.10685, Sec. 3; authors' code LuLuLuyi/LongHeads.
     """

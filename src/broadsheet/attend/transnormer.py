@@ -40,6 +40,7 @@ from broadsheet.attend.kernels.linear import Kernel, fla_form, token_positions, 
 from broadsheet.attend.transnormer_config import Decay, TransNormerCache, TransNormerConfig
 from broadsheet.console import InputError
 from broadsheet.models import card
+from broadsheet.models.pushing import push_saved
 
 
 def head_slopes(n_heads: int) -> list[float]:
@@ -309,6 +310,10 @@ class TransNormerPreTrainedModel(PreTrainedModel):
         if settings.get("is_main_process", True):
             card.write(Path(save_directory), paper=TransNormerForCausalLM.paper)
 
+    def push_to_hub(self, repository: str, *, private: bool = True) -> str:
+        """Save it to a repository of the hub, with its card; see `models.pushing.push`."""
+        return push_saved(self.save_pretrained, repository, private=private)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -396,6 +401,7 @@ class TransNormerForCausalLM(TransNormerPreTrainedModel, GenerationMixin):
 
     Example:
         >>> import torch
+        >>> from broadsheet.attend import TransNormerConfig, TransNormerForCausalLM
         >>> config = TransNormerConfig(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2)
         >>> model = TransNormerForCausalLM(config).eval()
         >>> model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False).shape

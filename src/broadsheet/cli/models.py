@@ -1,8 +1,12 @@
-"""The command `models`: what is cached."""
+"""The commands `models` and `push`: what is cached, and a saved model to the hub."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from broadsheet.cli.root import Json, app
 
@@ -25,3 +29,18 @@ def models(as_json: Json = False) -> None:
     for model in found:
         table.add_row(model.name, f"{model.size / 1e6:,.0f} MB", "whole" if model.whole else "damaged", str(model.path))
     Console(highlight=False).print(table if found else "no model is cached yet: `broadsheet demo` fetches the default")
+
+
+@app.command(epilog="Example: broadsheet push runs/gem someone/gem")
+def push(
+    folder: Annotated[Path, typer.Argument(help="A model that `apply` or `save` wrote.")],
+    repository: Annotated[str, typer.Argument(help="On the hub: someone/name.")],
+    public: Annotated[bool, typer.Option("--public", help="Where it is made anew: for everybody to see.")] = False,
+) -> None:
+    """Upload a saved model to the Hugging Face hub, with its card: what it is, how it was trained, what was measured.
+
+    HF_TOKEN has to hold a token that may write. A new repository is private.
+    """
+    from broadsheet.models.pushing import push as upload
+
+    print(upload(folder, repository, private=not public))

@@ -136,8 +136,10 @@ class Lastde(OnePassDetector):
             `"expstd"` for closed-source generators.
 
     Example:
-        >>> Lastde().score(["The quick brown fox …", "As an AI language model …"])  # doctest: +SKIP
-        array([-36.1, -21.7])
+        >>> from broadsheet.detect import Lastde
+        >>> Lastde().score(["The cat came in soaked, and slept on my one clean shirt.",
+        ...                 "Cats are popular pets that provide companionship."])  # doctest: +SKIP
+        array([-21.7, -36.1])
 
     Source: arXiv:2410.06072, Eq. 2–9; authors' code TrustMedia-zju/Lastde_Detector.
     """

@@ -167,6 +167,7 @@ def embedding_methods(*, runnable: bool = False, **values: str) -> list[Embeddin
         InputError: no such axis or value.
 
     Example:
+        >>> from broadsheet.embed import embedding_methods
         >>> [method.name for method in embedding_methods(needs_training="no", touches="hidden states")]
         ['Token Prepending']
 

@@ -209,6 +209,8 @@ class Study:
         device, dtype: of `models.load`; the dtype is that of evaluation and of frozen weights.
 
     Example:
+        from broadsheet.embed.dense_retrieval_study import Study, StudyCell, StudyQuestion, StudyRecipe
+
         record = Study().cell(StudyCell(StudyRecipe(layers=6), 25, StudyQuestion()))
         sum(record.values["nDCG@10"]) / len(record.queries)
 

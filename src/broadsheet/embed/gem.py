@@ -180,8 +180,13 @@ class GEM(Objective, nn.Module):
         InputError: a parameter out of range, or an embedder without special tokens.
 
     Example:
-        made = gem_embedder("default")
-        fit(made, texts, GEM(made), "runs/gem", steps=200, merge=True)
+        from broadsheet.data import corpora
+        from broadsheet.embed import GEM, fit, gem_embedder
+
+        texts = [document.text for document in corpora.load("pydocs").take(2000)]
+        made = gem_embedder("default", max_seq_length=128)
+        fit(made, texts, GEM(made), "gem", steps=60, merge=True)
+        made.encode(["Return a sorted list."])
 
     Source: arXiv:2506.04344, Sec. 3. No authors' code. Learning rate 1e-4 in the first phase, 1e-5 in the second: call
     `fit` twice for that, first with `alpha_max=0`, then with `ntp_rows=0`.

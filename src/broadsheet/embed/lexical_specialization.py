@@ -132,8 +132,12 @@ class LabelNTXentLoss(nn.Module):
             all of them.
 
     Example:
+        from datasets import Dataset
+        from broadsheet.embed import LabelNTXentLoss, embedder, fit
+
         rows = {"word1": ["big", "quick"], "word2": ["large", "fast"], "label": [0, 1]}
-        fit(embedder, Dataset.from_dict(rows), LabelNTXentLoss(embedder))
+        model = embedder("default", "mean", layer=10)
+        fit(model, Dataset.from_dict(rows), LabelNTXentLoss(model), "words", steps=4, batch_size=2)
 
     Source: arXiv:2208.01018; authors' code umanlp/babelbert.
     """

@@ -81,8 +81,13 @@ class GradedDistillLoss(nn.Module):
             that of one process with the whole batch. (The authors' code divides gradients by the number of processes.)
 
     Example:
-        rows = {"query": ["q"], "key_1": ["good"], "key_2": ["bad"], "label": [[-1.2, -2.5]]}
-        fit(embedder, Dataset.from_dict(rows), GradedDistillLoss(embedder))
+        from datasets import Dataset
+        from broadsheet.embed import GradedDistillLoss, embedder, fit
+
+        rows = {"query": ["sort a list", "open a file"], "key_1": ["Return a sorted list.", "Open a file."],
+                "key_2": ["Sleep.", "Sleep."], "label": [[-1.2, -2.5], [-0.8, -2.1]]}
+        model = embedder("default", "mean", layer=10)
+        fit(model, Dataset.from_dict(rows), GradedDistillLoss(model), "graded", steps=4, batch_size=2)
 
     Source: arXiv:2310.07554; authors' code FlagOpen/FlagEmbedding, research/llm_embedder. In float32 at least.
     """

@@ -112,8 +112,12 @@ class QueryLikelihood(Objective):
         InputError: a parameter out of range, or an embedder that appends no token, or several.
 
     Example:
+        from broadsheet.embed import LLMQL, QueryLikelihood, fit
+
+        pairs = [{"query": "sort a list", "positive": "Return a sorted list."},
+                 {"query": "open a file", "positive": "Open a file and return it."}]
         made = LLMQL().embedder("default")
-        fit(made, pairs, QueryLikelihood(made), "runs/ql", steps=60, merge=True)
+        fit(made, pairs, QueryLikelihood(made), "ql", steps=4, batch_size=2, merge=True)
 
     Source: arXiv:2504.05216, Sec. 3; authors' code Trustworthy-Information-Access/llm-ql, whose end token has a fixed
     index, after a document padded and cut to it: here each row has its own, and the cue before it is never cut.

@@ -77,8 +77,12 @@ class GRL(ContrastiveObjective):
         InputError: a setting that is out of range.
 
     Example:
-        model = broadsheet.embed.embedder("default", "mean", attention="bidirectional")
-        fit(model, items, GRL(model, generation="sigmoid", consistency="gen-rt"), out="runs/grl", steps=100)
+        from broadsheet.embed import GRL, embedder, fit
+
+        query = {"query": "sort a list", "positive": "Return a sorted list.", "negatives": ["Open a file."]}
+        other = {"query": "open a file", "positive": "Open a file.", "negatives": ["Return a sorted list."]}
+        model = embedder("default", "mean", attention="bidirectional")
+        fit(model, [query, other], GRL(model), "grl", steps=4, batch_size=2)
 
     Source: arXiv:2408.03402; authors' code nlp-uoregon/ullme, whose paper-era trainer sums the three losses but follows
     the contrastive gradient alone, and whose later one weighs generation and KL by the number of chunks: neither here.

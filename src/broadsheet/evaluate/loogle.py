@@ -106,13 +106,14 @@ class LooGLE:
     `repetition_penalty=2.0`, which wrecks small models: it is an option of `answering.answers`, off by default.
 
     Example:
+        >>> from broadsheet import models
+        >>> from broadsheet.evaluate import LooGLE, Question, answering
         >>> loogle = LooGLE(max_length=4096)
-        >>> one = Question("shortdep_qa", "Ada wrote the first program.", "Who wrote the first program?", "Ada")
-        >>> loogle.score(one, "It was Ada.")["containment"]
+        >>> asked = [Question("shortdep_qa", "Ada wrote the first program.", "Who wrote the first program?", "Ada")]
+        >>> answers = answering.answers(asked, *models.load("default"), loogle=loogle)
+        >>> loogle.score(asked[0], answers[0].text)["containment"]
         1.0
-        >>> questions = list(loogle.read("shortdep_qa.jsonl"))  # doctest: +SKIP
-        >>> answers = answering.answers(questions, model, tokenizer, loogle=loogle)  # doctest: +SKIP
-        >>> loogle.summary(questions, [answer.text for answer in answers])  # doctest: +SKIP
+        >>> loogle.summary(asked, [answer.text for answer in answers])  # doctest: +SKIP
 
     Source: arXiv:2311.04939; authors' code and data bigai-nlco/LooGLE.
     """

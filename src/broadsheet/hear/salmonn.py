@@ -30,6 +30,7 @@ from broadsheet.hear.encoders.audio_features import AudioFeatures
 from broadsheet.hear.processing import SalmonnProcessor
 from broadsheet.hear.windows import Windows
 from broadsheet.models import adapters
+from broadsheet.models.pushing import push_saved
 
 RATE = 50.0  # frames per second that encoders are synchronised to
 
@@ -197,9 +198,13 @@ class SalmonnForConditionalGeneration(AudioLanguageModel):
         features: folder of the cache of encoders' frames.
 
     Example:
+        from broadsheet.hear import SalmonnForConditionalGeneration, fit, make_data, read_rows
+
+        clips = make_data("clips", asr=200)  # by flite and sox
+        rows = read_rows(clips.folder / "stage1.jsonl")
         model = SalmonnForConditionalGeneration.build("default", ["whisper:tiny.en", "speech-embedding"])
-        fit(model, read_rows("data/stage1.jsonl"), "runs/ears", minutes=10)
-        model.answer("clip.wav", "What is said?")
+        fit(model, rows, "ears", minutes=2)
+        model.answer(rows[0].audio[0], "What is said?")
 
     Source: arXiv:2310.13289, Eq. 1–3; authors' code bytedance/SALMONN.
     """
@@ -345,6 +350,10 @@ class SalmonnForConditionalGeneration(AudioLanguageModel):
         """
         self.config.encoder_identities = [each.identity for each in self.audio_features.encoders]
         saving.save(Path(folder), self.config, self.llm, self.processor, self._trained_modules())
+
+    def push_to_hub(self, repository: str, *, private: bool = True) -> str:
+        """Save it to a repository of the hub, with its card; see `models.pushing.push`."""
+        return push_saved(self.save_pretrained, repository, private=private)
 
     @classmethod
     def from_pretrained(

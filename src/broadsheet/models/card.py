@@ -84,7 +84,7 @@ def write(
             return path
     known = next((each for each in page() if each.id == paper), None)
     body = _card(folder, named.name, known, _named(base), record or {})
-    path.write_text(f"{body}\n<!-- card of broadsheet, {_sealed(body)} -->\n", "utf-8")
+    path.write_text(_whole(body), "utf-8")
     return path
 
 
@@ -92,6 +92,17 @@ def is_ours(text: str) -> bool:
     """Whether a card is one that `write` made, and unchanged since."""
     seal = _SEAL.search(text)
     return seal is not None and seal[1] == _sealed(text[: seal.start() - 1])
+
+
+def renamed(text: str, name: str) -> str:
+    """A card of ours under another name, as that of a repository; one that is not ours stays as it is."""
+    if not is_ours(text):
+        return text
+    body = text[: _SEAL.search(text).start() - 1]  # type: ignore[union-attr]
+    title = re.search(r"^# (.+)$", body, re.MULTILINE)
+    old = title[1] if title else ""
+    body = body.replace(f"# {old}\n", f"# {name.rpartition('/')[2]}\n", 1).replace(f"({old!r})", f"({name!r})")
+    return _whole(body)
 
 
 def paper_of(*parts: Any) -> str:
@@ -103,6 +114,11 @@ def paper_of(*parts: Any) -> str:
             if isinstance(found := getattr(one, "paper", ""), str) and found:
                 return found
     return ""
+
+
+def _whole(body: str) -> str:
+    """A card with the fingerprint at its end."""
+    return f"{body}\n<!-- card of broadsheet, {_sealed(body)} -->\n"
 
 
 def _sealed(body: str) -> str:

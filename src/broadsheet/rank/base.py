@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broadsheet.console import InputError, progress, say
+from broadsheet.models.pushing import push_saved
 from broadsheet.rank import fullrank, order, saving
 from broadsheet.rank.first import first_token
 from broadsheet.rank.order import Identifiers, Strategy
@@ -263,6 +264,10 @@ class ListwiseReranker:
     def save(self, folder: str | Path) -> None:
         """Write the model (or adapter), its tokenizer and `reranker.json` as one folder; see `saving.save`."""
         saving.save(self, Path(folder))
+
+    def push_to_hub(self, repository: str, *, private: bool = True) -> str:
+        """Save it to a repository of the hub, with its card; see `models.pushing.push`."""
+        return push_saved(self.save, repository, private=private)
 
     @classmethod
     def load(

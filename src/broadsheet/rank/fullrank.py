@@ -88,6 +88,7 @@ class FullRank:
         InputError: a parameter is out of range.
 
     Example:
+        >>> from broadsheet.rank import FullRank
         >>> FullRank().weight(1), FullRank().weight(3)
         (2.0, 1.5)
 

@@ -172,6 +172,8 @@ class PlackettLucePolicyGradient(nn.Module):
             no sum over places.
 
     Example:
+        >>> import torch
+        >>> from broadsheet.rank import PlackettLucePolicyGradient
         >>> scores = torch.zeros(1, 3, requires_grad=True)
         >>> loss = PlackettLucePolicyGradient(utility="mrr@10")(scores, torch.tensor([[0.0, 1.0, 0.0]]))
         >>> loss.backward()

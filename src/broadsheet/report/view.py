@@ -20,7 +20,7 @@ from broadsheet.trial.results import chance_level, plural
 from broadsheet.trial.sentences import multiplicity_warning
 
 if TYPE_CHECKING:
-    from broadsheet.trial.results import ArmResult, TrialResult
+    from broadsheet.trial.results import ArmResult, Example, TrialResult
     from broadsheet.trial.stats import Interval
     from broadsheet.trial.verdicts import Comparison
 
@@ -166,6 +166,14 @@ class View:
     def prepared(self) -> bool:
         """Whether any arm took a time worth telling to be prepared."""
         return any(arm.prepare_seconds >= 0.1 for arm in self.result.arms)
+
+    def told(self, example: Example) -> list[tuple[str, str]]:
+        """(arms, what they made of an example): arms that made the same of it together, in the order of the arms."""
+        together: dict[str, list[str]] = {}
+        order = [arm.name for arm in self.arms]
+        for name in sorted(example.answers, key=lambda name: order.index(name) if name in order else len(order)):
+            together.setdefault(example.answers[name], []).append(name)
+        return [(" · ".join(names), made) for made, names in together.items()]
 
     def picture(self, metric: str) -> plots.Drawing:
         """A dot and a whisker for each arm."""

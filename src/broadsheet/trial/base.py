@@ -28,6 +28,7 @@ from broadsheet.page.evidence import provenance, versions
 from broadsheet.took import Took
 from broadsheet.trial.claims import Claim, JudgedClaim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
+from broadsheet.trial.examples import together
 from broadsheet.trial.results import ArmResult, Curve, Distribution, Example, Role, TrialResult, joined, plural
 from broadsheet.trial.sampling import PilotSampling, seconds_of
 from broadsheet.trial.stats import MIN_UNITS
@@ -117,6 +118,8 @@ class EvalTask:
         blocks: timed turns of each arm; `block_size`, items in a turn, decides instead where it is given.
         pilot: items that are asked before it is decided how many of `items`, which are in random order, the claims
             need; 0: all are asked. The pilot has five blocks at least.
+        examples: the items that were asked, and the arms that did not fail by name, to a few items with what arms made
+            of them, those on which they differ most first.
     """
 
     name: str
@@ -130,6 +133,9 @@ class EvalTask:
     blocks: int = 10
     block_size: int | None = None
     pilot: int = 0
+    examples: Callable[[Sequence[Any], Mapping[str, ArmResult]], Sequence[Example]] | None = field(
+        default=None, repr=False
+    )
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ class Trial(ForPaper):
     - `tasks()`: data and metrics; may load data, and raises InputError where it cannot be used.
     - `arms()`: who takes part, the baseline among them.
     - `claims()`: what the paper says it wins.
-    - and, where there is more to say, `setting()`, `also_compare()`, `figures()`, `examples()`, `notes()`, `absence()`.
+    - and, where there is more to say, `setting()`, `also_compare()`, `figures()`, `notes()`, `absence()`, `examples()`.
 
     A stage's own trial (`stage = "detect"`) serves each paper of the stage that has no trial of its own: arms get the
     role `method`, and claims hold, by the paper that is tried.
@@ -235,8 +241,8 @@ class Trial(ForPaper):
         return []
 
     def examples(self, outcome: Outcome) -> Sequence[Example]:
-        """Three to five items with what arms made of them, for readers to judge by themselves."""
-        return []
+        """Three to five items with what arms made of them, for readers to judge by; by default its tasks'."""
+        return together([task.examples(task.items, outcome.usable) for task in outcome.tasks if task.examples])
 
     def notes(self, outcome: Outcome) -> Sequence[str]:
         """What a reader should know before trusting the numbers; each is made from this run."""
@@ -424,7 +430,8 @@ class Trial(ForPaper):
                 if task.pilot and not self.quick:
                     budget = seconds_of(self.budget)
                     least = max(task.pilot, MIN_UNITS * block_size)
-                    pilot = PilotSampling(claims, plural(task.item), least, len(task.items), budget)
+                    counted = plural(task.item) if task.per_item == 1 else "items"
+                    pilot = PilotSampling(claims, counted, least, len(task.items), budget)
                 results, found = run_arms(
                     made,
                     list(task.items),

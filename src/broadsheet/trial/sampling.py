@@ -61,10 +61,10 @@ class PilotSampling:
             wanted = max(wanted, self._enough(claim, comparison, target, asked))
         affordable = self.most if self.budget is None else int(self.budget / max(seconds, 1e-9))
         taken = max(asked, min(wanted, self.most, affordable))
+        more = f", about {duration(seconds * (taken - asked))} more (--budget caps it)" if taken > asked else ""
         say(
             f"after a pilot of {asked}: {'; '.join(self._told) or 'no claim tells how many are needed'}; taking "
-            f"{taken:,} of {self.most:,} {self.items}, about {duration(seconds * (taken - asked))} more (--budget caps "
-            "it)"
+            f"{taken:,} of {self.most:,} {self.items}{more}"
         )
         return taken
 

@@ -19,7 +19,17 @@ from transformers import PreTrainedModel
 from broadsheet.attend.base import Attention
 from broadsheet.attend.trials import peers as peering
 from broadsheet.attend.trials.longtexts import LongText, long_texts
-from broadsheet.attend.trials.metrics import FULL, ONE_PIECE, TRUNCATION, Plan, figures, metrics, notes, outputs
+from broadsheet.attend.trials.metrics import (
+    FULL,
+    ONE_PIECE,
+    TRUNCATION,
+    Plan,
+    examples,
+    figures,
+    metrics,
+    notes,
+    outputs,
+)
 from broadsheet.attend.trials.reader import DECODED, LongTextReader, Reading
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
@@ -205,6 +215,7 @@ class AttendTrial(Trial):
                 fingerprint=fingerprint([asdict(text) for text in texts]),
                 block_size=1,
                 pilot=self.pilot if self.texts is None else 0,
+                examples=lambda texts, arms: examples(texts, arms, plan, self.loaded.tokenizer.decode),
             )
         ]
 

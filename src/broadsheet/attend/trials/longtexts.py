@@ -52,18 +52,21 @@ class LongText:
         documents: ids of the documents in it, in order; the last one may be cut.
         questions: one for each hidden password, in order of position.
         answers: the first token of each password: answers[i] is the right answer to questions[i].
+        words: the passwords.
     """
 
     ids: list[int]
     documents: list[str]
     questions: list[PasswordQuestion]
     answers: list[int]
+    words: list[str]
 
 
 @dataclass(frozen=True)
 class Password:
-    """A password as tokens: the line that tells it, the question for it, and what the answer begins with."""
+    """A password: its word; as tokens the line that tells it, the question, and what the answer begins with."""
 
+    word: str
     line: list[int]
     question: list[int]
     answer: int
@@ -104,7 +107,8 @@ def long_texts(
         positions = _places(passwords, length, clear, generator)
         asked = [PasswordQuestion(position, each.question) for position, each in zip(positions, passwords, strict=True)]
         ids = _insert(filler, {at: each.line for at, each in zip(positions, passwords, strict=True)})
-        texts.append(LongText(ids, documents, asked, [each.answer for each in passwords]))
+        answers, words = [each.answer for each in passwords], [each.word for each in passwords]
+        texts.append(LongText(ids, documents, asked, answers, words))
     random.Random(f"{seed} order").shuffle(texts)
     return texts
 
@@ -115,19 +119,19 @@ def draw_passwords(tokenizer: PreTrainedTokenizerBase, n: int, generator: random
     Raises:
         InputError: the tokenizer does not tell `n` words apart by their first token.
     """
-    words: dict[int, list[int]] = {}
+    words: dict[int, tuple[str, list[int]]] = {}
     for name in WORDS.split():
         ids = _encode(tokenizer, f"{name}\n\n")
-        words.setdefault(ids[0], ids)
+        words.setdefault(ids[0], (name, ids))
     cities = CITIES.split()
     most = min(len(words), len(cities))
     if n > most:
         raise InputError(f"got --questions {n}; expected at most {most}, the words that differ in their first token")
     passwords = []
-    for city, word in zip(generator.sample(cities, n), generator.sample(list(words.values()), n), strict=True):
+    for city, (name, word) in zip(generator.sample(cities, n), generator.sample(list(words.values()), n), strict=True):
         question = _encode(tokenizer, f"\n\n{city}=")
         # Joined as tokens, not as text: the question is the beginning of the line, whatever a tokenizer merges.
-        passwords.append(Password(question + word, question, word[0]))
+        passwords.append(Password(name, question + word, question, word[0]))
     return passwords
 
 

@@ -5,8 +5,8 @@ Knows: numbers by length, names of arms. Does not know: models, methods, or how 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from broadsheet.attend.trials.longtexts import LongText
 from broadsheet.trial.engine import Metric
-from broadsheet.trial.results import ArmResult, Curve
+from broadsheet.trial.examples import excerpt, marked, most_apart
+from broadsheet.trial.results import ArmResult, Curve, Example
 from broadsheet.trial.verdicts import compare_samples
 
 FULL, ONE_PIECE, TRUNCATION = "full attention", "full, one piece", "truncation"
 _DEPTHS = 5  # bins of the figures by depth
+_AROUND = 32  # tokens of a text that an example shows before a password, and from there
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class LengthMetrics:
         right: for each password of the text 1 if its word came first among the text's words, else 0; NaN if it is told
             further on.
         said: the same among the whole vocabulary.
+        chosen: for each password whose word came first among the text's words, by its place among the passwords; empty
+            where that is not known.
     """
 
     loss: float
@@ -72,6 +76,7 @@ class LengthMetrics:
     held: int
     right: list[float]
     said: list[float]
+    chosen: list[float] = field(default_factory=list)
 
 
 def outputs(plan: Plan, by_length: Sequence[LengthMetrics], by_position: list[float]) -> dict[str, Any]:
@@ -98,6 +103,7 @@ def outputs(plan: Plan, by_length: Sequence[LengthMetrics], by_position: list[fl
         "held": [each.held / 2**20 for each in by_length],
         "right": right.tolist(),
         "said": [each.said for each in by_length],
+        "chosen": last.chosen,
         "by position": by_position,
     }
 
@@ -145,6 +151,27 @@ def figures(arms: Sequence[ArmResult], texts: Sequence[LongText], plan: Plan) ->
             Curve(f"Loss by position, {plan.scored:,} tokens a point", "position", "nats per token", ends, passes)
         )
     return drawn
+
+
+def examples(
+    texts: Sequence[LongText], arms: Mapping[str, ArmResult], plan: Plan, decode: Callable[[list[int]], str]
+) -> list[Example]:
+    """Passwords where they are told, and what is said when they are asked for at the last length."""
+    end = plan.lengths[-1]
+    asked = [(i, n) for i, text in enumerate(texts) for n, each in enumerate(text.questions) if each.position < end]
+    right = [{name: arm.samples["right"][i][-1][n] for name, arm in arms.items()} for i, n in asked]
+    found = []
+    for i, n in (asked[place] for place in most_apart(right)):
+        text, question = texts[i], texts[i].questions[n]
+        around = decode(text.ids[max(0, question.position - _AROUND) : question.position + _AROUND])
+        told = {}
+        for name, arm in arms.items():
+            chosen = arm.samples["chosen"][i]
+            word = text.words[int(chosen[n])] if chosen and not np.isnan(chosen[n]) else ""
+            told[name] = marked(arm.samples["right"][i][-1][n] == 1, word or "the password")
+        where = f"told at token {question.position:,}, asked for at {end:,}"
+        found.append(Example(f"… {excerpt(around)} … [{where}]", told, f"Right: {text.words[n]}"))
+    return found
 
 
 def _depths(arms: Sequence[ArmResult], texts: Sequence[LongText], plan: Plan, number: int) -> Curve:

@@ -66,22 +66,22 @@ class LongTextReader:
         )
         return self._metrics(record, record.stops[0])
 
-    def _examiner(self, text: LongText, start: int = 0) -> Callable[[Cache, int], tuple[list[float], list[float]]]:
-        """A visitor that asks for every password told before the stop, read or not."""
+    def _examiner(self, text: LongText, start: int = 0) -> Callable[[Cache, int], list[list[float]]]:
+        """A visitor that asks for every password told before the stop, read or not: `right`, `said` and `chosen`."""
 
-        def examine(cache: Cache, stop: int) -> tuple[list[float], list[float]]:
+        def examine(cache: Cache, stop: int) -> list[list[float]]:
             asked = [question.ids for question in text.questions if question.position < start + stop]
-            right, said = np.full((2, len(text.questions)), np.nan)
+            right, said, chosen = np.full((3, len(text.questions)), np.nan)
             if asked:
                 logits = streaming.ask(self.model, cache, asked)
                 answers = np.arange(len(asked))
-                right[: len(asked)] = logits[:, text.answers].argmax(1).numpy() == answers
+                chosen[: len(asked)] = logits[:, text.answers].argmax(1).numpy()
+                right[: len(asked)] = chosen[: len(asked)] == answers
                 said[: len(asked)] = logits.argmax(1).numpy() == np.asarray(text.answers)[answers]
-            return right.tolist(), said.tolist()
+            return [right.tolist(), said.tolist(), chosen.tolist()]
 
         return examine
 
     def _metrics(self, record: streaming.StreamRecord, stop: streaming.Stop) -> LengthMetrics:
         scored = record.losses[max(1, stop.length - self.plan.scored) : stop.length]  # a text's first token has no loss
-        right, said = stop.visit
-        return LengthMetrics(float(scored.mean()), stop.seconds, stop.decode_seconds, sum(stop.held), right, said)
+        return LengthMetrics(float(scored.mean()), stop.seconds, stop.decode_seconds, sum(stop.held), *stop.visit)

@@ -36,7 +36,8 @@ from broadsheet.training.schedules import SCHEDULES, Progress
 from broadsheet.training.trainer import TrainOutput
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric
-from broadsheet.trial.results import Curve
+from broadsheet.trial.examples import excerpt, most_apart
+from broadsheet.trial.results import ArmResult, Curve, Example
 from broadsheet.trial.trained import TRAINING, TrainedTrial
 
 if TYPE_CHECKING:
@@ -182,6 +183,7 @@ class TransNormerTrial(TrainedTrial):
                 about=f"{len(texts.held_out)} documents, each cut to {STRETCH * self.length} bytes",
                 fingerprint=fingerprint([int(texts.stream.sum()), len(texts.stream), texts.held_out.tolist()]),
                 block_size=4,
+                examples=self._examples,
             )
         ]
 
@@ -282,6 +284,20 @@ class TransNormerTrial(TrainedTrial):
             "models are known to retrieve poorly. Small models say little of large ones."
         )
         return notes
+
+    def _examples(self, texts: Sequence[Tensor], arms: Mapping[str, ArmResult]) -> list[Example]:
+        """Beginnings of held-out texts, and among how many bytes each arm is as good as choosing there."""
+        losses = [{name: float(arm.samples["loss"][i]) for name, arm in arms.items()} for i in range(len(texts))]
+        return [
+            Example(
+                excerpt(bytes(texts[i][1 : self.length + 1].tolist()).decode("utf-8", "replace")),
+                {
+                    name: f"each byte as one of {math.exp(loss):.1f} equally likely ones"
+                    for name, loss in losses[i].items()
+                },
+            )
+            for i in most_apart(losses, 3)
+        ]
 
     def _rate(self, name: str, make: Callable[[], PreTrainedModel]) -> float:
         """The learning rate given, or the one that leaves the lowest loss on the tuning texts."""

@@ -29,8 +29,9 @@ from broadsheet.options import option
 from broadsheet.trial import peers
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Metric
+from broadsheet.trial.examples import ending, excerpt, most_apart
 from broadsheet.trial.external import ExternalProcess
-from broadsheet.trial.results import ArmResult, Distribution
+from broadsheet.trial.results import ArmResult, Distribution, Example
 from broadsheet.trial.sampling import PILOT
 from broadsheet.trial.verdicts import Comparison
 
@@ -120,6 +121,7 @@ class AdedTrial(Trial):
                 fingerprint=fingerprint([asdict(prompt) for prompt in self._items]),
                 block_size=len(KINDS),
                 pilot=0 if self.prompts else PILOT,
+                examples=self._examples,
             )
         ]
 
@@ -291,6 +293,31 @@ class AdedTrial(Trial):
         ]
         return notes
 
+    def _examples(self, prompts: Sequence[DecodePrompt], arms: Mapping[str, ArmResult]) -> list[Example]:
+        """A prompt of each kind with what is written after it, and in how many passes and how much time."""
+        if GREEDY not in arms:
+            return []
+        plain, written = arms[GREEDY].samples, "tokens per forward"
+        others = {name: arm.samples for name, arm in arms.items() if name != GREEDY}
+        order = most_apart(
+            [{n: made[written][i] for n, made in others.items()} for i in range(len(prompts))], len(prompts)
+        )
+        found = []
+        for place in [next(i for i in order if prompts[i].kind == kind) for kind in KINDS]:
+            told = {}
+            for name, made in others.items():
+                text = (
+                    "the same text"
+                    if made["identical output"][place]
+                    else f"another text: {excerpt(made['text'][place])}"
+                )
+                passes, speed = self.tokens / made[written][place], plain["seconds"][place] / made["seconds"][place]
+                told[name] = f"{text}, in {passes:.0f} passes of the model, {speed:.2g} times as fast"
+            prompt = self.loaded.tokenizer.decode(prompts[place].tokens)
+            expected = f"Greedy decoding writes, in {self.tokens} passes: {excerpt(plain['text'][place])}"
+            found.append(Example(f"{prompts[place].kind}: {ending(prompt)}", told, expected))
+        return found
+
     def _built(self, corpus: Corpus, excluded: set[str], tokenizer: Any) -> TrigramTable:
         """A table of documents that no prompt is made from, nor begins like."""
         return TrigramTable.from_texts(self._texts(corpus, excluded), tokenizer)
@@ -314,14 +341,15 @@ class AdedTrial(Trial):
             expected = [self._reference.tokens(prompt) for prompt in block]
             if drafting:
                 written = [self._writer(prompt, custom_generate=drafter) for prompt in block]
-                return measured(list(zip(written, expected, strict=True)))
+                return measured(list(zip(written, expected, strict=True)), self.loaded.tokenizer.decode)
             asked = [{"tokens": list(prompt.tokens), "new_tokens": self.tokens} for prompt in block]
             answer = process.run(asked)
             tokens, seconds = (answer.outputs.get(name, []) for name in ("tokens", "seconds"))
             if {len(tokens), len(seconds)} != {len(block)} or any(len(each) != self.tokens for each in tokens):
                 raise ValueError(f"expected `seconds` and {self.tokens} `tokens` for each of {len(block)} prompts")
             runs = [Written(list(ids), spent, self.tokens) for ids, spent in zip(tokens, seconds, strict=True)]
-            return replace(measured(list(zip(runs, expected, strict=True))), peak_bytes=answer.peak_bytes)
+            made = measured(list(zip(runs, expected, strict=True)), self.loaded.tokenizer.decode)
+            return replace(made, peak_bytes=answer.peak_bytes)
 
         return Arm(arm.name, run, description=arm.description, prepare=process.start, close=process.close)
 
@@ -331,7 +359,8 @@ class AdedTrial(Trial):
 
         def run(block: Sequence[DecodePrompt]) -> Measured:
             write: Write = lazy()
-            return measured([(write(prompt), self._reference.tokens(prompt)) for prompt in block])
+            runs = [(write(prompt), self._reference.tokens(prompt)) for prompt in block]
+            return measured(runs, self.loaded.tokenizer.decode, plain=arm.name == GREEDY)
 
         return Arm(arm.name, run, description=arm.description, prepare=lazy.prepare)
 

@@ -6,7 +6,7 @@ Knows: `generate`, prompts. Does not know: which arms there are, or what they ar
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -119,9 +119,17 @@ def step_seconds(writer: TimedWriter, prompt: DecodePrompt) -> dict[int, float]:
     return step_cost.seconds
 
 
-def measured(runs: Sequence[tuple[Written, list[int]]]) -> Measured:
-    """An arm's outputs for a block; what was spent on the reference is not its own."""
+def measured(
+    runs: Sequence[tuple[Written, list[int]]], decode: Callable[[list[int]], str], *, plain: bool = False
+) -> Measured:
+    """An arm's outputs for a block; what was spent on the reference is not its own.
+
+    Args:
+        decode: tokens to text. Texts are kept of the reference, and of other arms where theirs differ from it.
+        plain: the arm is the reference.
+    """
     outputs: dict[str, list[Any]] = {
+        "text": [decode(written.tokens) if plain or written.tokens != expected else "" for written, expected in runs],
         "identical output": [float(written.tokens == expected) for written, expected in runs],
         "tokens per forward": [len(written.tokens) / written.forwards for written, _ in runs],
         "seconds": [written.seconds for written, _ in runs],

@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +28,7 @@ from broadsheet.page import papers
 from broadsheet.trial import peers
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Metric
+from broadsheet.trial.examples import excerpt, most_apart
 from broadsheet.trial.external import ExternalProcess
 from broadsheet.trial.results import ArmResult, Distribution, Example
 from broadsheet.trial.sampling import PILOT
@@ -299,16 +299,17 @@ def _metrics(settings: list[str], sets: int) -> list[Metric]:
 
 
 def _examples(arms: Mapping[str, ArmResult], texts: Texts) -> list[Example]:
-    """The beginnings of both texts of a pair, each with the share of human texts that a detector scores below it."""
-    first, found = texts.settings[0], []
-    for i, (pair, *_) in enumerate(texts.items[:_SHOWN_PAIRS]):
+    """Both texts of a pair, each with the share of human texts that a detector scores below it."""
+    scores = {name: np.asarray(arm.samples[texts.settings[0]], dtype=np.float64)[:, :2] for name, arm in arms.items()}
+    # (pairs, human and machine): how a detector tells the two texts of a pair apart
+    below = {name: (both[:, :1, None] < both.ravel()).mean((0, 1)).reshape(both.shape) for name, both in scores.items()}
+    apart = [{name: shares[i, 1] - shares[i, 0] for name, shares in below.items()} for i in range(len(texts.items))]
+    found = []
+    for i in most_apart(apart, _SHOWN_PAIRS):
+        pair, *_ = texts.items[i]
         for column, (whose, text) in enumerate((("A person", pair.human), ("A model", pair.machine))):
-            told = {}
-            for name, arm in arms.items():
-                scores = np.asarray(arm.samples[first], dtype=np.float64)[:, :2]  # (pairs, human and machine)
-                below = float((scores[:, 0] < scores[i, column]).mean())
-                told[name] = f"{below:.0%} of the human texts score lower"
-            found.append(Example(shorten(text, _SHOWN_CHARACTERS, placeholder=" …"), told, f"{whose} wrote it."))
+            told = {name: f"{shares[i, column]:.0%} of the human texts score lower" for name, shares in below.items()}
+            found.append(Example(excerpt(text, _SHOWN_CHARACTERS), told, f"{whose} wrote it."))
     return found
 
 

@@ -5,8 +5,9 @@ Knows: embedders, the stage's tasks, `Trial`. Does not know: any paper.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,12 +30,15 @@ from broadsheet.embed.data.tasks import (
 from broadsheet.options import option
 from broadsheet.trial.base import EvalTask, LazyModel, ModelArm, Trial
 from broadsheet.trial.engine import Arm, Outputs
+from broadsheet.trial.examples import excerpt, first_found, marked, most_apart, standing
+from broadsheet.trial.results import ArmResult, Example
 from broadsheet.trial.stats import Floats
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 _DEPTH = 100  # of a ranking that is judged
+_FIRST = "first passage"  # the output that names it, by its place in the corpus
 Count = int | Literal["all"]
 
 
@@ -99,7 +103,23 @@ def sts_task(pairs: Sequence[SentencePair], about: str = "") -> EvalTask:
         per_item=2,
         about=f"{len(pairs)} sentence pairs" + f" of {about}" * bool(about),
         fingerprint=fingerprint([[p.a, p.b, p.score] for p in pairs]),
+        examples=_similar,
     )
+
+
+def _similar(pairs: Sequence[SentencePair], arms: Mapping[str, ArmResult]) -> list[Example]:
+    """Pairs with how alike an arm finds them, in the share of all pairs that it finds less alike."""
+    by_arm = {name: standing([cosine for cosine, _ in arm.samples["similarity"]]) for name, arm in arms.items()}
+    people = standing([pair.score for pair in pairs])
+    found = []
+    for i in most_apart([{name: float(shares[i]) for name, shares in by_arm.items()} for i in range(len(pairs))]):
+        told = {
+            name: f"more alike than {shares[i]:.0%} of the pairs (cosine {arms[name].samples['similarity'][i][0]:.2f})"
+            for name, shares in by_arm.items()
+        }
+        expected = f"Right: more alike than {people[i]:.0%} of the pairs (score {pairs[i].score:g})"
+        found.append(Example(f"{excerpt(pairs[i].a)}\n{excerpt(pairs[i].b)}", told, expected))
+    return found
 
 
 def duplicates_task(triples: Sequence[Triple]) -> EvalTask:
@@ -122,7 +142,26 @@ def duplicates_task(triples: Sequence[Triple]) -> EvalTask:
         per_item=3,
         about=f"{len(triples)} near-duplicate docstrings, each beside an unlike one of its package and length",
         fingerprint=fingerprint([[t.anchor, t.near, t.far] for t in triples]),
+        examples=_duplicates,
     )
+
+
+def _duplicates(triples: Sequence[Triple], arms: Mapping[str, ArmResult]) -> list[Example]:
+    """Texts with the cosines that an arm gives the near-duplicate and the unlike text."""
+    apart = [
+        {name: near - far for name, arm in arms.items() for far, near in [arm.samples["pair"][i]]}
+        for i in range(len(triples))
+    ]
+    found = []
+    for i in most_apart(apart):
+        told = {
+            name: marked(near > far, f"{near:.2f} for the near-duplicate, {far:.2f} for the unlike text")
+            for name, arm in arms.items()
+            for far, near in [arm.samples["pair"][i]]
+        }
+        expected = f"Near-duplicate: {excerpt(triples[i].near)}\nUnlike: {excerpt(triples[i].far)}"
+        found.append(Example(excerpt(triples[i].anchor), told, expected))
+    return found
 
 
 def retrieval_task(task: RetrievalTask) -> EvalTask:
@@ -146,7 +185,8 @@ def retrieval_task(task: RetrievalTask) -> EvalTask:
             order = np.argsort(-(queries @ vectors[0].T), axis=1, kind="stable")[:, :_DEPTH]
             rankings = {query.id: [names[i] for i in row] for query, row in zip(block, order, strict=True)}
             values = evaluate(rankings, {query.id: task.qrels[query.id] for query in block}, measures)
-            return {measure: [values[measure][query.id] for query in block] for measure in measures}
+            judged = {measure: [values[measure][query.id] for query in block] for measure in measures}
+            return {**judged, _FIRST: [int(row[0]) for row in order]}
 
         return Arm(arm.name, run, description=arm.description, prepare=prepare)
 
@@ -158,7 +198,21 @@ def retrieval_task(task: RetrievalTask) -> EvalTask:
         item="text",
         about=task.about,
         fingerprint=task.fingerprint(),
+        examples=partial(_found, task),
     )
+
+
+def _found(task: RetrievalTask, queries: Sequence[Query], arms: Mapping[str, ArmResult]) -> list[Example]:
+    """Queries with the passage that each arm puts first."""
+    corpus = list(task.corpus.items())
+    firsts = [{name: int(arm.samples[_FIRST][i]) for name, arm in arms.items()} for i in range(len(queries))]
+    found = []
+    for place in most_apart([{name: str(i) for name, i in row.items()} for row in firsts]):
+        relevant = {name for name, grade in task.qrels[queries[place].id].items() if grade > 0}
+        made = {arm: (corpus[i][0] in relevant, corpus[i][1]) for arm, i in firsts[place].items()}
+        right = next((text for name, text in corpus if name in relevant), None)
+        found.append(first_found(queries[place].text, made, right))
+    return found
 
 
 def clustering_task(

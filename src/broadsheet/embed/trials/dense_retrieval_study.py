@@ -19,7 +19,8 @@ from broadsheet.embed.trials.study_presets import PRESETS, Axes, PresetRow, Tabl
 from broadsheet.options import option
 from broadsheet.page.evidence import provenance
 from broadsheet.trial.claims import judge
-from broadsheet.trial.results import ArmResult, Curve, TrialResult
+from broadsheet.trial.examples import excerpt, most_apart
+from broadsheet.trial.results import ArmResult, Curve, Example, TrialResult
 from broadsheet.trial.stats import Floats, Interval, interval
 from broadsheet.trial.trained import TrainedTrial
 from broadsheet.trial.verdicts import Comparison, compare_samples
@@ -114,6 +115,7 @@ class DenseRetrievalStudyTrial(TrainedTrial):
             item="query",
             judged=judge([c for c in made.claims if (c.metric, c.baseline, c.arm) in made_of], comparisons),
             figures=[curve] if (curve := _curve(made, arms)) else [],
+            examples=self._examples(made, records),
             notes=[*made.notes, *_notes(made, arms, comparisons, records)],
             provenance=provenance(
                 seed=self.seed,
@@ -207,6 +209,24 @@ class DenseRetrievalStudyTrial(TrainedTrial):
         """A record for each seed; what is asked is the same."""
         seeds = [row.recipe.seed + i for i in range(self._runs if row.step else 1)]
         return [self.study_.cell(StudyCell(replace(row.recipe, seed=seed), row.step, question)) for seed in seeds]
+
+    def _examples(self, made: Table, records: Mapping[str, list[CellRecord]]) -> list[Example]:
+        """Queries with the place at which each row has the right passage; none where rows are asked several things."""
+        questions = list(dict.fromkeys(question for row in made.rows for question in row.questions.values()))
+        if len(questions) > 1:
+            return []
+        task, asked = self.study_.task(questions[0]), next(iter(records.values()))[0].queries
+        texts = {query.id: query.text for query in task.queries}
+        reciprocals = [{name: each[0].values["RR@10"][i] for name, each in records.items()} for i in range(len(asked))]
+        found = []
+        for i in most_apart(reciprocals):
+            told = {
+                name: f"the right passage at place {1 / each:.0f}" if each else "no right passage among the first ten"
+                for name, each in reciprocals[i].items()
+            }
+            right = next((task.corpus[name] for name, grade in task.qrels[asked[i]].items() if grade > 0), "")
+            found.append(Example(excerpt(texts[asked[i]]), told, f"Right: {excerpt(right)}"))
+        return found
 
     def _asked(self, made: Table) -> list[str]:
         questions = {question for row in made.rows for question in row.questions.values()}

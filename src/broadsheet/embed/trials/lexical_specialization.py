@@ -9,6 +9,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -26,7 +27,8 @@ from broadsheet.embed.trials.base import sts_task, training_note
 from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric, Outputs
-from broadsheet.trial.results import Curve
+from broadsheet.trial.examples import first_found, most_apart
+from broadsheet.trial.results import ArmResult, Curve, Example
 from broadsheet.trial.trained import TrainedTrial
 
 if TYPE_CHECKING:
@@ -332,7 +334,21 @@ def words_task(task: BilingualLexiconInduction, split: Mapping[str, Any]) -> Eva
         item="text",
         about=f"{len(task.queries)} words searched among {len(task.vocabulary):,}",
         fingerprint=fingerprint([split, task.queries, task.vocabulary, task.gold]),
+        examples=partial(_examples, task),
     )
+
+
+def _examples(task: BilingualLexiconInduction, asked: Sequence[int], arms: Mapping[str, ArmResult]) -> list[Example]:
+    """Words with the word that each arm finds nearest."""
+    nearest = [{name: int(arm.samples["nearest"][i]) for name, arm in arms.items()} for i in range(len(asked))]
+    found = []
+    for place in most_apart([{name: str(word) for name, word in row.items()} for row in nearest]):
+        gold = task.gold[asked[place]]
+        made = {name: (word in gold, task.vocabulary[word]) for name, word in nearest[place].items()}
+        found.append(
+            first_found(task.queries[asked[place]], made, ", ".join(task.vocabulary[word] for word in sorted(gold)))
+        )
+    return found
 
 
 def words_arm(arm: ModelArm, model: LazyModel, task: BilingualLexiconInduction) -> Arm:
@@ -363,9 +379,18 @@ def words_arm(arm: ModelArm, model: LazyModel, task: BilingualLexiconInduction) 
             "RR": (1 / ranks).tolist(),
             "P@1": (ranks == 1).astype(float).tolist(),
             "cosine": (np.where(unlike, cosines, 0).sum(1) / unlike.sum(1)).tolist(),
+            "nearest": _nearest(cosines, excluded),
         }
 
     return Arm(arm.name, run, description=arm.description, prepare=prepare)
+
+
+def _nearest(cosines: Any, excluded: Sequence[Iterable[int]]) -> list[int]:
+    """(queries, words) to the nearest word of each query that is no candidate left out."""
+    allowed = cosines.copy()
+    for row, own in zip(allowed, excluded, strict=True):
+        row[[*own]] = -np.inf
+    return [int(i) for i in allowed.argmax(1)]
 
 
 def _fingerprint(model: SentenceTransformer) -> str:

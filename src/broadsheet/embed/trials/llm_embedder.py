@@ -25,6 +25,8 @@ from broadsheet.embed.trials.base import training_note
 from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric, Outputs
+from broadsheet.trial.examples import ending, excerpt, most_apart
+from broadsheet.trial.results import ArmResult, Example
 from broadsheet.trial.trained import TrainedTrial
 
 if TYPE_CHECKING:
@@ -128,6 +130,7 @@ class LLMEmbedderTrial(TrainedTrial):
                 "packages or documents",
                 fingerprint=fingerprint([[asdict(case) for case in cases] for cases in self._cases.values()]),
                 block_size=8,
+                examples=self._fetched,
             )
         ]
 
@@ -243,6 +246,25 @@ class LLMEmbedderTrial(TrainedTrial):
         rows = [json.loads(line) for line in scored.read_text(encoding="utf-8").splitlines()]
         return [Scored(case, row["scores"], row["alone"]) for case, row in zip(cases, rows, strict=True)]
 
+    def _fetched(self, asked: Sequence[int], arms: Mapping[str, ArmResult]) -> list[Example]:
+        """Queries with the chunk that each arm fetches, and how likely that makes what follows."""
+        known = {name: arm for name, arm in arms.items() if name not in (NOTHING, BEST)}
+        fetched = [{name: int(arm.samples["fetched"][i]) for name, arm in known.items()} for i in range(len(asked))]
+        found = []
+        for place in most_apart([{name: str(chunk) for name, chunk in row.items()} for row in fetched]):
+            scored = self._asked[asked[place]]
+            told = {
+                name: f"{scored.scores[chunk] - scored.alone:+.2f} nats a token, by: {excerpt(scored.case.keys[chunk])}"
+                for name, chunk in fetched[place].items()
+            }
+            best = (
+                f"Most: {scored.scores[scored.best] - scored.alone:+.2f}, by: {excerpt(scored.case.keys[scored.best])}"
+            )
+            found.append(
+                Example(f"{ending(scored.case.query)}\n[what follows] {excerpt(scored.case.output)}", told, best)
+            )
+        return found
+
     # The embedders
 
     def _start(self) -> SentenceTransformer:
@@ -322,6 +344,7 @@ def fetching_arm(arm: ModelArm, model: LazyModel, asked: Sequence[Scored], *, ta
 def _outputs(asked: Sequence[Scored], orders: Sequence[Sequence[int]]) -> Outputs:
     places = [list(order).index(each.best) for each, order in zip(asked, orders, strict=True)]
     return {
+        "fetched": [int(order[0]) for order in orders],
         "log-likelihood": [each.scores[order[0]] for each, order in zip(asked, orders, strict=True)],
         "nDCG@10": [1 / np.log2(2 + place) if place < 10 else 0.0 for place in places],
     }

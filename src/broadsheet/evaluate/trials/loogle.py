@@ -29,7 +29,8 @@ from broadsheet.options import option
 from broadsheet.page import papers
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Metric
-from broadsheet.trial.results import Curve
+from broadsheet.trial.examples import excerpt, most_apart
+from broadsheet.trial.results import ArmResult, Curve, Example
 from broadsheet.trial.stats import Floats, interval
 
 ENDS, WHOLE, RETRIEVED = "two ends", "whole document", "BM25 passages"
@@ -104,6 +105,7 @@ class LooGLETrial(Trial):
                 + ", ".join(f"{count} {task}" for task, count in counts.items()),
                 fingerprint=fingerprint([asdict(question) for question in asked]),
                 block_size=self.questions,
+                examples=_examples,
             )
         ]
 
@@ -258,6 +260,22 @@ class LooGLETrial(Trial):
             }
 
         return Arm(arm.name, run)
+
+
+def _examples(asked: Sequence[Question], arms: Mapping[str, ArmResult]) -> list[Example]:
+    """Questions with what was answered to them."""
+    answers = [{name: str(arm.samples["answer"][i]) for name, arm in arms.items()} for i in range(len(asked))]
+    found = []
+    for place in most_apart(answers):
+        told = {name: excerpt(answer) or "nothing" for name, answer in answers[place].items()}
+        found.append(
+            Example(
+                excerpt(asked[place].question or f"A summary of {asked[place].title}"),
+                told,
+                f"Right: {excerpt(asked[place].gold)}",
+            )
+        )
+    return found
 
 
 def _hits(values: Floats, weights: Floats) -> Floats:

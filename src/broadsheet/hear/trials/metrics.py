@@ -18,6 +18,8 @@ from broadsheet.console import InputError
 from broadsheet.hear.data.rows import AudioRow
 from broadsheet.hear.prompts import instruction
 from broadsheet.trial.engine import Metric, Outputs
+from broadsheet.trial.examples import excerpt, most_apart
+from broadsheet.trial.results import ArmResult, Example
 from broadsheet.trial.stats import Floats
 
 WER, SOUNDS, OTHERS = "WER", "sound accuracy", "other accuracy"
@@ -69,6 +71,20 @@ class HearTask:
         """What the engine is given: the judged values, and the answers themselves."""
         judged = [self.judge(*each) for each in zip(block, answers, strict=True)]
         return {**{name: [each[name] for each in judged] for name in judged[0]}, f"{self.name}: answers": list(answers)}
+
+    def examples(self, asked: Sequence[AudioQuestion], arms: Mapping[str, ArmResult]) -> list[Example]:
+        """Questions with what was answered to them."""
+        answers = [
+            {name: arm.samples[f"{self.name}: answers"][i] for name, arm in arms.items()} for i in range(len(asked))
+        ]
+        return [
+            Example(
+                asked[place].instruction,
+                {name: excerpt(answer) or "nothing" for name, answer in answers[place].items()},
+                f"Heard: {excerpt(asked[place].answer)}",
+            )
+            for place in most_apart(answers)
+        ]
 
 
 def questions(rows: Sequence[AudioRow], seed: int = 0) -> list[AudioQuestion]:

@@ -321,6 +321,7 @@ class SalmonnTrial(TrainedArms):
                 [known, [question.audio and self._draw(question.audio) for question in job.questions]]
             ),
             blocks=job.blocks,
+            examples=job.examples,
         )
 
     def _arm(self, arm: ModelArm, model: LazyModel, job: HearTask) -> Arm:

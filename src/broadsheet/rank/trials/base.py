@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,6 +22,7 @@ from broadsheet.rank.prompts.prompt import document_text
 from broadsheet.rank.trials.bias import position_bias
 from broadsheet.trial.base import EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Metric
+from broadsheet.trial.examples import first_found, most_apart
 from broadsheet.trial.results import ArmResult, Curve, Example
 from broadsheet.trial.sampling import PILOT
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 FIRST_STAGE = "first stage"
 MOST_LISTS = 1000  # that are asked, where the claims decide how many
-_SHOWN, _SHOWN_CHARACTERS = 4, 240  # examples of a report, and of a passage in them
 METRICS = [Metric(name, bounds=(0, 1)) for name in MEASURES]
 _COUNTS = ("calls", "passages", "prompt_tokens", "output_tokens", "invalid_outputs", "cut_passages", "shortened_words")
 
@@ -84,6 +83,7 @@ class RerankerTrial(Trial):
             fingerprint=items.fingerprint,
             block_size=block_size,
             pilot=PILOT if decided else 0,
+            examples=examples,
         )
 
     def arm(self, arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
@@ -121,9 +121,6 @@ class RerankerTrial(Trial):
 
     def figures(self, outcome: Outcome) -> list[Curve]:
         return [success(outcome.results, outcome.tasks[0].items, "Right passage among the first k")]
-
-    def examples(self, outcome: Outcome) -> list[Example]:
-        return examples(list(outcome.usable.values()), outcome.tasks[0].items)
 
     def notes(self, outcome: Outcome) -> list[str]:
         lists = outcome.tasks[0].items
@@ -226,21 +223,17 @@ def success(arms: Sequence[ArmResult], lists: Sequence[RankList], title: str) ->
     return Curve(title, "first k", "share of queries", [float(k) for k in range(1, width + 1)], lines)
 
 
-def examples(arms: Sequence[ArmResult], lists: Sequence[RankList]) -> list[Example]:
-    """Queries with the passage that each arm puts first: those on which arms differ come before others."""
-    orders = {arm.name: orders_of(arm) for arm in arms}
+def examples(lists: Sequence[RankList], arms: Mapping[str, ArmResult]) -> list[Example]:
+    """Queries with the passage that each arm puts first."""
+    orders = {name: orders_of(arm) for name, arm in arms.items()}
     firsts = [{name: order[place][0] for name, order in orders.items() if order[place]} for place in range(len(lists))]
-    chosen = sorted(range(len(lists)), key=lambda place: (len(set(firsts[place].values())) < 2, place))[:_SHOWN]
     found = []
-    for place in chosen:
+    for place in most_apart([{name: str(i) for name, i in row.items()} for row in firsts]):
         each = lists[place]
-        told = {}
-        for name, i in firsts[place].items():
-            mark = "✓" if each.labels[i] > 0 else "✗"
-            told[name] = f"{mark} {shorten(document_text(each.documents[i]), _SHOWN_CHARACTERS, placeholder=' …')}"
-        right = [each.documents[i] for i in range(len(each.ids)) if each.labels[i] > 0]
-        expected = f"Right: {shorten(document_text(right[0]), _SHOWN_CHARACTERS, placeholder=' …')}" if right else ""
-        found.append(Example(each.query, told, expected))
+        texts = [document_text(document) for document in each.documents]
+        right = next((text for text, label in zip(texts, each.labels, strict=True) if label > 0), None)
+        made = {name: (each.labels[i] > 0, texts[i]) for name, i in firsts[place].items()}
+        found.append(first_found(each.query, made, right))
     return found
 
 

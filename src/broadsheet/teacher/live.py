@@ -1,0 +1,263 @@
+"""Answers that are decoded together, one token of each a step; they join and leave between steps.
+
+Knows: token ids, the key/value cache, sampling. Does not know: texts to read, budgets, who is asking.
+
+Prompts are padded on the left and read once however many answers they get. An answer spends one uniform number per
+token, from a generator of its own, looked up in the cumulated probabilities: so in float32 it does not depend on what
+else is in the batch. (In bfloat16 a batch's shape changes the last digits of the logits and with them, now and then, a
+token.)
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from broadsheet.teacher.base import Completion, Sampling, TokenLogprob
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.cache_utils import Cache
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer to be generated.
+
+    Attributes:
+        prompt: token ids.
+        limit: the answer's longest length, in tokens.
+        seed: of its generator.
+        sampling: how it is drawn; its `max_tokens` and `seed` are not read here.
+        transcript: the model reads a transcript, in which the next turn of the user ends the answer.
+    """
+
+    prompt: tuple[int, ...]
+    limit: int
+    seed: str
+    sampling: Sampling
+    transcript: bool = False
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end it."""
+        return (*self.sampling.stop, "\nUser:") if self.transcript else self.sampling.stop
+
+
+@dataclass(eq=False)
+class Answer:
+    """One answer as it grows; `completion` is there once it has ended."""
+
+    row: Row
+    uniform: random.Random
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    completion: Completion | None = None
+
+
+@dataclass(eq=False)
+class _Lane:
+    """Answers that share a cache: the mask (answers, read) is 0 at padding, logits (answers, vocabulary) come next."""
+
+    answers: list[Answer]
+    cache: Cache
+    mask: torch.Tensor
+    logits: torch.Tensor
+
+    @property
+    def joins(self) -> bool:
+        """Whether other answers' keys can be put beside its own."""
+        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
+    def select(self, places: Sequence[int]) -> None:
+        """Keep these answers."""
+        kept = torch.tensor(places, device=self.mask.device)
+        self.cache.batch_select_indices(kept)
+        self.answers = [self.answers[place] for place in places]
+        self.mask, self.logits = self.mask[kept], self.logits[kept]
+        if self.joins and (padding := int(self.mask.any(0).int().argmax())):
+            self.mask = self.mask[:, padding:]  # what only those who have left had in front of them
+            for layer in self.cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, padding:], layer.values[:, :, padding:]
+
+    def take(self, other: _Lane) -> None:
+        """Put another lane's answers beside its own; the shorter of the two is padded on the left."""
+        longest = max(self.mask.shape[1], other.mask.shape[1])
+        for one, two in zip(self.cache.layers, other.cache.layers, strict=True):
+            one.keys = torch.cat([_padded(each.keys, longest) for each in (one, two)])
+            one.values = torch.cat([_padded(each.values, longest) for each in (one, two)])
+        self.mask = torch.cat([_padded(each.mask[..., None], longest)[..., 0] for each in (self, other)])
+        self.logits = torch.cat([self.logits, other.logits])
+        self.answers += other.answers
+
+
+class Reader:
+    """A model that reads token ids, in padded batches."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._accepts = set(inspect.signature(model.forward).parameters)
+        ends = model.generation_config.eos_token_id if model.generation_config else None
+        self.ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache, keep: int) -> torch.Tensor:
+        """Float32 logits (rows, keep, vocabulary) of the last `keep` of `ids` (rows, new).
+
+        `mask` (rows, cached + new) is 0 at padding.
+        """
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "cache": cache, "use_cache": True}
+        if "position_ids" in self._accepts:
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        if "logits_to_keep" in self._accepts:
+            inputs["logits_to_keep"] = keep
+        logits: torch.Tensor = self.model(**inputs).logits
+        return logits[:, -keep:].float()
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+        """Read prompts: the cache, the mask (prompts, longest), and the logits (prompts, vocabulary) that follow."""
+        longest = max(map(len, prompts))
+        device = self.model.device
+        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        cache = DynamicCache(config=self.model.config)
+        return cache, mask, self.forward(ids, mask, cache, keep=1)[:, 0]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Tokens as text, without special ones."""
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+class LiveBatch:
+    """Answers that grow together by `step`. Others `join` and `leave` between steps.
+
+    Answers whose caches cannot be put side by side (those of a method that remembers in its own way, those of sliding
+    windows) are stepped one group after another.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self._lanes: list[_Lane] = []
+
+    def __len__(self) -> int:
+        return sum(len(lane.answers) for lane in self._lanes)
+
+    @property
+    def held(self) -> int:
+        """Positions that caches hold, padding included."""
+        return sum(lane.mask.numel() for lane in self._lanes)
+
+    @torch.inference_mode()
+    def join(self, rows: Sequence[Row]) -> list[Answer]:
+        """Read the prompts of new answers; the next `step` gives them a token."""
+        prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(row.prompt for row in rows))}
+        cache, mask, logits = self.reader.prefill(list(prompts))
+        owners = torch.tensor([prompts[row.prompt] for row in rows], device=mask.device)
+        cache.batch_select_indices(owners)
+        new = [Answer(row, random.Random(row.seed)) for row in rows]
+        lane = _Lane(list(new), cache, mask[owners], logits[owners])
+        if lane.joins and (other := next((each for each in self._lanes if each.joins), None)):
+            other.take(lane)
+        else:
+            self._lanes.append(lane)
+        return new
+
+    def leave(self, answers: Sequence[Answer]) -> None:
+        """Drop answers before they have ended."""
+        self._keep({id(answer) for lane in self._lanes for answer in lane.answers} - {id(each) for each in answers})
+
+    @torch.inference_mode()
+    def step(self) -> list[Answer]:
+        """One token more for each answer; those that have ended leave. Returns all that got a token."""
+        grown = []
+        for lane in list(self._lanes):
+            chosen = _draw(lane.logits, lane.answers)
+            grown += lane.answers
+            for answer, token in zip(lane.answers, chosen.tolist(), strict=True):
+                answer.tokens.append(token)
+                answer.completion = self._ended(answer)
+            going = [place for place, answer in enumerate(lane.answers) if answer.completion is None]
+            if len(going) < len(lane.answers):
+                if not going:
+                    self._lanes.remove(lane)
+                    continue
+                lane.select(going)
+                chosen = chosen[torch.tensor(going, device=chosen.device)]
+            lane.mask = torch.cat([lane.mask, lane.mask.new_ones(len(going), 1)], dim=1)
+            lane.logits = self.reader.forward(chosen[:, None], lane.mask, lane.cache, keep=1)[:, 0]
+        return grown
+
+    def _keep(self, kept: set[int]) -> None:
+        for lane in list(self._lanes):
+            places = [place for place, answer in enumerate(lane.answers) if id(answer) in kept]
+            if not places:
+                self._lanes.remove(lane)
+            elif len(places) < len(lane.answers):
+                lane.select(places)
+
+    def _ended(self, answer: Answer) -> Completion | None:
+        """The completion if `answer` has just ended, else None."""
+        row, tokens, text_of = answer.row, answer.tokens, self.reader.text
+        ended = tokens[-1] in self.reader.ends
+        if not ended and len(tokens) < row.limit and not row.stop:
+            return None
+        kept = tokens[:-1] if ended else tokens
+        text = text_of(kept)
+        stops = [place for stop in row.stop if (place := text.find(stop)) >= 0]
+        if not (ended or stops or len(tokens) == row.limit):
+            return None
+        logprobs = None
+        if row.sampling.logprobs:
+            if stops:  # only the tokens that have a part in the text before the stop
+                kept = kept[: next(k for k in range(len(kept) + 1) if len(text_of(kept[:k])) >= min(stops))]
+            logprobs = [TokenLogprob(text_of([t]), value) for t, value in zip(kept, answer.logprobs, strict=False)]
+        text = text[: min(stops) if stops else None]
+        return Completion(
+            text=text.removeprefix(" ") if row.transcript else text,
+            finish_reason="stop" if ended or stops else "length",
+            tokens=len(tokens),
+            prompt_tokens=len(row.prompt),
+            logprobs=logprobs,
+        )
+
+
+def _padded(values: torch.Tensor, length: int) -> torch.Tensor:
+    """(…, n, d) with zeros in front, (…, length, d)."""
+    missing = length - values.shape[-2]
+    return torch.nn.functional.pad(values, (0, 0, missing, 0)) if missing else values
+
+
+def _draw(logits: torch.Tensor, answers: Sequence[Answer]) -> torch.Tensor:
+    """The next token of each answer, (answers,); its log-probability is noted where it was asked for."""
+    chosen = logits.argmax(-1)
+    ways: dict[tuple[float, float], list[int]] = {}
+    for place, answer in enumerate(answers):
+        if answer.row.sampling.temperature > 0:
+            ways.setdefault((answer.row.sampling.temperature, answer.row.sampling.top_p), []).append(place)
+    for (temperature, top_p), places in ways.items():
+        among = torch.tensor(places, device=logits.device)
+        rows = logits if len(places) == len(answers) else logits[among]
+        exact = rows.cpu() if rows.device.type == "mps" else rows  # MPS has no float64
+        shares = (exact.double() / temperature).softmax(-1)
+        if top_p < 1:
+            descending, order = shares.sort(dim=-1, descending=True, stable=True)
+            outside = descending.cumsum(-1) - descending >= top_p
+            shares = shares.scatter(-1, order, descending.masked_fill(outside, 0.0))
+        cumulated = shares.cumsum(-1)
+        uniform = torch.tensor([[answers[place].uniform.random()] for place in places], dtype=torch.float64)
+        target = uniform.to(cumulated.device) * cumulated[:, -1:]
+        chosen[among] = torch.searchsorted(cumulated, target, right=True)[:, 0].to(chosen.device)
+    if noted := [place for place, answer in enumerate(answers) if answer.row.sampling.logprobs]:
+        among = torch.tensor(noted, device=logits.device)
+        drawn = logits[among].log_softmax(-1).gather(-1, chosen[among][:, None])[:, 0]
+        for place, logprob in zip(noted, drawn.tolist(), strict=True):
+            answers[place].logprobs.append(logprob)
+    return chosen

@@ -1,0 +1,17 @@
+"""Examples of a finished trial, checked for what holds of all of them."""
+
+from __future__ import annotations
+
+from broadsheet.trial.examples import MOST
+from broadsheet.trial.results import Example, TrialResult
+
+
+def shown(result: TrialResult) -> list[Example]:
+    """Its examples: a few, each with what every arm that did not fail made of it, in no more than fits a report."""
+    arms = {arm.name for arm in result.arms if arm.status == "ok"}
+    assert 1 <= len(result.examples) <= MOST
+    for example in result.examples:
+        assert example.item.strip()
+        assert set(example.answers) <= arms
+        assert all(answer.strip() and len(answer) < 500 for answer in example.answers.values())
+    return result.examples
