@@ -31,7 +31,7 @@ def page(path: Path) -> str:
     from nbconvert.preprocessors import ExecutePreprocessor
 
     book = nbformat.read(path, as_version=4)
-    ExecutePreprocessor(timeout=600, kernel_name="python3").preprocess(book, {"metadata": {"path": str(FOLDER)}})
+    ExecutePreprocessor(timeout=600, kernel_name="python3", coalesce_streams=True).preprocess(book, {"metadata": {"path": str(FOLDER)}})
     for cell in book.cells:
         if cell.cell_type == "code":  # what is said on the way is not the answer
             cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]

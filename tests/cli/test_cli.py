@@ -43,6 +43,7 @@ COMMANDS = (
     "models",
     "new",
     "peer",
+    "push",
 )
 TEXTS = ["Return the number of items in the list, or zero when it is empty.", "", "x", "Ünïcode — 日本語 " * 5]
 

@@ -138,7 +138,7 @@ class Rows(ABC, Generic[T]):
             reasons = ", ".join(f"{count:,} × {reason}" for reason, count in self.skipped.most_common())
             say(f"{self.spec}: {self.skipped.total():,} bad rows skipped ({reasons})")
 
-    def take(self, n: int, seed: int) -> list[T]:
+    def take(self, n: int, seed: int = 0) -> list[T]:
         """A uniform sample of `n` rows without replacement, in their order; all of them if there are no more.
 
         One pass with `n` rows in memory (reservoir sampling); the same `n` and `seed` give the same sample.
