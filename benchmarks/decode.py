@@ -30,7 +30,10 @@ from broadsheet.trial.results import ArmResult
 from broadsheet.trial.sentences import sentence
 from broadsheet.trial.verdicts import Comparison
 
-METRICS = [Metric("identical output", binary=True, bounds=(0, 1)), Metric("tokens per forward")]
+METRICS = [
+    Metric("identical output", binary=True, bounds=(0, 1)),
+    Metric("tokens per forward", bounds=(1, float("inf"))),
+]
 
 
 def race(

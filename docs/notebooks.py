@@ -1,4 +1,4 @@
-"""The notebooks as pages, run while the site is built: what stands under a cell is what this code prints.
+"""The notebooks as pages, run for the site: what stands under a cell is what this code prints.
 
 Knows: notebooks. Does not know: what they show. It is a hook for mkdocs.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+from broadsheet.cache import atomic_write, fingerprint, home
+from broadsheet.page.evidence import versions
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -21,22 +24,39 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def page(path: Path) -> str:
-    """A notebook, run from its top, as Markdown.
+    """A notebook, run from its top, as Markdown; run again when it or the code has changed.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell fails.
     """
+    code = sorted((FOLDER.parent / "src").rglob("*.py"))
+    key = fingerprint([versions(), path.read_text("utf-8"), *(each.read_text("utf-8") for each in code)])
+    kept = home() / "notebooks" / f"{path.stem}-{key}.md"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        text = executed(path)
+        with atomic_write(kept) as file:
+            file.write(text)
+    return (
+        f"{linked(kept.read_text('utf-8'))}\n*This page is `notebooks/{path.name}`, run with the code of this site.*\n"
+    )
+
+
+def executed(path: Path) -> str:
+    """A notebook with what its cells print, as Markdown."""
     import nbformat
     from nbconvert import MarkdownExporter
     from nbconvert.preprocessors import ExecutePreprocessor
 
     book = nbformat.read(path, as_version=4)
-    ExecutePreprocessor(timeout=600, kernel_name="python3", coalesce_streams=True).preprocess(book, {"metadata": {"path": str(FOLDER)}})
+    run = ExecutePreprocessor(timeout=600, kernel_name="python3", coalesce_streams=True)
+    run.extra_arguments = ["--log-level=ERROR"]
+    run.preprocess(book, {"metadata": {"path": str(FOLDER)}})
     for cell in book.cells:
-        if cell.cell_type == "code":  # what is said on the way is not the answer
+        if cell.cell_type == "code":  # what is told on the way is not the answer
             cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
-    text, _ = MarkdownExporter().from_notebook_node(book)
-    return f"{linked(text)}\n*This page is `notebooks/{path.name}`, run while the site was built.*\n"
+    text: str = MarkdownExporter().from_notebook_node(book)[0]
+    return text
 
 
 def linked(text: str) -> str:

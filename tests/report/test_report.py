@@ -561,3 +561,19 @@ def test_names_in_a_scatter_lie_on_no_whisker():
     text = str(plots.scatter("s", rows, "x", "y").svg())
     assert text.count('class="name') < len(rows), "what has no room is told on the pointer"
     assert "<title>arm 7" in text
+
+
+def test_long_names_stand_whole_on_two_lines_and_rows_make_room():
+    assert plots.in_lines("Lastde", 15) == ["Lastde"]
+    assert plots.in_lines("n-gram drafter, empty table", 15) == ["n-gram drafter,", "empty table"]
+    assert plots.in_lines("x" * 40, 15)[0] == "x" * 15
+    assert plots.in_lines("one two three four five six seven eight", 15)[1].endswith("…")
+    assert plots.in_lines("", 15) == [""]
+    short, long = (
+        plots.whiskers("t", [plots.PlotRow(name, "sibling", Interval(1.0, 0.5, 1.5)) for name in names])
+        for names in (["a", "b"], ["a", "ADED, tree size measured"])
+    )
+    assert long.height > short.height
+    text = str(long.svg())
+    assert "ADED, tree size" in text
+    assert "measured<" in text

@@ -8,6 +8,7 @@ page paints. What is not finite is drawn at the edge, or left out and counted: n
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 WIDTH = 320.0
 CHARACTER = 7.8  # units a character of the 14-unit sans takes, on the wide side
 _TICKS = 60  # of a group below its density
+_PITCH = {1: 25.0, 2: 38.0}  # of a row whose name has so many lines
 HUGE = 1e300  # beyond it axis arithmetic would overflow; drawn at the edge, like infinity
 
 
@@ -148,6 +150,17 @@ def shorten(name: str, cells: int) -> str:
     return name if cell_len(name) <= cells else set_cell_size(name, cells - 1).rstrip() + "…"
 
 
+def in_lines(name: str, cells: int) -> list[str]:
+    """A name on one line of a drawing, or on two; what does not fit these is cut.
+
+    Example:
+        >>> in_lines("n-gram drafter, empty table", 15)
+        ['n-gram drafter,', 'empty table']
+    """
+    first, *more = textwrap.wrap(name, cells) or [""]
+    return [shorten(first, cells), *([shorten(" ".join(more), cells)] if more else [])]
+
+
 def whiskers(title: str, rows: Sequence[PlotRow], chance: float | None = None) -> Drawing:
     """One line per arm: a dot at the estimate, a whisker over its interval, the baseline's value as a line through all.
 
@@ -158,10 +171,12 @@ def whiskers(title: str, rows: Sequence[PlotRow], chance: float | None = None) -
     known = [row.value for row in rows if row.value]
     step = grain(known)
     words = [bracket(value, step)[0] for value in known] or ["—"]
-    left = min(15, max((cell_len(row.name) for row in rows), default=0)) * CHARACTER + 14
+    names = [in_lines(row.name, 15) for row in rows]
+    left = max((cell_len(line) for lines in names for line in lines), default=0) * CHARACTER + 14
     right = WIDTH - max(map(cell_len, words)) * CHARACTER - 12
-    top, pitch = 22.0, 25.0
-    bottom = top + pitch * len(rows)
+    top = 22.0
+    ends_at = [top + sum(_PITCH[len(lines)] for lines in names[: i + 1]) for i in range(len(rows))]
+    bottom = max(ends_at, default=top)
     ends = [end for value in known for end in (value.low, value.estimate, value.high)]
     positive = [end for end in ends if drawable(end)]
     # A metric with a chance level has a bounded range, and reads evenly; costs may span orders of magnitude.
@@ -177,10 +192,11 @@ def whiskers(title: str, rows: Sequence[PlotRow], chance: float | None = None) -
         drawing.line("reference", axis(reference.estimate), top, axis(reference.estimate), bottom)
     said = []
     for i, row in enumerate(rows):
-        y, since = top + pitch * (i + 0.5), len(drawing.marks)
+        y, since = ends_at[i] - _PITCH[len(names[i])] / 2, len(drawing.marks)
         if row.role == "baseline" and i + 1 < len(rows):
-            drawing.line("grid", 0, top + pitch * (i + 1), WIDTH, top + pitch * (i + 1))
-        drawing.text(f"name {row.role}", 0, y + 5, shorten(row.name, 15))
+            drawing.line("grid", 0, ends_at[i], WIDTH, ends_at[i])
+        for place, line in enumerate(names[i]):
+            drawing.text(f"name {row.role}", 0, y + 5 + 15 * (place - (len(names[i]) - 1) / 2), line)
         if row.value is None or math.isnan(row.value.estimate):
             drawing.text("missing", left + 4, y + 5, row.missing)
             said.append(f"{row.name}: {row.missing}")

@@ -112,7 +112,10 @@ class AdedTrial(Trial):
             EvalTask(
                 "prompts",
                 self._items,
-                [Metric("identical output", binary=True, bounds=(0, 1)), Metric("tokens per forward")],
+                [
+                    Metric("identical output", binary=True, bounds=(0, 1)),
+                    Metric("tokens per forward", bounds=(1, float("inf"))),
+                ],
                 self._arm,
                 item="token",
                 per_item=self.tokens,

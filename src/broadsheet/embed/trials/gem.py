@@ -75,11 +75,12 @@ class GEMTrial(EmbedderTrial, TrainedTrial):
         return f"Do special tokens trained on plain texts embed better than pooling {self.model_name} as it is?"
 
     def tasks(self) -> list[EvalTask]:
+        alike = self.similarity()
         search = self.retrieval()
         self._texts = self._training_texts(set(search.corpus))
         held_out = sorted(search.corpus, key=lambda name: fingerprint([self.seed, "perplexity", name]))
         passages = [search.corpus[name] for name in held_out[: 8 if self.quick else 60]]
-        asked = [*self.similarity(), retrieval_task(search), perplexity_task(passages)]
+        asked = [*alike, retrieval_task(search), perplexity_task(passages)]
         if self.elsewhere:
             others = [document.text for document in corpora.load(self.elsewhere).take(len(passages), self.seed)]
             asked.append(perplexity_task(others, "elsewhere", f"texts of {self.elsewhere}"))

@@ -67,8 +67,9 @@ class LLMQLTrial(EmbedderTrial, TrainedTrial):
         from broadsheet.embed.llm_ql import LLMQL
 
         self._fields = self.fields(LLMQL)
+        alike = self.similarity()
         self._pairs = self._training_pairs()
-        return [retrieval_task(self.retrieval()), *self.similarity()]
+        return [retrieval_task(self.retrieval()), *alike]
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "training data": fingerprint(self._pairs)}

@@ -74,13 +74,14 @@ class UllmeTrial(EmbedderTrial, TrainedTrial):
         from broadsheet.embed.ullme import GRL
 
         self._fields = self.fields(GRL)
+        alike = self.similarity()
         # Each triple is seen once, as long as there are enough.
         wanted = min(self.steps * self.batch, 4000)
         self._items = examples("summary", wanted, 1, words=self.words, seed=self.seed, data=self.data)
         docs = tasks.documentation(self.words, self.seed, self.data)
         held_out = [entry.text for entry in docs.pairs(8 if self.quick else 60, held_out=True)]
         both = agreement(docs.test(self.lists, self.candidates), self._temperature)
-        return [retrieval_task(self.retrieval()), both, perplexity_task(held_out), *self.similarity()]
+        return [retrieval_task(self.retrieval()), both, perplexity_task(held_out), *alike]
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "training data": fingerprint(self._items)}
