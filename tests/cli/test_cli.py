@@ -44,6 +44,7 @@ COMMANDS = (
     "new",
     "peer",
     "push",
+    "serve",
 )
 TEXTS = ["Return the number of items in the list, or zero when it is empty.", "", "x", "Ünïcode — 日本語 " * 5]
 

@@ -37,6 +37,7 @@ class Row:
         seed: of its generator.
         sampling: how it is drawn; its `max_tokens` and `seed` are not read here.
         transcript: the model reads a transcript, in which the next turn of the user ends the answer.
+        top: how many alternatives to each token are noted, where log-probabilities are asked for.
     """
 
     prompt: tuple[int, ...]
@@ -44,6 +45,7 @@ class Row:
     seed: str
     sampling: Sampling
     transcript: bool = False
+    top: int = 0
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -59,6 +61,7 @@ class Answer:
     uniform: random.Random
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top: list[list[tuple[int, float]]] = field(default_factory=list)
     completion: Completion | None = None
 
 
@@ -174,6 +177,10 @@ class LiveBatch:
         """Drop answers before they have ended."""
         self._keep({id(answer) for lane in self._lanes for answer in lane.answers} - {id(each) for each in answers})
 
+    def clear(self) -> None:
+        """Drop all answers."""
+        self._lanes.clear()
+
     @torch.inference_mode()
     def step(self) -> list[Answer]:
         """One token more for each answer; those that have ended leave. Returns all that got a token."""
@@ -257,7 +264,12 @@ def _draw(logits: torch.Tensor, answers: Sequence[Answer]) -> torch.Tensor:
         chosen[among] = torch.searchsorted(cumulated, target, right=True)[:, 0].to(chosen.device)
     if noted := [place for place, answer in enumerate(answers) if answer.row.sampling.logprobs]:
         among = torch.tensor(noted, device=logits.device)
-        drawn = logits[among].log_softmax(-1).gather(-1, chosen[among][:, None])[:, 0]
-        for place, logprob in zip(noted, drawn.tolist(), strict=True):
+        logprobs = logits[among].log_softmax(-1)
+        drawn = logprobs.gather(-1, chosen[among][:, None])[:, 0]
+        most = max(answers[place].row.top for place in noted)
+        values, tokens = (each.tolist() for each in logprobs.topk(most))
+        for i, (place, logprob) in enumerate(zip(noted, drawn.tolist(), strict=True)):
             answers[place].logprobs.append(logprob)
+            if top := answers[place].row.top:
+                answers[place].top.append(list(zip(tokens[i][:top], values[i][:top], strict=True)))
     return chosen

@@ -75,9 +75,9 @@ class Local:
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens or (8192 if model.device.type == "cpu" else 65_536)
         self.truncate = truncate
-        self._context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.reader = Reader(model, tokenizer)
-        self._has_template = tokenizer.chat_template is not None
+        self.has_template = tokenizer.chat_template is not None
         self._told = False
 
     def identity(self) -> dict[str, Any]:
@@ -94,16 +94,16 @@ class Local:
             InputError: a prompt longer than the context under truncate="error", an empty one for a model without a
                 token to begin with, a conversation that the chat template refuses.
         """
-        transcript = [not (self._has_template or isinstance(prompt, str)) for prompt in prompts]
+        transcript = [not (self.has_template or isinstance(prompt, str)) for prompt in prompts]
         if any(transcript) and not self._told:
             say(f"{self._name} has no chat template; conversations become a transcript (User: … Assistant:)")
             self._told = True
-        ids = [self._prompt_ids(prompt) for prompt in prompts]
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
         if isinstance(reserve, int):
             self._fit(ids, needed=1, wanted=reserve)
         else:
             space = " " if any(transcript) else ""
-            longest = max((len(self._encode(space + answer)) for answer in reserve), default=0)
+            longest = max((len(self.encode(space + answer)) for answer in reserve), default=0)
             self._fit(ids, needed=longest, wanted=longest)
         return [{"ids": row, "transcript": flag} for row, flag in zip(ids, transcript, strict=True)]
 
@@ -114,7 +114,7 @@ class Local:
         rows, places = [], []
         for position, job in enumerate(jobs):
             prompt, transcript = tuple(job.reading["ids"]), job.reading["transcript"]
-            limit = min(sampling.max_tokens, self._context - len(prompt)) if self._context else sampling.max_tokens
+            limit = min(sampling.max_tokens, self.context - len(prompt)) if self.context else sampling.max_tokens
             rows += [Row(prompt, limit, f"{job.draw}/{sample}", sampling, transcript) for sample in job.samples]
             places += [(position, sample) for sample in job.samples]
 
@@ -132,7 +132,7 @@ class Local:
         pairs = []
         for job in jobs:
             space = " " if job.reading["transcript"] else ""
-            choices = [self._encode(space + choice) for choice in job.choices]
+            choices = [self.encode(space + choice) for choice in job.choices]
             if empty := [choice for choice, ids in zip(job.choices, choices, strict=True) if not ids]:
                 raise InputError(f"choice {empty[0]!r} has no tokens in {self._name}'s vocabulary; give another")
             pairs.append((tuple(job.reading["ids"]), choices))
@@ -140,7 +140,7 @@ class Local:
         lengths = [len(choices) * (len(prompt) + _LOGITS_WEIGHT * max(map(len, choices))) for prompt, choices in pairs]
         for batch in models.token_budget_batches(lengths, self.batch_tokens):
             granted = batch[: meter.start(len(batch))]
-            scores = models.halve_on_oom(self._score, [pairs[i] for i in granted])
+            scores = models.halve_on_oom(self.score_ids, [pairs[i] for i in granted])
             read = (len(prompt) + sum(map(len, choices)) for prompt, choices in (pairs[i] for i in granted))
             meter.spend(sum(read), 0)
             yield list(zip(granted, scores, strict=True))
@@ -151,22 +151,33 @@ class Local:
     def _name(self) -> str:
         return str(self.model.config.name_or_path or type(self.model).__name__)
 
-    def _encode(self, text: str, special: bool = False) -> list[int]:
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of a text, with the tokenizer's special tokens or without."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
         return ids
 
-    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model has."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of a text, or of a conversation by the chat template or as a transcript.
+
+        Raises:
+            InputError: the template refuses it, or it is empty and there is no token to begin with.
+        """
         if isinstance(prompt, str):
-            ids = self._encode(prompt, special=True)
-        elif self._has_template:
+            ids = self.encode(prompt, special=True)
+        elif self.has_template:
             try:
                 text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
             except TemplateError as error:
                 raise InputError(f"the chat template of {self._name} refuses the conversation: {error}") from None
-            ids = self._encode(text)  # the template has written the special tokens
+            ids = self.encode(text)  # the template has written the special tokens
         else:
             turns = [f"{message['role'].capitalize()}: {message['content']}\n" for message in prompt]
-            ids = self._encode("".join(turns) + "Assistant:", special=True)
+            ids = self.encode("".join(turns) + "Assistant:", special=True)
         if ids:
             return ids
         if self.tokenizer.bos_token_id is None:
@@ -175,20 +186,20 @@ class Local:
 
     def _fit(self, ids: list[list[int]], needed: int, wanted: int) -> None:
         """Check `ids` against the context, or cut them in place; an answer needs `needed` tokens, at best `wanted`."""
-        if self._context is None:
+        if self.context is None:
             return
         if self.truncate == "error":
             longest = max(map(len, ids), default=0)
-            if longest + needed > self._context:
+            if longest + needed > self.context:
                 raise InputError(
-                    f"a prompt of {longest:,} tokens with {needed:,} for the answer exceeds the {self._context:,} "
+                    f"a prompt of {longest:,} tokens with {needed:,} for the answer exceeds the {self.context:,} "
                     f"of {self._name}; shorten it or pass truncate='left'"
                 )
             return
-        room = self._context - wanted
+        room = self.context - wanted
         if room < 1:
             raise InputError(
-                f"{wanted:,} tokens for the answer leave no room for a prompt in the {self._context:,} of {self._name}"
+                f"{wanted:,} tokens for the answer leave no room for a prompt in the {self.context:,} of {self._name}"
             )
         long = [i for i, row in enumerate(ids) if len(row) > room]
         for i in long:
@@ -205,7 +216,7 @@ class Local:
         return [answer.completion for answer in answers if answer.completion]
 
     @torch.inference_mode()
-    def _score(self, pairs: Sequence[tuple[tuple[int, ...], list[list[int]]]]) -> list[list[Score]]:
+    def score_ids(self, pairs: Sequence[tuple[tuple[int, ...], list[list[int]]]]) -> list[list[Score]]:
         """Scores of the choices (token ids) of each prompt (token ids)."""
         cache, mask, logits = self.reader.prefill([prompt for prompt, _ in pairs])
         device = mask.device

@@ -1,0 +1,85 @@
+"""The command `serve`: models behind OpenAI's routes, Cohere's and our own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from broadsheet.console import InputError
+
+NAME = None
+app = typer.Typer()
+
+
+@app.command(epilog="Example: broadsheet serve --model default --embedder runs/gem")
+def serve(
+    won: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[REPORT|FOLDER]…", help="The winner of a trial (runs/ID.json), or a saved model."),
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="That writes: `default`, a hub id, a folder, a .gguf file.")
+    ] = None,
+    embedder: Annotated[
+        list[str] | None, typer.Option(help="That makes vectors: a folder, `resource:minilm`, or a model.")
+    ] = None,
+    reranker: Annotated[list[str] | None, typer.Option(help="That orders passages: a folder, or a model.")] = None,
+    detector: Annotated[
+        list[str] | None, typer.Option(help="Of machine-written text, as in 'lastdepp(n_samples=200)'.")
+    ] = None,
+    attend: Annotated[
+        str | None, typer.Option(help="A method under which models read, as in 'lm_infinite(n_local=1024)'.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Where it listens; other than loopback, keys are needed.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Another name by which this server is called (the Host of requests).")
+    ] = None,
+    keys: Annotated[Path | None, typer.Option(help="A file: a line for each key, then its rights and limits.")] = None,
+    open_health: Annotated[bool, typer.Option("--open-health", help="/health needs no key.")] = False,
+    max_body: Annotated[int, typer.Option(min=1, help="MiB of a request.")] = 32,
+    device: Annotated[str | None, typer.Option(help="Where models run; chosen by default.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the models; chosen by default.")] = None,
+) -> None:
+    """Serve models to other programs: chat, completions, embeddings, rerank, score, classify, detect.
+
+    The routes are those of OpenAI, Cohere and Jina, so that their clients work. Without --keys only this machine may
+    ask.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError:
+        raise InputError("serve needs FastAPI and uvicorn: pip install -e '.[serve]'") from None
+    from broadsheet.serve import winning
+    from broadsheet.serve.app import create_app
+    from broadsheet.serve.guard import LOOPBACK, Keys, Limits
+    from broadsheet.serve.named import Models
+    from broadsheet.serve.running import check_address, run
+
+    known = Keys.of(keys, os.environ)
+    check_address(host, known)
+    wanted = [winning.of(path) for path in won or ()]
+    attending = [attend] if attend else [each.attend for each in wanted if each.attend]
+    if len(attending) > 1:
+        raise InputError(f"got {len(attending)} methods to attend by; models read under one")
+    kinds = {
+        kind: [*(given or ()), *(name for each in wanted for name in getattr(each, kind))]
+        for kind, given in (
+            ("models", model),
+            ("embedders", embedder),
+            ("rerankers", reranker),
+            ("detectors", detector),
+        )
+    }
+    if not any(kinds.values()):
+        kinds["models"] = ["default"]
+    kinds = {kind: list(dict.fromkeys(given)) for kind, given in kinds.items()}
+    about = {name: told for each in wanted for name, told in each.about.items()}
+    models = Models(**kinds, attend=next(iter(attending), None), about=about, device=device, dtype=dtype)
+    hosts = (*LOOPBACK, *(name or ()), *([host] if host not in ("0.0.0.0", "::") else []))
+    limits = Limits(max_body * 2**20, hosts=hosts, open_health=open_health)
+    run(create_app(models, known, limits), host, port)

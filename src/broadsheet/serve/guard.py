@@ -1,0 +1,280 @@
+"""The guard: who may ask what, how much at once, and how large. It stands in front of every route.
+
+Knows: headers, keys, bytes. Does not know: what a route does. Keys are compared by their SHA-256 in constant time, and
+are in no log, error or metric.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from broadsheet.console import InputError
+from broadsheet.serve.protocol import error
+
+Right = Literal["infer", "read", "run"]
+RIGHTS: tuple[Right, ...] = ("infer", "read", "run")
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+COOKIE = "broadsheet_token"
+_now = time.monotonic
+_SAFE = ("GET", "HEAD", "OPTIONS")
+
+
+@dataclass(eq=False)
+class Bucket:
+    """So much a minute: full at first, refilled steadily; spending may leave it in debt."""
+
+    per_minute: float
+    left: float = field(init=False)
+    at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left, self.at = self.per_minute, _now()
+
+    def wait(self) -> float:
+        """Seconds until there is something left; 0 if there is."""
+        now = _now()
+        self.left = min(self.per_minute, self.left + (now - self.at) * self.per_minute / 60)
+        self.at = now
+        return 0.0 if self.left > 1 - 1e-9 else (1 - self.left) * 60 / self.per_minute
+
+    def spend(self, amount: float) -> None:
+        self.left -= amount
+
+
+@dataclass(eq=False)
+class Key:
+    """A key's digest, what it may do, and how much of it a minute."""
+
+    digest: bytes
+    rights: frozenset[Right] = frozenset(RIGHTS)
+    requests: Bucket | None = None
+    tokens: Bucket | None = None
+
+
+class Keys:
+    """The keys that are known; without any, everybody on this machine may ask everything.
+
+    Args:
+        given: lines: the key, perhaps then its rights with commas between, perhaps then `requests=60` and
+            `tokens=100000`, both a minute. Lines that are empty or begin with # are left out.
+
+    Raises:
+        InputError: a line that cannot be read (which is not told), or a key of fewer than 16 characters.
+    """
+
+    def __init__(self, given: Iterable[str] = ()) -> None:
+        self._keys = [
+            _key(line, number) for number, line in enumerate(given, 1) if line.strip() and line.strip()[0] != "#"
+        ]
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    @classmethod
+    def of(cls, file: Path | None, environment: Mapping[str, str]) -> Keys:
+        """Those of a file, or of `BROADSHEET_SERVE_KEYS`."""
+        if file is None:
+            return cls(environment.get("BROADSHEET_SERVE_KEYS", "").splitlines())
+        try:
+            return cls(file.read_text("utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as failure:
+            raise InputError(f"cannot read the keys of {file}: {failure.__class__.__name__}") from None
+
+    def find(self, authorization: str) -> Key | None:
+        """The key of an `Authorization: Bearer …`; every one is compared, whichever fits."""
+        kind, _, value = authorization.partition(" ")
+        digest = hashlib.sha256(value.strip().encode("utf-8", "surrogateescape")).digest()
+        fits = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
+        return fits[0] if fits and kind.lower() == "bearer" else None
+
+
+def _key(line: str, number: int) -> Key:
+    value, *more = line.split()
+    if len(value) < 16:
+        raise InputError(f"key {number} has fewer than 16 characters; make one by `openssl rand -hex 24`")
+    rights: frozenset[Right] = frozenset(RIGHTS)
+    limits: dict[str, Bucket] = {}
+    for word in more:
+        name, equals, amount = word.partition("=")
+        if equals and name in ("requests", "tokens") and amount.isdigit() and int(amount):
+            limits[name] = Bucket(int(amount))
+        elif not equals and set(word.split(",")) <= set(RIGHTS):
+            rights = frozenset(word.split(","))  # type: ignore[arg-type]
+        else:
+            raise InputError(
+                f"key {number} is followed by something else than rights ({', '.join(RIGHTS)}), requests=N and tokens=N"
+            )
+    return Key(hashlib.sha256(value.encode()).digest(), rights, limits.get("requests"), limits.get("tokens"))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may be.
+
+    Args:
+        body_bytes: of it at most.
+        body_seconds: in which it has to be there.
+        hosts: names by which this server is called, with or without a port; empty: any.
+        open_health: /health needs no key.
+    """
+
+    body_bytes: int = 32 * 2**20
+    body_seconds: float = 60.0
+    hosts: tuple[str, ...] = LOOPBACK
+    open_health: bool = False
+
+
+class Guard:
+    """ASGI middleware that lets through what may pass, with the body read whole.
+
+    Args:
+        rights: of a path, by its beginning; the longest that fits decides, and `run` holds where none does.
+        ended: called with route, status and seconds of each request that has ended; the route is empty where there is
+            none, or the request was refused.
+
+    Attributes:
+        active: requests that were let through and have not ended.
+        token: of the cookie that a page of this server's own is given.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        limits: Limits,
+        rights: Mapping[str, Right],
+        ended: Callable[[str, int, float], None] = lambda *_: None,
+    ) -> None:
+        self.app, self.keys, self.limits, self.ended = app, keys, limits, ended
+        self.active = 0
+        self.rights = dict(sorted(rights.items(), key=lambda each: -len(each[0])))
+        self.token = secrets.token_urlsafe(32)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            raise RuntimeError("there are no web sockets here")
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refused = self._refused(scope, headers)
+        if refused is None:
+            try:
+                receive = await self._read(headers, receive)
+            except _RefusedError as failure:
+                refused = failure
+        if refused is not None:
+            await refused.answer(send)
+            self.ended("", refused.status, 0.0)
+            return
+        status, start = 500, _now()
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        self.active += 1
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            self.active -= 1
+            self.ended(getattr(scope.get("route"), "path", ""), status, _now() - start)
+
+    def _refused(self, scope: Scope, headers: Mapping[str, str]) -> _RefusedError | None:
+        """Why a request may not pass; None where it may."""
+        path, method = scope["path"], scope["method"]
+        host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
+        if self.limits.hosts and headers.get("host", "") not in self.limits.hosts and host not in self.limits.hosts:
+            return _RefusedError(421, "this server is not called by that name", "invalid_request_error")
+        if path.startswith("/health") and self.limits.open_health:
+            return None
+        if self.keys:
+            key = self.keys.find(headers.get("authorization", ""))
+            if key is None:
+                return _RefusedError(
+                    401, "no key, or one that is not known: Authorization: Bearer KEY", "authentication_error",
+                    {"www-authenticate": "Bearer"},
+                )  # fmt: skip
+            if self._right(path) not in key.rights:
+                return _RefusedError(403, f"this key may not {self._right(path)}", "permission_error")
+            for bucket in filter(None, (key.requests, key.tokens)):
+                if seconds := bucket.wait():
+                    return _RefusedError(
+                        429, "this key has used what it may in a minute", "rate_limit_error",
+                        {"retry-after": str(max(1, round(seconds)))},
+                    )  # fmt: skip
+            if key.requests:
+                key.requests.spend(1)
+            scope.setdefault("state", {})["key"] = key
+        elif method not in _SAFE and ("origin" in headers or "sec-fetch-site" in headers):
+            # A page of another site may send requests here; it has not got the cookie, nor may it read it.
+            cookies = dict(each.strip().partition("=")[::2] for each in headers.get("cookie", "").split(";"))
+            if not hmac.compare_digest(cookies.get(COOKIE, "").encode(), self.token.encode()):
+                return _RefusedError(
+                    403, "a browser may ask this from this server's own page alone", "permission_error"
+                )
+        return None
+
+    def _right(self, path: str) -> Right:
+        return next((right for start, right in self.rights.items() if path.startswith(start)), "run")
+
+    async def _read(self, headers: Mapping[str, str], receive: Receive) -> Receive:
+        """The body, read whole; then what the server says of the connection."""
+        declared = headers.get("content-length", "0")
+        if not declared.isdigit() or int(declared) > self.limits.body_bytes:
+            raise _RefusedError(
+                413, f"a body of at most {self.limits.body_bytes:,} bytes is read", "invalid_request_error"
+            )
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return _replay(message, receive)
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > self.limits.body_bytes:
+                        raise _RefusedError(
+                            413, f"a body of at most {self.limits.body_bytes:,} bytes is read", "invalid_request_error"
+                        )
+                    if not message.get("more_body"):
+                        break
+        except TimeoutError:
+            raise _RefusedError(408, "the body took too long", "invalid_request_error") from None
+        return _replay({"type": "http.request", "body": b"".join(parts), "more_body": False}, receive)
+
+
+def _replay(first: Message, receive: Receive) -> Receive:
+    """Gives a message that was taken already, then those that come."""
+    kept: list[Message] = [first]
+
+    async def again() -> Message:
+        return kept.pop() if kept else await receive()
+
+    return again
+
+
+class _RefusedError(Exception):
+    def __init__(self, status: int, message: str, kind: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.headers = status, kind, dict(headers or {})
+
+    async def answer(self, send: Send) -> None:
+        body = json.dumps(error(str(self), self.kind)).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+        raw = [(name.encode(), value.encode()) for name, value in {**headers, **self.headers}.items()]
+        await send({"type": "http.response.start", "status": self.status, "headers": raw})
+        await send({"type": "http.response.body", "body": body})

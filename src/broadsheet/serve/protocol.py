@@ -1,0 +1,162 @@
+"""What goes over the wire: requests as they are checked, answers as OpenAI, Cohere and Jina have them, errors.
+
+Knows: JSON. Does not know: models, keys, HTTP.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+MOST_TEXTS, MOST_ANSWERS, MOST_STOPS = 2048, 16, 16
+Truncate = Literal["error", "left", "right"]
+Text = Annotated[str, Field(max_length=4_000_000)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1_000_000)]
+_DEFAULTS: dict[str, Any] = {
+    "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "tools": [], "tool_choice": "none",
+    "functions": [], "response_format": {"type": "text"}, "echo": False, "suffix": "", "best_of": 1,
+    "modalities": ["text"], "audio": {}, "prediction": {},
+}  # fields of OpenAI's that nothing here does: at these values they ask for nothing  # fmt: skip
+
+
+class Request(BaseModel):
+    """The fields that all requests have. Unknown ones are left alone, unless they ask for what is not done here."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, str_strip_whitespace=False)
+
+    model: Name | None = None
+
+    @model_validator(mode="after")
+    def _asks_for_nothing_else(self) -> Request:
+        for name, value in (self.model_extra or {}).items():
+            if name in _DEFAULTS and value is not None and value != _DEFAULTS[name] and value:
+                raise ValueError(f"{name} is not done here; leave it out")
+        return self
+
+
+class Generation(Request):
+    """What chat and completions share."""
+
+    temperature: float = Field(1.0, ge=0, le=100)
+    top_p: float = Field(1.0, gt=0, le=1)
+    n: int = Field(1, ge=1, le=MOST_ANSWERS)
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    truncate: Literal["error", "left"] = "error"
+
+    @field_validator("stop")
+    @classmethod
+    def _stops(cls, value: str | list[str] | None) -> list[str]:
+        stops = [value] if isinstance(value, str) else value or []
+        if len(stops) > MOST_STOPS or not all(stops):
+            raise ValueError(f"expected at most {MOST_STOPS} strings, none of them empty")
+        return stops
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class Part(BaseModel):
+    """A part of a message; text alone."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[Part]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatRequest(Generation):
+    messages: list[Message] = Field(min_length=1, max_length=4096)
+    max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+
+class CompletionRequest(Generation):
+    prompt: (
+        Text
+        | Tokens
+        | Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_TEXTS)]
+    )
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+
+class EmbeddingRequest(Request):
+    input: (
+        Text
+        | Tokens
+        | Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_TEXTS)]
+    )
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+    input_type: Literal["query", "document"] | None = None
+    truncate: Truncate = "right"
+
+
+class RerankRequest(Request):
+    query: Text
+    documents: list[Text | dict[str, Any]] = Field(min_length=1, max_length=MOST_TEXTS)
+    top_n: int | None = Field(None, ge=1)
+    return_documents: bool = False
+    max_tokens_per_doc: int | None = Field(None, ge=1)
+
+
+class ScoreRequest(Request):
+    prompt: Text | list[Message]
+    continuations: list[Annotated[Text, Field(min_length=1)]] = Field(min_length=1, max_length=MOST_TEXTS)
+
+
+class ClassifyRequest(Request):
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
+    labels: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(min_length=2, max_length=100)
+    instruction: Text = ""
+
+
+class DetectRequest(Request):
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
+
+
+class TokenizeRequest(Request):
+    prompt: Text
+    add_special_tokens: bool = True
+
+
+class DetokenizeRequest(Request):
+    tokens: Tokens
+
+
+def error(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """An error as OpenAI has it."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def vector(values: np.ndarray[Any, Any], encoding: str) -> list[float] | str:
+    """An embedding as a list of numbers, or as the base64 of little-endian float32."""
+    if encoding == "float":
+        return [float(value) for value in values]
+    return base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode("ascii")
+
+
+def usage(prompt: int, completion: int | None = None, truncated: int = 0) -> dict[str, int]:
+    """Tokens read and written, and those of prompts that were left out."""
+    told = {"prompt_tokens": prompt, "total_tokens": prompt + (completion or 0)}
+    if completion is not None:
+        told["completion_tokens"] = completion
+    return told | ({"truncated_tokens": truncated} if truncated else {})
