@@ -48,9 +48,18 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+_silent = threading.local()
+
+
+def silence() -> None:
+    """Have `say` and `progress` tell nothing in this thread from now on: nobody sits before a server's terminal."""
+    _silent.on = True
+
+
 def say(message: str) -> None:
     """Print one plain line on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    if not getattr(_silent, "on", False):
+        print(message, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -89,6 +98,7 @@ def progress(description: str, total: float | None = None, *, shown: bool = True
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    shown = shown and not getattr(_silent, "on", False)
     live = shown and console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=not live) as bar:
         bar.add_task(description, total=total)

@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
+from broadsheet.console import progress, say
 from broadsheet.serve.engine import Batcher, ClosingError, Engine, FullError, Generation, Work
 from broadsheet.teacher.base import Sampling
 from broadsheet.teacher.live import Answer, LiveBatch, Reader, Row
@@ -164,6 +165,18 @@ def test_work_is_done_in_batches_of_several_requests_between_steps(engine):
     assert [future.result(30) for future in futures] == [[0, 2, 4, 6], [20, 22]]
     assert batches == [[0, 1, 2], [3, 10, 11]], "the second request's items join the first one's rest"
     assert asked.wait().steps == 30
+
+
+def test_what_work_says_is_not_told(engine, capsys):
+    def talk(items: list[int]) -> list[int]:
+        say("1 of 1 texts were cut")
+        with progress("windows", 1):
+            return items
+
+    assert engine.work(Work(Batcher(talk, 10), [(1, 1)])).result(30) == [1]
+    assert capsys.readouterr().err == ""
+    say("here")
+    assert capsys.readouterr().err == "here\n"
 
 
 def test_a_batch_that_fails_fails_its_requests_alone(engine):

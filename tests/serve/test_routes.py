@@ -234,6 +234,9 @@ def test_the_list_names_what_is_served(client, server):
         ("/v1/embeddings", {"input": ["a"] * 3000}, "input"),
         ("/v1/rerank", {"query": "", "documents": ["a"]}, ""),
         ("/v1/score", {"prompt": "a", "continuations": ["b"] * 5000}, "continuations"),
+        ("/v1/score", {"prompt": [], "continuations": ["b"]}, "prompt"),
+        ("/v1/completions", {"prompt": "a", "stop": [""]}, "stop"),
+        ("/v1/completions", {"prompt": "a", "max_tokens": "7"}, "max_tokens"),
         ("/v1/completions", b"{", ""),
         ("/v1/completions", b'{"prompt": NaN}', ""),
         ("/v1/completions", b'{"prompt": "\\ud800"}', ""),
@@ -311,3 +314,32 @@ def wait_until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.005)
+
+
+def test_a_failure_of_ours_is_500_and_neither_it_nor_the_log_holds_what_was_asked(server, monkeypatch, capsys):
+    def broken(self, *asked):
+        raise RuntimeError(f"failed on {asked}")
+
+    monkeypatch.setattr("broadsheet.serve.named.Writer.read", broken)
+    secret = "a-very-secret-text"
+    status, answer = server.ask("/v1/completions", {"prompt": secret})
+    assert (status, answer["error"]["type"]) == (500, "server_error")
+    assert secret not in str(answer)
+    said: list[str] = []
+
+    def logged() -> bool:
+        said.append(capsys.readouterr().err)
+        return "RuntimeError in test_routes.py, line" in "".join(said)
+
+    wait_until(logged)
+    assert secret not in "".join(said)
+
+
+def test_two_hundred_at_once_are_all_answered(server):
+    def asked(i: int) -> int:
+        if i % 2:
+            return server.ask("/v1/embeddings", {"input": f"hat {i}"})[0]
+        return server.ask("/v1/completions", {"prompt": "a", "max_tokens": 2})[0]
+
+    with ThreadPoolExecutor(200) as pool:
+        assert set(pool.map(asked, range(200))) == {200}

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from broadsheet import __version__
@@ -37,6 +37,17 @@ RIGHTS: dict[str, Right] = {
     "/v1/models": "read", "/health": "read", "/metrics": "read", "/openapi.json": "read",
     "/v1/": "infer", "/v2/": "infer", "/tokenize": "infer", "/detokenize": "infer",
 }  # fmt: skip
+_STATUSES = {
+    400: "What was asked cannot be done.",
+    401: "No key that is known.",
+    403: "The key may not, or a browser came from elsewhere.",
+    404: "No such model or route.",
+    413: "The body is too large.",
+    421: "The server is not called by that name.",
+    429: "The key has used what it may.",
+    500: "The request failed.",
+    503: "The queue is full, or the server is closing.",
+}
 Kind = TypeVar("Kind", bound=Served)
 T = TypeVar("T")
 
@@ -50,7 +61,19 @@ def create_app(models: Models, keys: Keys | None = None, limits: Limits | None =
         yield
         await asyncio.to_thread(models.close)
 
-    app = FastAPI(title="broadsheet", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    failures: dict[int | str, Any] = {
+        status: {"model": protocol.Failure, "description": told} for status, told in _STATUSES.items()
+    }
+    app = FastAPI(
+        title="broadsheet",
+        version=__version__,
+        docs_url=None,  # its page loads from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+        responses=failures,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    _schema(app)
     app.state.serving = state
     _errors(app)
     _about(app, state)
@@ -58,6 +81,20 @@ def create_app(models: Models, keys: Keys | None = None, limits: Limits | None =
     _vectors(app, state)
     _scores(app, state)
     return Guard(app, keys or Keys(), limits or Limits(), RIGHTS, state.metrics.ended)
+
+
+def _schema(app: FastAPI) -> None:
+    """The schema without FastAPI's own form of a refusal, which is not ours."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = made()
+        for methods in schema["paths"].values():
+            for operation in methods.values():
+                operation["responses"].pop("422", None)
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 class _State:
@@ -164,7 +201,7 @@ def _about(app: FastAPI, state: _State) -> None:
             raise HTTPException(503, "the server is closing")
         return {"status": "ok"}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(state.metrics.text(), media_type="text/plain; version=0.0.4")
 
@@ -173,7 +210,11 @@ def _about(app: FastAPI, state: _State) -> None:
 
 
 def _writing(app: FastAPI, state: _State) -> None:
-    @app.post("/v1/chat/completions")
+    streamed: dict[int | str, Any] = {
+        200: {"content": {"text/event-stream": {}}, "description": "Whole, or as events."}
+    }
+
+    @app.post("/v1/chat/completions", responses=streamed)
     async def chat(asked: protocol.ChatRequest, request: Request) -> Any:
         """Answer a conversation, as OpenAI's chat completions."""
         writer = state.get(asked.model, Writer)
@@ -184,7 +225,7 @@ def _writing(app: FastAPI, state: _State) -> None:
         form = _Chat(f"chatcmpl-{uuid.uuid4().hex}", writer, asked.logprobs)
         return await _answered(state, request, writer, rows, cut, asked, form)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=streamed)
     async def complete(asked: protocol.CompletionRequest, request: Request) -> Any:
         """Continue texts, as OpenAI's completions."""
         writer = state.get(asked.model, Writer)
@@ -224,7 +265,7 @@ def _rows(
     for prompt in prompts:
         read = writer.read(prompt, wanted, asked.truncate)
         lost += read.cut
-        sampling = Sampling(asked.temperature, asked.top_p, read.limit, tuple(asked.stop or ()), 0, logprobs)
+        sampling = Sampling(asked.temperature, asked.top_p, read.limit, asked.stops, 0, logprobs)
         rows += [Row(read.ids, read.limit, f"{seed}/{i}", sampling, read.transcript, top) for i in range(asked.n)]
     return rows, lost
 
@@ -441,13 +482,9 @@ def _vectors(app: FastAPI, state: _State) -> None:
         return ranker, hits[: asked.top_n], told
 
 
-def _text_of(document: Any) -> str:
+def _text_of(document: str | protocol.Document) -> str:
     """A document's text."""
-    if isinstance(document, str):
-        return document
-    if isinstance(text := document.get("text"), str):
-        return text
-    raise InputError("a document is a text, or an object with a field `text`")
+    return document if isinstance(document, str) else document.text
 
 
 # Scores

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from broadsheet.console import silence
 from broadsheet.teacher.live import Answer, LiveBatch, Reader, Row
 
 Item = TypeVar("Item")
@@ -160,6 +161,7 @@ class Engine:
     # The thread
 
     def _run(self) -> None:
+        silence()
         while True:
             with self._changed:
                 while not (self._waiting or self._works or self._live):

@@ -12,6 +12,7 @@ import hmac
 import json
 import secrets
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from broadsheet.console import InputError
+from broadsheet.console import InputError, say
 from broadsheet.serve.protocol import error
 
 Right = Literal["infer", "read", "run"]
@@ -188,6 +189,9 @@ class Guard:
         self.active += 1
         try:
             await self.app(scope, receive, watched)
+        except Exception as failure:  # it has been answered; what was asked may stand in its message
+            where = traceback.extract_tb(failure.__traceback__)[-1]
+            say(f"{type(failure).__name__} in {Path(where.filename).name}, line {where.lineno}")
         finally:
             self.active -= 1
             self.ended(getattr(scope.get("route"), "path", ""), status, _now() - start)

@@ -300,7 +300,9 @@ class Models:
         made: Detector = _called(spec, "--detector", "detect", Detector, model=model, device=self._load["device"])
         made.reader  # noqa: B018 - loads the model now
         name = type(made).__name__.lower()
-        return Checker(name, "detect", Engine(name), {"detector": call_of(made)}, made)
+        [call] = parse_calls(spec, "--detector")
+        given = ", ".join(f"{field}={value!r}" for field, value in call.options.items())
+        return Checker(name, "detect", Engine(name), {"detector": f"{type(made).__name__}({given})"}, made)
 
 
 def _name(spec: str) -> str:

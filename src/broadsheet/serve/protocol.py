@@ -9,11 +9,12 @@ import base64
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 MOST_TEXTS, MOST_ANSWERS, MOST_STOPS = 2048, 16, 16
 Truncate = Literal["error", "left", "right"]
 Text = Annotated[str, Field(max_length=4_000_000)]
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1_000_000)]
 _DEFAULTS: dict[str, Any] = {
@@ -26,7 +27,7 @@ _DEFAULTS: dict[str, Any] = {
 class Request(BaseModel):
     """The fields that all requests have. Unknown ones are left alone, unless they ask for what is not done here."""
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False, str_strip_whitespace=False)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
 
     model: Name | None = None
 
@@ -45,19 +46,16 @@ class Generation(Request):
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1, le=MOST_ANSWERS)
     max_tokens: int | None = Field(None, ge=1, le=1_000_000)
-    stop: str | list[str] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     seed: int | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     truncate: Literal["error", "left"] = "error"
 
-    @field_validator("stop")
-    @classmethod
-    def _stops(cls, value: str | list[str] | None) -> list[str]:
-        stops = [value] if isinstance(value, str) else value or []
-        if len(stops) > MOST_STOPS or not all(stops):
-            raise ValueError(f"expected at most {MOST_STOPS} strings, none of them empty")
-        return stops
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The strings that end an answer."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 class StreamOptions(BaseModel):
@@ -110,16 +108,24 @@ class EmbeddingRequest(Request):
     truncate: Truncate = "right"
 
 
+class Document(BaseModel):
+    """A document with further fields, which nobody reads."""
+
+    model_config = ConfigDict(extra="allow")
+
+    text: Text
+
+
 class RerankRequest(Request):
-    query: Text
-    documents: list[Text | dict[str, Any]] = Field(min_length=1, max_length=MOST_TEXTS)
+    query: Annotated[Text, Field(min_length=1)]
+    documents: list[Text | Document] = Field(min_length=1, max_length=MOST_TEXTS)
     top_n: int | None = Field(None, ge=1)
     return_documents: bool = False
     max_tokens_per_doc: int | None = Field(None, ge=1)
 
 
 class ScoreRequest(Request):
-    prompt: Text | list[Message]
+    prompt: Text | Annotated[list[Message], Field(min_length=1, max_length=4096)]
     continuations: list[Annotated[Text, Field(min_length=1)]] = Field(min_length=1, max_length=MOST_TEXTS)
 
 
@@ -140,6 +146,21 @@ class TokenizeRequest(Request):
 
 class DetokenizeRequest(Request):
     tokens: Tokens
+
+
+class Fault(BaseModel):
+    """What is in an error."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class Failure(BaseModel):
+    """An error as OpenAI has it."""
+
+    error: Fault
 
 
 def error(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
