@@ -45,6 +45,7 @@ COMMANDS = (
     "peer",
     "push",
     "serve",
+    "mcp",
 )
 TEXTS = ["Return the number of items in the list, or zero when it is empty.", "", "x", "Ünïcode — 日本語 " * 5]
 

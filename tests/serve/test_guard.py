@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from broadsheet.console import InputError
-from broadsheet.serve.guard import COOKIE, Bucket, Guard, Keys, Limits
+from broadsheet.serve.guard import COOKIE, Bucket, Guard, KeyRing, Limits
 
 ALL, INFER, OTHER = "k" * 24, "i" * 24, "o" * 24
 RIGHTS: Any = {"/v1/models": "read", "/v1/": "infer", "/health": "read", "/metrics": "read"}
@@ -24,7 +24,7 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
 
 
 def guard(*lines: str, **limits: Any) -> Guard:
-    return Guard(_app, Keys(lines), Limits(**limits), RIGHTS)
+    return Guard(_app, KeyRing(lines), Limits(**limits), RIGHTS)
 
 
 def ask(
@@ -167,15 +167,15 @@ def test_a_body_that_does_not_come_is_not_waited_for():
 )
 def test_a_line_that_cannot_be_read_is_refused_without_telling_the_key(line, said):
     with pytest.raises(InputError, match=said) as refused:
-        Keys(["# ours", "", line])
+        KeyRing(["# ours", "", line])
     assert ALL not in str(refused.value)
     assert "key 3" in str(refused.value)
 
 
 def test_keys_come_from_a_file_or_the_environment(tmp_path: Path):
     (tmp_path / "keys").write_text(f"# ours\n\n{ALL} infer,read\n")
-    assert Keys.of(tmp_path / "keys", {}).find(f"Bearer {ALL}").rights == {"infer", "read"}
-    assert Keys.of(None, {"BROADSHEET_SERVE_KEYS": ALL}).find(f"Bearer {ALL}")
-    assert not Keys.of(None, {})
+    assert KeyRing.of(tmp_path / "keys", {}).find(f"Bearer {ALL}").rights == {"infer", "read"}
+    assert KeyRing.of(None, {"BROADSHEET_SERVE_KEYS": ALL}).find(f"Bearer {ALL}")
+    assert not KeyRing.of(None, {})
     with pytest.raises(InputError, match="cannot read the keys"):
-        Keys.of(tmp_path / "missing", {})
+        KeyRing.of(tmp_path / "missing", {})

@@ -20,7 +20,7 @@ from broadsheet.console import InputError
 from broadsheet.models import card
 from broadsheet.page import evidence
 from broadsheet.serve import winning
-from broadsheet.serve.guard import Keys
+from broadsheet.serve.guard import KeyRing
 from broadsheet.serve.running import check_address
 from broadsheet.trial.claims import Claim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
@@ -82,13 +82,13 @@ def test_a_signal_is_followed_by_503_the_rest_of_the_answers_and_the_end(tiny_fo
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4", "::", "models.example"])
 def test_off_loopback_it_does_not_start_without_a_key(host: str) -> None:
     with pytest.raises(InputError, match="without keys"):
-        check_address(host, Keys())
-    check_address(host, Keys([KEY]))
+        check_address(host, KeyRing())
+    check_address(host, KeyRing([KEY]))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.0.0.2"])
 def test_on_loopback_it_does(host: str) -> None:
-    check_address(host, Keys())
+    check_address(host, KeyRing())
 
 
 # What won

@@ -9,9 +9,9 @@ from concurrent.futures import CancelledError
 import pytest
 
 from broadsheet.console import progress, say
-from broadsheet.serve.engine import Batcher, ClosingError, Engine, FullError, Generation, Work
+from broadsheet.serve.engine import AnswersAsked, Batcher, ClosingError, Engine, FullError, Work
 from broadsheet.teacher.base import Sampling
-from broadsheet.teacher.live import Answer, LiveBatch, Reader, Row
+from broadsheet.teacher.live import GrowingAnswer, LiveBatch, Row, TokenReader
 
 SAMPLING = Sampling(0, 1, 100, (), 0, False)
 
@@ -23,9 +23,9 @@ class Asked:
         self.ended, self.began, self.hold = threading.Event(), threading.Event(), hold
         self.steps = 0
         self.error: BaseException | None = None
-        self.generation = Generation(rows, self.grown, self.failed)
+        self.generation = AnswersAsked(rows, self.grown, self.failed)
 
-    def grown(self, answers: list[Answer]) -> None:
+    def grown(self, answers: list[GrowingAnswer]) -> None:
         self.steps += 1
         self.began.set()
         if self.hold:
@@ -47,10 +47,10 @@ def row(tokens: int = 6, limit: int = 8) -> Row:
 
 
 @pytest.fixture
-def reader(tiny_model, tiny_tokenizer) -> Reader:
+def reader(tiny_model, tiny_tokenizer) -> TokenReader:
     model = tiny_model()
     model.generation_config.eos_token_id = None
-    made = Reader(model, tiny_tokenizer())
+    made = TokenReader(model, tiny_tokenizer())
     made.ends = set()  # so that answers have the length that they are given
     return made
 

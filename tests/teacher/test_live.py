@@ -7,14 +7,14 @@ import torch
 
 from broadsheet.attend import LMInfinite
 from broadsheet.teacher.base import Sampling
-from broadsheet.teacher.live import Answer, LiveBatch, Reader, Row
+from broadsheet.teacher.live import GrowingAnswer, LiveBatch, Row, TokenReader
 
 GREEDY, DRAWN = Sampling(0, 1, 12, (), 0, True), Sampling(1.0, 0.9, 12, (), 0, True)
 
 
 @pytest.fixture
-def reader(tiny_model, tiny_tokenizer) -> Reader:
-    return Reader(tiny_model(), tiny_tokenizer())
+def reader(tiny_model, tiny_tokenizer) -> TokenReader:
+    return TokenReader(tiny_model(), tiny_tokenizer())
 
 
 def row(tokens: int, sampling: Sampling = GREEDY, seed: str = "0", limit: int = 12) -> Row:
@@ -26,7 +26,7 @@ def finished(live: LiveBatch) -> None:
         live.step()
 
 
-def alone(reader: Reader, one: Row) -> Answer:
+def alone(reader: TokenReader, one: Row) -> GrowingAnswer:
     live = LiveBatch(reader)
     [answer] = live.join([one])
     finished(live)

@@ -25,11 +25,12 @@ from broadsheet import __version__
 from broadsheet.console import InputError
 from broadsheet.serve import protocol
 from broadsheet.serve.engine import ClosingError, FullError
-from broadsheet.serve.guard import Guard, Keys, Limits, Right
+from broadsheet.serve.forms import ChatForm, Form, TextForm
+from broadsheet.serve.guard import Guard, KeyRing, Limits, Right
 from broadsheet.serve.metrics import Metrics
 from broadsheet.serve.named import Checker, Encoder, Models, Ranker, Served, Writer
 from broadsheet.serve.protocol import usage
-from broadsheet.serve.writing import Answers, Piece
+from broadsheet.serve.writing import Answers
 from broadsheet.teacher.base import Completion, Sampling
 from broadsheet.teacher.live import Row
 
@@ -52,7 +53,7 @@ Kind = TypeVar("Kind", bound=Served)
 T = TypeVar("T")
 
 
-def create_app(models: Models, keys: Keys | None = None, limits: Limits | None = None) -> Any:
+def create_app(models: Models, keys: KeyRing | None = None, limits: Limits | None = None) -> Any:
     """The server as an ASGI app, behind its guard."""
     state = _State(models)
 
@@ -80,7 +81,7 @@ def create_app(models: Models, keys: Keys | None = None, limits: Limits | None =
     _writing(app, state)
     _vectors(app, state)
     _scores(app, state)
-    return Guard(app, keys or Keys(), limits or Limits(), RIGHTS, state.metrics.ended)
+    return Guard(app, keys or KeyRing(), limits or Limits(), RIGHTS, state.metrics.ended)
 
 
 def _schema(app: FastAPI) -> None:
@@ -222,7 +223,7 @@ def _writing(app: FastAPI, state: _State) -> None:
         wanted = asked.max_completion_tokens or asked.max_tokens
         top = asked.top_logprobs or 0 if asked.logprobs else 0
         rows, cut = _rows(writer, [messages], asked, wanted, logprobs=asked.logprobs, top=top)
-        form = _Chat(f"chatcmpl-{uuid.uuid4().hex}", writer, asked.logprobs)
+        form = ChatForm(f"chatcmpl-{uuid.uuid4().hex}", writer, asked.logprobs)
         return await _answered(state, request, writer, rows, cut, asked, form)
 
     @app.post("/v1/completions", responses=streamed)
@@ -234,7 +235,7 @@ def _writing(app: FastAPI, state: _State) -> None:
         prompts = given if several else [given]
         noted = asked.logprobs is not None
         rows, cut = _rows(writer, prompts, asked, asked.max_tokens or 16, logprobs=noted, top=asked.logprobs or 0)
-        form = _Text(f"cmpl-{uuid.uuid4().hex}", writer, noted)
+        form = TextForm(f"cmpl-{uuid.uuid4().hex}", writer, noted)
         return await _answered(state, request, writer, rows, cut, asked, form)
 
     @app.post("/tokenize")
@@ -257,7 +258,13 @@ def _role(role: str) -> str:
 
 
 def _rows(
-    writer: Writer, prompts: Sequence[Any], asked: protocol.Generation, wanted: int | None, *, logprobs: bool, top: int
+    writer: Writer,
+    prompts: Sequence[Any],
+    asked: protocol.WritingRequest,
+    wanted: int | None,
+    *,
+    logprobs: bool,
+    top: int,
 ) -> tuple[list[Row], int]:
     """An answer's row for each prompt and sample, and the tokens that prompts lost."""
     seed = asked.seed if asked.seed is not None else secrets.randbits(63)
@@ -271,7 +278,13 @@ def _rows(
 
 
 async def _answered(
-    state: _State, request: Request, writer: Writer, rows: list[Row], cut: int, asked: protocol.Generation, form: _Form
+    state: _State,
+    request: Request,
+    writer: Writer,
+    rows: list[Row],
+    cut: int,
+    asked: protocol.WritingRequest,
+    form: Form,
 ) -> Any:
     """The answers in their form, as a stream or whole."""
     answers = Answers(writer.engine, writer.local.reader, rows)
@@ -332,94 +345,6 @@ async def unless_gone(request: Request, answer: Awaitable[T]) -> T:
         task.cancel()
 
 
-class _Form:
-    """The form of answers: what is the same in a chat's and a text's."""
-
-    kind = ""
-    chunk = ""
-
-    def __init__(self, name: str, writer: Writer, logprobs: bool) -> None:
-        self.name, self.writer, self.logprobs = name, writer, logprobs
-        self.created = int(time.time())
-
-    def body(self, *, streamed: bool = True, **more: Any) -> dict[str, Any]:
-        kind = self.chunk if streamed else self.kind
-        return {"id": self.name, "object": kind, "created": self.created, "model": self.writer.name, **more}
-
-    def first(self, answers: int) -> list[dict[str, Any]]:
-        """What a stream begins with."""
-        return []
-
-    def piece(self, answers: Answers, piece: Piece) -> dict[str, Any]:
-        noted = self._noted(answers, piece.index, piece.begin, piece.begin + piece.tokens, piece.completion)
-        done = piece.completion.finish_reason if piece.completion else None
-        return self.body(choices=[self.choice(piece.index, piece.text, noted, done, streamed=True)])
-
-    def whole(self, answers: Answers, done: Sequence[Completion], spent: dict[str, int]) -> dict[str, Any]:
-        choices = [
-            self.choice(i, each.text, self._noted(answers, i, 0, each.tokens or 0, each), each.finish_reason)
-            for i, each in enumerate(done)
-        ]
-        return self.body(streamed=False, choices=choices, usage=spent)
-
-    def choice(self, index: int, text: str, noted: Any, done: str | None, *, streamed: bool = False) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def told(self, token: str, logprob: float, top: Sequence[tuple[str, float]]) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _noted(self, answers: Answers, index: int, begin: int, end: int, done: Completion | None) -> list[Any] | None:
-        """(token's text, log-probability, alternatives) of the tokens of an answer from one place to another."""
-        if not self.logprobs:
-            return None
-        answer = answers.generation.answers[index]
-        if done is not None and done.logprobs is not None:
-            end = min(end, len(done.logprobs))
-        text = self.writer.local.reader.text
-        return [
-            (text([answer.tokens[i]]), answer.logprobs[i], [(text([token]), value) for token, value in answer.top[i]])
-            if i < len(answer.top)
-            else (text([answer.tokens[i]]), answer.logprobs[i], [])
-            for i in range(begin, end)
-        ]
-
-
-class _Chat(_Form):
-    kind, chunk = "chat.completion", "chat.completion.chunk"
-
-    def first(self, answers: int) -> list[dict[str, Any]]:
-        def begun(i: int) -> dict[str, Any]:
-            return {"index": i, "delta": {"role": "assistant", "content": ""}, "finish_reason": None, "logprobs": None}
-
-        return [self.body(choices=[begun(i)]) for i in range(answers)]
-
-    def choice(self, index: int, text: str, noted: Any, done: str | None, *, streamed: bool = False) -> dict[str, Any]:
-        said = {"delta": {"content": text}} if streamed else {"message": {"role": "assistant", "content": text}}
-        content = None if noted is None else {"content": [self._token(*each) for each in noted]}
-        return {"index": index, **said, "logprobs": content, "finish_reason": done}
-
-    def _token(self, token: str, logprob: float, top: Sequence[tuple[str, float]]) -> dict[str, Any]:
-        def entry(word: str, value: float) -> dict[str, Any]:
-            return {"token": word, "logprob": value, "bytes": list(word.encode("utf-8", "replace"))}
-
-        return {**entry(token, logprob), "top_logprobs": [entry(*each) for each in top]}
-
-
-class _Text(_Form):
-    kind = chunk = "text_completion"
-
-    def choice(self, index: int, text: str, noted: Any, done: str | None, *, streamed: bool = False) -> dict[str, Any]:
-        told = None
-        if noted is not None:
-            told = {
-                "tokens": [token for token, *_ in noted],
-                "token_logprobs": [value for _, value, _ in noted],
-                "top_logprobs": [dict(top) for *_, top in noted],
-                "text_offset": np.cumsum([0, *(len(token) for token, *_ in noted)])[:-1].tolist(),
-            }
-        return {"index": index, "text": text, "logprobs": told, "finish_reason": done}
-
-
 # Vectors and orders
 
 
@@ -449,7 +374,7 @@ def _vectors(app: FastAPI, state: _State) -> None:
         return {"object": "list", "data": data, "model": encoder.name, "usage": usage(read, truncated=lost)}
 
     @app.post("/v1/rerank")
-    async def rerank(asked: protocol.RerankRequest, request: Request) -> Any:
+    async def rerank(asked: protocol.OrderRequest, request: Request) -> Any:
         """Documents in order for a query, as Jina's rerank."""
         ranker, hits, told = await ranked(asked, request)
         results = [
@@ -460,7 +385,7 @@ def _vectors(app: FastAPI, state: _State) -> None:
         return {"model": ranker.name, "results": results, "usage": usage(told["tokens"], truncated=told["cut"])}
 
     @app.post("/v2/rerank")
-    async def rerank_again(asked: protocol.RerankRequest, request: Request) -> Any:
+    async def rerank_again(asked: protocol.OrderRequest, request: Request) -> Any:
         """Documents in order for a query, as Cohere's rerank."""
         _, hits, told = await ranked(asked, request)
         results = [{"index": hit["corpus_id"], "relevance_score": hit["relevance"]} for hit in hits]
@@ -472,7 +397,7 @@ def _vectors(app: FastAPI, state: _State) -> None:
         return {"id": str(uuid.uuid4()), "results": results, "meta": meta}
 
     async def ranked(
-        asked: protocol.RerankRequest, request: Request
+        asked: protocol.OrderRequest, request: Request
     ) -> tuple[Ranker, list[dict[str, Any]], dict[str, int]]:
         ranker = state.get(asked.model, Ranker)
         documents = [_text_of(each) for each in asked.documents]
@@ -482,7 +407,7 @@ def _vectors(app: FastAPI, state: _State) -> None:
         return ranker, hits[: asked.top_n], told
 
 
-def _text_of(document: str | protocol.Document) -> str:
+def _text_of(document: str | protocol.RankedDocument) -> str:
     """A document's text."""
     return document if isinstance(document, str) else document.text
 
@@ -492,7 +417,7 @@ def _text_of(document: str | protocol.Document) -> str:
 
 def _scores(app: FastAPI, state: _State) -> None:
     @app.post("/v1/score")
-    async def score(asked: protocol.ScoreRequest, request: Request) -> Any:
+    async def score(asked: protocol.ContinuationsRequest, request: Request) -> Any:
         """The log-probability of each given continuation of a prompt, or answer to a conversation."""
         writer = state.get(asked.model, Writer)
         prompt: Any = asked.prompt

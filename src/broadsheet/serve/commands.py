@@ -56,11 +56,11 @@ def serve(
         raise InputError("serve needs FastAPI and uvicorn: pip install -e '.[serve]'") from None
     from broadsheet.serve import winning
     from broadsheet.serve.app import create_app
-    from broadsheet.serve.guard import LOOPBACK, Keys, Limits
+    from broadsheet.serve.guard import LOOPBACK, KeyRing, Limits
     from broadsheet.serve.named import Models
     from broadsheet.serve.running import check_address, run
 
-    known = Keys.of(keys, os.environ)
+    known = KeyRing.of(keys, os.environ)
     check_address(host, known)
     wanted = [winning.of(path) for path in won or ()]
     attending = [attend] if attend else [each.attend for each in wanted if each.attend]
@@ -83,3 +83,32 @@ def serve(
     hosts = (*LOOPBACK, *(name or ()), *([host] if host not in ("0.0.0.0", "::") else []))
     limits = Limits(max_body * 2**20, hosts=hosts, open_health=open_health)
     run(create_app(models, known, limits), host, port)
+
+
+@app.command(epilog="Example: broadsheet mcp --data corpus.jsonl")
+def mcp(
+    model: Annotated[list[str] | None, typer.Option(help="That trials may run on; `default` by default.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="That trials may run on; `pydocs` by default.")] = None,
+    results: Annotated[Path | None, typer.Option(help="A folder whose files may be compared.")] = None,
+    jobs: Annotated[Path | None, typer.Option(help="Where trials are kept; in the cache folder by default.")] = None,
+) -> None:
+    """Give the page, its evidence and its trials to an agent, as tools of the Model Context Protocol over stdio.
+
+    An agent names papers, and of models, data and files those that are given here. A skill file for agents lies beside
+    the code (`serve/SKILL.md`).
+    """
+    try:
+        import mcp as _  # noqa: F401
+    except ImportError:
+        raise InputError("this needs the protocol's SDK: pip install -e '.[mcp]'") from None
+    from broadsheet.cache import home
+    from broadsheet.serve.agents import Agents
+    from broadsheet.serve.jobs import Jobs
+
+    if results is not None and not results.is_dir():
+        raise InputError(f"got --results {results}; expected a folder")
+    kept = Jobs(jobs or home() / "jobs")
+    try:
+        Agents(kept, model or ("default",), data or ("pydocs", "pydocs:stdlib"), results).server().run()
+    finally:
+        kept.close()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from broadsheet.console import silence
-from broadsheet.teacher.live import Answer, LiveBatch, Reader, Row
+from broadsheet.teacher.live import GrowingAnswer, LiveBatch, Row, TokenReader
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,7 +36,7 @@ class ClosingError(Exception):
 
 
 @dataclass(eq=False)
-class Generation:
+class AnswersAsked:
     """Answers that one request asks for.
 
     Attributes:
@@ -46,9 +46,9 @@ class Generation:
     """
 
     rows: Sequence[Row]
-    grown: Callable[[list[Answer]], None]
+    grown: Callable[[list[GrowingAnswer]], None]
     failed: Callable[[BaseException], None]
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[GrowingAnswer] = field(default_factory=list)
     left: bool = False
 
     @property
@@ -99,13 +99,13 @@ class Engine:
     """
 
     def __init__(
-        self, name: str, reader: Reader | None = None, *, batch_tokens: int = 16_384, queue_tokens: int = 131_072
+        self, name: str, reader: TokenReader | None = None, *, batch_tokens: int = 16_384, queue_tokens: int = 131_072
     ) -> None:
         self.name = name
         self.batch_tokens, self.queue_tokens = batch_tokens, queue_tokens
         self._live = LiveBatch(reader) if reader else None
-        self._going: list[Generation] = []
-        self._waiting: deque[Generation] = deque()
+        self._going: list[AnswersAsked] = []
+        self._waiting: deque[AnswersAsked] = deque()
         self._works: deque[Work[Any, Any]] = deque()
         self._queued = 0
         self._speed = 0.0  # tokens a second, lately
@@ -124,7 +124,7 @@ class Engine:
         """Answers in progress."""
         return len(self._live) if self._live is not None else 0
 
-    def generate(self, generation: Generation) -> None:
+    def generate(self, generation: AnswersAsked) -> None:
         """Take a request for answers.
 
         Raises:

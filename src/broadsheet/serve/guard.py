@@ -63,7 +63,7 @@ class Key:
     tokens: Bucket | None = None
 
 
-class Keys:
+class KeyRing:
     """The keys that are known; without any, everybody on this machine may ask everything.
 
     Args:
@@ -83,7 +83,7 @@ class Keys:
         return bool(self._keys)
 
     @classmethod
-    def of(cls, file: Path | None, environment: Mapping[str, str]) -> Keys:
+    def of(cls, file: Path | None, environment: Mapping[str, str]) -> KeyRing:
         """Those of a file, or of `BROADSHEET_SERVE_KEYS`."""
         if file is None:
             return cls(environment.get("BROADSHEET_SERVE_KEYS", "").splitlines())
@@ -152,7 +152,7 @@ class Guard:
     def __init__(
         self,
         app: ASGIApp,
-        keys: Keys,
+        keys: KeyRing,
         limits: Limits,
         rights: Mapping[str, Right],
         ended: Callable[[str, int, float], None] = lambda *_: None,

@@ -39,7 +39,7 @@ class Request(BaseModel):
         return self
 
 
-class Generation(Request):
+class WritingRequest(Request):
     """What chat and completions share."""
 
     temperature: float = Field(1.0, ge=0, le=100)
@@ -78,14 +78,14 @@ class Message(BaseModel):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ChatRequest(Generation):
+class ChatRequest(WritingRequest):
     messages: list[Message] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
 
-class CompletionRequest(Generation):
+class CompletionRequest(WritingRequest):
     prompt: (
         Text
         | Tokens
@@ -108,7 +108,7 @@ class EmbeddingRequest(Request):
     truncate: Truncate = "right"
 
 
-class Document(BaseModel):
+class RankedDocument(BaseModel):
     """A document with further fields, which nobody reads."""
 
     model_config = ConfigDict(extra="allow")
@@ -116,15 +116,15 @@ class Document(BaseModel):
     text: Text
 
 
-class RerankRequest(Request):
+class OrderRequest(Request):
     query: Annotated[Text, Field(min_length=1)]
-    documents: list[Text | Document] = Field(min_length=1, max_length=MOST_TEXTS)
+    documents: list[Text | RankedDocument] = Field(min_length=1, max_length=MOST_TEXTS)
     top_n: int | None = Field(None, ge=1)
     return_documents: bool = False
     max_tokens_per_doc: int | None = Field(None, ge=1)
 
 
-class ScoreRequest(Request):
+class ContinuationsRequest(Request):
     prompt: Text | Annotated[list[Message], Field(min_length=1, max_length=4096)]
     continuations: list[Annotated[Text, Field(min_length=1)]] = Field(min_length=1, max_length=MOST_TEXTS)
 

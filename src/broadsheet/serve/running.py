@@ -13,12 +13,12 @@ from types import FrameType
 import uvicorn
 
 from broadsheet.console import InputError, say
-from broadsheet.serve.guard import Guard, Keys
+from broadsheet.serve.guard import Guard, KeyRing
 
 _PATIENCE = 60.0  # seconds in which answers may end after a signal
 
 
-def check_address(host: str, keys: Keys) -> None:
+def check_address(host: str, keys: KeyRing) -> None:
     """Refuse to be reached from elsewhere without a key.
 
     Raises:

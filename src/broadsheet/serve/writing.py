@@ -9,9 +9,9 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from broadsheet.serve.engine import Engine, Generation
+from broadsheet.serve.engine import AnswersAsked, Engine
 from broadsheet.teacher.base import Completion
-from broadsheet.teacher.live import Answer, Reader, Row
+from broadsheet.teacher.live import GrowingAnswer, Row, TokenReader
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Piece:
 class Growing:
     """The text of one answer as far as it may be sent: no half of a character, no beginning of a stop string."""
 
-    def __init__(self, reader: Reader, row: Row) -> None:
+    def __init__(self, reader: TokenReader, row: Row) -> None:
         self._reader, self._row = reader, row
         self._sent = 0
         self.tokens = 0
 
-    def more(self, answer: Answer) -> str:
+    def more(self, answer: GrowingAnswer) -> str:
         """What is to be sent now."""
         if answer.completion:
             text = answer.completion.text
@@ -67,13 +67,13 @@ class Answers:
             print(piece.text, end="")
     """
 
-    def __init__(self, engine: Engine, reader: Reader, rows: Sequence[Row]) -> None:
+    def __init__(self, engine: Engine, reader: TokenReader, rows: Sequence[Row]) -> None:
         self._engine = engine
         self._growing = [Growing(reader, row) for row in rows]
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[list[Piece] | BaseException] = asyncio.Queue()
-        self._generation = Generation(rows, self._grown, self._failed)
-        self.answers: list[Answer] = []
+        self._generation = AnswersAsked(rows, self._grown, self._failed)
+        self.answers: list[GrowingAnswer] = []
         engine.generate(self._generation)
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
@@ -104,7 +104,7 @@ class Answers:
 
     # In the engine's thread
 
-    def _grown(self, grown: list[Answer]) -> None:
+    def _grown(self, grown: list[GrowingAnswer]) -> None:
         pieces = []
         for answer in grown:
             index = self._generation.answers.index(answer)
@@ -124,6 +124,6 @@ class Answers:
             self._loop.call_soon_threadsafe(self._pieces.put_nowait, sent)
 
     @property
-    def generation(self) -> Generation:
+    def generation(self) -> AnswersAsked:
         """What the engine was given."""
         return self._generation

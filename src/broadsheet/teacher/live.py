@@ -54,7 +54,7 @@ class Row:
 
 
 @dataclass(eq=False)
-class Answer:
+class GrowingAnswer:
     """One answer as it grows; `completion` is there once it has ended."""
 
     row: Row
@@ -69,7 +69,7 @@ class Answer:
 class _Lane:
     """Answers that share a cache: the mask (answers, read) is 0 at padding, logits (answers, vocabulary) come next."""
 
-    answers: list[Answer]
+    answers: list[GrowingAnswer]
     cache: Cache
     mask: torch.Tensor
     logits: torch.Tensor
@@ -101,7 +101,7 @@ class _Lane:
         self.answers += other.answers
 
 
-class Reader:
+class TokenReader:
     """A model that reads token ids, in padded batches."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -146,7 +146,7 @@ class LiveBatch:
     windows) are stepped one group after another.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: TokenReader) -> None:
         self.reader = reader
         self._lanes: list[_Lane] = []
 
@@ -159,13 +159,13 @@ class LiveBatch:
         return sum(lane.mask.numel() for lane in self._lanes)
 
     @torch.inference_mode()
-    def join(self, rows: Sequence[Row]) -> list[Answer]:
+    def join(self, rows: Sequence[Row]) -> list[GrowingAnswer]:
         """Read the prompts of new answers; the next `step` gives them a token."""
         prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(row.prompt for row in rows))}
         cache, mask, logits = self.reader.prefill(list(prompts))
         owners = torch.tensor([prompts[row.prompt] for row in rows], device=mask.device)
         cache.batch_select_indices(owners)
-        new = [Answer(row, random.Random(row.seed)) for row in rows]
+        new = [GrowingAnswer(row, random.Random(row.seed)) for row in rows]
         lane = _Lane(list(new), cache, mask[owners], logits[owners])
         if lane.joins and (other := next((each for each in self._lanes if each.joins), None)):
             other.take(lane)
@@ -173,7 +173,7 @@ class LiveBatch:
             self._lanes.append(lane)
         return new
 
-    def leave(self, answers: Sequence[Answer]) -> None:
+    def leave(self, answers: Sequence[GrowingAnswer]) -> None:
         """Drop answers before they have ended."""
         self._keep({id(answer) for lane in self._lanes for answer in lane.answers} - {id(each) for each in answers})
 
@@ -182,7 +182,7 @@ class LiveBatch:
         self._lanes.clear()
 
     @torch.inference_mode()
-    def step(self) -> list[Answer]:
+    def step(self) -> list[GrowingAnswer]:
         """One token more for each answer; those that have ended leave. Returns all that got a token."""
         grown = []
         for lane in list(self._lanes):
@@ -210,7 +210,7 @@ class LiveBatch:
             elif len(places) < len(lane.answers):
                 lane.select(places)
 
-    def _ended(self, answer: Answer) -> Completion | None:
+    def _ended(self, answer: GrowingAnswer) -> Completion | None:
         """The completion if `answer` has just ended, else None."""
         row, tokens, text_of = answer.row, answer.tokens, self.reader.text
         ended = tokens[-1] in self.reader.ends
@@ -242,7 +242,7 @@ def _padded(values: torch.Tensor, length: int) -> torch.Tensor:
     return torch.nn.functional.pad(values, (0, 0, missing, 0)) if missing else values
 
 
-def _draw(logits: torch.Tensor, answers: Sequence[Answer]) -> torch.Tensor:
+def _draw(logits: torch.Tensor, answers: Sequence[GrowingAnswer]) -> torch.Tensor:
     """The next token of each answer, (answers,); its log-probability is noted where it was asked for."""
     chosen = logits.argmax(-1)
     ways: dict[tuple[float, float], list[int]] = {}

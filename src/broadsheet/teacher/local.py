@@ -15,7 +15,7 @@ from jinja2.exceptions import TemplateError
 from broadsheet import models
 from broadsheet.console import InputError, say
 from broadsheet.teacher.base import Completion, Meter, Prompt, Sampling, Score, ScoreJob, TeacherJob
-from broadsheet.teacher.live import LiveBatch, Reader, Row
+from broadsheet.teacher.live import LiveBatch, Row, TokenReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,7 +76,7 @@ class Local:
         self.batch_tokens = batch_tokens or (8192 if model.device.type == "cpu" else 65_536)
         self.truncate = truncate
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.reader = Reader(model, tokenizer)
+        self.reader = TokenReader(model, tokenizer)
         self.has_template = tokenizer.chat_template is not None
         self._told = False
 
