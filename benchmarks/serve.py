@@ -182,7 +182,7 @@ def main() -> None:
             "options": vars(arguments),
             "provenance": evidence.provenance(model={"name": arguments.model}),
         }
-        print(evidence.record("serve.benchmark", evidence.finite(result)))
+        print(evidence.record("serve.benchmark", evidence.finite(result), evidence.folder()))
 
 
 if __name__ == "__main__":

@@ -287,7 +287,7 @@ async def _answered(
     form: Form,
 ) -> Any:
     """The answers in their form, as a stream or whole."""
-    answers = Answers(writer.engine, writer.local.reader, rows)
+    answers = Answers(writer.engine, writer.local.reader, rows, pieces=asked.stream)
     prompt = sum(len(row.prompt) for row in rows[:: asked.n])
 
     def counted(completions: Sequence[Completion]) -> dict[str, int]:

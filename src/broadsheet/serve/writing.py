@@ -62,18 +62,20 @@ def _begun(text: str, stop: str) -> int:
 class Answers:
     """The answers of one request.
 
+    Args:
+        pieces: give them as they grow; else each when it has ended, whose text is then put together once.
+
     Example:
         async for piece in Answers(engine, reader, rows):
             print(piece.text, end="")
     """
 
-    def __init__(self, engine: Engine, reader: TokenReader, rows: Sequence[Row]) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, reader: TokenReader, rows: Sequence[Row], *, pieces: bool = True) -> None:
+        self._in_pieces = pieces
         self._growing = [Growing(reader, row) for row in rows]
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[list[Piece] | BaseException] = asyncio.Queue()
         self._generation = AnswersAsked(rows, self._grown, self._failed)
-        self.answers: list[GrowingAnswer] = []
         engine.generate(self._generation)
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
@@ -107,6 +109,8 @@ class Answers:
     def _grown(self, grown: list[GrowingAnswer]) -> None:
         pieces = []
         for answer in grown:
+            if not (self._in_pieces or answer.completion):
+                continue
             index = self._generation.answers.index(answer)
             growing = self._growing[index]
             text, begin = growing.more(answer), growing.tokens
