@@ -183,7 +183,7 @@ class GEM(Objective, nn.Module):
         from broadsheet.data import corpora
         from broadsheet.embed import GEM, fit, gem_embedder
 
-        texts = [document.text for document in corpora.load("pydocs").take(2000)]
+        texts = [document.text for document in corpora.load("pydocs:stdlib").take(2000)]
         made = gem_embedder("default", max_seq_length=128)
         fit(made, texts, GEM(made), "gem", steps=60, merge=True)
         made.encode(["Return a sorted list."])

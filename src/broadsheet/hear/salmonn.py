@@ -200,9 +200,10 @@ class SalmonnForConditionalGeneration(AudioLanguageModel):
     Example:
         from broadsheet.hear import SalmonnForConditionalGeneration, fit, make_data, read_rows
 
-        clips = make_data("clips", asr=200)  # by flite and sox
+        clips = make_data("clips", asr=24, sound=12, caption=0)  # by flite and sox
         rows = read_rows(clips.folder / "stage1.jsonl")
-        model = SalmonnForConditionalGeneration.build("default", ["whisper:tiny.en", "speech-embedding"])
+        encoders = ["whisper:tiny.en", "speech-embedding"]
+        model = SalmonnForConditionalGeneration.build("default", encoders, context_seconds=8)  # the clips are short
         fit(model, rows, "ears", minutes=2)
         model.answer(rows[0].audio[0], "What is said?")
 
