@@ -196,6 +196,22 @@ def test_continuations_get_their_log_probabilities(server, teacher):
     )
 
 
+def test_many_continuations_are_read_in_parts_that_fit(server, monkeypatch):
+    writer = next(each for each in server.app.app.state.serving.models if each.name == "tiny")
+    choices = [f"{word} {i}" for i in range(20) for word in ("hat", "sea")]
+    _, whole = server.ask("/v1/score", {"prompt": "the hat", "continuations": choices})
+    sizes: list[int] = []
+    score = writer.local.score_ids
+    monkeypatch.setattr(writer.local, "batch_tokens", 300)
+    monkeypatch.setattr(writer.local, "score_ids", lambda pairs: sizes.extend(len(c) for _, c in pairs) or score(pairs))
+    _, parted = server.ask("/v1/score", {"prompt": "the hat", "continuations": choices})
+    assert sum(sizes) == len(choices)
+    assert max(sizes) < 10
+    assert [each["logprob"] for each in parted["data"]] == pytest.approx(
+        [each["logprob"] for each in whole["data"]], abs=1e-4
+    )
+
+
 def test_texts_are_classified_by_the_likeliest_label(server):
     labels = ["hat", "sea"]
     _, answer = server.ask("/v1/classify", {"input": ["the red sea", "a hat"], "labels": labels})

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from broadsheet.console import progress, say
+from broadsheet.console import InputError, progress, say
 from broadsheet.serve.engine import AnswersAsked, Batcher, ClosingError, Engine, FullError, Work
 from broadsheet.teacher.base import Sampling
 from broadsheet.teacher.live import GrowingAnswer, LiveBatch, Row, TokenReader
@@ -30,7 +30,7 @@ class Asked:
         self.began.set()
         if self.hold:
             assert self.hold.wait(30)
-        if all(answer.completion for answer in self.generation.answers):
+        if self.generation.ended:
             self.ended.set()
 
     def failed(self, error: BaseException) -> None:
@@ -218,3 +218,27 @@ def test_it_closes_when_what_was_taken_is_done(reader):
         engine.generate(Asked(row()).generation)
     with pytest.raises(ClosingError):
         engine.work(Work(Batcher(lambda items: items, 1), [(1, 1)]))
+
+
+def test_the_answers_of_a_large_request_begin_as_there_is_room(engine):
+    most = []
+    asked = Asked(*[row(tokens=6, limit=20) for _ in range(10)])  # 260 tokens, in a batch of 200
+    grown = asked.generation.grown
+
+    def watched(answers: list[GrowingAnswer]) -> None:
+        most.append(engine.live)
+        grown(answers)
+
+    asked.generation.grown = watched
+    asked.grown = watched  # type: ignore[method-assign]
+    engine.generate(asked.generation)
+    assert asked.wait().error is None
+    assert max(most) == 200 // 26
+    assert [len(answer.tokens) for answer in asked.generation.answers] == [20] * 10
+    assert engine.queued == 0
+
+
+def test_a_request_of_more_than_ever_waits_is_refused(engine):
+    with pytest.raises(InputError, match="at most 300 in several answers"):
+        engine.generate(Asked(*[row(limit=100) for _ in range(5)]).generation)
+    assert engine.queued == 0

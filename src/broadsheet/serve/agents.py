@@ -118,15 +118,16 @@ class Agents:
         found = compare_files(self._file(baseline), self._file(other), margins=read(tuple(margins)))
         return [{**evidence.finite(asdict(each)), "sentence": sentence(each)} for each in found]
 
-    def try_start(self, paper: str, model: str = "default", data: str = "", quick: bool = True) -> dict[str, Any]:
+    def try_start(self, paper: str, model: str = "", data: str = "", quick: bool = True) -> dict[str, Any]:
         """Start a paper's trial against the plain baseline; returns the job to watch. It takes minutes to hours.
 
         Args:
-            model, data: of those that this server offers; by default the first, and the trial's own.
+            model, data: of those that this server offers; by default the trial's own.
             quick: few items: a first look, which decides nothing.
         """
         identifier, _ = get_trial(paper)
-        given = [identifier, "--model", self._offered("model", model, self.models)]
+        given = [identifier]
+        given += ["--model", self._offered("model", model, self.models)] if model else []
         given += ["--data", self._offered("data", data, self.data)] if data else []
         return self._told(self.jobs.start([*given, *(["--quick"] if quick else [])]))
 

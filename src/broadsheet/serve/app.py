@@ -460,9 +460,9 @@ def _scores(app: FastAPI, state: _State) -> None:
     async def scored(
         writer: Writer, request: Request, prompts: Sequence[Any], answers: Sequence[str]
     ) -> tuple[list[list[tuple[float, int]]], int]:
-        pairs = [writer.pair(prompt, answers) for prompt in prompts]
-        items = [(pair, len(pair[0]) + sum(map(len, pair[1]))) for pair in pairs]
-        rows = await unless_gone(request, writer.asked(writer.scoring, items))
-        read = sum(tokens for _, tokens in items)
+        parts = [writer.pairs(prompt, answers) for prompt in prompts]
+        items = [each for of_prompt in parts for each in of_prompt]
+        found = iter(await unless_gone(request, writer.asked(writer.scoring, items)))
+        read = sum(len(ids) + sum(map(len, choices)) for (ids, choices), _ in items)
         state.count(request, writer, read)
-        return rows, read
+        return [[score for _ in of_prompt for score in next(found)] for of_prompt in parts], read

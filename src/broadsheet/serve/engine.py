@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from broadsheet.console import silence
+from broadsheet.console import InputError, silence
 from broadsheet.teacher.live import GrowingAnswer, LiveBatch, Row, TokenReader
 
 Item = TypeVar("Item")
@@ -54,7 +54,17 @@ class AnswersAsked:
     @property
     def cost(self) -> int:
         """Tokens that it may take, prompts and answers at full length."""
-        return sum(len(row.prompt) + row.limit for row in self.rows)
+        return sum(map(_cost, self.rows))
+
+    @property
+    def going_cost(self) -> int:
+        """Of that, those of the answers in progress."""
+        return sum(_cost(answer.row) for answer in self.answers if not answer.completion)
+
+    @property
+    def ended(self) -> bool:
+        """Whether every answer has."""
+        return len(self.answers) == len(self.rows) and all(answer.completion for answer in self.answers)
 
     def leave(self) -> None:
         """Give the answers up; the engine drops them before its next step."""
@@ -87,6 +97,10 @@ class Work(Generic[Item, Result]):
     @property
     def cost(self) -> int:
         return sum(tokens for _, tokens in self.items)
+
+
+def _cost(row: Row) -> int:
+    return len(row.prompt) + row.limit
 
 
 class Engine:
@@ -129,17 +143,18 @@ class Engine:
 
         Raises:
             FullError: too much is waiting.
+            InputError: its answers together may take more than ever waits.
             ClosingError: the engine is closing.
         """
         with self._changed:
-            self._admit(generation.cost)
+            self._admit(generation.cost, alone=len(generation.rows) == 1)
             self._waiting.append(generation)
             self._changed.notify()
 
     def work(self, work: Work[Item, Result]) -> Future[list[Result]]:
         """Take items to be worked on; raises as `generate` does."""
         with self._changed:
-            self._admit(work.cost)
+            self._admit(work.cost, alone=True)  # it is done in batches, however much it is
             self._works.append(work)
             self._changed.notify()
         return work.future
@@ -151,9 +166,14 @@ class Engine:
             self._changed.notify()
         self._thread.join(seconds)
 
-    def _admit(self, cost: int) -> None:
+    def _admit(self, cost: int, *, alone: bool) -> None:
         if self._closing:
             raise ClosingError
+        if cost > self.queue_tokens and not alone:
+            raise InputError(
+                f"the request may take {cost:,} tokens, prompts and answers at full length; expected at most "
+                f"{self.queue_tokens:,} in several answers: ask in parts"
+            )
         if self._queued and self._queued + cost > self.queue_tokens:
             raise FullError(min(60.0, max(1.0, self._queued / self._speed if self._speed else 1.0)))
         self._queued += cost
@@ -181,22 +201,44 @@ class Engine:
             self._going.remove(generation)
 
     def _join(self) -> None:
-        """Read the prompts of those who wait, as far as there is room."""
-        room = self.batch_tokens - sum(each.cost for each in self._going)
-        while self._waiting and (not self._going or self._waiting[0].cost <= room):
-            with self._changed:
-                generation = self._waiting.popleft()
-                self._queued -= generation.cost
-            if generation.left:
-                continue
-            assert self._live is not None
-            try:
-                generation.answers = self._live.join(generation.rows)
-            except Exception as error:
-                generation.failed(error)
-                continue
+        """Read the prompts of those who wait, as far as there is room: of the first in the queue perhaps a part."""
+        room = self.batch_tokens - sum(each.going_cost for each in self._going)
+        while self._waiting:
+            generation = self._waiting[0]
+            rows: list[Row] = []
+            for row in () if generation.left else generation.rows[len(generation.answers) :]:
+                if _cost(row) > room and (rows or self._live):
+                    break
+                rows.append(row)
+                room -= _cost(row)
+            whole = generation.left or len(generation.answers) + len(rows) == len(generation.rows)
+            if not (rows or whole):
+                return
+            if whole:
+                self._dequeue(generation)
+            if rows and not self._joined(generation, rows) and not whole:
+                self._dequeue(generation)
+            if not whole:
+                return
+
+    def _joined(self, generation: AnswersAsked, rows: Sequence[Row]) -> bool:
+        """Whether rows of a request could join; else it has failed, and its answers leave."""
+        assert self._live is not None
+        try:
+            generation.answers += self._live.join(rows)
+        except Exception as error:
+            self._live.leave(generation.answers)
+            self._going = [each for each in self._going if each is not generation]
+            generation.failed(error)
+            return False
+        if generation not in self._going:
             self._going.append(generation)
-            room -= generation.cost
+        return True
+
+    def _dequeue(self, generation: AnswersAsked) -> None:
+        with self._changed:
+            self._waiting.remove(generation)
+            self._queued -= generation.cost
 
     def _step(self) -> None:
         """One token for every answer in progress."""
@@ -208,13 +250,14 @@ class Engine:
         except Exception as error:
             self._live.clear()
             for generation in self._going:
+                generation.leave()  # what of it still waits does not begin
                 generation.failed(error)
             self._going.clear()
             return
         self._measure(len(grown), time.perf_counter() - start)
         for generation in list(self._going):
             generation.grown([answer for answer in generation.answers if id(answer) in grown])
-            if all(answer.completion for answer in generation.answers):
+            if generation.ended:
                 self._going.remove(generation)
 
     def _batch(self) -> None:

@@ -57,10 +57,9 @@ class Form:
         if done is not None and done.logprobs is not None:
             end = min(end, len(done.logprobs))
         text = self.writer.local.reader.text
+        top = answer.top or [[]] * end
         return [
-            (text([answer.tokens[i]]), answer.logprobs[i], [(text([token]), value) for token, value in answer.top[i]])
-            if i < len(answer.top)
-            else (text([answer.tokens[i]]), answer.logprobs[i], [])
+            (text([answer.tokens[i]]), answer.logprobs[i], [(text([token]), value) for token, value in top[i]])
             for i in range(begin, end)
         ]
 

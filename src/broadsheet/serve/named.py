@@ -98,8 +98,8 @@ class Writer(Served):
         kept = ids[-room:]
         return Reading(tuple(kept), len(ids) - len(kept), answer or context - len(kept), transcript)
 
-    def pair(self, prompt: Any, answers: Sequence[str]) -> tuple[tuple[int, ...], list[list[int]]]:
-        """A prompt and the answers to be scored after it, as token ids.
+    def pairs(self, prompt: Any, answers: Sequence[str]) -> list[tuple[tuple[tuple[int, ...], list[list[int]]], int]]:
+        """A prompt and the answers to be scored after it, as token ids: in parts that fit a batch, each with its cost.
 
         Raises:
             InputError: together they exceed the context, or an answer has no tokens.
@@ -108,7 +108,12 @@ class Writer(Served):
         choices = [self.local.encode(space + answer) for answer in answers]
         if not all(choices):
             raise InputError(f"a continuation has no tokens in the vocabulary of {self.name}")
-        return self.read(prompt, max(map(len, choices)), "error").ids, choices
+        from broadsheet.teacher.local import score_cost
+
+        ids = self.read(prompt, max(map(len, choices)), "error").ids
+        most = max(1, self.local.batch_tokens // score_cost(ids, [max(choices, key=len)]))
+        parts = [choices[start : start + most] for start in range(0, len(choices), most)]
+        return [((ids, part), score_cost(ids, part)) for part in parts]
 
     def check(self, ids: Sequence[int]) -> None:
         """Refuse, by an InputError, token ids that the model has not got."""

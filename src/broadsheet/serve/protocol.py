@@ -17,6 +17,13 @@ Text = Annotated[str, Field(max_length=4_000_000)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1_000_000)]
+# One text or several, as text or as token ids.
+Texts = (
+    Text
+    | Tokens
+    | Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
+    | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_TEXTS)]
+)
 _DEFAULTS: dict[str, Any] = {
     "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "tools": [], "tool_choice": "none",
     "functions": [], "response_format": {"type": "text"}, "echo": False, "suffix": "", "best_of": 1,
@@ -86,22 +93,12 @@ class ChatRequest(WritingRequest):
 
 
 class CompletionRequest(WritingRequest):
-    prompt: (
-        Text
-        | Tokens
-        | Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
-        | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_TEXTS)]
-    )
+    prompt: Texts
     logprobs: int | None = Field(None, ge=0, le=20)
 
 
 class EmbeddingRequest(Request):
-    input: (
-        Text
-        | Tokens
-        | Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
-        | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_TEXTS)]
-    )
+    input: Texts
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
     input_type: Literal["query", "document"] | None = None

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 _LOGITS_WEIGHT = 8
 
 
+def score_cost(prompt: Sequence[int], choices: Sequence[Sequence[int]]) -> int:
+    """Positions that the choices of a prompt take in a batch, all read after it side by side."""
+    return len(choices) * (len(prompt) + _LOGITS_WEIGHT * max(map(len, choices)))
+
+
 def load(spec: str, device: str | None = None, dtype: Any = None, **options: Any) -> Local:
     """The model that `models.load(spec, device, dtype)` gives, as a backend; `options` as in `Local`."""
     model, tokenizer = models.load(spec, device=device, dtype=dtype)
@@ -137,7 +142,7 @@ class Local:
                 raise InputError(f"choice {empty[0]!r} has no tokens in {self._name}'s vocabulary; give another")
             pairs.append((tuple(job.reading["ids"]), choices))
 
-        lengths = [len(choices) * (len(prompt) + _LOGITS_WEIGHT * max(map(len, choices))) for prompt, choices in pairs]
+        lengths = [score_cost(*pair) for pair in pairs]
         for batch in models.token_budget_batches(lengths, self.batch_tokens):
             granted = batch[: meter.start(len(batch))]
             scores = models.halve_on_oom(self.score_ids, [pairs[i] for i in granted])
