@@ -86,6 +86,91 @@ def test_who_comes_later_begins_before_the_earlier_answer_has_ended(engine):
     assert len(late.generation.answers[0].tokens) == 3
 
 
+def test_a_long_prompt_is_read_in_parts_with_a_step_after_each(reader):
+    engine = Engine("tiny", reader, read_tokens=10)
+    hold = threading.Event()
+    early, late = Asked(row(limit=60), hold=hold), Asked(row(tokens=95, limit=2))
+    engine.generate(early.generation)
+    assert early.began.wait(30)
+    steps = []
+    grown = late.grown
+    late.generation.grown = lambda answers: (steps.append(early.steps), grown(answers))
+    engine.generate(late.generation)
+    hold.set()
+    late.wait()
+    assert 9 <= steps[0] <= 11, "the early answer got a token after each ten of the late one's prompt"
+    assert early.wait().steps == 60
+    engine.close(30)
+
+
+def test_a_prompt_that_is_given_up_while_it_is_read_is_read_no_further(reader):
+    engine = Engine("tiny", reader, read_tokens=5)
+    hold = threading.Event()
+    early, late = Asked(row(limit=40), hold=hold), Asked(row(tokens=100, limit=2))
+    engine.generate(early.generation)
+    assert early.began.wait(30)
+    engine.generate(late.generation)
+    grown = early.grown
+
+    def until_some_is_read(answers: list[GrowingAnswer]) -> None:
+        if early.steps == 4:
+            late.generation.leave()
+        grown(answers)
+
+    early.generation.grown = until_some_is_read
+    hold.set()
+    assert early.wait().steps == 40
+    assert late.steps == 0
+    assert engine.queued == 0
+    assert engine.live == 0
+    engine.close(30)
+
+
+def test_a_step_that_fails_leaves_prompts_alone_that_are_still_read(reader, monkeypatch):
+    engine = Engine("tiny", reader, read_tokens=5)
+    hold, forward, fails = threading.Event(), reader.forward, threading.Event()
+
+    def failing(ids, *others, **more):
+        if fails.is_set() and ids.shape[1] == 1:
+            fails.clear()
+            raise RuntimeError("out of memory")
+        return forward(ids, *others, **more)
+
+    monkeypatch.setattr(reader, "forward", failing)
+    early, late = Asked(row(limit=40), hold=hold), Asked(row(tokens=100, limit=2))
+    engine.generate(early.generation)
+    assert early.began.wait(30)
+    engine.generate(late.generation)
+    grown = early.grown
+
+    def then_fail(answers: list[GrowingAnswer]) -> None:
+        if early.steps == 4:
+            fails.set()
+        grown(answers)
+
+    early.generation.grown = then_fail
+    hold.set()
+    assert str(early.wait().error) == "out of memory"
+    assert late.wait().error is None
+    assert late.steps == 2
+    engine.close(30)
+
+
+def test_of_prompts_that_are_read_together_the_bad_one_fails_alone(engine):
+    hold = threading.Event()
+    first = Asked(row(limit=3), hold=hold)
+    engine.generate(first.generation)
+    assert first.began.wait(30)
+    together = [Asked(row()), Asked(Row((10**6,), 5, "0", SAMPLING)), Asked(row(tokens=9))]
+    for each in together:
+        engine.generate(each.generation)
+    hold.set()
+    good, bad, other = (each.wait() for each in together)
+    assert isinstance(bad.error, Exception)
+    assert good.error is other.error is None
+    assert [len(each.generation.answers[0].tokens) for each in (good, other)] == [8, 8]
+
+
 def test_an_answer_that_is_given_up_is_dropped_before_the_next_step(engine):
     hold = threading.Event()
     asked, other = Asked(row(limit=90), hold=hold), Asked(row(limit=5))

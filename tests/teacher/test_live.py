@@ -7,7 +7,7 @@ import torch
 
 from broadsheet.attend import LMInfinite
 from broadsheet.teacher.base import Sampling
-from broadsheet.teacher.live import GrowingAnswer, LiveBatch, Row, TokenReader
+from broadsheet.teacher.live import GrowingAnswer, JoiningRows, LiveBatch, Row, TokenReader
 
 GREEDY, DRAWN = Sampling(0, 1, 12, (), 0, True), Sampling(1.0, 0.9, 12, (), 0, True)
 
@@ -54,8 +54,8 @@ def test_an_answer_does_not_depend_on_who_joins_and_leaves(reader, sampling):
 
 def test_answers_to_one_prompt_read_it_once_and_draw_by_their_own_seeds(reader, monkeypatch):
     read = []
-    prefill = reader.prefill
-    monkeypatch.setattr(reader, "prefill", lambda prompts: read.extend(prompts) or prefill(prompts))
+    padded = reader.padded
+    monkeypatch.setattr(reader, "padded", lambda prompts: read.extend(prompts) or padded(prompts))
     live = LiveBatch(reader)
     answers = live.join([row(8, DRAWN, str(i % 3)) for i in range(6)])
     finished(live)
@@ -77,6 +77,22 @@ def test_what_nobody_needs_is_let_go_of(reader):
     finished(live)
     assert short.tokens == expected.tokens
     assert live.held == 0
+
+
+def test_prompts_that_are_read_in_parts_are_as_read_at_once(reader):
+    rows = [row(50, GREEDY, "a"), row(7, DRAWN, "b"), row(50, DRAWN, "c")]
+    joining = JoiningRows(reader, rows)
+    parts = []
+    while not joining.done:
+        parts.append(joining.read(20))
+    assert parts == [20, 20, 20, 20, 20], "ten tokens at a time of two prompts, since two rows share one"
+    live = LiveBatch(reader)
+    live.add(joining)
+    finished(live)
+    for one, answer in zip(rows, joining.answers, strict=True):
+        expected = alone(reader, one)
+        assert answer.tokens == expected.tokens
+        assert answer.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
 
 
 def test_under_a_method_that_remembers_in_its_own_way_answers_are_as_alone(reader):

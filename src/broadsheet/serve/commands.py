@@ -33,6 +33,10 @@ def serve(
     attend: Annotated[
         str | None, typer.Option(help="A method under which models read, as in 'lm_infinite(n_local=1024)'.")
     ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(help="By which a greedy answer that is alone is written faster: \"ngramdrafter(table='f.table')\"."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Where it listens; other than loopback, keys are needed.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
     name: Annotated[
@@ -79,7 +83,7 @@ def serve(
         kinds["models"] = ["default"]
     kinds = {kind: list(dict.fromkeys(given)) for kind, given in kinds.items()}
     about = {name: told for each in wanted for name, told in each.about.items()}
-    models = Models(**kinds, attend=next(iter(attending), None), about=about, device=device, dtype=dtype)
+    models = Models(**kinds, attend=next(iter(attending), None), draft=draft, about=about, device=device, dtype=dtype)
     hosts = (*LOOPBACK, *(name or ()), *([host] if host not in ("0.0.0.0", "::") else []))
     limits = Limits(max_body * 2**20, hosts=hosts, open_health=open_health)
     run(create_app(models, known, limits), host, port)

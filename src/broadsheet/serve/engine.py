@@ -1,9 +1,9 @@
 """The engine: one thread owns one model, and alternates a decode step for all answers with a batch of other work.
 
 Knows: answers that grow together (`teacher.live`), work as functions of items. Does not know: HTTP, keys, what is
-asked. Nothing but its own thread touches the model. Requests join and leave between two steps. What fails, fails alone:
-a request whose prompt cannot be read, or the requests of one batch of work; after a step that fails, the answers that
-took part in it.
+asked. Nothing but its own thread touches the model. Requests join and leave between two steps, and a long prompt is read
+in parts, with a step after each. What fails, fails alone: a request whose prompt cannot be read, or the requests of one
+batch of work; after a step that fails, the answers that took part in it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from broadsheet.console import InputError, silence
-from broadsheet.teacher.live import GrowingAnswer, LiveBatch, Row, TokenReader
+from broadsheet.teacher.live import GrowingAnswer, JoiningRows, LiveBatch, ReadAhead, Row, TokenReader
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -103,21 +103,40 @@ def _cost(row: Row) -> int:
     return len(row.prompt) + row.limit
 
 
+@dataclass(eq=False)
+class _Joining:
+    """Requests whose prompts are being read, all or some of their answers."""
+
+    asked: list[tuple[AnswersAsked, list[Row]]]
+    reading: JoiningRows
+
 class Engine:
     """The thread of one model.
 
     Args:
         reader: of a language model; None where the model does other work alone.
+        ahead: reads an answer that is written alone several tokens a step.
+        read_tokens: of prompts, that are read between two steps; None: whole prompts, for a method that has to see
+            them so.
         batch_tokens: positions that the answers in progress may take together, at full length.
         queue_tokens: what may wait.
     """
 
     def __init__(
-        self, name: str, reader: TokenReader | None = None, *, batch_tokens: int = 16_384, queue_tokens: int = 131_072
+        self,
+        name: str,
+        reader: TokenReader | None = None,
+        *,
+        ahead: ReadAhead | None = None,
+        read_tokens: int | None = 512,
+        batch_tokens: int = 16_384,
+        queue_tokens: int = 131_072,
     ) -> None:
         self.name = name
-        self.batch_tokens, self.queue_tokens = batch_tokens, queue_tokens
-        self._live = LiveBatch(reader) if reader else None
+        self.read_tokens, self.batch_tokens, self.queue_tokens = read_tokens, batch_tokens, queue_tokens
+        self._reader = reader
+        self._live = LiveBatch(reader, ahead) if reader else None
+        self._joining: _Joining | None = None
         self._going: list[AnswersAsked] = []
         self._waiting: deque[AnswersAsked] = deque()
         self._works: deque[Work[Any, Any]] = deque()
@@ -184,56 +203,113 @@ class Engine:
         silence()
         while True:
             with self._changed:
-                while not (self._waiting or self._works or self._live):
+                while not (self._waiting or self._works or self._live or self._joining):
                     if self._closing:
                         return
                     self._changed.wait()
             self._drop()
-            self._join()
+            self._read()
             self._step()
             self._batch()
 
     def _drop(self) -> None:
-        """Let answers go that nobody waits for."""
-        for generation in [each for each in self._going if each.left]:
+        """Let answers go that nobody waits for; of prompts that are read together, once all of them are."""
+        read = [generation for generation, _ in self._joining.asked] if self._joining else []
+        if all(generation.left for generation in read):
+            self._joining, read = None, []
+        for generation in [each for each in self._going if each.left and each not in read]:
             assert self._live is not None
             self._live.leave(generation.answers)
             self._going.remove(generation)
 
-    def _join(self) -> None:
-        """Read the prompts of those who wait, as far as there is room: of the first in the queue perhaps a part."""
+    def _read(self) -> None:
+        """Read prompts of those who wait, as far as there is room and between two steps as much as is allowed."""
+        left = self.read_tokens
+        while left is None or left > 0:
+            joining = self._joining = self._joining or self._next()
+            if joining is None:
+                return
+            try:
+                read = joining.reading.read(left)
+            except Exception as error:
+                self._refuse(joining, error)
+                continue
+            if joining.reading.done:
+                assert self._live is not None
+                self._live.add(joining.reading)
+                self._joining = None
+            left = None if left is None else left - read
+
+    def _next(self) -> _Joining | None:
+        """Those who are to be read next, in their order; of the last perhaps a part. None: no room, or nobody waits."""
+        assert self._reader is not None or not self._waiting
         room = self.batch_tokens - sum(each.going_cost for each in self._going)
+        asked: list[tuple[AnswersAsked, list[Row]]] = []
+        longest = prompts = 0
         while self._waiting:
             generation = self._waiting[0]
-            rows: list[Row] = []
+            taken: list[Row] = []
             for row in () if generation.left else generation.rows[len(generation.answers) :]:
-                if _cost(row) > room and (rows or self._live):
+                if _cost(row) > room and (taken or asked or self._live):
                     break
-                rows.append(row)
+                taken.append(row)
                 room -= _cost(row)
-            whole = generation.left or len(generation.answers) + len(rows) == len(generation.rows)
-            if not (rows or whole):
-                return
-            if whole:
-                self._dequeue(generation)
-            if rows and not self._joined(generation, rows) and not whole:
-                self._dequeue(generation)
+            longest, prompts = max([longest, *(len(row.prompt) for row in taken)]), prompts + len(taken)
+            if asked and longest * prompts > (self.read_tokens or 0):
+                break  # it is read after these
+            whole = generation.left or len(generation.answers) + len(taken) == len(generation.rows)
+            if taken:
+                asked.append((generation, taken))
             if not whole:
-                return
+                break
+            self._dequeue(generation)
+        return self._begin(asked) if asked else None
 
-    def _joined(self, generation: AnswersAsked, rows: Sequence[Row]) -> bool:
-        """Whether rows of a request could join; else it has failed, and its answers leave."""
+    def _begin(self, asked: list[tuple[AnswersAsked, list[Row]]]) -> _Joining:
+        """Begin to read the prompts of some rows."""
+        assert self._reader is not None
+        reading = JoiningRows(self._reader, [row for _, rows in asked for row in rows])
+        answers = iter(reading.answers)
+        for generation, rows in asked:
+            generation.answers += [next(answers) for _ in rows]
+            if generation not in self._going:
+                self._going.append(generation)
+        return _Joining(asked, reading)
+
+    def _refuse(self, joining: _Joining, error: Exception) -> None:
+        """What cannot be read together is read one request after another; what cannot alone, fails."""
+        self._joining = None
+        for generation, rows in joining.asked:
+            del generation.answers[len(generation.answers) - len(rows) :]
+        if len(joining.asked) == 1:
+            self._fail(joining.asked[0][0], error)
+            return
+        for generation, rows in joining.asked:
+            if generation.left:
+                continue
+            alone = self._begin([(generation, rows)])
+            try:
+                alone.reading.read()
+            except Exception as own:
+                self._fail(generation, own)
+            else:
+                assert self._live is not None
+                self._live.add(alone.reading)
+
+    def _only_reads(self, generation: AnswersAsked) -> bool:
+        """Whether a request's prompts are being read, and none of its answers has begun."""
+        asked = self._joining.asked if self._joining else []
+        return any(each is generation and len(rows) == len(generation.answers) for each, rows in asked)
+
+    def _fail(self, generation: AnswersAsked, error: BaseException) -> None:
+        """Tell a request that it has failed, and drop what there is of it."""
         assert self._live is not None
-        try:
-            generation.answers += self._live.join(rows)
-        except Exception as error:
-            self._live.leave(generation.answers)
-            self._going = [each for each in self._going if each is not generation]
-            generation.failed(error)
-            return False
-        if generation not in self._going:
-            self._going.append(generation)
-        return True
+        self._live.leave(generation.answers)
+        self._going = [each for each in self._going if each is not generation]
+        if generation in self._waiting:  # a part of it
+            self._dequeue(generation)
+        generation.leave()
+        generation.failed(error)
 
     def _dequeue(self, generation: AnswersAsked) -> None:
         with self._changed:
@@ -249,14 +325,13 @@ class Engine:
             grown = {id(answer) for answer in self._live.step()}
         except Exception as error:
             self._live.clear()
-            for generation in self._going:
-                generation.leave()  # what of it still waits does not begin
-                generation.failed(error)
-            self._going.clear()
+            for generation in [each for each in self._going if not self._only_reads(each)]:
+                self._fail(generation, error)  # what of it still waits does not begin
             return
         self._measure(len(grown), time.perf_counter() - start)
         for generation in list(self._going):
-            generation.grown([answer for answer in generation.answers if id(answer) in grown])
+            if answers := [answer for answer in generation.answers if id(answer) in grown]:
+                generation.grown(answers)
             if generation.ended:
                 self._going.remove(generation)
 

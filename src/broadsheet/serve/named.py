@@ -19,6 +19,7 @@ from broadsheet.page import papers
 from broadsheet.serve.engine import Batcher, Engine, Work
 
 if TYPE_CHECKING:
+    from broadsheet.decode.table_drafter import TableDrafter
     from broadsheet.detect.base import Detector
     from broadsheet.embed.base import Embedder
     from broadsheet.rank.base import ListwiseReranker
@@ -209,6 +210,7 @@ class Models:
     Args:
         models, embedders, rerankers, detectors: as the command names them.
         attend: a method of `broadsheet.attend`, under which language models read.
+        draft: a drafter of `broadsheet.decode`, by which greedy answers that are written alone take fewer steps.
         about: what the list of models tells of each, by its name.
         device, dtype: of all models, as in `models.load`; detectors read in float32.
 
@@ -224,6 +226,7 @@ class Models:
         detectors: Sequence[str] = (),
         *,
         attend: str | None = None,
+        draft: str | None = None,
         about: Mapping[str, Mapping[str, Any]] | None = None,
         device: str | None = None,
         dtype: str | None = None,
@@ -231,7 +234,7 @@ class Models:
         self._load: dict[str, Any] = {"device": device, "dtype": dtype}
         self._served: dict[tuple[str, str], Served] = {}
         for each in models:
-            self._add(self._writer(each, attend))
+            self._add(self._writer(each, attend, draft))
         for each in embedders:
             self._add(self._encoder(each))
         for each in rerankers:
@@ -273,19 +276,29 @@ class Models:
             )
         self._served[served.kind, served.name] = served
 
-    def _writer(self, spec: str, attend: str | None) -> Writer:
+    def _writer(self, spec: str, attend: str | None, draft: str | None) -> Writer:
         from broadsheet.teacher import local
 
+        if attend and draft:
+            raise InputError("got --attend and --draft; a method's cache cannot drop rejected tokens: give one of them")
         made = local.load(spec, **self._load)
-        about = {}
+        about: dict[str, Any] = {}
+        way: dict[str, Any] = {}
         if attend:
             from broadsheet.attend import Attention
 
             method: Attention = _called(attend, "--attend", "attend", Attention)
             method.install(made.model)
             about["attend"] = call_of(method)
+            way["read_tokens"] = None  # it sees a prompt whole, as in its paper
+        if draft:
+            from broadsheet.serve.drafting import Drafting
+
+            way["ahead"] = Drafting(made.reader, _drafter(draft, made.tokenizer))
+            way["ahead"].warm_up()
+            about["draft"] = draft
         name = _name(spec)
-        return Writer(name, "chat", Engine(name, made.reader), about, made)
+        return Writer(name, "chat", Engine(name, made.reader, **way), about, made)
 
     def _encoder(self, spec: str) -> Encoder:
         from broadsheet.embed.base import load
@@ -315,6 +328,21 @@ def _name(spec: str) -> str:
     return Path(spec).name if Path(spec).expanduser().exists() else spec
 
 
+def _drafter(spec: str, tokenizer: Any) -> TableDrafter:
+    """The drafter that is named; its `table` is a file, as `apply aded` makes it.
+
+    Raises:
+        InputError: there is none of that name, or the table is none of this tokenizer's.
+    """
+    from broadsheet.decode import TrigramTable
+    from broadsheet.decode.table_drafter import TableDrafter
+
+    made: TableDrafter = _called(spec, "--draft", "decode", TableDrafter)
+    if isinstance(made.table, str):
+        made.table = TrigramTable.load(Path(made.table).expanduser(), tokenizer)
+    return made
+
+
 def _called(spec: str, option: str, stage: str, kind: Any, **fields: Any) -> Any:
     """The method of a stage that is named, with its fields.
 
@@ -327,6 +355,10 @@ def _called(spec: str, option: str, stage: str, kind: Any, **fields: Any) -> Any
         from broadsheet.detect.baselines import BASELINES
 
         known += BASELINES.values()
+    if stage == "decode":
+        from broadsheet.decode import NgramDrafter
+
+        known.append(NgramDrafter)
     found = [each for each in known if len(calls) == 1 and plain(calls[0].name) in names_of(each)]
     if not found:
         raise InputError(f"got {option} {spec}; expected one of {', '.join(map(signature, known))}")

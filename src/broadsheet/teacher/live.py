@@ -1,9 +1,9 @@
 """Answers that are decoded together, one token of each a step; they join and leave between steps.
 
-Knows: token ids, the key/value cache, sampling. Does not know: texts to read, budgets, who is asking.
+Knows: token ids, the key/value cache, sampling. Does not know: texts to read, budgets, who is asking, drafts.
 
-Prompts are padded on the left and read once however many answers they get. An answer spends one uniform number per
-token, from a generator of its own, looked up in the cumulated probabilities: so in float32 it does not depend on what
+Prompts are padded on the left and read once however many answers they get, all at once or in parts, between which
+others take their steps. An answer spends one uniform number per token, from a generator of its own, looked up in the cumulated probabilities: so in float32 it does not depend on what
 else is in the batch. (In bfloat16 a batch's shape changes the last digits of the logits and with them, now and then, a
 token.)
 """
@@ -14,7 +14,7 @@ import inspect
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers import DynamicCache
@@ -108,6 +108,7 @@ class TokenReader:
         self.model = model
         self.tokenizer = tokenizer
         self._accepts = set(inspect.signature(model.forward).parameters)
+        self.takes_positions = "position_ids" in self._accepts
         ends = model.generation_config.eos_token_id if model.generation_config else None
         self.ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
@@ -117,7 +118,7 @@ class TokenReader:
         `mask` (rows, cached + new) is 0 at padding.
         """
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "cache": cache, "use_cache": True}
-        if "position_ids" in self._accepts:
+        if self.takes_positions:
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         if "logits_to_keep" in self._accepts:
             inputs["logits_to_keep"] = keep
@@ -126,12 +127,18 @@ class TokenReader:
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
         """Read prompts: the cache, the mask (prompts, longest), and the logits (prompts, vocabulary) that follow."""
-        longest = max(map(len, prompts))
-        device = self.model.device
-        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        ids, mask = self.padded(prompts)
         cache = DynamicCache(config=self.model.config)
         return cache, mask, self.forward(ids, mask, cache, keep=1)[:, 0]
+
+    def padded(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and mask, both (prompts, longest), with zeros in front of the shorter ones."""
+        longest = max(map(len, prompts))
+        missing = [longest - len(prompt) for prompt in prompts]
+        ids = [[0] * short + list(prompt) for short, prompt in zip(missing, prompts, strict=True)]
+        mask = [[0] * short + [1] * len(prompt) for short, prompt in zip(missing, prompts, strict=True)]
+        device = self.model.device
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens as text, without special ones."""
@@ -139,15 +146,69 @@ class TokenReader:
         return text
 
 
+class ReadAhead(Protocol):
+    """Reads the last token of an answer together with a guess at what follows, in one pass."""
+
+    def __call__(self, answer: GrowingAnswer, cache: Cache, mask: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+        """The tokens that greedy decoding writes next, as far as they were guessed, and the logits that follow.
+
+        Args:
+            answer: its last token is not in the cache yet; no more is guessed than it has room for.
+            cache: of this answer alone. Afterwards it holds the last token and those that are returned.
+            mask: (1, read), 0 at padding.
+
+        Returns:
+            (tokens, logits (1, vocabulary)).
+        """
+
+
+class JoiningRows:
+    """Answers that are to join a batch, while their prompts are read."""
+
+    def __init__(self, reader: TokenReader, rows: Sequence[Row]) -> None:
+        prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(row.prompt for row in rows))}
+        self.answers = [GrowingAnswer(row, random.Random(row.seed)) for row in rows]
+        self._reader = reader
+        self._ids, self._mask = reader.padded(list(prompts))
+        self._owners = torch.tensor([prompts[row.prompt] for row in rows], device=self._ids.device)
+        self._cache = DynamicCache(config=reader.model.config)
+        self._logits = torch.empty(0)
+        self._read = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all of the prompts is read."""
+        return self._read == self._ids.shape[1]
+
+    @torch.inference_mode()
+    def read(self, tokens: int | None = None) -> int:
+        """Read on, at most about so many tokens of all prompts together; returns how many were read."""
+        prompts, longest = self._ids.shape
+        end = longest if tokens is None else min(longest, self._read + max(1, tokens // prompts))
+        part, mask = self._ids[:, self._read : end], self._mask[:, :end]
+        self._logits = self._reader.forward(part, mask, self._cache, keep=1)[:, 0]
+        self._read = end
+        return part.numel()
+
+    def lane(self) -> _Lane:
+        """The answers with what was read, a prompt's for each of its own."""
+        self._cache.batch_select_indices(self._owners)
+        return _Lane(list(self.answers), self._cache, self._mask[self._owners], self._logits[self._owners])
+
+
 class LiveBatch:
     """Answers that grow together by `step`. Others `join` and `leave` between steps.
 
     Answers whose caches cannot be put side by side (those of a method that remembers in its own way, those of sliding
     windows) are stepped one group after another.
+
+    Args:
+        ahead: reads a greedy answer that is alone, several tokens a step.
     """
 
-    def __init__(self, reader: TokenReader) -> None:
+    def __init__(self, reader: TokenReader, ahead: ReadAhead | None = None) -> None:
         self.reader = reader
+        self._ahead = ahead
         self._lanes: list[_Lane] = []
 
     def __len__(self) -> int:
@@ -158,20 +219,21 @@ class LiveBatch:
         """Positions that caches hold, padding included."""
         return sum(lane.mask.numel() for lane in self._lanes)
 
-    @torch.inference_mode()
     def join(self, rows: Sequence[Row]) -> list[GrowingAnswer]:
         """Read the prompts of new answers; the next `step` gives them a token."""
-        prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(row.prompt for row in rows))}
-        cache, mask, logits = self.reader.prefill(list(prompts))
-        owners = torch.tensor([prompts[row.prompt] for row in rows], device=mask.device)
-        cache.batch_select_indices(owners)
-        new = [GrowingAnswer(row, random.Random(row.seed)) for row in rows]
-        lane = _Lane(list(new), cache, mask[owners], logits[owners])
+        joining = JoiningRows(self.reader, rows)
+        joining.read()
+        self.add(joining)
+        return joining.answers
+
+    @torch.inference_mode()
+    def add(self, joining: JoiningRows) -> None:
+        """Let answers whose prompts are read take part in the next step."""
+        lane = joining.lane()
         if lane.joins and (other := next((each for each in self._lanes if each.joins), None)):
             other.take(lane)
         else:
             self._lanes.append(lane)
-        return new
 
     def leave(self, answers: Sequence[GrowingAnswer]) -> None:
         """Drop answers before they have ended."""
@@ -183,14 +245,13 @@ class LiveBatch:
 
     @torch.inference_mode()
     def step(self) -> list[GrowingAnswer]:
-        """One token more for each answer; those that have ended leave. Returns all that got a token."""
+        """A token more for each answer, or several; those that have ended leave. Returns all that got a token."""
         grown = []
         for lane in list(self._lanes):
             chosen = _draw(lane.logits, lane.answers)
             grown += lane.answers
             for answer, token in zip(lane.answers, chosen.tolist(), strict=True):
-                answer.tokens.append(token)
-                answer.completion = self._ended(answer)
+                self._write(answer, [token])
             going = [place for place, answer in enumerate(lane.answers) if answer.completion is None]
             if len(going) < len(lane.answers):
                 if not going:
@@ -198,9 +259,27 @@ class LiveBatch:
                     continue
                 lane.select(going)
                 chosen = chosen[torch.tensor(going, device=chosen.device)]
+            if self._ahead and len(self) == 1 and _greedy(lane.answers[0]):
+                self._read_ahead(lane, self._ahead)
+                continue
             lane.mask = torch.cat([lane.mask, lane.mask.new_ones(len(going), 1)], dim=1)
             lane.logits = self.reader.forward(chosen[:, None], lane.mask, lane.cache, keep=1)[:, 0]
         return grown
+
+    def _read_ahead(self, lane: _Lane, ahead: ReadAhead) -> None:
+        [answer] = lane.answers
+        tokens, lane.logits = ahead(answer, lane.cache, lane.mask)
+        lane.mask = torch.cat([lane.mask, lane.mask.new_ones(1, 1 + len(tokens))], dim=1)
+        self._write(answer, tokens)
+        if answer.completion:
+            self._lanes.remove(lane)
+
+    def _write(self, answer: GrowingAnswer, tokens: Sequence[int]) -> None:
+        """Append tokens, up to the one that ends the answer."""
+        for token in tokens:
+            if answer.completion is None:
+                answer.tokens.append(token)
+                answer.completion = self._ended(answer)
 
     def _keep(self, kept: set[int]) -> None:
         for lane in list(self._lanes):
@@ -234,6 +313,11 @@ class LiveBatch:
             prompt_tokens=len(row.prompt),
             logprobs=logprobs,
         )
+
+
+def _greedy(answer: GrowingAnswer) -> bool:
+    """Whether its tokens are the likeliest ones, and no more is asked of them."""
+    return answer.row.sampling.temperature == 0 and not answer.row.sampling.logprobs
 
 
 def _padded(values: torch.Tensor, length: int) -> torch.Tensor:
