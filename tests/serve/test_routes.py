@@ -203,7 +203,7 @@ def test_many_continuations_are_read_in_parts_that_fit(server, monkeypatch):
     sizes: list[int] = []
     score = writer.local.score_ids
     monkeypatch.setattr(writer.local, "batch_tokens", 300)
-    monkeypatch.setattr(writer.local, "score_ids", lambda pairs: sizes.extend(len(c) for _, c in pairs) or score(pairs))
+    monkeypatch.setattr(writer.scoring, "run", lambda pairs: sizes.extend(len(c) for _, c in pairs) or score(pairs))
     _, parted = server.ask("/v1/score", {"prompt": "the hat", "continuations": choices})
     assert sum(sizes) == len(choices)
     assert max(sizes) < 10
@@ -241,8 +241,15 @@ def test_the_list_names_what_is_served(client, server):
     ("path", "body", "said"),
     [
         ("/v1/chat/completions", {"messages": []}, "messages"),
-        ("/v1/chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, "role"),
-        ("/v1/chat/completions", {"messages": CHAT, "tools": [{"type": "function"}]}, "tools is not done here"),
+        ("/v1/chat/completions", {"messages": [{"role": "judge", "content": "x"}]}, "role"),
+        ("/v1/chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, "messages of text alone"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": None}]}, "messages of text alone"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages of text alone",
+        ),
+        ("/v1/chat/completions", {"messages": CHAT, "tools": [{"type": "function"}]}, "tools is not done by tiny"),
         ("/v1/chat/completions", {"messages": CHAT, "temperature": -1}, "temperature"),
         ("/v1/completions", {"prompt": ""}, ""),
         ("/v1/completions", {"prompt": [10**9]}, "token 1000000000"),
@@ -336,7 +343,7 @@ def test_a_failure_of_ours_is_500_and_neither_it_nor_the_log_holds_what_was_aske
     def broken(self, *asked):
         raise RuntimeError(f"failed on {asked}")
 
-    monkeypatch.setattr("broadsheet.serve.named.Writer.read", broken)
+    monkeypatch.setattr("broadsheet.serve.writer.LocalWriter._reading", broken)
     secret = "a-very-secret-text"
     status, answer = server.ask("/v1/completions", {"prompt": secret})
     assert (status, answer["error"]["type"]) == (500, "server_error")

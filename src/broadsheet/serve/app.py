@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -20,19 +19,19 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from broadsheet import __version__
 from broadsheet.console import InputError
 from broadsheet.serve import protocol
 from broadsheet.serve.engine import ClosingError, FullError
-from broadsheet.serve.forms import ChatForm, Form, TextForm
 from broadsheet.serve.guard import Guard, KeyRing, Limits, Right
 from broadsheet.serve.metrics import Metrics
-from broadsheet.serve.named import Checker, Encoder, Models, Ranker, Served, Writer
+from broadsheet.serve.named import Models
 from broadsheet.serve.protocol import usage
-from broadsheet.serve.writing import Answers
-from broadsheet.teacher.base import Completion, Sampling
-from broadsheet.teacher.live import Row
+from broadsheet.serve.remote import BackendError
+from broadsheet.serve.served import Checker, Encoder, Ranker, Served
+from broadsheet.serve.writer import Answered, Writer
 
 RIGHTS: dict[str, Right] = {
     "/v1/models": "read", "/health": "read", "/metrics": "read", "/openapi.json": "read",
@@ -47,7 +46,9 @@ _STATUSES = {
     421: "The server is not called by that name.",
     429: "The key has used what it may.",
     500: "The request failed.",
+    502: "The server behind this one failed.",
     503: "The queue is full, or the server is closing.",
+    504: "The server behind this one does not answer.",
 }
 Kind = TypeVar("Kind", bound=Served)
 T = TypeVar("T")
@@ -103,7 +104,7 @@ class _State:
 
     def __init__(self, models: Models) -> None:
         self.models = models
-        self.metrics = Metrics(models.engines)
+        self.metrics = Metrics(models.queues)
         self.draining = False
         self.started = int(time.time())
 
@@ -162,6 +163,11 @@ def _errors(app: FastAPI) -> None:
     async def closing(request: Request, failure: ClosingError) -> JSONResponse:
         return answer(503, "the server is closing", {"retry-after": "5"})
 
+    @app.exception_handler(BackendError)
+    async def behind(request: Request, failure: BackendError) -> JSONResponse:
+        after = {"retry-after": failure.retry_after} if failure.retry_after else None
+        return answer(failure.status, str(failure), after)
+
     @app.exception_handler(Exception)
     async def broken(request: Request, failure: Exception) -> JSONResponse:
         return answer(500, f"the request failed: {type(failure).__name__}")
@@ -200,6 +206,9 @@ def _about(app: FastAPI, state: _State) -> None:
     async def ready() -> Any:
         if state.draining:
             raise HTTPException(503, "the server is closing")
+        for each in state.models:
+            if not await each.ready():
+                raise HTTPException(503, f"the server of {each.name} does not answer")
         return {"status": "ok"}
 
     @app.get("/metrics", response_class=PlainTextResponse)
@@ -218,104 +227,65 @@ def _writing(app: FastAPI, state: _State) -> None:
     @app.post("/v1/chat/completions", responses=streamed)
     async def chat(asked: protocol.ChatRequest, request: Request) -> Any:
         """Answer a conversation, as OpenAI's chat completions."""
-        writer = state.get(asked.model, Writer)
-        messages = [{"role": _role(each.role), "content": each.text} for each in asked.messages]
-        wanted = asked.max_completion_tokens or asked.max_tokens
-        top = asked.top_logprobs or 0 if asked.logprobs else 0
-        rows, cut = _rows(writer, [messages], asked, wanted, logprobs=asked.logprobs, top=top)
-        form = ChatForm(f"chatcmpl-{uuid.uuid4().hex}", writer, asked.logprobs)
-        return await _answered(state, request, writer, rows, cut, asked, form)
+        return await _answered(state, request, asked)
 
     @app.post("/v1/completions", responses=streamed)
     async def complete(asked: protocol.CompletionRequest, request: Request) -> Any:
         """Continue texts, as OpenAI's completions."""
-        writer = state.get(asked.model, Writer)
-        given: Any = asked.prompt
-        several = isinstance(given, list) and not isinstance(given[0], int)
-        prompts = given if several else [given]
-        noted = asked.logprobs is not None
-        rows, cut = _rows(writer, prompts, asked, asked.max_tokens or 16, logprobs=noted, top=asked.logprobs or 0)
-        form = TextForm(f"cmpl-{uuid.uuid4().hex}", writer, noted)
-        return await _answered(state, request, writer, rows, cut, asked, form)
+        return await _answered(state, request, asked)
 
     @app.post("/tokenize")
     async def tokenize(asked: protocol.TokenizeRequest) -> Any:
-        writer = state.get(asked.model, Writer)
-        ids = writer.local.tokenizer(asked.prompt, add_special_tokens=asked.add_special_tokens, verbose=False)[
-            "input_ids"
-        ]
-        return {"tokens": ids, "count": len(ids), "max_model_len": writer.local.context}
+        ids, context = await state.get(asked.model, Writer).tokenize(asked.prompt, asked.add_special_tokens)
+        return {"tokens": ids, "count": len(ids), "max_model_len": context}
 
     @app.post("/detokenize")
     async def detokenize(asked: protocol.DetokenizeRequest) -> Any:
-        writer = state.get(asked.model, Writer)
-        writer.check(asked.tokens)
-        return {"prompt": writer.local.tokenizer.decode(asked.tokens, clean_up_tokenization_spaces=False)}
-
-
-def _role(role: str) -> str:
-    return "system" if role == "developer" else role
-
-
-def _rows(
-    writer: Writer,
-    prompts: Sequence[Any],
-    asked: protocol.WritingRequest,
-    wanted: int | None,
-    *,
-    logprobs: bool,
-    top: int,
-) -> tuple[list[Row], int]:
-    """An answer's row for each prompt and sample, and the tokens that prompts lost."""
-    seed = asked.seed if asked.seed is not None else secrets.randbits(63)
-    rows, lost = [], 0
-    for prompt in prompts:
-        read = writer.read(prompt, wanted, asked.truncate)
-        lost += read.cut
-        sampling = Sampling(asked.temperature, asked.top_p, read.limit, asked.stops, 0, logprobs)
-        rows += [Row(read.ids, read.limit, f"{seed}/{i}", sampling, read.transcript, top) for i in range(asked.n)]
-    return rows, lost
+        return {"prompt": await state.get(asked.model, Writer).detokenize(asked.tokens)}
 
 
 async def _answered(
-    state: _State,
-    request: Request,
-    writer: Writer,
-    rows: list[Row],
-    cut: int,
-    asked: protocol.WritingRequest,
-    form: Form,
-) -> Any:
-    """The answers in their form, as a stream or whole."""
-    answers = Answers(writer.engine, writer.local.reader, rows, pieces=asked.stream)
-    prompt = sum(len(row.prompt) for row in rows[:: asked.n])
+    state: _State, request: Request, asked: protocol.ChatRequest | protocol.CompletionRequest
+) -> Response:
+    """The answers, as a stream or whole."""
+    writer = state.get(asked.model, Writer)
+    answered = await unless_gone(request, writer.answer(asked))
 
-    def counted(completions: Sequence[Completion]) -> dict[str, int]:
-        written = sum(each.tokens or 0 for each in completions)
-        state.count(request, writer, prompt, written)
-        return usage(prompt, written, cut)
+    async def close() -> None:
+        await answered.close()
+        state.count(request, writer, answered.read, answered.written)  # also what nobody waited for
 
-    if not asked.stream:
-        done = await unless_gone(request, answers.whole())
-        return form.whole(answers, done, counted(done))
+    if asked.stream:
+        return _Events(answered, close)
+    try:
+        return JSONResponse(await unless_gone(request, answered.whole()))
+    finally:
+        await close()
 
-    async def events() -> AsyncIterator[bytes]:
-        done: list[Completion] = []
-        told = bool(asked.stream_options and asked.stream_options.include_usage)
+
+class _Events(StreamingResponse):
+    """A stream of server-sent events, closed however it ends."""
+
+    def __init__(self, answered: Answered, close: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(_events(answered), media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            for first in form.first(len(rows)):
-                yield _event(first)
-            async for piece in answers:
-                done += [piece.completion] if piece.completion else []
-                yield _event(form.piece(answers, piece))
-            spent = counted(done)
-            if told:
-                yield _event(form.body(choices=[], usage=spent))
-            yield b"data: [DONE]\n\n"
-        except Exception as failure:  # the status is sent already
-            yield _event(protocol.error(f"the request failed: {type(failure).__name__}", "server_error"))
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._close()
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+async def _events(answered: Answered) -> AsyncIterator[bytes]:
+    try:
+        async for body in answered.events():
+            yield _event(body)
+        yield b"data: [DONE]\n\n"
+    except BackendError as failure:  # the status is sent already
+        yield _event(protocol.error(str(failure), "server_error"))
+    except Exception as failure:
+        yield _event(protocol.error(f"the request failed: {type(failure).__name__}", "server_error"))
 
 
 def _event(data: Any) -> bytes:
@@ -353,25 +323,21 @@ def _vectors(app: FastAPI, state: _State) -> None:
     async def embeddings(asked: protocol.EmbeddingRequest, request: Request) -> Any:
         """Vectors of texts, as OpenAI's embeddings; `input_type` says that they are queries or documents."""
         encoder = state.get(asked.model, Encoder)
-        given: Any = asked.input
-        several = isinstance(given, list) and not isinstance(given[0], int)
-        texts = [each if isinstance(each, str) else encoder.text(each) for each in (given if several else [given])]
-        width = encoder.width
-        if asked.dimensions and asked.dimensions > width:
-            raise InputError(f"got dimensions {asked.dimensions}; {encoder.name} has {width}")
-        fitted = [encoder.fit(text, asked.truncate) for text in texts]
-        items = [(text, max(1, tokens)) for text, tokens, _ in fitted]
-        rows = await unless_gone(request, encoder.asked(encoder.by_type[asked.input_type], items))
-        vectors = np.stack(rows)[:, : asked.dimensions]
+        if asked.dimensions and asked.dimensions > encoder.width:
+            raise InputError(f"got dimensions {asked.dimensions}; {encoder.name} has {encoder.width}")
+        fitted = await encoder.aside(encoder.fit, asked.inputs, asked.input_type, asked.truncate)
+        vectors = await unless_gone(request, encoder.vectors(fitted, asked.input_type))
         if asked.dimensions:  # a shortened vector has length 1 again, as OpenAI's have
+            vectors = vectors[:, : asked.dimensions]
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        read, lost = sum(tokens for _, tokens, _ in fitted), sum(cut for *_, cut in fitted)
+        read = sum(each.tokens for each in fitted)
         state.count(request, encoder, read)
         data = [
             {"object": "embedding", "index": i, "embedding": protocol.vector(row, asked.encoding_format)}
             for i, row in enumerate(vectors)
         ]
-        return {"object": "list", "data": data, "model": encoder.name, "usage": usage(read, truncated=lost)}
+        spent = usage(read, truncated=sum(each.cut for each in fitted))
+        return JSONResponse({"object": "list", "data": data, "model": encoder.name, "usage": spent})
 
     @app.post("/v1/rerank")
     async def rerank(asked: protocol.OrderRequest, request: Request) -> Any:
@@ -401,8 +367,7 @@ def _vectors(app: FastAPI, state: _State) -> None:
     ) -> tuple[Ranker, list[dict[str, Any]], dict[str, int]]:
         ranker = state.get(asked.model, Ranker)
         documents = [_text_of(each) for each in asked.documents]
-        cost = max(1, (len(asked.query) + sum(map(len, documents))) // 4)
-        [(hits, told)] = await unless_gone(request, ranker.asked(ranker.ranking, [((asked.query, documents), cost)]))
+        hits, told = await unless_gone(request, ranker.hits(asked.query, documents))
         state.count(request, ranker, told["tokens"])
         return ranker, hits[: asked.top_n], told
 
@@ -422,8 +387,9 @@ def _scores(app: FastAPI, state: _State) -> None:
         writer = state.get(asked.model, Writer)
         prompt: Any = asked.prompt
         if not isinstance(prompt, str):
-            prompt = [{"role": _role(each.role), "content": each.text} for each in prompt]
-        rows, read = await scored(writer, request, [prompt], asked.continuations)
+            prompt = [each.plain() for each in prompt]
+        rows, read = await unless_gone(request, writer.score([prompt], asked.continuations))
+        state.count(request, writer, read)
         data = [{"index": i, "logprob": logprob, "tokens": tokens} for i, (logprob, tokens) in enumerate(rows[0])]
         return {"object": "list", "model": writer.name, "data": data, "usage": usage(read)}
 
@@ -435,8 +401,9 @@ def _scores(app: FastAPI, state: _State) -> None:
         wanted = (
             asked.instruction or f"Which label fits this text: {', '.join(asked.labels)}? Answer with the label alone."
         )
-        prompts = [[{"role": "user", "content": f"{wanted}\n\n{text}"}] for text in texts]
-        rows, read = await scored(writer, request, prompts, asked.labels)
+        prompts: list[Any] = [[{"role": "user", "content": f"{wanted}\n\n{text}"}] for text in texts]
+        rows, read = await unless_gone(request, writer.score(prompts, asked.labels))
+        state.count(request, writer, read)
         data = []
         for i, row in enumerate(rows):
             logs = np.array([logprob for logprob, _ in row])
@@ -450,19 +417,7 @@ def _scores(app: FastAPI, state: _State) -> None:
         """How machine-written each text looks: higher is more so; null for a text that is too short."""
         checker = state.get(asked.model, Checker)
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        items = [(text, max(1, len(text) // 4)) for text in texts]
-        values = await unless_gone(request, checker.asked(checker.scoring, items))
-        read = sum(tokens for _, tokens in items)
+        values, read = await unless_gone(request, checker.scores(texts))
         state.count(request, checker, read)
         data = [{"index": i, "score": None if math.isnan(value) else value} for i, value in enumerate(values)]
         return {"object": "list", "model": checker.name, "data": data}
-
-    async def scored(
-        writer: Writer, request: Request, prompts: Sequence[Any], answers: Sequence[str]
-    ) -> tuple[list[list[tuple[float, int]]], int]:
-        parts = [writer.pairs(prompt, answers) for prompt in prompts]
-        items = [each for of_prompt in parts for each in of_prompt]
-        found = iter(await unless_gone(request, writer.asked(writer.scoring, items)))
-        read = sum(len(ids) + sum(map(len, choices)) for (ids, choices), _ in items)
-        state.count(request, writer, read)
-        return [[score for _ in of_prompt for score in next(found)] for of_prompt in parts], read

@@ -35,7 +35,9 @@ def serve(
     ] = None,
     draft: Annotated[
         str | None,
-        typer.Option(help="By which a greedy answer that is alone is written faster: \"ngramdrafter(table='f.table')\"."),
+        typer.Option(
+            help="By which a greedy answer that is alone is written faster: \"ngramdrafter(table='f.table')\"."
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="Where it listens; other than loopback, keys are needed.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,

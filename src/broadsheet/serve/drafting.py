@@ -76,7 +76,7 @@ class Drafting:
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Measure what steps cost before anybody waits for an answer."""
-        cache, mask, _ = self._reader.prefill([[0] * 256])
+        cache, _, _ = self._reader.prefill([[0] * 256])
         position = 256 if self._reader.takes_positions else None
         self._drafter.prepare(TargetModel(self._reader.model, cache, None, position, tree=not self._drafter.chain), 64)
 

@@ -1,9 +1,9 @@
 """The engine: one thread owns one model, and alternates a decode step for all answers with a batch of other work.
 
 Knows: answers that grow together (`teacher.live`), work as functions of items. Does not know: HTTP, keys, what is
-asked. Nothing but its own thread touches the model. Requests join and leave between two steps, and a long prompt is read
-in parts, with a step after each. What fails, fails alone: a request whose prompt cannot be read, or the requests of one
-batch of work; after a step that fails, the answers that took part in it.
+asked. Nothing but its own thread touches the model. Requests join and leave between two steps, and a long prompt is
+read in parts, with a step after each. What fails, fails alone: a request whose prompt cannot be read, or the requests
+of one batch of work; after a step that fails, the answers that took part in it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class AnswersAsked:
         self.left = True
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Batcher(Generic[Item, Result]):
     """A function of many items to as many results, and how many tokens of them it takes at once."""
 
@@ -109,6 +109,7 @@ class _Joining:
 
     asked: list[tuple[AnswersAsked, list[Row]]]
     reading: JoiningRows
+
 
 class Engine:
     """The thread of one model.

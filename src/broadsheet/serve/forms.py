@@ -6,29 +6,35 @@ Knows: answers and their tokens. Does not know: routes.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from broadsheet.serve.named import Writer
 from broadsheet.serve.writing import Answers, Piece
 from broadsheet.teacher.base import Completion
 
 
 class Form:
-    """The form of answers: what is the same in a chat's and a text's."""
+    """The form of answers: what is the same in a chat's and a text's.
+
+    Args:
+        name: of this request's answers.
+        model: the model's.
+        logprobs: whether log-probabilities are told.
+        text: of token ids.
+    """
 
     kind = ""
     chunk = ""
 
-    def __init__(self, name: str, writer: Writer, logprobs: bool) -> None:
-        self.name, self.writer, self.logprobs = name, writer, logprobs
+    def __init__(self, name: str, model: str, logprobs: bool, text: Callable[[Sequence[int]], str]) -> None:
+        self.name, self.model, self.logprobs, self.text = name, model, logprobs, text
         self.created = int(time.time())
 
     def body(self, *, streamed: bool = True, **more: Any) -> dict[str, Any]:
         kind = self.chunk if streamed else self.kind
-        return {"id": self.name, "object": kind, "created": self.created, "model": self.writer.name, **more}
+        return {"id": self.name, "object": kind, "created": self.created, "model": self.model, **more}
 
     def first(self, answers: int) -> list[dict[str, Any]]:
         """What a stream begins with."""
@@ -56,7 +62,7 @@ class Form:
         answer = answers.generation.answers[index]
         if done is not None and done.logprobs is not None:
             end = min(end, len(done.logprobs))
-        text = self.writer.local.reader.text
+        text = self.text
         top = answer.top or [[]] * end
         return [
             (text([answer.tokens[i]]), answer.logprobs[i], [(text([token]), value) for token, value in top[i]])

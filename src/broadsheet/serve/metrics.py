@@ -9,13 +9,13 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from broadsheet.serve.engine import Engine
+from broadsheet.serve.served import Queue
 
 
 class Metrics:
     """Counters of one server, with a registry of their own."""
 
-    def __init__(self, engines: Iterable[Engine]) -> None:
+    def __init__(self, queues: Iterable[Queue]) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "broadsheet_requests", "Answered requests.", ["route", "status"], registry=self.registry
@@ -25,8 +25,8 @@ class Metrics:
         )
         self.tokens = Counter("broadsheet_tokens", "Read and written.", ["model", "kind"], registry=self.registry)
         queued = Gauge("broadsheet_queued_tokens", "That wait.", ["model"], registry=self.registry)
-        for engine in engines:
-            queued.labels(engine.name).set_function(lambda engine=engine: engine.queued)  # type: ignore[misc]
+        for queue in queues:
+            queued.labels(queue.name).set_function(lambda queue=queue: queue.queued)  # type: ignore[misc]
 
     def ended(self, route: str, status: int, seconds: float) -> None:
         """Count a request that has ended."""

@@ -5,203 +5,22 @@ Knows: how each is loaded and asked. Does not know: HTTP.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
 
 from broadsheet.console import InputError
 from broadsheet.methods import call_of, names_of, parse_calls, plain, settings, signature
 from broadsheet.page import papers
-from broadsheet.serve.engine import Batcher, Engine, Work
+from broadsheet.serve.engine import Engine
+from broadsheet.serve.served import Checker, Encoder, Queue, Ranker, Served
+from broadsheet.serve.writer import LocalWriter, Writer
 
 if TYPE_CHECKING:
     from broadsheet.decode.table_drafter import TableDrafter
     from broadsheet.detect.base import Detector
-    from broadsheet.embed.base import Embedder
-    from broadsheet.rank.base import ListwiseReranker
-    from broadsheet.teacher.local import Local
 
-T = TypeVar("T")
-Kind = TypeVar("Kind", bound="Served")
-_WORK_TOKENS = 2048  # of a batch between two steps of answers
-_CODED_TOKENS = 8192  # of a batch of texts to vectors, whose engine writes no answers
-_MOST = 1024  # tokens of an answer whose length neither request nor model limits
-
-
-@dataclass(eq=False)
-class Served:
-    """One model under its name.
-
-    Attributes:
-        kind: what it does: "chat", "embed", "rank", "detect".
-        about: what else is known of it, for /v1/models.
-    """
-
-    name: str
-    kind: str
-    engine: Engine
-    about: dict[str, Any] = field(default_factory=dict)
-
-    async def asked(self, kind: Batcher[Any, Any], items: Sequence[tuple[Any, int]]) -> list[Any]:
-        """What a batcher makes of items, worked on in the engine's thread."""
-        import asyncio
-
-        work: Work[Any, Any] = Work(kind, items)
-        return await asyncio.wrap_future(self.engine.work(work))
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A prompt's token ids, how many it lost, the answer's longest length, and whether it is a transcript."""
-
-    ids: tuple[int, ...]
-    cut: int
-    limit: int
-    transcript: bool
-
-
-@dataclass(eq=False)
-class Writer(Served):
-    """A language model that writes, scores and classifies."""
-
-    local: Local = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        self.scoring: Batcher[Any, Any] = Batcher(self._score, _WORK_TOKENS)
-
-    def read(self, prompt: Any, answer: int | None, truncate: str) -> Reading:
-        """A prompt as it will be read: token ids, a text to continue, or a conversation.
-
-        Args:
-            answer: tokens that are wanted; None: as many as there is room for.
-
-        Raises:
-            InputError: it does not fit under "error", is empty, or names a token that there is not.
-        """
-        given = isinstance(prompt, list) and isinstance(prompt[0], int)
-        if given:
-            self.check(prompt)
-        ids = prompt if given else self.local.prompt_ids(prompt)
-        transcript = not given and not isinstance(prompt, str) and not self.local.has_template
-        context = self.local.context
-        if context is None:
-            return Reading(tuple(ids), 0, answer or _MOST, transcript)
-        room = context - (answer or 1)
-        if room < 1 or (len(ids) > room and truncate == "error"):
-            raise InputError(
-                f"{len(ids):,} tokens and {answer or 1:,} for the answer exceed the {context:,} of {self.name}; "
-                "shorten the prompt, ask for fewer tokens, or pass truncate=left"
-            )
-        kept = ids[-room:]
-        return Reading(tuple(kept), len(ids) - len(kept), answer or context - len(kept), transcript)
-
-    def pairs(self, prompt: Any, answers: Sequence[str]) -> list[tuple[tuple[tuple[int, ...], list[list[int]]], int]]:
-        """A prompt and the answers to be scored after it, as token ids: in parts that fit a batch, each with its cost.
-
-        Raises:
-            InputError: together they exceed the context, or an answer has no tokens.
-        """
-        space = " " if not isinstance(prompt, str) and not self.local.has_template else ""
-        choices = [self.local.encode(space + answer) for answer in answers]
-        if not all(choices):
-            raise InputError(f"a continuation has no tokens in the vocabulary of {self.name}")
-        from broadsheet.teacher.local import score_cost
-
-        ids = self.read(prompt, max(map(len, choices)), "error").ids
-        most = max(1, self.local.batch_tokens // score_cost(ids, [max(choices, key=len)]))
-        parts = [choices[start : start + most] for start in range(0, len(choices), most)]
-        return [((ids, part), score_cost(ids, part)) for part in parts]
-
-    def check(self, ids: Sequence[int]) -> None:
-        """Refuse, by an InputError, token ids that the model has not got."""
-        if (largest := max(ids)) >= self.local.vocabulary:
-            raise InputError(f"token {largest} is none of the {self.local.vocabulary:,} of {self.name}")
-
-    def _score(self, pairs: list[tuple[tuple[int, ...], list[list[int]]]]) -> list[list[tuple[float, int]]]:
-        return self.local.score_ids(pairs)
-
-
-@dataclass(eq=False)
-class Encoder(Served):
-    """A model that turns texts into vectors."""
-
-    embedder: Embedder = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        self.by_type: dict[str | None, Batcher[str, Any]] = {
-            None: Batcher(lambda texts: self._encode("encode", texts), _CODED_TOKENS),
-            "query": Batcher(lambda texts: self._encode("encode_query", texts), _CODED_TOKENS),
-            "document": Batcher(lambda texts: self._encode("encode_document", texts), _CODED_TOKENS),
-        }
-
-    @property
-    def width(self) -> int:
-        """Of a vector."""
-        return int(self.embedder.get_embedding_dimension() or 0)
-
-    def _encode(self, how: str, texts: list[str]) -> Any:
-        return np.asarray(getattr(self.embedder, how)(texts, show_progress_bar=False), dtype=np.float32)
-
-    def text(self, ids: Sequence[int]) -> str:
-        """Token ids as the text that they stand for.
-
-        Raises:
-            InputError: the embedder has no such token.
-        """
-        if (largest := max(ids)) >= len(self.embedder.tokenizer):
-            raise InputError(f"token {largest} is none of the {len(self.embedder.tokenizer):,} of {self.name}")
-        text: str = self.embedder.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        return text
-
-    def fit(self, text: str, truncate: str) -> tuple[str, int, int]:
-        """A text as it will be read: (text, tokens read, tokens left out).
-
-        Raises:
-            InputError: it is too long under "error".
-        """
-        ids = self.embedder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        limit = self.embedder.max_seq_length or math.inf
-        if len(ids) <= limit:
-            return text, len(ids), 0
-        if truncate == "error":
-            raise InputError(f"a text of {len(ids):,} tokens exceeds the {limit:,} of {self.name}")
-        if truncate == "left":
-            text = self.embedder.tokenizer.decode(ids[-int(limit) :], clean_up_tokenization_spaces=False)
-        return text, int(limit), len(ids) - int(limit)
-
-
-@dataclass(eq=False)
-class Ranker(Served):
-    """A model that orders documents for a query."""
-
-    reranker: ListwiseReranker = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        self.ranking: Batcher[Any, Any] = Batcher(self._rank, 2 * _WORK_TOKENS)
-
-    def _rank(self, asked: list[tuple[str, list[str]]]) -> list[tuple[list[dict[str, Any]], dict[str, int]]]:
-        """For each (query, documents) its hits, each with a relevance in (0, 1], and what was read for it."""
-        found = []
-        for query, documents in asked:  # one by one, so that what was read is told of each
-            hits = self.reranker.rank(query, documents)
-            stats = self.reranker.stats_
-            ranked = [{**hit, "relevance": hit["score"] / len(hits)} for hit in hits]
-            found.append((ranked, {"tokens": stats.prompt_tokens + stats.output_tokens, "cut": stats.shortened_words}))
-        return found
-
-
-@dataclass(eq=False)
-class Checker(Served):
-    """A detector of machine-written text."""
-
-    detector: Detector = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        self.scoring: Batcher[str, float] = Batcher(lambda texts: self.detector.score(texts).tolist(), _WORK_TOKENS)
+Kind = TypeVar("Kind", bound=Served)
 
 
 class Models:
@@ -249,7 +68,8 @@ class Models:
         return iter(self._served.values())
 
     @property
-    def engines(self) -> list[Engine]:
+    def queues(self) -> list[Queue]:
+        """Where requests wait, one a model."""
         return [each.engine for each in self]
 
     def get(self, name: str | None, kind: type[Kind]) -> Kind:
@@ -266,8 +86,8 @@ class Models:
 
     def close(self, seconds: float | None = None) -> None:
         """Finish what was taken, and end the engines' threads."""
-        for engine in self.engines:
-            engine.close(seconds)
+        for each in self:
+            each.close(seconds)
 
     def _add(self, served: Served) -> None:
         if (served.kind, served.name) in self._served:
@@ -279,6 +99,8 @@ class Models:
     def _writer(self, spec: str, attend: str | None, draft: str | None) -> Writer:
         from broadsheet.teacher import local
 
+        if spec.startswith(("endpoint:", "llamacpp:")):
+            return self._remote(spec, attend or draft)
         if attend and draft:
             raise InputError("got --attend and --draft; a method's cache cannot drop rejected tokens: give one of them")
         made = local.load(spec, **self._load)
@@ -298,7 +120,23 @@ class Models:
             way["ahead"].warm_up()
             about["draft"] = draft
         name = _name(spec)
-        return Writer(name, "chat", Engine(name, made.reader, **way), about, made)
+        return LocalWriter(name, "chat", Engine(name, made.reader, **way), about, made)
+
+    def _remote(self, spec: str, way: str | None) -> Writer:
+        """A model of another server, or of llama.cpp; tried once by those who ask, not again."""
+        from broadsheet.serve.remote import LlamaWriter, RemoteWriter, Room
+        from broadsheet.teacher.endpoint import Endpoint
+
+        if way:
+            raise InputError(f"got {way} for {spec}; --attend and --draft are for models in this process")
+        kind, _, name = spec.partition(":")
+        about = {"backend": kind}
+        if kind == "endpoint":
+            return RemoteWriter(name, "chat", Room(name), about, Endpoint(name, timeout=600, retries=0))
+        from broadsheet.teacher.llamacpp import LlamaCpp
+
+        name = _name(name)
+        return LlamaWriter(name, "chat", Room(name), about, LlamaCpp(spec.partition(":")[2]))
 
     def _encoder(self, spec: str) -> Encoder:
         from broadsheet.embed.base import load

@@ -6,10 +6,12 @@ Knows: JSON. Does not know: models, keys, HTTP.
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from broadsheet.console import InputError
 
 MOST_TEXTS, MOST_ANSWERS, MOST_STOPS = 2048, 16, 16
 Truncate = Literal["error", "left", "right"]
@@ -24,30 +26,39 @@ Texts = (
     | Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
     | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_TEXTS)]
 )
-_DEFAULTS: dict[str, Any] = {
-    "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "tools": [], "tool_choice": "none",
-    "functions": [], "response_format": {"type": "text"}, "echo": False, "suffix": "", "best_of": 1,
-    "modalities": ["text"], "audio": {}, "prediction": {},
-}  # fields of OpenAI's that nothing here does: at these values they ask for nothing  # fmt: skip
+# Fields of OpenAI's that nothing here does; with these values they ask for nothing.
+_NOTHING: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": (), "tools": (), "functions": (),
+    "tool_choice": ("none", "auto"), "response_format": ({"type": "text"},), "echo": (), "suffix": (), "best_of": (1,),
+    "modalities": (["text"],), "audio": (), "prediction": (),
+}  # fmt: skip
 
 
 class Request(BaseModel):
     """The fields that all requests have. Unknown ones are left alone, unless they ask for what is not done here."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
+    passes_on: ClassVar[bool] = False  # another server may do what nothing here does
 
     model: Name | None = None
 
     @model_validator(mode="after")
     def _asks_for_nothing_else(self) -> Request:
-        for name, value in (self.model_extra or {}).items():
-            if name in _DEFAULTS and value is not None and value != _DEFAULTS[name] and value:
-                raise ValueError(f"{name} is not done here; leave it out")
+        if not self.passes_on and (name := self.not_done):
+            raise ValueError(f"{name} is not done here; leave it out")
         return self
+
+    @property
+    def not_done(self) -> str:
+        """The first of its fields that asks for what is not done here; empty if there is none."""
+        extra = (self.model_extra or {}).items()
+        return next((name for name, value in extra if name in _NOTHING and value and value not in _NOTHING[name]), "")
 
 
 class WritingRequest(Request):
     """What chat and completions share."""
+
+    passes_on: ClassVar[bool] = True
 
     temperature: float = Field(1.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -64,6 +75,22 @@ class WritingRequest(Request):
         """The strings that end an answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
+    @property
+    def tells_usage(self) -> bool:
+        """Whether a stream is to end with what was used."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def passed_on(self) -> dict[str, Any]:
+        """What another server is asked for: fields that were given, and those whose default elsewhere differs.
+
+        Raises:
+            InputError: it asks for a prompt to be cut, which only a server with the tokenizer can do.
+        """
+        if self.truncate != "error":
+            raise InputError(f"truncate={self.truncate} is not done by this model's server; shorten the prompt")
+        given = self.model_dump(exclude_unset=True, exclude={"model", "truncate", "stream", "stream_options"})
+        return {**given, "temperature": self.temperature, "top_p": self.top_p}
+
 
 class StreamOptions(BaseModel):
     include_usage: bool = False
@@ -77,12 +104,24 @@ class Part(BaseModel):
 
 
 class Message(BaseModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Part]
+    """A message. What is not text (images, calls of tools) is only passed on to other servers."""
 
-    @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[Part | dict[str, Any]] | None = None
+
+    def plain(self) -> dict[str, str]:
+        """Its role and text, as a chat template reads them.
+
+        Raises:
+            InputError: it is not text alone.
+        """
+        parts = [self.content] if isinstance(self.content, str) else self.content or []
+        texts = [part.text if isinstance(part, Part) else part for part in parts]
+        if self.role == "tool" or not parts or not all(isinstance(text, str) for text in texts):
+            raise InputError("messages of text alone are read here, by the system, the user or the assistant")
+        return {"role": "system" if self.role == "developer" else self.role, "content": "".join(map(str, texts))}
 
 
 class ChatRequest(WritingRequest):
@@ -96,6 +135,11 @@ class CompletionRequest(WritingRequest):
     prompt: Texts
     logprobs: int | None = Field(None, ge=0, le=20)
 
+    @property
+    def prompts(self) -> list[Any]:
+        """One text or list of token ids for each prompt."""
+        return _listed(self.prompt)
+
 
 class EmbeddingRequest(Request):
     input: Texts
@@ -103,6 +147,16 @@ class EmbeddingRequest(Request):
     dimensions: int | None = Field(None, ge=1)
     input_type: Literal["query", "document"] | None = None
     truncate: Truncate = "right"
+
+    @property
+    def inputs(self) -> list[Any]:
+        """One text or list of token ids for each vector."""
+        return _listed(self.input)
+
+
+def _listed(given: Any) -> list[Any]:
+    """Several texts or token lists, also where one was given by itself."""
+    return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
 
 
 class RankedDocument(BaseModel):

@@ -95,14 +95,25 @@ class Endpoint:
         self.retries = retries
         self.backoff = backoff
         self.extra = dict(extra or {})
-        # A proxy named in the environment is not for this machine itself.
-        transport = openai.DefaultHttpxClient(trust_env=self._host not in ("127.0.0.1", "localhost", "::1"))
-        self._client = openai.OpenAI(
-            api_key=self._key or "none", base_url=self.url, timeout=timeout, max_retries=0, http_client=transport
-        )
+        transport = openai.DefaultHttpxClient(trust_env=self._trusts_proxies)
+        self._client = openai.OpenAI(**self._connection, http_client=transport)
         self._jitter = random.Random()
         self._resume = 0.0  # no request before this time.monotonic(): the server has asked for a pause
         self._many = True  # until the server has shown that it ignores or refuses n
+
+    def async_client(self) -> openai.AsyncOpenAI:
+        """A client of the same endpoint for asyncio, which tries once; its errors carry the key."""
+        transport = openai.DefaultAsyncHttpxClient(trust_env=self._trusts_proxies)
+        return openai.AsyncOpenAI(**self._connection, http_client=transport)
+
+    @property
+    def _connection(self) -> dict[str, Any]:
+        return {"api_key": self._key or "none", "base_url": self.url, "timeout": self.timeout, "max_retries": 0}
+
+    @property
+    def _trusts_proxies(self) -> bool:
+        """Whether a proxy named in the environment is used: it is not for this machine itself."""
+        return self._host not in ("127.0.0.1", "localhost", "::1")
 
     def identity(self) -> dict[str, Any]:
         """URL, model name and extra fields. When another model moves in behind the name, pass cache=False."""
@@ -216,18 +227,18 @@ class Endpoint:
                 self._book(answer, meter)
                 return parse(answer)
             except openai.APIStatusError as error:
-                status, problem = error.status_code, f"HTTP {error.status_code}: {self._clean(error.message)}"
+                status, problem = error.status_code, f"HTTP {error.status_code}: {self.clean(error.message)}"
                 # A quota that is used up comes as 429 and does not come back by waiting.
                 lasting = not (status in (408, 409, 429) or status >= 500) or error.code == "insufficient_quota"
                 retry_after = error.response.headers.get("retry-after")
             except openai.APITimeoutError:
                 problem = f"no answer within {self.timeout:g} s"
             except openai.APIConnectionError as error:
-                problem = f"the connection failed ({self._clean(str(error.__cause__ or error))})"
+                problem = f"the connection failed ({self.clean(str(error.__cause__ or error))})"
             except InputError:
                 raise
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-                problem = f"a body that does not follow the protocol ({self._clean(repr(error))})"
+                problem = f"a body that does not follow the protocol ({self.clean(repr(error))})"
             # Raised outside the handlers: their exceptions carry the request, and with it the key.
             if lasting:
                 raise _RejectedError(
@@ -262,7 +273,7 @@ class Endpoint:
             say(f"{self._host} asks for a pause of {seconds:.0f} s ({problem})")
         self._resume = max(self._resume, resume)
 
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
         """`text` on one line, not too long, without the key."""
         line = " ".join(text.split())
         line = line.replace(self._key, "***") if self._key else line

@@ -3,9 +3,9 @@
 Knows: token ids, the key/value cache, sampling. Does not know: texts to read, budgets, who is asking, drafts.
 
 Prompts are padded on the left and read once however many answers they get, all at once or in parts, between which
-others take their steps. An answer spends one uniform number per token, from a generator of its own, looked up in the cumulated probabilities: so in float32 it does not depend on what
-else is in the batch. (In bfloat16 a batch's shape changes the last digits of the logits and with them, now and then, a
-token.)
+others take their steps. An answer spends one uniform number per token, from a generator of its own, looked up in the
+cumulated probabilities: so in float32 it does not depend on what else is in the batch. (In bfloat16 a batch's shape
+changes the last digits of the logits and with them, now and then, a token.)
 """
 
 from __future__ import annotations

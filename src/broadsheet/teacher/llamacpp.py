@@ -48,6 +48,7 @@ class LlamaCpp(Endpoint):
         except ImportError:
             raise InputError("llama.cpp needs the package xllamacpp: pip install -e '.[llamacpp]'") from None
         self._path = _gguf(name)
+        self.context = context
         key = secrets.token_hex(16)
         params = xllamacpp.CommonParams()
         params.model.path = str(self._path)
@@ -88,14 +89,29 @@ class LlamaCpp(Endpoint):
             text = job.reading
             if not isinstance(text, str):
                 text = self._native("/apply-template", messages=text)["prompt"]
-            prompt = self._native("/tokenize", content=text, add_special=True)["tokens"]
+            prompt = self.tokenize(text, special=True)
             return [self._choice(prompt, choice, meter) for choice in job.choices]
 
         for position, scores in self._run(work, deque(range(len(jobs))), meter):
             yield [(position, scores)]
 
+    def tokenize(self, text: str, *, special: bool, parse: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            special: begin with the tokens that begin every text.
+            parse: read the names of special tokens in the text as these tokens.
+        """
+        ids: list[int] = self._native("/tokenize", content=text, add_special=special, parse_special=parse)["tokens"]
+        return ids
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        text: str = self._native("/detokenize", tokens=list(ids))["content"]
+        return text
+
     def _choice(self, prompt: list[int], choice: str, meter: Meter) -> Score:
-        ids: list[int] = self._native("/tokenize", content=choice, add_special=False, parse_special=False)["tokens"]
+        ids = self.tokenize(choice, special=False, parse=False)
         total = 0.0
         for i, token in enumerate(ids):
             # The bias makes the sampler take this token; the log-probability that comes back is the model's own.
@@ -115,7 +131,7 @@ class LlamaCpp(Endpoint):
         try:
             text = self._client.post(self.url.removesuffix("/v1") + path, cast_to=str, body=body)
         except openai.APIStatusError as error:
-            raise InputError(f"llama.cpp, {self._path.name}: {self._clean(error.message)}; mend the request") from None
+            raise InputError(f"llama.cpp, {self._path.name}: {self.clean(error.message)}; mend the request") from None
         answer: dict[str, Any] = json.loads(text)
         return answer
 
