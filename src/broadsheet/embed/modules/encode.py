@@ -90,7 +90,7 @@ def encode_texts(
             return list(torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors)
 
     found: Tensor | None = None
-    with progress_bar("texts", total=len(texts) if progress else 0) as bar:
+    with progress_bar("texts", total=len(texts), shown=progress) as bar:
         for batch in batches:
             vectors = torch.stack(halve_on_oom(run, batch))
             if found is None:
