@@ -31,7 +31,7 @@ from broadsheet.serve.guard import Guard, KeyRing, Limits, Right
 from broadsheet.serve.metrics import Metrics
 from broadsheet.serve.named import Checker, Encoder, Models, Ranker, Served, Writer
 from broadsheet.serve.protocol import usage
-from broadsheet.serve.remote import Remote
+from broadsheet.serve.agentroute import AgentRoute
 from broadsheet.serve.writing import Answers
 from broadsheet.teacher.base import Completion, Sampling
 from broadsheet.teacher.live import Row
@@ -64,7 +64,7 @@ def create_app(
         agents: the tools that it gives at /mcp; without them there is no such route.
     """
     state, limits = _State(models), limits or Limits()
-    tools = Remote(agents, limits.body_bytes, lambda: state.draining) if agents else None
+    tools = AgentRoute(agents, limits.body_bytes, lambda: state.draining) if agents else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

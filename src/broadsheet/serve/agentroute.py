@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from broadsheet.serve.agents import Agents
 
 
-class Remote:
+class AgentRoute:
     """The tools as an ASGI app, while `running`.
 
     Args:
