@@ -10,8 +10,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -60,6 +62,12 @@ def say(message: str) -> None:
     """Print one plain line on stderr."""
     if not getattr(_silent, "on", False):
         print(message, file=sys.stderr, flush=True)
+
+
+def where(failure: BaseException) -> str:
+    """A failure's kind and place, as in `KeyError in app.py, line 3`; its message may hold what somebody asked."""
+    place = traceback.extract_tb(failure.__traceback__)[-1]
+    return f"{type(failure).__name__} in {Path(place.filename).name}, line {place.lineno}"
 
 
 def duration(seconds: float) -> str:

@@ -155,6 +155,28 @@ def test_a_body_that_does_not_come_is_not_waited_for():
     assert (status, error(body)) == (408, "invalid_request_error")
 
 
+def test_what_is_answered_in_parts_passes_as_it_comes():
+    seen: list[Any] = []
+
+    async def parts(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for i in range(3):
+            assert len(seen) == i + 1, "each part is out before the next is made"
+            await send({"type": "http.response.body", "body": str(i).encode(), "more_body": i < 2})
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Any) -> None:
+        seen.append(message)
+
+    made = Guard(parts, KeyRing(), Limits(), RIGHTS)
+    scope = {"type": "http", "path": "/mcp", "method": "POST", "headers": [(b"host", b"localhost")]}
+    asyncio.run(made(scope, receive, send))
+    assert [each.get("body") for each in seen] == [None, b"0", b"1", b"2"]
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

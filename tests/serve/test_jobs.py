@@ -3,48 +3,30 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+import stub_trials
+from filelock import FileLock, Timeout
+from stub_trials import stubbed, wait
 
 from broadsheet.console import InputError
 from broadsheet.serve import jobs
 from broadsheet.serve.jobs import Job, Jobs
 
-PROGRAM = """
-import json, pathlib, sys, time
-print("begun", file=sys.stderr, flush=True)
-while not pathlib.Path({go!r}).exists():
-    time.sleep(0.01)
-if "fail" in sys.argv:
-    sys.exit("broadsheet: no such data")
-print(json.dumps({{"argv": sys.argv[1:]}}))
-"""
-
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Jobs, Path]:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Jobs, Path]]:
     """Jobs whose program ends once a file is there."""
-    go = tmp_path / "go"
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM.format(go=str(go)))
-    real = jobs.subprocess.Popen
-
-    def popen(words: list[str], **settings: object) -> object:
-        assert words[1:3] == ["-m", "broadsheet"]
-        return real([words[0], str(program), *words[3:]], **settings)  # type: ignore[call-overload]
-
+    popen, go = stubbed(tmp_path)
     monkeypatch.setattr(jobs.subprocess, "Popen", popen)
-    return Jobs(tmp_path / "jobs"), go
-
-
-def wait(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)
+    made = Jobs(tmp_path / "jobs")
+    yield made, go
+    made.close()
 
 
 def test_one_runs_and_others_wait_their_turn(made: tuple[Jobs, Path]) -> None:
@@ -102,3 +84,146 @@ def test_a_job_that_is_not_there_is_one_line(made: tuple[Jobs, Path]) -> None:
         with pytest.raises(InputError, match="no job 'nothing'"):
             ask("nothing")
     assert isinstance(made[0].start(["a"]), Job)
+
+
+# After a server that was killed
+
+
+@pytest.fixture
+def orphan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, psutil.Process, Path]]:
+    """A trial whose server was killed while it ran: its id, its process, and the file at which it ends."""
+    server = subprocess.Popen(
+        [sys.executable, stub_trials.__file__, str(tmp_path), "lastde"], stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout
+    with server:
+        name = server.stdout.readline().strip()
+        kept, log = tmp_path / "jobs" / name / "job.json", tmp_path / "jobs" / name / "log"
+        wait(lambda: log.exists() and "begun" in log.read_text() and "process" in json.loads(kept.read_text()))
+        server.kill()
+    process = psutil.Process(json.loads(kept.read_text())["process"][0])
+    popen, go = stubbed(tmp_path)
+    monkeypatch.setattr(jobs.subprocess, "Popen", popen)
+    yield name, process, go
+    if ended(process):
+        return
+    process.kill()
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_trial_outlives_its_server_and_others_wait_for_it(
+    orphan: tuple[str, psutil.Process, Path], tmp_path: Path
+) -> None:
+    name, process, go = orphan
+    again = Jobs(tmp_path / "jobs")
+    assert not ended(process)
+    assert again.get(name).state == "running"
+    assert again.start(["lastde"]).id == name, "the same is not started twice"
+    other = again.start(["gem"])
+    wait(lambda: again._running is not None)
+    assert again._running.id == name
+    assert other.state == "waiting"
+    go.touch()
+    wait(lambda: other.state == "done")
+    assert again.get(name).state == "done"
+    assert again.result(name)["argv"][:2] == ["try", "lastde"]
+
+
+def test_it_is_stopped_as_any_other(orphan: tuple[str, psutil.Process, Path], tmp_path: Path) -> None:
+    name, process, _ = orphan
+    again = Jobs(tmp_path / "jobs")
+    assert again.stop(name).state == "stopped"
+    wait(lambda: ended(process))
+    assert "KeyboardInterrupt" in again.lines(name)[-1], "as Ctrl-C stops it"
+    other = again.start(["gem"])
+    wait(lambda: other.state == "running")
+    assert Jobs(tmp_path / "jobs").get(name).state == "stopped"
+    again.close()
+
+
+def test_closing_stops_it_too(orphan: tuple[str, psutil.Process, Path], tmp_path: Path) -> None:
+    name, process, _ = orphan
+    again = Jobs(tmp_path / "jobs")
+    wait(lambda: again._running is not None)
+    again.close()
+    wait(lambda: ended(process))
+    assert Jobs(tmp_path / "jobs").get(name).state == "stopped"
+
+
+def test_one_that_dies_without_a_whole_result_has_failed(
+    orphan: tuple[str, psutil.Process, Path], tmp_path: Path
+) -> None:
+    name, process, _ = orphan
+    again = Jobs(tmp_path / "jobs")
+    wait(lambda: again._running is not None)
+    (tmp_path / "jobs" / name / "result.json").write_text('{"argv": [')
+    process.kill()
+    wait(lambda: again.get(name).state == "failed")
+
+
+def test_one_that_has_ended_meanwhile_is_told_by_its_result(
+    orphan: tuple[str, psutil.Process, Path], tmp_path: Path
+) -> None:
+    name, process, go = orphan
+    go.touch()
+    wait(lambda: ended(process))
+    assert Jobs(tmp_path / "jobs").get(name).state == "done"
+    (tmp_path / "jobs" / name / "result.json").write_text('{"argv": [')
+    assert Jobs(tmp_path / "jobs").get(name).state == "stopped"
+
+
+def test_a_process_of_the_same_number_that_began_later_is_another(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True) as other:
+        folder = tmp_path / "jobs" / "x"
+        folder.mkdir(parents=True)
+        mark = [other.pid, psutil.Process(other.pid).create_time() - 60]
+        kept = {"id": "x", "command": ["try", "gem"], "state": "running", "process": mark}
+        (folder / "job.json").write_text(json.dumps(kept))
+        again = Jobs(tmp_path / "jobs")
+        assert again.get("x").state == "stopped"
+        again.stop("x")
+        assert other.poll() is None
+        with pytest.raises(InputError, match="no job"):
+            again.get("../jobs/x")
+        other.kill()
+
+
+# Beside another server
+
+
+def test_servers_of_one_folder_take_turns_and_see_each_others(made: tuple[Jobs, Path]) -> None:
+    first, go = made
+    second = Jobs(first.folder)
+    job = first.start(["lastde"])
+    wait(lambda: first.lines(job.id) == ["begun"])
+    assert second.get(job.id).state == "running"
+    assert second.start(["lastde"]).id == job.id
+    with pytest.raises(Timeout):
+        FileLock(first.folder / "turn.lock").acquire(timeout=0)
+    waits = second.start(["gem"])
+    assert first.get(waits.id).state == "waiting"
+    second.close()
+    assert (waits.state, job.state) == ("stopped", "running"), "it stops its own alone"
+    third = Jobs(first.folder)
+    last = third.start(["gem"])
+    go.touch()
+    wait(lambda: last.state == "done")
+    assert job.state == "done", "the first had ended before"
+
+
+def test_what_another_server_stops_is_stopped(made: tuple[Jobs, Path]) -> None:
+    first, _ = made
+    runs, waits = first.start(["lastde"]), first.start(["gem"])
+    wait(lambda: first.lines(runs.id) == ["begun"])
+    second = Jobs(first.folder)
+    second.stop(waits.id)
+    second.stop(runs.id)
+    wait(lambda: first._running is None)
+    assert (first.get(runs.id).state, first.get(waits.id).state) == ("stopped", "stopped")
+    assert waits.process is None

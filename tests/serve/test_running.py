@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -36,7 +37,13 @@ def served(home: Path, *arguments: str, **environment: str) -> Iterator[tuple[su
         [sys.executable, "-m", "broadsheet", "serve", "--port", "0", *arguments],
         stderr=subprocess.PIPE,
         text=True,
-        env={"PATH": "/usr/bin:/bin", "BROADSHEET_HOME": str(home), "OMP_NUM_THREADS": "1", **environment},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # the code that is tested, wherever it lies
+            "BROADSHEET_HOME": str(home),
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
     )
     assert process.stderr
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from broadsheet import __version__
-from broadsheet.console import InputError
+from broadsheet.console import InputError, say, where
 from broadsheet.page import evidence
 from broadsheet.page.docparts import example, first_sentences, use
 from broadsheet.page.papers import RUNGS, Paper, docstring, get, get_trial, search
@@ -149,7 +149,7 @@ class Agents:
         from mcp.server.mcpserver.exceptions import ToolError
 
         def refusing(tool: Callable[..., Any]) -> Callable[..., Any]:
-            """The tool; what a client can mend is told to it."""
+            """The tool; what a client can mend is told to it, and of what else fails only the kind."""
 
             @wraps(tool)
             def told(*given: Any, **named: Any) -> Any:
@@ -157,10 +157,19 @@ class Agents:
                     return tool(*given, **named)
                 except InputError as error:
                     raise ToolError(str(error)) from None
+                except Exception as error:
+                    say(where(error))
+                    raise ToolError(f"the tool failed: {type(error).__name__}") from None
 
             return told
 
-        made = MCPServer("broadsheet", instructions=INSTRUCTIONS, version=__version__)
+        made = MCPServer(
+            "broadsheet",
+            instructions=f"{INSTRUCTIONS}{self._offers()}\n",
+            version=__version__,
+            log_level="WARNING",
+            subscriptions=False,  # there is nothing to hear of, and such a stream would never end
+        )
         for tool in (
             self.papers, self.show, self.evidence, self.advise, self.compare,
             self.try_start, self.try_watch, self.try_stop, self.try_result,
@@ -168,12 +177,15 @@ class Agents:
             made.tool()(refusing(tool))
         return made
 
+    def _offers(self) -> str:
+        return f"Trials may run on the models {', '.join(self.models) or 'none'} and the data {', '.join(self.data)}."
+
     def _told(self, job: Job) -> dict[str, Any]:
         return {"job": job.id, "state": job.state, "command": " ".join(["broadsheet", *job.command])}
 
     def _offered(self, what: str, name: str, offered: Sequence[str]) -> str:
         if name not in offered:
-            raise InputError(f"this server has no {what} {name!r}; it offers {', '.join(offered)}")
+            raise InputError(f"this server has no {what} {name!r}; it offers {', '.join(offered) or 'none'}")
         return name
 
     def _file(self, name: str) -> Path:

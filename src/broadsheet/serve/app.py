@@ -11,7 +11,7 @@ import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +24,8 @@ from starlette.types import Receive, Scope, Send
 from broadsheet import __version__
 from broadsheet.console import InputError
 from broadsheet.serve import protocol
+from broadsheet.serve.agentroute import AgentRoute
+from broadsheet.serve.agents import Agents
 from broadsheet.serve.engine import ClosingError, FullError
 from broadsheet.serve.guard import Guard, KeyRing, Limits, Right
 from broadsheet.serve.metrics import Metrics
@@ -54,13 +56,21 @@ Kind = TypeVar("Kind", bound=Served)
 T = TypeVar("T")
 
 
-def create_app(models: Models, keys: KeyRing | None = None, limits: Limits | None = None) -> Any:
-    """The server as an ASGI app, behind its guard."""
-    state = _State(models)
+def create_app(
+    models: Models, keys: KeyRing | None = None, limits: Limits | None = None, agents: Agents | None = None
+) -> Any:
+    """The server as an ASGI app, behind its guard.
+
+    Args:
+        agents: the tools that it gives at /mcp; without them there is no such route.
+    """
+    state, limits = _State(models), limits or Limits()
+    tools = AgentRoute(agents, limits.body_bytes, lambda: state.draining) if agents else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with tools.running() if tools else nullcontext():
+            yield
         await asyncio.to_thread(models.close)
 
     failures: dict[int | str, Any] = {
@@ -82,7 +92,9 @@ def create_app(models: Models, keys: KeyRing | None = None, limits: Limits | Non
     _writing(app, state)
     _vectors(app, state)
     _scores(app, state)
-    return Guard(app, keys or KeyRing(), limits or Limits(), RIGHTS, state.metrics.ended)
+    if tools:
+        app.router.add_route(tools.path, tools, methods=["POST"])  # type: ignore[arg-type]
+    return Guard(app, keys or KeyRing(), limits, RIGHTS, state.metrics.ended)
 
 
 def _schema(app: FastAPI) -> None:

@@ -1,17 +1,25 @@
-"""The command `serve`: models behind OpenAI's routes, Cohere's and our own."""
+"""The commands `serve` and `mcp`: models behind OpenAI's routes, Cohere's and our own, and tools for agents."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from broadsheet.console import InputError
 
+if TYPE_CHECKING:
+    from broadsheet.serve.agents import Agents
+
 NAME = None
 app = typer.Typer()
+Data = Annotated[list[str] | None, typer.Option(help="That trials may run on; `pydocs` by default.")]
+Results = Annotated[Path | None, typer.Option(help="A folder whose files may be compared.")]
+Trials = Annotated[Path | None, typer.Option(help="Where trials are kept; in the cache folder by default.")]
 
 
 @app.command(epilog="Example: broadsheet serve --model default --embedder runs/gem")
@@ -49,12 +57,19 @@ def serve(
     max_body: Annotated[int, typer.Option(min=1, help="MiB of a request.")] = 32,
     device: Annotated[str | None, typer.Option(help="Where models run; chosen by default.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the models; chosen by default.")] = None,
+    agents: Annotated[bool, typer.Option("--agents", help="The tools of `broadsheet mcp` too, at /mcp.")] = False,
+    data: Data = None,
+    results: Results = None,
+    jobs: Trials = None,
 ) -> None:
     """Serve models to other programs: chat, completions, embeddings, rerank, score, classify, detect.
 
     The routes are those of OpenAI, Cohere and Jina, so that their clients work. Without --keys only this machine may
-    ask.
+    ask. With --agents an agent searches the page and starts trials, on the models that are served and --data.
     """
+    for option, given in (("data", data), ("results", results), ("jobs", jobs)):
+        if given and not agents:
+            raise InputError(f"got --{option} without --agents; it says what agents may use")
     try:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
@@ -85,28 +100,43 @@ def serve(
         kinds["models"] = ["default"]
     kinds = {kind: list(dict.fromkeys(given)) for kind, given in kinds.items()}
     about = {name: told for each in wanted for name, told in each.about.items()}
-    models = Models(**kinds, attend=next(iter(attending), None), draft=draft, about=about, device=device, dtype=dtype)
     hosts = (*LOOPBACK, *(name or ()), *([host] if host not in ("0.0.0.0", "::") else []))
     limits = Limits(max_body * 2**20, hosts=hosts, open_health=open_health)
-    run(create_app(models, known, limits), host, port)
+    with _agents(kinds["models"], data, results, jobs) if agents else nullcontext() as tools:
+        way = {"attend": next(iter(attending), None), "draft": draft}
+        models = Models(**kinds, **way, about=about, device=device, dtype=dtype)
+        run(create_app(models, known, limits, tools), host, port)
 
 
 @app.command(epilog="Example: broadsheet mcp --data corpus.jsonl")
 def mcp(
     model: Annotated[list[str] | None, typer.Option(help="That trials may run on; `default` by default.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="That trials may run on; `pydocs` by default.")] = None,
-    results: Annotated[Path | None, typer.Option(help="A folder whose files may be compared.")] = None,
-    jobs: Annotated[Path | None, typer.Option(help="Where trials are kept; in the cache folder by default.")] = None,
+    data: Data = None,
+    results: Results = None,
+    jobs: Trials = None,
 ) -> None:
     """Give the page, its evidence and its trials to an agent, as tools of the Model Context Protocol over stdio.
 
     An agent names papers, and of models, data and files those that are given here. A skill file for agents lies beside
-    the code (`serve/SKILL.md`).
+    the code (`serve/SKILL.md`). `broadsheet serve --agents` gives the same over HTTP.
+    """
+    with _agents(model or ("default",), data, results, jobs) as tools:
+        tools.server().run()
+
+
+@contextmanager
+def _agents(
+    models: Sequence[str], data: Sequence[str] | None, results: Path | None, jobs: Path | None
+) -> Iterator[Agents]:
+    """The tools over what may be used; trials that run are stopped at the end.
+
+    Raises:
+        InputError: the protocol's SDK is not installed, or `results` is no folder.
     """
     try:
         import mcp as _  # noqa: F401
     except ImportError:
-        raise InputError("this needs the protocol's SDK: pip install -e '.[mcp]'") from None
+        raise InputError("tools for agents need the protocol's SDK: pip install -e '.[mcp]'") from None
     from broadsheet.cache import home
     from broadsheet.serve.agents import Agents
     from broadsheet.serve.jobs import Jobs
@@ -115,6 +145,6 @@ def mcp(
         raise InputError(f"got --results {results}; expected a folder")
     kept = Jobs(jobs or home() / "jobs")
     try:
-        Agents(kept, model or ("default",), data or ("pydocs", "pydocs:stdlib"), results).server().run()
+        yield Agents(kept, models, data or ("pydocs", "pydocs:stdlib"), results)
     finally:
         kept.close()

@@ -12,7 +12,6 @@ import hmac
 import json
 import secrets
 import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, say, where
 from broadsheet.serve.protocol import error
 
 Right = Literal["infer", "read", "run"]
@@ -190,8 +189,7 @@ class Guard:
         try:
             await self.app(scope, receive, watched)
         except Exception as failure:  # it has been answered; what was asked may stand in its message
-            where = traceback.extract_tb(failure.__traceback__)[-1]
-            say(f"{type(failure).__name__} in {Path(where.filename).name}, line {where.lineno}")
+            say(where(failure))
         finally:
             self.active -= 1
             self.ended(getattr(scope.get("route"), "path", ""), status, _now() - start)
