@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -103,8 +103,8 @@ def serve(
     hosts = (*LOOPBACK, *(name or ()), *([host] if host not in ("0.0.0.0", "::") else []))
     limits = Limits(max_body * 2**20, hosts=hosts, open_health=open_health)
     with _agents(kinds["models"], data, results, jobs) if agents else nullcontext() as tools:
-        way = {"attend": next(iter(attending), None), "draft": draft}
-        models = Models(**kinds, **way, about=about, device=device, dtype=dtype)
+        way: dict[str, Any] = {"attend": next(iter(attending), None), "draft": draft, "about": about}
+        models = Models(**kinds, **way, device=device, dtype=dtype)
         run(create_app(models, known, limits, tools), host, port)
 
 

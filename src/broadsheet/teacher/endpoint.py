@@ -107,6 +107,11 @@ class Endpoint:
         return openai.AsyncOpenAI(**self._connection, http_client=transport)
 
     @property
+    def key(self) -> str:
+        """Its key; not to be shown to anybody."""
+        return self._key
+
+    @property
     def _connection(self) -> dict[str, Any]:
         return {"api_key": self._key or "none", "base_url": self.url, "timeout": self.timeout, "max_retries": 0}
 
