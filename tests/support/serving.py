@@ -1,8 +1,14 @@
-"""A server on loopback in this process, over tiny models."""
+"""A server on loopback, over tiny models: in this process, or as the command."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -10,8 +16,10 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 
 
@@ -54,3 +62,50 @@ def serving(app: Any) -> Iterator[Running]:
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+@contextmanager
+def served(home: Path, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], Running]]:
+    """`broadsheet serve …` as a process of its own, once it listens."""
+    found = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "broadsheet", "serve", "--port", "0", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "BROADSHEET_HOME": str(home), "OMP_NUM_THREADS": "1", **found, **environment},
+    )
+    assert process.stderr
+    try:
+        for line in process.stderr:
+            if address := re.search(r"serving on (http://\S+)/v1", line):
+                break
+        else:
+            pytest.fail("it has ended before it listened")
+        yield process, Running(address[1], None)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def stream_until_signal(
+    process: subprocess.Popen[str], server: Running, key: str, told: list[int]
+) -> tuple[bytes, set[int]]:
+    """All that came of a stream, and what /health/ready said, where SIGTERM reaches these processes in its middle."""
+    host, port = server.url.removeprefix("http://").split(":")
+    body = json.dumps({"prompt": "the", "max_tokens": 200, "stream": True, "stop": ["never"]})
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"Host: {host}\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\nConnection: close"
+        connection.sendall(
+            f"POST /v1/completions HTTP/1.1\r\n{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        text = connection.recv(4096)
+        for pid in told:
+            os.kill(pid, signal.SIGTERM)
+        statuses = set()
+        while process.poll() is None and b"[DONE]" not in text:
+            text += connection.recv(65536)
+            try:
+                statuses.add(server.ask("/health/ready", authorization=f"Bearer {key}")[0])
+            except OSError:
+                break  # it has closed
+    return text, statuses

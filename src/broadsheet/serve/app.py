@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
@@ -34,6 +34,9 @@ from broadsheet.serve.writing import Answers
 from broadsheet.teacher.base import Completion, Sampling
 from broadsheet.teacher.live import Row
 
+if TYPE_CHECKING:
+    from broadsheet.serve.workers import Shared
+
 RIGHTS: dict[str, Right] = {
     "/v1/models": "read", "/health": "read", "/metrics": "read", "/openapi.json": "read",
     "/v1/": "infer", "/v2/": "infer", "/tokenize": "infer", "/detokenize": "infer",
@@ -53,9 +56,15 @@ Kind = TypeVar("Kind", bound=Served)
 T = TypeVar("T")
 
 
-def create_app(models: Models, keys: KeyRing | None = None, limits: Limits | None = None) -> Any:
-    """The server as an ASGI app, behind its guard."""
-    state = _State(models)
+def create_app(
+    models: Models, keys: KeyRing | None = None, limits: Limits | None = None, shared: Shared | None = None
+) -> Any:
+    """The server as an ASGI app, behind its guard.
+
+    Args:
+        shared: what it has in common with other processes of the same server; None: there are none.
+    """
+    state = _State(models, shared)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -81,7 +90,8 @@ def create_app(models: Models, keys: KeyRing | None = None, limits: Limits | Non
     _writing(app, state)
     _vectors(app, state)
     _scores(app, state)
-    return Guard(app, keys or KeyRing(), limits or Limits(), RIGHTS, state.metrics.ended)
+    token = shared.token if shared else ""
+    return Guard(app, keys or KeyRing(), limits or Limits(), RIGHTS, state.metrics.ended, token)
 
 
 def _schema(app: FastAPI) -> None:
@@ -101,11 +111,11 @@ def _schema(app: FastAPI) -> None:
 class _State:
     """What the routes share."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, shared: Shared | None) -> None:
         self.models = models
-        self.metrics = Metrics(models.engines)
+        self.metrics = Metrics(models.engines, shared.folder if shared else None)
         self.draining = False
-        self.started = int(time.time())
+        self.started = shared.started if shared else int(time.time())
 
     def get(self, name: str | None, kind: type[Kind]) -> Kind:
         """The model that is asked.

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from broadsheet.console import InputError
+
+if TYPE_CHECKING:
+    from broadsheet.serve.guard import Guard, KeyRing, Limits
+    from broadsheet.serve.workers import Shared
 
 NAME = None
 app = typer.Typer()
@@ -41,6 +47,12 @@ def serve(
     keys: Annotated[Path | None, typer.Option(help="A file: a line for each key, then its rights and limits.")] = None,
     open_health: Annotated[bool, typer.Option("--open-health", help="/health needs no key.")] = False,
     max_body: Annotated[int, typer.Option(min=1, help="MiB of a request.")] = 32,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Processes that answer, each with its own models: on CUDA each takes the memory again."
+        ),
+    ] = 1,
     device: Annotated[str | None, typer.Option(help="Where models run; chosen by default.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the models; chosen by default.")] = None,
 ) -> None:
@@ -54,14 +66,11 @@ def serve(
         import uvicorn  # noqa: F401
     except ImportError:
         raise InputError("serve needs FastAPI and uvicorn: pip install -e '.[serve]'") from None
-    from broadsheet.serve import winning
-    from broadsheet.serve.app import create_app
-    from broadsheet.serve.guard import LOOPBACK, KeyRing, Limits
-    from broadsheet.serve.named import Models
-    from broadsheet.serve.running import check_address, run
+    from broadsheet.serve import running, winning
+    from broadsheet.serve.guard import KeyRing, Limits
 
     known = KeyRing.of(keys, os.environ)
-    check_address(host, known)
+    running.check_address(host, known)
     wanted = [winning.of(path) for path in won or ()]
     attending = [attend] if attend else [each.attend for each in wanted if each.attend]
     if len(attending) > 1:
@@ -79,10 +88,23 @@ def serve(
         kinds["models"] = ["default"]
     kinds = {kind: list(dict.fromkeys(given)) for kind, given in kinds.items()}
     about = {name: told for each in wanted for name, told in each.about.items()}
-    models = Models(**kinds, attend=next(iter(attending), None), about=about, device=device, dtype=dtype)
-    hosts = (*LOOPBACK, *(name or ()), *([host] if host not in ("0.0.0.0", "::") else []))
-    limits = Limits(max_body * 2**20, hosts=hosts, open_health=open_health)
-    run(create_app(models, known, limits), host, port)
+    options = {**kinds, "attend": next(iter(attending), None), "about": about, "device": device, "dtype": dtype}
+    limits = Limits(max_body * 2**20, hosts=running.names(host, name or ()), open_health=open_health)
+    if workers == 1:
+        running.run(_app(options, limits, known), host, port)
+    else:
+        from broadsheet.serve.workers import run
+
+        run(partial(_app, options, limits), known, workers, host, port)
+
+
+def _app(options: Mapping[str, Any], limits: Limits, keys: KeyRing, shared: Shared | None = None) -> Guard:
+    """The server over models that it loads: what one process answers by."""
+    from broadsheet.serve.app import create_app
+    from broadsheet.serve.named import Models
+
+    app: Guard = create_app(Models(**options), keys, limits, shared)
+    return app
 
 
 @app.command(epilog="Example: broadsheet mcp --data corpus.jsonl")
