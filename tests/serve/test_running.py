@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,13 @@ def test_a_signal_is_followed_by_503_the_rest_of_the_answers_and_the_end(tiny_fo
         assert process.wait(30) == 0
         assert process.stderr
         assert KEY not in process.stderr.read()
+
+
+def test_a_second_signal_ends_it_at_once(tiny_folder: Path, tmp_path: Path) -> None:
+    with served(tmp_path, "--model", str(tiny_folder), BROADSHEET_SERVE_KEYS=KEY) as (process, server):
+        text, _ = stream_until_signal(process, server, KEY, [process.pid], signal.SIGTERM, signal.SIGINT)
+        assert b"[DONE]" not in text
+        assert process.wait(30) not in (0, -signal.SIGKILL)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4", "::", "models.example"])

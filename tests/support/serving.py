@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,13 @@ def served(home: Path, *arguments: str, **environment: str) -> Iterator[tuple[su
 
 
 def stream_until_signal(
-    process: subprocess.Popen[str], server: Running, key: str, told: list[int]
+    process: subprocess.Popen[str], server: Running, key: str, told: list[int], *signals: int
 ) -> tuple[bytes, set[int]]:
-    """All that came of a stream, and what /health/ready said, where SIGTERM reaches these processes in its middle."""
+    """All that came of a stream, and what /health/ready said, where processes are told to end in its middle.
+
+    Args:
+        told: the processes, each by the signals; SIGTERM by default.
+    """
     host, port = server.url.removeprefix("http://").split(":")
     body = json.dumps({"prompt": "the", "max_tokens": 200, "stream": True, "stop": ["never"]})
     with socket.create_connection((host, int(port))) as connection:
@@ -99,11 +104,14 @@ def stream_until_signal(
             f"POST /v1/completions HTTP/1.1\r\n{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
         )
         text = connection.recv(4096)
-        for pid in told:
-            os.kill(pid, signal.SIGTERM)
+        for pid, number in product(told, signals or (signal.SIGTERM,)):
+            os.kill(pid, number)
         statuses = set()
         while process.poll() is None and b"[DONE]" not in text:
-            text += connection.recv(65536)
+            more = connection.recv(65536)
+            if not more:
+                break
+            text += more
             try:
                 statuses.add(server.ask("/health/ready", authorization=f"Bearer {key}")[0])
             except OSError:

@@ -119,6 +119,7 @@ class DrainingServer(uvicorn.Server):
         if self._state.draining and self._ready:
             return
         if self._state.draining or not self.started:
+            self.force_exit = self._state.draining
             super().handle_exit(sig, frame)
             return
         self._state.draining = True

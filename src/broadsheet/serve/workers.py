@@ -18,13 +18,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from broadsheet.console import InputError, duration, say
 from broadsheet.serve.guard import Guard, KeyRing
@@ -257,8 +257,9 @@ def _work(
     os.setpgrp()
     threading.Thread(target=_follow, name="follows its parent", daemon=True).start()
     try:
-        share_threads(workers)
-        answer(make(keys, shared), address, lambda: news.send(None))
+        with _tidied(shared.folder):
+            share_threads(workers)
+            answer(make(keys, shared), address, lambda: news.send(None))
     except _MENDABLE as error:
         _tell(news, error)
     except OSError as error:
@@ -279,10 +280,28 @@ def _tell(news: Connection, error: Exception) -> None:
 
 def _follow() -> None:
     """End as at a signal where the parent has gone."""
-    parent = multiprocessing.parent_process()
-    assert parent
-    parent.join()
+    _parent().join()
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def _tidied(folder: Path) -> Iterator[None]:
+    """A worker's use of the folder: where the parent was killed, the last to use it removes it."""
+    import fcntl
+
+    with (folder / "used").open("w") as used:
+        fcntl.flock(used, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            if not _parent().is_alive():
+                with suppress(BlockingIOError):  # another one still answers
+                    fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _parent() -> Any:
+    return multiprocessing.parent_process()
 
 
 def share_threads(workers: int) -> None:
