@@ -29,7 +29,7 @@ def test_a_signal_is_followed_by_503_the_rest_of_the_answers_and_the_end(tiny_fo
         assert server.ask("/v1/models")[0] == 401
         status, listed = server.ask("/v1/models", authorization=f"Bearer {KEY}")
         assert (status, [each["id"] for each in listed["data"]]) == (200, [tiny_folder.name])
-        text, statuses = stream_until_signal(process, server, KEY, [process.pid])
+        text, statuses = stream_until_signal(process, server, KEY)
         assert 503 in statuses
         assert b"data: [DONE]" in text
         assert process.wait(30) == 0
@@ -39,7 +39,7 @@ def test_a_signal_is_followed_by_503_the_rest_of_the_answers_and_the_end(tiny_fo
 
 def test_a_second_signal_ends_it_at_once(tiny_folder: Path, tmp_path: Path) -> None:
     with served(tmp_path, "--model", str(tiny_folder), BROADSHEET_SERVE_KEYS=KEY) as (process, server):
-        text, _ = stream_until_signal(process, server, KEY, [process.pid], signal.SIGTERM, signal.SIGINT)
+        text, _ = stream_until_signal(process, server, KEY, (process.pid, signal.SIGTERM))
         assert b"[DONE]" not in text
         assert process.wait(30) not in (0, -signal.SIGKILL)
 

@@ -111,7 +111,8 @@ def test_one_that_is_killed_is_replaced_and_its_requests_still_count(two: Server
 def test_at_a_signal_all_end_when_their_answers_are_written(two: Server) -> None:
     process, server = two
     workers = pids(process)
-    text, statuses = stream_until_signal(process, server, KEY, [process.pid, *workers])  # as service managers do
+    again = [(pid, signal.SIGTERM) for pid in workers]  # as service managers tell all processes
+    text, statuses = stream_until_signal(process, server, KEY, *again)
     assert b"data: [DONE]" in text
     assert 503 in statuses
     assert process.wait(30) == 0

@@ -14,9 +14,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +88,12 @@ def served(home: Path, *arguments: str, **environment: str) -> Iterator[tuple[su
 
 
 def stream_until_signal(
-    process: subprocess.Popen[str], server: Running, key: str, told: list[int], *signals: int
+    process: subprocess.Popen[str], server: Running, key: str, *then: tuple[int, int]
 ) -> tuple[bytes, set[int]]:
-    """All that came of a stream, and what /health/ready said, where processes are told to end in its middle.
+    """All that came of a stream, and what /health/ready said, where a server is told to end in the stream's middle.
 
     Args:
-        told: the processes, each by the signals; SIGTERM by default.
+        then: (process, signal), sent once the server has said that it is closing.
     """
     host, port = server.url.removeprefix("http://").split(":")
     body = json.dumps({"prompt": "the", "max_tokens": 200, "stream": True, "stop": ["never"]})
@@ -103,17 +102,16 @@ def stream_until_signal(
         connection.sendall(
             f"POST /v1/completions HTTP/1.1\r\n{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
         )
-        text = connection.recv(4096)
-        for pid, number in product(told, signals or (signal.SIGTERM,)):
-            os.kill(pid, number)
-        statuses = set()
-        while process.poll() is None and b"[DONE]" not in text:
-            more = connection.recv(65536)
-            if not more:
-                break
-            text += more
-            try:
+        text = more = connection.recv(4096)
+        process.send_signal(signal.SIGTERM)
+        statuses: set[int] = set()
+        while more and b"[DONE]" not in text:
+            with suppress(OSError):  # it may close meanwhile
                 statuses.add(server.ask("/health/ready", authorization=f"Bearer {key}")[0])
-            except OSError:
-                break  # it has closed
+            for pid, number in then if 503 in statuses else ():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            then = () if 503 in statuses else then
+            more = connection.recv(65536)
+            text += more
     return text, statuses
