@@ -6,17 +6,18 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 
 import psutil
 import pytest
 import torch
-from serving import Running, served, stream_until_signal
+from serving import Running, dies, served, stream_until_signal, unloadable
 
-from broadsheet.serve.workers import share_threads
+from broadsheet.console import InputError
+from broadsheet.serve.guard import KeyRing
+from broadsheet.serve.workers import run, share_threads
 
 KEY, SLOW = "k" * 24, "s" * 24
 Server = tuple["subprocess.Popen[str]", Running]
@@ -33,13 +34,10 @@ def two(tmp_path_factory: pytest.TempPathFactory, tiny_model, tiny_tokenizer) ->
         yield started
 
 
-def pids(process: subprocess.Popen[str]) -> list[int]:
-    """Of the workers."""
-    return [
-        each.pid
-        for each in psutil.Process(process.pid).children()
-        if any("spawn_main" in word for word in each.cmdline())
-    ]
+def pids(process: subprocess.Popen[str] | None = None) -> list[int]:
+    """Of the workers of a server, or of this process."""
+    children = psutil.Process(process.pid if process else None).children()
+    return [each.pid for each in children if any("spawn_main" in word for word in each.cmdline())]
 
 
 @contextmanager
@@ -121,16 +119,16 @@ def test_at_a_signal_all_end_when_their_answers_are_written(two: Server) -> None
     assert not process.stderr.read()
 
 
-def test_a_model_that_cannot_be_loaded_is_one_line_and_no_worker_stays(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "broadsheet", "serve", "--port", "0", "--workers", "3"]
-    command += ["--model", str(tmp_path / "missing.gguf")]
-    ended = subprocess.run(
-        command, env=os.environ | {"BROADSHEET_HOME": str(tmp_path)}, stderr=subprocess.PIPE, text=True
-    )
-    assert ended.returncode == 2
-    [line] = ended.stderr.splitlines()
-    assert line.startswith("broadsheet: ")
-    assert "missing.gguf" in line
+def test_what_one_cannot_load_is_its_error_and_no_worker_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")  # which is set, and then as it was
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    before = set(pids())
+    with pytest.raises(InputError, match=r"no such model: missing\.gguf"):
+        run(partial(unloadable, "missing.gguf"), KeyRing(), 3, "127.0.0.1", 0)
+    with pytest.raises(SystemExit, match="1"):
+        run(partial(dies, signal.SIGKILL), KeyRing(), 3, "127.0.0.1", 0)
+    assert set(pids()) == before
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
 
 
 def test_workers_share_the_threads_unless_it_is_said_how_many_each_has(monkeypatch: pytest.MonkeyPatch) -> None:

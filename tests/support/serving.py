@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 import uvicorn
 
+from broadsheet.console import InputError
+
 
 @dataclass
 class Running:
@@ -115,3 +117,13 @@ def stream_until_signal(
             more = connection.recv(65536)
             text += more
     return text, statuses
+
+
+def unloadable(name: str, keys: Any, shared: Any) -> Any:
+    """Stands for an app whose model cannot be loaded, in a process of its own."""
+    raise InputError(f"no such model: {name}")
+
+
+def dies(number: int, keys: Any, shared: Any) -> Any:
+    """Stands for an app that a signal ends while it is made."""
+    os.kill(os.getpid(), number)
