@@ -13,7 +13,7 @@ from functools import partial
 import psutil
 import pytest
 import torch
-from serving import Running, dies, served, stream_until_signal, unloadable
+from serving import Running, dies, lacking, served, stream_until_signal, unloadable
 
 from broadsheet.console import InputError
 from broadsheet.serve.guard import KeyRing
@@ -125,6 +125,9 @@ def test_what_one_cannot_load_is_its_error_and_no_worker_stays(monkeypatch: pyte
     before = set(pids())
     with pytest.raises(InputError, match=r"no such model: missing\.gguf"):
         run(partial(unloadable, "missing.gguf"), KeyRing(), 3, "127.0.0.1", 0)
+    with pytest.raises(ModuleNotFoundError, match="No module named 'nowhere'") as missing:
+        run(partial(lacking, "nowhere"), KeyRing(), 3, "127.0.0.1", 0)
+    assert missing.value.name == "nowhere"  # by which the command tells what to install
     with pytest.raises(SystemExit, match="1"):
         run(partial(dies, signal.SIGKILL), KeyRing(), 3, "127.0.0.1", 0)
     assert set(pids()) == before

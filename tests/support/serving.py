@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -21,8 +22,6 @@ from typing import Any
 
 import pytest
 import uvicorn
-
-from broadsheet.console import InputError
 
 
 @dataclass
@@ -121,7 +120,17 @@ def stream_until_signal(
 
 def unloadable(name: str, keys: Any, shared: Any) -> Any:
     """Stands for an app whose model cannot be loaded, in a process of its own."""
-    raise InputError(f"no such model: {name}")
+
+    class OddError(FileNotFoundError):  # an error of a library's, that no other process can read
+        def __init__(self, *, where: str) -> None:
+            super().__init__(f"no such model: {where}")
+
+    raise OddError(where=name)
+
+
+def lacking(name: str, keys: Any, shared: Any) -> Any:
+    """Stands for an app that needs a package which is not installed."""
+    importlib.import_module(name)
 
 
 def dies(number: int, keys: Any, shared: Any) -> Any:

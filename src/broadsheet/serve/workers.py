@@ -219,7 +219,7 @@ class _Workers:
                 say(f"{how}, before its answers were written")
             return
         if not self._up:
-            say(f"{how}, before it answered" + "; is there memory for all of them?" * (status == -signal.SIGKILL))
+            say(f"{how} before all answered" + "; is there memory for all of them?" * (status == -signal.SIGKILL))
             sys.exit(1)
         from prometheus_client.multiprocess import mark_process_dead
 
@@ -273,8 +273,11 @@ def _work(
 
 
 def _tell(news: Connection, error: Exception) -> None:
-    """Send an error to the parent, and end with the status that the command has for it."""
-    news.send(error)
+    """Send an error to the parent, as a plain one that it can read whatever it was, and end as the command does."""
+    if isinstance(error, ModuleNotFoundError):
+        news.send(ModuleNotFoundError(str(error), name=error.name))
+    else:
+        news.send(InputError(str(error)))
     sys.exit(2)
 
 
