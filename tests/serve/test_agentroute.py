@@ -14,10 +14,9 @@ import httpx2
 import pytest
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
-from serving import Running, serving
+from serving import Running, served, serving
 from stub_trials import stubbed, wait
 from test_agents import TOOLS
-from test_running import served
 from typer.testing import CliRunner
 
 from broadsheet.console import InputError

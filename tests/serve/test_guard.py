@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,20 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path: Path):
     assert not KeyRing.of(None, {})
     with pytest.raises(InputError, match="cannot read the keys"):
         KeyRing.of(tmp_path / "missing", {})
+
+
+def test_copies_of_a_ring_in_other_processes_share_what_is_left(monkeypatch, tmp_path: Path):
+    now = [0.0]
+    monkeypatch.setattr("broadsheet.serve.guard._now", lambda: now[0])
+    ring = KeyRing([ALL, f"{INFER} requests=2 tokens=100", f"{OTHER} requests=2"])
+    ring.share(tmp_path)
+    first, second = (pickle.loads(pickle.dumps(ring)) for _ in range(2))
+    one, two = (each.find(f"Bearer {INFER}") for each in (first, second))
+    assert [one.admit(), two.admit(), one.admit(), two.admit()] == [0, 0, 30, 30]
+    now[0] += 30
+    assert one.admit() == 0
+    assert two.admit() == pytest.approx(30)
+    now[0] += 60
+    one.tokens.spend(160)
+    assert two.admit() == pytest.approx(61 * 60 / 100)
+    assert second.find(f"Bearer {OTHER}").admit() == 0, "each key has its own"

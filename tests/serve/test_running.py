@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Running
+from serving import served, stream_until_signal
 
 from broadsheet.console import InputError
 from broadsheet.models import card
@@ -30,60 +24,24 @@ from broadsheet.trial.results import TrialResult
 KEY = "k" * 24
 
 
-@contextmanager
-def served(home: Path, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], Running]]:
-    """`broadsheet serve …` as a process of its own, once it listens."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "broadsheet", "serve", "--port", "0", *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={
-            "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # the code that is tested, wherever it lies
-            "BROADSHEET_HOME": str(home),
-            "OMP_NUM_THREADS": "1",
-            **environment,
-        },
-    )
-    assert process.stderr
-    try:
-        for line in process.stderr:
-            if found := re.search(r"serving on (http://\S+)/v1", line):
-                break
-        else:
-            pytest.fail("it has ended before it listened")
-        yield process, Running(found[1], None)
-    finally:
-        process.kill()
-        process.wait()
-
-
 def test_a_signal_is_followed_by_503_the_rest_of_the_answers_and_the_end(tiny_folder: Path, tmp_path: Path) -> None:
     with served(tmp_path, "--model", str(tiny_folder), BROADSHEET_SERVE_KEYS=KEY) as (process, server):
         assert server.ask("/v1/models")[0] == 401
         status, listed = server.ask("/v1/models", authorization=f"Bearer {KEY}")
         assert (status, [each["id"] for each in listed["data"]]) == (200, [tiny_folder.name])
-        host, port = server.url.removeprefix("http://").split(":")
-        body = json.dumps({"prompt": "the", "max_tokens": 200, "stream": True, "stop": ["never"]})
-        with socket.create_connection((host, int(port))) as connection:
-            head = f"Host: {host}\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\nConnection: close"
-            connection.sendall(
-                f"POST /v1/completions HTTP/1.1\r\n{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
-            )
-            text = connection.recv(4096)
-            process.send_signal(signal.SIGTERM)
-            statuses = set()
-            while process.poll() is None and b"[DONE]" not in text:
-                text += connection.recv(65536)
-                try:
-                    statuses.add(server.ask("/health/ready", authorization=f"Bearer {KEY}")[0])
-                except OSError:
-                    break  # it has closed
+        text, statuses = stream_until_signal(process, server, KEY)
         assert 503 in statuses
         assert b"data: [DONE]" in text
         assert process.wait(30) == 0
         assert process.stderr
         assert KEY not in process.stderr.read()
+
+
+def test_a_second_signal_ends_it_at_once(tiny_folder: Path, tmp_path: Path) -> None:
+    with served(tmp_path, "--model", str(tiny_folder), BROADSHEET_SERVE_KEYS=KEY) as (process, server):
+        text, _ = stream_until_signal(process, server, KEY, (process.pid, signal.SIGTERM))
+        assert b"[DONE]" not in text
+        assert process.wait(30) not in (0, -signal.SIGKILL)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4", "::", "models.example"])

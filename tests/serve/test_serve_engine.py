@@ -10,6 +10,7 @@ import pytest
 
 from broadsheet.console import InputError, progress, say
 from broadsheet.serve.engine import AnswersAsked, Batcher, ClosingError, Engine, FullError, Work
+from broadsheet.serve.metrics import Metrics
 from broadsheet.teacher.base import Sampling
 from broadsheet.teacher.live import GrowingAnswer, LiveBatch, Row, TokenReader
 
@@ -327,3 +328,25 @@ def test_a_request_of_more_than_ever_waits_is_refused(engine):
     with pytest.raises(InputError, match="at most 300 in several answers"):
         engine.generate(Asked(*[row(limit=100) for _ in range(5)]).generation)
     assert engine.queued == 0
+
+
+def test_what_waits_in_the_engines_of_one_name_is_counted_together(reader):
+    engines = [Engine("tiny", reader), Engine("tiny", reader)]
+    metrics = Metrics(engines)
+    hold, began = threading.Event(), threading.Event()
+
+    def run(items: list[int]) -> list[int]:
+        began.set()
+        hold.wait(30)
+        return items
+
+    futures = [
+        engine.work(Work(Batcher(run, 10), [(1, tokens)])) for engine, tokens in zip(engines, (3, 4), strict=True)
+    ]
+    assert began.wait(30)
+    assert b'broadsheet_queued_tokens{model="tiny"} 7.0' in metrics.text()
+    hold.set()
+    assert [future.result(30) for future in futures] == [[1], [1]]
+    assert b'broadsheet_queued_tokens{model="tiny"} 0.0' in metrics.text()
+    for engine in engines:
+        engine.close(30)

@@ -1,17 +1,26 @@
-"""A server on loopback in this process, over tiny models."""
+"""A server on loopback, over tiny models: in this process, or as the command."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 
 
@@ -54,3 +63,76 @@ def serving(app: Any) -> Iterator[Running]:
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+@contextmanager
+def served(home: Path, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], Running]]:
+    """`broadsheet serve …` as a process of its own, once it listens."""
+    found = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "broadsheet", "serve", "--port", "0", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "BROADSHEET_HOME": str(home), "OMP_NUM_THREADS": "1", **found, **environment},
+    )
+    assert process.stderr
+    try:
+        for line in process.stderr:
+            if address := re.search(r"serving on (http://\S+)/v1", line):
+                break
+        else:
+            pytest.fail("it has ended before it listened")
+        yield process, Running(address[1], None)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def stream_until_signal(
+    process: subprocess.Popen[str], server: Running, key: str, *then: tuple[int, int]
+) -> tuple[bytes, set[int]]:
+    """All that came of a stream, and what /health/ready said, where a server is told to end in the stream's middle.
+
+    Args:
+        then: (process, signal), sent once the server has said that it is closing.
+    """
+    host, port = server.url.removeprefix("http://").split(":")
+    body = json.dumps({"prompt": "the", "max_tokens": 200, "stream": True, "stop": ["never"]})
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"Host: {host}\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\nConnection: close"
+        connection.sendall(
+            f"POST /v1/completions HTTP/1.1\r\n{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        text = more = connection.recv(4096)
+        process.send_signal(signal.SIGTERM)
+        statuses: set[int] = set()
+        while more and b"[DONE]" not in text:
+            with suppress(OSError):  # it may close meanwhile
+                statuses.add(server.ask("/health/ready", authorization=f"Bearer {key}")[0])
+            for pid, number in then if 503 in statuses else ():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            then = () if 503 in statuses else then
+            more = connection.recv(65536)
+            text += more
+    return text, statuses
+
+
+def unloadable(name: str, keys: Any, shared: Any) -> Any:
+    """Stands for an app whose model cannot be loaded, in a process of its own."""
+
+    class OddError(FileNotFoundError):  # an error of a library's, that no other process can read
+        def __init__(self, *, where: str) -> None:
+            super().__init__(f"no such model: {where}")
+
+    raise OddError(where=name)
+
+
+def lacking(name: str, keys: Any, shared: Any) -> Any:
+    """Stands for an app that needs a package which is not installed."""
+    importlib.import_module(name)
+
+
+def dies(number: int, keys: Any, shared: Any) -> Any:
+    """Stands for an app that a signal ends while it is made."""
+    os.kill(os.getpid(), number)

@@ -11,8 +11,8 @@ import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
-from typing import Any, TypeVar
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
@@ -34,6 +34,9 @@ from broadsheet.serve.protocol import usage
 from broadsheet.serve.remote import BackendError
 from broadsheet.serve.served import Checker, Encoder, Ranker, Served
 from broadsheet.serve.writer import Answered, Writer
+
+if TYPE_CHECKING:
+    from broadsheet.serve.workers import Shared
 
 RIGHTS: dict[str, Right] = {
     "/v1/models": "read", "/health": "read", "/metrics": "read", "/openapi.json": "read",
@@ -57,20 +60,30 @@ T = TypeVar("T")
 
 
 def create_app(
-    models: Models, keys: KeyRing | None = None, limits: Limits | None = None, agents: Agents | None = None
+    models: Models,
+    keys: KeyRing | None = None,
+    limits: Limits | None = None,
+    agents: Agents | None = None,
+    shared: Shared | None = None,
 ) -> Any:
     """The server as an ASGI app, behind its guard.
 
     Args:
-        agents: the tools that it gives at /mcp; without them there is no such route.
+        agents: the tools that it gives at /mcp, whose trials it stops at its end; without them there is no such route.
+        shared: what it has in common with other processes of the same server; None: there are none.
     """
-    state, limits = _State(models), limits or Limits()
+    state, limits = _State(models, shared), limits or Limits()
     tools = AgentRoute(agents, limits.body_bytes, lambda: state.draining) if agents else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with tools.running() if tools else nullcontext():
+        if tools:
+            async with tools.running():
+                yield
+        else:
             yield
+        if agents:
+            await asyncio.to_thread(agents.jobs.close)
         await asyncio.to_thread(models.close)
 
     failures: dict[int | str, Any] = {
@@ -94,7 +107,8 @@ def create_app(
     _scores(app, state)
     if tools:
         app.router.add_route(tools.path, tools, methods=["POST"])  # type: ignore[arg-type]
-    return Guard(app, keys or KeyRing(), limits, RIGHTS, state.metrics.ended)
+    token = shared.token if shared else ""
+    return Guard(app, keys or KeyRing(), limits, RIGHTS, state.metrics.ended, token)
 
 
 def _schema(app: FastAPI) -> None:
@@ -114,11 +128,11 @@ def _schema(app: FastAPI) -> None:
 class _State:
     """What the routes share."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, shared: Shared | None) -> None:
         self.models = models
-        self.metrics = Metrics(models.queues)
+        self.metrics = Metrics(models.queues, shared.folder if shared else None)
         self.draining = False
-        self.started = int(time.time())
+        self.started = shared.started if shared else int(time.time())
 
     def get(self, name: str | None, kind: type[Kind]) -> Kind:
         """The model that is asked.

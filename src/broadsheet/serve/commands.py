@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,8 @@ from broadsheet.console import InputError
 
 if TYPE_CHECKING:
     from broadsheet.serve.agents import Agents
+    from broadsheet.serve.guard import Guard, KeyRing, Limits
+    from broadsheet.serve.workers import Shared
 
 NAME = None
 app = typer.Typer()
@@ -55,6 +57,12 @@ def serve(
     keys: Annotated[Path | None, typer.Option(help="A file: a line for each key, then its rights and limits.")] = None,
     open_health: Annotated[bool, typer.Option("--open-health", help="/health needs no key.")] = False,
     max_body: Annotated[int, typer.Option(min=1, help="MiB of a request.")] = 32,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Processes that answer, each with its own models: on CUDA each takes the memory again."
+        ),
+    ] = 1,
     device: Annotated[str | None, typer.Option(help="Where models run; chosen by default.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the models; chosen by default.")] = None,
     agents: Annotated[bool, typer.Option("--agents", help="The tools of `broadsheet mcp` too, at /mcp.")] = False,
@@ -75,14 +83,11 @@ def serve(
         import uvicorn  # noqa: F401
     except ImportError:
         raise InputError("serve needs FastAPI and uvicorn: pip install -e '.[serve]'") from None
-    from broadsheet.serve import winning
-    from broadsheet.serve.app import create_app
-    from broadsheet.serve.guard import LOOPBACK, KeyRing, Limits
-    from broadsheet.serve.named import Models
-    from broadsheet.serve.running import check_address, run
+    from broadsheet.serve import running, winning
+    from broadsheet.serve.guard import KeyRing, Limits
 
     known = KeyRing.of(keys, os.environ)
-    check_address(host, known)
+    running.check_address(host, known)
     wanted = [winning.of(path) for path in won or ()]
     attending = [attend] if attend else [each.attend for each in wanted if each.attend]
     if len(attending) > 1:
@@ -100,12 +105,31 @@ def serve(
         kinds["models"] = ["default"]
     kinds = {kind: list(dict.fromkeys(given)) for kind, given in kinds.items()}
     about = {name: told for each in wanted for name, told in each.about.items()}
-    hosts = (*LOOPBACK, *(name or ()), *([host] if host not in ("0.0.0.0", "::") else []))
-    limits = Limits(max_body * 2**20, hosts=hosts, open_health=open_health)
-    with _agents(kinds["models"], data, results, jobs) if agents else nullcontext() as tools:
-        way: dict[str, Any] = {"attend": next(iter(attending), None), "draft": draft, "about": about}
-        models = Models(**kinds, **way, device=device, dtype=dtype)
-        run(create_app(models, known, limits, tools), host, port)
+    way = {"attend": next(iter(attending), None), "draft": draft}
+    options = {**kinds, **way, "about": about, "device": device, "dtype": dtype}
+    limits = Limits(max_body * 2**20, hosts=running.names(host, name or ()), open_health=open_health)
+    tools = _agents(kinds["models"], data, results, jobs) if agents else None
+    if workers == 1:
+        running.run(_app(options, limits, tools, known), host, port)
+    else:
+        from broadsheet.serve.workers import run
+
+        run(partial(_app, options, limits, tools), known, workers, host, port)
+
+
+def _app(
+    options: Mapping[str, Any],
+    limits: Limits,
+    agents: Callable[[], Agents] | None,
+    keys: KeyRing,
+    shared: Shared | None = None,
+) -> Guard:
+    """The server over models that it loads: what one process answers by."""
+    from broadsheet.serve.app import create_app
+    from broadsheet.serve.named import Models
+
+    app: Guard = create_app(Models(**options), keys, limits, agents() if agents else None, shared)
+    return app
 
 
 @app.command(epilog="Example: broadsheet mcp --data corpus.jsonl")
@@ -120,15 +144,17 @@ def mcp(
     An agent names papers, and of models, data and files those that are given here. A skill file for agents lies beside
     the code (`serve/SKILL.md`). `broadsheet serve --agents` gives the same over HTTP.
     """
-    with _agents(model or ("default",), data, results, jobs) as tools:
+    tools = _agents(model or ("default",), data, results, jobs)()
+    try:
         tools.server().run()
+    finally:
+        tools.jobs.close()
 
 
-@contextmanager
 def _agents(
     models: Sequence[str], data: Sequence[str] | None, results: Path | None, jobs: Path | None
-) -> Iterator[Agents]:
-    """The tools over what may be used; trials that run are stopped at the end.
+) -> Callable[[], Agents]:
+    """What makes the tools over what may be used, in each process that answers.
 
     Raises:
         InputError: the protocol's SDK is not installed, or `results` is no folder.
@@ -138,13 +164,14 @@ def _agents(
     except ImportError:
         raise InputError("tools for agents need the protocol's SDK: pip install -e '.[mcp]'") from None
     from broadsheet.cache import home
-    from broadsheet.serve.agents import Agents
-    from broadsheet.serve.jobs import Jobs
 
     if results is not None and not results.is_dir():
         raise InputError(f"got --results {results}; expected a folder")
-    kept = Jobs(jobs or home() / "jobs")
-    try:
-        yield Agents(kept, models, data or ("pydocs", "pydocs:stdlib"), results)
-    finally:
-        kept.close()
+    return partial(_made, jobs or home() / "jobs", models, data or ("pydocs", "pydocs:stdlib"), results)
+
+
+def _made(jobs: Path, models: Sequence[str], data: Sequence[str], results: Path | None) -> Agents:
+    from broadsheet.serve.agents import Agents
+    from broadsheet.serve.jobs import Jobs
+
+    return Agents(Jobs(jobs), models, data, results)

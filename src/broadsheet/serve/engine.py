@@ -142,6 +142,7 @@ class Engine:
         self._waiting: deque[AnswersAsked] = deque()
         self._works: deque[Work[Any, Any]] = deque()
         self._queued = 0
+        self._watchers: list[Callable[[int], object]] = []
         self._speed = 0.0  # tokens a second, lately
         self._closing = False
         self._changed = threading.Condition()
@@ -152,6 +153,12 @@ class Engine:
     def queued(self) -> int:
         """Tokens that wait."""
         return self._queued
+
+    def watch(self, changed: Callable[[int], object]) -> None:
+        """Have a function called with each change of what waits, in tokens; and now with what does."""
+        with self._changed:
+            self._watchers.append(changed)
+            changed(self._queued)
 
     @property
     def live(self) -> int:
@@ -196,7 +203,13 @@ class Engine:
             )
         if self._queued and self._queued + cost > self.queue_tokens:
             raise FullError(min(60.0, max(1.0, self._queued / self._speed if self._speed else 1.0)))
-        self._queued += cost
+        self._queue(cost)
+
+    def _queue(self, tokens: int) -> None:
+        """So many tokens more wait, or fewer."""
+        self._queued += tokens
+        for changed in self._watchers:
+            changed(tokens)
 
     # The thread
 
@@ -315,7 +328,7 @@ class Engine:
     def _dequeue(self, generation: AnswersAsked) -> None:
         with self._changed:
             self._waiting.remove(generation)
-            self._queued -= generation.cost
+            self._queue(-generation.cost)
 
     def _step(self) -> None:
         """One token for every answer in progress."""
@@ -341,7 +354,7 @@ class Engine:
         with self._changed:
             for work in [each for each in self._works if each.future.cancelled()]:  # nobody waits for it
                 self._works.remove(work)
-                self._queued -= work.cost
+                self._queue(-work.cost)
             works = [work for work in self._works if work.kind is self._works[0].kind] if self._works else []
         if not works:
             return
@@ -369,7 +382,7 @@ class Engine:
     def _finish(self, work: Work[Any, Any], error: Exception | None = None) -> None:
         with self._changed:
             self._works.remove(work)
-            self._queued -= work.cost
+            self._queue(-work.cost)
         if not work.future.set_running_or_notify_cancel():
             return
         if error:

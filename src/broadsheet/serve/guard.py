@@ -11,8 +11,10 @@ import hashlib
 import hmac
 import json
 import secrets
+import struct
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,28 +30,68 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 COOKIE = "broadsheet_token"
 _now = time.monotonic
 _SAFE = ("GET", "HEAD", "OPTIONS")
+_STATE = struct.Struct("dd")  # what is left of a bucket, and when it was
 
 
 @dataclass(eq=False)
 class Bucket:
-    """So much a minute: full at first, refilled steadily; spending may leave it in debt."""
+    """So much a minute: full at first, refilled steadily; spending may leave it in debt.
+
+    Attributes:
+        file: that holds what is left where several processes spend of it; None in a process alone.
+    """
 
     per_minute: float
     left: float = field(init=False)
     at: float = field(init=False)
+    file: Path | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.left, self.at = self.per_minute, _now()
 
+    def share(self, file: Path) -> None:
+        """Keep what is left in a file, of which copies of this bucket in other processes spend too."""
+        file.write_bytes(_STATE.pack(self.left, self.at))
+        self.file = file
+
     def wait(self) -> float:
         """Seconds until there is something left; 0 if there is."""
+        return self.take(0)
+
+    def take(self, amount: float) -> float:
+        """Spend where there is something left; else the seconds until there is."""
+        with self._held():
+            if self.left > 1 - 1e-9:
+                self.left -= amount
+                return 0.0
+            return (1 - self.left) * 60 / self.per_minute
+
+    def spend(self, amount: float) -> None:
+        """Spend, whatever is left."""
+        with self._held():
+            self.left -= amount
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """The state as it is now, which nobody else changes meanwhile."""
+        if self.file is None:
+            self._refill()
+            yield
+            return
+        import fcntl
+
+        with self.file.open("r+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # a process that is killed lets go of it
+            self.left, self.at = _STATE.unpack(file.read(_STATE.size))
+            self._refill()
+            yield
+            file.seek(0)
+            file.write(_STATE.pack(self.left, self.at))
+
+    def _refill(self) -> None:
         now = _now()
         self.left = min(self.per_minute, self.left + (now - self.at) * self.per_minute / 60)
         self.at = now
-        return 0.0 if self.left > 1 - 1e-9 else (1 - self.left) * 60 / self.per_minute
-
-    def spend(self, amount: float) -> None:
-        self.left -= amount
 
 
 @dataclass(eq=False)
@@ -60,6 +102,10 @@ class Key:
     rights: frozenset[Right] = frozenset(RIGHTS)
     requests: Bucket | None = None
     tokens: Bucket | None = None
+
+    def admit(self) -> float:
+        """Take one request of what the key may; where nothing is left, the seconds until there is."""
+        return (self.tokens.wait() if self.tokens else 0.0) or (self.requests.take(1) if self.requests else 0.0)
 
 
 class KeyRing:
@@ -90,6 +136,13 @@ class KeyRing:
             return cls(file.read_text("utf-8").splitlines())
         except (OSError, UnicodeDecodeError) as failure:
             raise InputError(f"cannot read the keys of {file}: {failure.__class__.__name__}") from None
+
+    def share(self, folder: Path) -> None:
+        """Keep what is left of each limit in a folder, so that copies of this ring in other processes share it."""
+        for number, key in enumerate(self._keys):
+            for name, bucket in (("requests", key.requests), ("tokens", key.tokens)):
+                if bucket:
+                    bucket.share(folder / f"key {number} {name}")
 
     def find(self, authorization: str) -> Key | None:
         """The key of an `Authorization: Bearer …`; every one is compared, whichever fits."""
@@ -142,10 +195,10 @@ class Guard:
         rights: of a path, by its beginning; the longest that fits decides, and `run` holds where none does.
         ended: called with route, status and seconds of each request that has ended; the route is empty where there is
             none, or the request was refused.
+        token: of the cookie that a page of this server's own is given; a new one by default.
 
     Attributes:
         active: requests that were let through and have not ended.
-        token: of the cookie that a page of this server's own is given.
     """
 
     def __init__(
@@ -155,11 +208,12 @@ class Guard:
         limits: Limits,
         rights: Mapping[str, Right],
         ended: Callable[[str, int, float], None] = lambda *_: None,
+        token: str = "",
     ) -> None:
         self.app, self.keys, self.limits, self.ended = app, keys, limits, ended
         self.active = 0
         self.rights = dict(sorted(rights.items(), key=lambda each: -len(each[0])))
-        self.token = secrets.token_urlsafe(32)
+        self.token = token or secrets.token_urlsafe(32)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -211,14 +265,11 @@ class Guard:
                 )  # fmt: skip
             if self._right(path) not in key.rights:
                 return _RefusedError(403, f"this key may not {self._right(path)}", "permission_error")
-            for bucket in filter(None, (key.requests, key.tokens)):
-                if seconds := bucket.wait():
-                    return _RefusedError(
-                        429, "this key has used what it may in a minute", "rate_limit_error",
-                        {"retry-after": str(max(1, round(seconds)))},
-                    )  # fmt: skip
-            if key.requests:
-                key.requests.spend(1)
+            if seconds := key.admit():
+                return _RefusedError(
+                    429, "this key has used what it may in a minute", "rate_limit_error",
+                    {"retry-after": str(max(1, round(seconds)))},
+                )  # fmt: skip
             scope.setdefault("state", {})["key"] = key
         elif method not in _SAFE and ("origin" in headers or "sec-fetch-site" in headers):
             # A page of another site may send requests here; it has not got the cookie, nor may it read it.

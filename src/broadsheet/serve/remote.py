@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,7 @@ class Room:
     def __init__(self, name: str, queue_tokens: int = 131_072) -> None:
         self.name, self.queue_tokens = name, queue_tokens
         self._queued = 0
+        self._watchers: list[Callable[[int], object]] = []
         self._closing = False
 
     @property
@@ -76,11 +77,21 @@ class Room:
             raise ClosingError
         if self._queued and self._queued + cost > self.queue_tokens:
             raise FullError(5.0)
-        self._queued += cost
+        self._wait(cost)
         try:
             yield
         finally:
-            self._queued -= cost
+            self._wait(-cost)
+
+    def watch(self, changed: Callable[[int], object]) -> None:
+        """Have a function called with each change of what was asked, in tokens; and now with what was."""
+        self._watchers.append(changed)
+        changed(self._queued)
+
+    def _wait(self, tokens: int) -> None:
+        self._queued += tokens
+        for changed in self._watchers:
+            changed(tokens)
 
     def close(self, seconds: float | None = None) -> None:
         """Take nothing more."""

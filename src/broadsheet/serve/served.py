@@ -38,6 +38,9 @@ class Queue(Protocol):
     def queued(self) -> int:
         """Tokens that wait."""
 
+    def watch(self, changed: Callable[[int], object]) -> None:
+        """Have a function called with each change of what waits, in tokens; and now with what does."""
+
     def close(self, seconds: float | None = None) -> None:
         """Take nothing more, finish what was taken, and end."""
 
