@@ -182,7 +182,7 @@ def test_what_fails_is_told_without_what_was_asked(
     assert answer.is_error
     assert "the tool failed: RuntimeError" in answer.content[0].text
     told = capfd.readouterr()
-    assert "RuntimeError in test_remote.py, line" in told.err
+    assert "RuntimeError in test_agentroute.py, line" in told.err
     assert "secret" not in f"{answer}{told}"
 
 

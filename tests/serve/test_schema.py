@@ -35,6 +35,6 @@ def test_no_request_that_the_schema_allows_or_forbids_makes_the_server_fail(serv
     asked += ["--checks", "not_a_server_error", "--phases", "coverage,fuzzing", "--no-color", "--request-timeout", "60"]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    passed = re.search(r"([\d,]+) passed", done.stdout)
-    assert passed, done.stdout[-3000:]
-    assert int(passed[1].replace(",", "")) > 500
+    made = re.search(r"(\d+) generated", done.stdout)
+    assert made, done.stdout[-3000:]
+    assert int(made[1]) > 500
