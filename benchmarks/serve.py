@@ -188,11 +188,8 @@ def compared(
             took, result = seconds(work)
             spent[name].append(took)
             made.append(result)
-    same = {
-        name: np.allclose(made[0], own, atol=1e-5) if isinstance(own, np.ndarray) else own == made[0]
-        for name, own in zip(ways, made, strict=False)
-    }
-    repeated = all(np.array_equal(made[i % len(ways)], each) for i, each in enumerate(made))
+    same = {name: agree(made[0], own) for name, own in zip(ways, made, strict=False)}
+    repeated = all(agree(made[i % len(ways)], each) for i, each in enumerate(made))
     for name, values in spent.items():
         print(f"  {metric}, {name:18} {np.median(values):7.2f} s" + ("" if same[name] else "   (not the same)"))
     found = []
@@ -204,6 +201,11 @@ def compared(
         found.append(comparison)
     print(f"  the same in each round: {repeated}")
     return found, {"repeated": repeated, **same}
+
+
+def agree(one: Any, other: Any) -> bool:
+    """Whether texts are the same, or vectors to 1e-5."""
+    return np.allclose(one, other, atol=1e-5) if isinstance(one, np.ndarray) else bool(one == other)
 
 
 def late(url: str) -> dict[str, float]:
