@@ -1,6 +1,6 @@
 """The papers on this machine, in one SQLite file: what sources said, what the user says of them.
 
-Knows: the tables (`migrations/`), how records become papers (`records`). Does not know: formats, sources, screens, search.
+Knows: the tables (`migrations/`), how records become papers (`records`). Does not know: formats, sources, screens.
 Threads and processes may read while one writes. A file of an earlier version is copied before it is changed; one of a
 later version is refused.
 """
@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError
+from broadsheet.daily import ids
 from broadsheet.daily.records import TOLD, Fact, Listing, Record, together
 from broadsheet.page import papers
 
@@ -326,7 +328,6 @@ class Store:
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-        db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         return db
 
@@ -342,6 +343,7 @@ class Store:
             raise InputError(f"{self.path} is of version {version}; this broadsheet knows {len(steps)}: update it")
         if version == 0 and db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             raise sqlite3.DatabaseError("another program's database")
+        db.execute("PRAGMA journal_mode = WAL")
         if 0 < version < len(steps):
             self._copy(self.path.with_name(f"{self.path.name}.{version}"))
         for number, step in enumerate(steps, 1):
@@ -359,11 +361,14 @@ class Store:
 
     def _start(self) -> None:
         """See that the papers of this project are there, as its table has them now."""
-        rows = [(paper.arxiv, paper.title) for paper in papers.page()]
-        state = fingerprint(rows)
+        state = fingerprint([(paper.arxiv, paper.title, ours(paper.arxiv)) for paper in papers.page()])
         known = self.asked("broadsheet")
-        if known is None or known[1] != state:
-            self.add(Record(identifier, "broadsheet", title=title) for identifier, title in rows)
+        if known is not None and known[1] == state:
+            return
+        with self.writing() as db:
+            for paper in papers.page():
+                self.add([Record(paper.arxiv, "broadsheet", title=paper.title, published=ids.month(paper.arxiv))])
+                self._index(db, paper.arxiv)
             self.note_asked("broadsheet", state)
 
     # Rows
@@ -424,9 +429,19 @@ class Store:
         number, title, abstract, authors, note = row
         db.execute("DELETE FROM words WHERE rowid = ?", (number,))
         db.execute(
-            "INSERT INTO words (rowid, title, abstract, authors, note) VALUES (?, ?, ?, ?, ?)",
-            (number, title, abstract, " ".join(json.loads(authors)), note),
+            "INSERT INTO words (rowid, title, abstract, authors, note, ours) VALUES (?, ?, ?, ?, ?, ?)",
+            (number, title, abstract, " ".join(json.loads(authors)), note, ours(identifier)),
         )
+
+
+def ours(identifier: str) -> str:
+    """What this project says of a paper of its own, in its words: the summary and the topics; empty for any other."""
+    return _ours().get(identifier, "")
+
+
+@cache
+def _ours() -> dict[str, str]:
+    return {paper.arxiv: " ".join([paper.summary, *paper.topics]) for paper in papers.page()}
 
 
 def _shown(record: Record | None) -> tuple[Any, ...]:

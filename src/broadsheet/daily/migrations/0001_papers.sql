@@ -56,6 +56,7 @@ CREATE TABLE asked (
     source TEXT PRIMARY KEY, at TEXT NOT NULL, outcome TEXT NOT NULL, cursor TEXT NOT NULL DEFAULT ''
 ) STRICT, WITHOUT ROWID;
 
+-- `ours`: this project's own summary and topics, of its papers.
 CREATE VIRTUAL TABLE words USING fts5 (
-    title, abstract, authors, note, tokenize = "porter unicode61 remove_diacritics 2"
+    title, abstract, authors, note, ours, tokenize = "porter unicode61 remove_diacritics 2"
 );

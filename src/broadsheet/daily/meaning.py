@@ -1,0 +1,146 @@
+"""What papers mean, as vectors: of an embedder by name, made once for each text, kept in the store.
+
+Knows: embedders (`embed.load`), vectors. Does not know: words, screens. A vector belongs to a paper, an embedder and
+the text's SHA-256: where the text or the embedder changes, it is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from broadsheet.daily.store import Article, Store, ours
+
+if TYPE_CHECKING:
+    from broadsheet.embed.base import Embedder
+
+_BATCH = 64  # papers whose vectors are kept at once: what is made before a kill stays
+
+
+class Vectors:
+    """The papers' vectors by one embedder.
+
+    Args:
+        spec: an embedder for `embed.load`: `"resource:minilm"`, a folder, a model.
+
+    Attributes:
+        name: of the embedder, with the fingerprint of its weights.
+
+    Raises:
+        InputError: the embedder cannot be loaded.
+
+    Example:
+        vectors = Vectors(store, "resource:minilm")
+        vectors.update()
+        vectors.nearest("read longer documents without training", 5)
+    """
+
+    def __init__(self, store: Store, spec: str) -> None:
+        self._store, self._spec = store, spec
+        self._kept: tuple[Any, list[str], np.ndarray[Any, Any]] = (None, [], np.empty((0, 0), np.float32))
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        from broadsheet.embed.base import load
+
+        return load(self._spec)
+
+    @cached_property
+    def name(self) -> str:
+        from broadsheet import models
+
+        return f"{self._spec} {models.fingerprint(self._embedder)[:16]}"
+
+    def update(self) -> int:
+        """Make the vectors that are missing or of another text; returns how many. What was made stays if it ends."""
+        from broadsheet.console import progress
+
+        missing = self._missing()
+        with progress("reading papers", total=len(missing)) as bar:
+            for start in range(0, len(missing), _BATCH):
+                batch = missing[start : start + _BATCH]
+                made = _unit(self._embedder.encode_document([text for _, text in batch], show_progress_bar=False))
+                with self._store.writing() as db:
+                    db.executemany(
+                        "INSERT OR REPLACE INTO vector VALUES (?, ?, ?, ?, ?)",
+                        [
+                            (identifier, self.name, _sha(text), len(row), row.astype("<f4").tobytes())
+                            for (identifier, text), row in zip(batch, made, strict=True)
+                        ],
+                    )
+                    done = self._store.asked(f"vectors {self.name}")
+                    self._store.note_asked(f"vectors {self.name}", str(int(done[1]) + 1 if done else 1))
+                bar.advance(bar.task_ids[0], len(batch))
+        return len(missing)
+
+    def nearest(self, text: str, limit: int) -> list[str]:
+        """Papers whose vectors are nearest to a query's, the nearest first."""
+        ids, matrix = self._matrix()
+        if not ids:
+            return []
+        [query] = _unit(self._embedder.encode_query([text], show_progress_bar=False))
+        return self._first(ids, matrix @ query, limit)
+
+    def like(self, likes: Sequence[str], dislikes: Sequence[str], limit: int) -> list[str]:
+        """Papers like some and unlike others, the likest first, those themselves left out.
+
+        With papers of both kinds a linear classifier decides (logistic regression, both kinds weighing the same); else
+        the distance from the mean.
+        """
+        ids, matrix = self._matrix()
+        place = {each: i for i, each in enumerate(ids)}
+        good, bad = ([place[each] for each in some if each in place] for some in (likes, dislikes))
+        if not good:
+            return []
+        if bad:
+            from sklearn.linear_model import LogisticRegression
+
+            fitted = LogisticRegression(class_weight="balanced", max_iter=1000)
+            fitted.fit(matrix[good + bad], [1] * len(good) + [0] * len(bad))
+            scores = fitted.decision_function(matrix)
+        else:
+            scores = matrix @ matrix[good].mean(0)
+        known = {*likes, *dislikes}
+        return [each for each in self._first(ids, scores, limit + len(known)) if each not in known][:limit]
+
+    def _first(self, ids: list[str], scores: np.ndarray[Any, Any], limit: int) -> list[str]:
+        return [ids[i] for i in np.argsort(-scores, kind="stable")[:limit]]
+
+    def _missing(self) -> list[tuple[str, str]]:
+        rows = self._store.reading().execute("SELECT id, text FROM vector WHERE embedder = ?", (self.name,))
+        known = dict(rows.fetchall())
+        every = self._store.latest(10**9)
+        return [(each.id, text) for each in every if known.get(each.id) != _sha(text := text_of(each))]
+
+    def _matrix(self) -> tuple[list[str], np.ndarray[Any, Any]]:
+        """The papers, and their vectors (papers, width)."""
+        state = self._store.asked(f"vectors {self.name}")
+        if self._kept[0] != state:
+            rows = (
+                self._store.reading()
+                .execute("SELECT id, data FROM vector WHERE embedder = ? ORDER BY id", (self.name,))
+                .fetchall()
+            )
+            matrix = np.array([np.frombuffer(data, "<f4") for _, data in rows], dtype=np.float32)
+            self._kept = (state, [identifier for identifier, _ in rows], matrix)
+        return self._kept[1:]
+
+
+def text_of(article: Article) -> str:
+    """What of a paper is read for its meaning: the title, and the abstract or what we say of it."""
+    return f"{article.title}\n{article.abstract or ours(article.id)}"
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def _unit(rows: Any) -> np.ndarray[Any, Any]:
+    made = np.asarray(rows, dtype=np.float32)
+    norms = np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12)
+    unit: np.ndarray[Any, Any] = made / norms
+    return unit

@@ -1,0 +1,97 @@
+"""A search as it is typed: words, "phrases", and what a paper has to be.
+
+    speculative decoding "draft model" author:liu cat:cs.CL is:unread runs:yes after:2024-05
+
+Knows: the words of the search line. Does not know: papers. Nothing that is typed is an error: what is no condition is
+words.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+STATES = ("read", "unread", "later", "hidden", "seed", "noted")
+_OPPOSITE = {"read": "unread", "unread": "read"}
+_PART = re.compile(r'(-?)(?:(author|cat|is|runs|after|before):)?("[^"]*"?|\S+)', re.IGNORECASE)
+_DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is looked for.
+
+    Attributes:
+        words: any of which a paper has; the more, and the rarer, the better.
+        phrases: all of which it has.
+        without: words and phrases that it has not.
+        authors, categories: all of which it has.
+        states: of the user's marks, see `STATES`.
+        runs: whether it can be tried here; None: either.
+        after, before: a day, month or year, the first that counts and the first that does not.
+    """
+
+    words: tuple[str, ...] = ()
+    phrases: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    authors: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+    runs: bool | None = None
+    after: str = ""
+    before: str = ""
+    text: str = field(default="", compare=False)
+
+    @property
+    def plain(self) -> str:
+        """Its words and phrases alone, as a text."""
+        return " ".join([*self.words, *self.phrases])
+
+    @property
+    def match(self) -> str:
+        """As SQLite's full-text search has it; empty where no word is looked for."""
+        some = " OR ".join(map(_quoted, self.words))
+        every = [*map(_quoted, self.phrases), *(f"authors : {_quoted(name)}" for name in self.authors)]
+        needed = " AND ".join(([f"({some})"] if some and not every else []) + every)
+        if not needed:
+            return ""
+        left_out = " OR ".join(map(_quoted, self.without))
+        return f"({needed}) NOT ({left_out})" if left_out else needed
+
+
+def parse(text: str) -> Query:
+    """What a line asks for.
+
+    Example:
+        >>> parse('draft "tree mask" author:liu after:2024').phrases
+        ('tree mask',)
+    """
+    found: dict[str, list[str]] = {}
+    runs: bool | None = None
+    dates = {"after": "", "before": ""}
+    for minus, name, given in _PART.findall(text):
+        name, value = name.lower(), given.strip('"')
+        if not any(char.isalnum() for char in value):
+            continue
+        match name:
+            case "author" if not minus:
+                found.setdefault("authors", []).append(value)
+            case "cat" if not minus:
+                found.setdefault("categories", []).append(value)
+            case "is" if value.lower() in STATES:
+                state = _OPPOSITE.get(value.lower(), "") if minus else value.lower()
+                found.setdefault("states", []).append(state)
+            case "runs" if value.lower() in ("yes", "no"):
+                runs = (value.lower() == "yes") != bool(minus)
+            case "after" | "before" if _DATE.fullmatch(value) and not minus:
+                dates[name] = value
+            case _:
+                kind = "without" if minus else "phrases" if given.startswith('"') else "words"
+                found.setdefault(kind, []).append(f"{name}:{value}" if name else value)
+    lists = {name: tuple(each for each in values if each) for name, values in found.items()}
+    return Query(**lists, runs=runs, **dates, text=text)
+
+
+def _quoted(word: str) -> str:
+    """A word or phrase that the full-text search takes as it stands."""
+    return '"' + word.replace('"', '""').replace("\0", " ") + '"'

@@ -1,0 +1,162 @@
+"""Papers that a search finds, by their words and by their meaning, and papers like another one.
+
+Knows: the store's words, vectors as far as there are any. Does not know: how a search is typed (`query`), screens.
+Both orders are fused by reciprocal rank: a paper at place r of one gets 1 / (60 + r) from it. Without vectors the words
+decide alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from broadsheet.daily.query import Query, parse
+from broadsheet.daily.store import Article, Store, ours
+from broadsheet.page import papers
+
+_FUSED = 60  # the constant of reciprocal-rank fusion
+_DEEP = 200  # places of each order that count
+_WEIGHTS = "8.0, 2.0, 2.0, 3.0, 2.0"  # of title, abstract, authors, note, our words
+_MARKED = re.compile("\x02(.*?)\x03")
+
+
+class Meaning(Protocol):
+    """Vectors of papers, and of what is looked for."""
+
+    name: str
+
+    def nearest(self, text: str, limit: int) -> list[str]:
+        """Papers whose meaning is nearest to a text, the nearest first."""
+
+    def like(self, likes: Sequence[str], dislikes: Sequence[str], limit: int) -> list[str]:
+        """Papers like some, and unlike others, the likest first; those themselves left out."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A paper that was found.
+
+    Attributes:
+        why: which half found it: "words", "meaning", or both.
+        snippet: the place that was found, as pieces of text of which the marked ones fit: (text, fits).
+    """
+
+    article: Article
+    why: tuple[str, ...] = ()
+    snippet: tuple[tuple[str, bool], ...] = ()
+
+
+def find(store: Store, text: str, limit: int = 50, *, meaning: Meaning | None = None, offset: int = 0) -> list[Hit]:
+    """Papers for what was typed, the best first; where only conditions are typed, the latest first.
+
+    Hidden papers are left out unless they are asked for.
+    """
+    query = parse(text)
+    conditions, given = _conditions(query)
+    if not (query.plain or query.authors or query.without):
+        rows = _rows(store, conditions, given, limit, offset)
+        return [Hit(article) for article in store.articles([row[0] for row in rows])]
+    worded = _worded(store, query, conditions, given)
+    orders = {"words": list(worded)}
+    if meaning and query.plain:
+        near = meaning.nearest(query.plain, _DEEP)
+        needed = query.phrases or query.authors or query.without
+        allowed = set(worded) if needed else {row[0] for row in _rows(store, conditions, given, -1, 0)}
+        orders["meaning"] = [each for each in near if each in allowed]
+    found = fused(list(orders.values()))[offset : offset + limit]
+    return [
+        Hit(each, tuple(name for name, order in orders.items() if each.id in order), worded.get(each.id, ()))
+        for each in store.articles(found)
+    ]
+
+
+def similar(store: Store, identifier: str, limit: int = 10, *, meaning: Meaning | None = None) -> list[Hit]:
+    """Papers like one: by meaning where there are vectors, else by the words of its title and of what we say of it."""
+    return like(store, [identifier], [], limit, meaning=meaning)
+
+
+def like(
+    store: Store, likes: Sequence[str], dislikes: Sequence[str], limit: int = 10, *, meaning: Meaning | None = None
+) -> list[Hit]:
+    """Papers like some and unlike others, those that are hidden left out."""
+    known = {*likes, *dislikes}
+    hidden = {each.id for each in store.marked("hidden")}
+    if meaning and (found := meaning.like(likes, dislikes, _DEEP)):
+        chosen = [each for each in found if each not in hidden][:limit]
+        return [Hit(each, ("meaning",)) for each in store.articles(chosen)]
+    texts = [f"{each.title} {ours(each.id)}" for each in store.articles(list(likes))]
+    words = tuple(dict.fromkeys(word for text in texts for word in re.findall(r"\w{4,}", text)))
+    if not words:
+        return []
+    orders = list(_worded(store, Query(words=words), "1", []))
+    chosen = [each for each in orders if each not in known | hidden][:limit]
+    return [Hit(each, ("words",)) for each in store.articles(chosen)]
+
+
+def fused(orders: Sequence[Sequence[str]]) -> list[str]:
+    """One order out of several, by the sum of 1 / (60 + place); of equals the one that the first order has first."""
+    scores: dict[str, float] = {}
+    for order in orders:
+        for place, each in enumerate(order[:_DEEP], 1):
+            scores[each] = scores.get(each, 0.0) + 1 / (_FUSED + place)
+    return sorted(scores, key=lambda each: -scores[each])
+
+
+def _worded(store: Store, query: Query, conditions: str, given: list[Any]) -> dict[str, tuple[tuple[str, bool], ...]]:
+    """Papers by their words, the best first, each with the place that was found."""
+    if not query.match:
+        return {}
+    rows = store.reading().execute(
+        f"SELECT paper.id, snippet(words, -1, char(2), char(3), ' … ', 24) FROM words "
+        f"JOIN paper ON paper.number = words.rowid LEFT JOIN mark ON mark.id = paper.id "
+        f"WHERE words MATCH ? AND {conditions} ORDER BY bm25(words, {_WEIGHTS}), paper.id LIMIT ?",
+        [query.match, *given, _DEEP],
+    )
+    return {identifier: _pieces(snippet) for identifier, snippet in rows}
+
+
+def _rows(store: Store, conditions: str, given: list[Any], limit: int, offset: int) -> list[Any]:
+    return (
+        store.reading()
+        .execute(
+            f"SELECT paper.id FROM paper LEFT JOIN mark ON mark.id = paper.id WHERE {conditions} "
+            "ORDER BY paper.published DESC, paper.id DESC LIMIT ? OFFSET ?",
+            [*given, limit, offset],
+        )
+        .fetchall()
+    )
+
+
+def _conditions(query: Query) -> tuple[str, list[Any]]:
+    """What a paper has to be, as SQL, and its values."""
+    states = {
+        "read": "coalesce(mark.read, 0)", "unread": "NOT coalesce(mark.read, 0)", "later": "coalesce(mark.later, 0)",
+        "hidden": "coalesce(mark.hidden, 0)", "seed": "coalesce(mark.seed, 0)",
+        "noted": "coalesce(mark.note, '') != ''",
+    }  # fmt: skip
+    parts = [states[each] for each in query.states]
+    given: list[Any] = []
+    if "hidden" not in query.states:
+        parts.append("NOT coalesce(mark.hidden, 0)")
+    for category in query.categories:
+        parts.append("EXISTS (SELECT 1 FROM json_each(paper.categories) WHERE lower(value) = lower(?))")
+        given.append(category)
+    if query.after:
+        parts.append("paper.published >= ?")
+        given.append(query.after)
+    if query.before:
+        parts.append("paper.published < ?")
+        given.append(query.before)
+    if query.runs is not None:
+        here = [paper.arxiv for paper in papers.page() if paper.trial]
+        parts.append(f"paper.id {'' if query.runs else 'NOT '}IN ({', '.join('?' * len(here))})")
+        given += here
+    return " AND ".join(parts), given
+
+
+def _pieces(snippet: str) -> tuple[tuple[str, bool], ...]:
+    """A snippet's pieces, and whether each fits what is looked for."""
+    pieces = _MARKED.split(snippet)
+    return tuple((piece, bool(i % 2)) for i, piece in enumerate(pieces) if piece)
