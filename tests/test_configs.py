@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from broadsheet.cli.trials import without_config
+from broadsheet.cli.trials import without_files
 from broadsheet.configs import given, read_config
 from broadsheet.console import InputError
 
@@ -86,5 +86,5 @@ def test_a_file_must_be_named():
 
 
 def test_the_command_that_is_kept_spells_its_options_out():
-    assert without_config(["try", "gem", "--config", "a.toml", "--quick"]) == ["try", "gem", "--quick"]
-    assert without_config(["try", "gem", "--config=a.toml"]) == ["try", "gem"]
+    assert without_files(["try", "gem", "--config", "a.toml", "--quick"]) == ["try", "gem", "--quick"]
+    assert without_files(["try", "gem", "--config=a.toml"]) == ["try", "gem"]

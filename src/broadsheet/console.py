@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
+from broadsheet import events
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -62,6 +64,7 @@ def say(message: str) -> None:
     """Print one plain line on stderr."""
     if not getattr(_silent, "on", False):
         print(message, file=sys.stderr, flush=True)
+        events.tell("said", text=message)
 
 
 def where(failure: BaseException) -> str:
@@ -110,27 +113,37 @@ def progress(description: str, total: float | None = None, *, shown: bool = True
     live = shown and console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=not live) as bar:
         bar.add_task(description, total=total)
-        with _told(bar) if shown and not live else nullcontext():
+        with _told(bar, lines=not live) if shown and (not live or events.followed()) else nullcontext():
             yield bar
 
 
 _EVERY = 30.0  # seconds between two lines about a progress that no terminal shows
+_STEP = 1.0  # and between two events about any
 _telling = threading.Lock()
 
 
 @contextmanager
-def _told(bar: Progress) -> Iterator[None]:
-    """Tell a progress in lines meanwhile, unless another one is told."""
+def _told(bar: Progress, *, lines: bool) -> Iterator[None]:
+    """Tell a progress meanwhile, in lines and to those who follow (`events`), unless another one is told."""
     if not _telling.acquire(blocking=False):
         yield
         return
     done = threading.Event()
     begin = time.monotonic()
 
+    def follow() -> None:
+        [task] = bar.tasks
+        events.tell("progress", what=task.description, done=task.completed, of=task.total)
+
     def tell() -> None:
-        while not done.wait(_EVERY):
+        told = begin
+        while not done.wait(_STEP if events.followed() else _EVERY):
+            follow()
+            if not lines or time.monotonic() - told < _EVERY:
+                continue
+            told = time.monotonic()
             [task] = bar.tasks
-            spent = time.monotonic() - begin
+            spent = told - begin
             whole = f" of {task.total:,.0f}" if task.total is not None else ""
             left = task.total is not None and task.completed and spent / task.completed * (task.total - task.completed)
             say(f"{task.description}: {task.completed:,.0f}{whole}" + f", about {duration(left)} left" * bool(left))
@@ -142,6 +155,7 @@ def _told(bar: Progress) -> Iterator[None]:
     finally:
         done.set()
         teller.join()
+        follow()
         _telling.release()
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Out = Annotated[Path, typer.Option(help="Folder for the report (JSON and HTML).")]
 Full = Annotated[bool, typer.Option("--full", help="Print every arm, verdict and note, not the answer alone.")]
 ResultJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Events = Annotated[Path | None, typer.Option(help="Tell what happens to the end of this file, one JSON object a line.")]
 Record = Annotated[bool, typer.Option("--record", help="Keep the result as evidence/<id>.json.")]
 
 
@@ -41,6 +42,7 @@ def try_(
     record: Record = False,
     full: Full = False,
     as_json: ResultJson = False,
+    events: Events = None,
 ) -> None:
     """Try a paper against the plain baseline, on your model and your data.
 
@@ -49,7 +51,7 @@ def try_(
     """
     from broadsheet.page.papers import get_trial
 
-    _run(*get_trial(name), context, out, record, full, as_json)
+    _run(*get_trial(name), context, out, record, full, as_json, events)
 
 
 class _Studies(_Trials):
@@ -68,6 +70,7 @@ def study(
     record: Record = False,
     full: Full = False,
     as_json: ResultJson = False,
+    events: Events = None,
 ) -> None:
     """Rerun a study's table on your models and data: `try`, for papers that compare what others propose.
 
@@ -78,7 +81,7 @@ def study(
     paper, entry = get_trial(_study(name))
     if {each.id: each.kind for each in page()}.get(paper) != "study":
         raise InputError(f"{paper} is no study: `broadsheet try {paper}` tries it, `papers --kind study` lists studies")
-    _run(paper, entry, context, out, record, full, as_json)
+    _run(paper, entry, context, out, record, full, as_json, events)
 
 
 def _study(name: str) -> str:
@@ -95,8 +98,20 @@ def _run(
     record: bool = False,
     full: bool = False,
     as_json: bool = False,
+    follow: Path | None = None,
 ) -> None:
-    from broadsheet import report
+    from broadsheet import events
+
+    if follow is not None:
+        writable(follow.parent)
+    with events.to(follow):
+        _measured(paper, entry, context, out, record, full, as_json)
+
+
+def _measured(
+    paper: str, entry: str, context: typer.Context, out: Path, record: bool, full: bool, as_json: bool
+) -> None:
+    from broadsheet import events, report
     from broadsheet.data.resources import fingerprints
     from broadsheet.options import construct
     from broadsheet.page import checkout, evidence, replay
@@ -114,7 +129,7 @@ def _run(
     if record:
         _check_strength(trial)
     result = _tried(trial)
-    result.command = shlex.join(["broadsheet", *without_config(sys.argv[1:]), *spelled])
+    result.command = shlex.join(["broadsheet", *without_files(sys.argv[1:]), *spelled])
     result.options = trial.given()
     result.title = row.title if row else result.title
     if made := replay.trained(trial.given()):
@@ -122,6 +137,7 @@ def _run(
     if named:
         result.provenance["named data"] = named
     written = report.write(result, out)
+    events.tell("result", report=str(written[1]), data=str(written[0]))
     if as_json:
         print(json.dumps(evidence.finite(result.to_dict()), ensure_ascii=False))
     else:
@@ -135,13 +151,13 @@ def _run(
     trial.finish()
 
 
-def without_config(arguments: list[str]) -> list[str]:
-    """A command line without its `--config FILE`, whose options are spelled out where the command is kept."""
+def without_files(arguments: list[str]) -> list[str]:
+    """A command line as it is kept: without `--config FILE`, whose options are spelled out, and `--events FILE`."""
     kept, rest = [], iter(arguments)
     for each in rest:
-        if each == "--config":
+        if each in ("--config", "--events"):
             next(rest, None)
-        elif not each.startswith("--config="):
+        elif not each.startswith(("--config=", "--events=")):
             kept.append(each)
     return kept
 

@@ -9,7 +9,8 @@ words.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 STATES = ("read", "unread", "later", "hidden", "seed", "noted")
 _OPPOSITE = {"read": "unread", "unread": "read"}
@@ -40,7 +41,6 @@ class Query:
     runs: bool | None = None
     after: str = ""
     before: str = ""
-    text: str = field(default="", compare=False)
 
     @property
     def plain(self) -> str:
@@ -67,8 +67,7 @@ def parse(text: str) -> Query:
         ('tree mask',)
     """
     found: dict[str, list[str]] = {}
-    runs: bool | None = None
-    dates = {"after": "", "before": ""}
+    single: dict[str, Any] = {}
     for minus, name, given in _PART.findall(text):
         name, value = name.lower(), given.strip('"')
         if not any(char.isalnum() for char in value):
@@ -82,14 +81,14 @@ def parse(text: str) -> Query:
                 state = _OPPOSITE.get(value.lower(), "") if minus else value.lower()
                 found.setdefault("states", []).append(state)
             case "runs" if value.lower() in ("yes", "no"):
-                runs = (value.lower() == "yes") != bool(minus)
+                single["runs"] = (value.lower() == "yes") != bool(minus)
             case "after" | "before" if _DATE.fullmatch(value) and not minus:
-                dates[name] = value
+                single[name] = value
             case _:
                 kind = "without" if minus else "phrases" if given.startswith('"') else "words"
                 found.setdefault(kind, []).append(f"{name}:{value}" if name else value)
-    lists = {name: tuple(each for each in values if each) for name, values in found.items()}
-    return Query(**lists, runs=runs, **dates, text=text)
+    lists: dict[str, Any] = {name: tuple(filter(None, values)) for name, values in found.items()}
+    return Query(**lists, **single)
 
 
 def _quoted(word: str) -> str:

@@ -218,8 +218,11 @@ class Store:
             facts.setdefault((one, source), []).append(Fact(key, value, at))
         rows = db.execute(f"SELECT id, source, version, fields FROM told {chosen} ORDER BY id, source", given)
         for one, source, version, told in rows.fetchall():
-            more = {"listings": tuple(listings.get((one, source), ())), "facts": tuple(facts.get((one, source), ()))}
-            yield replace(_record(one, source, version, told), **more)
+            yield replace(
+                _record(one, source, version, told),
+                listings=tuple(listings.get((one, source), ())),
+                facts=tuple(facts.get((one, source), ())),
+            )
 
     def __len__(self) -> int:
         count: int = self.reading().execute("SELECT count(*) FROM paper").fetchone()[0]
@@ -449,7 +452,7 @@ def _shown(record: Record | None) -> tuple[Any, ...]:
 
 
 def _record(identifier: str, source: str, version: int, told: str) -> Record:
-    said = {name: tuple(value) if name in _LISTS else value for name, value in json.loads(told).items()}
+    said: dict[str, Any] = {name: tuple(value) if name in _LISTS else value for name, value in json.loads(told).items()}
     return Record(identifier, source, version, **said)
 
 

@@ -16,6 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from broadsheet import events
 from broadsheet.clock import measure
 from broadsheet.console import duration, progress, say
 from broadsheet.trial.results import ArmResult, Role, beside_chance, plural
@@ -192,6 +194,7 @@ def run_arms(
         with progress("running the arms", total=len(blocks)) as bar:
             index = done
             bar.update(bar.task_ids[0], completed=index)
+            made.tell(index, len(blocks), spent, block_size, plan is not None and not planned)
             while index < len(blocks):
                 if plan is not None and not planned and index * block_size >= plan.pilot:
                     planned = _planned(plan, made, wanted, index * block_size, len(items), spent)
@@ -207,6 +210,7 @@ def run_arms(
                 spent += seconds
                 bar.advance(bar.task_ids[0])
                 index += 1
+                made.tell(index, len(blocks), spent, block_size, plan is not None and not planned)
                 if index == 1:
                     _say_left(seconds, len(blocks), None if planned else plan, block_size)
     finally:
@@ -403,6 +407,43 @@ class _Made:
         comparisons = [c for a, b in wanted if {a, b} <= usable for c in self.compare(a, b)]
         levels = {metric.name: metric.chance for metric in self.metrics if metric.chance is not None}
         return results, beside_chance(comparisons, results, levels)
+
+    def tell(self, done: int, of: int, seconds: float, block_size: int, piloting: bool) -> None:
+        """Tell those who follow what the arms have made so far: values, and no verdict before the end.
+
+        Args:
+            done, of: blocks; while `piloting` it is not decided yet how many there will be.
+            seconds: that the done ones took.
+        """
+        if not events.followed():
+            return
+        arms = []
+        for name in self.names:
+            runs, arm = self.of(name), next(arm for arm in self.arms if arm.name == name)
+            values: dict[str, float] = {}
+            for metric in self.metrics:
+                with suppress(ValueError):  # too few items, or an arm that has failed: it is told at the end
+                    values[metric.name] = self.so_far(name, metric)
+            speed = _speed([t for run in runs for t in run.seconds], [n for run in runs for n in run.sizes])
+            values[self.speed] = speed.estimate
+            error = next((run.error for run in runs if run.error), "")
+            arms.append({"name": name, "role": arm.role, "values": values, "error": error})
+        left = seconds / done * (of - done) if done else None
+        items = min(done * block_size, len(self.items))
+        events.tell("block", done=done, of=of, items=items, piloting=piloting, left=left, arms=arms)
+
+    def so_far(self, name: str, metric: Metric) -> float:
+        """An arm's value in a metric over the items so far.
+
+        Raises:
+            ValueError: it has none.
+        """
+        values = self.values(name, metric)
+        if not values.shape[1]:
+            raise ValueError("no items yet")
+        shown = np.log(values) if metric.scale == "ratio" else values
+        [found] = over_runs(shown, metric.statistic, np.ones((1, values.shape[1])))
+        return _exp(float(found)) if metric.scale == "ratio" else float(found)
 
     def of(self, name: str) -> list[_Record]:
         """The records of an arm's training runs."""
