@@ -13,9 +13,11 @@ writes.
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -37,7 +39,7 @@ from broadsheet.hear import picture
 from broadsheet.hear.encoders.resources import SPEECH_EMBEDDING, WHISPER
 from broadsheet.hear.prompts import INSTRUCTIONS
 from broadsheet.models.embedded import DEFAULT
-from broadsheet.options import describe
+from broadsheet.options import describe, form
 from broadsheet.page import evidence
 from broadsheet.page.papers import RUNGS, Paper, Stage, get_recipe, get_trial, load, ours, stages, which
 from broadsheet.page.staleness import all_stale
@@ -305,6 +307,17 @@ def options(command: str, name: str) -> str:
     return (f"{text}\n\n" if rows else "") + f"And what every {every} takes: {', '.join(shared)}."
 
 
+def forms() -> str:
+    """Each trial's options as a form offers them, so that the page knows them without importing any trial."""
+    found = {
+        paper.id: [asdict(each) for each in form(load(paper.trial), skip=("quick", "seed"))]
+        for paper in ours()
+        if paper.trial
+    }
+    rows = (f" {json.dumps(name)}: {json.dumps(each, ensure_ascii=False)}" for name, each in sorted(found.items()))
+    return "{\n" + ",\n".join(rows) + "\n}\n"
+
+
 def _with_default(said: str, default: str) -> str:
     return f"{said} ({default})" if default else said
 
@@ -518,6 +531,7 @@ PICTURES: dict[str, Callable[[], str]] = {
     "docs/hear-architecture.svg": lambda: picture.architecture_svg(*picture.small()),
     "docs/evidence.svg": lambda: forest(_claimed()),
     "docs/map.svg": lambda: goal_map.figure(goal_map.goals()),
+    "src/broadsheet/page/options.json": lambda: forms(),
 }
 
 

@@ -152,6 +152,57 @@ def describe(kind: type, skip: Iterable[str] = ()) -> list[OptionRow]:
     return rows
 
 
+@dataclass(frozen=True)
+class FormField:
+    """One option as a form offers it.
+
+    Attributes:
+        name: the field's.
+        kind: `"switch"`, `"whole"` (a whole number), `"number"`, `"choice"` (one of the words), `"choices"` (some of
+            them).
+        choices: the words.
+        least: the smallest number that is allowed.
+        default, quick: as text, without and with `quick`; empty where there is none.
+        help: what it is.
+    """
+
+    name: str
+    kind: str
+    choices: tuple[str, ...]
+    least: float | None
+    default: str
+    quick: str
+    help: str
+
+
+def form(kind: type, skip: Iterable[str] = ()) -> list[FormField]:
+    """The options of a class that are numbers, switches or words of a list, in the order of its fields.
+
+    What is free text is left out: names of files, models and programs are not typed into a form.
+    """
+    hints, found = _hints(kind), []
+    for each in fields(kind):
+        said: Option | None = each.metadata.get(_METADATA)
+        if said is None or each.name in skip or each.name in getattr(kind, "lacks", ()):
+            continue
+        choices = choices_of(kind, each.name)
+        of = _form_kind(hints[each.name], choices)
+        if not of:
+            continue
+        shown = ["" if value is None or value is MISSING else _text(value) for value in (said.default, said.quick)]
+        found.append(FormField(each.name, of, choices, said.least, shown[0], shown[1], said.help))
+    return found
+
+
+def _form_kind(hint: Any, choices: Sequence[str]) -> str:
+    """What of `FormField.kind` an annotation is; empty for what a form does not offer."""
+    members = _members(hint)
+    if choices:
+        return "choices" if any(get_origin(member) is tuple for member in members) else "choice"
+    kinds = {bool: "switch", int: "whole", float: "number"}
+    return next((kinds[member] for member in members if member in kinds), "")
+
+
 def choices_of(kind: type, name: str) -> tuple[str, ...]:
     """The words that an option may be; empty where it is free."""
     said: Option = next(each.metadata[_METADATA] for each in fields(kind) if each.name == name)

@@ -42,7 +42,8 @@ def test_one_runs_and_others_wait_their_turn(made: tuple[Jobs, Path]) -> None:
     assert first.state == "done"
     words = all_jobs.result(first.id)["argv"]
     assert words[:3] == ["try", "lastde", "--quick"]
-    assert words[3:] == ["--json", "--out", str(all_jobs.folder / first.id)]
+    folder = all_jobs.folder / first.id
+    assert words[3:] == ["--json", "--out", str(folder), "--events", str(folder / "events.jsonl")]
 
 
 def test_one_that_fails_says_why(made: tuple[Jobs, Path]) -> None:

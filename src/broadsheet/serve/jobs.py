@@ -118,6 +118,39 @@ class Jobs:
                     os.killpg(job.process.pid, signal.SIGINT)
         return job
 
+    def resume(self, name: str) -> Job:
+        """Go on with one that was stopped or has failed, from what it has measured.
+
+        Raises:
+            InputError: it waits, runs, or is done.
+        """
+        with self._changed:
+            job = self.get(name)
+            if job.state not in ("stopped", "failed"):
+                raise InputError(f"job {name} is {job.state}; one that was stopped or has failed goes on")
+            job.process = None
+            self._own[job.id] = job
+            self._keep(job, "waiting")
+            self._changed.notify()
+        return job
+
+    def report(self, name: str) -> Path:
+        """The page of what it found.
+
+        Raises:
+            InputError: it is not done.
+        """
+        self.result(name)
+        return next((self.folder / name).glob("*.html"))
+
+    def events(self, name: str, after: int = 0) -> list[dict[str, Any]]:
+        """What has happened in it since the event of that number, see `broadsheet.events`."""
+        path = self.folder / self.get(name).id / "events.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_bytes().split(b"\n")[:-1]  # the last may be half a line
+        return [json.loads(line) for line in lines[after:]]
+
     def lines(self, name: str) -> list[str]:
         """What it said last."""
         path = self.folder / self.get(name).id / "log"
@@ -192,8 +225,9 @@ class Jobs:
             if self._closed or job is None or self.get(job.id).state != "waiting":
                 return None
             folder = self.folder / job.id
-            with (folder / "log").open("wb") as log, (folder / "result.json").open("wb") as result:
+            with (folder / "log").open("ab") as log, (folder / "result.json").open("wb") as result:
                 words = [sys.executable, "-m", "broadsheet", *job.command, "--json", "--out", str(folder)]
+                words += ["--events", str(folder / "events.jsonl")]
                 job.process = psutil.Popen(
                     words, stdin=subprocess.DEVNULL, stdout=result, stderr=log, start_new_session=True
                 )
