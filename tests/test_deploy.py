@@ -19,7 +19,7 @@ from serving import Running, serving
 from broadsheet.cli.app import whole
 from broadsheet.serve.app import create_app
 from broadsheet.serve.guard import KeyRing, Limits
-from broadsheet.serve.named import Models
+from broadsheet.serve.models.named import Models
 from broadsheet.serve.running import PATIENCE, check_address, names
 
 ROOT = Path(__file__).parents[1]

@@ -21,11 +21,11 @@ from typer.testing import CliRunner
 
 from broadsheet.console import InputError
 from broadsheet.serve import commands, jobs
-from broadsheet.serve.agents import Agents
+from broadsheet.serve.agents.tools import Agents
 from broadsheet.serve.app import create_app
 from broadsheet.serve.guard import KeyRing, Limits
 from broadsheet.serve.jobs import Jobs
-from broadsheet.serve.named import Models
+from broadsheet.serve.models.named import Models
 
 ALL, RUN, INFER, READ = "k" * 24, "r" * 24, "i" * 24, "d" * 24
 ACCEPT = {"accept": "application/json, text/event-stream"}
@@ -173,7 +173,7 @@ def test_what_fails_is_told_without_what_was_asked(
     def broken(words: str, **given: Any) -> None:
         raise RuntimeError(f"of {words}")
 
-    monkeypatch.setattr("broadsheet.serve.agents.search", broken)
+    monkeypatch.setattr("broadsheet.serve.agents.tools.search", broken)
 
     async def said(client: Client) -> Any:
         return await client.call_tool("papers", {"words": "secret"})

@@ -16,8 +16,8 @@ from mcp.client.stdio import stdio_client
 
 from broadsheet.console import InputError
 from broadsheet.page.papers import ours
-from broadsheet.serve import agents as agents_module
-from broadsheet.serve.agents import Agents
+from broadsheet.serve.agents import tools as agents_module
+from broadsheet.serve.agents.tools import Agents
 from broadsheet.serve.jobs import Jobs
 
 TOOLS = {"papers", "show", "evidence", "advise", "compare", "try_start", "try_watch", "try_stop", "try_result"}

@@ -9,8 +9,8 @@ from broadsheet.attend import LMInfinite
 from broadsheet.console import InputError
 from broadsheet.decode import NgramDrafter, TrigramTable
 from broadsheet.page.papers import stage_methods
-from broadsheet.serve.drafting import Drafting
-from broadsheet.serve.named import Models
+from broadsheet.serve.models.drafting import Drafting
+from broadsheet.serve.models.named import Models
 from broadsheet.teacher.base import Sampling
 from broadsheet.teacher.live import GrowingAnswer, LiveBatch, Row, TokenReader
 

@@ -16,8 +16,8 @@ from serving import Running, serving
 from broadsheet.console import InputError
 from broadsheet.serve.app import create_app
 from broadsheet.serve.guard import KeyRing
-from broadsheet.serve.named import Models
-from broadsheet.serve.writer import Writer
+from broadsheet.serve.models.named import Models
+from broadsheet.serve.models.writer import Writer
 from broadsheet.teacher import Teacher
 
 CHAT = [{"role": "user", "content": "the hat on the mat"}]
@@ -175,7 +175,7 @@ def test_what_is_asked_at_once_is_bounded(before):
 
 
 def test_it_is_ready_while_the_server_behind_is(monkeypatch):
-    monkeypatch.setattr("broadsheet.serve.remote._HEALTHY", 0.0)
+    monkeypatch.setattr("broadsheet.serve.models.remote._HEALTHY", 0.0)
     with serving(create_app(Models())) as upstream:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{upstream.url}/v1")
         with serving(create_app(Models(["endpoint:tiny"]))) as server:

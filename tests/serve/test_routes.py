@@ -20,7 +20,7 @@ from broadsheet.detect import Likelihood
 from broadsheet.embed.base import baseline, load
 from broadsheet.rank import ListwiseReranker
 from broadsheet.serve.app import create_app
-from broadsheet.serve.named import Models
+from broadsheet.serve.models.named import Models
 from broadsheet.teacher import Teacher
 
 CHAT = [{"role": "user", "content": "the hat on the mat"}]
@@ -343,7 +343,7 @@ def test_a_failure_of_ours_is_500_and_neither_it_nor_the_log_holds_what_was_aske
     def broken(self, *asked):
         raise RuntimeError(f"failed on {asked}")
 
-    monkeypatch.setattr("broadsheet.serve.writer.LocalWriter._reading", broken)
+    monkeypatch.setattr("broadsheet.serve.models.writer.LocalWriter._reading", broken)
     secret = "a-very-secret-text"
     status, answer = server.ask("/v1/completions", {"prompt": secret})
     assert (status, answer["error"]["type"]) == (500, "server_error")

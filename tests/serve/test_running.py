@@ -14,8 +14,8 @@ from serving import served, stream_until_signal
 from broadsheet.console import InputError
 from broadsheet.models import card
 from broadsheet.page import evidence
-from broadsheet.serve import winning
 from broadsheet.serve.guard import KeyRing
+from broadsheet.serve.models import winning
 from broadsheet.serve.running import check_address
 from broadsheet.trial.claims import Claim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms

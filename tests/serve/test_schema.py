@@ -15,7 +15,7 @@ from serving import Running, serving
 from broadsheet.embed.base import baseline
 from broadsheet.rank import ListwiseReranker
 from broadsheet.serve.app import create_app
-from broadsheet.serve.named import Models
+from broadsheet.serve.models.named import Models
 
 
 @pytest.fixture

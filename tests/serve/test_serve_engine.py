@@ -9,8 +9,9 @@ from concurrent.futures import CancelledError
 import pytest
 
 from broadsheet.console import InputError, progress, say
-from broadsheet.serve.engine import AnswersAsked, Batcher, ClosingError, Engine, FullError, Work
+from broadsheet.serve.failures import ClosingError, FullError
 from broadsheet.serve.metrics import Metrics
+from broadsheet.serve.models.engine import AnswersAsked, Batcher, Engine, Work
 from broadsheet.teacher.base import Sampling
 from broadsheet.teacher.live import GrowingAnswer, LiveBatch, Row, TokenReader
 

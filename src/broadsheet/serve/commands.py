@@ -13,8 +13,9 @@ import typer
 from broadsheet.console import InputError
 
 if TYPE_CHECKING:
-    from broadsheet.serve.agents import Agents
+    from broadsheet.serve.agents.tools import Agents
     from broadsheet.serve.guard import Guard, KeyRing, Limits
+    from broadsheet.serve.models.winning import Wanted
     from broadsheet.serve.workers import Shared
 
 NAME = None
@@ -83,12 +84,12 @@ def serve(
         import uvicorn  # noqa: F401
     except ImportError:
         raise InputError("serve needs FastAPI and uvicorn: pip install -e '.[serve]'") from None
-    from broadsheet.serve import running, winning
+    from broadsheet.serve import running
     from broadsheet.serve.guard import KeyRing, Limits
 
     known = KeyRing.of(keys, os.environ)
     running.check_address(host, known)
-    wanted = [winning.of(path) for path in won or ()]
+    wanted = _wanted(won or ())
     attending = [attend] if attend else [each.attend for each in wanted if each.attend]
     if len(attending) > 1:
         raise InputError(f"got {len(attending)} methods to attend by; models read under one")
@@ -117,6 +118,15 @@ def serve(
         run(partial(_app, options, limits, tools), known, workers, host, port)
 
 
+def _wanted(won: Sequence[Path]) -> list[Wanted]:
+    """What won in trials, and what folders hold."""
+    if not won:
+        return []
+    from broadsheet.serve.models import winning
+
+    return [winning.of(path) for path in won]
+
+
 def _app(
     options: Mapping[str, Any],
     limits: Limits,
@@ -126,7 +136,7 @@ def _app(
 ) -> Guard:
     """The server over models that it loads: what one process answers by."""
     from broadsheet.serve.app import create_app
-    from broadsheet.serve.named import Models
+    from broadsheet.serve.models.named import Models
 
     app: Guard = create_app(Models(**options), keys, limits, agents() if agents else None, shared)
     return app
@@ -142,7 +152,7 @@ def mcp(
     """Give the page, its evidence and its trials to an agent, as tools of the Model Context Protocol over stdio.
 
     An agent names papers, and of models, data and files those that are given here. A skill file for agents lies beside
-    the code (`serve/SKILL.md`). `broadsheet serve --agents` gives the same over HTTP.
+    the code (`serve/agents/SKILL.md`). `broadsheet serve --agents` gives the same over HTTP.
     """
     tools = _agents(model or ("default",), data, results, jobs)()
     try:
@@ -171,7 +181,7 @@ def _agents(
 
 
 def _made(jobs: Path, models: Sequence[str], data: Sequence[str], results: Path | None) -> Agents:
-    from broadsheet.serve.agents import Agents
+    from broadsheet.serve.agents.tools import Agents
     from broadsheet.serve.jobs import Jobs
 
     return Agents(Jobs(jobs), models, data, results)

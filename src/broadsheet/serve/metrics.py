@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from broadsheet.serve.served import Queue
+if TYPE_CHECKING:
+    from broadsheet.serve.models.served import Queue
 
 
 class Metrics:

@@ -17,22 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from broadsheet.console import InputError, silence
+from broadsheet.serve.failures import ClosingError, FullError
 from broadsheet.teacher.live import GrowingAnswer, JoiningRows, LiveBatch, ReadAhead, Row, TokenReader
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class FullError(Exception):
-    """The queue holds as many tokens as it may; `seconds` is about how long until there is room."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"the queue is full; there is room in about {seconds:.0f} s")
-        self.seconds = seconds
-
-
-class ClosingError(Exception):
-    """The engine takes no more requests."""
 
 
 @dataclass(eq=False)

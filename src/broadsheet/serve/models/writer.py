@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from broadsheet.console import InputError
-from broadsheet.serve.engine import Batcher, Engine
-from broadsheet.serve.forms import ChatForm, Form, TextForm
+from broadsheet.serve.models.engine import Batcher, Engine
+from broadsheet.serve.models.forms import ChatForm, Form, TextForm
+from broadsheet.serve.models.served import WORK_TOKENS, Served, worked
+from broadsheet.serve.models.writing import Answers
 from broadsheet.serve.protocol import ChatRequest, CompletionRequest, WritingRequest, usage
-from broadsheet.serve.served import WORK_TOKENS, Served, worked
-from broadsheet.serve.writing import Answers
 from broadsheet.teacher.base import Completion, Prompt, Sampling, Score
 from broadsheet.teacher.live import Row
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import openai
 
 from broadsheet.console import InputError
-from broadsheet.serve.engine import ClosingError, FullError
+from broadsheet.serve.failures import BackendError, ClosingError, FullError
+from broadsheet.serve.models.writer import Answered, Writer
 from broadsheet.serve.protocol import ChatRequest, CompletionRequest, WritingRequest
-from broadsheet.serve.writer import Answered, Writer
 from broadsheet.teacher import protocol
 from broadsheet.teacher.base import Meter, Prompt, Score, ScoreJob, Usage
 
@@ -32,19 +32,6 @@ _TOP = 20  # the most alternatives per token that the protocol lets one ask for
 _MOST = 1024  # tokens that an answer is taken to have where its length is not limited
 _HEALTHY = 5.0  # seconds for which an answer about its health holds
 _PATIENCE = 3.0  # seconds in which it has to give one
-
-
-class BackendError(Exception):
-    """The other server fails or refuses.
-
-    Attributes:
-        status: what this server answers: 502, 503 or 504, or the other's own 4xx.
-        retry_after: seconds, where the other server has said so.
-    """
-
-    def __init__(self, message: str, status: int, retry_after: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.retry_after = status, retry_after
 
 
 class Room:

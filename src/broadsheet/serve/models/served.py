@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from broadsheet.console import InputError
-from broadsheet.serve.engine import Batcher, Engine, Work
+from broadsheet.serve.models.engine import Batcher, Engine, Work
 
 if TYPE_CHECKING:
     from broadsheet.detect.base import Detector

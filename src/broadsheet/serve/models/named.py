@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from broadsheet.console import InputError
 from broadsheet.methods import call_of, names_of, parse_calls, plain, settings, signature
 from broadsheet.page import papers
-from broadsheet.serve.engine import Engine
-from broadsheet.serve.served import Checker, Encoder, Queue, Ranker, Served
-from broadsheet.serve.writer import LocalWriter, Writer
+from broadsheet.serve.models.engine import Engine
+from broadsheet.serve.models.served import Checker, Encoder, Queue, Ranker, Served
+from broadsheet.serve.models.writer import LocalWriter, Writer
 
 if TYPE_CHECKING:
     from broadsheet.decode.table_drafter import TableDrafter
@@ -114,7 +114,7 @@ class Models:
             about["attend"] = call_of(method)
             way["read_tokens"] = None  # it sees a prompt whole, as in its paper
         if draft:
-            from broadsheet.serve.drafting import Drafting
+            from broadsheet.serve.models.drafting import Drafting
 
             way["ahead"] = Drafting(made.reader, _drafter(draft, made.tokenizer))
             way["ahead"].warm_up()
@@ -124,7 +124,7 @@ class Models:
 
     def _remote(self, spec: str, way: str | None) -> Writer:
         """A model of another server, or of llama.cpp; tried once by those who ask, not again."""
-        from broadsheet.serve.remote import LlamaWriter, RemoteWriter, Room
+        from broadsheet.serve.models.remote import LlamaWriter, RemoteWriter, Room
         from broadsheet.teacher.endpoint import Endpoint
 
         if way:

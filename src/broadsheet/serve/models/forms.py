@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from broadsheet.serve.writing import Answers, Piece
+from broadsheet.serve.models.writing import Answers, Piece
 from broadsheet.teacher.base import Completion
 
 

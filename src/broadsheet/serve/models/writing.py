@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from broadsheet.serve.engine import AnswersAsked, Engine
+from broadsheet.serve.models.engine import AnswersAsked, Engine
 from broadsheet.teacher.base import Completion
 from broadsheet.teacher.live import GrowingAnswer, Row, TokenReader
 

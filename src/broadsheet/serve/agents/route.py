@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from broadsheet.serve.agents import Agents
+from broadsheet.serve.agents.tools import Agents
 
 
 class AgentRoute:
