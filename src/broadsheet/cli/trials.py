@@ -137,7 +137,7 @@ def _measured(
     if named:
         result.provenance["named data"] = named
     written = report.write(result, out)
-    events.tell("result", report=str(written[1]), data=str(written[0]))
+    events.tell("result", files=[str(path) for path in written])
     if as_json:
         print(json.dumps(evidence.finite(result.to_dict()), ensure_ascii=False))
     else:
