@@ -72,7 +72,7 @@ def test_progress_is_told_while_it_lasts_and_at_its_end(tmp_path, monkeypatch):
     steps = [each for each in told(path) if each["event"] == "progress"]
     assert {each["what"] for each in steps} == {"reading"}, "the outermost alone"
     assert (steps[0]["done"], steps[-1]["done"], steps[-1]["of"]) == (0, 3, 4)
-    assert len(steps) > 2
+    assert len(steps) == 2, "once for each state, however long it lasts"
 
 
 def test_a_trial_tells_what_arms_have_made_and_no_verdict(tmp_path):

@@ -131,9 +131,13 @@ def _told(bar: Progress, *, lines: bool) -> Iterator[None]:
     done = threading.Event()
     begin = time.monotonic()
 
+    followed: list[object] = [None]
+
     def follow() -> None:
         [task] = bar.tasks
-        events.tell("progress", what=task.description, done=task.completed, of=task.total)
+        if (state := (task.completed, task.total)) != followed[0]:
+            followed[0] = state
+            events.tell("progress", what=task.description, done=task.completed, of=task.total)
 
     def tell() -> None:
         told = begin

@@ -143,13 +143,16 @@ class Jobs:
         self.result(name)
         return next((self.folder / name).glob("*.html"))
 
-    def events(self, name: str, after: int = 0) -> list[dict[str, Any]]:
-        """What has happened in it since the event of that number, see `broadsheet.events`."""
+    def events(self, name: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """What has happened in it from a place in its file on (see `broadsheet.events`), and the place after that."""
         path = self.folder / self.get(name).id / "events.jsonl"
         if not path.exists():
-            return []
-        lines = path.read_bytes().split(b"\n")[:-1]  # the last may be half a line
-        return [json.loads(line) for line in lines[after:]]
+            return [], 0
+        with path.open("rb") as file:
+            file.seek(offset)
+            read = file.read()
+        whole = read[: read.rfind(b"\n") + 1]  # the last may be half a line
+        return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
 
     def lines(self, name: str) -> list[str]:
         """What it said last."""
