@@ -57,6 +57,12 @@ def test_what_is_typed_is_read(text, expected):
     assert parse(text) == expected
 
 
+def test_words_that_say_nothing_count_where_nothing_else_is_typed():
+    assert parse("was this written by an LLM").match == '("written" OR "LLM")'
+    assert parse("what is it").match == '("what" OR "is" OR "it")'
+    assert parse('"to be" or not').match == '"to be"'
+
+
 def test_words_find_by_any_and_rank_by_how_many_and_where(store):
     assert found(store, "zebra crossing")[0] == LIU, "both words, and in the title"
     assert found(store, "zebras") == found(store, "ZEBRA"), "one stem, any case"

@@ -13,6 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 STATES = ("read", "unread", "later", "hidden", "seed", "noted")
+# Words that say nothing of what a paper is about; they count where nothing else is typed.
+_EMPTY = frozenset(
+    "a about an and any are as at be been but by can do does for from had has have how i if in into is it its many more "
+    "most much no not of on or our over same so some such than that the their them then there these they this those to "
+    "too under up very was we were what when where which while who whole why will with would you your".split()
+)
 _OPPOSITE = {"read": "unread", "unread": "read"}
 _PART = re.compile(r'(-?)(?:(author|cat|is|runs|after|before):)?("[^"]*"?|\S+)', re.IGNORECASE)
 _DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
@@ -50,7 +56,8 @@ class Query:
     @property
     def match(self) -> str:
         """As SQLite's full-text search has it; empty where no word is looked for."""
-        some = " OR ".join(map(_quoted, self.words))
+        telling = [word for word in self.words if word.lower() not in _EMPTY] or self.words
+        some = " OR ".join(map(_quoted, telling))
         every = [*map(_quoted, self.phrases), *(f"authors : {_quoted(name)}" for name in self.authors)]
         needed = " AND ".join(([f"({some})"] if some and not every else []) + every)
         if not needed:
