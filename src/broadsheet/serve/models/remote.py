@@ -273,6 +273,8 @@ class RemoteAnswers(Answered):
             async for event in self._stream:
                 body = self._writer._read(lambda event=event: dict(event))
                 self._count(body)
+                if not self._asked.tells_usage:
+                    body.pop("usage", None)
                 if body.get("choices") or self._asked.tells_usage:
                     yield {**body, "model": self._writer.name}
             return

@@ -1,0 +1,143 @@
+"""The screens on which papers are tried: a form, the runs, one run as it lasts, its report.
+
+Knows: runs, offers, how a screen is made (`daily.screens`). Does not know: processes, trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Annotated, Any
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import StreamingResponse
+from jinja2 import ChoiceLoader, Environment, PackageLoader
+
+from broadsheet.console import InputError
+from broadsheet.daily.screens import routes
+from broadsheet.daily.screens.views import MissingError
+from broadsheet.page import papers
+from broadsheet.serve import runs
+from broadsheet.serve.jobs import Job, Jobs
+from broadsheet.serve.offers import Offers, fields
+
+Values = Mapping[str, Sequence[str]]
+
+
+async def _values(request: Request) -> Values:
+    """The fields of a form, each with all its values."""
+    return parse_qs(await routes.form_text(request), keep_blank_values=True, max_num_fields=300)
+
+
+Form = Annotated[Values, Depends(_values)]
+
+
+@dataclass(frozen=True)
+class Trying:
+    """What is tried, and with what.
+
+    Args:
+        closing: whether the server is, so that streams end.
+    """
+
+    jobs: Jobs
+    offers: Offers
+    closing: Callable[[], bool]
+
+    def install(self, router: APIRouter) -> None:
+        """Give a router these screens."""
+        self._forms(router)
+        self._runs(router)
+
+    def _forms(self, router: APIRouter) -> None:
+        @routes.get(router, "/papers/{name}/try")
+        def form(name: str) -> Response:
+            paper = self._paper(name)
+            chosen = {"model": self.offers.models[0] if self.offers.models else "", "data": "", "quick": True, "seed": ""}
+            return _page(
+                "try",
+                paper=paper,
+                fields=fields(paper.id),
+                models=[(each, each) for each in self.offers.models],
+                data=[(each, each) for each in self.offers.data],
+                chosen=chosen,
+            )
+
+        @router.post("/papers/{name}/try")
+        def start(name: str, form: Form) -> Response:
+            job = self.jobs.start(self.offers.arguments(self._paper(name).id, form))
+            return routes.to(f"/runs/{job.id}")
+
+    def _runs(self, router: APIRouter) -> None:
+        @routes.get(router, "/runs")
+        def every() -> Response:
+            return _page("runs", runs=runs.all_runs(self.jobs))
+
+        @routes.get(router, "/runs/{name}")
+        def one(name: str) -> Response:
+            return _page("run", run=self._run(name))
+
+        @router.get("/runs/{name}/events")
+        def events(name: str, request: Request) -> Response:
+            self._job(name)
+            seen = request.headers.get("last-event-id") or request.query_params.get("after", "0")
+            after = int(seen) if seen.isdecimal() and len(seen) < 16 else 0
+            live = runs.live(self.jobs, name, _live, self.closing, after)
+            return StreamingResponse(live, media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+        @routes.get(router, "/runs/{name}/report")
+        def report(name: str) -> Response:
+            self._job(name)
+            page = self.jobs.report(name).read_bytes()
+            return Response(page, media_type="text/html", headers={"content-security-policy": routes.REPORT})
+
+        @router.post("/runs/{name}/stop")
+        def stop(name: str) -> Response:
+            self.jobs.stop(self._job(name).id)
+            return routes.to(f"/runs/{name}")
+
+        @router.post("/runs/{name}/resume")
+        def resume(name: str) -> Response:
+            self.jobs.resume(self._job(name).id)
+            return routes.to(f"/runs/{name}")
+
+        @routes.get(router, "/static/run.js")
+        def script() -> Response:
+            data = files("broadsheet.serve").joinpath("static", "run.js").read_bytes()
+            return Response(data, media_type="text/javascript", headers={"cache-control": "no-cache"})
+
+    def _paper(self, name: str) -> papers.Paper:
+        known = {each.id: each for each in papers.page() if each.trial}
+        if name not in known:
+            raise MissingError("No paper of that name can be tried here.")
+        return known[name]
+
+    def _job(self, name: str) -> Job:
+        try:
+            return self.jobs.get(name)
+        except InputError:
+            raise MissingError("There is no such run.") from None
+
+    def _run(self, name: str) -> runs.Run:
+        job = self._job(name)
+        return runs.run_of(self.jobs, job, self.jobs.events(name)[0])
+
+
+def _page(template: str, **given: Any) -> Response:
+    return routes.page(template, templates=_templates(), **given)
+
+
+def _live(run: runs.Run) -> str:
+    return _templates().get_template("live.html.jinja").render(run=run)
+
+
+@cache
+def _templates() -> Environment:
+    own = routes.templates()
+    loader = own.loader
+    assert loader is not None
+    made: Environment = own.overlay(loader=ChoiceLoader([PackageLoader("broadsheet.serve"), loader]))
+    return made
