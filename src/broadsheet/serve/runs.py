@@ -159,13 +159,16 @@ async def live(
     Args:
         after: the number of the event that the reader has seen last.
     """
-    follower = Follower(jobs, name)
-    shown, beat, loop = "", 0.0, asyncio.get_running_loop()
+    follower, loop = Follower(jobs, name), asyncio.get_running_loop()
+    shown: str | None = None
+    beat = loop.time()
     while not closing():
         last = await asyncio.to_thread(follower.look)
         run = await asyncio.to_thread(lambda: run_of(jobs, jobs.get(name), follower.events))
         text = render(run)
-        if text != shown and (last > after or shown or run.ended or not after):
+        if shown is None and last == after and not run.ended:
+            shown = text  # the reader has it
+        if text != shown:
             shown, beat = text, loop.time()
             yield f"id: {last}\nevent: run\ndata: {json.dumps({'html': text, 'ended': run.ended})}\n\n".encode()
         if run.ended:

@@ -56,7 +56,12 @@ class Trying:
         @routes.get(router, "/papers/{name}/try")
         def form(name: str) -> Response:
             paper = self._paper(name)
-            chosen = {"model": self.offers.models[0] if self.offers.models else "", "data": "", "quick": True, "seed": ""}
+            chosen = {
+                "model": self.offers.models[0] if self.offers.models else "",
+                "data": "",
+                "quick": True,
+                "seed": "",
+            }
             return _page(
                 "try",
                 paper=paper,
