@@ -168,23 +168,29 @@ def test_a_file_of_an_earlier_version_is_copied_and_then_brought_up(tmp_path, mo
     store.close()
     steps = tmp_path / "broadsheet" / "migrations"
     steps.mkdir(parents=True)
-    first = Path(sys.modules["broadsheet.daily.store"].__file__).parent / "migrations" / "0001_papers.sql"
-    (steps / first.name).write_text(first.read_text())
-    (steps / "0002_more.sql").write_text("CREATE TABLE more (a TEXT) STRICT;\nINSERT INTO more VALUES ('x');\n")
+    real = sorted((Path(sys.modules["broadsheet.daily.store"].__file__).parent / "migrations").glob("*.sql"))
+    for each in real:
+        (steps / each.name).write_text(each.read_text())
+    now = len(real)
+    (steps / f"{now + 1:04}_more.sql").write_text(
+        "CREATE TABLE more (a TEXT) STRICT;\nINSERT INTO more VALUES ('x');\n"
+    )
     monkeypatch.setattr("broadsheet.daily.store.files", lambda _: steps.parent)
     later = Store(path)
     assert later.reading().execute("SELECT a FROM more").fetchall() == [("x",)]
     assert later.marks()[ID].note == "kept"
-    copy = sqlite3.connect(tmp_path / "page.sqlite.1")
-    assert copy.execute("PRAGMA user_version").fetchone() == (1,)
+    copy = sqlite3.connect(tmp_path / f"page.sqlite.{now}")
+    assert copy.execute("PRAGMA user_version").fetchone() == (now,)
     assert copy.execute("SELECT note FROM mark").fetchone() == ("kept",)
     copy.close()
     later.close()
-    (steps / "0003_bad.sql").write_text("CREATE TABLE half (a TEXT) STRICT;\nINSERT INTO nowhere VALUES (1);\n")
+    (steps / f"{now + 2:04}_bad.sql").write_text(
+        "CREATE TABLE half (a TEXT) STRICT;\nINSERT INTO nowhere VALUES (1);\n"
+    )
     with pytest.raises(InputError, match="nowhere"):
         Store(path)
     with sqlite3.connect(path) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert db.execute("PRAGMA user_version").fetchone() == (now + 1,)
         assert not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'half'").fetchall(), "all of a step or nothing"
     db.close()
 
