@@ -92,7 +92,9 @@ def together(records: Iterable[Record]) -> Record:
     ranked = sorted(records, key=_trust, reverse=True)
     if len({each.id for each in ranked}) != 1:
         raise ValueError(f"got records of {sorted({each.id for each in ranked})}; expected those of one paper")
-    merged = {name: next((value for each in ranked if (value := getattr(each, name))), "") for name in TOLD}
+    merged: dict[str, Any] = {
+        name: next((value for each in ranked if (value := getattr(each, name))), "") for name in TOLD
+    }
     merged["authors"] = tuple(merged["authors"] or ())
     merged["categories"] = tuple(dict.fromkeys(kind for each in ranked for kind in each.categories))
     dates = [each.published for each in ranked if each.published]

@@ -1,6 +1,6 @@
 """The papers on this machine, in one SQLite file: what sources said, what the user says of them.
 
-Knows: the tables (`migrations/`), how records become papers (`records`). Does not know: formats, sources, screens, search.
+Knows: the tables (`migrations/`), how records become papers (`records`). Does not know: formats, sources, screens.
 Threads and processes may read while one writes. A file of an earlier version is copied before it is changed; one of a
 later version is refused.
 """
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError
-from broadsheet.daily.records import TOLD, Fact, Listing, Record, together
+from broadsheet.daily.records import TOLD, Fact, Listing, Record, plain, together
 from broadsheet.page import papers
 
 _COLUMNS = ("id", "version", *TOLD, "listed")
@@ -179,6 +179,16 @@ class Store:
         for identifier, source, day, rank in rows:
             found.setdefault(identifier, []).append(Listing(source, day, rank))
         return [(each, tuple(found[each.id])) for each in self.articles(list(found))]
+
+    def without_abstract(self) -> list[str]:
+        """Identifiers of papers whose abstract no source has told, the latest first."""
+        rows = self.reading().execute("SELECT id FROM paper WHERE abstract = '' ORDER BY published DESC, id DESC")
+        return [row[0] for row in rows]
+
+    def known_titles(self) -> dict[str, str]:
+        """Identifiers by title, in small letters and digits alone (`records.plain`)."""
+        rows = self.reading().execute("SELECT title, id FROM paper WHERE title != '' ORDER BY id DESC")
+        return {plain(title): identifier for title, identifier in rows}
 
     def days(self, begin: str = "", end: str = "9999") -> dict[str, int]:
         """How many papers were listed on each day on which any was, the latest first."""
@@ -436,7 +446,7 @@ def _shown(record: Record | None) -> tuple[Any, ...]:
 
 
 def _record(identifier: str, source: str, version: int, told: str) -> Record:
-    said = {name: tuple(value) if name in _LISTS else value for name, value in json.loads(told).items()}
+    said: dict[str, Any] = {name: tuple(value) if name in _LISTS else value for name, value in json.loads(told).items()}
     return Record(identifier, source, version, **said)
 
 

@@ -1,6 +1,6 @@
 """arXiv's three ways to tell of papers: the query API (Atom), the daily lists (RSS or Atom), and OAI-PMH.
 
-Knows: their XML. A list's `replace` is a new version, not a listing. OAI tells of the latest version, not of its number.
+Knows: their XML. A list's `replace` is a new version, not a listing. OAI tells of the latest version, by no number.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from broadsheet.daily import ids
-from broadsheet.daily.records import Listing, line
+from broadsheet.daily.records import Listing, Record, line
 from broadsheet.daily.sources import xml
-from broadsheet.daily.sources.base import Expired, Page, SourceError, exactly, moment, told
+from broadsheet.daily.sources.base import ExpiredError, Page, SourceError, exactly, moment, told
 from broadsheet.daily.sources.xml import ARXIV, ATOM, DC, META, OAI, SEARCH
 
 if TYPE_CHECKING:
@@ -86,8 +86,10 @@ def announced(data: bytes, *, listing: str = "", name: str = "arxiv") -> Page:
     space = ATOM if atom else ""
     listing = listing or f"arxiv:{(xml.text(feed, f'{space}title') or 'all').split()[0]}"
     when = ("updated",) if atom else ("pubDate", "lastBuildDate")
-    day = next((found for each in when if (found := _day(xml.text(feed, f"{space}{each}")))), "")
-    found, left, kinds = [], [], Counter[str]()
+    day = next((known for each in when if (known := _day(xml.text(feed, f"{space}{each}")))), "")
+    found: list[Record] = []
+    left: list[str] = []
+    kinds = Counter[str]()
     for rank, item in enumerate(items):
         identifier = exactly(xml.text(item, f"{space}{'id' if atom else 'guid'}")) or exactly(_link(item, space))
         if identifier is None:
@@ -120,7 +122,7 @@ def oai(data: bytes, *, name: str = "arxiv-oai") -> Page:
         A page whose `more` is the resumption token. A deleted record is left out: what is known of it stays.
 
     Raises:
-        Expired: the resumption token is not known any more.
+        ExpiredError: the resumption token is not known any more.
         SourceError: another error, or no such answer.
     """
     top = xml.root(data, name)
@@ -131,9 +133,10 @@ def oai(data: bytes, *, name: str = "arxiv-oai") -> Page:
         code, said = error.get("code", ""), line("".join(error.itertext()))
         if code == "noRecordsMatch":
             return Page(at=at, left=("no records match",))
-        raise (Expired if code == "badResumptionToken" else SourceError)(f"{name}: {code}: {said}".rstrip(": "))
+        raise (ExpiredError if code == "badResumptionToken" else SourceError)(f"{name}: {code}: {said}".rstrip(": "))
     records = list(top.iterfind(f"*/{OAI}record"))
-    found, left = [], []
+    found: list[Record] = []
+    left: list[str] = []
     for record in records:
         header, body = record.find(f"{OAI}header"), record.find(f"{OAI}metadata/{META}arXiv")
         if header is None or (body is None and header.get("status") != "deleted"):
@@ -173,7 +176,17 @@ def oai_set(category: str) -> str:
     """
     archive, _, kind = category.partition(".")
     groups = ("cs", "econ", "eess", "math", "q-bio", "q-fin", "stat")
-    physics = ("astro-ph", "cond-mat", "gr-qc", "hep-ex", "hep-lat", "hep-ph", "hep-th", "math-ph", "nlin")
+    physics: tuple[str, ...] = (
+        "astro-ph",
+        "cond-mat",
+        "gr-qc",
+        "hep-ex",
+        "hep-lat",
+        "hep-ph",
+        "hep-th",
+        "math-ph",
+        "nlin",
+    )
     physics += ("nucl-ex", "nucl-th", "physics", "quant-ph")
     if archive not in groups + physics or not _CATEGORY.fullmatch(category):
         raise SourceError(f"got the category {line(category)!r}; expected one of arXiv's, as in arxiv:cs.CL")

@@ -23,7 +23,7 @@ class SourceError(InputError):
     """What a source sent cannot be used: one line that names the source and what is wrong."""
 
 
-class Expired(SourceError):
+class ExpiredError(SourceError):
     """Where a source was to go on is not known to it any more: begin again."""
 
 

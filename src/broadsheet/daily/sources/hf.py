@@ -1,6 +1,6 @@
 """The daily list and the search of Hugging Face, as JSON: rows with a `paper` in each.
 
-Knows: that every field but the identifier and the title may be missing, and that a list's day is stored as midnight UTC.
+Knows: that every field but the identifier and the title may be missing; that a list's day is stored as midnight UTC.
 Does not know: the client library, whose objects lose fields.
 """
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from broadsheet.daily import ids
-from broadsheet.daily.records import Fact, line, plain
+from broadsheet.daily.records import Fact, Record, line, plain
 from broadsheet.daily.sources import hf
 from broadsheet.daily.sources.base import Page, SourceError, decoded, exactly, moment, told, word, words
 
@@ -39,7 +39,9 @@ def jsonl(data: bytes, *, at: str, name: str = "jsonl") -> Page:
     Raises:
         SourceError: a line is none; then nothing of the file is kept.
     """
-    found, left, rows = [], [], 0
+    found: list[Record] = []
+    left: list[str] = []
+    rows = 0
     for number, text in enumerate(decoded(data, name).split("\n"), 1):
         if not text.strip():
             continue
@@ -87,7 +89,7 @@ def titles(data: bytes, known: Mapping[str, str], *, at: str, name: str = "text"
     Raises:
         SourceError: it is no text, or has no title that is known.
     """
-    lines = [found for each in decoded(data, name).splitlines() if (found := plain(each))]
+    lines = [letters for each in decoded(data, name).splitlines() if (letters := plain(each))]
     hits: dict[str, None] = {}
     for begin in range(len(lines)):
         joined = ""
@@ -101,8 +103,8 @@ def titles(data: bytes, known: Mapping[str, str], *, at: str, name: str = "text"
             "JSON, Atom, RSS, OAI, BibTeX, JSONL, identifiers, or a saved page's text"
         )
     mark = Fact(UNCONFIRMED, "known by its title alone", at)
-    found = (told(ids.ArxivId(each, 0), "text", facts=(mark,)) for each in hits)
-    return Page(tuple(found), (), len(hits), kinds={UNCONFIRMED: len(hits)})
+    records = tuple(told(ids.ArxivId(each, 0), "text", facts=(mark,)) for each in hits)
+    return Page(records, (), len(hits), kinds={UNCONFIRMED: len(hits)})
 
 
 def _people(given: Any) -> tuple[str, ...]:

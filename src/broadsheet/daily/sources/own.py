@@ -52,12 +52,12 @@ class _Reader:
         """`given[key]`, of this kind; the kind's empty value where it is missing."""
         if not isinstance(given, Mapping):
             raise self.wrong(where, "an object")
-        value = given.get(key, kind())
+        value: Any = given.get(key, kind())
         if type(value) is not kind:
             raise self.wrong(f"{where}.{key}".strip("."), {int: "a number", str: "a text"}.get(kind, kind.__name__))
-        if kind is str and _HALF.search(value):
+        if isinstance(value, str) and _HALF.search(value):
             raise self.wrong(f"{where}.{key}".strip("."), "a text without halves of characters")
-        if kind is int and not -(1 << 53) < value < 1 << 53:
+        if isinstance(value, int) and not -(1 << 53) < value < 1 << 53:
             raise self.wrong(f"{where}.{key}".strip("."), "a smaller number")
         return value
 
@@ -72,7 +72,7 @@ class _Reader:
         return value
 
     def record(self, given: Any, where: str) -> Record:
-        said = {
+        said: dict[str, Any] = {
             field: self.strings(given, field, where) if field in _LISTS else self.a(str, given, field, where)
             for field in TOLD
         }
