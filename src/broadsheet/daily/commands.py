@@ -60,7 +60,10 @@ def add(
     pages = [_parsed(found, *each) if isinstance(each, tuple) else each for each in given]  # all, before any is added
     status = 0
     for name, page in zip(source, pages, strict=True):
-        status = max(status, _take(found, name, page) if not isinstance(page, Spec) else _sync(found, [page]))
+        if isinstance(page, Spec):
+            status = max(status, _sync(found, [page]))
+        else:
+            _take(found, "stdin" if name == "-" else name, page)
     if status:
         raise typer.Exit(status)
 
@@ -198,7 +201,7 @@ def _parsed(store: Store, name: str, data: bytes, at: str) -> Page:
     return sniff(data, at=at, known=store.known_titles, name=name)()
 
 
-def _take(store: Store, name: str, page: Page) -> int:
+def _take(store: Store, name: str, page: Page) -> None:
     """Add a file's page, all of it or nothing, and tell in one line what came of it."""
     from broadsheet.daily.sources.lists import UNCONFIRMED
 
@@ -214,7 +217,6 @@ def _take(store: Store, name: str, page: Page) -> int:
     parts += [f"{page.left.count(why):,} left out ({why})" for why in dict.fromkeys(page.left)]
     parts += ["known by their titles alone, unconfirmed"] * (UNCONFIRMED in page.kinds)
     _tell(f"{name}: {', '.join(parts)}")
-    return 0
 
 
 def _sync(store: Store, specs: Sequence[Spec], most: int = 1_000) -> int:

@@ -167,7 +167,7 @@ class Fetcher:
                     hops += 1
                     if hops > _HOPS:
                         raise NoAnswerError(f"{parts.hostname} redirects more than {_HOPS} times")
-                    url = urljoin(url, headers["location"])
+                    url = _joined(url, headers["location"])
                 elif status in (429, 503):
                     self._hold(group, status, headers, waited)
                     waited += 1
@@ -343,6 +343,13 @@ class _Timed(httpcore2.NetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self.stream.get_extra_info(info)
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        return location  # which is refused as it is
 
 
 def _least(timeout: float | None, left: float) -> float:

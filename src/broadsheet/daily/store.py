@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError
+from broadsheet.daily import ids
 from broadsheet.daily.records import TOLD, Fact, Listing, Record, plain, together
 from broadsheet.page import papers
 
@@ -375,7 +376,7 @@ class Store:
         state = fingerprint(rows)
         known = self.asked("broadsheet")
         if known is None or known[1] != state:
-            self.add(Record(identifier, "broadsheet", title=title) for identifier, title in rows)
+            self.add(Record(name, "broadsheet", title=title, published=ids.month(name)) for name, title in rows)
             self.note_asked("broadsheet", state)
 
     # Rows

@@ -26,6 +26,7 @@ HF_ROWS = 100
 SLICE = 200  # papers of one answer of the query API
 MOST = 1_000  # of one query, the latest
 IDS = 100
+_ANSWER = "answer"  # what parsers call what they read; the source is told anyway
 _FIRST, _LATEST = 7, 31  # days that are read at first, and at most
 _WEEKEND = (5, 6)
 _EASTERN = timedelta(hours=-5)  # arXiv's day, without its summer time: an hour more or less hardly matters
@@ -108,7 +109,8 @@ def sync(
             status, reason = 1, f"{error}"
         except SourceError as error:
             status, reason = 2, f"{error}"
-        told = f"{spec}: {_counted(run.added)}{': ' * bool(reason)}{reason}"
+        reason = reason.removeprefix(f"{_ANSWER}: ")
+        told = f"{spec}: {_counted(run.added)}{': ' * (reason[:1] not in (';', ''))}{reason}"
         store.note_asked(str(spec), told, json.dumps(run.state))
         yield Outcome(str(spec), told, status, run.added)
 
@@ -181,7 +183,7 @@ class _Run:
             if status == 400 and (begins := _first_day(name, value)) and begins >= today - timedelta(days=1):
                 return f"{value} is not open yet"
             _expect(status, data)
-            page = hf.parse(data, at=self.at, day=day, first=rows)
+            page = hf.parse(data, at=self.at, day=day, first=rows, name=_ANSWER)
             rows += page.rows
             self.take(page)
             if page.rows < HF_ROWS:
@@ -207,7 +209,7 @@ class _Run:
         started, before = self.time.date().isoformat(), _day(self.state.get("day"))
         status, data = self.fetcher.get(f"{self.fetcher.places.rss}/{what}")
         _expect(status, data)
-        page = arxiv.announced(data, listing=self.source)
+        page = arxiv.announced(data, listing=self.source, name=_ANSWER)
         day = _day(page.day) or (self.time + _EASTERN).date()
         missed = before is not None and "from" in self.state and _misses(before, day)
         todo = self.state.get("todo") or (what.split("+") if missed else [])
@@ -241,7 +243,7 @@ class _Run:
             )
             _expect(status, data)
             try:
-                page = arxiv.oai(data)
+                page = arxiv.oai(data, name=_ANSWER)
             except ExpiredError:
                 if not token or again:
                     raise
@@ -285,9 +287,9 @@ class _Run:
         """A page of an answer; an empty one within it is asked for once more."""
         for _ in range(2):
             status, data = self.fetcher.get(self.fetcher.places.query, given)
-            if data.lstrip()[:1] != b"<":
+            if status >= 500 or b"<feed" not in data[:1000]:
                 _expect(status, data)
-            page = arxiv.query(data)  # an error is a feed, too, whatever its status
+            page = arxiv.query(data, name=_ANSWER)  # an error is a feed, too, with a status of an error or not
             _expect(status, data)
             if page.rows or page.total is None or int(given["start"]) >= page.total:
                 break

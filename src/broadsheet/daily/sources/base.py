@@ -135,7 +135,7 @@ def document(data: bytes, name: str) -> Any:
         if text.lstrip()[:1] == "<":
             raise SourceError(f"{name}: got a web page; expected JSON") from None
         raise SourceError(
-            f"{name}: got JSON that is cut or broken ({line(str(error))}); nothing of it is kept"
+            f"{name}: got JSON that is cut or broken ({line(str(error))[:70]}); nothing of it is kept"
         ) from None
 
 

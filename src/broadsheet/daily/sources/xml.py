@@ -47,7 +47,7 @@ def root(data: bytes, name: str) -> Element:
         found = etree.fromstring(data, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
         raise SourceError(
-            f"{name}: got XML that is cut or broken ({line(str(error))}); nothing of it is kept"
+            f"{name}: got XML that is cut or broken ({line(str(error))[:70]}); nothing of it is kept"
         ) from None
     if found.getroottree().docinfo.internalDTD is not None:
         raise SourceError(f"{name}: got XML with a document type, which may define entities; expected none")
