@@ -454,7 +454,21 @@ def test_a_page_is_taken_in_whole_or_not_at_all(store):
 
 @pytest.mark.parametrize(
     "text",
-    ["hf:", "hf:today", "hf:2024-13", "hf:2024-W60", "hf:2024-02-30", "arxiv:", "arxiv:cs.C L", "arxiv:no.XX", "arxiv:cs.CL+", "arxiv:../x", "arxiv-query:", "arxiv-query: ", "arxiv-known:x"],
+    [
+        "hf:",
+        "hf:today",
+        "hf:2024-13",
+        "hf:2024-W60",
+        "hf:2024-02-30",
+        "arxiv:",
+        "arxiv:cs.C L",
+        "arxiv:no.XX",
+        "arxiv:cs.CL+",
+        "arxiv:../x",
+        "arxiv-query:",
+        "arxiv-query: ",
+        "arxiv-known:x",
+    ],
 )
 def test_sources_that_are_none_are_refused_before_anything_is_asked(text):
     with pytest.raises(ValueError, match="expected"):

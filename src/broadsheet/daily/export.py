@@ -157,7 +157,7 @@ def _marked_down(text: str) -> str:
 
 def _quoted(note: str) -> str:
     """A note as a quotation, line by line as it was typed."""
-    rows = [_marked_down(row) for row in note.strip("\n").splitlines()]
+    rows = "\n".join(_marked_down(row) for row in note.splitlines()).strip("\n").split("\n")
     ends = ["\\" if row and after else "" for row, after in zip(rows, [*rows[1:], ""], strict=True)]
     return "".join(f"> {row}{end}".rstrip(" ") + "\n" for row, end in zip(rows, ends, strict=True))
 
