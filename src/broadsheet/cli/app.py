@@ -25,6 +25,7 @@ __all__ = ["app", "apply", "compare", "guides", "main", "models", "new", "papers
 
 # Packages that whole stages are built on, and the extra that brings each; what one option needs says so itself.
 _EXTRAS = {"sentence_transformers": "embed", "peft": "embed", "datasets": "embed", "faiss": "search", "bm25s": "search"}
+_EXTRAS |= {"lxml": "page", "bibtexparser": "page", "pylatexenc": "page", "httpcore2": "page"}
 _EXTRAS |= {"soundfile": "hear", "soxr": "hear", "onnxruntime": "hear", "jiwer": "hear"}
 
 

@@ -1,7 +1,8 @@
 """arXiv identifiers: the bare one that names an article, and its version.
 
-Knows: the three forms, 2407.12021 (since 2015), 0704.0001 (since April 2007), math.GT/0309136 (before). Without its
-archive an old identifier would name several articles, so the archive stays.
+Knows: the three forms, 2407.12021 (since 2015), 0704.0001 (since April 2007), math/0309136 (before). Without its
+archive an old identifier would name several articles, so the archive stays. The class that some write after it
+(math.GT/0309136) names nothing more and is left out, as arXiv's own data leave it out: one article, one identifier.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from typing import NamedTuple
 
 _NEW = r"(?:0[7-9]|1\d|2\d|3\d)(?:0[1-9]|1[0-2])\.\d{4,5}"
 _OLD = r"[a-z]+(?:-[a-z]+)?(?:\.[A-Z]{2})?/(?:9[1-9]|0[0-7])(?:0[1-9]|1[0-2])\d{3}"
-_ID = re.compile(rf"(?<![\w./-])(?:arxiv:)?({_NEW}|{_OLD})(?:v([1-9]\d*))?(?![\w/-])", re.IGNORECASE)
+_ID = re.compile(rf"(?<![\w./-])(?:arxiv:)?({_NEW}|{_OLD})(?:v([1-9]\d*))?(?![\w/-])", re.ASCII | re.IGNORECASE)
 _URL = re.compile(
     rf"(?:arxiv\.org/(?:abs|pdf|html|format)/|(?:huggingface\.co|hf\.co)/papers/|oai:arXiv\.org:|10\.48550/arXiv\.)"
     rf"({_NEW}|{_OLD})(?:v([1-9]\d*))?",
-    re.IGNORECASE,
+    re.ASCII | re.IGNORECASE,
 )
 
 
@@ -23,7 +24,7 @@ class ArxivId(NamedTuple):
     """An article, and which version of it is meant.
 
     Attributes:
-        bare: as in `"2407.12021"` or `"math.GT/0309136"`.
+        bare: as in `"2407.12021"` or `"math/0309136"`.
         version: from 1; 0 where none is named.
     """
 
@@ -59,7 +60,6 @@ def month(bare: str) -> str:
 
 
 def _canonical(bare: str) -> str:
-    """Archives in small letters, their classes in capitals, as arXiv writes them."""
+    """In small letters, and an archive without its class."""
     archive, slash, number = bare.rpartition("/")
-    name, dot, kind = archive.partition(".")
-    return name.lower() + dot + kind.upper() + slash + number
+    return archive.lower().partition(".")[0] + slash + number

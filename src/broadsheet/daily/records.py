@@ -14,12 +14,19 @@ from typing import Any
 
 # Whose word counts among sources that tell of the same version, the best first; any other comes last.
 SOURCES = ("arxiv", "oai", "rss", "hf", "bibtex", "export", "broadsheet")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|[\ud800-\udfff]")
+UNRANKED = 1_000_000
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """That a source listed a paper on a day, at a place."""
+    """That a source listed a paper on a day, at a place.
+
+    Attributes:
+        source: `"hf"`, or of arXiv's lists the class too, `"arxiv:cs.CL"`.
+        day: `"2024-08-18"`, as the source has it.
+        rank: the place on the list, from 0; `UNRANKED` where the source does not say.
+    """
 
     source: str
     day: str
@@ -70,11 +77,6 @@ class Record:
         mine = asdict(self)
         return {name: mine[name] for name in TOLD if mine[name]}
 
-    @property
-    def standing(self) -> tuple[int, str, str]:
-        """By which the later of two records of one source is known."""
-        return self.version, self.updated, repr(sorted(self.told().items()))
-
 
 TOLD = tuple(each.name for each in fields(Record) if each.name not in ("id", "source", "version", "listings", "facts"))
 
@@ -102,7 +104,7 @@ def together(records: Iterable[Record]) -> Record:
 
 def _trust(record: Record) -> tuple[Any, ...]:
     place = SOURCES.index(record.source) if record.source in SOURCES else len(SOURCES)
-    return record.version, -place, *record.standing[1:]
+    return record.version, -place, record.updated, repr(sorted(record.told().items()))
 
 
 def line(text: str) -> str:

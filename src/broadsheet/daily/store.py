@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError
 from broadsheet.daily import ids
-from broadsheet.daily.records import TOLD, Fact, Listing, Record, together
+from broadsheet.daily.records import TOLD, Fact, Listing, Record, plain, together
 from broadsheet.page import papers
 
 _COLUMNS = ("id", "version", *TOLD, "listed")
@@ -141,25 +141,23 @@ class Store:
         with self.writing() as db:
             for record in records:
                 before = self._told(db, record.id)
-                mine = before.get(record.source)
-                if mine is None or record.standing > mine.standing:
-                    told = json.dumps(record.told(), ensure_ascii=False, sort_keys=True)
-                    db.execute(
-                        "INSERT INTO told VALUES (?, ?, ?, ?) ON CONFLICT (id, source) DO UPDATE "
-                        "SET version = excluded.version, fields = excluded.fields",
-                        (record.id, record.source, record.version, told),
-                    )
-                    was = together(before.values()) if before else None
-                    merged = together({**before, record.source: record}.values())
+                told = json.dumps(record.told(), ensure_ascii=False, sort_keys=True)
+                was = together(before) if before else None
+                if db.execute(
+                    "INSERT OR IGNORE INTO told VALUES (?, ?, ?, ?, ?)",
+                    (record.id, record.source, fingerprint([record.version, told]), record.version, told),
+                ).rowcount:
+                    merged = together([*before, record])
                     self._show(db, merged)
-                    new, changed = new + (not before), changed + (bool(before) and _shown(merged) != _shown(was))
-                    same += bool(before) and _shown(merged) == _shown(was)
+                    new, changed = new + (was is None), changed + (was is not None and _shown(merged) != _shown(was))
+                    same += was is not None and _shown(merged) == _shown(was)
                 else:
                     same += 1
                 listings += self._list(db, record)
-                for fact in record.facts:
+                for fact in record.facts:  # of two values of one time the same one in any order
                     db.execute(
-                        "INSERT OR IGNORE INTO fact VALUES (?, ?, ?, ?, ?)",
+                        "INSERT INTO fact VALUES (?, ?, ?, ?, ?) ON CONFLICT (id, key, source, at) "
+                        "DO UPDATE SET value = max(value, excluded.value)",
                         (record.id, fact.key, fact.value, record.source, fact.at),
                     )
         return Added(new, changed, same, listings)
@@ -184,6 +182,16 @@ class Store:
             found.setdefault(identifier, []).append(Listing(source, day, rank))
         return [(each, tuple(found[each.id])) for each in self.articles(list(found))]
 
+    def without_abstract(self) -> list[str]:
+        """Identifiers of papers whose abstract no source has told, the latest first."""
+        rows = self.reading().execute("SELECT id FROM paper WHERE abstract = '' ORDER BY published DESC, id DESC")
+        return [row[0] for row in rows]
+
+    def known_titles(self) -> dict[str, str]:
+        """Identifiers by title, in small letters and digits alone (`records.plain`)."""
+        rows = self.reading().execute("SELECT title, id FROM paper WHERE title != '' ORDER BY id DESC")
+        return {plain(title): identifier for title, identifier in rows}
+
     def days(self, begin: str = "", end: str = "9999") -> dict[str, int]:
         """How many papers were listed on each day on which any was, the latest first."""
         rows = self.reading().execute(
@@ -207,22 +215,23 @@ class Store:
         return {key: (Fact(key, value, at), source) for key, value, at, source in rows}
 
     def records(self, identifier: str = "") -> Iterator[Record]:
-        """What each source says, of one paper or of all: as `add` takes it."""
+        """All that sources say, of one paper or of all: as `add` takes it, each listing and fact once."""
         chosen, given = ("WHERE id = ?", (identifier,)) if identifier else ("", ())
-        listings: dict[tuple[str, str], list[Listing]] = {}
+        listings: dict[str, list[Listing]] = {}
         facts: dict[tuple[str, str], list[Fact]] = {}
         db = self.reading()
-        for one, source, day, rank in db.execute(f"SELECT id, source, day, rank FROM listing {chosen}", given):
-            listings.setdefault((one, source), []).append(Listing(source, day, rank))
-        for one, source, key, value, at in db.execute(f"SELECT id, source, key, value, at FROM fact {chosen}", given):
+        order = "ORDER BY id, source, day"
+        for one, source, day, rank in db.execute(f"SELECT id, source, day, rank FROM listing {chosen} {order}", given):
+            listings.setdefault(one, []).append(Listing(source, day, rank))
+        order = "ORDER BY id, source, key, at"
+        for one, source, key, value, at in db.execute(
+            f"SELECT id, source, key, value, at FROM fact {chosen} {order}", given
+        ):
             facts.setdefault((one, source), []).append(Fact(key, value, at))
-        rows = db.execute(f"SELECT id, source, version, fields FROM told {chosen} ORDER BY id, source", given)
+        rows = db.execute(f"SELECT id, source, version, fields FROM told {chosen} ORDER BY id, source, print", given)
         for one, source, version, told in rows.fetchall():
-            yield replace(
-                _record(one, source, version, told),
-                listings=tuple(listings.get((one, source), ())),
-                facts=tuple(facts.get((one, source), ())),
-            )
+            record = _record(one, source, version, told)
+            yield replace(record, listings=tuple(listings.pop(one, ())), facts=tuple(facts.pop((one, source), ())))
 
     def __len__(self) -> int:
         count: int = self.reading().execute("SELECT count(*) FROM paper").fetchone()[0]
@@ -385,9 +394,9 @@ class Store:
         )
         return [_article(row) for row in rows.fetchall()]
 
-    def _told(self, db: sqlite3.Connection, identifier: str) -> dict[str, Record]:
+    def _told(self, db: sqlite3.Connection, identifier: str) -> list[Record]:
         rows = db.execute("SELECT source, version, fields FROM told WHERE id = ?", (identifier,)).fetchall()
-        return {source: _record(identifier, source, version, told) for source, version, told in rows}
+        return [_record(identifier, source, version, told) for source, version, told in rows]
 
     def _show(self, db: sqlite3.Connection, merged: Record) -> None:
         """Make the row of a paper, and its words, what is said of it now."""

@@ -1,7 +1,8 @@
--- What sources say of a paper, the latest word of each; `paper` is what follows from it.
+-- What sources say of a paper, every different word of each: none is lost to one that says less. `paper` follows from it.
 CREATE TABLE told (
-    id TEXT NOT NULL, source TEXT NOT NULL, version INTEGER NOT NULL, fields TEXT NOT NULL,
-    PRIMARY KEY (id, source)
+    id TEXT NOT NULL, source TEXT NOT NULL, print TEXT NOT NULL,  -- the fingerprint of version and fields
+    version INTEGER NOT NULL, fields TEXT NOT NULL,
+    PRIMARY KEY (id, source, print)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE paper (
