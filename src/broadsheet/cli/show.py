@@ -92,7 +92,7 @@ def _show_brief(console: Console, paper: Paper) -> None:
 
     for entry in paper.entry[: paper.in_stage]:
         text = docstring(entry)
-        console.print(f"\n{_import(paper, entry)}", style="bold", markup=False)
+        console.print(f"\n{paper.import_line(entry)}", style="bold", markup=False)
         console.print(Padding(first_sentences(text, 1) or "", (0, 0, 0, 2)), markup=False)
         if when := use(text):
             console.print(Padding(when, (0, 0, 0, 2)), markup=False)
@@ -118,13 +118,6 @@ def _show_brief(console: Console, paper: Paper) -> None:
     console.print()
     for command in commands:
         console.print(f"  {command}", style="bold", markup=False)
-
-
-def _import(paper: Paper, entry: str) -> str:
-    """The line that imports a class, from where a reader would import it."""
-    module, name = entry.split(":")
-    home = f"broadsheet.{paper.stage}" if paper.ours and paper.in_stage else module
-    return f"from {home} import {name}"
 
 
 def _map(console: Console, paper: Paper) -> None:
@@ -158,7 +151,7 @@ def _show_all(console: Console, paper: Paper) -> None:
         console.print()
         console.print(_scope(paper))
     for entry in paper.entry:
-        console.print(f"\n{_import(paper, entry)}", style="bold", markup=False)
+        console.print(f"\n{paper.import_line(entry)}", style="bold", markup=False)
         console.print(Padding(_reflowed(docstring(entry)), (0, 0, 0, 2)), markup=False)
     for command, entry in ((f"try {paper.id}", paper.trial), (f"apply {paper.id} DATA --out OUT", paper.apply)):
         if entry:

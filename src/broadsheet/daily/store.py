@@ -282,13 +282,13 @@ class Store:
 
     def follow(self, topic: Topic) -> None:
         """Follow a topic; of two of one name the one that was changed later holds, which is this one without a time."""
-        topic = topic if topic.changed else replace(topic, changed=self.clock())
+        given = replace(topic, changed=topic.changed or self.clock())
         with self.writing() as db:
             known = {each.name: each for each in self.topics()}.get(topic.name)
-            if known is None or _later(topic, known):
+            if known is None or not topic.changed or _later(topic, known):
                 db.execute(
                     "INSERT OR REPLACE INTO topic VALUES (?, ?, ?, ?, ?)",
-                    (topic.name, topic.query, json.dumps(topic.likes), json.dumps(topic.dislikes), topic.changed),
+                    (given.name, given.query, json.dumps(given.likes), json.dumps(given.dislikes), given.changed),
                 )
 
     def unfollow(self, name: str) -> None:

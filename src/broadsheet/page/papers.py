@@ -98,6 +98,12 @@ class Paper:
     def url(self) -> str:
         return f"https://arxiv.org/abs/{self.arxiv}"
 
+    def import_line(self, entry: str) -> str:
+        """The line that imports a class, from where a reader would import it."""
+        module, name = entry.split(":")
+        home = f"broadsheet.{self.stage}" if self.ours and self.in_stage else module
+        return f"from {home} import {name}"
+
     @property
     def ours(self) -> bool:
         """Whether broadsheet brings it, and not a reader's own package."""
@@ -135,6 +141,29 @@ class Paper:
         if self.verdict != "shown":
             return 2
         return 4 if _leads(trial) else 3
+
+    @property
+    def missing(self) -> str:
+        """What the next rung wants, in a few words; empty on the last one."""
+        trial, rung = evidence.read(self.id, self.evidence_folder), self.rung
+        if rung == 0 and trial is None:
+            return "a recorded trial on a real model and real data" if self.entry else "its code, and a trial of it"
+        if rung == 0 and (trial or {}).get("demonstration"):
+            return "a trial on a real model and real data: the recorded one is a demonstration"
+        if rung == 0:
+            return "a trial that names what the paper claims"
+        if rung == 1:
+            oracles = (evidence.read("oracles", self.evidence_folder) or {}).get("slugs", {}).get(self.id) or {}
+            if failed := oracles.get("failed"):
+                return f"agreement with the paper’s numbers: {failed} cases of {failed + oracles['passed']} differ"
+            return "agreement with numbers worked out from the paper’s equations or its authors’ code"
+        if rung == 2:
+            claims = _claims(trial) if trial else []
+            told = [f"{n} of {len(claims)} {v}" for v in ("refuted here", "open") if (n := claims.count(v))]
+            return f"every claim shown: now {', '.join(told)}" if told else "a trial that names what the paper claims"
+        if rung == 3:
+            return "to be faster or leaner than another implementation, at a quality that is no worse"
+        return ""
 
     @property
     def verdict(self) -> str:

@@ -1,0 +1,655 @@
+"""What each screen shows, as dataclasses: functions of the store and of the page.
+
+Knows: the store, the standings of the page's papers, dates. Does not know: HTML, requests. Texts in lists are cut to a
+length, so that no screen grows with what sources say; a paper's own screen shows them whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from broadsheet.console import InputError
+from broadsheet.daily import ids
+from broadsheet.daily.records import Fact, Listing, line
+from broadsheet.daily.screens import dates
+from broadsheet.daily.screens.dates import Kind, Span
+from broadsheet.daily.screens.standing import Measured, Standing, Standings, Use, usage
+from broadsheet.daily.store import Article, Mark, Store, Topic
+from broadsheet.page.papers import RUNGS, stages
+
+Find = Callable[..., Any]
+ROWS = 30  # of a list, on one screen
+FOUND = 200  # that a search looks for at most
+NOTE = 10_000  # characters of a note
+_TITLE, _BY, _GIST = 180, 110, 260  # characters of a row's texts
+_AUTHORS, _ABSTRACT, _LISTINGS, _FACTS = 60, 8_000, 12, 20  # of a paper's own screen
+_WEEK, _MONTH = 10, 3  # papers of a day, in a week and in a month
+VERDICTS = ("shown", "refuted here", "open", "not measured")
+SORTS = {"newest": "newest first", "listed": "last listed first", "rung": "by rung", "title": "by title"}
+KINDS = ("method", "study", "benchmark", "survey")
+STATES = {"": "all", "later": "saved for later", "read": "read", "seed": "more like these", "note": "with a note", "hidden": "not interested"}  # fmt: skip
+SOURCES = {"hf": "HF daily papers", "rss": "arXiv", "arxiv": "arXiv", "oai": "arXiv"}
+
+
+class MissingError(LookupError):
+    """There is no such paper, topic or map here; the message says which."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A paper in a list.
+
+    Attributes:
+        gist: our own summary, else the beginning of the abstract.
+        standing: of a paper of the page; None for any other.
+        snippet: pieces of text of which the marked ones were looked for: (text, marked).
+        why: why it is in the list, in a word or two.
+    """
+
+    article: Article
+    title: str
+    by: str
+    gist: str
+    standing: Standing | None = None
+    snippet: tuple[tuple[str, bool], ...] = ()
+    why: str = ""
+
+    @property
+    def url(self) -> str:
+        return address(self.article, self.standing)
+
+    @property
+    def mark(self) -> Mark:
+        return self.article.mark
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Which part of a long list is shown.
+
+    Attributes:
+        number: from 1.
+        query: of the address, without the page.
+    """
+
+    total: int
+    number: int = 1
+    query: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def last(self) -> int:
+        return max(1, -(-self.total // ROWS))
+
+    @property
+    def first_row(self) -> int:
+        return (self.number - 1) * ROWS
+
+    def url(self, number: int) -> str:
+        told = {name: value for name, value in self.query.items() if value} | ({"p": str(number)} if number > 1 else {})
+        return f"?{urlencode(told)}"
+
+
+@dataclass(frozen=True)
+class Day:
+    """A day of listings, and as many of its papers as are shown."""
+
+    span: Span
+    count: int
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A paper with recorded evidence, as the front page leads with it.
+
+    Attributes:
+        picture: (what is measured, SVG, legend) of the first one alone.
+    """
+
+    row: Row
+    standing: Standing
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True)
+class Front:
+    """The front page.
+
+    Attributes:
+        recent: papers that no source has listed, the latest first, where none is listed at all.
+        verdicts: how many of the page's papers came out how.
+        run: papers that were run here, by rung.
+        open: papers whose verdict is open.
+        unbuilt: papers that are not built, and `unbuilt_count` how many there are.
+    """
+
+    today: date
+    count: int
+    lead: Lead | None
+    leads: tuple[Lead, ...]
+    days: tuple[Day, ...]
+    recent: tuple[Row, ...]
+    verdicts: Mapping[str, int]
+    run: tuple[Row, ...]
+    run_count: int
+    open: tuple[Row, ...]
+    unbuilt: tuple[Row, ...]
+    unbuilt_count: int
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Edition:
+    """A day, week or month.
+
+    Attributes:
+        empty: why there is nothing; empty where there is something.
+        left_out: how many papers of no interest to the reader are not shown.
+    """
+
+    span: Span
+    days: tuple[Day, ...]
+    count: int
+    previous: Span
+    next: Span
+    wider: tuple[Span, ...]
+    pages: Pages
+    empty: str = ""
+    left_out: int = 0
+    hidden: bool = False
+
+
+@dataclass(frozen=True)
+class PaperScreen:
+    """A paper.
+
+    Attributes:
+        authors: those that are shown; `more_authors` how many are not.
+        listings: (day, who listed it, at which place), the latest first.
+        facts: (what, value, when it was so, who said it); an address is one by itself.
+        topics: the reader's, with whether the paper is liked (1), disliked (-1) or neither in them.
+    """
+
+    article: Article
+    standing: Standing | None
+    title: str
+    authors: tuple[str, ...]
+    more_authors: int
+    abstract: str
+    summary: str
+    submitted: str
+    dates: tuple[tuple[str, str], ...]
+    listings: tuple[tuple[str, str, int], ...]
+    facts: tuple[tuple[str, str, str, str], ...]
+    measured: Measured | None
+    use: Use | None
+    topics: tuple[tuple[Topic, int], ...]
+
+    @property
+    def mark(self) -> Mark:
+        return self.article.mark
+
+    @property
+    def url(self) -> str:
+        return address(self.article, self.standing)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """All papers, or those of a choice.
+
+    Attributes:
+        chosen: by filter, what is chosen.
+        stages: (id, what it is about).
+    """
+
+    rows: tuple[Row, ...]
+    pages: Pages
+    chosen: Mapping[str, str]
+    stages: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found.
+
+    Attributes:
+        ready: whether there is a search at all.
+        more: whether there may be more than were looked for.
+    """
+
+    query: str
+    rows: tuple[Row, ...]
+    pages: Pages
+    ready: bool = True
+    more: bool = False
+    followed: str = ""
+
+
+@dataclass(frozen=True)
+class TopicScreen:
+    """What the reader follows: its papers, those that are liked and those that are not."""
+
+    topic: Topic
+    rows: tuple[Row, ...]
+    likes: tuple[Row, ...]
+    dislikes: tuple[Row, ...]
+    ready: bool = True
+
+
+class Views:
+    """The screens of a store.
+
+    Args:
+        find: `find(query, limit)` gives hits with `article`, `why` and `snippet`; None where there is no search.
+    """
+
+    def __init__(self, store: Store, find: Find | None) -> None:
+        self.store, self.find, self.standings = store, find, Standings()
+
+    @property
+    def today(self) -> date:
+        """The day, by the store's clock, in UTC as list days are."""
+        found = dates.known(self.store.clock())
+        assert found is not None
+        return found
+
+    # The front page, and what was listed when
+
+    def front(self) -> Front:
+        """The lead, and the columns."""
+        known = [each for each in self.standings.all().values() if not each.problem]
+        articles = {each.id: each for each in self.store.articles([each.paper.arxiv for each in known])}
+        seen = [each for each in known if each.paper.arxiv in articles]
+        hidden = {arxiv for arxiv, article in articles.items() if article.mark.hidden}
+        shown = [each for each in seen if each.paper.arxiv not in hidden]
+
+        def rows(chosen: Iterable[Standing]) -> tuple[Row, ...]:
+            return tuple(self._row(articles[each.paper.arxiv]) for each in chosen)
+
+        recorded = sorted((each for each in shown if each.answer), key=lambda each: each.recorded, reverse=True)
+        leads = [
+            Lead(self._row(articles[each.paper.arxiv]), each, self.standings.measured(each) if i == 0 else None)
+            for i, each in enumerate(recorded[:5])
+        ]
+        run = sorted((each for each in shown if each.rung), key=lambda each: (-each.rung, each.recorded))
+        waiting = [each for each in shown if each.verdict == "open"]
+        unbuilt = [each for each in shown if not each.built]
+        verdicts = {name: sum(each.verdict == name for each in seen) for name in VERDICTS[:3]}
+        last = [row[0] for row in self.store.reading().execute("SELECT DISTINCT day FROM listing ORDER BY day DESC LIMIT 2")]
+        days = self._days(self.store.days(last[-1], last[0]), 6) if last else ()
+        recent = () if days else tuple(self._row(each) for each in self._unhidden(self.store.latest(40))[:10])
+        return Front(
+            today=self.today,
+            count=len(self.store),
+            lead=leads[0] if leads else None,
+            leads=tuple(leads[1:]),
+            days=days,
+            recent=recent,
+            verdicts={name: count for name, count in verdicts.items() if count},
+            run=rows(run[:10]),
+            run_count=len(run),
+            open=rows(waiting[:5]),
+            unbuilt=rows(unbuilt[:5]),
+            unbuilt_count=len(unbuilt),
+            left_out=len(hidden),
+        )
+
+    def latest(self, kind: Kind) -> Span:
+        """The last day, week or month in which anything was listed; that of today where nothing was."""
+        row = self.store.reading().execute("SELECT max(day) FROM listing WHERE day <= ?", ("2199",)).fetchone()
+        return dates.of(kind, dates.known(row[0] or "") or self.today)
+
+    def edition(self, span: Span, number: int = 1, *, hidden: bool = False) -> Edition:
+        """What was listed on a day, in a week or in a month."""
+        begin, end = span.begin.isoformat(), span.end.isoformat()
+        counts = self.store.days(begin, end)
+        wider: dict[Kind, tuple[Kind, ...]] = {"day": ("week", "month"), "week": ("month",), "month": ()}
+        others = tuple(dates.of(kind, span.begin) for kind in wider[span.kind])
+        left_out, pages = 0, Pages(0)
+        if span.kind == "day":
+            listed = self._listed(begin)
+            interest = self._interesting(list(listed))
+            left_out = len(listed) - len(interest)
+            chosen = list(listed) if hidden else interest
+            pages = _pages(len(chosen), number, {"hidden": "1"} if hidden else {})
+            part = chosen[pages.first_row : pages.first_row + ROWS]
+            rows = tuple(
+                replace(self._row(each), why=_place(listed[each.id])) for each in self.store.articles(part)
+            )
+            days: tuple[Day, ...] = (Day(span, len(listed), rows),) if listed else ()
+        else:
+            days = self._days(counts, _WEEK if span.kind == "week" else _MONTH)
+        return Edition(
+            span=span,
+            days=days,
+            count=sum(counts.values()),
+            previous=self._neighbour(span, -1),
+            next=self._neighbour(span, 1),
+            wider=others,
+            pages=pages,
+            empty="" if days else self._why_empty(span),
+            left_out=left_out,
+            hidden=hidden,
+        )
+
+    def _days(self, counts: Mapping[str, int], each_day: int) -> tuple[Day, ...]:
+        """Days with the first papers of each; a day whose name is no date is left out."""
+        chosen: dict[str, list[str]] = {}
+        for day in counts:
+            if dates.known(day):
+                chosen[day] = self._interesting(list(self._listed(day, 4 * each_day)))[:each_day]
+        articles = {each.id: each for each in self.store.articles([one for part in chosen.values() for one in part])}
+        return tuple(
+            Day(dates.span("day", day), counts[day], tuple(self._row(articles[each]) for each in part))
+            for day, part in chosen.items()
+        )
+
+    def _listed(self, day: str, limit: int = -1) -> dict[str, tuple[tuple[str, int], ...]]:
+        """Papers that were listed on a day, in the order of their places, with who listed them where."""
+        rows = self.store.reading().execute(
+            "SELECT id, source, rank FROM listing WHERE day = ? ORDER BY rank, source, id LIMIT ?", (day, limit)
+        )
+        found: dict[str, tuple[tuple[str, int], ...]] = {}
+        for identifier, source, rank in rows:
+            found[identifier] = (*found.get(identifier, ()), (source, rank))
+        return found
+
+    def _interesting(self, identifiers: Sequence[str]) -> list[str]:
+        """Those of which the reader does not say otherwise."""
+        rows = self.store.reading().execute("SELECT id FROM mark WHERE hidden")
+        hidden = {row[0] for row in rows}
+        return [each for each in identifiers if each not in hidden]
+
+    def _neighbour(self, span: Span, step: int) -> Span:
+        """The nearest span before or after in which anything was listed; else the one beside it."""
+        db = self.store.reading()
+        if step < 0:
+            row = db.execute("SELECT max(day) FROM listing WHERE day < ?", (span.begin.isoformat(),)).fetchone()
+        else:
+            row = db.execute("SELECT min(day) FROM listing WHERE day > ?", (span.end.isoformat(),)).fetchone()
+        day = dates.known(row[0] or "")
+        if day is not None:
+            return dates.of(span.kind, day)
+        return dates.before(span) if step < 0 else dates.after(span)
+
+    def _why_empty(self, span: Span) -> str:
+        if span.begin > self.today:
+            return f"This {span.kind} has not come yet."
+        if span.kind == "day" and span.begin.weekday() > 4:
+            return f"A {dates.weekday(span.begin)}: arXiv lists nothing on Saturdays and Sundays."
+        return f"No source has listed a paper here for this {span.kind}. “broadsheet page sync” asks them."
+
+    # One paper
+
+    def identifier(self, name: str) -> str:
+        """The arXiv identifier that an address names: itself, with a version, or an id of the page.
+
+        Raises:
+            MissingError: it names no paper that is here.
+        """
+        for arxiv, each in self.standings.all().items():
+            if name == each.paper.id:
+                return arxiv
+        found = ids.parse(name)
+        if found and name.lower() in (found.bare.lower(), f"{found.bare}v{found.version}".lower()):
+            row = self.store.reading().execute("SELECT id FROM paper WHERE id = ?", (found.bare,)).fetchone()
+            if row:
+                return str(row[0])
+        if any(name == arxiv for arxiv in self.standings.all()):
+            return name
+        raise MissingError(f"There is no paper {line(name)[:60] or 'of that name'} here.")
+
+    def standing(self, name: str) -> Standing | None:
+        """The standing of the paper of an address; None for one that is not of the page."""
+        return self.standings.all().get(self.identifier(name))
+
+    def paper(self, name: str) -> PaperScreen:
+        """All of one paper.
+
+        Raises:
+            MissingError: there is none.
+        """
+        identifier = self.identifier(name)
+        found = self.store.articles([identifier])
+        if not found:
+            raise MissingError(f"There is no paper {identifier} here.")
+        [article] = found
+        standing = self.standings.all().get(identifier)
+        when = [("submitted", dates.words(article.published)), ("this version", dates.words(article.updated))]
+        facts = sorted(self.store.facts(identifier).items())[:_FACTS]
+        listings = self.store.listings(identifier)
+        return PaperScreen(
+            article=article,
+            standing=standing,
+            title=cut(article.title, 1_000) or identifier,
+            authors=tuple(cut(name, 120) for name in article.authors[:_AUTHORS]),
+            more_authors=max(0, len(article.authors) - _AUTHORS),
+            abstract=cut(article.abstract, _ABSTRACT),
+            summary=standing.paper.summary if standing else "",
+            submitted=submitted(article),
+            dates=tuple((what, day) for what, day in when if day),
+            listings=tuple(_listing(each) for each in reversed(listings))[:_LISTINGS],
+            facts=tuple(_fact(fact, source) for _, (fact, source) in facts),
+            measured=self.standings.measured(standing) if standing else None,
+            use=usage(standing.paper) if standing else None,
+            topics=tuple((topic, _liking(topic, identifier)) for topic in self.store.topics()[:20]),
+        )
+
+    # Lists
+
+    def shelf(self, given: Mapping[str, str]) -> Shelf:
+        """All papers, or those that a choice of stage, kind, rung, verdict and mark leaves, in an order.
+
+        Raises:
+            InputError: a choice that there is not.
+        """
+        known = self.standings.all()
+        all_stages = tuple((stage.id, stage.about) for stage in stages())
+        offers: dict[str, Sequence[str]] = {
+            "stage": [name for name, _ in all_stages], "kind": KINDS, "rung": [str(i) for i in range(len(RUNGS))],
+            "verdict": VERDICTS, "mark": [name for name in STATES if name], "sort": list(SORTS),
+        }  # fmt: skip
+        chosen = {name: given.get(name, "") for name in offers}
+        for name, value in chosen.items():
+            if value and value not in offers[name]:
+                raise InputError(f"got {name} {value[:40]!r}; expected {', '.join(offers[name])}")
+        fits = [
+            arxiv
+            for arxiv, each in known.items()
+            if chosen["stage"] in ("", each.paper.stage)
+            and chosen["kind"] in ("", each.paper.kind)
+            and chosen["rung"] in ("", str(each.rung))
+            and chosen["verdict"] in ("", each.verdict or "not measured")
+        ]
+        filtered = any(chosen[name] for name in ("stage", "kind", "rung", "verdict"))
+        ordered = self._ordered(chosen, fits if filtered else None)
+        pages = _pages(len(ordered), number_of(given), chosen)
+        part = ordered[pages.first_row : pages.first_row + ROWS]
+        return Shelf(tuple(map(self._row, self.store.articles(part))), pages, chosen, all_stages)
+
+    def _ordered(self, chosen: Mapping[str, str], fits: list[str] | None) -> list[str]:
+        """Identifiers in the order that was chosen; of all papers, or of some."""
+        orders = {
+            "newest": "published DESC, paper.id DESC",
+            "listed": "listed DESC, published DESC, paper.id DESC",
+            "title": "title COLLATE NOCASE, paper.id",
+        }
+        mark = chosen["mark"]
+        where = f"mark.{mark} NOT IN (0, '')" if mark else "coalesce(mark.hidden, 0) = 0"
+        given: list[Any] = []
+        if fits is not None:
+            where += f" AND paper.id IN ({', '.join('?' * len(fits))})"
+            given = fits
+        rows = self.store.reading().execute(
+            f"SELECT paper.id FROM paper LEFT JOIN mark ON mark.id = paper.id WHERE {where} "
+            f"ORDER BY {orders.get(chosen['sort'], orders['newest'])}",
+            given,
+        )
+        found = [row[0] for row in rows]
+        if chosen["sort"] == "rung":
+            known = self.standings.all()
+            found.sort(key=lambda each: -known[each].rung if each in known else 1)
+        return found
+
+    def search(self, query: str, number: int = 1) -> Search:
+        """What a search finds, the best first; nothing where nothing is looked for."""
+        query = line(query)[:400]
+        if self.find is None or not query:
+            return Search(query, (), Pages(0), ready=self.find is not None)
+        hits = list(self.find(query, FOUND))
+        pages = _pages(len(hits), number, {"q": query})
+        part = hits[pages.first_row : pages.first_row + ROWS]
+        followed = next((each.name for each in self.store.topics() if each.query == query), "")
+        return Search(query, tuple(map(self._hit, part)), pages, True, len(hits) >= FOUND, followed)
+
+    def topics(self) -> list[Topic]:
+        """What the reader follows."""
+        return self.store.topics()
+
+    def topic_of(self, name: str) -> Topic:
+        """What the reader follows by a name.
+
+        Raises:
+            MissingError: nothing.
+        """
+        found = next((each for each in self.store.topics() if each.name == name), None)
+        if found is None:
+            raise MissingError(f"There is no topic {line(name)[:60] or 'of that name'} here.")
+        return found
+
+    def topic(self, name: str) -> TopicScreen:
+        """A topic with its papers.
+
+        Raises:
+            MissingError: there is none.
+        """
+        found = self.topic_of(name)
+        hits = list(self.find(found.query, ROWS)) if self.find and found.query else []
+        out = set(found.dislikes) | set(found.likes)
+        return TopicScreen(
+            found,
+            tuple(self._hit(each) for each in hits if each.article.id not in out),
+            tuple(map(self._row, self.store.articles(found.likes[:ROWS]))),
+            tuple(map(self._row, self.store.articles(found.dislikes[:ROWS]))),
+            self.find is not None,
+        )
+
+    def by_id(self) -> dict[str, Standing]:
+        """The standings of the page's papers by their own ids."""
+        return {each.paper.id: each for each in self.standings.all().values()}
+
+    # Parts
+
+    def _unhidden(self, articles: Iterable[Article]) -> list[Article]:
+        return [each for each in articles if not each.mark.hidden]
+
+    def _hit(self, hit: Any) -> Row:
+        """A hit of the search, whose `why` and `snippet` may be words or several of them."""
+        why = hit.why if isinstance(hit.why, str) else " and ".join(map(str, hit.why))
+        pieces = ((hit.snippet, False),) if isinstance(hit.snippet, str) else tuple(hit.snippet or ())
+        left, shown = _GIST, []
+        for text, marked in pieces:
+            shown.append((cut(str(text), left, words=False), bool(marked)))
+            left -= len(str(text))
+            if left <= 0:
+                break
+        return replace(self._row(hit.article), why=why, snippet=tuple(each for each in shown if each[0]))
+
+    def _row(self, article: Article) -> Row:
+        standing = self.standings.all().get(article.id)
+        gist = standing.paper.summary if standing and standing.paper.summary else article.abstract
+        return Row(
+            article,
+            cut(article.title, _TITLE) or article.id,
+            cut(by(article.authors), _BY),
+            cut(gist, _GIST),
+            standing,
+        )
+
+
+def address(article: Article, standing: Standing | None = None) -> str:
+    """Where a paper's screen is."""
+    return "/papers/" + (standing.paper.id if standing else quote(article.id, safe="/"))
+
+
+def topic_address(name: str) -> str:
+    """Where a topic's screen is."""
+    return "/topics/" + quote(name, safe="")
+
+
+def by(authors: Sequence[str], shown: int = 3) -> str:
+    """`"Ada Lovelace, Alan Turing and 4 others"`."""
+    if len(authors) <= shown + 1:
+        return ", ".join(authors)
+    return f"{', '.join(authors[:shown])} and {len(authors) - shown} others"
+
+
+def cut(text: str, size: int, *, words: bool = True) -> str:
+    """A text of at most so many characters, cut after a word; of those that take more room, fewer.
+
+    No more than twice as many bytes of HTML come of it.
+    """
+    if len(text) > size:
+        kept = text[: max(size - 2, 0)]
+        space = kept.rfind(" ") if words else -1
+        text = (kept[:space] if space > size // 2 else kept) + " …"
+    while text and sum(_WIDTHS.get(char, len(char.encode("utf-8", "replace"))) for char in text) > 2 * size:
+        text = text[: len(text) * 3 // 4].rstrip() + "…"
+    return text
+
+
+_WIDTHS = {"&": 5, "<": 4, ">": 4, '"': 5, "'": 5}  # bytes of HTML
+
+
+def submitted(article: Article) -> str:
+    """When a paper was submitted, as far as is known: a day, or the month that its identifier has."""
+    if article.published:
+        return dates.words(article.published)
+    return dates.span("month", ids.month(article.id)).words if ids.parse(article.id) else ""
+
+
+def web(text: str) -> str:
+    """An address that may be a link: of the web, without spaces or control characters; else empty."""
+    fits = text.lower().startswith(("http://", "https://")) and text.isprintable() and " " not in text
+    return text if fits and len(text) <= 500 else ""
+
+
+def _listing(each: Listing) -> tuple[str, str, int]:
+    return each.day, SOURCES.get(each.source, each.source), each.rank
+
+
+def _fact(fact: Fact, source: str) -> tuple[str, str, str, str]:
+    return cut(fact.key.replace("_", " "), 40), cut(fact.value, 500), dates.words(fact.at), SOURCES.get(source, source)
+
+
+def _place(listed: Sequence[tuple[str, int]]) -> str:
+    """Who listed a paper on a day: `"HF daily papers, arXiv"`."""
+    return ", ".join(dict.fromkeys(SOURCES.get(source, source) for source, _ in listed))
+
+
+def _liking(topic: Topic, identifier: str) -> int:
+    return 1 if identifier in topic.likes else -1 if identifier in topic.dislikes else 0
+
+
+def number_of(given: Mapping[str, str]) -> int:
+    """The page that is asked for.
+
+    Raises:
+        InputError: it is no number.
+    """
+    text = given.get("p") or "1"
+    if not (text.isascii() and text.isdigit() and len(text) < 7 and int(text)):
+        raise InputError(f"got page {text[:40]!r}; expected a number from 1")
+    return int(text)
+
+
+def _pages(total: int, number: int, query: Mapping[str, str]) -> Pages:
+    """The page of a list; the last one where it has fewer."""
+    pages = Pages(total, 1, query)
+    return replace(pages, number=min(number, pages.last))
+
