@@ -25,8 +25,6 @@ _MARKED = re.compile("\x02(.*?)\x03")
 class Meaning(Protocol):
     """Vectors of papers, and of what is looked for."""
 
-    name: str
-
     def nearest(self, text: str, limit: int) -> list[str]:
         """Papers whose meaning is nearest to a text, the nearest first."""
 

@@ -6,6 +6,7 @@ Knows: what there is to be served. Does not know: how any of it works.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,13 @@ from broadsheet.serve.state import State
 if TYPE_CHECKING:
     from broadsheet.serve.agents.tools import Agents
     from broadsheet.serve.models.named import Models
+    from broadsheet.serve.page import Page
     from broadsheet.serve.workers import Shared
 
 RIGHTS: dict[str, Right] = {
     "/v1/models": "read", "/health": "read", "/metrics": "read", "/openapi.json": "read",
     "/v1/": "infer", "/v2/": "infer", "/tokenize": "infer", "/detokenize": "infer",
+    "/api/": "read", "/feed": "read",
 }  # fmt: skip
 
 
@@ -35,6 +38,7 @@ def create_app(
     keys: KeyRing | None = None,
     limits: Limits | None = None,
     agents: Agents | None = None,
+    page: Page | None = None,
     shared: Shared | None = None,
 ) -> Any:
     """The server as an ASGI app, behind its guard.
@@ -42,6 +46,7 @@ def create_app(
     Args:
         models: None: there are none, and no routes of theirs.
         agents: the tools that it gives at /mcp, whose trials it stops at its end; without them there is no such route.
+        page: the daily page, whose runs it stops at its end.
         shared: what it has in common with other processes of the same server; None: there are none.
     """
     state, limits = State(models, shared), limits or Limits()
@@ -54,8 +59,8 @@ def create_app(
                 yield
         else:
             yield
-        if agents:
-            await asyncio.to_thread(agents.jobs.close)
+        for jobs in {id(each.jobs): each.jobs for each in (agents, page) if each}.values():
+            await asyncio.to_thread(jobs.close)
         await asyncio.to_thread(state.models.close)
 
     told: dict[int | str, Any] = {
@@ -80,7 +85,9 @@ def create_app(
         routes.install(app, state)
     if tools:
         app.router.add_route(tools.path, tools, methods=["POST"])
-    token = shared.token if shared else ""
+    token = shared.token if shared else secrets.token_urlsafe(32)
+    if page:
+        page.install(app, token, lambda: state.draining)
     return Guard(app, keys or KeyRing(), limits, RIGHTS, state.metrics.ended, token)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +12,7 @@ import typer
 from broadsheet.console import InputError
 
 if TYPE_CHECKING:
-    from broadsheet.serve.agents.tools import Agents
-    from broadsheet.serve.guard import Guard, KeyRing, Limits
     from broadsheet.serve.models.winning import Wanted
-    from broadsheet.serve.workers import Shared
 
 NAME = None
 app = typer.Typer()
@@ -25,7 +21,7 @@ Results = Annotated[Path | None, typer.Option(help="A folder whose files may be 
 Trials = Annotated[Path | None, typer.Option(help="Where trials are kept; in the cache folder by default.")]
 
 
-@app.command(epilog="Example: broadsheet serve --model default --embedder runs/gem")
+@app.command(epilog="Example: broadsheet serve; broadsheet serve --model default --embedder runs/gem")
 def serve(
     won: Annotated[
         list[Path] | None,
@@ -70,52 +66,83 @@ def serve(
     data: Data = None,
     results: Results = None,
     jobs: Trials = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="The daily page, in a browser.")] = True,
+    store: Annotated[
+        Path | None, typer.Option(help="The page's papers; `page.sqlite` in the cache folder by default.")
+    ] = None,
+    meaning: Annotated[
+        str | None, typer.Option(help="An embedder by which the page's search knows meaning: `resource:minilm`.")
+    ] = None,
 ) -> None:
-    """Serve models to other programs: chat, completions, embeddings, rerank, score, classify, detect.
+    """Show the daily page, and serve models to other programs: chat, completions, embeddings, rerank, score, detect.
 
-    The routes are those of OpenAI, Cohere and Jina, so that their clients work. Without --keys only this machine may
-    ask. With --agents an agent searches the page and starts trials, on the models that are served and --data.
+    Without arguments the page is shown: papers to read, search, follow, and try on your own model. The routes of models
+    are those of OpenAI, Cohere and Jina, so that their clients work. Without --keys only this machine may ask. With
+    --agents an agent searches the page and starts trials, on the models that are served and --data.
     """
-    for option, given in (("data", data), ("results", results), ("jobs", jobs)):
-        if given and not agents:
-            raise InputError(f"got --{option} without --agents; it says what agents may use")
     try:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError:
         raise InputError("serve needs FastAPI and uvicorn: pip install -e '.[serve]'") from None
+    from broadsheet.cache import home
     from broadsheet.serve import running
     from broadsheet.serve.guard import KeyRing, Limits
+    from broadsheet.serve.offers import Offers
+    from broadsheet.serve.plan import Plan
 
     known = KeyRing.of(keys, os.environ)
     running.check_address(host, known)
-    wanted = _wanted(won or ())
+    named = {"models": model, "embedders": embedder, "rerankers": reranker, "detectors": detector}
+    models = _models(named, _wanted(won or ()), attend, draft)
+    for option, given, needed in (
+        ("data", data, page or agents), ("jobs", jobs, page or agents), ("results", results, agents),
+        ("store", store, page), ("meaning", meaning, page),
+    ):  # fmt: skip
+        if given and not needed:
+            raise InputError(f"got --{option}, which nothing that is served reads; leave it out")
+    if not (models or page or agents):
+        raise InputError("got --no-page and no model; expected something to serve, such as --model default")
+    plan = Plan(
+        limits=Limits(max_body * 2**20, hosts=running.names(host, name or ()), open_health=open_health),
+        models=models | {"device": device, "dtype": dtype} if models else {},
+        agents=agents,
+        page=(store or home() / "page.sqlite") if page else None,
+        meaning=meaning,
+        offers=Offers(tuple(models.get("models", ())) or ("default",), tuple(data or Offers.data)),
+        results=results,
+        jobs=jobs,
+    )
+    plan.check()
+    if workers == 1:
+        running.run(plan.app(known), host, port)
+    else:
+        from broadsheet.serve.workers import run
+
+        run(plan.app, known, workers, host, port)
+
+
+def _models(
+    named: Mapping[str, list[str] | None], wanted: Sequence[Wanted], attend: str | None, draft: str | None
+) -> dict[str, Any]:
+    """What of models is served, as `Models` takes it; empty: nothing.
+
+    Raises:
+        InputError: several methods to attend by, or methods without a model.
+    """
     attending = [attend] if attend else [each.attend for each in wanted if each.attend]
     if len(attending) > 1:
         raise InputError(f"got {len(attending)} methods to attend by; models read under one")
     kinds = {
-        kind: [*(given or ()), *(name for each in wanted for name in getattr(each, kind))]
-        for kind, given in (
-            ("models", model),
-            ("embedders", embedder),
-            ("rerankers", reranker),
-            ("detectors", detector),
-        )
+        kind: list(dict.fromkeys([*(given or ()), *(name for each in wanted for name in getattr(each, kind))]))
+        for kind, given in named.items()
     }
+    if (attend or draft) and not kinds["models"]:
+        raise InputError("got --attend or --draft without a model; give --model too")
     if not any(kinds.values()):
-        kinds["models"] = ["default"]
-    kinds = {kind: list(dict.fromkeys(given)) for kind, given in kinds.items()}
+        return {}
     about = {name: told for each in wanted for name, told in each.about.items()}
-    way = {"attend": next(iter(attending), None), "draft": draft}
-    options = {**kinds, **way, "about": about, "device": device, "dtype": dtype}
-    limits = Limits(max_body * 2**20, hosts=running.names(host, name or ()), open_health=open_health)
-    tools = _agents(kinds["models"], data, results, jobs) if agents else None
-    if workers == 1:
-        running.run(_app(options, limits, tools, known), host, port)
-    else:
-        from broadsheet.serve.workers import run
-
-        run(partial(_app, options, limits, tools), known, workers, host, port)
+    return {**kinds, "attend": next(iter(attending), None), "draft": draft, "about": about}
 
 
 def _wanted(won: Sequence[Path]) -> list[Wanted]:
@@ -125,21 +152,6 @@ def _wanted(won: Sequence[Path]) -> list[Wanted]:
     from broadsheet.serve.models import winning
 
     return [winning.of(path) for path in won]
-
-
-def _app(
-    options: Mapping[str, Any],
-    limits: Limits,
-    agents: Callable[[], Agents] | None,
-    keys: KeyRing,
-    shared: Shared | None = None,
-) -> Guard:
-    """The server over models that it loads: what one process answers by."""
-    from broadsheet.serve.app import create_app
-    from broadsheet.serve.models.named import Models
-
-    app: Guard = create_app(Models(**options), keys, limits, agents() if agents else None, shared)
-    return app
 
 
 @app.command(epilog="Example: broadsheet mcp --data corpus.jsonl")
@@ -154,34 +166,13 @@ def mcp(
     An agent names papers, and of models, data and files those that are given here. A skill file for agents lies beside
     the code (`serve/agents/SKILL.md`). `broadsheet serve --agents` gives the same over HTTP.
     """
-    tools = _agents(model or ("default",), data, results, jobs)()
-    try:
-        tools.server().run()
-    finally:
-        tools.jobs.close()
-
-
-def _agents(
-    models: Sequence[str], data: Sequence[str] | None, results: Path | None, jobs: Path | None
-) -> Callable[[], Agents]:
-    """What makes the tools over what may be used, in each process that answers.
-
-    Raises:
-        InputError: the protocol's SDK is not installed, or `results` is no folder.
-    """
-    try:
-        import mcp as _  # noqa: F401
-    except ImportError:
-        raise InputError("tools for agents need the protocol's SDK: pip install -e '.[mcp]'") from None
-    from broadsheet.cache import home
-
-    if results is not None and not results.is_dir():
-        raise InputError(f"got --results {results}; expected a folder")
-    return partial(_made, jobs or home() / "jobs", models, data or ("pydocs", "pydocs:stdlib"), results)
-
-
-def _made(jobs: Path, models: Sequence[str], data: Sequence[str], results: Path | None) -> Agents:
     from broadsheet.serve.agents.tools import Agents
-    from broadsheet.serve.jobs import Jobs
+    from broadsheet.serve.offers import Offers
+    from broadsheet.serve.plan import check_agents, made_jobs
 
-    return Agents(Jobs(jobs), models, data, results)
+    check_agents(results)
+    kept = made_jobs(jobs)
+    try:
+        Agents(kept, model or ("default",), data or Offers.data, results).server().run()
+    finally:
+        kept.close()

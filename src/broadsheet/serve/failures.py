@@ -57,12 +57,14 @@ class BackendError(Exception):
         self.status, self.retry_after = status, retry_after
 
 
+def answer(status: int, message: str, headers: Any = None, **more: Any) -> JSONResponse:
+    """A failure as OpenAI has it."""
+    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return JSONResponse(protocol.error(message, kind, **more), status, headers)
+
+
 def install(app: FastAPI) -> None:
     """Have an app tell every failure so."""
-
-    def answer(status: int, message: str, headers: Any = None, **more: Any) -> JSONResponse:
-        kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-        return JSONResponse(protocol.error(message, kind, **more), status, headers)
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, failure: HTTPException) -> JSONResponse:

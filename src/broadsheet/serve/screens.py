@@ -29,7 +29,12 @@ Values = Mapping[str, Sequence[str]]
 
 async def _values(request: Request) -> Values:
     """The fields of a form, each with all its values."""
-    return parse_qs(await routes.form_text(request), keep_blank_values=True, max_num_fields=300)
+    if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        raise InputError("expected a form (application/x-www-form-urlencoded)")
+    try:
+        return parse_qs((await request.body()).decode("utf-8"), keep_blank_values=True, max_num_fields=300)
+    except ValueError:
+        raise InputError("got a form that is no UTF-8, or has more than 300 fields") from None
 
 
 Form = Annotated[Values, Depends(_values)]
@@ -47,13 +52,15 @@ class Trying:
     offers: Offers
     closing: Callable[[], bool]
 
-    def install(self, router: APIRouter) -> None:
-        """Give a router these screens."""
+    def routes(self, like: APIRouter) -> APIRouter:
+        """These screens, made as those of a router are."""
+        router = APIRouter(route_class=like.route_class, include_in_schema=False, dependencies=like.dependencies)
         self._forms(router)
         self._runs(router)
+        return router
 
     def _forms(self, router: APIRouter) -> None:
-        @routes.get(router, "/papers/{name}/try")
+        @routes._get(router, "/papers/{name}/try")
         def form(name: str) -> Response:
             paper = self._paper(name)
             chosen = {
@@ -74,14 +81,14 @@ class Trying:
         @router.post("/papers/{name}/try")
         def start(name: str, form: Form) -> Response:
             job = self.jobs.start(self.offers.arguments(self._paper(name).id, form))
-            return routes.to(f"/runs/{job.id}")
+            return routes._to(f"/runs/{job.id}")
 
     def _runs(self, router: APIRouter) -> None:
-        @routes.get(router, "/runs")
+        @routes._get(router, "/runs")
         def every() -> Response:
             return _page("runs", runs=runs.all_runs(self.jobs))
 
-        @routes.get(router, "/runs/{name}")
+        @routes._get(router, "/runs/{name}")
         def one(name: str) -> Response:
             return _page("run", run=self._run(name))
 
@@ -93,23 +100,23 @@ class Trying:
             live = runs.live(self.jobs, name, _live, self.closing, after)
             return StreamingResponse(live, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
-        @routes.get(router, "/runs/{name}/report")
+        @routes._get(router, "/runs/{name}/report")
         def report(name: str) -> Response:
             self._job(name)
             page = self.jobs.report(name).read_bytes()
-            return Response(page, media_type="text/html", headers={"content-security-policy": routes.REPORT})
+            return Response(page, media_type="text/html", headers={"content-security-policy": routes._REPORT})
 
         @router.post("/runs/{name}/stop")
         def stop(name: str) -> Response:
             self.jobs.stop(self._job(name).id)
-            return routes.to(f"/runs/{name}")
+            return routes._to(f"/runs/{name}")
 
         @router.post("/runs/{name}/resume")
         def resume(name: str) -> Response:
             self.jobs.resume(self._job(name).id)
-            return routes.to(f"/runs/{name}")
+            return routes._to(f"/runs/{name}")
 
-        @routes.get(router, "/static/run.js")
+        @routes._get(router, "/static/run.js")
         def script() -> Response:
             data = files("broadsheet.serve").joinpath("static", "run.js").read_bytes()
             return Response(data, media_type="text/javascript", headers={"cache-control": "no-cache"})
@@ -132,7 +139,8 @@ class Trying:
 
 
 def _page(template: str, **given: Any) -> Response:
-    return routes.page(template, templates=_templates(), **given)
+    text = _templates().get_template(f"{template}.html.jinja").render(**given)
+    return Response(text.encode("utf-8", "replace"), 200, {"cache-control": "no-cache"}, "text/html; charset=utf-8")
 
 
 def _live(run: runs.Run) -> str:
@@ -141,7 +149,7 @@ def _live(run: runs.Run) -> str:
 
 @cache
 def _templates() -> Environment:
-    own = routes.templates()
+    own = routes._templates()
     loader = own.loader
     assert loader is not None
     made: Environment = own.overlay(loader=ChoiceLoader([PackageLoader("broadsheet.serve"), loader]))

@@ -280,7 +280,9 @@ class Views:
         waiting = [each for each in shown if each.verdict == "open"]
         unbuilt = [each for each in shown if not each.built]
         verdicts = {name: sum(each.verdict == name for each in seen) for name in VERDICTS[:3]}
-        last = [row[0] for row in self.store.reading().execute("SELECT DISTINCT day FROM listing ORDER BY day DESC LIMIT 2")]
+        last = [
+            row[0] for row in self.store.reading().execute("SELECT DISTINCT day FROM listing ORDER BY day DESC LIMIT 2")
+        ]
         days = self._days(self.store.days(last[-1], last[0]), 6) if last else ()
         recent = () if days else tuple(self._row(each) for each in self._unhidden(self.store.latest(40))[:10])
         return Front(
@@ -318,9 +320,7 @@ class Views:
             chosen = list(listed) if hidden else interest
             pages = _pages(len(chosen), number, {"hidden": "1"} if hidden else {})
             part = chosen[pages.first_row : pages.first_row + ROWS]
-            rows = tuple(
-                replace(self._row(each), why=_place(listed[each.id])) for each in self.store.articles(part)
-            )
+            rows = tuple(replace(self._row(each), why=_place(listed[each.id])) for each in self.store.articles(part))
             days: tuple[Day, ...] = (Day(span, len(listed), rows),) if listed else ()
         else:
             days = self._days(counts, _WEEK if span.kind == "week" else _MONTH)
@@ -652,4 +652,3 @@ def _pages(total: int, number: int, query: Mapping[str, str]) -> Pages:
     """The page of a list; the last one where it has fewer."""
     pages = Pages(total, 1, query)
     return replace(pages, number=min(number, pages.last))
-

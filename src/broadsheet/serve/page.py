@@ -1,0 +1,63 @@
+"""The daily page within the server: its screens, its API and feeds, and the runs that are started from it.
+
+Knows: what belongs together. Does not know: screens, processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from broadsheet.daily import api, search
+from broadsheet.daily.screens import routes
+from broadsheet.daily.store import Store
+from broadsheet.serve import failures
+from broadsheet.serve.jobs import Jobs
+from broadsheet.serve.offers import Offers
+from broadsheet.serve.screens import Trying
+
+if TYPE_CHECKING:
+    from broadsheet.daily.search import Meaning
+
+_MACHINES = ("/v1/", "/v2/", "/api/", "/mcp", "/metrics", "/health")
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page: papers, and how they are tried.
+
+    Args:
+        jobs: the runs.
+        offers: what may be tried, and on what.
+        meaning: by which papers are found that have none of the words; None: the words decide alone.
+    """
+
+    store: Store
+    jobs: Jobs
+    offers: Offers
+    meaning: Meaning | None = None
+
+    def install(self, app: FastAPI, token: str, closing: Callable[[], bool]) -> None:
+        """Give an app the page.
+
+        Args:
+            token: that a browser has to bring back where it changes something.
+            closing: whether the server is.
+        """
+        find = partial(search.find, self.store, meaning=self.meaning)
+        screens = routes.routes(self.store, find, lambda: token)
+        app.include_router(api.routes(self.store, find))
+        app.include_router(Trying(self.jobs, self.offers, closing).routes(screens))
+        app.include_router(screens)
+
+        @app.exception_handler(404)
+        async def missing(request: Request, failure: HTTPException) -> Response:
+            reads = "text/html" in request.headers.get("accept", "") and request.method in ("GET", "HEAD")
+            if reads and not request.url.path.startswith(_MACHINES):
+                return routes.missing()
+            return failures.answer(404, str(failure.detail), failure.headers)

@@ -1,0 +1,120 @@
+"""What is to be served, as the command says it: from it each process makes what it answers by.
+
+Knows: which parts there are. Does not know: how any of them works; none is imported that is not served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from broadsheet.console import InputError
+from broadsheet.serve.guard import Guard, KeyRing, Limits
+from broadsheet.serve.offers import Offers
+
+if TYPE_CHECKING:
+    from broadsheet.serve.agents.tools import Agents
+    from broadsheet.serve.jobs import Jobs
+    from broadsheet.serve.page import Page
+    from broadsheet.serve.workers import Shared
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be served.
+
+    Args:
+        models: of `models.named.Models`; empty: none.
+        agents: whether tools for agents are given.
+        page: the file of the daily page; None: it is not shown.
+        meaning: an embedder by which the page's papers are found too.
+        offers: what trials may be run on.
+        results: a folder whose files agents may compare.
+        jobs: where trials are kept.
+    """
+
+    limits: Limits
+    models: Mapping[str, Any] = field(default_factory=dict)
+    agents: bool = False
+    page: Path | None = None
+    meaning: str | None = None
+    offers: Offers = field(default_factory=Offers)
+    results: Path | None = None
+    jobs: Path | None = None
+
+    def check(self) -> None:
+        """Refuse, before anything is loaded, what cannot be served.
+
+        Raises:
+            InputError: a package is missing, or a folder is none.
+        """
+        if self.agents:
+            check_agents(self.results)
+        if self.page is not None:
+            try:
+                import lxml  # noqa: F401
+            except ImportError:
+                raise InputError("the page needs lxml: pip install -e '.[page]'; or serve --no-page") from None
+
+    def app(self, keys: KeyRing, shared: Shared | None = None) -> Guard:
+        """What one process answers by, with its models loaded."""
+        from broadsheet.serve.app import create_app
+
+        jobs = made_jobs(self.jobs) if self.agents or self.page else None
+        app: Guard = create_app(
+            self._models(), keys, self.limits, agents=self._agents(jobs), page=self._page(jobs), shared=shared
+        )
+        return app
+
+    def _models(self) -> Any:
+        if not self.models:
+            return None
+        from broadsheet.serve.models.named import Models
+
+        return Models(**self.models)
+
+    def _agents(self, jobs: Jobs | None) -> Agents | None:
+        if not self.agents or jobs is None:
+            return None
+        from broadsheet.serve.agents.tools import Agents
+
+        return Agents(jobs, self.offers.models, self.offers.data, self.results)
+
+    def _page(self, jobs: Jobs | None) -> Page | None:
+        if self.page is None or jobs is None:
+            return None
+        from broadsheet.daily.store import Store
+        from broadsheet.serve.page import Page
+
+        store = Store(self.page)
+        if self.meaning is None:
+            return Page(store, jobs, self.offers)
+        from broadsheet.daily.meaning import Vectors
+
+        vectors = Vectors(store, self.meaning)
+        vectors.update()
+        return Page(store, jobs, self.offers, vectors)
+
+
+def check_agents(results: Path | None) -> None:
+    """Refuse tools for agents that cannot be given.
+
+    Raises:
+        InputError: the protocol's SDK is not installed, or `results` is no folder.
+    """
+    try:
+        import mcp  # noqa: F401
+    except ImportError:
+        raise InputError("tools for agents need the protocol's SDK: pip install -e '.[mcp]'") from None
+    if results is not None and not results.is_dir():
+        raise InputError(f"got --results {results}; expected a folder")
+
+
+def made_jobs(folder: Path | None) -> Jobs:
+    """The trials of a folder, by default of one in the cache folder."""
+    from broadsheet.cache import home
+    from broadsheet.serve.jobs import Jobs
+
+    return Jobs(folder or home() / "jobs")
