@@ -24,6 +24,8 @@ from broadsheet.serve import runs
 from broadsheet.serve.jobs import Job, Jobs
 from broadsheet.serve.offers import Offers, fields
 
+_POLICY = routes.HEADERS["content-security-policy"]
+_KINDS = {"js": "text/javascript", "css": "text/css"}
 Values = Mapping[str, Sequence[str]]
 
 
@@ -116,10 +118,12 @@ class Trying:
             self.jobs.resume(self._job(name).id)
             return routes._to(f"/runs/{name}")
 
-        @routes._get(router, "/static/run.js")
-        def script() -> Response:
-            data = files("broadsheet.serve").joinpath("static", "run.js").read_bytes()
-            return Response(data, media_type="text/javascript", headers={"cache-control": "no-cache"})
+        @routes._get(router, "/static/run.{kind}")
+        def static(kind: str) -> Response:
+            if kind not in _KINDS:
+                raise MissingError("There is no such file.")
+            data = files("broadsheet.serve").joinpath("static", f"run.{kind}").read_bytes()
+            return Response(data, media_type=_KINDS[kind], headers={"cache-control": "no-cache"})
 
     def _paper(self, name: str) -> papers.Paper:
         known = {each.id: each for each in papers.page() if each.trial}
@@ -140,7 +144,9 @@ class Trying:
 
 def _page(template: str, **given: Any) -> Response:
     text = _templates().get_template(f"{template}.html.jinja").render(**given)
-    return Response(text.encode("utf-8", "replace"), 200, {"cache-control": "no-cache"}, "text/html; charset=utf-8")
+    # Their script listens to the run.
+    headers = {"cache-control": "no-cache", "content-security-policy": f"{_POLICY}; connect-src 'self'"}
+    return Response(text.encode("utf-8", "replace"), 200, headers, "text/html; charset=utf-8")
 
 
 def _live(run: runs.Run) -> str:
