@@ -198,7 +198,8 @@ def test_the_list_of_the_day(ask, stand, store):
     kinds = ("new", "cross", "replace", "replace-cross")
     stand.answers["/rss"] = rss(*(item(f"2408.0000{i}v{i}", kind) for i, kind in enumerate(kinds, 1)))
     [outcome] = ask("arxiv:cs.CL")
-    assert (outcome.added.new, outcome.added.listings) == (4, 2)
+    assert (outcome.added.new, outcome.added.listings) == (2, 2)
+    assert outcome.line == "arxiv:cs.CL: 2 new, 2 changed"  # what is replaced is not new, whoever sees it first
     assert [article.id for article, _ in store.listed("2024-08-19", "2024-08-19")] == ["2408.00001", "2408.00002"]
     assert [path for path, _, _ in stand.asked] == ["/rss/cs.CL"]
     [again] = ask("arxiv:cs.CL")
@@ -221,13 +222,13 @@ def test_missed_days_are_caught_up_from_the_last_answer(ask, stand, store, clock
     stand.asked.clear()
     stand.answers["/rss"] = rss(item("2408.00005v1"), date="Thu, 22 Aug 2024 00:00:00 -0400")
     harvest = {
-        "cs:cs:CL": oai(harvested("2408.00003"), DELETED, token="t1"),
+        "cs:cs:CL": oai(harvested("2408.00003", created="2024-08-16"), DELETED, token="t1"),
         "t1": oai(harvested("2408.00004", updated="2024-08-21"), token=""),
         "cs:cs:LG": oai(error=("noRecordsMatch", "nothing")),
     }
     stand.answers["/oai"] = lambda given: harvest[given.get("resumptionToken") or given["set"]]
     [outcome] = ask("arxiv:cs.CL+cs.LG")
-    assert (outcome.status, outcome.added.new) == (0, 3)
+    assert (outcome.status, outcome.added.new, outcome.added.changed) == (0, 2, 1)  # one is old, and has changed
     assert [given for path, given, _ in stand.asked if path == "/oai"] == [
         {"verb": "ListRecords", "metadataPrefix": "arXiv", "set": "cs:cs:CL", "from": "2024-08-19"},
         {"verb": "ListRecords", "resumptionToken": "t1"},
@@ -258,7 +259,7 @@ def test_a_catch_up_goes_on_where_it_was_and_begins_again_where_its_place_is_for
     stand.answers["/oai"] = [oai(harvested("2408.00003"), token="t1"), Response("", 503)]
     [stopped] = ask("arxiv:cs.CL")
     assert stopped.status == 1
-    assert "1 new: catching up from 2024-08-19: 503 without a time" in stopped.line
+    assert "0 new, 1 changed: catching up from 2024-08-19: 503 without a time" in stopped.line
     clock.now += 2 * DAY
     stand.asked.clear()
     stand.answers["/oai"] = [
@@ -267,7 +268,7 @@ def test_a_catch_up_goes_on_where_it_was_and_begins_again_where_its_place_is_for
         oai(harvested("2408.00004")),
     ]
     [whole] = ask("arxiv:cs.CL")
-    assert (whole.status, whole.added.new) == (0, 1)
+    assert (whole.status, whole.added.changed) == (0, 1)
     harvest = [given for path, given, _ in stand.asked if path == "/oai"]
     assert [given.get("resumptionToken", given.get("from")) for given in harvest] == ["t1", "2024-08-19", "t2"]
     clock.now += 5 * DAY

@@ -158,12 +158,14 @@ def atom_list(*entries: str) -> bytes:
 {"".join(entries)}</feed>""".encode()
 
 
-def harvested(identifier: str = "2408.00001", title: str = "A paper", updated: str = "") -> str:
+def harvested(
+    identifier: str = "2408.00001", title: str = "A paper", updated: str = "", created: str = "2024-08-01"
+) -> str:
     """A record of OAI-PMH."""
     again = f"<updated>{updated}</updated>" if updated else ""
     return f"""<record><header><identifier>oai:arXiv.org:{identifier}</identifier><datestamp>2024-08-19</datestamp>
 <setSpec>cs:cs:CL</setSpec></header><metadata><arXiv xmlns="http://arxiv.org/OAI/arXiv/"><id>{identifier}</id>
-<created>2024-08-01</created>{again}<authors><author><keyname>Lind</keyname><forenames>Ada</forenames></author>
+<created>{created}</created>{again}<authors><author><keyname>Lind</keyname><forenames>Ada</forenames></author>
 <author><keyname>Öst</keyname><forenames>Bo</forenames><suffix>Jr</suffix></author></authors>
 <title>{escape(title)}</title><categories>cs.CL cs.IR</categories><comments>9 pages</comments><doi>10.1000/x</doi>
 <license>http://arxiv.org/licenses/nonexclusive-distrib/1.0/</license><abstract>  It\n is.\n</abstract></arXiv>

@@ -26,6 +26,7 @@ from broadsheet.daily.records import TOLD, Fact, Listing, Record, plain, togethe
 from broadsheet.page import papers
 
 _COLUMNS = ("id", "version", *TOLD, "listed")
+_AT_ONCE = 10_000  # values of one query: SQLite takes 32,766 at most
 _LISTS = ("authors", "categories")
 
 
@@ -164,7 +165,10 @@ class Store:
 
     def articles(self, ids: Sequence[str]) -> list[Article]:
         """The papers of these identifiers, in this order; those that are unknown are left out."""
-        found = {each.id: each for each in self._articles(f"paper.id IN ({_marks(ids)})", list(ids))}
+        found: dict[str, Article] = {}
+        for begin in range(0, len(ids), _AT_ONCE):
+            some = list(ids[begin : begin + _AT_ONCE])
+            found |= {each.id: each for each in self._articles(f"paper.id IN ({_marks(some)})", some)}
         return [found[each] for each in ids if each in found]
 
     def latest(self, limit: int = 50, *, offset: int = 0) -> list[Article]:

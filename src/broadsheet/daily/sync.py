@@ -16,7 +16,7 @@ from typing import Any
 
 from broadsheet.console import InputError
 from broadsheet.daily.fetch import Fetcher, NoAnswerError
-from broadsheet.daily.records import line
+from broadsheet.daily.records import Record, line
 from broadsheet.daily.sources import arxiv, hf
 from broadsheet.daily.sources.base import ExpiredError, Page, SourceError
 from broadsheet.daily.store import Added, Store
@@ -28,6 +28,7 @@ MOST = 1_000  # of one query, the latest
 IDS = 100
 _ANSWER = "answer"  # what parsers call what they read; the source is told anyway
 _FIRST, _LATEST = 7, 31  # days that are read at first, and at most
+_LAG = 5  # days from a submission to its announcement, at most: a long weekend
 _WEEKEND = (5, 6)
 _EASTERN = timedelta(hours=-5)  # arXiv's day, without its summer time: an hour more or less hardly matters
 _TYPED = re.compile(r"\+(TO|AND|OR|ANDNOT)\+")
@@ -137,15 +138,23 @@ class _Run:
     def at(self) -> str:
         return f"{self.time:%Y-%m-%dT%H:%M:%SZ}"
 
-    def take(self, page: Page, **state: Any) -> None:
-        """Take in a page and the place after it: both or neither."""
+    def take(self, page: Page, since: str = "", **state: Any) -> None:
+        """Take in a page and the place after it: both or neither.
+
+        What is replaced, or was submitted before `since`, is not new, also where it is seen here for the first time.
+        """
         after = self.state | state
+        fresh: list[Record] = []
+        old: list[Record] = []
+        for each in page.records:
+            new = bool(each.listings) or (each.source != "rss" and each.published >= since)
+            (fresh if new else old).append(each)
         with self.store.writing():
-            added = self.store.add(page.records)
+            for added in (self.store.add(fresh), _not_new(self.store.add(old))):
+                self.added = Added(*(one + more for one, more in zip(self.added, added, strict=True)))
             self.store.note_asked(self.source, "it is being asked", json.dumps(after))
         self.state = after
         self.rows += page.rows
-        self.added = Added(*(one + more for one, more in zip(self.added, added, strict=True)))
 
     def zero(self, reason: str) -> str:
         """A reason why nothing is new, where nothing is."""
@@ -234,7 +243,7 @@ class _Run:
 
     def _catch_up(self, begin: str) -> None:
         """Read what has changed since a day, category by category, by OAI-PMH."""
-        again = False
+        again, since = False, (date.fromisoformat(begin) - timedelta(days=_LAG)).isoformat()
         while self.state["todo"]:
             token = self.state.get("token") or ""
             first = {"metadataPrefix": "arXiv", "set": arxiv.oai_set(self.state["todo"][0]), "from": begin}
@@ -249,7 +258,7 @@ class _Run:
                     raise
                 again, self.state["token"] = True, ""
                 continue
-            self.take(page, token=page.more, todo=self.state["todo"][0 if page.more else 1 :])
+            self.take(page, since, token=page.more, todo=self.state["todo"][0 if page.more else 1 :])
 
     # arXiv's query API
 
@@ -299,6 +308,10 @@ class _Run:
         """How many papers are wanted of a query; None as long as arXiv has not said how many there are."""
         total = self.state.get("total")
         return None if total is None else min(total, self.most)
+
+
+def _not_new(added: Added) -> Added:
+    return Added(0, added.new + added.changed, added.same, added.listings)
 
 
 def _counted(added: Added) -> str:
