@@ -172,8 +172,6 @@ def advised(asked: Mapping[str, str]) -> Advised:
         needed.add("size")
     needed |= {"weights", "knowledge", "latency"} if answers["goal"] == "domain" else set()
     offers = {fact: advice.offered(fact, {"goal": answers["goal"]}) for fact in known if fact in needed}
-    answers = {
-        fact: value for fact, value in answers.items() if fact == "goal" or value in offers.get(fact, {})
-    }
+    answers = {fact: value for fact, value in answers.items() if fact == "goal" or value in offers.get(fact, {})}
     asking = tuple((known[fact], goal.values if fact == "goal" else offers[fact]) for fact in known if fact in offers)
     return Advised(answers, asking, advice.advise(answers))

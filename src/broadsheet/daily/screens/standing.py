@@ -169,14 +169,10 @@ def _measured(paper: Paper) -> Measured | None:
                 break
             chosen.append((drawing, made))
             size += len(made)
-    setting = tuple(
-        (name, str(found.setting[name])) for name in ("model", "data", "device") if found.setting.get(name)
-    )
+    setting = tuple((name, str(found.setting[name])) for name in ("model", "data", "device") if found.setting.get(name))
     commit = str(found.provenance.get("commit") or "")
     more = len(metrics) + len(found.figures) - len(chosen)
-    return Measured(
-        found.question, tuple(view.judged), answer.why, tuple(chosen), max(more, 0), setting, commit[:9]
-    )
+    return Measured(found.question, tuple(view.judged), answer.why, tuple(chosen), max(more, 0), setting, commit[:9])
 
 
 @dataclass(frozen=True)
