@@ -17,12 +17,12 @@ from broadsheet.daily.screens.routes import routes
 from broadsheet.daily.store import Article, Store
 from broadsheet.serve.guard import Guard, KeyRing, Limits
 
-TOKEN = "a token of these tests"
+TOKEN = "a-token-of-these-tests"
 NOW = "2024-08-20T09:30:00Z"
 _WORDS = (
     "sparse attention language models retrieval decoding speculative drafts long context tuning alignment data "
     "curation translation ranking documents embedding tokens training efficient evaluation reasoning judge preference"
-).split()
+)
 _NAMES = ("Ada Ito", "Béla Nagy", "Chen Wei", "Dana Okafor", "Émile Roux", "Farid Aziz", "Greta Lind", "Hugo Sá")
 
 
@@ -61,20 +61,20 @@ def _pieces(text: str) -> Iterator[tuple[str, bool]]:
 
 def records(count: int, seed: int = 7) -> list[Record]:
     """So many made-up papers, listed over forty days before `NOW`, weekends left out."""
-    draw = random.Random(seed)
+    draw, words = random.Random(seed), _WORDS.split()
     days = [f"2024-{7 if d <= 31 else 8:02}-{d if d <= 31 else d - 31:02}" for d in range(12, 51)]
     days = [day for day in days if _weekday(day) < 5]
     made = []
     for i in range(count):
         day = days[i * len(days) // count]
-        title = " ".join(draw.choices(_WORDS, k=draw.randint(5, 12))).capitalize()
+        title = " ".join(draw.choices(words, k=draw.randint(5, 12))).capitalize()
         made.append(
             Record(
                 f"{day[2:4]}{day[5:7]}.{10_000 + i}",
                 "hf",
                 1,
                 title=title,
-                abstract=". ".join(" ".join(draw.choices(_WORDS, k=18)).capitalize() for _ in range(8)) + ".",
+                abstract=". ".join(" ".join(draw.choices(words, k=18)).capitalize() for _ in range(8)) + ".",
                 authors=tuple(draw.sample(_NAMES, k=draw.randint(1, 8))),
                 categories=tuple(draw.sample(("cs.CL", "cs.LG", "cs.IR", "cs.AI"), k=2)),
                 published=f"{day}T00:{i % 60:02}:00Z",

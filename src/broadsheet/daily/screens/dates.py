@@ -76,7 +76,7 @@ def span(kind: Kind, text: str) -> Span:
             raise ValueError
         numbers = [int(each) for each in found.groups()]
         if kind == "week":
-            return of(kind, date.fromisocalendar(*numbers, 1))
+            return of(kind, date.fromisocalendar(numbers[0], numbers[1], 1))
         return of(kind, date(numbers[0], numbers[1], numbers[2] if kind == "day" else 1))
     except ValueError:
         raise InputError(f"got {text[:40]!r}; expected {expected}") from None

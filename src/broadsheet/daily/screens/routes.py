@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from broadsheet.console import InputError
 from broadsheet.daily.records import line
@@ -39,6 +40,7 @@ _FORM = 200_000  # bytes
 _NAME, _QUERY = 80, 400  # characters of a topic's name and query
 _MARKS = ("read", "later", "hidden", "seed")
 _LOCAL = re.compile(r"/(?![/\\])[^\\\x00-\x20\x7f]*")
+_PLACE = re.compile(r"[\w./-]{1,80}", re.ASCII)  # on a screen, to come back to
 _STATIC = {"page.css": "text/css", "page.js": "text/javascript"}
 Given = dict[str, str]
 
@@ -168,9 +170,11 @@ def _papers(router: APIRouter, shown: Views) -> None:
     @router.post("/papers/{name:path}/marks")
     def mark(name: str, form: Form, request: Request) -> Response:
         identifier = shown.identifier(name)
+        at = form.pop("at", "")
         said = _said(form)
         shown.store.mark(identifier, **said)
-        where = f"{'note' if 'note' in said else 'marks'}" if _is_of(request, name) else f"p-{identifier}"
+        own = "note" if "note" in said else "marks"
+        where = at if _PLACE.fullmatch(at) else own if _is_of(request, name) else f"p-{identifier}"
         return _to(f"{_from(request, f'/papers/{quote(name)}')}#{quote(where)}")
 
 
@@ -321,10 +325,16 @@ def _templates() -> Environment:
         auto_reload=False,
     )
     pages.filters |= {"web": views.web, "day": dates.words, "cut": views.cut, "topic_url": views.topic_address}
-    pages.filters |= {"list_twice": lambda each: (each, each), "numbered": _numbered}
+    pages.filters |= {"list_twice": lambda each: (each, each), "numbered": _numbered, "ticked": _ticked}
     pages.globals |= {"claim_marks": CLAIM_MARKS, "RUNGS": views.RUNGS}
     pages.globals |= {"weekday": dates.weekday, "day_words": dates.day_words}
     return pages
+
+
+def _ticked(text: str) -> Markup:
+    """A text whose parts between backticks are code."""
+    parts = text.split("`")
+    return Markup("").join(Markup("<code>{}</code>" if i % 2 else "{}").format(part) for i, part in enumerate(parts))
 
 
 def _numbered(name: str, names: tuple[str, ...]) -> tuple[str, str]:

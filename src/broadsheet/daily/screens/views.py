@@ -27,11 +27,15 @@ FOUND = 200  # that a search looks for at most
 NOTE = 10_000  # characters of a note
 _TITLE, _BY, _GIST = 180, 110, 260  # characters of a row's texts
 _AUTHORS, _ABSTRACT, _LISTINGS, _FACTS = 60, 8_000, 12, 20  # of a paper's own screen
+_TOPICS = 8  # those first in which something is said of the paper, then the latest
 _WEEK, _MONTH = 10, 3  # papers of a day, in a week and in a month
 VERDICTS = ("shown", "refuted here", "open", "not measured")
 SORTS = {"newest": "newest first", "listed": "last listed first", "rung": "by rung", "title": "by title"}
 KINDS = ("method", "study", "benchmark", "survey")
-STATES = {"": "all", "later": "saved for later", "read": "read", "seed": "more like these", "note": "with a note", "hidden": "not interested"}  # fmt: skip
+STATES = {
+    "": "all", "later": "saved for later", "read": "read", "seed": "more like these", "note": "with a note",
+    "hidden": "not interested",
+}  # fmt: skip
 SOURCES = {"hf": "HF daily papers", "rss": "arXiv", "arxiv": "arXiv", "oai": "arXiv"}
 
 
@@ -241,6 +245,33 @@ class TopicScreen:
     ready: bool = True
 
 
+_FROM = "FROM paper LEFT JOIN mark ON mark.id = paper.id"
+_ORDERS = {
+    "newest": "published DESC, paper.id DESC",
+    "listed": "listed DESC, published DESC, paper.id DESC",
+    "title": "title COLLATE NOCASE, paper.id",
+}
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Which papers a list has: with a mark, among some, without some; hidden ones are left out unless asked for."""
+
+    mark: str
+    order: str
+    within: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
+
+    def where(self) -> tuple[str, list[str]]:
+        """The condition as SQL, and its values. The mark is one of `STATES`."""
+        parts = [f"mark.{self.mark} NOT IN (0, '')" if self.mark else "coalesce(mark.hidden, 0) = 0"]
+        if self.within is not None:
+            parts.append(f"paper.id IN ({', '.join('?' * len(self.within))})")
+        if self.without:
+            parts.append(f"paper.id NOT IN ({', '.join('?' * len(self.without))})")
+        return " AND ".join(parts), [*(self.within or ()), *self.without]
+
+
 class Views:
     """The screens of a store.
 
@@ -320,7 +351,11 @@ class Views:
             chosen = list(listed) if hidden else interest
             pages = _pages(len(chosen), number, {"hidden": "1"} if hidden else {})
             part = chosen[pages.first_row : pages.first_row + ROWS]
-            rows = tuple(replace(self._row(each), why=_place(listed[each.id])) for each in self.store.articles(part))
+            places = {one: _place(by_whom) for one, by_whom in listed.items()}
+            several = len(set(places.values())) > 1
+            rows = tuple(
+                replace(self._row(each), why=places[each.id] if several else "") for each in self.store.articles(part)
+            )
             days: tuple[Day, ...] = (Day(span, len(listed), rows),) if listed else ()
         else:
             days = self._days(counts, _WEEK if span.kind == "week" else _MONTH)
@@ -423,6 +458,8 @@ class Views:
         when = [("submitted", dates.words(article.published)), ("this version", dates.words(article.updated))]
         facts = sorted(self.store.facts(identifier).items())[:_FACTS]
         listings = self.store.listings(identifier)
+        topics = [(topic, _liking(topic, identifier)) for topic in self.store.topics()]
+        topics.sort(key=lambda each: (bool(each[1]), each[0].changed), reverse=True)
         return PaperScreen(
             article=article,
             standing=standing,
@@ -437,7 +474,7 @@ class Views:
             facts=tuple(_fact(fact, source) for _, (fact, source) in facts),
             measured=self.standings.measured(standing) if standing else None,
             use=usage(standing.paper) if standing else None,
-            topics=tuple((topic, _liking(topic, identifier)) for topic in self.store.topics()[:20]),
+            topics=tuple(topics[:_TOPICS]),
         )
 
     # Lists
@@ -467,34 +504,36 @@ class Views:
             and chosen["verdict"] in ("", each.verdict or "not measured")
         ]
         filtered = any(chosen[name] for name in ("stage", "kind", "rung", "verdict"))
-        ordered = self._ordered(chosen, fits if filtered else None)
-        pages = _pages(len(ordered), number_of(given), chosen)
-        part = ordered[pages.first_row : pages.first_row + ROWS]
+        choice = _Choice(chosen["mark"], chosen["sort"], tuple(fits) if filtered else None)
+        pages = _pages(self._count(choice), number_of(given), chosen)
+        part = self._part(choice, pages.first_row)
         return Shelf(tuple(map(self._row, self.store.articles(part))), pages, chosen, all_stages)
 
-    def _ordered(self, chosen: Mapping[str, str], fits: list[str] | None) -> list[str]:
-        """Identifiers in the order that was chosen; of all papers, or of some."""
-        orders = {
-            "newest": "published DESC, paper.id DESC",
-            "listed": "listed DESC, published DESC, paper.id DESC",
-            "title": "title COLLATE NOCASE, paper.id",
-        }
-        mark = chosen["mark"]
-        where = f"mark.{mark} NOT IN (0, '')" if mark else "coalesce(mark.hidden, 0) = 0"
-        given: list[Any] = []
-        if fits is not None:
-            where += f" AND paper.id IN ({', '.join('?' * len(fits))})"
-            given = fits
+    def _count(self, choice: _Choice) -> int:
+        where, given = choice.where()
+        count: int = self.store.reading().execute(f"SELECT count(*) {_FROM} WHERE {where}", given).fetchone()[0]
+        return count
+
+    def _part(self, choice: _Choice, start: int) -> list[str]:
+        """Identifiers of the papers of a choice from a place on, as many as a screen shows."""
+        if choice.order != "rung":
+            return self._chosen(choice, start)
+        known = self.standings.all()
+        within = tuple(known if choice.within is None else choice.within)
+        own = self._chosen(replace(choice, within=within), 0, len(known))
+        own.sort(key=lambda each: -known[each].rung)
+        rest = replace(choice, without=tuple(known))
+        shown = own[start : start + ROWS]
+        return shown + self._chosen(rest, max(0, start - len(own)), ROWS - len(shown))
+
+    def _chosen(self, choice: _Choice, start: int, limit: int = ROWS) -> list[str]:
+        where, given = choice.where()
         rows = self.store.reading().execute(
-            f"SELECT paper.id FROM paper LEFT JOIN mark ON mark.id = paper.id WHERE {where} "
-            f"ORDER BY {orders.get(chosen['sort'], orders['newest'])}",
-            given,
+            f"SELECT paper.id {_FROM} WHERE {where} ORDER BY {_ORDERS.get(choice.order, _ORDERS['newest'])} "
+            "LIMIT ? OFFSET ?",
+            [*given, limit, start],
         )
-        found = [row[0] for row in rows]
-        if chosen["sort"] == "rung":
-            known = self.standings.all()
-            found.sort(key=lambda each: -known[each].rung if each in known else 1)
-        return found
+        return [row[0] for row in rows]
 
     def search(self, query: str, number: int = 1) -> Search:
         """What a search finds, the best first; nothing where nothing is looked for."""

@@ -25,7 +25,6 @@
     }
   };
   const show = () => {
-    turn.setAttribute("aria-pressed", String(on));
     turn.textContent = `Keyboard shortcuts: ${on ? "on" : "off"}`;
   };
   const help = () => {
@@ -45,6 +44,14 @@
     }
     dialog.showModal();
   };
+  const send = (link, fields) => {
+    const form = Object.assign(document.createElement("form"), { method: "post", action: `${link.pathname}/marks` });
+    for (const [name, value] of Object.entries(fields)) {
+      form.append(Object.assign(document.createElement("input"), { type: "hidden", name, value }));
+    }
+    document.body.append(form);
+    form.submit();
+  };
   const here = () => document.activeElement.closest("[data-item]") || document.querySelector("[data-paper]");
   const move = (step) => {
     const all = titles();
@@ -61,7 +68,9 @@
   const press = (name) => {
     const item = here();
     const button = item && item.querySelector(`.marks button[name="${name}"]`);
+    const link = item && item.querySelector("a.title");
     if (button) button.click();
+    else if (link && link.pathname.startsWith("/papers/")) send(link, { [name]: item.dataset[name] ? 0 : 1, at: link.id });
     else said.textContent = "Choose a paper first: j";
   };
   const note = () => {
@@ -110,7 +119,4 @@
     });
     document.getElementById("keys-help").addEventListener("click", help);
   }
-  // After a form was sent, go on where one was.
-  const back = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (back) (back.matches("[data-item]") ? back.querySelector("a.title") : back.id === "note" ? back : null)?.focus();
 })();
