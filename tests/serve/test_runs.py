@@ -145,4 +145,4 @@ def test_the_live_part_is_sent_when_it_changes_and_ends_with_the_run_or_the_serv
         return len([part async for part in runs.live(jobs, job.id, render, lambda: closing, after)])
 
     assert asyncio.run(resumed(2, False)) == 1, "the end is told also to who has seen all"
-    assert asyncio.run(resumed(0, True)) == 0
+    assert asyncio.run(resumed(-1, True)) == 0

@@ -50,7 +50,7 @@ class Page:
             closing: whether the server is.
         """
         find = partial(search.find, self.store, meaning=self.meaning)
-        screens = routes.routes(self.store, find, lambda: token)
+        screens = routes.routes(self.store, find, lambda: token, trying=True)
         app.include_router(api.routes(self.store, find))
         app.include_router(Trying(self.jobs, self.offers, closing).routes(screens))
         app.include_router(screens)
@@ -59,5 +59,6 @@ class Page:
         async def missing(request: Request, failure: HTTPException) -> Response:
             reads = "text/html" in request.headers.get("accept", "") and request.method in ("GET", "HEAD")
             if reads and not request.url.path.startswith(_MACHINES):
+                routes.TRYING.set(True)
                 return routes.missing()
             return failures.answer(404, str(failure.detail), failure.headers)

@@ -152,12 +152,12 @@ def all_runs(jobs: Jobs) -> list[Run]:
 
 
 async def live(
-    jobs: Jobs, name: str, render: Callable[[Run], str], closing: Callable[[], bool], after: int = 0
+    jobs: Jobs, name: str, render: Callable[[Run], str], closing: Callable[[], bool], after: int = -1
 ) -> AsyncIterator[bytes]:
     """The live part of a run's screen as server-sent events, whenever it changes, until the run or the server ends.
 
     Args:
-        after: the number of the event that the reader has seen last.
+        after: the number of the event that the reader has seen last; -1: it has seen nothing.
     """
     follower, loop = Follower(jobs, name), asyncio.get_running_loop()
     shown: str | None = None

@@ -97,8 +97,8 @@ class Trying:
         @router.get("/runs/{name}/events")
         def events(name: str, request: Request) -> Response:
             self._job(name)
-            seen = request.headers.get("last-event-id") or request.query_params.get("after", "0")
-            after = int(seen) if seen.isdecimal() and len(seen) < 16 else 0
+            seen = request.headers.get("last-event-id") or request.query_params.get("after", "")
+            after = int(seen) if seen.isdecimal() and len(seen) < 16 else -1
             live = runs.live(self.jobs, name, _live, self.closing, after)
             return StreamingResponse(live, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
@@ -143,7 +143,7 @@ class Trying:
 
 
 def _page(template: str, **given: Any) -> Response:
-    text = _templates().get_template(f"{template}.html.jinja").render(**given)
+    text = _templates().get_template(f"{template}.html.jinja").render(trying=True, **given)
     # Their script listens to the run.
     headers = {"cache-control": "no-cache", "content-security-policy": f"{_POLICY}; connect-src 'self'"}
     return Response(text.encode("utf-8", "replace"), 200, headers, "text/html; charset=utf-8")

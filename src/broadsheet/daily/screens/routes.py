@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -43,6 +44,7 @@ _LOCAL = re.compile(r"/(?![/\\])[^\\\x00-\x20\x7f]*")
 _PLACE = re.compile(r"[\w./-]{1,80}", re.ASCII)  # on a screen, to come back to
 _STATIC = {"page.css": "text/css", "page.js": "text/javascript"}
 Given = dict[str, str]
+TRYING: ContextVar[bool] = ContextVar("TRYING", default=False)  # whether the screen that is made leads to runs
 
 
 async def _form(request: Request) -> Given:
@@ -65,12 +67,15 @@ async def _form(request: Request) -> Given:
 Form = Annotated[Given, Depends(_form)]
 
 
-def routes(store: Store, find: Callable[..., Any] | None, token: Callable[[], str]) -> APIRouter:
+def routes(
+    store: Store, find: Callable[..., Any] | None, token: Callable[[], str], *, trying: bool = False
+) -> APIRouter:
     """The screens of a store.
 
     Args:
         find: `find(query, limit)` gives hits with `article`, `why`, `snippet`; None where there is no search.
         token: that a form has to bring back as the cookie `broadsheet_token`; the guard asks for it.
+        trying: whether somebody else gives the screens on which papers are tried (/runs, /papers/ID/try).
     """
     shown = Views(store, find)
 
@@ -81,6 +86,7 @@ def routes(store: Store, find: Callable[..., Any] | None, token: Callable[[], st
             ask = super().get_route_handler()
 
             async def answer(request: Request) -> Response:
+                TRYING.set(trying)
                 try:
                     found = await ask(request)
                 except MissingError as error:
@@ -306,7 +312,7 @@ def _refusal(status: int, title: str, message: str) -> Response:
 
 
 def _page(template: str, status: int = 200, **given: Any) -> Response:
-    text = _templates().get_template(f"{template}.html.jinja").render(**given)
+    text = _templates().get_template(f"{template}.html.jinja").render(trying=TRYING.get(), **given)
     # A text may hold half a character that no encoding has.
     data = text.encode("utf-8", "replace")
     return Response(data, status, {"cache-control": "no-cache"}, "text/html; charset=utf-8")
