@@ -206,11 +206,21 @@ def test_at_a_signal_a_trial_is_stopped_and_nobody_is_waited_for(tiny_folder: Pa
         assert (tmp_path / "jobs" / name / "result.json").read_text() == ""
 
 
-@pytest.mark.parametrize("given", [["--data", "pydocs"], ["--results", "."], ["--jobs", "."]])
-def test_what_agents_may_use_is_said_with_agents_alone(given: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--no-page", "--model", "default", "--data", "pydocs"], "got --data, which nothing that is served reads"),
+        (["--no-page", "--model", "default", "--jobs", "."], "got --jobs, which nothing that is served reads"),
+        (["--no-page", "--store", "x"], "got --store, which nothing that is served reads"),
+        (["--results", "."], "got --results, which nothing that is served reads"),
+        (["--no-page"], "expected something to serve"),
+        (["--attend", "lm_infinite"], "give --model too"),
+    ],
+)
+def test_what_nothing_that_is_served_reads_is_refused(given: list[str], told: str) -> None:
     found = CliRunner().invoke(commands.app, ["serve", *given])
     assert isinstance(found.exception, InputError)
-    assert str(found.exception).startswith(f"got {given[0]} without --agents")
+    assert told in str(found.exception)
 
 
 @pytest.mark.parametrize("command", [["serve", "--agents"], ["mcp"]])
