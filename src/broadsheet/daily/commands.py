@@ -16,6 +16,7 @@ from broadsheet.console import InputError, say
 
 if TYPE_CHECKING:
     from broadsheet.daily.fetch import Fetcher
+    from broadsheet.daily.meaning import Vectors
     from broadsheet.daily.sources.base import Page
     from broadsheet.daily.store import Article, Store
     from broadsheet.daily.sync import Spec
@@ -167,6 +168,64 @@ def export(
     with atomic_write(out) as file:
         file.writelines(parts)
     say(f"{out}: {_papers(len(articles) or len(found))} as {format}")
+
+
+@app.command(epilog='Example: broadsheet page search "speculative decoding" --meaning resource:minilm')
+def search(
+    words: Annotated[
+        list[str],
+        typer.Argument(help='Words, "phrases", author:, cat:, is:unread, runs:yes, after:2024-05, -without.'),
+    ],
+    meaning: Annotated[
+        str | None, typer.Option(help="An embedder by which papers are found too: `resource:minilm`, a folder.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Papers at most.")] = 20,
+    store: File = None,
+) -> None:
+    """Find papers by their words; with --meaning also by what they mean, each hit with which of the two found it."""
+    from broadsheet.daily.search import find
+
+    found = _open(store)
+    vectors = _vectors(found, meaning)
+    hits = find(found, " ".join(words), limit, meaning=vectors)
+    for hit in hits:
+        why = f"  ({', '.join(hit.why)})" if vectors and hit.why else ""
+        print(_row(hit.article) + why)
+    if not hits:
+        say(f"nothing among {_papers(len(found))}" + ("" if vectors else "; by words alone: --meaning finds more"))
+
+
+@app.command(epilog="Example: broadsheet page similar 2407.12021")
+def similar(
+    paper: Annotated[str, typer.Argument(help="An arXiv identifier or address, or the name of one of ours.")],
+    meaning: Annotated[
+        str | None, typer.Option(help="An embedder by which they are compared; by words without one.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Papers at most.")] = 10,
+    store: File = None,
+) -> None:
+    """List papers like one."""
+    from broadsheet.daily import ids
+    from broadsheet.daily import search as searching
+    from broadsheet.page.papers import get
+
+    identifier = known.bare if (known := ids.parse(paper)) else get(paper).arxiv
+    found = _open(store)
+    if not found.articles([identifier]):
+        raise InputError(f"there is no paper {identifier} here; expected one of {_papers(len(found))}")
+    for hit in searching.similar(found, identifier, limit, meaning=_vectors(found, meaning)):
+        print(_row(hit.article))
+
+
+def _vectors(store: Store, meaning: str | None) -> Vectors | None:
+    """What papers mean, with what is missing made now."""
+    if meaning is None:
+        return None
+    from broadsheet.daily.meaning import Vectors
+
+    made = Vectors(store, meaning)
+    made.update()
+    return made
 
 
 def _open(path: Path | None) -> Store:
