@@ -77,6 +77,7 @@ PICTURES = {
             "report/html.py",
             "report/plots.py",
             "report/view.py",
+            "report/templates/base.css",
             "report/templates/report.html.jinja",
         ),
     ),

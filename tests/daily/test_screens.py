@@ -102,7 +102,7 @@ def test_the_columns_say_what_was_listed_what_runs_and_what_is_missing(client: T
     )
     unbuilt = sum(not paper.entry for paper in known)
     assert f"{unbuilt} papers" in words(sections["Gaps"])
-    assert "every claim shown: now" in words(sections["Gaps"])
+    assert "every claim shown (of 5, 2 are open)" in words(sections["Gaps"])
 
 
 def test_a_store_without_listings_says_so_and_shows_the_papers_of_the_page(tmp_path: Path) -> None:
@@ -165,6 +165,11 @@ def test_a_paper_has_all_that_is_known_of_it(client: TestClient, store: Store) -
         assert expected in text
     assert "120 HF daily papers, 19 August 2024" in text  # a fact never stands without its time
     assert page.xpath("//textarea")[0].text.strip() == "My own words.\nTwo lines."
+    assert page.xpath('//*[@class="authors"]/a/@href') == [
+        "/search?q=author%3A%22A.+One%22",
+        "/search?q=author%3A%22B.+Two%22",
+    ]
+    assert page.xpath('//a[text()="cs.CL"]/@href') == ["/search?q=cat%3Acs.CL"]
     paper = papers.get("lastde")
     assert paper.summary in text
     assert all(phrase in text for phrase in (*paper.implements, *paper.leaves_out))
@@ -190,7 +195,7 @@ def test_what_is_missing_follows_the_rung() -> None:
         if not paper.entry:
             assert paper.missing == "its code, and a trial of it"
     claims = papers.get("aded")
-    assert claims.missing == "every claim shown: now 1 of 2 refuted here"
+    assert claims.missing == "every claim shown (of 2, 1 is refuted here)"
 
 
 def test_the_shelf_filters_sorts_and_turns_pages(client: TestClient, store: Store) -> None:
@@ -224,7 +229,7 @@ def test_a_search_shows_why_and_where(client: TestClient) -> None:
     assert hits
     for hit in hits:
         assert {words(mark).lower() for mark in hit.xpath(".//mark")} <= {"attention", "context"}
-        assert words(hit.xpath('.//*[@class="by"]')[0]).endswith("words")
+        assert words(hit.xpath('.//*[@class="by"]')[0]).endswith("found by words")
     assert page.xpath('//input[@id="q"]/@value') == ["attention context"]
     assert "0 papers" in words(get(client, "/search?q=zebra").xpath('//*[@role="status"]')[0])
     assert "You follow it as a topic" in words(page)
@@ -426,7 +431,7 @@ def test_marks_change_what_they_name_and_lead_back(client: TestClient, store: St
         return str(answer.headers["location"])
 
     assert mark("/day/2024-08-19?hidden=1", later="1") == "/day/2024-08-19?hidden=1#p-2408.10395"
-    assert mark("/papers/2408.10395", note="Zwei\r\nZeilen \u200d\x07") == "/papers/2408.10395#note"
+    assert mark("/papers/2408.10395", note="Zwei\r\nZeilen \u200d\x07") == "/papers/2408.10395#noted"
     assert mark(read="1") == "/papers/2408.10395#marks"
     assert mark("/", read="1", at="r-2408.10395") == "/#r-2408.10395"
     assert mark("/", read="1", at="x\r\ny") == "/#p-2408.10395"

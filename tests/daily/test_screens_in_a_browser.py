@@ -169,7 +169,13 @@ def test_a_reading_day_by_keyboard(browser: Any, address: str, store: Store) -> 
     press("Tab")
     go("Enter")
     assert store.marks()[listed[1].id].note == "jkr/ are letters here?"
-    page.go_back()
+    go("g", "d")
+    press("j")
+    go("n")  # from a list too
+    assert page.url.endswith("#note")
+    page.keyboard.type("x")
+    assert page.get_by_label("Note", exact=True).input_value() == "x"
+    page.locator("h1").click()
     go("g", "d")
     go("[")
     assert page.url == f"{address}/day/2024-08-16"

@@ -159,8 +159,11 @@ class Paper:
             return "agreement with numbers worked out from the paper’s equations or its authors’ code"
         if rung == 2:
             claims = _claims(trial) if trial else []
-            told = [f"{n} of {len(claims)} {v}" for v in ("refuted here", "open") if (n := claims.count(v))]
-            return f"every claim shown: now {', '.join(told)}" if told else "a trial that names what the paper claims"
+            counts = {verdict: claims.count(verdict) for verdict in ("refuted here", "open")}
+            told = [f"{n} {'is' if n == 1 else 'are'} {verdict}" for verdict, n in counts.items() if n]
+            if not told:
+                return "a trial that names what the paper claims"
+            return f"every claim shown (of {len(claims)}, {', '.join(told)})"
         if rung == 3:
             return "to be faster or leaner than another implementation, at a quality that is no worse"
         return ""

@@ -179,7 +179,7 @@ def _papers(router: APIRouter, shown: Views) -> None:
         at = form.pop("at", "")
         said = _said(form)
         shown.store.mark(identifier, **said)
-        own = "note" if "note" in said else "marks"
+        own = "noted" if "note" in said else "marks"
         where = at if _PLACE.fullmatch(at) else own if _is_of(request, name) else f"p-{identifier}"
         return _to(f"{_from(request, f'/papers/{quote(name)}')}#{quote(where)}")
 
@@ -331,6 +331,7 @@ def _templates() -> Environment:
         auto_reload=False,
     )
     pages.filters |= {"web": views.web, "day": dates.words, "cut": views.cut, "topic_url": views.topic_address}
+    pages.filters |= {"found_by": views.search_address}
     pages.filters |= {"list_twice": lambda each: (each, each), "numbered": _numbered, "ticked": _ticked}
     pages.globals |= {"claim_marks": CLAIM_MARKS, "RUNGS": views.RUNGS}
     pages.globals |= {"weekday": dates.weekday, "day_words": dates.day_words}

@@ -26,8 +26,8 @@ ROWS = 30  # of a list, on one screen
 FOUND = 200  # that a search looks for at most
 NOTE = 10_000  # characters of a note
 _TITLE, _BY, _GIST = 180, 110, 260  # characters of a row's texts
-_AUTHORS, _ABSTRACT, _LISTINGS, _FACTS = 60, 8_000, 12, 20  # of a paper's own screen
-_TOPICS = 8  # those first in which something is said of the paper, then the latest
+_AUTHORS, _ABSTRACT, _LISTINGS, _FACTS = 40, 8_000, 12, 16  # of a paper's own screen
+_TOPICS = 6  # those first in which something is said of the paper, then the latest
 _WEEK, _MONTH = 10, 3  # papers of a day, in a week and in a month
 VERDICTS = ("shown", "refuted here", "open", "not measured")
 SORTS = {"newest": "newest first", "listed": "last listed first", "rung": "by rung", "title": "by title"}
@@ -589,7 +589,7 @@ class Views:
 
     def _hit(self, hit: Any) -> Row:
         """A hit of the search, whose `why` and `snippet` may be words or several of them."""
-        why = hit.why if isinstance(hit.why, str) else " and ".join(map(str, hit.why))
+        by_what = hit.why if isinstance(hit.why, str) else " and ".join(map(str, hit.why))
         pieces = ((hit.snippet, False),) if isinstance(hit.snippet, str) else tuple(hit.snippet or ())
         left, shown = _GIST, []
         for text, marked in pieces:
@@ -597,7 +597,11 @@ class Views:
             left -= len(str(text))
             if left <= 0:
                 break
-        return replace(self._row(hit.article), why=why, snippet=tuple(each for each in shown if each[0]))
+        return replace(
+            self._row(hit.article),
+            why=f"found by {by_what}" if by_what else "",
+            snippet=tuple(each for each in shown if each[0]),
+        )
 
     def _row(self, article: Article) -> Row:
         standing = self.standings.all().get(article.id)
@@ -619,6 +623,12 @@ def address(article: Article, standing: Standing | None = None) -> str:
 def topic_address(name: str) -> str:
     """Where a topic's screen is."""
     return "/topics/" + quote(name, safe="")
+
+
+def search_address(value: str, what: str) -> str:
+    """Where papers of an author or a class are: the search for it."""
+    told = cut(value, 48).replace('"', " ")
+    return "/search?" + urlencode({"q": f'{what}:"{told}"' if " " in told else f"{what}:{told}"})
 
 
 def by(authors: Sequence[str], shown: int = 3) -> str:
@@ -663,7 +673,7 @@ def _listing(each: Listing) -> tuple[str, str, int]:
 
 
 def _fact(fact: Fact, source: str) -> tuple[str, str, str, str]:
-    return cut(fact.key.replace("_", " "), 40), cut(fact.value, 500), dates.words(fact.at), SOURCES.get(source, source)
+    return cut(fact.key.replace("_", " "), 40), cut(fact.value, 300), dates.words(fact.at), SOURCES.get(source, source)
 
 
 def _place(listed: Sequence[tuple[str, int]]) -> str:
