@@ -18,8 +18,10 @@ from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
+from typer.testing import CliRunner
 
 from broadsheet.console import InputError
+from broadsheet.daily.commands import app
 from broadsheet.daily.digest import Digest, Mail
 from broadsheet.daily.records import Listing, Record
 from broadsheet.daily.store import Store
@@ -234,3 +236,26 @@ def test_a_server_elsewhere_has_to_encrypt(digest, postman, monkeypatch):
 def test_a_server_that_cannot_be_is_refused(server):
     with pytest.raises(InputError, match="expected HOST"):
         Mail(server, "page@example.org")
+
+
+def test_the_command_asks_says_and_sends(tmp_path, postman):
+    store = tmp_path / "page.sqlite"
+    given = ["--mail", postman[1], "--mail-from", "page@example.org", "--url", BASE, "--store", str(store)]
+
+    def said(*more: str) -> tuple[int, str]:
+        found = CliRunner().invoke(app, ["digest", *given, *more], catch_exceptions=False)
+        return found.exit_code, found.output
+
+    assert said("--to", READER, "--query", "zebra") == (0, "1 letter sent\n")
+    assert said("--dry-run") == (0, f"{READER}: has not confirmed\n")
+    digest = Digest(Store(store), BASE, Mail(postman[1], "page@example.org"))
+    digest.confirm(digest.subscribers()[0].secret)
+    today = datetime.now(UTC).strftime("%Y-%m-%d")
+    digest.store.add([paper(1, "Zebra", day=today)])
+    assert said("--dry-run") == (0, f"{READER}: 1 paper\n")
+    assert said() == (0, "1 letter sent\n")
+    assert said() == (0, "0 letters sent\n")
+    digest.store.add([paper(2, "Zebra again", day=today)])
+    postman[0].fail = "451 later"
+    assert said() == (1, "0 letters sent\n127.0.0.1: SMTPDataError; 1 letters wait\n")
+    assert len(postman[0].got) == 2

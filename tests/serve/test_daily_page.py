@@ -7,6 +7,7 @@ import json
 import threading
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -17,6 +18,7 @@ from lxml import etree, html
 from serving import Running, serving
 from stub_trials import stubbed, wait
 
+from broadsheet.daily.digest import Digest, Mail
 from broadsheet.daily.records import Fact, Listing, Record
 from broadsheet.daily.store import Store
 from broadsheet.page import evidence
@@ -233,6 +235,44 @@ def test_feeds_are_followed_and_told_when_nothing_is_new(server):
         told = json.loads(answer.read())
     assert told["version"].endswith("1.1")
     assert [item["url"].rpartition("/")[2] for item in told["items"]] == ["2408.00001", "2408.00002", "2408.00003"]
+
+
+def test_without_mail_the_feeds_are_named(server):
+    browser = Browser(server)
+    page = html.fromstring(browser.ask("/subscribe?q=zebra")[2])
+    assert page.xpath("//a[@href='/feed.atom?q=zebra']")
+    assert not page.xpath("//form[@action='/subscribe']")
+    assert browser.ask("/subscribe", {"address": "a@b.example"})[0] == 404
+
+
+def test_a_digest_is_asked_for_confirmed_and_ended_by_one_click(made, tmp_path):
+    sent: list[Any] = []
+    page = made[0]
+    digest = Digest(page.store, "http://127.0.0.1:8000", Mail("127.0.0.1:1", "page@example.org"))
+    digest.send = lambda: sent.extend(digest.waiting()) or (1, [])
+    with serving(create_app(None, page=replace(page, digest=digest))) as server:
+        browser = Browser(server)
+        assert html.fromstring(browser.ask("/subscribe")[2]).xpath("//form[@action='/subscribe']")
+        assert browser.ask("/subscribe", {"address": "no address"})[0] == 400
+        status, _, body = browser.ask("/subscribe", {"address": "reader@example.org", "query": "<b>zebra"})
+        assert status == 200
+        assert html.fromstring(body).xpath("//*[@role='status'][contains(text(), 'your mail')]")
+        [subscriber] = digest.subscribers()
+        assert subscriber.secret.encode() not in body, "the link is in the letter alone"
+        assert len(sent) == 1
+        link = f"/subscribe/{subscriber.secret}"
+        shown = html.fromstring(browser.ask(link)[2])
+        assert shown.xpath("//b[text()='<b>zebra']")
+        assert not digest.subscribers()[0].confirmed, "to look is not to say yes"
+        assert browser.ask(f"{link}/confirm", {})[0] == 200
+        assert digest.subscribers()[0].confirmed
+        # A mail program sends this without cookie and without saying where it comes from.
+        status, _ = server.ask(
+            f"{link}/leave", b"List-Unsubscribe=One-Click", content_type="application/x-www-form-urlencoded"
+        )
+        assert status == 200
+        assert digest.subscribers() == []
+        assert browser.ask(link)[0] == 404
 
 
 def test_with_keys_readers_read_and_only_those_who_may_run_start(made):

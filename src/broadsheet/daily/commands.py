@@ -217,6 +217,44 @@ def similar(
         print(_row(hit.article))
 
 
+@app.command(epilog="Example: broadsheet page digest --mail localhost:25 --mail-from page@example.org --url URL")
+def digest(
+    mail: Annotated[str, typer.Option(help="HOST or HOST:PORT that sends.")],
+    mail_from: Annotated[str, typer.Option(help="The address that letters come from.")],
+    url: Annotated[str, typer.Option(help="The page's address, as letters have it.")],
+    to: Annotated[str | None, typer.Option(help="Ask this address whether it wants the digest, instead.")] = None,
+    query: Annotated[str, typer.Option(help="With --to: of what a search finds; all that is listed by default.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent.")] = False,
+    store: File = None,
+) -> None:
+    """Send a digest to each who has confirmed, of what is new for them; for cron.
+
+    A letter that was not sent waits for the next run. BROADSHEET_SMTP_USER and BROADSHEET_SMTP_PASSWORD are the
+    server's. The exit status is 1 where letters wait.
+    """
+    from broadsheet.daily.digest import Digest, Mail
+
+    server = Mail(
+        mail, mail_from, os.environ.get("BROADSHEET_SMTP_USER", ""), os.environ.get("BROADSHEET_SMTP_PASSWORD", "")
+    )
+    made = Digest(_open(store), url, server)
+    if dry_run:
+        for each in made.subscribers():
+            state = _papers(len(made.news(each))) if each.confirmed else "has not confirmed"
+            print(f"{each.address}: {state}")
+        return
+    if to is not None:
+        made.ask(to, query)
+    else:
+        made.issue()
+    sent, problems = made.send()
+    say(f"{sent} letter{'s' * (sent != 1)} sent")
+    for problem in problems:
+        say(problem)
+    if problems:
+        raise typer.Exit(1)
+
+
 def _vectors(store: Store, meaning: str | None) -> Vectors | None:
     """What papers mean, with what is missing made now."""
     if meaning is None:

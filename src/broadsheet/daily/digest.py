@@ -16,7 +16,7 @@ import smtplib
 import ssl
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.policy import SMTP as POLICY
@@ -73,7 +73,7 @@ class Mail:
     server: str
     sender: str
     user: str = ""
-    password: str = ""
+    password: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         check_address(self.sender)

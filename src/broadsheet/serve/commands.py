@@ -12,6 +12,7 @@ import typer
 from broadsheet.console import InputError
 
 if TYPE_CHECKING:
+    from broadsheet.daily.digest import Mail
     from broadsheet.serve.models.winning import Wanted
 
 NAME = None
@@ -73,6 +74,11 @@ def serve(
     meaning: Annotated[
         str | None, typer.Option(help="An embedder by which the page's search knows meaning: `resource:minilm`.")
     ] = None,
+    mail: Annotated[
+        str | None, typer.Option(help="HOST or HOST:PORT that sends the page's digest; with --mail-from and --url.")
+    ] = None,
+    mail_from: Annotated[str | None, typer.Option(help="The address that it comes from.")] = None,
+    url: Annotated[str | None, typer.Option(help="The page's address, as letters have it.")] = None,
 ) -> None:
     """Show the daily page, and serve models to other programs: chat, completions, embeddings, rerank, score, detect.
 
@@ -97,7 +103,7 @@ def serve(
     models = _models(named, _wanted(won or ()), attend, draft)
     for option, given, needed in (
         ("data", data, page or agents), ("jobs", jobs, page or agents), ("results", results, agents),
-        ("store", store, page), ("meaning", meaning, page),
+        ("store", store, page), ("meaning", meaning, page), ("mail", mail, page),
     ):  # fmt: skip
         if given and not needed:
             raise InputError(f"got --{option}, which nothing that is served reads; leave it out")
@@ -109,6 +115,8 @@ def serve(
         agents=agents,
         page=(store or home() / "page.sqlite") if page else None,
         meaning=meaning,
+        mail=_mail(mail, mail_from, url) if page else None,
+        url=url or "",
         offers=Offers(tuple(models.get("models", ())) or ("default",), tuple(data or Offers.data)),
         results=results,
         jobs=jobs,
@@ -120,6 +128,23 @@ def serve(
         from broadsheet.serve.workers import run
 
         run(plan.app, known, workers, host, port)
+
+
+def _mail(server: str | None, sender: str | None, url: str | None) -> Mail | None:
+    """By whom the digest is sent. The user and the password are BROADSHEET_SMTP_USER and BROADSHEET_SMTP_PASSWORD.
+
+    Raises:
+        InputError: a part of it is missing, or is none.
+    """
+    if not (server or sender or url):
+        return None
+    if not (server and sender and url):
+        raise InputError("a digest needs --mail HOST, --mail-from ADDRESS and --url URL; give all of them or none")
+    from broadsheet.daily.digest import Mail
+
+    return Mail(
+        server, sender, os.environ.get("BROADSHEET_SMTP_USER", ""), os.environ.get("BROADSHEET_SMTP_PASSWORD", "")
+    )
 
 
 def _models(

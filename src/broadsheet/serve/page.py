@@ -14,7 +14,9 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from broadsheet.daily import api, search
+from broadsheet.daily.digest import Digest
 from broadsheet.daily.screens import routes
+from broadsheet.daily.screens.subscribing import subscribing
 from broadsheet.daily.store import Store
 from broadsheet.serve import failures
 from broadsheet.serve.jobs import Jobs
@@ -35,12 +37,14 @@ class Page:
         jobs: the runs.
         offers: what may be tried, and on what.
         meaning: by which papers are found that have none of the words; None: the words decide alone.
+        digest: by mail; None: the page sends none.
     """
 
     store: Store
     jobs: Jobs
     offers: Offers
     meaning: Meaning | None = None
+    digest: Digest | None = None
 
     def install(self, app: FastAPI, token: str, closing: Callable[[], bool]) -> None:
         """Give an app the page.
@@ -53,6 +57,7 @@ class Page:
         screens = routes.routes(self.store, find, lambda: token, trying=True)
         app.include_router(api.routes(self.store, find))
         app.include_router(Trying(self.jobs, self.offers, closing).routes(screens))
+        app.include_router(subscribing(self.digest, screens))
         app.include_router(screens)
 
         @app.exception_handler(404)

@@ -15,6 +15,9 @@ from broadsheet.serve.guard import Guard, KeyRing, Limits
 from broadsheet.serve.offers import Offers
 
 if TYPE_CHECKING:
+    from broadsheet.daily.digest import Digest, Mail
+    from broadsheet.daily.search import Meaning
+    from broadsheet.daily.store import Store
     from broadsheet.serve.agents.tools import Agents
     from broadsheet.serve.jobs import Jobs
     from broadsheet.serve.page import Page
@@ -30,6 +33,8 @@ class Plan:
         agents: whether tools for agents are given.
         page: the file of the daily page; None: it is not shown.
         meaning: an embedder by which the page's papers are found too.
+        mail: by whom the page sends its digest; None: it sends none.
+        url: the page's address, as letters have it.
         offers: what trials may be run on.
         results: a folder whose files agents may compare.
         jobs: where trials are kept.
@@ -40,6 +45,8 @@ class Plan:
     agents: bool = False
     page: Path | None = None
     meaning: str | None = None
+    mail: Mail | None = None
+    url: str = ""
     offers: Offers = field(default_factory=Offers)
     results: Path | None = None
     jobs: Path | None = None
@@ -89,13 +96,23 @@ class Plan:
         from broadsheet.serve.page import Page
 
         store = Store(self.page)
+        return Page(store, jobs, self.offers, self._meaning(store), self._digest(store))
+
+    def _meaning(self, store: Store) -> Meaning | None:
         if self.meaning is None:
-            return Page(store, jobs, self.offers)
+            return None
         from broadsheet.daily.meaning import Vectors
 
         vectors = Vectors(store, self.meaning)
         vectors.update()
-        return Page(store, jobs, self.offers, vectors)
+        return vectors
+
+    def _digest(self, store: Store) -> Digest | None:
+        if self.mail is None:
+            return None
+        from broadsheet.daily.digest import Digest
+
+        return Digest(store, self.url, self.mail)
 
 
 def check_agents(results: Path | None) -> None:
