@@ -222,8 +222,10 @@ class _Run:
         day = _day(page.day) or (self.time + _EASTERN).date()
         missed = before is not None and "from" in self.state and _misses(before, day)
         todo = self.state.get("todo") or (what.split("+") if missed else [])
-        state = {"todo": todo, "next": self.state.get("next") if self.state.get("todo") else started}
-        self.take(page, **state, **({"day": day.isoformat()} if page.rows or "day" not in self.state else {}))
+        state: dict[str, Any] = {"todo": todo, "next": self.state.get("next") if self.state.get("todo") else started}
+        if page.rows or "day" not in self.state:
+            state["day"] = day.isoformat()
+        self.take(page, **state)
         if todo:
             begin = self.state["from"]
             try:
