@@ -223,9 +223,7 @@ class _Run:
         missed = before is not None and "from" in self.state and _misses(before, day)
         todo = self.state.get("todo") or (what.split("+") if missed else [])
         state: dict[str, Any] = {"todo": todo, "next": self.state.get("next") if self.state.get("todo") else started}
-        if page.rows or "day" not in self.state:
-            state["day"] = day.isoformat()
-        self.take(page, **state)
+        self.take(page, **state, **({"day": day.isoformat()} if page.rows or "day" not in self.state else {}))
         if todo:
             begin = self.state["from"]
             try:
