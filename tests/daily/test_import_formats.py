@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 
 import pytest
 from newsstand import (
@@ -344,8 +345,13 @@ def test_what_is_no_format_is_told_in_one_line(data):
 def test_gzip_that_unpacks_to_too_much_or_is_cut():
     bomb = gzip.compress(bytes(5 << 20))
     assert len(bomb) < 10_000
-    with pytest.raises(base.SourceError, match="more than 1 MiB out of"):
-        base.unpacked(bomb, "it", 1 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(base.SourceError, match="more than 1 MiB out of"):
+            base.unpacked(bomb, "it", 1 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20  # it is not unpacked first and measured then
+    finally:
+        tracemalloc.stop()
     with pytest.raises(base.SourceError, match="more than 1 MiB out of"):
         base.unpacked(gzip.compress(bytes(1 << 19)) * 3, "it", 1 << 20)  # several in one
     with pytest.raises(base.SourceError, match="gzip that is cut"):

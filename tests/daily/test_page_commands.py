@@ -10,7 +10,7 @@ import re
 import sys
 
 import pytest
-from newsstand import BOMB, NOON, Clock, entry, error_feed, feed, full_row, item, row, rows, rss
+from newsstand import AT, BOMB, NOON, Clock, entry, error_feed, feed, full_row, item, row, rows, rss
 
 from broadsheet.daily import commands, export
 from broadsheet.daily.fetch import Fetcher, Places
@@ -68,6 +68,7 @@ def test_files_are_added_and_listed_and_exported_and_added_elsewhere(run, tmp_pa
     assert two.endswith("…")
     assert fits(out)
 
+    assert {fact.at for fact, _ in Store(default_path()).facts("2408.00001").values()} == {AT}  # the file's time
     before = everything()
     assert run("page", "add", str(day), str(refs))[0] == 0
     assert everything() == before  # adding files again changes nothing, counts and their time included

@@ -87,16 +87,17 @@ def test_a_clock_that_was_set_back_makes_nobody_wait_for_long(of_arxiv, clock, h
     assert clock.naps == [3.0]
 
 
-def test_a_killed_run_has_asked_too(of_arxiv, store, clock, httpserver, monkeypatch):
-    def die(parts):
-        raise KeyboardInterrupt
+def test_a_killed_run_has_asked_too(of_arxiv, store, httpserver):
+    kept = []
 
-    monkeypatch.setattr(of_arxiv, "_ask", die)
-    with pytest.raises(KeyboardInterrupt):
-        of_arxiv.get(of_arxiv.places.rss)
-    httpserver.expect_request("/rss").respond_with_data(b"ok")
-    Fetcher(store, of_arxiv.places, clock=clock, sleep=clock.sleep).get(of_arxiv.places.rss)
-    assert clock.naps == [3.0]
+    def answer(request):  # what a kill at this moment would leave in the file
+        kept.append(Store(store.path).asked("host:arxiv"))
+        return Response(b"ok")
+
+    httpserver.expect_request("/rss").respond_with_handler(answer)
+    of_arxiv.get(of_arxiv.places.rss)
+    [(_, _, noted)] = kept
+    assert json.loads(noted)["last"] == NOON
 
 
 @pytest.mark.parametrize(
@@ -314,6 +315,26 @@ def test_headers_that_come_drop_by_drop_are_left_too(store, clock):
         fetcher = Fetcher(store, places, clock=clock, sleep=clock.sleep, longest=30)
         with pytest.raises(NoAnswerError, match="no whole answer in time"):
             fetcher.get(places.hf)
+
+
+def test_no_read_or_write_waits_longer_than_what_is_left():
+    waits = []
+
+    class Stream:
+        def read(self, size, timeout):
+            waits.append(timeout)
+
+        write = read
+
+        def start_tls(self, context, name, timeout):
+            waits.append(timeout)
+            return self
+
+    stream = fetch._Timed(Stream(), lambda: 2.0).start_tls(None, "x", 60.0)
+    stream.read(1, 60.0)
+    stream.write(b"", None)
+    stream.read(1, 1.0)
+    assert waits == [2.0, 2.0, 2.0, 1.0]
 
 
 def test_gzip_is_unpacked_within_limits(fetcher, httpserver):
