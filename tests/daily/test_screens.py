@@ -15,7 +15,7 @@ from reading import NOW, TOKEN, finder, records, screens
 from starlette.testclient import TestClient
 
 from broadsheet.daily.records import Fact, Listing, Record
-from broadsheet.daily.screens import guiding, routes, views
+from broadsheet.daily.screens import guiding, routes, shown
 from broadsheet.daily.screens.standing import Standings
 from broadsheet.daily.store import Store, Topic
 from broadsheet.page import evidence, papers
@@ -211,7 +211,7 @@ def test_the_shelf_filters_sorts_and_turns_pages(client: TestClient, store: Stor
     ]
     assert rungs == sorted(rungs, reverse=True)
     first, second = titles(get(client, "/papers")), titles(get(client, "/papers?p=2"))
-    assert len(first) == len(second) == views.ROWS
+    assert len(first) == len(second) == shown.ROWS
     assert get(client, "/papers?sort=title&p=2").xpath('//a[@rel="next"]/@href') == ["?sort=title&p=3"]
     by_rung = [
         link
@@ -326,7 +326,7 @@ def test_nothing_that_is_written_becomes_markup(client: TestClient, store: Store
     ],
 )  # fmt: skip
 def test_only_addresses_of_the_web_become_links(text: str, link: str) -> None:
-    assert views.web(text) == link
+    assert shown.web(text) == link
 
 
 @pytest.mark.parametrize(
@@ -544,7 +544,7 @@ def test_no_screen_grows_with_what_sources_say(tmp_path: Path) -> None:
 def test_a_cut_text_keeps_to_its_size(text: str) -> None:
     import html as escaping
 
-    kept = views.cut(text, 100)
+    kept = shown.cut(text, 100)
     assert len(kept) <= 100
     assert len(escaping.escape(kept).encode()) <= 200
     assert kept == text if len(text) < 40 else kept.endswith("…")

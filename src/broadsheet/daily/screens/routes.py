@@ -25,6 +25,7 @@ from markupsafe import Markup
 from broadsheet.console import InputError
 from broadsheet.daily.records import line
 from broadsheet.daily.screens import dates, guiding, standing, views
+from broadsheet.daily.screens.shown import cut, search_address, topic_address, web
 from broadsheet.daily.screens.views import MissingError, Views
 from broadsheet.daily.store import Store, Topic
 
@@ -205,7 +206,7 @@ def _topics(router: APIRouter, shown: Views) -> None:
         with shown.store.writing():
             known = next((each for each in shown.store.topics() if each.name == name), Topic(name))
             shown.store.follow(replace(known, query=query, changed=""))
-        return _to(views.topic_address(name))
+        return _to(topic_address(name))
 
     @router.post("/topics/{name:path}/papers")
     def judge(name: str, form: Form, request: Request) -> Response:
@@ -219,7 +220,7 @@ def _topics(router: APIRouter, shown: Views) -> None:
             likes += (identifier,) * (liked == "like")
             dislikes += (identifier,) * (liked == "dislike")
             shown.store.follow(replace(known, likes=likes, dislikes=dislikes, changed=""))
-        return _to(f"{_from(request, views.topic_address(name))}#{quote(f'p-{identifier}')}")
+        return _to(f"{_from(request, topic_address(name))}#{quote(f'p-{identifier}')}")
 
     @router.post("/topics/{name:path}/unfollow")
     def unfollow(name: str) -> Response:
@@ -330,8 +331,13 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    pages.filters |= {"web": views.web, "day": dates.words, "cut": views.cut, "topic_url": views.topic_address}
-    pages.filters |= {"found_by": views.search_address}
+    pages.filters |= {
+        "web": web,
+        "day": dates.words,
+        "cut": cut,
+        "topic_url": topic_address,
+    }
+    pages.filters |= {"found_by": search_address}
     pages.filters |= {"list_twice": lambda each: (each, each), "numbered": _numbered, "ticked": _ticked}
     pages.globals |= {"claim_marks": CLAIM_MARKS, "RUNGS": views.RUNGS}
     pages.globals |= {"weekday": dates.weekday, "day_words": dates.day_words}

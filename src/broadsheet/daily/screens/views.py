@@ -1,4 +1,4 @@
-"""What each screen shows, as dataclasses: functions of the store and of the page.
+"""What each screen shows: functions of the store and of the page to the dataclasses of `shown`.
 
 Knows: the store, the standings of the page's papers, dates. Does not know: HTML, requests. Texts in lists are cut to a
 length, so that no screen grows with what sources say; a paper's own screen shows them whole.
@@ -7,22 +7,35 @@ length, so that no screen grows with what sources say; a paper's own screen show
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
-from urllib.parse import quote, urlencode
 
 from broadsheet.console import InputError
 from broadsheet.daily import ids
 from broadsheet.daily.records import Fact, Listing, line
 from broadsheet.daily.screens import dates
 from broadsheet.daily.screens.dates import Kind, Span
-from broadsheet.daily.screens.standing import Measured, Standing, Standings, Use, usage
-from broadsheet.daily.store import Article, Mark, Store, Topic
+from broadsheet.daily.screens.shown import (
+    ROWS,
+    Day,
+    Edition,
+    Front,
+    Lead,
+    Pages,
+    PaperScreen,
+    Row,
+    Search,
+    Shelf,
+    TopicScreen,
+    by,
+    cut,
+)
+from broadsheet.daily.screens.standing import Standing, Standings, usage
+from broadsheet.daily.store import Article, Store, Topic
 from broadsheet.page.papers import RUNGS, stages
 
 Find = Callable[..., Any]
-ROWS = 30  # of a list, on one screen
 FOUND = 200  # that a search looks for at most
 NOTE = 10_000  # characters of a note
 _TITLE, _BY, _GIST = 180, 110, 260  # characters of a row's texts
@@ -41,208 +54,6 @@ SOURCES = {"hf": "HF daily papers", "rss": "arXiv", "arxiv": "arXiv", "oai": "ar
 
 class MissingError(LookupError):
     """There is no such paper, topic or map here; the message says which."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A paper in a list.
-
-    Attributes:
-        gist: our own summary, else the beginning of the abstract.
-        standing: of a paper of the page; None for any other.
-        snippet: pieces of text of which the marked ones were looked for: (text, marked).
-        why: why it is in the list, in a word or two.
-    """
-
-    article: Article
-    title: str
-    by: str
-    gist: str
-    standing: Standing | None = None
-    snippet: tuple[tuple[str, bool], ...] = ()
-    why: str = ""
-
-    @property
-    def url(self) -> str:
-        return address(self.article, self.standing)
-
-    @property
-    def mark(self) -> Mark:
-        return self.article.mark
-
-
-@dataclass(frozen=True)
-class Pages:
-    """Which part of a long list is shown.
-
-    Attributes:
-        number: from 1.
-        query: of the address, without the page.
-    """
-
-    total: int
-    number: int = 1
-    query: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def last(self) -> int:
-        return max(1, -(-self.total // ROWS))
-
-    @property
-    def first_row(self) -> int:
-        return (self.number - 1) * ROWS
-
-    def url(self, number: int) -> str:
-        told = {name: value for name, value in self.query.items() if value} | ({"p": str(number)} if number > 1 else {})
-        return f"?{urlencode(told)}"
-
-
-@dataclass(frozen=True)
-class Day:
-    """A day of listings, and as many of its papers as are shown."""
-
-    span: Span
-    count: int
-    rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True)
-class Lead:
-    """A paper with recorded evidence, as the front page leads with it.
-
-    Attributes:
-        picture: (what is measured, SVG, legend) of the first one alone.
-    """
-
-    row: Row
-    standing: Standing
-    measured: Measured | None = None
-
-
-@dataclass(frozen=True)
-class Front:
-    """The front page.
-
-    Attributes:
-        recent: papers that no source has listed, the latest first, where none is listed at all.
-        verdicts: how many of the page's papers came out how.
-        run: papers that were run here, by rung.
-        open: papers whose verdict is open.
-        unbuilt: papers that are not built, and `unbuilt_count` how many there are.
-    """
-
-    today: date
-    count: int
-    lead: Lead | None
-    leads: tuple[Lead, ...]
-    days: tuple[Day, ...]
-    recent: tuple[Row, ...]
-    verdicts: Mapping[str, int]
-    run: tuple[Row, ...]
-    run_count: int
-    open: tuple[Row, ...]
-    unbuilt: tuple[Row, ...]
-    unbuilt_count: int
-    left_out: int
-
-
-@dataclass(frozen=True)
-class Edition:
-    """A day, week or month.
-
-    Attributes:
-        empty: why there is nothing; empty where there is something.
-        left_out: how many papers of no interest to the reader are not shown.
-    """
-
-    span: Span
-    days: tuple[Day, ...]
-    count: int
-    previous: Span
-    next: Span
-    wider: tuple[Span, ...]
-    pages: Pages
-    empty: str = ""
-    left_out: int = 0
-    hidden: bool = False
-
-
-@dataclass(frozen=True)
-class PaperScreen:
-    """A paper.
-
-    Attributes:
-        authors: those that are shown; `more_authors` how many are not.
-        listings: (day, who listed it, at which place), the latest first.
-        facts: (what, value, when it was so, who said it); an address is one by itself.
-        topics: the reader's, with whether the paper is liked (1), disliked (-1) or neither in them.
-    """
-
-    article: Article
-    standing: Standing | None
-    title: str
-    authors: tuple[str, ...]
-    more_authors: int
-    abstract: str
-    summary: str
-    submitted: str
-    dates: tuple[tuple[str, str], ...]
-    listings: tuple[tuple[str, str, int], ...]
-    facts: tuple[tuple[str, str, str, str], ...]
-    measured: Measured | None
-    use: Use | None
-    topics: tuple[tuple[Topic, int], ...]
-
-    @property
-    def mark(self) -> Mark:
-        return self.article.mark
-
-    @property
-    def url(self) -> str:
-        return address(self.article, self.standing)
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """All papers, or those of a choice.
-
-    Attributes:
-        chosen: by filter, what is chosen.
-        stages: (id, what it is about).
-    """
-
-    rows: tuple[Row, ...]
-    pages: Pages
-    chosen: Mapping[str, str]
-    stages: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class Search:
-    """What a search found.
-
-    Attributes:
-        ready: whether there is a search at all.
-        more: whether there may be more than were looked for.
-    """
-
-    query: str
-    rows: tuple[Row, ...]
-    pages: Pages
-    ready: bool = True
-    more: bool = False
-    followed: str = ""
-
-
-@dataclass(frozen=True)
-class TopicScreen:
-    """What the reader follows: its papers, those that are liked and those that are not."""
-
-    topic: Topic
-    rows: tuple[Row, ...]
-    likes: tuple[Row, ...]
-    dislikes: tuple[Row, ...]
-    ready: bool = True
 
 
 _FROM = "FROM paper LEFT JOIN mark ON mark.id = paper.id"
@@ -615,57 +426,11 @@ class Views:
         )
 
 
-def address(article: Article, standing: Standing | None = None) -> str:
-    """Where a paper's screen is."""
-    return "/papers/" + (standing.paper.id if standing else quote(article.id, safe="/"))
-
-
-def topic_address(name: str) -> str:
-    """Where a topic's screen is."""
-    return "/topics/" + quote(name, safe="")
-
-
-def search_address(value: str, what: str) -> str:
-    """Where papers of an author or a class are: the search for it."""
-    told = cut(value, 48).replace('"', " ")
-    return "/search?" + urlencode({"q": f'{what}:"{told}"' if " " in told else f"{what}:{told}"})
-
-
-def by(authors: Sequence[str], shown: int = 3) -> str:
-    """`"Ada Lovelace, Alan Turing and 4 others"`."""
-    if len(authors) <= shown + 1:
-        return ", ".join(authors)
-    return f"{', '.join(authors[:shown])} and {len(authors) - shown} others"
-
-
-def cut(text: str, size: int, *, words: bool = True) -> str:
-    """A text of at most so many characters, cut after a word; of those that take more room, fewer.
-
-    No more than twice as many bytes of HTML come of it.
-    """
-    if len(text) > size:
-        kept = text[: max(size - 2, 0)]
-        space = kept.rfind(" ") if words else -1
-        text = (kept[:space] if space > size // 2 else kept) + " …"
-    while text and sum(_WIDTHS.get(char, len(char.encode("utf-8", "replace"))) for char in text) > 2 * size:
-        text = text[: len(text) * 3 // 4].rstrip() + "…"
-    return text
-
-
-_WIDTHS = {"&": 5, "<": 4, ">": 4, '"': 5, "'": 5}  # bytes of HTML
-
-
 def submitted(article: Article) -> str:
     """When a paper was submitted, as far as is known: a day, or the month that its identifier has."""
     if article.published:
         return dates.words(article.published)
     return dates.span("month", ids.month(article.id)).words if ids.parse(article.id) else ""
-
-
-def web(text: str) -> str:
-    """An address that may be a link: of the web, without spaces or control characters; else empty."""
-    fits = text.lower().startswith(("http://", "https://")) and text.isprintable() and " " not in text
-    return text if fits and len(text) <= 500 else ""
 
 
 def _listing(each: Listing) -> tuple[str, str, int]:
