@@ -24,12 +24,12 @@ from broadsheet.serve import guard
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
 SCREENS = (
     "/", "/day/2024-08-19", "/day/2024-08-18", "/week/2024-W33", "/month/2024-08", "/papers", "/papers?stage=embed",
-    "/papers?sort=rung", "/papers/lastde", "/papers/2408.10395", "/papers/math.GT/0309136", "/search",
+    "/papers?sort=rung", "/papers/lastde", "/papers/2408.10395", "/papers/math/0309136", "/search",
     "/search?q=attention", "/topics", "/topics/a%20topic", "/map", "/map?tree=goals", "/map?tree=long_context_survey",
     "/advise",     "/advise?goal=classify", "/about",
 )  # fmt: skip
 OLD = Record(
-    "math.GT/0309136",
+    "math/0309136",
     "arxiv",
     1,
     title="An old one",
@@ -185,7 +185,7 @@ def test_a_paper_has_all_that_is_known_of_it(client: TestClient, store: Store) -
 def test_a_paper_is_found_by_either_name_and_by_a_version(client: TestClient) -> None:
     one, other = client.get("/papers/lastde"), client.get("/papers/2410.06072")
     assert one.text == other.text == client.get("/papers/2410.06072v2").text
-    for name in ("math.GT/0309136", "math.gt/0309136", "math.GT%2f0309136"):
+    for name in ("math/0309136", "math.GT/0309136", "math.gt/0309136v1", "math%2f0309136"):
         assert words(get(client, f"/papers/{name}").xpath("//h1")[0]) == "An old one"
 
 
@@ -441,7 +441,7 @@ def test_marks_change_what_they_name_and_lead_back(client: TestClient, store: St
     assert store.marks()["2410.06072"].seed
     mark(read="0")
     assert not store.marks()["2408.10395"].read
-    assert mark("/papers", "math.GT/0309136", read="1") == "/papers#p-math.GT/0309136"
+    assert mark("/papers", "math/0309136", read="1") == "/papers#p-math/0309136"
     for evil in ("//evil.org/x", "/\\evil.org", "/a\\b", ""):
         assert mark(evil, read="1") == "/papers/2408.10395#marks"
     answer = client.post("/papers/2408.10395/marks", data={"read": "1"}, headers={"referer": "http://[broken"})

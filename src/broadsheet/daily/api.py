@@ -140,8 +140,8 @@ def _listed(store: Store, day: str, week: str, month: str) -> list[tuple[Article
 
 
 def _article(store: Store, name: str) -> Article:
-    found = ids.parse(name)
-    articles = store.articles([found.bare]) if found and found.bare == name.partition("v")[0] else []
+    found = ids.whole(name)
+    articles = store.articles([found.bare]) if found else []
     if not articles:
         raise HTTPException(404, "there is no such paper here")
     return articles[0]

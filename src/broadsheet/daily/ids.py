@@ -42,6 +42,12 @@ def parse(text: str) -> ArxivId | None:
     return next(iter(find(text)), None)
 
 
+def whole(text: str) -> ArxivId | None:
+    """The identifier that a text is, and nothing else; None where it is none."""
+    hit = _ID.fullmatch(text)
+    return ArxivId(_canonical(hit[1]), int(hit[2] or 0)) if hit else None
+
+
 def find(text: str) -> list[ArxivId]:
     """All identifiers in a text, each article once, in its first place."""
     found: dict[str, ArxivId] = {}

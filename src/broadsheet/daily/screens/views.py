@@ -241,8 +241,7 @@ class Views:
         for arxiv, each in self.standings.all().items():
             if name == each.paper.id:
                 return arxiv
-        found = ids.parse(name)
-        if found and name.lower() in (found.bare.lower(), f"{found.bare}v{found.version}".lower()):
+        if found := ids.whole(name):
             row = self.store.reading().execute("SELECT id FROM paper WHERE id = ?", (found.bare,)).fetchone()
             if row:
                 return str(row[0])
