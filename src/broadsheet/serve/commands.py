@@ -123,11 +123,11 @@ def serve(
     )
     plan.check()
     if workers == 1:
-        running.run(plan.app(known), host, port)
+        running.run(plan.app(known), host, port, plan.what)
     else:
         from broadsheet.serve.workers import run
 
-        run(plan.app, known, workers, host, port)
+        run(plan.app, known, workers, host, port, plan.what)
 
 
 def _mail(server: str | None, sender: str | None, url: str | None) -> Mail | None:

@@ -65,6 +65,16 @@ class Plan:
             except ImportError:
                 raise InputError("the page needs lxml: pip install -e '.[page]'; or serve --no-page") from None
 
+    @property
+    def what(self) -> str:
+        """What is said once it is served, see `running.told`."""
+        parts = {
+            "serving on {url}/v1": self.models,
+            "the page is on {url}": self.page,
+            "tools for agents are on {url}/mcp": self.agents,
+        }
+        return ", ".join(part for part, there in parts.items() if there)
+
     def app(self, keys: KeyRing, shared: Shared | None = None) -> Guard:
         """What one process answers by, with its models loaded."""
         from broadsheet.serve.app import create_app

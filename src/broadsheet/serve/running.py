@@ -17,6 +17,7 @@ from broadsheet.console import InputError, say
 from broadsheet.serve.connections import PatientProtocol, keep_moving
 from broadsheet.serve.guard import LOOPBACK, Guard, KeyRing
 
+WHAT = "serving on {url}/v1"
 _BACKLOG = 2048  # connections that wait to be accepted
 PATIENCE = 60.0  # seconds in which answers may end after a signal; then as long again until what still runs is cut off
 
@@ -46,15 +47,18 @@ def _loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def run(app: Guard, host: str, port: int) -> None:
+def run(app: Guard, host: str, port: int, what: str = WHAT) -> None:
     """Serve until a signal comes; then finish what was begun.
+
+    Args:
+        what: is said once it listens, see `told`.
 
     Raises:
         InputError: the address cannot be used.
     """
     with bound(host, port) as address:
         address.listen(_BACKLOG)
-        say(told(host, address))
+        say(told(host, address, what))
         answer(app, address)
 
 
@@ -77,10 +81,11 @@ def bound(host: str, port: int) -> socket.socket:
     return made
 
 
-def told(host: str, address: socket.socket, by: str = "") -> str:
-    """The line that says where it answers."""
+def told(host: str, address: socket.socket, what: str, by: str = "") -> str:
+    """The line that says what is where; `what` has `{url}` where the address goes."""
     shown = f"[{host}]" if ":" in host else host
-    return f"serving on http://{shown}:{address.getsockname()[1]}/v1{by}; Ctrl-C ends it when the answers are written"
+    where = what.format(url=f"http://{shown}:{address.getsockname()[1]}")
+    return f"{where}{by}; Ctrl-C ends it when the answers are written"
 
 
 def answer(app: Guard, address: socket.socket, ready: Callable[[], object] | None = None) -> None:

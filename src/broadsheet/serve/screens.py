@@ -62,7 +62,7 @@ class Trying:
         return router
 
     def _forms(self, router: APIRouter) -> None:
-        @routes._get(router, "/papers/{name}/try")
+        @routes.get(router, "/papers/{name}/try")
         def form(name: str) -> Response:
             paper = self._paper(name)
             chosen = {
@@ -83,14 +83,14 @@ class Trying:
         @router.post("/papers/{name}/try")
         def start(name: str, form: Form) -> Response:
             job = self.jobs.start(self.offers.arguments(self._paper(name).id, form))
-            return routes._to(f"/runs/{job.id}")
+            return routes.to(f"/runs/{job.id}")
 
     def _runs(self, router: APIRouter) -> None:
-        @routes._get(router, "/runs")
+        @routes.get(router, "/runs")
         def every() -> Response:
             return _page("runs", runs=runs.all_runs(self.jobs))
 
-        @routes._get(router, "/runs/{name}")
+        @routes.get(router, "/runs/{name}")
         def one(name: str) -> Response:
             return _page("run", run=self._run(name))
 
@@ -102,23 +102,23 @@ class Trying:
             live = runs.live(self.jobs, name, _live, self.closing, after)
             return StreamingResponse(live, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
-        @routes._get(router, "/runs/{name}/report")
+        @routes.get(router, "/runs/{name}/report")
         def report(name: str) -> Response:
             self._job(name)
             page = self.jobs.report(name).read_bytes()
-            return Response(page, media_type="text/html", headers={"content-security-policy": routes._REPORT})
+            return Response(page, media_type="text/html", headers={"content-security-policy": routes.REPORT})
 
         @router.post("/runs/{name}/stop")
         def stop(name: str) -> Response:
             self.jobs.stop(self._job(name).id)
-            return routes._to(f"/runs/{name}")
+            return routes.to(f"/runs/{name}")
 
         @router.post("/runs/{name}/resume")
         def resume(name: str) -> Response:
             self.jobs.resume(self._job(name).id)
-            return routes._to(f"/runs/{name}")
+            return routes.to(f"/runs/{name}")
 
-        @routes._get(router, "/static/run.{kind}")
+        @routes.get(router, "/static/run.{kind}")
         def static(kind: str) -> Response:
             if kind not in _KINDS:
                 raise MissingError("There is no such file.")
@@ -155,7 +155,7 @@ def _live(run: runs.Run) -> str:
 
 @cache
 def _templates() -> Environment:
-    own = routes._templates()
+    own = routes.templates()
     loader = own.loader
     assert loader is not None
     made: Environment = own.overlay(loader=ChoiceLoader([PackageLoader("broadsheet.serve"), loader]))

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from broadsheet.console import InputError, duration, say
 from broadsheet.serve.guard import Guard, KeyRing
-from broadsheet.serve.running import answer, bound, told
+from broadsheet.serve.running import WHAT, answer, bound, told
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -53,12 +53,15 @@ class Shared:
     started: int
 
 
-def run(make: Callable[[KeyRing, Shared], Guard], keys: KeyRing, workers: int, host: str, port: int) -> None:
+def run(
+    make: Callable[[KeyRing, Shared], Guard], keys: KeyRing, workers: int, host: str, port: int, what: str = WHAT
+) -> None:
     """Answer by several processes until a signal comes; then have each finish what was begun.
 
     Args:
         make: the app of one worker; a function of a module, perhaps a `partial`: another process calls it.
         keys: whose limits hold for all workers together.
+        what: is said once all answer, see `running.told`.
 
     Raises:
         InputError: the address cannot be used, or there can be no workers here.
@@ -73,7 +76,7 @@ def run(make: Callable[[KeyRing, Shared], Guard], keys: KeyRing, workers: int, h
         keys.share(folder)
         shared = Shared(folder, secrets.token_urlsafe(32), int(time.time()))
         _Workers(lambda number: (make, keys, shared, workers, number, address), workers).run(
-            lambda: say(told(host, address, f" by {workers} workers"))
+            lambda: say(told(host, address, what, f" by {workers} workers"))
         )
 
 

@@ -37,7 +37,7 @@ HEADERS = {
     "x-content-type-options": "nosniff",
 }
 # A report carries its own style, and needs nothing else.
-_REPORT = "sandbox; default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
+REPORT = "sandbox; default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
 _FORM = 200_000  # bytes
 _NAME, _QUERY = 80, 400  # characters of a topic's name and query
 _MARKS = ("read", "later", "hidden", "seed")
@@ -125,30 +125,30 @@ def missing(message: str = "There is nothing at this address.") -> Response:
 def _reading(router: APIRouter, shown: Views) -> None:
     """The front page, and what was listed when."""
 
-    @_get(router, "/")
+    @get(router, "/")
     def front() -> Response:
-        return _page("front", screen=shown.front())
+        return page("front", screen=shown.front())
 
-    @_get(router, "/day")
-    @_get(router, "/week")
-    @_get(router, "/month")
+    @get(router, "/day")
+    @get(router, "/week")
+    @get(router, "/month")
     def last(request: Request) -> Response:
-        return _to(shown.latest(request.url.path.strip("/")).url)  # type: ignore[arg-type]
+        return to(shown.latest(request.url.path.strip("/")).url)  # type: ignore[arg-type]
 
     def edition(kind: dates.Kind, key: str, request: Request) -> Response:
         number = views.number_of(request.query_params)
         hidden = request.query_params.get("hidden") == "1"
-        return _page("edition", screen=shown.edition(dates.span(kind, key), number, hidden=hidden))
+        return page("edition", screen=shown.edition(dates.span(kind, key), number, hidden=hidden))
 
-    @_get(router, "/day/{key:path}")
+    @get(router, "/day/{key:path}")
     def day(key: str, request: Request) -> Response:
         return edition("day", key, request)
 
-    @_get(router, "/week/{key:path}")
+    @get(router, "/week/{key:path}")
     def week(key: str, request: Request) -> Response:
         return edition("week", key, request)
 
-    @_get(router, "/month/{key:path}")
+    @get(router, "/month/{key:path}")
     def month(key: str, request: Request) -> Response:
         return edition("month", key, request)
 
@@ -156,11 +156,11 @@ def _reading(router: APIRouter, shown: Views) -> None:
 def _papers(router: APIRouter, shown: Views) -> None:
     """All papers; one; what the reader says of it."""
 
-    @_get(router, "/papers")
+    @get(router, "/papers")
     def shelf(request: Request) -> Response:
-        return _page("shelf", screen=shown.shelf(request.query_params), offers=views)
+        return page("shelf", screen=shown.shelf(request.query_params), offers=views)
 
-    @_get(router, "/papers/{name:path}/report")
+    @get(router, "/papers/{name:path}/report")
     def report(name: str) -> Response:
         from broadsheet.report.html import html
 
@@ -168,11 +168,11 @@ def _papers(router: APIRouter, shown: Views) -> None:
         found = standing.result(known.paper) if known else None
         if found is None:
             raise MissingError("No trial of this paper is recorded here.")
-        return Response(html(found), media_type="text/html", headers={"content-security-policy": _REPORT})
+        return Response(html(found), media_type="text/html", headers={"content-security-policy": REPORT})
 
-    @_get(router, "/papers/{name:path}")
+    @get(router, "/papers/{name:path}")
     def paper(name: str) -> Response:
-        return _page("paper", screen=shown.paper(name))
+        return page("paper", screen=shown.paper(name))
 
     @router.post("/papers/{name:path}/marks")
     def mark(name: str, form: Form, request: Request) -> Response:
@@ -182,19 +182,19 @@ def _papers(router: APIRouter, shown: Views) -> None:
         shown.store.mark(identifier, **said)
         own = "noted" if "note" in said else "marks"
         where = at if _PLACE.fullmatch(at) else own if _is_of(request, name) else f"p-{identifier}"
-        return _to(f"{_from(request, f'/papers/{quote(name)}')}#{quote(where)}")
+        return to(f"{_from(request, f'/papers/{quote(name)}')}#{quote(where)}")
 
 
 def _topics(router: APIRouter, shown: Views) -> None:
     """What the reader follows."""
 
-    @_get(router, "/topics")
+    @get(router, "/topics")
     def topics() -> Response:
-        return _page("topics", topics=shown.topics())
+        return page("topics", topics=shown.topics())
 
-    @_get(router, "/topics/{name:path}")
+    @get(router, "/topics/{name:path}")
     def topic(name: str) -> Response:
-        return _page("topic", screen=shown.topic(name))
+        return page("topic", screen=shown.topic(name))
 
     @router.post("/topics")
     def follow(form: Form) -> Response:
@@ -206,7 +206,7 @@ def _topics(router: APIRouter, shown: Views) -> None:
         with shown.store.writing():
             known = next((each for each in shown.store.topics() if each.name == name), Topic(name))
             shown.store.follow(replace(known, query=query, changed=""))
-        return _to(topic_address(name))
+        return to(topic_address(name))
 
     @router.post("/topics/{name:path}/papers")
     def judge(name: str, form: Form, request: Request) -> Response:
@@ -220,38 +220,38 @@ def _topics(router: APIRouter, shown: Views) -> None:
             likes += (identifier,) * (liked == "like")
             dislikes += (identifier,) * (liked == "dislike")
             shown.store.follow(replace(known, likes=likes, dislikes=dislikes, changed=""))
-        return _to(f"{_from(request, topic_address(name))}#{quote(f'p-{identifier}')}")
+        return to(f"{_from(request, topic_address(name))}#{quote(f'p-{identifier}')}")
 
     @router.post("/topics/{name:path}/unfollow")
     def unfollow(name: str) -> Response:
         shown.store.unfollow(shown.topic_of(name).name)
-        return _to("/topics")
+        return to("/topics")
 
 
 def _others(router: APIRouter, shown: Views) -> None:
     """Search, guides, what this is, and what screens load."""
 
-    @_get(router, "/search")
+    @get(router, "/search")
     def search(request: Request) -> Response:
         query = request.query_params.get("q", "")
-        return _page("search", screen=shown.search(query, views.number_of(request.query_params)))
+        return page("search", screen=shown.search(query, views.number_of(request.query_params)))
 
-    @_get(router, "/map")
+    @get(router, "/map")
     def map_(request: Request) -> Response:
         name = request.query_params.get("tree", guiding.LONG)
         if name == guiding.LONG:
-            return _page("long", screen=guiding.long_screen(request.query_params), sizes=guiding.SIZES, tree=name)
-        return _page("map", screen=guiding.atlas(name), tree=name, known=shown.by_id())
+            return page("long", screen=guiding.long_screen(request.query_params), sizes=guiding.SIZES, tree=name)
+        return page("map", screen=guiding.atlas(name), tree=name, known=shown.by_id())
 
-    @_get(router, "/advise")
+    @get(router, "/advise")
     def advise(request: Request) -> Response:
-        return _page("advise", screen=guiding.advised(request.query_params), known=shown.by_id())
+        return page("advise", screen=guiding.advised(request.query_params), known=shown.by_id())
 
-    @_get(router, "/about")
+    @get(router, "/about")
     def about() -> Response:
-        return _page("about", path=str(shown.store.path), count=len(shown.store))
+        return page("about", path=str(shown.store.path), count=len(shown.store))
 
-    @_get(router, "/static/{name}")
+    @get(router, "/static/{name}")
     def static(name: str, request: Request) -> Response:
         if name not in _STATIC:
             raise MissingError("There is no such file.")
@@ -263,7 +263,8 @@ def _others(router: APIRouter, shown: Views) -> None:
         return Response(data, media_type=_STATIC[name], headers=headers)
 
 
-def _get(router: APIRouter, path: str) -> Callable[[Any], Any]:
+def get(router: APIRouter, path: str) -> Callable[[Any], Any]:
+    """A route that is read: by GET, and by HEAD without its body."""
     return router.api_route(path, methods=["GET", "HEAD"])
 
 
@@ -304,23 +305,26 @@ def _is_of(request: Request, name: str) -> bool:
     return _from(request, "/papers/").partition("?")[0] in ("/papers/", f"/papers/{quote(name)}")
 
 
-def _to(url: str) -> Response:
+def to(url: str) -> Response:
+    """Lead there, as the answer to a form."""
     return Response(status_code=303, headers={"location": url})
 
 
 def _refusal(status: int, title: str, message: str) -> Response:
-    return _page("refusal", status, title=title, message=message)
+    return page("refusal", status, title=title, message=message)
 
 
-def _page(template: str, status: int = 200, **given: Any) -> Response:
-    text = _templates().get_template(f"{template}.html.jinja").render(trying=TRYING.get(), **given)
+def page(template: str, status: int = 200, **given: Any) -> Response:
+    """A screen: a template with what it is given."""
+    text = templates().get_template(f"{template}.html.jinja").render(trying=TRYING.get(), **given)
     # A text may hold half a character that no encoding has.
     data = text.encode("utf-8", "replace")
     return Response(data, status, {"cache-control": "no-cache"}, "text/html; charset=utf-8")
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
+    """The templates of the screens."""
     from broadsheet.report.view import CLAIM_MARKS
 
     pages = Environment(

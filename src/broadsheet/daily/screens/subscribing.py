@@ -25,9 +25,9 @@ def subscribing(digest: Digest | None, like: APIRouter) -> APIRouter:
 
     def shown(said: str = "", subscriber: Subscriber | None = None, query: str = "") -> Response:
         given: dict[str, Any] = {"said": said, "subscriber": subscriber, "query": query, "mailing": digest is not None}
-        return routes._page("subscribe", **given)
+        return routes.page("subscribe", **given)
 
-    @routes._get(router, "/subscribe")
+    @routes.get(router, "/subscribe")
     def form(request: Request) -> Response:
         return shown(query=line(request.query_params.get("q", ""))[:_QUERY])
 
@@ -41,7 +41,7 @@ def subscribing(digest: Digest | None, like: APIRouter) -> APIRouter:
         digest.send()
         return shown("Look into your mail: a letter asks whether you want it.")
 
-    @routes._get(router, "/subscribe/{secret}")
+    @routes.get(router, "/subscribe/{secret}")
     def one(secret: str) -> Response:
         return shown(subscriber=_of(digest, secret))
 

@@ -1,0 +1,50 @@
+"""What is to be served: nothing is loaded that is not, and what is wrong is told before anything is."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from broadsheet.console import InputError
+from broadsheet.serve.guard import Limits
+from broadsheet.serve.plan import Plan
+
+
+def test_the_page_alone_imports_no_model_library(tmp_path: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from broadsheet.serve.guard import KeyRing, Limits
+from broadsheet.serve.plan import Plan
+plan = Plan(Limits(), page=Path({str(tmp_path / "page.sqlite")!r}), jobs=Path({str(tmp_path / "jobs")!r}))
+plan.check()
+app = plan.app(KeyRing())
+print([name for name in ("torch", "transformers", "sklearn", "scipy", "pandas", "datasets") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_what_is_served_is_said() -> None:
+    page, models = Path("page.sqlite"), {"models": ["default"]}
+    assert Plan(Limits(), page=page).what == "the page is on {url}"
+    assert Plan(Limits(), models=models).what == "serving on {url}/v1"
+    assert Plan(Limits(), models=models, page=page).what == "serving on {url}/v1, the page is on {url}"
+    assert Plan(Limits(), agents=True).what == "tools for agents are on {url}/mcp"
+
+
+def test_a_plan_goes_to_other_processes() -> None:
+    plan = Plan(Limits(), models={"models": ["default"], "attend": None}, page=Path("page.sqlite"))
+    assert pickle.loads(pickle.dumps(plan)) == plan
+
+
+def test_what_is_missing_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "lxml", None)
+    with pytest.raises(InputError, match="pip install -e"):
+        Plan(Limits(), page=tmp_path / "page.sqlite").check()
+    with pytest.raises(InputError, match="expected a folder"):
+        Plan(Limits(), agents=True, results=tmp_path / "nothing").check()
