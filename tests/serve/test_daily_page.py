@@ -97,6 +97,12 @@ def test_the_page_is_read_and_needs_no_model(server):
     assert html.fromstring(body).xpath("//a[@href='/papers/lastde/try']")
 
 
+def test_a_papers_screen_leads_to_papers_like_it(server):
+    page = html.fromstring(Browser(server).ask("/papers/2408.00001")[2])
+    like = page.xpath("//section[@aria-labelledby='like']//a[@class='title']/@href")
+    assert set(like[:2]) == {"/papers/2408.00002", "/papers/2408.00003"}
+
+
 def test_a_paper_is_tried_watched_stopped_and_gone_on_with(server, made):
     page, go = made
     browser = Browser(server)

@@ -54,7 +54,8 @@ class Page:
             closing: whether the server is.
         """
         find = partial(search.find, self.store, meaning=self.meaning)
-        screens = routes.routes(self.store, find, lambda: token, trying=True)
+        similar = partial(search.similar, self.store, meaning=self.meaning)
+        screens = routes.routes(self.store, find, lambda: token, similar=similar, trying=True)
         app.include_router(api.routes(self.store, find))
         app.include_router(Trying(self.jobs, self.offers, closing).routes(screens))
         app.include_router(subscribing(self.digest, screens))

@@ -69,16 +69,22 @@ Form = Annotated[Given, Depends(_form)]
 
 
 def routes(
-    store: Store, find: Callable[..., Any] | None, token: Callable[[], str], *, trying: bool = False
+    store: Store,
+    find: Callable[..., Any] | None,
+    token: Callable[[], str],
+    *,
+    similar: Callable[..., Any] | None = None,
+    trying: bool = False,
 ) -> APIRouter:
     """The screens of a store.
 
     Args:
         find: `find(query, limit)` gives hits with `article`, `why`, `snippet`; None where there is no search.
+        similar: `similar(identifier, limit)` gives hits for papers like one; None where they are not told.
         token: that a form has to bring back as the cookie `broadsheet_token`; the guard asks for it.
         trying: whether somebody else gives the screens on which papers are tried (/runs, /papers/ID/try).
     """
-    shown = Views(store, find)
+    shown = Views(store, find, similar)
 
     class Screen(APIRoute):
         """A route whose refusals are screens too, and whose answers carry the headers."""

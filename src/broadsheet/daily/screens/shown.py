@@ -150,6 +150,7 @@ class PaperScreen:
         listings: (day, who listed it, at which place), the latest first.
         facts: (what, value, when it was so, who said it); an address is one by itself.
         topics: the reader's, with whether the paper is liked (1), disliked (-1) or neither in them.
+        like: papers like it, the likest first.
     """
 
     article: Article
@@ -166,6 +167,7 @@ class PaperScreen:
     measured: Measured | None
     use: Use | None
     topics: tuple[tuple[Topic, int], ...]
+    like: tuple[Row, ...] = ()
 
     @property
     def mark(self) -> Mark:

@@ -41,6 +41,7 @@ NOTE = 10_000  # characters of a note
 _TITLE, _BY, _GIST = 180, 110, 260  # characters of a row's texts
 _AUTHORS, _ABSTRACT, _LISTINGS, _FACTS = 40, 8_000, 12, 16  # of a paper's own screen
 _TOPICS = 6  # those first in which something is said of the paper, then the latest
+_LIKE = 6  # papers like one
 _WEEK, _MONTH = 10, 3  # papers of a day, in a week and in a month
 VERDICTS = ("shown", "refuted here", "open", "not measured")
 SORTS = {"newest": "newest first", "listed": "last listed first", "rung": "by rung", "title": "by title"}
@@ -88,10 +89,11 @@ class Views:
 
     Args:
         find: `find(query, limit)` gives hits with `article`, `why` and `snippet`; None where there is no search.
+        similar: `similar(identifier, limit)` gives hits for papers like one; None where they are not told.
     """
 
-    def __init__(self, store: Store, find: Find | None) -> None:
-        self.store, self.find, self.standings = store, find, Standings()
+    def __init__(self, store: Store, find: Find | None, similar: Find | None = None) -> None:
+        self.store, self.find, self.similar, self.standings = store, find, similar, Standings()
 
     @property
     def today(self) -> date:
@@ -285,6 +287,7 @@ class Views:
             measured=self.standings.measured(standing) if standing else None,
             use=usage(standing.paper) if standing else None,
             topics=tuple(topics[:_TOPICS]),
+            like=tuple(self._row(hit.article) for hit in self.similar(identifier, _LIKE)) if self.similar else (),
         )
 
     # Lists
