@@ -98,7 +98,7 @@ def test_the_protocols_client_finds_and_calls_the_tools(tmp_path: Path) -> None:
 
     begun, tools, shown, wrong = asyncio.run(talk())
     assert "open" in begun.instructions
-    assert "the models default and the data pydocs, pydocs:stdlib" in begun.instructions
+    assert "the models default and the data pydocs:stdlib, pydocs" in begun.instructions
     assert {tool.name for tool in tools.tools} == TOOLS
     assert all(tool.description for tool in tools.tools)
     assert json.loads(shown.content[0].text)["id"] == "lastde"

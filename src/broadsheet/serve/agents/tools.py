@@ -45,7 +45,7 @@ class Agents:
         self,
         jobs: Jobs,
         models: Sequence[str] = ("default",),
-        data: Sequence[str] = ("pydocs", "pydocs:stdlib"),
+        data: Sequence[str] = ("pydocs:stdlib", "pydocs"),
         results: Path | None = None,
     ) -> None:
         self.jobs, self.models, self.data, self.results = jobs, tuple(models), tuple(data), results
