@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -228,3 +229,16 @@ def test_what_another_server_stops_is_stopped(made: tuple[Jobs, Path]) -> None:
     wait(lambda: first._running is None)
     assert (first.get(runs.id).state, first.get(waits.id).state) == ("stopped", "stopped")
     assert waits.process is None
+
+
+def test_one_that_has_just_begun_is_stopped_at_the_end_too(
+    made: tuple[Jobs, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_jobs, _ = made
+    began = threading.Event()
+    monkeypatch.setattr(all_jobs, "_watch", lambda job: began.set())  # it never comes to watch it
+    job = all_jobs.start(["lastde"])
+    assert began.wait(20)
+    all_jobs.close()
+    assert job.process is not None
+    assert job.process.wait(20) != 0

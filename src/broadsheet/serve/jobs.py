@@ -235,6 +235,7 @@ class Jobs:
                     words, stdin=subprocess.DEVNULL, stdout=result, stderr=log, start_new_session=True
                 )
             self._keep(job, "running")
+            self._running = job  # from here on it is this server's to stop
         return job
 
     def _watch(self, job: Job) -> None:
