@@ -29,11 +29,11 @@ def server(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> Iterator[Run
         yield running
 
 
-def test_no_request_that_the_schema_allows_or_forbids_makes_the_server_fail(server):
+def test_no_request_that_the_schema_allows_or_forbids_makes_the_server_fail(server, tmp_path):
     program = Path(sys.executable).parent / "schemathesis"
     asked = [program, "run", f"{server.url}/openapi.json", "--max-examples", "12", "--seed", "1"]
     asked += ["--checks", "not_a_server_error", "--phases", "coverage,fuzzing", "--no-color", "--request-timeout", "60"]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=280, cwd=tmp_path)  # it keeps notes there
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     made = re.search(r"(\d+) generated", done.stdout)
     assert made, done.stdout[-3000:]
