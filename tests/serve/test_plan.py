@@ -42,9 +42,24 @@ def test_a_plan_goes_to_other_processes() -> None:
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 
-def test_what_is_missing_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "lxml", None)
-    with pytest.raises(InputError, match="pip install -e"):
-        Plan(Limits(), page=tmp_path / "page.sqlite").check()
+def test_what_is_missing_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a folder"):
         Plan(Limits(), agents=True, results=tmp_path / "nothing").check()
+
+
+def test_the_page_needs_nothing_that_only_sources_need(tmp_path: Path) -> None:
+    program = f"""
+import sys
+sys.modules |= dict.fromkeys(("bibtexparser", "pylatexenc", "httpx2", "httpcore2"))
+from pathlib import Path
+from broadsheet.serve.guard import KeyRing, Limits
+from broadsheet.serve.plan import Plan
+plan = Plan(Limits(hosts=()), page=Path({str(tmp_path / "page.sqlite")!r}), jobs=Path({str(tmp_path / "jobs")!r}))
+plan.check()
+app = plan.app(KeyRing())
+from broadsheet.daily import api, export
+from broadsheet.daily.screens import routes, subscribing
+print(len(export.atom([], title="none", at="2024-08-18T00:00:00Z")) > 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

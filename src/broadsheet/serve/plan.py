@@ -59,11 +59,6 @@ class Plan:
         """
         if self.agents:
             check_agents(self.results)
-        if self.page is not None:
-            try:
-                import lxml  # noqa: F401
-            except ImportError:
-                raise InputError("the page needs lxml: pip install -e '.[page]'; or serve --no-page") from None
 
     @property
     def what(self) -> str:
