@@ -27,14 +27,14 @@ from broadsheet.serve.app import create_app
 from broadsheet.serve.guard import COOKIE, KeyRing
 from broadsheet.serve.jobs import Jobs
 from broadsheet.serve.offers import Offers
-from broadsheet.serve.page import Page
+from broadsheet.serve.page import DailyPage
 
 DAY = "2024-08-18"
 ATOM = {"a": "http://www.w3.org/2005/Atom"}
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Page, Path]:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[DailyPage, Path]:
     popen, go = stubbed(tmp_path)
     monkeypatch.setattr(jobs_module.subprocess, "Popen", popen)
     store = Store(tmp_path / "page.sqlite")
@@ -48,11 +48,11 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Page, Path]:
             for i in range(1, 4)
         ]
     )  # fmt: skip
-    return Page(store, Jobs(tmp_path / "jobs"), Offers(("default",), ("pydocs:stdlib",))), go
+    return DailyPage(store, Jobs(tmp_path / "jobs"), Offers(("default",), ("pydocs:stdlib",))), go
 
 
 @pytest.fixture
-def server(made: tuple[Page, Path]) -> Iterator[Running]:
+def server(made: tuple[DailyPage, Path]) -> Iterator[Running]:
     with serving(create_app(None, page=made[0])) as running:
         yield running
 

@@ -11,7 +11,7 @@ import pytest
 
 from broadsheet.console import InputError
 from broadsheet.serve.guard import Limits
-from broadsheet.serve.plan import Plan
+from broadsheet.serve.plan import ServingPlan
 
 
 def test_the_page_alone_imports_no_model_library(tmp_path: Path) -> None:
@@ -19,8 +19,8 @@ def test_the_page_alone_imports_no_model_library(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from broadsheet.serve.guard import KeyRing, Limits
-from broadsheet.serve.plan import Plan
-plan = Plan(Limits(), page=Path({str(tmp_path / "page.sqlite")!r}), jobs=Path({str(tmp_path / "jobs")!r}))
+from broadsheet.serve.plan import ServingPlan
+plan = ServingPlan(Limits(), page=Path({str(tmp_path / "page.sqlite")!r}), jobs=Path({str(tmp_path / "jobs")!r}))
 plan.check()
 app = plan.app(KeyRing())
 print([name for name in ("torch", "transformers", "sklearn", "scipy", "pandas", "datasets") if name in sys.modules])
@@ -31,20 +31,20 @@ print([name for name in ("torch", "transformers", "sklearn", "scipy", "pandas", 
 
 def test_what_is_served_is_said() -> None:
     page, models = Path("page.sqlite"), {"models": ["default"]}
-    assert Plan(Limits(), page=page).what == "the page is on {url}"
-    assert Plan(Limits(), models=models).what == "serving on {url}/v1"
-    assert Plan(Limits(), models=models, page=page).what == "serving on {url}/v1, the page is on {url}"
-    assert Plan(Limits(), agents=True).what == "tools for agents are on {url}/mcp"
+    assert ServingPlan(Limits(), page=page).what == "the page is on {url}"
+    assert ServingPlan(Limits(), models=models).what == "serving on {url}/v1"
+    assert ServingPlan(Limits(), models=models, page=page).what == "serving on {url}/v1, the page is on {url}"
+    assert ServingPlan(Limits(), agents=True).what == "tools for agents are on {url}/mcp"
 
 
 def test_a_plan_goes_to_other_processes() -> None:
-    plan = Plan(Limits(), models={"models": ["default"], "attend": None}, page=Path("page.sqlite"))
+    plan = ServingPlan(Limits(), models={"models": ["default"], "attend": None}, page=Path("page.sqlite"))
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 
 def test_what_is_missing_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a folder"):
-        Plan(Limits(), agents=True, results=tmp_path / "nothing").check()
+        ServingPlan(Limits(), agents=True, results=tmp_path / "nothing").check()
 
 
 def test_the_page_needs_nothing_that_only_sources_need(tmp_path: Path) -> None:
@@ -53,8 +53,9 @@ import sys
 sys.modules |= dict.fromkeys(("bibtexparser", "pylatexenc", "httpx2", "httpcore2"))
 from pathlib import Path
 from broadsheet.serve.guard import KeyRing, Limits
-from broadsheet.serve.plan import Plan
-plan = Plan(Limits(hosts=()), page=Path({str(tmp_path / "page.sqlite")!r}), jobs=Path({str(tmp_path / "jobs")!r}))
+from broadsheet.serve.plan import ServingPlan
+page, jobs = Path({str(tmp_path / "page.sqlite")!r}), Path({str(tmp_path / "jobs")!r})
+plan = ServingPlan(Limits(hosts=()), page=page, jobs=jobs)
 plan.check()
 app = plan.app(KeyRing())
 from broadsheet.daily import api, export

@@ -43,7 +43,7 @@ def tell(jobs: Jobs, job: Job, *lines: dict[str, Any]) -> None:
             file.write(json.dumps({"n": i, "at": 0, **line}).encode() + b"\n")
 
 
-def shown(jobs: Jobs, job: Job) -> runs.Run:
+def shown(jobs: Jobs, job: Job) -> runs.TrialRun:
     return runs.run_of(jobs, jobs.get(job.id), jobs.events(job.id)[0])
 
 
@@ -121,7 +121,7 @@ def test_the_live_part_is_sent_when_it_changes_and_ends_with_the_run_or_the_serv
     wait(lambda: jobs.get(job.id).state == "running")
     tell(jobs, job, {"event": "said", "text": "one"})
 
-    def render(run: runs.Run) -> str:
+    def render(run: runs.TrialRun) -> str:
         return f"{run.state} {run.step}"
 
     async def listened() -> list[dict[str, Any]]:

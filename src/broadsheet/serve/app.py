@@ -18,12 +18,12 @@ from starlette.exceptions import HTTPException
 from broadsheet import __version__
 from broadsheet.serve import failures, protocol
 from broadsheet.serve.guard import Guard, KeyRing, Limits, Right
-from broadsheet.serve.state import State
+from broadsheet.serve.state import ServerState
 
 if TYPE_CHECKING:
     from broadsheet.serve.agents.tools import Agents
     from broadsheet.serve.models.named import Models
-    from broadsheet.serve.page import Page
+    from broadsheet.serve.page import DailyPage
     from broadsheet.serve.workers import Shared
 
 RIGHTS: dict[str, Right] = {
@@ -38,7 +38,7 @@ def create_app(
     keys: KeyRing | None = None,
     limits: Limits | None = None,
     agents: Agents | None = None,
-    page: Page | None = None,
+    page: DailyPage | None = None,
     shared: Shared | None = None,
 ) -> Any:
     """The server as an ASGI app, behind its guard.
@@ -49,7 +49,7 @@ def create_app(
         page: the daily page, whose runs it stops at its end.
         shared: what it has in common with other processes of the same server; None: there are none.
     """
-    state, limits = State(models, shared), limits or Limits()
+    state, limits = ServerState(models, shared), limits or Limits()
     tools = _tools(agents, limits, state) if agents else None
 
     @asynccontextmanager
@@ -91,7 +91,7 @@ def create_app(
     return Guard(app, keys or KeyRing(), limits, RIGHTS, state.metrics.ended, token)
 
 
-def _tools(agents: Agents, limits: Limits, state: State) -> Any:
+def _tools(agents: Agents, limits: Limits, state: ServerState) -> Any:
     from broadsheet.serve.agents.route import AgentRoute
 
     return AgentRoute(agents, limits.body_bytes, lambda: state.draining)
@@ -111,7 +111,7 @@ def _schema(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _about(app: FastAPI, state: State) -> None:
+def _about(app: FastAPI, state: ServerState) -> None:
     @app.get("/v1/models")
     async def models() -> Any:
         """What is served, and what is known of each."""

@@ -95,7 +95,7 @@ def serve(
     from broadsheet.serve import running
     from broadsheet.serve.guard import KeyRing, Limits
     from broadsheet.serve.offers import Offers
-    from broadsheet.serve.plan import Plan
+    from broadsheet.serve.plan import ServingPlan
 
     known = KeyRing.of(keys, os.environ)
     running.check_address(host, known)
@@ -109,7 +109,7 @@ def serve(
             raise InputError(f"got --{option}, which nothing that is served reads; leave it out")
     if not (models or page or agents):
         raise InputError("got --no-page and no model; expected something to serve, such as --model default")
-    plan = Plan(
+    plan = ServingPlan(
         limits=Limits(max_body * 2**20, hosts=running.names(host, name or ()), open_health=open_health),
         models=models | {"device": device, "dtype": dtype} if models else {},
         agents=agents,

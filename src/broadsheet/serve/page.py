@@ -30,7 +30,7 @@ _MACHINES = ("/v1/", "/v2/", "/api/", "/mcp", "/metrics", "/health")
 
 
 @dataclass(frozen=True)
-class Page:
+class DailyPage:
     """The page: papers, and how they are tried.
 
     Args:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from broadsheet.daily.store import Store
     from broadsheet.serve.agents.tools import Agents
     from broadsheet.serve.jobs import Jobs
-    from broadsheet.serve.page import Page
+    from broadsheet.serve.page import DailyPage
     from broadsheet.serve.workers import Shared
 
 
 @dataclass(frozen=True)
-class Plan:
+class ServingPlan:
     """What is to be served.
 
     Args:
@@ -94,14 +94,14 @@ class Plan:
 
         return Agents(jobs, self.offers.models, self.offers.data, self.results)
 
-    def _page(self, jobs: Jobs | None) -> Page | None:
+    def _page(self, jobs: Jobs | None) -> DailyPage | None:
         if self.page is None or jobs is None:
             return None
         from broadsheet.daily.store import Store
-        from broadsheet.serve.page import Page
+        from broadsheet.serve.page import DailyPage
 
         store = Store(self.page)
-        return Page(store, jobs, self.offers, self._meaning(store), self._digest(store))
+        return DailyPage(store, jobs, self.offers, self._meaning(store), self._digest(store))
 
     def _meaning(self, store: Store) -> Meaning | None:
         if self.meaning is None:

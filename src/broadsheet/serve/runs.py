@@ -43,7 +43,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrialRun:
     """A run as its screen shows it.
 
     Attributes:
@@ -105,7 +105,7 @@ class Follower:
         return self.events[-1]["n"] if self.events else 0
 
 
-def run_of(jobs: Jobs, job: Job, events: Sequence[Mapping[str, Any]]) -> Run:
+def run_of(jobs: Jobs, job: Job, events: Sequence[Mapping[str, Any]]) -> TrialRun:
     """A run as it is now."""
     paper = job.command[1]
     title = next((each.title for each in papers.page() if each.id == paper), paper)
@@ -122,7 +122,7 @@ def run_of(jobs: Jobs, job: Job, events: Sequence[Mapping[str, Any]]) -> Run:
     answer = verdict = ""
     if state == "done":
         answer, verdict = _answer(jobs, job)
-    return Run(
+    return TrialRun(
         id=job.id,
         paper=paper,
         title=title,
@@ -142,7 +142,7 @@ def run_of(jobs: Jobs, job: Job, events: Sequence[Mapping[str, Any]]) -> Run:
     )
 
 
-def all_runs(jobs: Jobs) -> list[Run]:
+def all_runs(jobs: Jobs) -> list[TrialRun]:
     """All runs, the last begun or changed first."""
 
     def changed(job: Job) -> float:
@@ -152,7 +152,7 @@ def all_runs(jobs: Jobs) -> list[Run]:
 
 
 async def live(
-    jobs: Jobs, name: str, render: Callable[[Run], str], closing: Callable[[], bool], after: int = -1
+    jobs: Jobs, name: str, render: Callable[[TrialRun], str], closing: Callable[[], bool], after: int = -1
 ) -> AsyncIterator[bytes]:
     """The live part of a run's screen as server-sent events, whenever it changes, until the run or the server ends.
 

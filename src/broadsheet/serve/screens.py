@@ -137,7 +137,7 @@ class Trying:
         except InputError:
             raise MissingError("There is no such run.") from None
 
-    def _run(self, name: str) -> runs.Run:
+    def _run(self, name: str) -> runs.TrialRun:
         job = self._job(name)
         return runs.run_of(self.jobs, job, self.jobs.events(name)[0])
 
@@ -149,7 +149,7 @@ def _page(template: str, **given: Any) -> Response:
     return Response(text.encode("utf-8", "replace"), 200, headers, "text/html; charset=utf-8")
 
 
-def _live(run: runs.Run) -> str:
+def _live(run: runs.TrialRun) -> str:
     return _templates().get_template("live.html.jinja").render(run=run)
 
 

@@ -37,7 +37,7 @@ class NoModels:
         """Nothing is open."""
 
 
-class State:
+class ServerState:
     """What the routes share."""
 
     def __init__(self, models: Models | None, shared: Shared | None) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -126,21 +127,21 @@ class RemoteWriter(Writer):
         if isinstance(prompt, str):
             asked |= {"prompt": [prompt + answer for answer in answers], "echo": True, "logprobs": 1}
             body = await self.post("/completions", asked, _cost(prompt, 1) * len(answers))
-            scores = self._read(lambda: protocol.echoed(body, prompt, answers))
+            scores = self.parsed(lambda: protocol.echoed(body, prompt, answers))
         else:
             asked |= {"messages": prompt, "logprobs": True, "top_logprobs": _TOP}
             body = await self.post("/chat/completions", asked, _cost(prompt, 1))
-            scores = self._read(lambda: protocol.first_tokens(body, answers))
+            scores = self.parsed(lambda: protocol.first_tokens(body, answers))
         return scores, (protocol.usage(body) or (0, 0))[0]
 
     async def tokenize(self, text: str, special: bool) -> tuple[list[int], int | None]:
         """As vLLM does it, whose route lies beside /v1."""
         body = await self._beside("/tokenize", {"prompt": text, "add_special_tokens": special})
-        return self._read(lambda: ([int(token) for token in body["tokens"]], body.get("max_model_len")))
+        return self.parsed(lambda: ([int(token) for token in body["tokens"]], body.get("max_model_len")))
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         body = await self._beside("/detokenize", {"tokens": list(ids)})
-        return self._read(lambda: str(body["prompt"]))
+        return self.parsed(lambda: str(body["prompt"]))
 
     async def ready(self) -> bool:
         """Whether the other server answers; asked for at most every few seconds."""
@@ -168,7 +169,7 @@ class RemoteWriter(Writer):
             except openai.APIError as error:
                 failure = self.failure(error)
             else:
-                answer: dict[str, Any] = self._read(lambda: dict(json.loads(text)))
+                answer: dict[str, Any] = self.parsed(lambda: dict(json.loads(text)))
                 return answer
         raise failure  # outside, since what the client raises carries the request and with it the key
 
@@ -192,7 +193,8 @@ class RemoteWriter(Writer):
         url = self.endpoint.url.removesuffix("/v1") + path
         return await self.post(url, {"model": self.endpoint.model, **body}, 1)
 
-    def _read(self, parse: Any) -> Any:
+    def parsed(self, parse: Callable[[], Any]) -> Any:
+        """What a function makes of an answer; a `BackendError` where that does not follow the protocol."""
         try:
             return parse()
         except InputError:
@@ -271,7 +273,7 @@ class RemoteAnswers(Answered):
         assert self._stream is not None
         try:
             async for event in self._stream:
-                body = self._writer._read(lambda event=event: dict(event))
+                body = self._writer.parsed(partial(dict, event))
                 self._count(body)
                 if not self._asked.tells_usage:
                     body.pop("usage", None)
@@ -295,7 +297,7 @@ class RemoteAnswers(Answered):
 
     def _count(self, body: dict[str, Any]) -> None:
         """Note what was used, where it is told; else an event is taken for a token."""
-        counts = self._writer._read(lambda: protocol.usage(body))
+        counts = self._writer.parsed(lambda: protocol.usage(body))
         if counts:
             self.read, self.written = counts
         else:

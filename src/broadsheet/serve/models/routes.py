@@ -24,12 +24,12 @@ from broadsheet.serve.failures import BackendError
 from broadsheet.serve.models.served import Checker, Encoder, Ranker
 from broadsheet.serve.models.writer import Answered, Writer
 from broadsheet.serve.protocol import usage
-from broadsheet.serve.state import State
+from broadsheet.serve.state import ServerState
 
 T = TypeVar("T")
 
 
-def install(app: FastAPI, state: State) -> None:
+def install(app: FastAPI, state: ServerState) -> None:
     """Give an app these routes."""
     _writing(app, state)
     _vectors(app, state)
@@ -39,7 +39,7 @@ def install(app: FastAPI, state: State) -> None:
 # Writing
 
 
-def _writing(app: FastAPI, state: State) -> None:
+def _writing(app: FastAPI, state: ServerState) -> None:
     streamed: dict[int | str, Any] = {
         200: {"content": {"text/event-stream": {}}, "description": "Whole, or as events."}
     }
@@ -65,7 +65,7 @@ def _writing(app: FastAPI, state: State) -> None:
 
 
 async def _answered(
-    state: State, request: Request, asked: protocol.ChatRequest | protocol.CompletionRequest
+    state: ServerState, request: Request, asked: protocol.ChatRequest | protocol.CompletionRequest
 ) -> Response:
     """The answers, as a stream or whole."""
     writer = state.get(asked.model, Writer)
@@ -138,7 +138,7 @@ async def unless_gone(request: Request, answer: Awaitable[T]) -> T:
 # Vectors and orders
 
 
-def _vectors(app: FastAPI, state: State) -> None:
+def _vectors(app: FastAPI, state: ServerState) -> None:
     @app.post("/v1/embeddings")
     async def embeddings(asked: protocol.EmbeddingRequest, request: Request) -> Any:
         """Vectors of texts, as OpenAI's embeddings; `input_type` says that they are queries or documents."""
@@ -200,7 +200,7 @@ def _text_of(document: str | protocol.RankedDocument) -> str:
 # Scores
 
 
-def _scores(app: FastAPI, state: State) -> None:
+def _scores(app: FastAPI, state: ServerState) -> None:
     @app.post("/v1/score")
     async def score(asked: protocol.ContinuationsRequest, request: Request) -> Any:
         """The log-probability of each given continuation of a prompt, or answer to a conversation."""
