@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Debian's programs that speak and make sounds: data to learn hearing from needs no download.
 SPEECH := flite sox espeak-ng
 
-.PHONY: help demo demo-hear test lint format docs evidence bench clean speech
+.PHONY: help demo demo-hear test lint format docs evidence bench clean speech postgres
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,7 +25,7 @@ demo-hear: $(VENV)/.installed-hear speech  ## teach the built-in model to hear, 
 	$(BIN)/broadsheet hear listen "runs/clips/$$(field audio)" "What is said?" --model runs/ears
 
 # A worker a core. `make test PAPER=gem` runs what tests one paper.
-test: $(VENV)/.installed-dev speech  ## unit tests, the default model on real text, the numeric oracles; PAPER=gem: one paper's
+test: $(VENV)/.installed-dev speech postgres  ## unit tests, the default model on real text, the numeric oracles; PAPER=gem: one paper's
 	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder --budget $(if $(PAPER),--paper $(PAPER))
 
 lint: $(VENV)/.installed-dev  ## formatting, lint, types, one-way imports
@@ -89,6 +89,17 @@ speech:
 		echo "installing$$missing …"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; \
 	else \
 		echo "this needs$$missing: sudo apt-get install$$missing"; exit 1; \
+	fi
+
+# The tests start it themselves. Without it they leave out what needs it, and say so.
+postgres:
+	@if ls /usr/share/postgresql/*/extension/vector.control >/dev/null 2>&1; then exit 0; fi; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "installing PostgreSQL with pgvector …"; apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			$$(apt-cache search --names-only '^postgresql-[0-9]+-pgvector$$' | cut -d' ' -f1 | sort -V | tail -1) >/dev/null; \
+	else \
+		echo "without PostgreSQL and pgvector some tests are left out: sudo apt-get install postgresql-17-pgvector"; \
 	fi
 
 $(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python

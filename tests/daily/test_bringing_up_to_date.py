@@ -413,7 +413,7 @@ def test_a_run_that_is_killed_is_completed_by_the_next_without_doubles(ask, stan
         from broadsheet.daily.store import Store
         from broadsheet.daily.sync import Spec, sync
 
-        store = Store(Path({str(store.path)!r}))
+        store = Store(Path({str(store.name)!r}))
         fetcher = Fetcher(store, Places(hf={places.hf!r}), clock=lambda: {NOON}, sleep=lambda seconds: None)
         list(sync(store, [Spec.of("hf:2024-08-19")], fetcher))
     """
@@ -445,7 +445,7 @@ def test_a_page_is_taken_in_whole_or_not_at_all(store):
                     os.kill(os.getpid(), signal.SIGKILL)
                 yield Record(f"2408.{{number:05}}", "hf", title="A paper")
 
-        Store(Path({str(store.path)!r})).add(papers())
+        Store(Path({str(store.name)!r})).add(papers())
     """
     before = everything(store).splitlines()
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=60, check=False)

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.policy import default
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,8 +63,8 @@ def postman() -> Iterator[tuple[Postman, str]]:
 
 
 @pytest.fixture
-def digest(tmp_path: Path, postman: tuple[Postman, str]) -> Digest:
-    store = Store(tmp_path / "page.sqlite")
+def digest(place: str, postman: tuple[Postman, str]) -> Digest:
+    store = Store(place)
     return Digest(store, BASE, Mail(postman[1], "page@example.org"), clock=lambda: NOON)
 
 

@@ -145,4 +145,4 @@ def test_notes_as_markdown(tmp_path):
 def test_everything_is_the_same_text_each_time(tmp_path):
     store = Store(tmp_path / "page.sqlite", clock=lambda: AT)
     store.add(arxiv.query(feed(entry("2408.00001v1", HOSTILE))).records)
-    assert "".join(export.everything(store)) == "".join(export.everything(Store(store.path)))
+    assert "".join(export.everything(store)) == "".join(export.everything(Store(store.name)))

@@ -71,7 +71,7 @@ def test_requests_to_arxiv_are_three_seconds_apart_together_and_over_runs(of_arx
         httpserver.expect_request(path).respond_with_handler(answer)
     of_arxiv.get(of_arxiv.places.query)
     of_arxiv.get(of_arxiv.places.rss)
-    again = Fetcher(Store(store.path), of_arxiv.places, clock=clock, sleep=clock.sleep)  # as another run
+    again = Fetcher(Store(store.name), of_arxiv.places, clock=clock, sleep=clock.sleep)  # as another run
     again.get(again.places.oai)
     clock.now += 60
     again.get(again.places.oai)
@@ -91,7 +91,7 @@ def test_a_killed_run_has_asked_too(of_arxiv, store, httpserver):
     kept = []
 
     def answer(request):  # what a kill at this moment would leave in the file
-        kept.append(Store(store.path).asked("host:arxiv"))
+        kept.append(Store(store.name).asked("host:arxiv"))
         return Response(b"ok")
 
     httpserver.expect_request("/rss").respond_with_handler(answer)

@@ -16,6 +16,7 @@ import pytest
 
 from broadsheet.console import InputError
 from broadsheet.daily import ids
+from broadsheet.daily.databases import base
 from broadsheet.daily.ids import ArxivId
 from broadsheet.daily.records import Fact, Listing, Record, plain, together
 from broadsheet.daily.store import Added, Mark, Store, Topic
@@ -33,9 +34,9 @@ HF = Record(
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(place: str) -> Store:
     ticks = itertools.count()
-    return Store(tmp_path / "page.sqlite", clock=lambda: f"2024-08-18T00:00:{next(ticks):02}Z")
+    return Store(place, clock=lambda: f"2024-08-18T00:00:{next(ticks):02}Z")
 
 
 @pytest.mark.parametrize(
@@ -164,18 +165,18 @@ def test_a_file_of_an_earlier_version_is_copied_and_then_brought_up(tmp_path, mo
     store.add([ONE])
     store.mark(ID, note="kept")
     store.close()
-    steps = tmp_path / "broadsheet" / "migrations"
+    steps = tmp_path / "broadsheet" / "sqlite_steps"
     steps.mkdir(parents=True)
-    real = sorted((Path(sys.modules["broadsheet.daily.store"].__file__).parent / "migrations").glob("*.sql"))
+    real = sorted((Path(base.__file__).parent / "sqlite_steps").glob("*.sql"))
     for each in real:
         (steps / each.name).write_text(each.read_text())
     now = len(real)
     (steps / f"{now + 1:04}_more.sql").write_text(
         "CREATE TABLE more (a TEXT) STRICT;\nINSERT INTO more VALUES ('x');\n"
     )
-    monkeypatch.setattr("broadsheet.daily.store.files", lambda _: steps.parent)
+    monkeypatch.setattr("broadsheet.daily.databases.base.files", lambda _: steps.parent)
     later = Store(path)
-    assert later.reading().execute("SELECT a FROM more").fetchall() == [("x",)]
+    assert later.db.rows("SELECT a FROM more") == [("x",)]
     assert later.marks()[ID].note == "kept"
     copy = sqlite3.connect(tmp_path / f"page.sqlite.{now}")
     assert copy.execute("PRAGMA user_version").fetchone() == (now,)
@@ -217,12 +218,10 @@ def test_many_threads_read_while_one_writes(store):
 
 
 @pytest.mark.parametrize("after", [1, 7, 40])
-def test_a_kill_in_the_middle_of_an_import_leaves_all_of_it_or_nothing(tmp_path, after):
-    path = tmp_path / "page.sqlite"
-    Store(path).close()
+def test_a_kill_in_the_middle_of_an_import_leaves_all_of_it_or_nothing(place, after):
+    Store(place).close()
     program = f"""
 import os, signal
-from pathlib import Path
 from broadsheet.daily.records import Record
 from broadsheet.daily.store import Store
 def some():
@@ -230,10 +229,10 @@ def some():
         if i == {after}:
             os.kill(os.getpid(), signal.SIGKILL)
         yield Record(f"2405.{{i:05}}", "arxiv", 1, "t")
-Store(Path({str(path)!r})).add(some())
+Store({place!r}).add(some())
 """
     done = subprocess.run([sys.executable, "-c", program], env={**os.environ})
     assert done.returncode == -signal.SIGKILL
-    store = Store(path)
+    store = Store(place)
     assert store.articles(["2405.00000"]) == []
     assert store.add([replace(ONE, id="2405.00000")]).new == 1

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from broadsheet.daily.query import Query
 from broadsheet.daily.records import Fact, Listing, Record
 from broadsheet.daily.screens.routes import routes
 from broadsheet.daily.store import Article, Store
@@ -37,18 +38,8 @@ def finder(store: Store) -> Callable[[str, int], list[Hit]]:
     """A search by the store's words, every word needed."""
 
     def find(query: str, limit: int) -> list[Hit]:
-        quoted = " ".join('"' + word.replace('"', '""') + '"' for word in query.replace("\0", " ").split())
-        rows = (
-            store.reading()
-            .execute(
-                "SELECT paper.id, snippet(words, -1, char(2), char(3), ' … ', 20) FROM words "
-                "JOIN paper ON paper.number = words.rowid WHERE words MATCH ? ORDER BY rank LIMIT ?",
-                (quoted, limit),
-            )
-            .fetchall()
-        )
-        found = {each.id: each for each in store.articles([row[0] for row in rows])}
-        return [Hit(found[one], ("words",), tuple(_pieces(text))) for one, text in rows]
+        found = dict(store.db.find_words(Query(phrases=tuple(query.split())), "TRUE", [], limit))
+        return [Hit(each, ("words",), tuple(_pieces(found[each.id]))) for each in store.articles(list(found))]
 
     return find
 

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 NAME = "page"
 app = typer.Typer(help="The daily page: papers, on this machine.", no_args_is_help=True, rich_markup_mode=None)
-File = Annotated[Path | None, typer.Option("--store", help="The file of the papers; in the cache folder by default.")]
+Place = Annotated[
+    str | None,
+    typer.Option("--store", help="A file, or postgresql://USER@HOST/DATABASE; a file in the cache folder by default."),
+]
 FORMATS = ("json", "bibtex", "atom", "markdown")
 _WIDTH = 79
 _LARGEST = 256 << 20
@@ -40,7 +43,7 @@ def add(
     at: Annotated[
         str | None, typer.Option(help="When it was fetched: its counts were so then. The file's time by default.")
     ] = None,
-    store: File = None,
+    store: Place = None,
 ) -> None:
     """Take in papers from files, or from a source online.
 
@@ -79,7 +82,7 @@ def sync(
         ),
     ] = None,
     most: Annotated[int, typer.Option(min=1, max=30_000, help="Papers of one query, the latest.")] = 1_000,
-    store: File = None,
+    store: Place = None,
 ) -> None:
     """Ask sources online for what is new. Nothing else is asked, and nothing is told to them but the question.
 
@@ -107,7 +110,7 @@ def list_(
     week: Annotated[str | None, typer.Option(help="As in 2024-W33.")] = None,
     month: Annotated[str | None, typer.Option(help="As in 2024-08.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Papers at most.")] = 500,
-    store: File = None,
+    store: Place = None,
 ) -> None:
     """List the papers of a day, a week or a month; without one, those of the latest day that has any.
 
@@ -137,7 +140,7 @@ def list_(
 def export(
     format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}; json holds everything.")] = "json",
     out: Annotated[Path | None, typer.Option(help="A file; on stdout by default.")] = None,
-    store: File = None,
+    store: Place = None,
 ) -> None:
     """Write the papers, and what was said of them, in a format that others read.
 
@@ -145,12 +148,12 @@ def export(
     `markdown` holds the user's marks and notes; `bibtex` and `atom` the papers.
     """
     from broadsheet.daily import export as formats
-    from broadsheet.daily.store import now
+    from broadsheet.daily.store import ALL, now
 
     if format not in FORMATS:
         raise InputError(f"got --format {format}; expected {', '.join(FORMATS)}")
     found = _open(store)
-    articles = found.latest(-1) if format in ("bibtex", "atom") else []
+    articles = found.latest(ALL) if format in ("bibtex", "atom") else []
     parts: Iterable[str]
     if format == "atom":
         parts = [formats.atom(articles, title="Papers", at=now()).decode()]
@@ -180,7 +183,7 @@ def search(
         str | None, typer.Option(help="An embedder by which papers are found too: `resource:minilm`, a folder.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Papers at most.")] = 20,
-    store: File = None,
+    store: Place = None,
 ) -> None:
     """Find papers by their words; with --meaning also by what they mean, each hit with which of the two found it."""
     from broadsheet.daily.search import find
@@ -202,7 +205,7 @@ def similar(
         str | None, typer.Option(help="An embedder by which they are compared; by words without one.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Papers at most.")] = 10,
-    store: File = None,
+    store: Place = None,
 ) -> None:
     """List papers like one."""
     from broadsheet.daily import ids
@@ -225,7 +228,7 @@ def digest(
     to: Annotated[str | None, typer.Option(help="Ask this address whether it wants the digest, instead.")] = None,
     query: Annotated[str, typer.Option(help="With --to: of what a search finds; all that is listed by default.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent.")] = False,
-    store: File = None,
+    store: Place = None,
 ) -> None:
     """Send a digest to each who has confirmed, of what is new for them; for cron.
 
@@ -266,10 +269,10 @@ def _vectors(store: Store, meaning: str | None) -> Vectors | None:
     return made
 
 
-def _open(path: Path | None) -> Store:
+def _open(place: str | None) -> Store:
     from broadsheet.daily.store import Store, default_path
 
-    return Store(path or default_path())
+    return Store(place or default_path())
 
 
 def _read(source: str, at: str) -> tuple[str, bytes, str]:

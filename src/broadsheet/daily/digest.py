@@ -154,16 +154,16 @@ class Digest:
         """
         check_address(address)
         query = line(query)
-        with self.store.writing() as db:
+        with self.store.writing():
             known = {each.address: each for each in self.subscribers()}.get(address)
             if known is None:
-                db.execute(
+                self.store.db.run(
                     "INSERT INTO subscriber (address, secret, query, asked) VALUES (?, ?, ?, ?)",
                     (address, secrets.token_hex(16), query, self._now()),
                 )
                 self._write(self._confirmation(self._by("address", address)), address, "confirm", [])
             else:
-                db.execute("UPDATE subscriber SET query = ? WHERE address = ?", (query, address))
+                self.store.db.run("UPDATE subscriber SET query = ? WHERE address = ?", (query, address))
 
     def confirm(self, secret: str) -> Subscriber:
         """The subscriber of a link has said yes.
@@ -171,9 +171,9 @@ class Digest:
         Raises:
             InputError: there is none.
         """
-        with self.store.writing() as db:
+        with self.store.writing():
             found = self._of(secret)
-            db.execute(
+            self.store.db.run(
                 "UPDATE subscriber SET confirmed = ? WHERE address = ? AND confirmed = ''", (self._now(), found.address)
             )
         return self._of(secret)
@@ -184,18 +184,16 @@ class Digest:
         Raises:
             InputError: there is none.
         """
-        with self.store.writing() as db:
+        with self.store.writing():
             found = self._of(secret)
-            db.execute("DELETE FROM subscriber WHERE address = ?", (found.address,))
-            db.execute("DELETE FROM letter WHERE address = ? AND sent = ''", (found.address,))
-            db.execute("DELETE FROM had WHERE address = ?", (found.address,))
+            self.store.db.run("DELETE FROM subscriber WHERE address = ?", (found.address,))
+            self.store.db.run("DELETE FROM letter WHERE address = ? AND sent = ''", (found.address,))
+            self.store.db.run("DELETE FROM had WHERE address = ?", (found.address,))
         return found
 
     def subscribers(self) -> list[Subscriber]:
         """All of them, by address."""
-        rows = self.store.reading().execute(
-            "SELECT address, secret, query, asked, confirmed FROM subscriber ORDER BY address"
-        )
+        rows = self.store.db.rows("SELECT address, secret, query, asked, confirmed FROM subscriber ORDER BY address")
         return [Subscriber(*row) for row in rows]
 
     # What
@@ -214,7 +212,7 @@ class Digest:
 
     def news(self, subscriber: Subscriber) -> list[Hit]:
         """Papers for a subscriber that it has not had, listed since it asked."""
-        rows = self.store.reading().execute("SELECT id FROM had WHERE address = ?", (subscriber.address,))
+        rows = self.store.db.rows("SELECT id FROM had WHERE address = ?", (subscriber.address,))
         had = {row[0] for row in rows}
         since = subscriber.asked[:10]
         listed = [article for article, _ in self.store.listed(since, "9999")]
@@ -228,7 +226,7 @@ class Digest:
 
     def waiting(self) -> list[Letter]:
         """Letters that did not go out, the oldest first."""
-        rows = self.store.reading().execute(
+        rows = self.store.db.rows(
             "SELECT number, address, kind, message, bytes, sent FROM letter WHERE sent = '' ORDER BY number"
         )
         return [Letter(*row) for row in rows]
@@ -263,22 +261,24 @@ class Digest:
         return sent, problems
 
     def _sent(self, letter: Letter) -> None:
-        with self.store.writing() as db:
-            db.execute("UPDATE letter SET sent = ? WHERE number = ?", (self._now(), letter.number))
+        with self.store.writing():
+            self.store.db.run("UPDATE letter SET sent = ? WHERE number = ?", (self._now(), letter.number))
 
     def _end(self, letter: Letter) -> None:
-        with self.store.writing() as db:
-            db.execute("DELETE FROM subscriber WHERE address = ?", (letter.address,))
-            db.execute("DELETE FROM letter WHERE address = ? AND sent = ''", (letter.address,))
+        with self.store.writing():
+            self.store.db.run("DELETE FROM subscriber WHERE address = ?", (letter.address,))
+            self.store.db.run("DELETE FROM letter WHERE address = ? AND sent = ''", (letter.address,))
 
     def _write(self, letter: EmailMessage, address: str, kind: str, had: Iterable[str]) -> None:
         """Write a letter down, to be sent."""
-        with self.store.writing() as db:
-            db.execute(
+        with self.store.writing():
+            self.store.db.run(
                 "INSERT INTO letter (address, kind, message, bytes, made) VALUES (?, ?, ?, ?, ?)",
                 (address, kind, letter["Message-ID"], letter.as_bytes(policy=POLICY), self._now()),
             )
-            db.executemany("INSERT OR IGNORE INTO had VALUES (?, ?)", [(address, each) for each in had])
+            self.store.db.run_all(
+                "INSERT INTO had VALUES (?, ?) ON CONFLICT DO NOTHING", [(address, each) for each in had]
+            )
 
     def _confirmation(self, subscriber: Subscriber) -> EmailMessage:
         link = f"{self.base}/subscribe/{subscriber.secret}"

@@ -28,7 +28,6 @@ from urllib.parse import SplitResult, quote, urlencode, urljoin, urlsplit
 import httpcore2
 
 from broadsheet import __version__
-from broadsheet.cache import locked
 from broadsheet.console import InputError
 from broadsheet.daily.records import line
 from broadsheet.daily.sources.base import LARGEST, SourceError, unpacked
@@ -158,7 +157,7 @@ class Fetcher:
         """
         url = f"{base}?{urlencode(given, quote_via=quote)}" if given else base
         waited = hops = 0
-        with locked(self.store.path.with_name(f"{self.store.path.name}.fetch")):
+        with self.store.db.alone("fetch"):
             while True:
                 group, parts = self._allowed(url)
                 self._wait(group)

@@ -41,7 +41,6 @@ class Vectors:
 
     def __init__(self, store: Store, spec: str) -> None:
         self._store, self._spec = store, spec
-        self._kept: tuple[Any, list[str], np.ndarray[Any, Any]] = (None, [], np.empty((0, 0), np.float32))
 
     @cached_property
     def _embedder(self) -> Embedder:
@@ -64,26 +63,17 @@ class Vectors:
             for start in range(0, len(missing), _BATCH):
                 batch = missing[start : start + _BATCH]
                 made = _unit(self._embedder.encode_document([text for _, text in batch], show_progress_bar=False))
-                with self._store.writing() as db:
-                    db.executemany(
-                        "INSERT OR REPLACE INTO vector VALUES (?, ?, ?, ?, ?)",
-                        [
-                            (identifier, self.name, _sha(text), len(row), row.astype("<f4").tobytes())
-                            for (identifier, text), row in zip(batch, made, strict=True)
-                        ],
-                    )
-                    done = self._store.asked(f"vectors {self.name}")
-                    self._store.note_asked(f"vectors {self.name}", str(int(done[1]) + 1 if done else 1))
+                rows = [(one, _sha(text), row) for (one, text), row in zip(batch, made, strict=True)]
+                self._store.db.keep_vectors(self.name, rows)
                 bar.advance(bar.task_ids[0], len(batch))
+        if missing:
+            self._store.db.settle_vectors(self.name)
         return len(missing)
 
     def nearest(self, text: str, limit: int) -> list[str]:
         """Papers whose vectors are nearest to a query's, the nearest first."""
-        ids, matrix = self._matrix()
-        if not ids:
-            return []
         [query] = _unit(self._embedder.encode_query([text], show_progress_bar=False))
-        return self._first(ids, matrix @ query, limit)
+        return self._store.db.nearest(self.name, query, limit)
 
     def like(self, likes: Sequence[str], dislikes: Sequence[str], limit: int) -> list[str]:
         """Papers like some and unlike others, the likest first, those themselves left out.
@@ -91,43 +81,24 @@ class Vectors:
         With papers of both kinds a linear classifier decides (logistic regression, both kinds weighing the same); else
         the distance from the mean.
         """
-        ids, matrix = self._matrix()
-        place = {each: i for i, each in enumerate(ids)}
-        good, bad = ([place[each] for each in some if each in place] for some in (likes, dislikes))
+        known = self._store.db.vectors(self.name, [*likes, *dislikes])
+        good, bad = ([known[each] for each in some if each in known] for some in (likes, dislikes))
         if not good:
             return []
+        direction = np.mean(good, axis=0)
         if bad:
             from sklearn.linear_model import LogisticRegression
 
             fitted = LogisticRegression(class_weight="balanced", max_iter=1000)
-            fitted.fit(matrix[good + bad], [1] * len(good) + [0] * len(bad))
-            scores = fitted.decision_function(matrix)
-        else:
-            scores = matrix @ matrix[good].mean(0)
-        known = {*likes, *dislikes}
-        return [each for each in self._first(ids, scores, limit + len(known)) if each not in known][:limit]
-
-    def _first(self, ids: list[str], scores: np.ndarray[Any, Any], limit: int) -> list[str]:
-        return [ids[i] for i in np.argsort(-scores, kind="stable")[:limit]]
+            fitted.fit([*good, *bad], [1] * len(good) + [0] * len(bad))
+            direction = fitted.coef_[0]
+        found = self._store.db.nearest(self.name, direction.astype(np.float32), limit + len(known))
+        return [each for each in found if each not in {*likes, *dislikes}][:limit]
 
     def _missing(self) -> list[tuple[str, str]]:
-        rows = self._store.reading().execute("SELECT id, text FROM vector WHERE embedder = ?", (self.name,))
-        known = dict(rows.fetchall())
+        known = self._store.db.vector_texts(self.name)
         every = self._store.latest(10**9)
         return [(each.id, text) for each in every if known.get(each.id) != _sha(text := text_of(each))]
-
-    def _matrix(self) -> tuple[list[str], np.ndarray[Any, Any]]:
-        """The papers, and their vectors (papers, width)."""
-        state = self._store.asked(f"vectors {self.name}")
-        if self._kept[0] != state:
-            rows = (
-                self._store.reading()
-                .execute("SELECT id, data FROM vector WHERE embedder = ? ORDER BY id", (self.name,))
-                .fetchall()
-            )
-            matrix = np.array([np.frombuffer(data, "<f4") for _, data in rows], dtype=np.float32)
-            self._kept = (state, [identifier for identifier, _ in rows], matrix)
-        return self._kept[1:]
 
 
 def text_of(article: Article) -> str:

@@ -14,85 +14,13 @@ from typing import Any
 
 STATES = ("read", "unread", "later", "hidden", "seed", "noted")
 # Words that say nothing of what a paper is about; they count where nothing else is typed.
-_EMPTY = frozenset(
-    [
-        "a",
-        "about",
-        "an",
-        "and",
-        "any",
-        "are",
-        "as",
-        "at",
-        "be",
-        "been",
-        "but",
-        "by",
-        "can",
-        "do",
-        "does",
-        "for",
-        "from",
-        "had",
-        "has",
-        "have",
-        "how",
-        "i",
-        "if",
-        "in",
-        "into",
-        "is",
-        "it",
-        "its",
-        "many",
-        "more",
-        "most",
-        "much",
-        "no",
-        "not",
-        "of",
-        "on",
-        "or",
-        "our",
-        "over",
-        "same",
-        "so",
-        "some",
-        "such",
-        "than",
-        "that",
-        "the",
-        "their",
-        "them",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "those",
-        "to",
-        "too",
-        "under",
-        "up",
-        "very",
-        "was",
-        "we",
-        "were",
-        "what",
-        "when",
-        "where",
-        "which",
-        "while",
-        "who",
-        "whole",
-        "why",
-        "will",
-        "with",
-        "would",
-        "you",
-        "your",
-    ]
-)
+_SMALL = """
+    a about an and any are as at be been but by can do does for from had has have how i if in into is it its
+    many more most much no not of on or our over same so some such than that the their them then there these
+    they this those to too under up very was we were what when where which while who whole why will with would
+    you your
+"""
+_EMPTY = frozenset(_SMALL.split())
 _OPPOSITE = {"read": "unread", "unread": "read"}
 _PART = re.compile(r'(-?)(?:(author|cat|is|runs|after|before):)?("[^"]*"?|\S+)', re.IGNORECASE)
 _DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
@@ -128,16 +56,9 @@ class Query:
         return " ".join([*self.words, *self.phrases])
 
     @property
-    def match(self) -> str:
-        """As SQLite's full-text search has it; empty where no word is looked for."""
-        telling = [word for word in self.words if word.lower() not in _EMPTY] or self.words
-        some = " OR ".join(map(_quoted, telling))
-        every = [*map(_quoted, self.phrases), *(f"authors : {_quoted(name)}" for name in self.authors)]
-        needed = " AND ".join(([f"({some})"] if some and not every else []) + every)
-        if not needed:
-            return ""
-        left_out = " OR ".join(map(_quoted, self.without))
-        return f"({needed}) NOT ({left_out})" if left_out else needed
+    def telling(self) -> tuple[str, ...]:
+        """Its words without those that say nothing of what a paper is about; all where no other is typed."""
+        return tuple(word for word in self.words if word.lower() not in _EMPTY) or self.words
 
 
 def parse(text: str) -> Query:
@@ -170,8 +91,3 @@ def parse(text: str) -> Query:
                 found.setdefault(kind, []).append(f"{name}:{value}" if name else value)
     lists: dict[str, Any] = {name: tuple(filter(None, values)) for name, values in found.items()}
     return Query(**lists, **single)
-
-
-def _quoted(word: str) -> str:
-    """A word or phrase that the full-text search takes as it stands."""
-    return '"' + word.replace('"', '""').replace("\0", " ") + '"'

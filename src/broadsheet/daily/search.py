@@ -7,6 +7,7 @@ decide alone.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from broadsheet.page import papers
 
 _FUSED = 60  # the constant of reciprocal-rank fusion
 _DEEP = 200  # places of each order that count
-_WEIGHTS = "8.0, 2.0, 2.0, 3.0, 2.0"  # of title, abstract, authors, note, our words
 _MARKED = re.compile("\x02(.*?)\x03")
 
 
@@ -61,7 +61,7 @@ def find(store: Store, text: str, limit: int = 50, *, meaning: Meaning | None = 
     if meaning and query.plain:
         near = meaning.nearest(query.plain, _DEEP)
         needed = query.phrases or query.authors or query.without
-        allowed = set(worded) if needed else {row[0] for row in _rows(store, conditions, given, -1, 0)}
+        allowed = set(worded) if needed else _fitting(store, near, conditions, given)
         orders["meaning"] = [each for each in near if each in allowed]
     found = fused(list(orders.values()))[offset : offset + limit]
     return [
@@ -88,7 +88,7 @@ def like(
     words = tuple(dict.fromkeys(word for text in texts for word in re.findall(r"\w{4,}", text)))
     if not words:
         return []
-    orders = list(_worded(store, Query(words=words), "1", []))
+    orders = list(_worded(store, Query(words=words), "TRUE", []))
     chosen = [each for each in orders if each not in known | hidden][:limit]
     return [Hit(each, ("words",)) for each in store.articles(chosen)]
 
@@ -104,43 +104,38 @@ def fused(orders: Sequence[Sequence[str]]) -> list[str]:
 
 def _worded(store: Store, query: Query, conditions: str, given: list[Any]) -> dict[str, tuple[tuple[str, bool], ...]]:
     """Papers by their words, the best first, each with the place that was found."""
-    if not query.match:
-        return {}
-    rows = store.reading().execute(
-        f"SELECT paper.id, snippet(words, -1, char(2), char(3), ' … ', 24) FROM words "
-        f"JOIN paper ON paper.number = words.rowid LEFT JOIN mark ON mark.id = paper.id "
-        f"WHERE words MATCH ? AND {conditions} ORDER BY bm25(words, {_WEIGHTS}), paper.id LIMIT ?",
-        [query.match, *given, _DEEP],
-    )
-    return {identifier: _pieces(snippet) for identifier, snippet in rows}
+    found = store.db.find_words(query, conditions, given, _DEEP)
+    return {identifier: _pieces(text) for identifier, text in found}
 
 
 def _rows(store: Store, conditions: str, given: list[Any], limit: int, offset: int) -> list[Any]:
-    return (
-        store.reading()
-        .execute(
-            f"SELECT paper.id FROM paper LEFT JOIN mark ON mark.id = paper.id WHERE {conditions} "
-            "ORDER BY paper.published DESC, paper.id DESC LIMIT ? OFFSET ?",
-            [*given, limit, offset],
-        )
-        .fetchall()
+    return store.db.rows(
+        f"SELECT paper.id FROM paper LEFT JOIN mark ON mark.id = paper.id WHERE {conditions} "
+        "ORDER BY paper.published DESC, paper.id DESC LIMIT ? OFFSET ?",
+        [*given, limit, offset],
     )
+
+
+def _fitting(store: Store, among: Sequence[str], conditions: str, given: list[Any]) -> set[str]:
+    """Those of some papers that are as they have to be."""
+    marks = ", ".join("?" * len(among)) or "''"
+    found = _rows(store, f"{conditions} AND paper.id IN ({marks})", [*given, *among], len(among), 0)
+    return {row[0] for row in found}
 
 
 def _conditions(query: Query) -> tuple[str, list[Any]]:
     """What a paper has to be, as SQL, and its values."""
     states = {
-        "read": "coalesce(mark.read, 0)", "unread": "NOT coalesce(mark.read, 0)", "later": "coalesce(mark.later, 0)",
-        "hidden": "coalesce(mark.hidden, 0)", "seed": "coalesce(mark.seed, 0)",
-        "noted": "coalesce(mark.note, '') != ''",
+        "read": "mark.read = 1", "unread": "coalesce(mark.read, 0) = 0", "later": "mark.later = 1",
+        "hidden": "mark.hidden = 1", "seed": "mark.seed = 1", "noted": "coalesce(mark.note, '') != ''",
     }  # fmt: skip
     parts = [states[each] for each in query.states]
     given: list[Any] = []
     if "hidden" not in query.states:
-        parts.append("NOT coalesce(mark.hidden, 0)")
+        parts.append("coalesce(mark.hidden, 0) = 0")
     for category in query.categories:
-        parts.append("EXISTS (SELECT 1 FROM json_each(paper.categories) WHERE lower(value) = lower(?))")
-        given.append(category)
+        parts.append("lower(paper.categories) LIKE ? ESCAPE '!'")
+        given.append(f"%{_literally(json.dumps(category.lower(), ensure_ascii=False))}%")
     if query.after:
         parts.append("paper.published >= ?")
         given.append(query.after)
@@ -152,6 +147,11 @@ def _conditions(query: Query) -> tuple[str, list[Any]]:
         parts.append(f"paper.id {'' if query.runs else 'NOT '}IN ({', '.join('?' * len(here))})")
         given += here
     return " AND ".join(parts), given
+
+
+def _literally(text: str) -> str:
+    """A text in a pattern of LIKE that stands for itself."""
+    return re.sub("[!%_]", r"!\g<0>", text)
 
 
 def _pieces(snippet: str) -> tuple[tuple[str, bool], ...]:

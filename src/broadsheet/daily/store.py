@@ -1,32 +1,38 @@
-"""The papers on this machine, in one SQLite file: what sources said, what the user says of them.
+"""The papers of the page: what sources said, what the user says of them.
 
-Knows: the tables (`migrations/`), how records become papers (`records`). Does not know: formats, sources, screens.
-Threads and processes may read while one writes. A file of an earlier version is copied before it is changed; one of a
-later version is refused.
+Knows: the tables, how records become papers (`records`). Does not know: which database holds them (`databases`),
+formats, sources, screens. Threads and processes may read while one writes.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError
 from broadsheet.daily import ids
+from broadsheet.daily.databases.base import Database
+from broadsheet.daily.databases.postgres import SCHEMES, PostgresServer
+from broadsheet.daily.databases.sqlite import SqliteFile
 from broadsheet.daily.records import TOLD, Fact, Listing, Record, plain, together
 from broadsheet.page import papers
 
 _COLUMNS = ("id", "version", *TOLD, "listed")
+ALL = 2**62  # as a limit
 _AT_ONCE = 10_000  # values of one query: SQLite takes 32,766 at most
+_ORDERS = {
+    "newest": "published DESC, paper.id DESC",
+    "listed": "listed DESC, published DESC, paper.id DESC",
+    "title": "lower(title), paper.id",
+}
+_STATES = ("read", "later", "hidden", "seed")
 _LISTS = ("authors", "categories")
 
 
@@ -87,6 +93,23 @@ class Topic:
     changed: str = ""
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which papers a list has, and in what order.
+
+    Attributes:
+        mark: what the user says of them, as `marked` has it; empty: any that are not hidden.
+        order: `"newest"`, `"listed"` or `"title"`.
+        within: of these papers alone; None: of all.
+        without: none of these.
+    """
+
+    mark: str = ""
+    order: str = "newest"
+    within: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
+
+
 class Added(NamedTuple):
     """What came of an import: papers that are new, that say something else now, that say the same, and new listings."""
 
@@ -106,14 +129,29 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-class Store:
-    """The papers of one file, which is made where it is missing; the 79 of this project are in it from the start.
-
-    Args:
-        clock: the time, as `now` gives it.
+def database(place: str | Path) -> Database:
+    """The database of a place: a file, or the address of a PostgreSQL server.
 
     Raises:
-        InputError: the file is none of ours, damaged, of a later version, or cannot be written.
+        InputError: it cannot be used, with the reason.
+    """
+    if isinstance(place, str) and place.startswith(SCHEMES):
+        return PostgresServer(place)
+    return SqliteFile(Path(place))
+
+
+class Store:
+    """The papers of one database, whose tables are made where they are missing; the 79 of this project are in it.
+
+    Args:
+        place: a file, or `"postgresql://user@host/database"`.
+        clock: the time, as `now` gives it.
+
+    Attributes:
+        db: the database, for those who keep tables of their own in it.
+
+    Raises:
+        InputError: the database is none of ours, damaged, of a later version, cannot be written, or does not answer.
 
     Example:
         store = Store(default_path())
@@ -121,15 +159,14 @@ class Store:
         [article] = store.articles(["2407.12021"])
     """
 
-    def __init__(self, path: Path, clock: Callable[[], str] = now) -> None:
-        self.path, self.clock = path, clock
-        self._own = threading.local()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._migrate()
-        except (sqlite3.Error, OSError) as error:
-            raise InputError(f"{path}: {error}; expected a file that `broadsheet page` has made") from None
+    def __init__(self, place: str | Path, clock: Callable[[], str] = now) -> None:
+        self.db, self.clock = database(place), clock
         self._start()
+
+    @property
+    def name(self) -> str:
+        """Where the papers are, as it is told to people."""
+        return self.db.name
 
     # Papers
 
@@ -139,26 +176,26 @@ class Store:
         Nothing is ever removed: a source that says less than before leaves what it said.
         """
         new = changed = same = listings = 0
-        with self.writing() as db:
+        with self.writing():
             for record in records:
-                before = self._told(db, record.id)
+                before = self._told(record.id)
                 told = json.dumps(record.told(), ensure_ascii=False, sort_keys=True)
                 was = together(before) if before else None
-                if db.execute(
-                    "INSERT OR IGNORE INTO told VALUES (?, ?, ?, ?, ?)",
+                if self.db.run(
+                    "INSERT INTO told VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                     (record.id, record.source, fingerprint([record.version, told]), record.version, told),
-                ).rowcount:
+                ):
                     merged = together([*before, record])
-                    self._show(db, merged)
+                    self._show(merged)
                     new, changed = new + (was is None), changed + (was is not None and _shown(merged) != _shown(was))
                     same += was is not None and _shown(merged) == _shown(was)
                 else:
                     same += 1
-                listings += self._list(db, record)
+                listings += self._list(record)
                 for fact in record.facts:  # of two values of one time the same one in any order
-                    db.execute(
+                    self.db.run(
                         "INSERT INTO fact VALUES (?, ?, ?, ?, ?) ON CONFLICT (id, key, source, at) "
-                        "DO UPDATE SET value = max(value, excluded.value)",
+                        "DO UPDATE SET value = excluded.value WHERE fact.value < excluded.value",
                         (record.id, fact.key, fact.value, record.source, fact.at),
                     )
         return Added(new, changed, same, listings)
@@ -173,11 +210,11 @@ class Store:
 
     def latest(self, limit: int = 50, *, offset: int = 0) -> list[Article]:
         """Papers, the latest submitted first."""
-        return self._articles("1 ORDER BY published DESC, paper.id DESC LIMIT ? OFFSET ?", [limit, offset])
+        return self._articles("TRUE ORDER BY published DESC, paper.id DESC LIMIT ? OFFSET ?", [limit, offset])
 
     def listed(self, begin: str, end: str) -> list[tuple[Article, tuple[Listing, ...]]]:
         """Papers that sources listed from one day to another, both included, by day and place, with these listings."""
-        rows = self.reading().execute(
+        rows = self.db.rows(
             "SELECT id, source, day, rank FROM listing WHERE day BETWEEN ? AND ? ORDER BY day DESC, rank, source, id",
             (begin, end),
         )
@@ -186,34 +223,70 @@ class Store:
             found.setdefault(identifier, []).append(Listing(source, day, rank))
         return [(each, tuple(found[each.id])) for each in self.articles(list(found))]
 
+    def chosen(self, choice: Choice, limit: int = ALL, offset: int = 0) -> list[str]:
+        """Identifiers of the papers of a choice, in its order."""
+        where, given = _where(choice)
+        rows = self.db.rows(
+            f"SELECT paper.id FROM paper LEFT JOIN mark ON mark.id = paper.id WHERE {where} "
+            f"ORDER BY {_ORDERS[choice.order]} LIMIT ? OFFSET ?",
+            [*given, limit, offset],
+        )
+        return [row[0] for row in rows]
+
+    def count(self, choice: Choice) -> int:
+        """How many papers a choice has."""
+        where, given = _where(choice)
+        [(count,)] = self.db.rows(
+            f"SELECT count(*) FROM paper LEFT JOIN mark ON mark.id = paper.id WHERE {where}", given
+        )
+        return int(count)
+
     def without_abstract(self) -> list[str]:
         """Identifiers of papers whose abstract no source has told, the latest first."""
-        rows = self.reading().execute("SELECT id FROM paper WHERE abstract = '' ORDER BY published DESC, id DESC")
+        rows = self.db.rows("SELECT id FROM paper WHERE abstract = '' ORDER BY published DESC, id DESC")
         return [row[0] for row in rows]
 
     def known_titles(self) -> dict[str, str]:
         """Identifiers by title, in small letters and digits alone (`records.plain`)."""
-        rows = self.reading().execute("SELECT title, id FROM paper WHERE title != '' ORDER BY id DESC")
+        rows = self.db.rows("SELECT title, id FROM paper WHERE title != '' ORDER BY id DESC")
         return {plain(title): identifier for title, identifier in rows}
 
     def days(self, begin: str = "", end: str = "9999") -> dict[str, int]:
         """How many papers were listed on each day on which any was, the latest first."""
-        rows = self.reading().execute(
+        rows = self.db.rows(
             "SELECT day, count(DISTINCT id) FROM listing WHERE day BETWEEN ? AND ? GROUP BY day ORDER BY day DESC",
             (begin, end),
         )
-        return dict(rows.fetchall())
+        return dict(rows)
+
+    def days_before(self, day: str, limit: int = 1) -> list[str]:
+        """The latest days before one on which any paper was listed, the latest first."""
+        rows = self.db.rows("SELECT DISTINCT day FROM listing WHERE day < ? ORDER BY day DESC LIMIT ?", (day, limit))
+        return [row[0] for row in rows]
+
+    def days_after(self, day: str, limit: int = 1) -> list[str]:
+        """The first days after one on which any paper was listed, the first one first."""
+        rows = self.db.rows("SELECT DISTINCT day FROM listing WHERE day > ? ORDER BY day LIMIT ?", (day, limit))
+        return [row[0] for row in rows]
+
+    def places(self, day: str, limit: int = ALL) -> dict[str, tuple[Listing, ...]]:
+        """Papers that were listed on a day, by their places, each with who listed it where; so many places at most."""
+        rows = self.db.rows(
+            "SELECT id, source, rank FROM listing WHERE day = ? ORDER BY rank, source, id LIMIT ?", (day, limit)
+        )
+        found: dict[str, tuple[Listing, ...]] = {}
+        for identifier, source, rank in rows:
+            found[identifier] = (*found.get(identifier, ()), Listing(source, day, rank))
+        return found
 
     def listings(self, identifier: str) -> tuple[Listing, ...]:
         """On which days who listed a paper."""
-        rows = self.reading().execute(
-            "SELECT source, day, rank FROM listing WHERE id = ? ORDER BY day, source", (identifier,)
-        )
+        rows = self.db.rows("SELECT source, day, rank FROM listing WHERE id = ? ORDER BY day, source", (identifier,))
         return tuple(Listing(*row) for row in rows)
 
     def facts(self, identifier: str) -> dict[str, tuple[Fact, str]]:
         """The latest of each fact about a paper, with the source that said it."""
-        rows = self.reading().execute(
+        rows = self.db.rows(
             "SELECT key, value, at, source FROM fact WHERE id = ? ORDER BY at, source, value", (identifier,)
         )
         return {key: (Fact(key, value, at), source) for key, value, at, source in rows}
@@ -223,23 +296,27 @@ class Store:
         chosen, given = ("WHERE id = ?", (identifier,)) if identifier else ("", ())
         listings: dict[str, list[Listing]] = {}
         facts: dict[tuple[str, str], list[Fact]] = {}
-        db = self.reading()
         order = "ORDER BY id, source, day"
-        for one, source, day, rank in db.execute(f"SELECT id, source, day, rank FROM listing {chosen} {order}", given):
+        for one, source, day, rank in self.db.rows(
+            f"SELECT id, source, day, rank FROM listing {chosen} {order}", given
+        ):
             listings.setdefault(one, []).append(Listing(source, day, rank))
         order = "ORDER BY id, source, key, at"
-        for one, source, key, value, at in db.execute(
+        for one, source, key, value, at in self.db.rows(
             f"SELECT id, source, key, value, at FROM fact {chosen} {order}", given
         ):
             facts.setdefault((one, source), []).append(Fact(key, value, at))
-        rows = db.execute(f"SELECT id, source, version, fields FROM told {chosen} ORDER BY id, source, print", given)
-        for one, source, version, told in rows.fetchall():
+        rows = self.db.rows(f"SELECT id, source, version, fields FROM told {chosen} ORDER BY id, source, print", given)
+        for one, source, version, told in rows:
             record = _record(one, source, version, told)
             yield replace(record, listings=tuple(listings.pop(one, ())), facts=tuple(facts.pop((one, source), ())))
 
+    def __contains__(self, identifier: str) -> bool:
+        return bool(self.db.rows("SELECT 1 FROM paper WHERE id = ?", (identifier,)))
+
     def __len__(self) -> int:
-        count: int = self.reading().execute("SELECT count(*) FROM paper").fetchone()[0]
-        return count
+        [(count,)] = self.db.rows("SELECT count(*) FROM paper")
+        return int(count)
 
     # What the user says
 
@@ -249,131 +326,85 @@ class Store:
         Raises:
             InputError: there is no such paper.
         """
-        with self.writing() as db:
+        with self.writing():
             found = self._articles("paper.id = ?", [identifier])
             if not found:
                 raise InputError(f"there is no paper {identifier} here")
             made = replace(found[0].mark, **said, changed=self.clock())  # type: ignore[arg-type]
-            self._mark(db, identifier, made)
+            self._mark(identifier, made)
         return made
 
     def marked(self, what: str) -> list[Article]:
         """Papers of which the user says `read`, `later`, `hidden`, `seed` or `note`, the last said first."""
-        if what not in ("read", "later", "hidden", "seed", "note"):
-            raise ValueError(f"got {what}; expected read, later, hidden, seed or note")
-        return self._articles(f"mark.{what} NOT IN (0, '') ORDER BY mark.changed DESC, paper.id", [])
+        return self._articles(f"{marked(what)} ORDER BY mark.changed DESC, paper.id", [])
 
     def marks(self) -> dict[str, Mark]:
         """All that the user says, by paper."""
-        rows = self.reading().execute("SELECT id, read, later, hidden, seed, note, changed FROM mark ORDER BY id")
+        rows = self.db.rows("SELECT id, read, later, hidden, seed, note, changed FROM mark ORDER BY id")
         return {row[0]: _mark(row[1:]) for row in rows}
+
+    def hidden(self) -> set[str]:
+        """Papers that are of no interest to the user."""
+        return {row[0] for row in self.db.rows("SELECT id FROM mark WHERE hidden = 1")}
 
     def take_marks(self, marks: dict[str, Mark]) -> int:
         """Take in what the user has said elsewhere; of two words on one paper the later holds. Returns those taken."""
         taken = 0
-        with self.writing() as db:
+        with self.writing():
             known = self.marks()
             for identifier, mark in marks.items():
                 if identifier not in known or _later(mark, known[identifier]):
-                    self._mark(db, identifier, mark)
+                    self._mark(identifier, mark)
                     taken += 1
         return taken
 
     def topics(self) -> list[Topic]:
         """What the user follows."""
-        rows = self.reading().execute("SELECT name, query, likes, dislikes, changed FROM topic ORDER BY name")
+        rows = self.db.rows("SELECT name, query, likes, dislikes, changed FROM topic ORDER BY name")
         return [Topic(name, query, tuple(json.loads(a)), tuple(json.loads(b)), at) for name, query, a, b, at in rows]
 
     def follow(self, topic: Topic) -> None:
         """Follow a topic; of two of one name the one that was changed later holds, which is this one without a time."""
         given = replace(topic, changed=topic.changed or self.clock())
-        with self.writing() as db:
+        with self.writing():
             known = {each.name: each for each in self.topics()}.get(topic.name)
             if known is None or not topic.changed or _later(topic, known):
-                db.execute(
-                    "INSERT OR REPLACE INTO topic VALUES (?, ?, ?, ?, ?)",
+                self.db.run(
+                    "INSERT INTO topic VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET query = excluded.query, "
+                    "likes = excluded.likes, dislikes = excluded.dislikes, changed = excluded.changed",
                     (given.name, given.query, json.dumps(given.likes), json.dumps(given.dislikes), given.changed),
                 )
 
     def unfollow(self, name: str) -> None:
         """Follow a topic no longer."""
-        with self.writing() as db:
-            db.execute("DELETE FROM topic WHERE name = ?", (name,))
+        with self.writing():
+            self.db.run("DELETE FROM topic WHERE name = ?", (name,))
 
     # Sources
 
     def asked(self, source: str) -> tuple[str, str, str] | None:
         """When a source was last asked, what came of it, and where to go on."""
-        row = self.reading().execute("SELECT at, outcome, cursor FROM asked WHERE source = ?", (source,)).fetchone()
-        return tuple(row) if row else None
+        found = self.db.rows("SELECT at, outcome, cursor FROM asked WHERE source = ?", (source,))
+        return found[0] if found else None
 
     def note_asked(self, source: str, outcome: str, cursor: str = "") -> None:
         """Note that a source was asked now."""
-        with self.writing() as db:
-            db.execute("INSERT OR REPLACE INTO asked VALUES (?, ?, ?, ?)", (source, self.clock(), outcome, cursor))
+        with self.writing():
+            self.db.run(
+                "INSERT INTO asked VALUES (?, ?, ?, ?) ON CONFLICT (source) DO UPDATE SET at = excluded.at, "
+                "outcome = excluded.outcome, cursor = excluded.cursor",
+                (source, self.clock(), outcome, cursor),
+            )
 
-    # The file
+    # The database
 
-    def reading(self) -> sqlite3.Connection:
-        """This thread's connection."""
-        found: sqlite3.Connection | None = getattr(self._own, "connection", None)
-        if found is None:
-            found = self._own.connection = self._connect()
-        return found
-
-    @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> AbstractContextManager[None]:
         """A transaction: all of it, or nothing. One within another is a part of it."""
-        db = self.reading()
-        if db.in_transaction:
-            yield db
-            return
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            yield db
-        except BaseException:
-            db.rollback()
-            raise
-        db.commit()
+        return self.db.writing()
 
     def close(self) -> None:
-        """Close this thread's connection."""
-        if (found := getattr(self._own, "connection", None)) is not None:
-            found.close()
-            self._own.connection = None
-
-    def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-        db.execute("PRAGMA synchronous = NORMAL")
-        return db
-
-    def _migrate(self) -> None:
-        """Bring the file to this version, step by step, each whole or not at all; with a copy of what was there."""
-        steps = sorted(
-            (each for each in files("broadsheet.daily").joinpath("migrations").iterdir() if each.name.endswith(".sql")),
-            key=lambda each: each.name,
-        )
-        db = self.reading()
-        [version] = db.execute("PRAGMA user_version").fetchone()
-        if version > len(steps):
-            raise InputError(f"{self.path} is of version {version}; this broadsheet knows {len(steps)}: update it")
-        if version == 0 and db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            raise sqlite3.DatabaseError("another program's database")
-        db.execute("PRAGMA journal_mode = WAL")
-        if 0 < version < len(steps):
-            self._copy(self.path.with_name(f"{self.path.name}.{version}"))
-        for number, step in enumerate(steps, 1):
-            with self.writing():
-                if db.execute("PRAGMA user_version").fetchone()[0] < number:
-                    for statement in _statements(step.read_text("utf-8")):
-                        db.execute(statement)
-                    db.execute(f"PRAGMA user_version = {number}")
-
-    def _copy(self, path: Path) -> None:
-        copy = sqlite3.connect(path)
-        with copy:
-            self.reading().backup(copy)
-        copy.close()
+        """Let go of what this thread holds of the database."""
+        self.db.close()
 
     def _start(self) -> None:
         """See that the papers of this project are there, as its table has them now."""
@@ -381,73 +412,93 @@ class Store:
         known = self.asked("broadsheet")
         if known is not None and known[1] == state:
             return
-        with self.writing() as db:
+        with self.writing():
             for paper in papers.page():
                 self.add([Record(paper.arxiv, "broadsheet", title=paper.title, published=ids.month(paper.arxiv))])
-                self._index(db, paper.arxiv)
+                self._index(paper.arxiv)
             self.note_asked("broadsheet", state)
 
     # Rows
 
     def _articles(self, where: str, given: Sequence[Any]) -> list[Article]:
         columns = ", ".join(f"paper.{name}" for name in _COLUMNS)
-        rows = self.reading().execute(
+        rows = self.db.rows(
             f"SELECT {columns}, mark.read, mark.later, mark.hidden, mark.seed, mark.note, mark.changed "
             f"FROM paper LEFT JOIN mark ON mark.id = paper.id WHERE {where}",
             given,
         )
-        return [_article(row) for row in rows.fetchall()]
+        return [_article(row) for row in rows]
 
-    def _told(self, db: sqlite3.Connection, identifier: str) -> list[Record]:
-        rows = db.execute("SELECT source, version, fields FROM told WHERE id = ?", (identifier,)).fetchall()
+    def _told(self, identifier: str) -> list[Record]:
+        rows = self.db.rows("SELECT source, version, fields FROM told WHERE id = ?", (identifier,))
         return [_record(identifier, source, version, told) for source, version, told in rows]
 
-    def _show(self, db: sqlite3.Connection, merged: Record) -> None:
+    def _show(self, merged: Record) -> None:
         """Make the row of a paper, and its words, what is said of it now."""
         values = [json.dumps(v, ensure_ascii=False) if isinstance(v, tuple) else v for v in _shown(merged)]
         names = _COLUMNS[:-1]
-        db.execute(
+        self.db.run(
             f"INSERT INTO paper ({', '.join(names)}) VALUES ({_marks(names)}) ON CONFLICT (id) DO UPDATE SET "
             + ", ".join(f"{name} = excluded.{name}" for name in names[1:]),
             values,
         )
-        self._index(db, merged.id)
+        self._index(merged.id)
 
-    def _list(self, db: sqlite3.Connection, record: Record) -> int:
+    def _list(self, record: Record) -> int:
         new = 0
         for each in record.listings:
-            known = db.execute(
+            known = self.db.rows(
                 "SELECT rank FROM listing WHERE source = ? AND day = ? AND id = ?", (each.source, each.day, record.id)
-            ).fetchone()
-            new += known is None
-            if known is None or each.rank < known[0]:
-                db.execute(
-                    "INSERT OR REPLACE INTO listing VALUES (?, ?, ?, ?)", (each.source, each.day, record.id, each.rank)
+            )
+            new += not known
+            if not known or each.rank < known[0][0]:
+                self.db.run(
+                    "INSERT INTO listing VALUES (?, ?, ?, ?) ON CONFLICT (source, day, id) "
+                    "DO UPDATE SET rank = excluded.rank",
+                    (each.source, each.day, record.id, each.rank),
                 )
         if record.listings:
             latest = max(each.day for each in record.listings)
-            db.execute("UPDATE paper SET listed = max(listed, ?) WHERE id = ?", (latest, record.id))
+            self.db.run("UPDATE paper SET listed = ? WHERE id = ? AND listed < ?", (latest, record.id, latest))
         return new
 
-    def _mark(self, db: sqlite3.Connection, identifier: str, mark: Mark) -> None:
-        db.execute("INSERT OR REPLACE INTO mark VALUES (?, ?, ?, ?, ?, ?, ?)", (identifier, *asdict(mark).values()))
-        self._index(db, identifier)
+    def _mark(self, identifier: str, mark: Mark) -> None:
+        names = ("read", "later", "hidden", "seed", "note", "changed")
+        values = asdict(mark) | {name: int(getattr(mark, name)) for name in _STATES}
+        self.db.run(
+            f"INSERT INTO mark (id, {', '.join(names)}) VALUES ({_marks((*names, 'id'))}) ON CONFLICT (id) DO UPDATE "
+            "SET " + ", ".join(f"{name} = excluded.{name}" for name in names),
+            (identifier, *(values[name] for name in names)),
+        )
+        self._index(identifier)
 
-    def _index(self, db: sqlite3.Connection, identifier: str) -> None:
+    def _index(self, identifier: str) -> None:
         """The words by which a paper is found."""
-        row = db.execute(
-            "SELECT number, title, abstract, authors, coalesce(note, '') FROM paper "
+        rows = self.db.rows(
+            "SELECT title, abstract, authors, coalesce(note, '') FROM paper "
             "LEFT JOIN mark ON mark.id = paper.id WHERE paper.id = ?",
             (identifier,),
-        ).fetchone()
-        if row is None:  # a mark of a paper that is not here yet
-            return
-        number, title, abstract, authors, note = row
-        db.execute("DELETE FROM words WHERE rowid = ?", (number,))
-        db.execute(
-            "INSERT INTO words (rowid, title, abstract, authors, note, ours) VALUES (?, ?, ?, ?, ?, ?)",
-            (number, title, abstract, " ".join(json.loads(authors)), note, ours(identifier)),
         )
+        for title, abstract, authors, note in rows:  # none for a mark of a paper that is not here yet
+            names = " ".join(json.loads(authors))
+            self.db.index_words(identifier, (title, abstract, names, note, ours(identifier)))
+
+
+def _where(choice: Choice) -> tuple[str, list[Any]]:
+    """A choice as SQL, and its values."""
+    parts = [marked(choice.mark) if choice.mark else "coalesce(mark.hidden, 0) = 0"]
+    if choice.within is not None:
+        parts.append(f"paper.id IN ({_marks(choice.within)})" if choice.within else "FALSE")
+    if choice.without:
+        parts.append(f"paper.id NOT IN ({_marks(choice.without)})")
+    return " AND ".join(parts), [*(choice.within or ()), *choice.without]
+
+
+def marked(what: str) -> str:
+    """The condition that the user says something of a paper: `read`, `later`, `hidden`, `seed` or `note`."""
+    if what not in (*_STATES, "note"):
+        raise ValueError(f"got {what}; expected {', '.join(_STATES)} or note")
+    return "mark.note != ''" if what == "note" else f"mark.{what} = 1"
 
 
 def ours(identifier: str) -> str:
@@ -488,13 +539,3 @@ def _later(one: Any, other: Any) -> bool:
 
 def _marks(values: Sequence[Any]) -> str:
     return ", ".join("?" * len(values))
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script, one by one."""
-    pending = ""
-    for each in script.splitlines(keepends=True):
-        pending += each
-        if sqlite3.complete_statement(pending):
-            yield pending
-            pending = ""

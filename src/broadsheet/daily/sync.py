@@ -208,9 +208,7 @@ class _Run:
         return f"{value} lists {rows} now, {before} before; those stay" if rows < before else ""
 
     def _listed(self, day: str) -> int:
-        query = "SELECT count(*) FROM listing WHERE source = ? AND day = ?"
-        count: int = self.store.reading().execute(query, (hf.SOURCE, day)).fetchone()[0]
-        return count
+        return sum(hf.SOURCE in [each.source for each in by_whom] for by_whom in self.store.places(day).values())
 
     # arXiv's lists
 

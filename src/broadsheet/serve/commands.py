@@ -69,7 +69,7 @@ def serve(
     jobs: Trials = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="The daily page, in a browser.")] = True,
     store: Annotated[
-        Path | None, typer.Option(help="The page's papers; `page.sqlite` in the cache folder by default.")
+        str | None, typer.Option(help="The page's papers; `page.sqlite` in the cache folder by default.")
     ] = None,
     meaning: Annotated[
         str | None, typer.Option(help="An embedder by which the page's search knows meaning: `resource:minilm`.")

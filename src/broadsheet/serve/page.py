@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from broadsheet.daily import api, search
+from broadsheet.daily.databases.base import NoDatabaseError
 from broadsheet.daily.digest import Digest
 from broadsheet.daily.screens import routes
 from broadsheet.daily.screens.subscribing import subscribing
@@ -60,6 +61,10 @@ class DailyPage:
         app.include_router(Trying(self.jobs, self.offers, closing).routes(screens))
         app.include_router(subscribing(self.digest, screens))
         app.include_router(screens)
+
+        @app.exception_handler(NoDatabaseError)
+        async def away(request: Request, failure: NoDatabaseError) -> Response:
+            return failures.answer(503, str(failure), {"retry-after": "10"})
 
         @app.exception_handler(404)
         async def missing(request: Request, failure: HTTPException) -> Response:

@@ -31,7 +31,7 @@ class ServingPlan:
     Args:
         models: of `models.named.Models`; empty: none.
         agents: whether tools for agents are given.
-        page: the file of the daily page; None: it is not shown.
+        page: the file or server of the daily page; None: it is not shown.
         meaning: an embedder by which the page's papers are found too.
         mail: by whom the page sends its digest; None: it sends none.
         url: the page's address, as letters have it.
@@ -43,7 +43,7 @@ class ServingPlan:
     limits: Limits
     models: Mapping[str, Any] = field(default_factory=dict)
     agents: bool = False
-    page: Path | None = None
+    page: str | Path | None = None
     meaning: str | None = None
     mail: Mail | None = None
     url: str = ""

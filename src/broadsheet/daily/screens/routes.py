@@ -23,6 +23,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from broadsheet.console import InputError
+from broadsheet.daily.databases.base import NoDatabaseError
 from broadsheet.daily.records import line
 from broadsheet.daily.screens import dates, guiding, standing, views
 from broadsheet.daily.screens.shown import cut, search_address, topic_address, web
@@ -98,6 +99,8 @@ def routes(
                     found = await ask(request)
                 except MissingError as error:
                     found = _refusal(404, "Not here", str(error))
+                except NoDatabaseError as error:
+                    found = _refusal(503, "The papers are away", f"{error}.")
                 except InputError as error:
                     found = _refusal(400, "That cannot be asked", f"{str(error)[:1].upper()}{str(error)[1:]}.")
                 for name, value in HEADERS.items():
@@ -255,7 +258,7 @@ def _others(router: APIRouter, shown: Views) -> None:
 
     @get(router, "/about")
     def about() -> Response:
-        return page("about", path=str(shown.store.path), count=len(shown.store))
+        return page("about", path=shown.store.name, count=len(shown.store))
 
     @get(router, "/static/{name}")
     def static(name: str, request: Request) -> Response:

@@ -7,7 +7,7 @@ length, so that no screen grows with what sources say; a paper's own screen show
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -32,7 +32,7 @@ from broadsheet.daily.screens.shown import (
     cut,
 )
 from broadsheet.daily.screens.standing import Standing, Standings, usage
-from broadsheet.daily.store import Article, Store, Topic
+from broadsheet.daily.store import Article, Choice, Store, Topic
 from broadsheet.page.papers import RUNGS, stages
 
 Find = Callable[..., Any]
@@ -40,6 +40,7 @@ FOUND = 200  # that a search looks for at most
 NOTE = 10_000  # characters of a note
 _TITLE, _BY, _GIST = 180, 110, 260  # characters of a row's texts
 _AUTHORS, _ABSTRACT, _LISTINGS, _FACTS = 40, 8_000, 12, 16  # of a paper's own screen
+_NEVER = "2199"  # a day after all that can be listed
 _TOPICS = 6  # those first in which something is said of the paper, then the latest
 _LIKE = 6  # papers like one
 _WEEK, _MONTH = 10, 3  # papers of a day, in a week and in a month
@@ -55,33 +56,6 @@ SOURCES = {"hf": "HF daily papers", "rss": "arXiv", "arxiv": "arXiv", "oai": "ar
 
 class MissingError(LookupError):
     """There is no such paper, topic or map here; the message says which."""
-
-
-_FROM = "FROM paper LEFT JOIN mark ON mark.id = paper.id"
-_ORDERS = {
-    "newest": "published DESC, paper.id DESC",
-    "listed": "listed DESC, published DESC, paper.id DESC",
-    "title": "title COLLATE NOCASE, paper.id",
-}
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """Which papers a list has: with a mark, among some, without some; hidden ones are left out unless asked for."""
-
-    mark: str
-    order: str
-    within: tuple[str, ...] | None = None
-    without: tuple[str, ...] = ()
-
-    def where(self) -> tuple[str, list[str]]:
-        """The condition as SQL, and its values. The mark is one of `STATES`."""
-        parts = [f"mark.{self.mark} NOT IN (0, '')" if self.mark else "coalesce(mark.hidden, 0) = 0"]
-        if self.within is not None:
-            parts.append(f"paper.id IN ({', '.join('?' * len(self.within))})")
-        if self.without:
-            parts.append(f"paper.id NOT IN ({', '.join('?' * len(self.without))})")
-        return " AND ".join(parts), [*(self.within or ()), *self.without]
 
 
 class Views:
@@ -124,9 +98,7 @@ class Views:
         waiting = [each for each in shown if each.verdict == "open"]
         unbuilt = [each for each in shown if not each.built]
         verdicts = {name: sum(each.verdict == name for each in seen) for name in VERDICTS[:3]}
-        last = [
-            row[0] for row in self.store.reading().execute("SELECT DISTINCT day FROM listing ORDER BY day DESC LIMIT 2")
-        ]
+        last = self.store.days_before(_NEVER, 2)
         days = self._days(self.store.days(last[-1], last[0]), 6) if last else ()
         recent = () if days else tuple(self._row(each) for each in self._unhidden(self.store.latest(40))[:10])
         return Front(
@@ -147,8 +119,8 @@ class Views:
 
     def latest(self, kind: Kind) -> Span:
         """The last day, week or month in which anything was listed; that of today where nothing was."""
-        row = self.store.reading().execute("SELECT max(day) FROM listing WHERE day <= ?", ("2199",)).fetchone()
-        return dates.of(kind, dates.known(row[0] or "") or self.today)
+        last = self.store.days_before(_NEVER)
+        return dates.of(kind, (dates.known(last[0]) if last else None) or self.today)
 
     def edition(self, span: Span, number: int = 1, *, hidden: bool = False) -> Edition:
         """What was listed on a day, in a week or in a month."""
@@ -158,7 +130,7 @@ class Views:
         others = tuple(dates.of(kind, span.begin) for kind in wider[span.kind])
         left_out, pages = 0, Pages(0)
         if span.kind == "day":
-            listed = self._listed(begin)
+            listed = self.store.places(begin)
             interest = self._interesting(list(listed))
             left_out = len(listed) - len(interest)
             chosen = list(listed) if hidden else interest
@@ -190,37 +162,25 @@ class Views:
         chosen: dict[str, list[str]] = {}
         for day in counts:
             if dates.known(day):
-                chosen[day] = self._interesting(list(self._listed(day, 4 * each_day)))[:each_day]
+                chosen[day] = self._interesting(list(self.store.places(day, 4 * each_day)))[:each_day]
         articles = {each.id: each for each in self.store.articles([one for part in chosen.values() for one in part])}
         return tuple(
             Day(dates.span("day", day), counts[day], tuple(self._row(articles[each]) for each in part))
             for day, part in chosen.items()
         )
 
-    def _listed(self, day: str, limit: int = -1) -> dict[str, tuple[tuple[str, int], ...]]:
-        """Papers that were listed on a day, in the order of their places, with who listed them where."""
-        rows = self.store.reading().execute(
-            "SELECT id, source, rank FROM listing WHERE day = ? ORDER BY rank, source, id LIMIT ?", (day, limit)
-        )
-        found: dict[str, tuple[tuple[str, int], ...]] = {}
-        for identifier, source, rank in rows:
-            found[identifier] = (*found.get(identifier, ()), (source, rank))
-        return found
-
     def _interesting(self, identifiers: Sequence[str]) -> list[str]:
         """Those of which the reader does not say otherwise."""
-        rows = self.store.reading().execute("SELECT id FROM mark WHERE hidden")
-        hidden = {row[0] for row in rows}
+        hidden = self.store.hidden()
         return [each for each in identifiers if each not in hidden]
 
     def _neighbour(self, span: Span, step: int) -> Span:
         """The nearest span before or after in which anything was listed; else the one beside it."""
-        db = self.store.reading()
         if step < 0:
-            row = db.execute("SELECT max(day) FROM listing WHERE day < ?", (span.begin.isoformat(),)).fetchone()
+            found = self.store.days_before(span.begin.isoformat())
         else:
-            row = db.execute("SELECT min(day) FROM listing WHERE day > ?", (span.end.isoformat(),)).fetchone()
-        day = dates.known(row[0] or "")
+            found = self.store.days_after(span.end.isoformat())
+        day = dates.known(found[0]) if found else None
         if day is not None:
             return dates.of(span.kind, day)
         return dates.before(span) if step < 0 else dates.after(span)
@@ -243,10 +203,8 @@ class Views:
         for arxiv, each in self.standings.all().items():
             if name == each.paper.id:
                 return arxiv
-        if found := ids.whole(name):
-            row = self.store.reading().execute("SELECT id FROM paper WHERE id = ?", (found.bare,)).fetchone()
-            if row:
-                return str(row[0])
+        if (found := ids.whole(name)) and found.bare in self.store:
+            return found.bare
         if any(name == arxiv for arxiv in self.standings.all()):
             return name
         raise MissingError(f"There is no paper {line(name)[:60] or 'of that name'} here.")
@@ -317,36 +275,22 @@ class Views:
             and chosen["verdict"] in ("", each.verdict or "not measured")
         ]
         filtered = any(chosen[name] for name in ("stage", "kind", "rung", "verdict"))
-        choice = _Choice(chosen["mark"], chosen["sort"], tuple(fits) if filtered else None)
-        pages = _pages(self._count(choice), number_of(given), chosen)
+        choice = Choice(chosen["mark"], chosen["sort"] or "newest", tuple(fits) if filtered else None)
+        pages = _pages(self.store.count(choice), number_of(given), chosen)
         part = self._part(choice, pages.first_row)
         return Shelf(tuple(map(self._row, self.store.articles(part))), pages, chosen, all_stages)
 
-    def _count(self, choice: _Choice) -> int:
-        where, given = choice.where()
-        count: int = self.store.reading().execute(f"SELECT count(*) {_FROM} WHERE {where}", given).fetchone()[0]
-        return count
-
-    def _part(self, choice: _Choice, start: int) -> list[str]:
+    def _part(self, choice: Choice, start: int) -> list[str]:
         """Identifiers of the papers of a choice from a place on, as many as a screen shows."""
         if choice.order != "rung":
-            return self._chosen(choice, start)
+            return self.store.chosen(choice, ROWS, start)
         known = self.standings.all()
-        within = tuple(known if choice.within is None else choice.within)
-        own = self._chosen(replace(choice, within=within), 0, len(known))
+        choice = replace(choice, order="newest")
+        own = self.store.chosen(replace(choice, within=tuple(known if choice.within is None else choice.within)))
         own.sort(key=lambda each: -known[each].rung)
-        rest = replace(choice, without=tuple(known))
         shown = own[start : start + ROWS]
-        return shown + self._chosen(rest, max(0, start - len(own)), ROWS - len(shown))
-
-    def _chosen(self, choice: _Choice, start: int, limit: int = ROWS) -> list[str]:
-        where, given = choice.where()
-        rows = self.store.reading().execute(
-            f"SELECT paper.id {_FROM} WHERE {where} ORDER BY {_ORDERS.get(choice.order, _ORDERS['newest'])} "
-            "LIMIT ? OFFSET ?",
-            [*given, limit, start],
-        )
-        return [row[0] for row in rows]
+        rest = replace(choice, without=tuple(known))
+        return shown + self.store.chosen(rest, ROWS - len(shown), max(0, start - len(own)))
 
     def search(self, query: str, number: int = 1) -> Search:
         """What a search finds, the best first; nothing where nothing is looked for."""
@@ -443,9 +387,9 @@ def _fact(fact: Fact, source: str) -> tuple[str, str, str, str]:
     return cut(fact.key.replace("_", " "), 40), cut(fact.value, 300), dates.words(fact.at), SOURCES.get(source, source)
 
 
-def _place(listed: Sequence[tuple[str, int]]) -> str:
+def _place(listed: Sequence[Listing]) -> str:
     """Who listed a paper on a day: `"HF daily papers, arXiv"`."""
-    return ", ".join(dict.fromkeys(SOURCES.get(source, source) for source, _ in listed))
+    return ", ".join(dict.fromkeys(SOURCES.get(each.source, each.source) for each in listed))
 
 
 def _liking(topic: Topic, identifier: str) -> int:

@@ -1,0 +1,1 @@
+"""Where papers are kept: an SQLite file, or a PostgreSQL server."""
