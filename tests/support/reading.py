@@ -38,8 +38,9 @@ def finder(store: Store) -> Callable[[str, int], list[Hit]]:
     """A search by the store's words, every word needed."""
 
     def find(query: str, limit: int) -> list[Hit]:
-        found = dict(store.db.find_words(Query(phrases=tuple(query.split())), "TRUE", [], limit))
-        return [Hit(each, ("words",), tuple(_pieces(found[each.id]))) for each in store.articles(list(found))]
+        asked = Query(phrases=tuple(query.split()))
+        found = store.articles(store.db.find_words(asked, "TRUE", [], limit))
+        return [Hit(each, ("words",), tuple(_pieces(store.db.place(asked, each.id)))) for each in found]
 
     return find
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from broadsheet.daily.query import Query, parse
@@ -38,12 +39,20 @@ class Hit:
 
     Attributes:
         why: which half found it: "words", "meaning", or both.
-        snippet: the place that was found, as pieces of text of which the marked ones fit: (text, fits).
+        place: looks for the place that was found.
     """
 
     article: Article
     why: tuple[str, ...] = ()
-    snippet: tuple[tuple[str, bool], ...] = ()
+    place: Callable[[], str] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def snippet(self) -> tuple[tuple[str, bool], ...]:
+        """The place that was found, as pieces of text of which the marked ones fit: (text, fits).
+
+        It is looked for when it is asked for: of what is found, a screen shows a part.
+        """
+        return _pieces(self.place()) if self.place else ()
 
 
 def find(store: Store, text: str, limit: int = 50, *, meaning: Meaning | None = None, offset: int = 0) -> list[Hit]:
@@ -56,16 +65,21 @@ def find(store: Store, text: str, limit: int = 50, *, meaning: Meaning | None = 
     if not (query.plain or query.authors or query.without):
         rows = _rows(store, conditions, given, limit, offset)
         return [Hit(article) for article in store.articles([row[0] for row in rows])]
-    worded = _worded(store, query, conditions, given)
-    orders = {"words": list(worded)}
+    worded = store.db.find_words(query, conditions, given, _DEEP)
+    orders = {"words": worded}
     if meaning and query.plain:
         near = meaning.nearest(query.plain, _DEEP)
         needed = query.phrases or query.authors or query.without
         allowed = set(worded) if needed else _fitting(store, near, conditions, given)
         orders["meaning"] = [each for each in near if each in allowed]
     found = fused(list(orders.values()))[offset : offset + limit]
+    by = {name: set(order) for name, order in orders.items()}
     return [
-        Hit(each, tuple(name for name, order in orders.items() if each.id in order), worded.get(each.id, ()))
+        Hit(
+            each,
+            tuple(name for name, those in by.items() if each.id in those),
+            partial(store.db.place, query, each.id) if each.id in by["words"] else None,
+        )
         for each in store.articles(found)
     ]
 
@@ -88,7 +102,7 @@ def like(
     words = tuple(dict.fromkeys(word for text in texts for word in re.findall(r"\w{4,}", text)))
     if not words:
         return []
-    orders = list(_worded(store, Query(words=words), "TRUE", []))
+    orders = store.db.find_words(Query(words=words), "TRUE", [], _DEEP)
     chosen = [each for each in orders if each not in known | hidden][:limit]
     return [Hit(each, ("words",)) for each in store.articles(chosen)]
 
@@ -100,12 +114,6 @@ def fused(orders: Sequence[Sequence[str]]) -> list[str]:
         for place, each in enumerate(order[:_DEEP], 1):
             scores[each] = scores.get(each, 0.0) + 1 / (_FUSED + place)
     return sorted(scores, key=lambda each: -scores[each])
-
-
-def _worded(store: Store, query: Query, conditions: str, given: list[Any]) -> dict[str, tuple[tuple[str, bool], ...]]:
-    """Papers by their words, the best first, each with the place that was found."""
-    found = store.db.find_words(query, conditions, given, _DEEP)
-    return {identifier: _pieces(text) for identifier, text in found}
 
 
 def _rows(store: Store, conditions: str, given: list[Any], limit: int, offset: int) -> list[Any]:

@@ -68,15 +68,16 @@ class Database(ABC):
         """Make a paper found by these texts: title, abstract, authors' names, note, our words."""
 
     @abstractmethod
-    def find_words(self, query: Query, where: str, given: Sequence[Any], limit: int) -> list[tuple[str, str]]:
-        """Papers that have what is looked for, the best first, with the place that was found.
+    def find_words(self, query: Query, where: str, given: Sequence[Any], limit: int) -> list[str]:
+        """Papers that have what is looked for, the best first.
 
         Args:
             where: a condition on `paper` and `mark`, with the values `given`.
-
-        Returns:
-            (identifier, text), in which what fits stands between the characters 2 and 3.
         """
+
+    @abstractmethod
+    def place(self, query: Query, identifier: str) -> str:
+        """The place of a paper's texts that fits a query best; what fits stands between the characters 2 and 3."""
 
     # Vectors
 

@@ -83,17 +83,24 @@ class SqliteFile(Database):
             (number, *texts),
         )
 
-    def find_words(self, query: Query, where: str, given: Sequence[Any], limit: int) -> list[tuple[str, str]]:
+    def find_words(self, query: Query, where: str, given: Sequence[Any], limit: int) -> list[str]:
         match = _match(query)
         if not match:
             return []
         found = self.rows(
-            f"SELECT paper.id, snippet(words, -1, char(2), char(3), ' … ', 24) FROM words "
-            f"JOIN paper ON paper.number = words.rowid LEFT JOIN mark ON mark.id = paper.id "
+            f"SELECT paper.id FROM words JOIN paper ON paper.number = words.rowid LEFT JOIN mark ON mark.id = paper.id "
             f"WHERE words MATCH ? AND {where} ORDER BY bm25(words, {_WEIGHTS}), paper.id LIMIT ?",
             [match, *given, limit],
         )
-        return [(identifier, text) for identifier, text in found]
+        return [row[0] for row in found]
+
+    def place(self, query: Query, identifier: str) -> str:
+        found = self.rows(
+            "SELECT snippet(words, -1, char(2), char(3), ' … ', 24) FROM words "
+            "WHERE words MATCH ? AND rowid = (SELECT number FROM paper WHERE id = ?)",
+            (_match(query), identifier),
+        )
+        return found[0][0] if found else ""
 
     # Vectors
 
