@@ -19,7 +19,7 @@ from broadsheet.console import InputError, say
 from broadsheet.data import resources
 from broadsheet.embed.modules.encoder import Attention, CausalEncoder
 from broadsheet.embed.modules.template import PROMPT_EOL, Template
-from broadsheet.models import card
+from broadsheet.models import card, reading
 
 if TYPE_CHECKING:
     import torch
@@ -259,7 +259,8 @@ def load(source: str | Path, *, device: str | None = None, dtype: str | torch.dt
         source = folder
     options: dict[str, Any] = {"model_kwargs": {"dtype": dtype}} if dtype is not None else {}
     try:
-        return Embedder(str(source), device=device, trust_remote_code=False, **options).eval()
+        with reading.quiet():
+            return Embedder(str(source), device=device, trust_remote_code=False, **options).eval()
     except (OSError, ValueError, KeyError, ImportError) as error:
         if isinstance(error, InputError):
             raise
