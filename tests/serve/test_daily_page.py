@@ -112,7 +112,8 @@ def test_a_paper_is_tried_watched_stopped_and_gone_on_with(server, made):
     assert {"peer", "generator", "method", "out"}.isdisjoint(names)
     status, told, _ = browser.ask(form.get("action"), {"model": "default", "quick": "yes", "pairs": "12"})
     assert status == 303
-    address = told["location"]
+    address, _, place = told["location"].partition("#")
+    assert place == "state", "where what can be done comes next"
     wait(lambda: b"<b>Runs</b>" in browser.ask(address)[2])
     shown = html.fromstring(browser.ask(address)[2])
     assert shown.xpath("//pre")[0].text_content() == "broadsheet try lastde --model default --quick --pairs 12"

@@ -87,7 +87,7 @@ def create_app(
         app.router.add_route(tools.path, tools, methods=["POST"])
     token = shared.token if shared else secrets.token_urlsafe(32)
     if page:
-        page.install(app, token, lambda: state.draining)
+        page.install(app, token, lambda: state.draining, shared.workers if shared else 1)
     return Guard(app, keys or KeyRing(), limits, RIGHTS, state.metrics.ended, token)
 
 

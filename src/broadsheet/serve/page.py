@@ -18,7 +18,7 @@ from broadsheet.daily.digest import Digest
 from broadsheet.daily.screens import routes
 from broadsheet.daily.screens.subscribing import subscribing
 from broadsheet.daily.store import Store
-from broadsheet.serve import failures
+from broadsheet.serve import failures, runs
 from broadsheet.serve.jobs import Jobs
 from broadsheet.serve.offers import Offers
 from broadsheet.serve.screens import Trying
@@ -46,18 +46,20 @@ class DailyPage:
     meaning: Meaning | None = None
     digest: Digest | None = None
 
-    def install(self, app: FastAPI, token: str, closing: Callable[[], bool]) -> None:
+    def install(self, app: FastAPI, token: str, closing: Callable[[], bool], workers: int = 1) -> None:
         """Give an app the page.
 
         Args:
             token: that a browser has to bring back where it changes something.
             closing: whether the server is.
+            workers: processes of this server, which share what streams a browser can hold.
         """
+        seats = runs.Seats(runs.SEATS // workers)
         find = partial(search.find, self.store, meaning=self.meaning)
         similar = partial(search.similar, self.store, meaning=self.meaning)
         screens = routes.routes(self.store, find, lambda: token, similar=similar, trying=True)
         app.include_router(api.routes(self.store, find))
-        app.include_router(Trying(self.jobs, self.offers, closing).routes(screens))
+        app.include_router(Trying(self.jobs, self.offers, closing, seats).routes(screens))
         app.include_router(subscribing(self.digest, screens))
         app.include_router(screens)
 

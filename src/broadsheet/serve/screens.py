@@ -6,7 +6,7 @@ Knows: runs, offers, how a screen is made (`daily.screens`). Does not know: proc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any
@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from jinja2 import ChoiceLoader, Environment, PackageLoader
+from markupsafe import Markup
 
 from broadsheet.console import InputError
 from broadsheet.daily.screens import routes
@@ -48,11 +49,13 @@ class Trying:
 
     Args:
         closing: whether the server is, so that streams end.
+        seats: streams that this process holds.
     """
 
     jobs: Jobs
     offers: Offers
     closing: Callable[[], bool]
+    seats: runs.Seats = field(default_factory=runs.Seats)
 
     def routes(self, like: APIRouter) -> APIRouter:
         """These screens, made as those of a router are."""
@@ -83,7 +86,7 @@ class Trying:
         @router.post("/papers/{name}/try")
         def start(name: str, form: Form) -> Response:
             job = self.jobs.start(self.offers.arguments(self._paper(name).id, form))
-            return routes.to(f"/runs/{job.id}")
+            return _back(job.id)
 
     def _runs(self, router: APIRouter) -> None:
         @routes.get(router, "/runs")
@@ -92,14 +95,15 @@ class Trying:
 
         @routes.get(router, "/runs/{name}")
         def one(name: str) -> Response:
-            return _page("run", run=self._run(name))
+            run = self._run(name)
+            live = _live(run)
+            return _page("run", run=run, live=Markup(live), mark=runs.mark(live))
 
         @router.get("/runs/{name}/events")
         def events(name: str, request: Request) -> Response:
             self._job(name)
             seen = request.headers.get("last-event-id") or request.query_params.get("after", "")
-            after = int(seen) if seen.isdecimal() and len(seen) < 16 else -1
-            live = runs.live(self.jobs, name, _live, self.closing, after)
+            live = runs.live(self.jobs, name, _live, self.closing, self.seats, seen)
             return StreamingResponse(live, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
         @routes.get(router, "/runs/{name}/report")
@@ -111,12 +115,12 @@ class Trying:
         @router.post("/runs/{name}/stop")
         def stop(name: str) -> Response:
             self.jobs.stop(self._job(name).id)
-            return routes.to(f"/runs/{name}")
+            return _back(name)
 
         @router.post("/runs/{name}/resume")
         def resume(name: str) -> Response:
             self.jobs.resume(self._job(name).id)
-            return routes.to(f"/runs/{name}")
+            return _back(name)
 
         @routes.get(router, "/static/run.{kind}")
         def static(kind: str) -> Response:
@@ -147,6 +151,11 @@ def _page(template: str, **given: Any) -> Response:
     # Their script listens to the run.
     headers = {"cache-control": "no-cache", "content-security-policy": f"{_POLICY}; connect-src 'self'"}
     return Response(text.encode("utf-8", "replace"), 200, headers, "text/html; charset=utf-8")
+
+
+def _back(name: str) -> Response:
+    """To a run's screen, where its state is told and what can be done comes next."""
+    return routes.to(f"/runs/{name}#state")
 
 
 def _live(run: runs.TrialRun) -> str:
