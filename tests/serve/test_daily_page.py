@@ -198,6 +198,46 @@ def test_another_site_starts_and_marks_nothing(server, made):
     assert made[0].store.marks()["2408.00001"].read
 
 
+def test_a_form_of_an_earlier_servers_page_is_told_how_to_be_sent_again(server, made):
+    browser = Browser(server)
+    browser.cookie = f"{COOKIE}=of-an-earlier-server"
+    form, sent_from = {"note": "Kept"}, f"{server.url}/papers/2408.00001?x=%3Cb%3E"
+    status, told, body = browser.ask("/papers/2408.00001/marks", form, referer=sent_from)
+    assert (status, told["content-type"]) == (403, "text/html; charset=utf-8")
+    assert "default-src 'none'" in told["content-security-policy"]
+    page = html.fromstring(body)
+    assert page.xpath("//h1/text()") == ["Send it once more"]
+    assert page.xpath("//main//a/@href") == ["/papers/2408.00001?x=%3Cb%3E"]
+    assert made[0].store.marks() == {}
+    assert browser.ask("/papers/2408.00001/marks", form)[0] == 303, "what was given with the refusal holds"
+    assert made[0].store.marks()["2408.00001"].note == "Kept"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "same-site"},
+        {"sec-fetch-site": "cross-site"}, {"referer": "http://[", "origin": "http://evil.example"},
+    ],
+)  # fmt: skip
+def test_another_sites_form_is_given_nothing(server, headers):
+    browser = Browser(server)
+    status, told, body = browser.ask("/papers/2408.00001/marks", {"read": "1"}, **headers)
+    assert status == 403
+    assert "set-cookie" not in told
+    assert "Another site has sent this" in html.fromstring(body).text_content()
+
+
+def test_programs_are_refused_in_json(server):
+    browser = Browser(server)
+    for path, accept in (("/papers/2408.00001/marks", "*/*"), ("/v1/chat/completions", "text/html")):
+        status, told, body = browser.ask(path, {"read": "1"}, accept=accept)
+        assert (status, told["content-type"]) == (403, "application/json")
+        assert json.loads(body)["error"]["type"] == "permission_error"
+    status, told, _ = browser.ask("/", host="elsewhere.example")
+    assert (status, told["content-type"]) == (421, "application/json")
+
+
 def test_the_hub_client_reads_it(server):
     api = HfApi(endpoint=server.url, token=False)
     daily = list(api.list_daily_papers(date=DAY))

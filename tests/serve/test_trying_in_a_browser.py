@@ -19,6 +19,7 @@ from broadsheet.page import evidence
 from broadsheet.report.html import html
 from broadsheet.serve import jobs as jobs_module
 from broadsheet.serve.app import create_app
+from broadsheet.serve.guard import COOKIE
 from broadsheet.serve.jobs import Jobs
 from broadsheet.serve.offers import Offers
 from broadsheet.serve.page import DailyPage
@@ -272,4 +273,20 @@ def test_a_server_that_does_not_answer_is_told_and_asked_again(browser: Any, try
     page.clock.fast_forward(11_000)
     expect(page.locator("#arms")).to_contain_text("0.51")
     assert not lost.is_visible()
+    page.context.close()
+
+
+def test_what_was_written_on_an_old_page_is_sent_once_more(browser: Any, trying: Trying) -> None:
+    page, wrong = open_page(browser)
+    page.goto(f"{trying.url}/papers/lastde")
+    page.context.add_cookies([{"name": COOKIE, "value": "of-an-earlier-server", "url": trying.url}])
+    page.get_by_label("Note", exact=True).fill("Long thought of")
+    page.get_by_role("button", name="Keep the note").click()
+    assert page.locator("h1").inner_text() == "Send it once more"
+    check_access(page)
+    page.go_back()
+    assert page.get_by_label("Note", exact=True).input_value() == "Long thought of"
+    page.get_by_role("button", name="Keep the note").click()
+    assert "Last changed" in page.locator("form.note").inner_text()
+    assert not wrong
     page.context.close()

@@ -9,6 +9,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Response
@@ -88,7 +89,8 @@ def create_app(
     token = shared.token if shared else secrets.token_urlsafe(32)
     if page:
         page.install(app, token, lambda: state.draining, shared.workers if shared else 1)
-    return Guard(app, keys or KeyRing(), limits, RIGHTS, state.metrics.ended, token)
+    screen = partial(page.refused, token=token) if page else None
+    return Guard(app, keys or KeyRing(), limits, RIGHTS, state.metrics.ended, token, screen)
 
 
 def _tools(agents: Agents, limits: Limits, state: ServerState) -> Any:

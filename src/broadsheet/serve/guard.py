@@ -196,6 +196,7 @@ class Guard:
         ended: called with route, status and seconds of each request that has ended; the route is empty where there is
             none, or the request was refused.
         token: of the cookie that a page of this server's own is given; a new one by default.
+        screen: how a person's browser is told of a refusal; None, or where it gives None: as machines are.
 
     Attributes:
         active: requests that were let through and have not ended.
@@ -209,8 +210,10 @@ class Guard:
         rights: Mapping[str, Right],
         ended: Callable[[str, int, float], None] = lambda *_: None,
         token: str = "",
+        screen: Callable[[Scope, RefusedError], ASGIApp | None] | None = None,
     ) -> None:
         self.app, self.keys, self.limits, self.ended = app, keys, limits, ended
+        self.screen = screen or (lambda *_: None)
         self.active = 0
         self.rights = dict(sorted(rights.items(), key=lambda each: -len(each[0])))
         self.token = token or secrets.token_urlsafe(32)
@@ -226,10 +229,10 @@ class Guard:
         if refused is None:
             try:
                 receive = await self._read(headers, receive)
-            except _RefusedError as failure:
+            except RefusedError as failure:
                 refused = failure
         if refused is not None:
-            await refused.answer(send)
+            await (self.screen(scope, refused) or refused)(scope, receive, send)
             self.ended("", refused.status, 0.0)
             return
         status, start = 500, _now()
@@ -248,37 +251,46 @@ class Guard:
             self.active -= 1
             self.ended(getattr(scope.get("route"), "path", ""), status, _now() - start)
 
-    def _refused(self, scope: Scope, headers: Mapping[str, str]) -> _RefusedError | None:
+    def _refused(self, scope: Scope, headers: Mapping[str, str]) -> RefusedError | None:
         """Why a request may not pass; None where it may."""
         path, method = scope["path"], scope["method"]
         host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
         if self.limits.hosts and headers.get("host", "") not in self.limits.hosts and host not in self.limits.hosts:
-            return _RefusedError(421, "this server is not called by that name", "invalid_request_error")
+            return RefusedError(421, "this server is not called by that name", "invalid_request_error")
         if path.startswith("/health") and self.limits.open_health:
             return None
         if self.keys:
             key = self.keys.find(headers.get("authorization", ""))
             if key is None:
-                return _RefusedError(
+                return RefusedError(
                     401, "no key, or one that is not known: Authorization: Bearer KEY", "authentication_error",
                     {"www-authenticate": "Bearer"},
                 )  # fmt: skip
             if self._right(path) not in key.rights:
-                return _RefusedError(403, f"this key may not {self._right(path)}", "permission_error")
+                return RefusedError(403, f"this key may not {self._right(path)}", "permission_error")
             if seconds := key.admit():
-                return _RefusedError(
+                return RefusedError(
                     429, "this key has used what it may in a minute", "rate_limit_error",
                     {"retry-after": str(max(1, round(seconds)))},
                 )  # fmt: skip
             scope.setdefault("state", {})["key"] = key
         elif method not in _SAFE and ("origin" in headers or "sec-fetch-site" in headers):
-            # A page of another site may send requests here; it has not got the cookie, nor may it read it.
-            cookies = dict(each.strip().partition("=")[::2] for each in headers.get("cookie", "").split(";"))
-            if not hmac.compare_digest(cookies.get(COOKIE, "").encode(), self.token.encode()):
-                return _RefusedError(
-                    403, "a browser may ask this from this server's own page alone", "permission_error"
-                )
+            return self._foreign(headers)
         return None
+
+    def _foreign(self, headers: Mapping[str, str]) -> RefusedError | None:
+        """Why what a browser wants to change may not come from where it comes from; None where it may.
+
+        A page of another site may send requests here; it has not got the cookie, nor may it read it.
+        """
+        cookies = dict(each.strip().partition("=")[::2] for each in headers.get("cookie", "").split(";"))
+        if hmac.compare_digest(cookies.get(COOKIE, "").encode(), self.token.encode()):
+            return None
+        refused = RefusedError(403, "a browser may ask this from this server's own page alone", "permission_error")
+        refused.old = headers.get("sec-fetch-site", "same-origin") == "same-origin" and (
+            headers.get("origin", "").partition("//")[2] == headers.get("host", "")
+        )
+        return refused
 
     def _right(self, path: str) -> Right:
         return next((right for start, right in self.rights.items() if path.startswith(start)), "run")
@@ -287,7 +299,7 @@ class Guard:
         """The body, read whole; then what the server says of the connection."""
         declared = headers.get("content-length", "0")
         if not declared.isdigit() or int(declared) > self.limits.body_bytes:
-            raise _RefusedError(
+            raise RefusedError(
                 413, f"a body of at most {self.limits.body_bytes:,} bytes is read", "invalid_request_error"
             )
         parts, size = [], 0
@@ -300,13 +312,13 @@ class Guard:
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > self.limits.body_bytes:
-                        raise _RefusedError(
+                        raise RefusedError(
                             413, f"a body of at most {self.limits.body_bytes:,} bytes is read", "invalid_request_error"
                         )
                     if not message.get("more_body"):
                         break
         except TimeoutError:
-            raise _RefusedError(408, "the body took too long", "invalid_request_error") from None
+            raise RefusedError(408, "the body took too long", "invalid_request_error") from None
         return _replay({"type": "http.request", "body": b"".join(parts), "more_body": False}, receive)
 
 
@@ -320,14 +332,23 @@ def _replay(first: Message, receive: Receive) -> Receive:
     return again
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
+    """Why a request may not pass; as an app, what machines are answered.
+
+    Attributes:
+        old: a page of this server's own asked, which has the cookie of an earlier server, or none.
+    """
+
+    old = False
+
     def __init__(self, status: int, message: str, kind: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
-        self.status, self.kind, self.headers = status, kind, dict(headers or {})
+        self.status, self.kind = status, kind
+        self.headers = {"connection": "close", **(headers or {})}  # nobody has read the body
 
-    async def answer(self, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = json.dumps(error(str(self), self.kind)).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
-        raw = [(name.encode(), value.encode()) for name, value in {**headers, **self.headers}.items()]
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **self.headers}
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": self.status, "headers": raw})
         await send({"type": "http.response.body", "body": body})

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from broadsheet.daily import api, search
 from broadsheet.daily.digest import Digest
 from broadsheet.daily.screens import routes
 from broadsheet.daily.screens.subscribing import subscribing
 from broadsheet.daily.store import Store
-from broadsheet.serve import failures, runs
+from broadsheet.serve import failures, runs, signing
+from broadsheet.serve.guard import RefusedError
 from broadsheet.serve.jobs import Jobs
 from broadsheet.serve.offers import Offers
 from broadsheet.serve.screens import Trying
 
 if TYPE_CHECKING:
     from broadsheet.daily.search import Meaning
-
-_MACHINES = ("/v1/", "/v2/", "/api/", "/mcp", "/metrics", "/health")
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,11 @@ class DailyPage:
 
         @app.exception_handler(404)
         async def missing(request: Request, failure: HTTPException) -> Response:
-            reads = "text/html" in request.headers.get("accept", "") and request.method in ("GET", "HEAD")
-            if reads and not request.url.path.startswith(_MACHINES):
+            if signing.is_read(request) and request.method in ("GET", "HEAD"):
                 routes.TRYING.set(True)
                 return routes.missing()
             return failures.answer(404, str(failure.detail), failure.headers)
+
+    def refused(self, scope: Scope, failure: RefusedError, token: str) -> Response | None:
+        """The screen on which a person's browser is told of a refusal; see `signing.refused`."""
+        return signing.refused(scope, failure, token)

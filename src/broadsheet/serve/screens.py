@@ -74,7 +74,7 @@ class Trying:
                 "quick": True,
                 "seed": "",
             }
-            return _page(
+            return page(
                 "try",
                 paper=paper,
                 fields=fields(paper.id),
@@ -91,13 +91,13 @@ class Trying:
     def _runs(self, router: APIRouter) -> None:
         @routes.get(router, "/runs")
         def every() -> Response:
-            return _page("runs", runs=runs.all_runs(self.jobs))
+            return page("runs", runs=runs.all_runs(self.jobs))
 
         @routes.get(router, "/runs/{name}")
         def one(name: str) -> Response:
             run = self._run(name)
             live = _live(run)
-            return _page("run", run=run, live=Markup(live), mark=runs.mark(live))
+            return page("run", run=run, live=Markup(live), mark=runs.mark(live))
 
         @router.get("/runs/{name}/events")
         def events(name: str, request: Request) -> Response:
@@ -109,8 +109,8 @@ class Trying:
         @routes.get(router, "/runs/{name}/report")
         def report(name: str) -> Response:
             self._job(name)
-            page = self.jobs.report(name).read_bytes()
-            return Response(page, media_type="text/html", headers={"content-security-policy": routes.REPORT})
+            data = self.jobs.report(name).read_bytes()
+            return Response(data, media_type="text/html", headers={"content-security-policy": routes.REPORT})
 
         @router.post("/runs/{name}/stop")
         def stop(name: str) -> Response:
@@ -146,11 +146,12 @@ class Trying:
         return runs.run_of(self.jobs, job, self.jobs.events(name)[0])
 
 
-def _page(template: str, **given: Any) -> Response:
+def page(template: str, status: int = 200, **given: Any) -> Response:
+    """A screen: a template with what it is given."""
     text = _templates().get_template(f"{template}.html.jinja").render(trying=True, **given)
     # Their script listens to the run.
     headers = {"cache-control": "no-cache", "content-security-policy": f"{_POLICY}; connect-src 'self'"}
-    return Response(text.encode("utf-8", "replace"), 200, headers, "text/html; charset=utf-8")
+    return Response(text.encode("utf-8", "replace"), status, headers, "text/html; charset=utf-8")
 
 
 def _back(name: str) -> Response:
