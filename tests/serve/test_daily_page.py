@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import threading
 import urllib.request
@@ -10,12 +9,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
 
 import pytest
 from huggingface_hub import HfApi
 from lxml import etree, html
-from serving import Running, serving
+from serving import Browser, Running, serving
 from stub_trials import stubbed, wait
 
 from broadsheet.daily.digest import Digest, Mail
@@ -55,29 +53,6 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[DailyPage, Pa
 def server(made: tuple[DailyPage, Path]) -> Iterator[Running]:
     with serving(create_app(None, page=made[0])) as running:
         yield running
-
-
-class Browser:
-    """Asks as a browser does: keeps the cookie, says where it comes from, follows no redirect."""
-
-    def __init__(self, server: Running) -> None:
-        self.place = urlsplit(server.url).netloc
-        self.cookie = ""
-
-    def ask(self, path: str, form: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection(self.place, timeout=30)
-        given = {"accept": "text/html", "cookie": self.cookie, "origin": f"http://{self.place}", **headers}
-        body = None if form is None else urlencode(form, doseq=True)
-        if body is not None:
-            given["content-type"] = "application/x-www-form-urlencoded"
-        connection.request("GET" if body is None else "POST", path, body, given)
-        answer = connection.getresponse()
-        told = {name.lower(): value for name, value in answer.getheaders()}
-        if COOKIE in told.get("set-cookie", ""):
-            self.cookie = told["set-cookie"].partition(";")[0]
-        data = answer.read()
-        connection.close()
-        return answer.status, told, data
 
 
 def test_the_page_is_read_and_needs_no_model(server):
@@ -200,7 +175,7 @@ def test_another_site_starts_and_marks_nothing(server, made):
 
 def test_a_form_of_an_earlier_servers_page_is_told_how_to_be_sent_again(server, made):
     browser = Browser(server)
-    browser.cookie = f"{COOKIE}=of-an-earlier-server"
+    browser.cookies[COOKIE] = "of-an-earlier-server"
     form, sent_from = {"note": "Kept"}, f"{server.url}/papers/2408.00001?x=%3Cb%3E"
     status, told, body = browser.ask("/papers/2408.00001/marks", form, referer=sent_from)
     assert (status, told["content-type"]) == (403, "text/html; charset=utf-8")

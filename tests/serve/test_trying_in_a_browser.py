@@ -19,7 +19,7 @@ from broadsheet.page import evidence
 from broadsheet.report.html import html
 from broadsheet.serve import jobs as jobs_module
 from broadsheet.serve.app import create_app
-from broadsheet.serve.guard import COOKIE
+from broadsheet.serve.guard import COOKIE, KeyRing
 from broadsheet.serve.jobs import Jobs
 from broadsheet.serve.offers import Offers
 from broadsheet.serve.page import DailyPage
@@ -37,6 +37,7 @@ class Trying:
     url: str
     jobs: Jobs
     paced: Paced
+    page: DailyPage
 
     def start(self, words: list[str], state: str = "running") -> str:
         """A trial of these words, once it is in that state; returns its address."""
@@ -71,7 +72,7 @@ def trying(
         digest=Digest(store, "http://127.0.0.1", Mail("127.0.0.1:1", "page@example.org")),
     )  # fmt: skip
     with serving(create_app(None, page=page)) as running:
-        yield Trying(running.url, jobs, paced)
+        yield Trying(running.url, jobs, paced, page)
     jobs.close()
 
 
@@ -290,3 +291,32 @@ def test_what_was_written_on_an_old_page_is_sent_once_more(browser: Any, trying:
     assert "Last changed" in page.locator("form.note").inner_text()
     assert not wrong
     page.context.close()
+
+
+def test_a_person_signs_in_and_out_by_keyboard(browser: Any, trying: Trying) -> None:
+    key = "k" * 24
+    with serving(create_app(None, KeyRing([key]), page=trying.page)) as server:
+        page, wrong = open_page(browser)
+        page.goto(f"{server.url}/papers/lastde")
+        check_access(page)
+        for given in ("not the key", key):
+            assert page.evaluate("document.activeElement.id") == "f-key"
+            page.keyboard.type(given)
+            enter(page)
+        assert page.url == f"{server.url}/papers/lastde"
+        assert page.evaluate("document.cookie") == "", "no script reads it"
+        with page.expect_navigation():
+            page.keyboard.press("t")
+        tab_to(page, "Start")
+        enter(page)
+        expect(state(page)).to_have_text("Runs")
+        trying.paced.let(1)
+        expect(page.locator("#arms")).to_contain_text("0.51")
+        tab_to(page, "Sign out")
+        enter(page)
+        assert page.get_by_label("Key").input_value() == ""
+        page.go_back()
+        page.reload()
+        assert page.locator("h1").inner_text() == "Sign in"
+        assert not wrong
+        page.context.close()

@@ -12,21 +12,22 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.types import Scope
 
 from broadsheet.daily import api, search
 from broadsheet.daily.digest import Digest
 from broadsheet.daily.screens import routes
 from broadsheet.daily.screens.subscribing import subscribing
 from broadsheet.daily.store import Store
-from broadsheet.serve import failures, runs, signing
-from broadsheet.serve.guard import RefusedError
+from broadsheet.serve import failures, runs
+from broadsheet.serve.guard import Guard
 from broadsheet.serve.jobs import Jobs
 from broadsheet.serve.offers import Offers
 from broadsheet.serve.screens import Trying
+from broadsheet.serve.signing import Signing, is_read
 
 if TYPE_CHECKING:
     from broadsheet.daily.search import Meaning
+    from broadsheet.serve.workers import Shared
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,15 @@ class DailyPage:
     meaning: Meaning | None = None
     digest: Digest | None = None
 
-    def install(self, app: FastAPI, token: str, closing: Callable[[], bool], workers: int = 1) -> None:
+    def install(self, app: FastAPI, guard: Guard, closing: Callable[[], bool], shared: Shared | None = None) -> None:
         """Give an app the page.
 
         Args:
-            token: that a browser has to bring back where it changes something.
+            guard: in front of the app; it gets the page's refusals, and where there are keys, its way to sign in.
             closing: whether the server is.
-            workers: processes of this server, which share what streams a browser can hold.
+            shared: what other processes of the server share, such as the streams that a browser can hold.
         """
+        token, workers = guard.token, shared.workers if shared else 1
         seats = runs.Seats(runs.SEATS // workers)
         find = partial(search.find, self.store, meaning=self.meaning)
         similar = partial(search.similar, self.store, meaning=self.meaning)
@@ -61,15 +63,14 @@ class DailyPage:
         app.include_router(api.routes(self.store, find))
         app.include_router(Trying(self.jobs, self.offers, closing, seats).routes(screens))
         app.include_router(subscribing(self.digest, screens))
+        signing = Signing(guard, shared)
+        if guard.keys:
+            app.include_router(signing.routes(screens))
         app.include_router(screens)
 
         @app.exception_handler(404)
         async def missing(request: Request, failure: HTTPException) -> Response:
-            if signing.is_read(request) and request.method in ("GET", "HEAD"):
+            if is_read(request) and request.method in ("GET", "HEAD"):
                 routes.TRYING.set(True)
                 return routes.missing()
             return failures.answer(404, str(failure.detail), failure.headers)
-
-    def refused(self, scope: Scope, failure: RefusedError, token: str) -> Response | None:
-        """The screen on which a person's browser is told of a refusal; see `signing.refused`."""
-        return signing.refused(scope, failure, token)
