@@ -63,7 +63,10 @@ def test_a_run_is_shown_with_values_so_far_and_without_a_verdict(made):
     run = shown(jobs, job)
     assert (run.step, run.done, run.left, run.items) == ("running the arms: 2 of 8", 0.25, "90 s", 16)
     assert run.metrics == ("AUROC", "texts/s")
-    assert [(line.name, line.values) for line in run.arms[:2]] == [("plain", ("0.5", "12,345")), ("ours", ("0.75", ""))]
+    assert [(line.name, line.values) for line in run.arms[:2]] == [
+        ("plain", ("0.500", "12,345")),
+        ("ours", ("0.750", "")),
+    ]
     assert run.arms[2].error == "in block 2: no"
     assert run.verdict == run.answer == ""
     assert run.command == "broadsheet try lastde --quick"
@@ -176,3 +179,15 @@ def test_who_finds_no_seat_is_told_what_is_new_and_asks_again(made):
     assert "running one" in asyncio.run(asked(seen))[1]
     go.touch()
     assert seats.left == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([0.5, 0.0371, None], ["0.500", "0.037", ""]), ([12.345, 7.0], ["12.35", "7.00"]),
+        ([12345.6, 0.2], ["12,346", "0"]), ([0.0004, -0.00123], ["0.0004", "-0.00123"]), ([0.0, None], ["0.000", ""]),
+        ([None], [""]), ([-103.25, 9.99], ["-103.2", "10.0"]),
+    ],
+)  # fmt: skip
+def test_values_of_a_metric_have_as_many_decimals(values, shown):
+    assert runs._column(values) == shown

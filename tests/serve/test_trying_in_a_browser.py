@@ -115,8 +115,8 @@ def test_a_paper_is_tried_by_keyboard(browser: Any, trying: Trying) -> None:
     arms = page.get_by_role("region", name="So far").locator("tbody tr")
     for block in (1, 2):
         trying.paced.let(block)
-        expect(arms.nth(1)).to_have_text(f"ours0.5{block}")
-        expect(arms.nth(0)).to_have_text("plain *0.5")
+        expect(arms.nth(1)).to_have_text(f"ours0.5{block}0")
+        expect(arms.nth(0)).to_have_text("plain *0.500")
         expect(page.get_by_role("progressbar")).to_have_js_property("value", block / 4)
         assert page.locator("main .chip").count() == 0, "no verdict while it runs"
         assert not re.search(r"\b(helps|hurts|shown|refuted|better|worse)\b", page.locator("#live").inner_text())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import shlex
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -143,10 +144,12 @@ def run_of(jobs: Jobs, job: Job, events: Sequence[Mapping[str, Any]]) -> TrialRu
     far = next((each for each in reversed(events) if each["event"] in ("progress", "block")), None)
     if step and step["event"] == "said" and not (far and step["text"].startswith(far.get("what", "\0"))):
         far = None  # another step has begun, of which it is not known how far it is
-    metrics = tuple(dict.fromkeys(name for arm in (block or {}).get("arms", ()) for name in arm["values"]))
+    arms = (block or {}).get("arms", ())
+    metrics = tuple(dict.fromkeys(name for arm in arms for name in arm["values"]))
+    columns = [_column([arm["values"].get(name) for arm in arms]) for name in metrics]
     lines = tuple(
-        Line(arm["name"], arm["role"], tuple(_value(arm["values"].get(name)) for name in metrics), arm["error"])
-        for arm in (block or {}).get("arms", ())
+        Line(arm["name"], arm["role"], tuple(column[i] for column in columns), arm["error"])
+        for i, arm in enumerate(arms)
     )
     answer = verdict = ""
     if state == "done":
@@ -258,5 +261,10 @@ def _share(event: Mapping[str, Any] | None) -> float | None:
     return min(1.0, max(0.0, event["done"] / event["of"]))
 
 
-def _value(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+def _column(values: Sequence[float | None]) -> list[str]:
+    """A metric's values as text, with as many decimals each, so that they can be read down."""
+    most = max((abs(value) for value in values if value is not None), default=0.0)
+    if 0 < most < 0.01:
+        return ["" if value is None else f"{value:.3g}" for value in values]
+    decimals = max(0, 3 - max(0, math.floor(math.log10(most)))) if most else 3
+    return ["" if value is None else f"{value:,.{decimals}f}" for value in values]
