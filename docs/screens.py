@@ -52,7 +52,12 @@ SCREENS = {
     "paper": Screen(f"/papers/{READ}", (*_ALL, "daily/screens/templates/paper.html.jinja")),
     "run": Screen(
         "/runs/shown",
-        (*_ALL, "serve/static/run.css", "serve/templates/run.html.jinja", "serve/templates/live.html.jinja"),
+        (
+            *_ALL,
+            "serve/trials/static/run.css",
+            "serve/trials/templates/run.html.jinja",
+            "serve/trials/templates/live.html.jinja",
+        ),
         height=690,
     ),
 }
@@ -102,9 +107,9 @@ def serving(folder: Path) -> Iterator[str]:
 
     from broadsheet.daily.store import Store
     from broadsheet.serve.app import create_app
-    from broadsheet.serve.jobs import Jobs
-    from broadsheet.serve.offers import Offers
     from broadsheet.serve.page import DailyPage
+    from broadsheet.serve.trials.jobs import Jobs
+    from broadsheet.serve.trials.offers import Offers
 
     ours = [paper.id for paper in papers.page() if paper.ours]
     recorded = [found for name in ours if (found := evidence.read(name, evidence.folder()))]

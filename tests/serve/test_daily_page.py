@@ -20,12 +20,12 @@ from broadsheet.daily.digest import Digest, Mail
 from broadsheet.daily.records import Fact, Listing, Record
 from broadsheet.daily.store import Store
 from broadsheet.page import evidence
-from broadsheet.serve import jobs as jobs_module
 from broadsheet.serve.app import create_app
 from broadsheet.serve.guard import COOKIE, KeyRing
-from broadsheet.serve.jobs import Jobs
-from broadsheet.serve.offers import Offers
 from broadsheet.serve.page import DailyPage
+from broadsheet.serve.trials import jobs as jobs_module
+from broadsheet.serve.trials.jobs import Jobs
+from broadsheet.serve.trials.offers import Offers
 
 DAY = "2024-08-18"
 ATOM = {"a": "http://www.w3.org/2005/Atom"}
@@ -114,7 +114,7 @@ def test_a_paper_is_tried_watched_stopped_and_gone_on_with(server, made):
 
 
 def test_a_run_is_followed_by_events_until_it_ends(server, made, monkeypatch):
-    monkeypatch.setattr("broadsheet.serve.runs.LOOK", 0.01)
+    monkeypatch.setattr("broadsheet.serve.trials.runs.LOOK", 0.01)
     page, go = made
     job = page.jobs.start(["lastde"])
     wait(lambda: page.jobs.get(job.id).state == "running")
@@ -130,7 +130,7 @@ def test_a_run_is_followed_by_events_until_it_ends(server, made, monkeypatch):
 
 
 def test_streams_end_when_the_server_closes(server, made, monkeypatch):
-    monkeypatch.setattr("broadsheet.serve.runs.LOOK", 0.01)
+    monkeypatch.setattr("broadsheet.serve.trials.runs.LOOK", 0.01)
     page, go = made
     job = page.jobs.start(["lastde"])
     wait(lambda: page.jobs.get(job.id).state == "running")

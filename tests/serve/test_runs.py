@@ -14,9 +14,9 @@ from stub_trials import stubbed, wait
 from broadsheet.page import evidence
 from broadsheet.page.papers import get
 from broadsheet.report.answer import TrialAnswer
-from broadsheet.serve import jobs as jobs_module
-from broadsheet.serve import runs
-from broadsheet.serve.jobs import Job, Jobs
+from broadsheet.serve.trials import jobs as jobs_module
+from broadsheet.serve.trials import runs
+from broadsheet.serve.trials.jobs import Job, Jobs
 from broadsheet.trial.results import TrialResult
 
 ARMS = [

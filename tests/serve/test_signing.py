@@ -13,16 +13,16 @@ from stub_trials import stubbed
 
 from broadsheet.daily.records import Record
 from broadsheet.daily.store import Store
-from broadsheet.serve import jobs as jobs_module
 from broadsheet.serve import sessions as sessions_module
 from broadsheet.serve import signing
 from broadsheet.serve.app import create_app
 from broadsheet.serve.guard import COOKIE, KeyRing, Limits
-from broadsheet.serve.jobs import Jobs
-from broadsheet.serve.offers import Offers
 from broadsheet.serve.page import DailyPage
 from broadsheet.serve.sessions import SESSION, Sessions
 from broadsheet.serve.signing import Attempts
+from broadsheet.serve.trials import jobs as jobs_module
+from broadsheet.serve.trials.jobs import Jobs
+from broadsheet.serve.trials.offers import Offers
 
 RUN, READ, INFER, FEW = "r" * 24, "d" * 24, "i" * 24, "f" * 24
 PAPER = "/papers/2408.00001"

@@ -17,12 +17,12 @@ from broadsheet.daily.digest import Digest, Mail
 from broadsheet.daily.store import Store
 from broadsheet.page import evidence
 from broadsheet.report.html import html
-from broadsheet.serve import jobs as jobs_module
 from broadsheet.serve.app import create_app
 from broadsheet.serve.guard import COOKIE, KeyRing
-from broadsheet.serve.jobs import Jobs
-from broadsheet.serve.offers import Offers
 from broadsheet.serve.page import DailyPage
+from broadsheet.serve.trials import jobs as jobs_module
+from broadsheet.serve.trials.jobs import Jobs
+from broadsheet.serve.trials.offers import Offers
 from broadsheet.trial.results import TrialResult
 
 pytestmark = marks
@@ -64,8 +64,8 @@ def trying(
 ) -> Iterator[Trying]:
     paced = Paced(tmp_path, *recorded)
     monkeypatch.setattr(jobs_module.subprocess, "Popen", paced.popen)  # after the browser has begun
-    monkeypatch.setattr("broadsheet.serve.runs.LOOK", 0.02)
-    monkeypatch.setattr("broadsheet.serve.runs.AGAIN", 100)
+    monkeypatch.setattr("broadsheet.serve.trials.runs.LOOK", 0.02)
+    monkeypatch.setattr("broadsheet.serve.trials.runs.AGAIN", 100)
     store, jobs = Store(tmp_path / "page.sqlite"), Jobs(tmp_path / "jobs")
     page = DailyPage(
         store, jobs, Offers(("default", "tiny"), ("pydocs:stdlib",)),

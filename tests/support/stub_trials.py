@@ -107,7 +107,7 @@ def wait(holds: Callable[[], bool]) -> None:
 
 
 if __name__ == "__main__":
-    from broadsheet.serve.jobs import Jobs
+    from broadsheet.serve.trials.jobs import Jobs
 
     home = Path(sys.argv[1])
     subprocess.Popen, _ = stubbed(home)  # type: ignore[misc,assignment]

@@ -18,12 +18,13 @@ from broadsheet.daily.digest import Digest
 from broadsheet.daily.screens import routes
 from broadsheet.daily.screens.subscribing import subscribing
 from broadsheet.daily.store import Store
-from broadsheet.serve import failures, runs
+from broadsheet.serve import failures
 from broadsheet.serve.guard import Guard
-from broadsheet.serve.jobs import Jobs
-from broadsheet.serve.offers import Offers
-from broadsheet.serve.screens import Trying
 from broadsheet.serve.signing import Signing, is_read
+from broadsheet.serve.trials import runs
+from broadsheet.serve.trials.jobs import Jobs
+from broadsheet.serve.trials.offers import Offers
+from broadsheet.serve.trials.screens import Trying
 
 if TYPE_CHECKING:
     from broadsheet.daily.search import Meaning

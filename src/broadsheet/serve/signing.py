@@ -15,8 +15,8 @@ from fastapi import APIRouter, Request, Response
 from starlette.types import Scope
 
 from broadsheet.daily.screens import routes
-from broadsheet.serve import screens
 from broadsheet.serve.guard import COOKIE, Bucket, Guard, RefusedError
+from broadsheet.serve.rendering import screen
 from broadsheet.serve.sessions import SECONDS, SESSION, Sessions
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Signing:
                 message = "Another site has sent this, so nothing was changed."
             elif failure.why:
                 title, message = "Not with this key", _LACKING[failure.why]
-            found = screens.page("refused", failure.status, title=title, message=message, back=back)
+            found = screen("refused", failure.status, title=title, message=message, back=back)
         found.headers.update({**routes.HEADERS, **failure.headers})
         if failure.status == 401 or failure.why == "old page":  # with it the form is taken that comes next
             self._keep(found, COOKIE, self.token, request)
@@ -142,7 +142,7 @@ class Signing:
     ) -> Response:
         # The cookie is not sent where another site has led here, so one may be signed in all the same.
         led = request.headers.get("sec-fetch-site", "") in ("cross-site", "same-site")
-        found = screens.page("sign_in", status, said=said, to=to, led=led and request.method == "GET")
+        found = screen("sign_in", status, said=said, to=to, led=led and request.method == "GET")
         found.headers.update({**(headers or {}), "cache-control": "no-store"})
         return found
 

@@ -20,8 +20,8 @@ from typing import Any
 
 from broadsheet.console import InputError, duration
 from broadsheet.page import papers
-from broadsheet.serve.jobs import Job, Jobs
-from broadsheet.serve.offers import fields
+from broadsheet.serve.trials.jobs import Job, Jobs
+from broadsheet.serve.trials.offers import fields
 
 LOOK = 0.5  # seconds between two looks at a run
 BEAT = 15.0  # seconds after which an open connection is told that it is

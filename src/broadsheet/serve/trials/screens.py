@@ -7,25 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
-from jinja2 import ChoiceLoader, Environment, PackageLoader
 from markupsafe import Markup
 
 from broadsheet.console import InputError
 from broadsheet.daily.screens import routes
 from broadsheet.daily.screens.views import MissingError
 from broadsheet.page import papers
-from broadsheet.serve import runs
-from broadsheet.serve.jobs import Job, Jobs
-from broadsheet.serve.offers import Offers, fields
+from broadsheet.serve.rendering import part, screen
+from broadsheet.serve.trials import runs
+from broadsheet.serve.trials.jobs import Job, Jobs
+from broadsheet.serve.trials.offers import Offers, fields
 
-_POLICY = routes.HEADERS["content-security-policy"]
 _KINDS = {"js": "text/javascript", "css": "text/css"}
 Values = Mapping[str, Sequence[str]]
 
@@ -74,7 +72,7 @@ class Trying:
                 "quick": True,
                 "seed": "",
             }
-            return page(
+            return screen(
                 "try",
                 paper=paper,
                 fields=fields(paper.id),
@@ -91,13 +89,13 @@ class Trying:
     def _runs(self, router: APIRouter) -> None:
         @routes.get(router, "/runs")
         def every() -> Response:
-            return page("runs", runs=runs.all_runs(self.jobs))
+            return screen("runs", runs=runs.all_runs(self.jobs))
 
         @routes.get(router, "/runs/{name}")
         def one(name: str) -> Response:
             run = self._run(name)
             live = _live(run)
-            return page("run", run=run, live=Markup(live), mark=runs.mark(live))
+            return screen("run", run=run, live=Markup(live), mark=runs.mark(live))
 
         @router.get("/runs/{name}/events")
         def events(name: str, request: Request) -> Response:
@@ -126,7 +124,7 @@ class Trying:
         def static(kind: str) -> Response:
             if kind not in _KINDS:
                 raise MissingError("There is no such file.")
-            data = files("broadsheet.serve").joinpath("static", f"run.{kind}").read_bytes()
+            data = files("broadsheet.serve.trials").joinpath("static", f"run.{kind}").read_bytes()
             return Response(data, media_type=_KINDS[kind], headers={"cache-control": "no-cache"})
 
     def _paper(self, name: str) -> papers.Paper:
@@ -146,27 +144,10 @@ class Trying:
         return runs.run_of(self.jobs, job, self.jobs.events(name)[0])
 
 
-def page(template: str, status: int = 200, **given: Any) -> Response:
-    """A screen: a template with what it is given."""
-    text = _templates().get_template(f"{template}.html.jinja").render(trying=True, **given)
-    # Their script listens to the run.
-    headers = {"cache-control": "no-cache", "content-security-policy": f"{_POLICY}; connect-src 'self'"}
-    return Response(text.encode("utf-8", "replace"), status, headers, "text/html; charset=utf-8")
-
-
 def _back(name: str) -> Response:
     """To a run's screen, where its state is told and what can be done comes next."""
     return routes.to(f"/runs/{name}#state")
 
 
 def _live(run: runs.TrialRun) -> str:
-    return _templates().get_template("live.html.jinja").render(run=run)
-
-
-@cache
-def _templates() -> Environment:
-    own = routes.templates()
-    loader = own.loader
-    assert loader is not None
-    made: Environment = own.overlay(loader=ChoiceLoader([PackageLoader("broadsheet.serve"), loader]))
-    return made
+    return part("live", run=run)
