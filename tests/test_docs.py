@@ -478,6 +478,21 @@ def test_pictures_are_those_of_the_code_that_draws_them(monkeypatch: pytest.Monk
     assert 'url("http' not in drawn, "it loads nothing from elsewhere"
 
 
+def test_screens_are_those_of_the_code_that_draws_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import screens
+
+    made = json.loads((screens.IMAGES / "made.json").read_text("utf-8"))
+    assert made.keys() == screens.SCREENS.keys()
+    files = {f"{name}-{scheme}.webp" for name in made for scheme in screens.SCHEMES}
+    assert {path.name for path in screens.IMAGES.glob("*.webp")} == files
+    assert sum((screens.IMAGES / name).stat().st_size for name in files) < 600_000
+    shown = (ROOT / "docs/page.md").read_text("utf-8")
+    assert all(f"](images/page/{name})" in shown for name in files)
+    for name, screen in screens.SCREENS.items():
+        assert made[name] == screens.state(screen), f"{name} is older than its code: python docs/screens.py {name}"
+
+
 # What the pages show exists
 
 

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import check_access, chromium, marks, open_page
 from reading import NOW, finder, records, screens
 from serving import serving
 
 from broadsheet.daily.records import Fact, Listing, Record
 from broadsheet.daily.store import Store, Topic
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
-axe_module = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
-
-CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
-pytestmark = [
-    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs a Chromium at {CHROMIUM}; $CHROMIUM names another"),
-    pytest.mark.xdist_group("chromium"),
-]
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--no-first-run",
-]  # fmt: skip
+pytestmark = marks
 SCREENS = {
     "front": "/", "day": "/day/2024-08-19", "empty": "/day/2024-08-18", "week": "/week/2024-W33",
     "month": "/month/2024-08", "measured": "/papers/lastde", "plain": "/papers/2408.10398", "shelf": "/papers",
@@ -37,10 +26,8 @@ SCREENS = {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
+    with chromium() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture
@@ -68,37 +55,11 @@ def address(store: Store) -> Iterator[str]:
         yield running.url
 
 
-def open_page(browser: Any, **options: Any) -> tuple[Any, list[str]]:
-    """A page of a new context, and what goes wrong on it: errors, and requests beyond loopback."""
-    page = browser.new_context(**options).new_page()
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on(
-        "console", lambda message: wrong.append(message.text) if "Content Security Policy" in message.text else None
-    )
-    page.on(
-        "request",
-        lambda request: None if request.url.startswith(("http://127.0.0.1:", "data:")) else wrong.append(request.url),
-    )
-    return page, wrong
-
-
-@pytest.mark.parametrize("width", [320, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_screen_is_open_to_all(browser: Any, address: str, scheme: str, width: int) -> None:
-    page, wrong = open_page(browser, color_scheme=scheme, viewport={"width": width, "height": 900})
-    axe = axe_module.Axe()
-    for name, path in SCREENS.items():
+def test_every_screen_is_open_to_all(browser: Any, address: str) -> None:
+    page, wrong = open_page(browser)
+    for path in SCREENS.values():
         page.goto(address + path)
-        found = axe.run(page, options={"resultTypes": ["violations"], "rules": {"target-size": {"enabled": True}}})
-        told = [
-            (each["id"], each["nodes"][0]["html"][:200], each["nodes"][0].get("failureSummary"))
-            for each in found.response["violations"]
-        ]
-        assert not told, (name, scheme, width, told)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, (name, width)
-        assert page.locator("h1").count() == 1
-        assert page.locator("main").count() == page.locator("header").count() == page.locator("footer").count() == 1
+        check_access(page)
     assert not wrong
     page.context.close()
 

@@ -20,12 +20,13 @@ from test_agents import TOOLS
 from typer.testing import CliRunner
 
 from broadsheet.console import InputError
-from broadsheet.serve import commands, jobs
+from broadsheet.serve import commands
 from broadsheet.serve.agents.tools import Agents
 from broadsheet.serve.app import create_app
 from broadsheet.serve.guard import KeyRing, Limits
-from broadsheet.serve.jobs import Jobs
 from broadsheet.serve.models.named import Models
+from broadsheet.serve.trials import jobs
+from broadsheet.serve.trials.jobs import Jobs
 
 ALL, RUN, INFER, READ = "k" * 24, "r" * 24, "i" * 24, "d" * 24
 ACCEPT = {"accept": "application/json, text/event-stream"}

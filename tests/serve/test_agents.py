@@ -18,7 +18,7 @@ from broadsheet.console import InputError
 from broadsheet.page.papers import ours
 from broadsheet.serve.agents import tools as agents_module
 from broadsheet.serve.agents.tools import Agents
-from broadsheet.serve.jobs import Jobs
+from broadsheet.serve.trials.jobs import Jobs
 
 TOOLS = {"papers", "show", "evidence", "advise", "compare", "try_start", "try_watch", "try_stop", "try_result"}
 

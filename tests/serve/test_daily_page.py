@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import threading
 import urllib.request
@@ -10,24 +9,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
 
 import pytest
 from huggingface_hub import HfApi
 from lxml import etree, html
-from serving import Running, serving
+from serving import Browser, Running, serving
 from stub_trials import stubbed, wait
 
 from broadsheet.daily.digest import Digest, Mail
 from broadsheet.daily.records import Fact, Listing, Record
 from broadsheet.daily.store import Store
 from broadsheet.page import evidence
-from broadsheet.serve import jobs as jobs_module
 from broadsheet.serve.app import create_app
 from broadsheet.serve.guard import COOKIE, KeyRing
-from broadsheet.serve.jobs import Jobs
-from broadsheet.serve.offers import Offers
 from broadsheet.serve.page import DailyPage
+from broadsheet.serve.trials import jobs as jobs_module
+from broadsheet.serve.trials.jobs import Jobs
+from broadsheet.serve.trials.offers import Offers
 
 DAY = "2024-08-18"
 ATOM = {"a": "http://www.w3.org/2005/Atom"}
@@ -55,29 +53,6 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[DailyPage, Pa
 def server(made: tuple[DailyPage, Path]) -> Iterator[Running]:
     with serving(create_app(None, page=made[0])) as running:
         yield running
-
-
-class Browser:
-    """Asks as a browser does: keeps the cookie, says where it comes from, follows no redirect."""
-
-    def __init__(self, server: Running) -> None:
-        self.place = urlsplit(server.url).netloc
-        self.cookie = ""
-
-    def ask(self, path: str, form: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection(self.place, timeout=30)
-        given = {"accept": "text/html", "cookie": self.cookie, "origin": f"http://{self.place}", **headers}
-        body = None if form is None else urlencode(form, doseq=True)
-        if body is not None:
-            given["content-type"] = "application/x-www-form-urlencoded"
-        connection.request("GET" if body is None else "POST", path, body, given)
-        answer = connection.getresponse()
-        told = {name.lower(): value for name, value in answer.getheaders()}
-        if COOKIE in told.get("set-cookie", ""):
-            self.cookie = told["set-cookie"].partition(";")[0]
-        data = answer.read()
-        connection.close()
-        return answer.status, told, data
 
 
 def test_the_page_is_read_and_needs_no_model(server):
@@ -112,7 +87,8 @@ def test_a_paper_is_tried_watched_stopped_and_gone_on_with(server, made):
     assert {"peer", "generator", "method", "out"}.isdisjoint(names)
     status, told, _ = browser.ask(form.get("action"), {"model": "default", "quick": "yes", "pairs": "12"})
     assert status == 303
-    address = told["location"]
+    address, _, place = told["location"].partition("#")
+    assert place == "state", "where what can be done comes next"
     wait(lambda: b"<b>Runs</b>" in browser.ask(address)[2])
     shown = html.fromstring(browser.ask(address)[2])
     assert shown.xpath("//pre")[0].text_content() == "broadsheet try lastde --model default --quick --pairs 12"
@@ -138,7 +114,7 @@ def test_a_paper_is_tried_watched_stopped_and_gone_on_with(server, made):
 
 
 def test_a_run_is_followed_by_events_until_it_ends(server, made, monkeypatch):
-    monkeypatch.setattr("broadsheet.serve.runs.LOOK", 0.01)
+    monkeypatch.setattr("broadsheet.serve.trials.runs.LOOK", 0.01)
     page, go = made
     job = page.jobs.start(["lastde"])
     wait(lambda: page.jobs.get(job.id).state == "running")
@@ -154,7 +130,7 @@ def test_a_run_is_followed_by_events_until_it_ends(server, made, monkeypatch):
 
 
 def test_streams_end_when_the_server_closes(server, made, monkeypatch):
-    monkeypatch.setattr("broadsheet.serve.runs.LOOK", 0.01)
+    monkeypatch.setattr("broadsheet.serve.trials.runs.LOOK", 0.01)
     page, go = made
     job = page.jobs.start(["lastde"])
     wait(lambda: page.jobs.get(job.id).state == "running")
@@ -195,6 +171,46 @@ def test_another_site_starts_and_marks_nothing(server, made):
     browser.ask("/")
     assert browser.ask("/papers/2408.00001/marks", {"read": "1"})[0] == 303
     assert made[0].store.marks()["2408.00001"].read
+
+
+def test_a_form_of_an_earlier_servers_page_is_told_how_to_be_sent_again(server, made):
+    browser = Browser(server)
+    browser.cookies[COOKIE] = "of-an-earlier-server"
+    form, sent_from = {"note": "Kept"}, f"{server.url}/papers/2408.00001?x=%3Cb%3E"
+    status, told, body = browser.ask("/papers/2408.00001/marks", form, referer=sent_from)
+    assert (status, told["content-type"]) == (403, "text/html; charset=utf-8")
+    assert "default-src 'none'" in told["content-security-policy"]
+    page = html.fromstring(body)
+    assert page.xpath("//h1/text()") == ["Send it once more"]
+    assert page.xpath("//main//a/@href") == ["/papers/2408.00001?x=%3Cb%3E"]
+    assert made[0].store.marks() == {}
+    assert browser.ask("/papers/2408.00001/marks", form)[0] == 303, "what was given with the refusal holds"
+    assert made[0].store.marks()["2408.00001"].note == "Kept"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "same-site"},
+        {"sec-fetch-site": "cross-site"}, {"referer": "http://[", "origin": "http://evil.example"},
+    ],
+)  # fmt: skip
+def test_another_sites_form_is_given_nothing(server, headers):
+    browser = Browser(server)
+    status, told, body = browser.ask("/papers/2408.00001/marks", {"read": "1"}, **headers)
+    assert status == 403
+    assert "set-cookie" not in told
+    assert "Another site has sent this" in html.fromstring(body).text_content()
+
+
+def test_programs_are_refused_in_json(server):
+    browser = Browser(server)
+    for path, accept in (("/papers/2408.00001/marks", "*/*"), ("/v1/chat/completions", "text/html")):
+        status, told, body = browser.ask(path, {"read": "1"}, accept=accept)
+        assert (status, told["content-type"]) == (403, "application/json")
+        assert json.loads(body)["error"]["type"] == "permission_error"
+    status, told, _ = browser.ask("/", host="elsewhere.example")
+    assert (status, told["content-type"]) == (421, "application/json")
 
 
 def test_the_hub_client_reads_it(server):

@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 from stub_trials import stubbed, wait
 
 from broadsheet.console import InputError
-from broadsheet.serve import jobs
-from broadsheet.serve.jobs import Job, Jobs
+from broadsheet.serve.trials import jobs
+from broadsheet.serve.trials.jobs import Job, Jobs
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from broadsheet.console import InputError
 from broadsheet.options import construct, form, pairs
 from broadsheet.page.papers import load, ours
-from broadsheet.serve.offers import Offers, fields
+from broadsheet.serve.trials.offers import Offers, fields
 
 OFFERS = Offers(("default", "tiny"), ("pydocs:stdlib",))
 

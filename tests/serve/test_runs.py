@@ -14,9 +14,9 @@ from stub_trials import stubbed, wait
 from broadsheet.page import evidence
 from broadsheet.page.papers import get
 from broadsheet.report.answer import TrialAnswer
-from broadsheet.serve import jobs as jobs_module
-from broadsheet.serve import runs
-from broadsheet.serve.jobs import Job, Jobs
+from broadsheet.serve.trials import jobs as jobs_module
+from broadsheet.serve.trials import runs
+from broadsheet.serve.trials.jobs import Job, Jobs
 from broadsheet.trial.results import TrialResult
 
 ARMS = [
@@ -54,11 +54,19 @@ def test_a_run_is_shown_with_values_so_far_and_without_a_verdict(made):
     assert (shown(jobs, other).told, shown(jobs, other).ahead) == ("waits for 1 other", 1)
     tell(jobs, job, {"event": "said", "text": "8 pairs"})
     assert (shown(jobs, job).step, shown(jobs, job).done) == ("8 pairs", None)
+    tell(jobs, job, {"event": "progress", "what": "reading", "done": 1, "of": 4})
+    tell(jobs, job, {"event": "said", "text": "reading: 1 of 4, about 30 s left"})
+    assert (shown(jobs, job).step, shown(jobs, job).done) == ("reading: 1 of 4, about 30 s left", 0.25)
+    tell(jobs, job, {"event": "said", "text": "training"})
+    assert (shown(jobs, job).step, shown(jobs, job).done) == ("training", None)
     tell(jobs, job, {"event": "block", "done": 2, "of": 8, "items": 16, "piloting": False, "left": 90.0, "arms": ARMS})
     run = shown(jobs, job)
     assert (run.step, run.done, run.left, run.items) == ("running the arms: 2 of 8", 0.25, "90 s", 16)
     assert run.metrics == ("AUROC", "texts/s")
-    assert [(line.name, line.values) for line in run.arms[:2]] == [("plain", ("0.5", "12,345")), ("ours", ("0.75", ""))]
+    assert [(line.name, line.values) for line in run.arms[:2]] == [
+        ("plain", ("0.500", "12,345")),
+        ("ours", ("0.750", "")),
+    ]
     assert run.arms[2].error == "in block 2: no"
     assert run.verdict == run.answer == ""
     assert run.command == "broadsheet try lastde --quick"
@@ -126,9 +134,12 @@ def test_the_live_part_is_sent_when_it_changes_and_ends_with_the_run_or_the_serv
 
     async def listened() -> list[dict[str, Any]]:
         got = []
-        async for part in runs.live(jobs, job.id, render, lambda: False):
+        async for part in runs.live(jobs, job.id, render, lambda: False, seats):
             lines = dict(line.split(": ", 1) for line in part.decode().splitlines() if ": " in line)
-            got.append({"id": int(lines["id"]), **json.loads(lines["data"])})
+            if "data" not in lines:
+                continue
+            assert seats.left == 3
+            got.append({"id": lines["id"], **json.loads(lines["data"])})
             if len(got) == 1:
                 await asyncio.sleep(0.1)  # nothing new: nothing is sent
                 tell(jobs, job, {"event": "said", "text": "two"})
@@ -136,13 +147,47 @@ def test_the_live_part_is_sent_when_it_changes_and_ends_with_the_run_or_the_serv
                 go.touch()
         return got
 
+    seats = runs.Seats(4)
     got = asyncio.run(listened())
-    assert [(each["id"], each["html"], each["ended"]) for each in got] == [
-        (1, "running one", False), (2, "running two", False), (2, "done ", True),
+    assert [(each["html"], each["ended"]) for each in got] == [
+        ("running one", False), ("running two", False), ("done ", True),
     ]  # fmt: skip
+    assert seats.left == 4
 
-    async def resumed(after: int, closing: bool) -> int:
-        return len([part async for part in runs.live(jobs, job.id, render, lambda: closing, after)])
+    async def resumed(seen: str, closing: bool) -> list[bytes]:
+        return [part async for part in runs.live(jobs, job.id, render, lambda: closing, seats, seen)][1:]
 
-    assert asyncio.run(resumed(2, False)) == 1, "the end is told also to who has seen all"
-    assert asyncio.run(resumed(-1, True)) == 0
+    assert len(asyncio.run(resumed(got[-1]["id"], False))) == 1, "the end is told also to who has seen all"
+    assert asyncio.run(resumed("", True)) == []
+
+
+def test_who_finds_no_seat_is_told_what_is_new_and_asks_again(made):
+    jobs, go = made
+    job, seats = jobs.start(["lastde"]), runs.Seats(0)
+    wait(lambda: jobs.get(job.id).state == "running")
+
+    async def asked(seen: str) -> list[str]:
+        parts = runs.live(jobs, job.id, lambda run: f"{run.state} {run.step}", lambda: False, seats, seen)
+        return [part.decode() async for part in parts]
+
+    first, told = asyncio.run(asked(""))
+    assert first == "retry: 2000\n\n"
+    seen = told.split()[1]
+    assert json.loads(told.splitlines()[2].removeprefix("data: ")) == {"html": "running begins", "ended": False}
+    assert asyncio.run(asked(seen)) == [first], "nothing is new"
+    tell(jobs, job, {"event": "said", "text": "one"})
+    assert "running one" in asyncio.run(asked(seen))[1]
+    go.touch()
+    assert seats.left == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([0.5, 0.0371, None], ["0.500", "0.037", ""]), ([12.345, 7.0], ["12.35", "7.00"]),
+        ([12345.6, 0.2], ["12,346", "0"]), ([0.0004, -0.00123], ["0.0004", "-0.00123"]), ([0.0, None], ["0.000", ""]),
+        ([None], [""]), ([-103.25, 9.99], ["-103.2", "10.0"]),
+    ],
+)  # fmt: skip
+def test_values_of_a_metric_have_as_many_decimals(values, shown):
+    assert runs._column(values) == shown

@@ -17,8 +17,8 @@ from broadsheet.embed.base import baseline
 from broadsheet.rank import ListwiseReranker
 from broadsheet.serve.agents.tools import Agents
 from broadsheet.serve.app import create_app
-from broadsheet.serve.jobs import Jobs
 from broadsheet.serve.models.named import Models
+from broadsheet.serve.trials.jobs import Jobs
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serve.md").read_text("utf-8")
 URL = "http://127.0.0.1:8000"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib
 import json
 import os
@@ -17,8 +18,10 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 import uvicorn
@@ -45,6 +48,34 @@ class Running:
                 return answer.status, json.loads(text) if "json" in answer.headers["content-type"] else text.decode()
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
+
+
+class Browser:
+    """Asks as a browser does: keeps cookies, says where it comes from, follows no redirect."""
+
+    def __init__(self, server: Running) -> None:
+        self.place = urlsplit(server.url).netloc
+        self.cookies: dict[str, str] = {}
+
+    def ask(self, path: str, form: Any = None, **headers: str | None) -> tuple[int, dict[str, str], bytes]:
+        """(status, headers, body) of a request, which sends a form where there is one; None: without that header."""
+        connection = http.client.HTTPConnection(self.place, timeout=30)
+        cookie = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        given = {"accept": "text/html", "cookie": cookie, "origin": f"http://{self.place}", **headers}
+        body = None if form is None else urlencode(form, doseq=True)
+        if body is not None:
+            given["content-type"] = "application/x-www-form-urlencoded"
+        sent = {name: value for name, value in given.items() if value is not None}
+        connection.request("GET" if body is None else "POST", path, body, sent)
+        answer = connection.getresponse()
+        told = answer.getheaders()
+        for name, morsel in SimpleCookie("\n".join(v for n, v in told if n.lower() == "set-cookie")).items():
+            self.cookies[name] = morsel.value
+            if morsel["max-age"] == "0":
+                del self.cookies[name]
+        data = answer.read()
+        connection.close()
+        return answer.status, {name.lower(): value for name, value in told}, data
 
 
 @contextmanager

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 RIGHTS: dict[str, Right] = {
     "/v1/models": "read", "/health": "read", "/metrics": "read", "/openapi.json": "read",
     "/v1/": "infer", "/v2/": "infer", "/tokenize": "infer", "/detokenize": "infer",
-    "/api/": "read", "/feed": "read",
+    "/api/": "read", "/feed": "read", "GET /": "read", "/mcp": "run",
 }  # fmt: skip
 
 
@@ -85,10 +85,11 @@ def create_app(
         routes.install(app, state)
     if tools:
         app.router.add_route(tools.path, tools, methods=["POST"])
-    token = shared.token if shared else secrets.token_urlsafe(32)
+    keys, token = keys or KeyRing(), shared.token if shared else secrets.token_urlsafe(32)
+    guard = Guard(app, keys, limits, RIGHTS, state.metrics.ended, token)
     if page:
-        page.install(app, token, lambda: state.draining)
-    return Guard(app, keys or KeyRing(), limits, RIGHTS, state.metrics.ended, token)
+        page.install(app, guard, lambda: state.draining, shared)
+    return guard
 
 
 def _tools(agents: Agents, limits: Limits, state: ServerState) -> Any:

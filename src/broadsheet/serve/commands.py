@@ -94,8 +94,8 @@ def serve(
     from broadsheet.cache import home
     from broadsheet.serve import running
     from broadsheet.serve.guard import KeyRing, Limits
-    from broadsheet.serve.offers import Offers
     from broadsheet.serve.plan import ServingPlan
+    from broadsheet.serve.trials.offers import Offers
 
     known = KeyRing.of(keys, os.environ)
     running.check_address(host, known)
@@ -192,8 +192,8 @@ def mcp(
     the code (`serve/agents/SKILL.md`). `broadsheet serve --agents` gives the same over HTTP.
     """
     from broadsheet.serve.agents.tools import Agents
-    from broadsheet.serve.offers import Offers
     from broadsheet.serve.plan import check_agents, made_jobs
+    from broadsheet.serve.trials.offers import Offers
 
     check_agents(results)
     kept = made_jobs(jobs)

@@ -1,7 +1,9 @@
 """The guard: who may ask what, how much at once, and how large. It stands in front of every route.
 
 Knows: headers, keys, bytes. Does not know: what a route does. Keys are compared by their SHA-256 in constant time, and
-are in no log, error or metric.
+are in no log, error or metric. A program gives its key with each request; a person gives it once, and is known by a
+cookie (`sessions`). A browser sends that whoever has made it ask, so what changes something must come from this
+server's own page.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import json
 import secrets
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +25,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broadsheet.console import InputError, say, where
 from broadsheet.serve.protocol import error
+from broadsheet.serve.sessions import SESSION, Sessions
 
 Right = Literal["infer", "read", "run"]
+Why = Literal["", "old page", "elsewhere", "infer", "read", "run"]
 RIGHTS: tuple[Right, ...] = ("infer", "read", "run")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 COOKIE = "broadsheet_token"
 _now = time.monotonic
+_OPEN_BYTES = 4096  # of a body that needs no key
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _STATE = struct.Struct("dd")  # what is left of a bucket, and when it was
 
@@ -127,6 +132,9 @@ class KeyRing:
     def __bool__(self) -> bool:
         return bool(self._keys)
 
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._keys)
+
     @classmethod
     def of(cls, file: Path | None, environment: Mapping[str, str]) -> KeyRing:
         """Those of a file, or of `BROADSHEET_SERVE_KEYS`."""
@@ -192,10 +200,14 @@ class Guard:
     """ASGI middleware that lets through what may pass, with the body read whole.
 
     Args:
-        rights: of a path, by its beginning; the longest that fits decides, and `run` holds where none does.
+        rights: of a path, by its beginning; the longest that fits decides, and `run` holds where none does. One that
+            begins with `GET ` is of what is read alone.
         ended: called with route, status and seconds of each request that has ended; the route is empty where there is
             none, or the request was refused.
         token: of the cookie that a page of this server's own is given; a new one by default.
+        screen: how a person's browser is told of a refusal; None, or where it gives None: as machines are.
+        sessions: of persons; None: there are none, and every request needs its key.
+        open: paths that need no key, but where something is changed this server's own page.
 
     Attributes:
         active: requests that were let through and have not ended.
@@ -209,10 +221,14 @@ class Guard:
         rights: Mapping[str, Right],
         ended: Callable[[str, int, float], None] = lambda *_: None,
         token: str = "",
+        screen: Callable[[Scope, RefusedError], ASGIApp | None] | None = None,
+        sessions: Sessions | None = None,
+        open: Container[str] = (),
     ) -> None:
         self.app, self.keys, self.limits, self.ended = app, keys, limits, ended
+        self.screen, self.sessions, self.open = screen or (lambda *_: None), sessions, open
         self.active = 0
-        self.rights = dict(sorted(rights.items(), key=lambda each: -len(each[0])))
+        self.rights = dict(sorted(rights.items(), key=lambda each: -len(each[0].removeprefix("GET "))))
         self.token = token or secrets.token_urlsafe(32)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -225,11 +241,11 @@ class Guard:
         refused = self._refused(scope, headers)
         if refused is None:
             try:
-                receive = await self._read(headers, receive)
-            except _RefusedError as failure:
+                receive = await self._read(headers, receive, _OPEN_BYTES if scope["path"] in self.open else None)
+            except RefusedError as failure:
                 refused = failure
         if refused is not None:
-            await refused.answer(send)
+            await (self.screen(scope, refused) or refused)(scope, receive, send)
             self.ended("", refused.status, 0.0)
             return
         status, start = 500, _now()
@@ -248,48 +264,74 @@ class Guard:
             self.active -= 1
             self.ended(getattr(scope.get("route"), "path", ""), status, _now() - start)
 
-    def _refused(self, scope: Scope, headers: Mapping[str, str]) -> _RefusedError | None:
+    def _refused(self, scope: Scope, headers: Mapping[str, str]) -> RefusedError | None:
         """Why a request may not pass; None where it may."""
         path, method = scope["path"], scope["method"]
         host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
         if self.limits.hosts and headers.get("host", "") not in self.limits.hosts and host not in self.limits.hosts:
-            return _RefusedError(421, "this server is not called by that name", "invalid_request_error")
+            return RefusedError(421, "this server is not called by that name", "invalid_request_error")
         if path.startswith("/health") and self.limits.open_health:
             return None
-        if self.keys:
-            key = self.keys.find(headers.get("authorization", ""))
-            if key is None:
-                return _RefusedError(
-                    401, "no key, or one that is not known: Authorization: Bearer KEY", "authentication_error",
-                    {"www-authenticate": "Bearer"},
-                )  # fmt: skip
-            if self._right(path) not in key.rights:
-                return _RefusedError(403, f"this key may not {self._right(path)}", "permission_error")
-            if seconds := key.admit():
-                return _RefusedError(
-                    429, "this key has used what it may in a minute", "rate_limit_error",
-                    {"retry-after": str(max(1, round(seconds)))},
-                )  # fmt: skip
-            scope.setdefault("state", {})["key"] = key
-        elif method not in _SAFE and ("origin" in headers or "sec-fetch-site" in headers):
-            # A page of another site may send requests here; it has not got the cookie, nor may it read it.
-            cookies = dict(each.strip().partition("=")[::2] for each in headers.get("cookie", "").split(";"))
-            if not hmac.compare_digest(cookies.get(COOKIE, "").encode(), self.token.encode()):
-                return _RefusedError(
-                    403, "a browser may ask this from this server's own page alone", "permission_error"
-                )
+        if self.keys and path not in self.open:
+            return self._locked(scope, headers)
+        if method not in _SAFE and (self.keys or "origin" in headers or "sec-fetch-site" in headers):
+            return self._foreign(headers)
         return None
 
-    def _right(self, path: str) -> Right:
-        return next((right for start, right in self.rights.items() if path.startswith(start)), "run")
+    def _locked(self, scope: Scope, headers: Mapping[str, str]) -> RefusedError | None:
+        """Why a request may not pass where there are keys; None where it may."""
+        state = scope.setdefault("state", {})
+        key = self.keys.find(headers.get("authorization", ""))
+        if key is None and self.sessions and "authorization" not in headers:
+            key = self.sessions.find(_cookies(headers).get(SESSION, ""))
+            state["signed"] = key is not None
+        if key is None:
+            return RefusedError(
+                401, "no key, or one that is not known: Authorization: Bearer KEY", "authentication_error",
+                {"www-authenticate": "Bearer"},
+            )  # fmt: skip
+        if state.get("signed") and scope["method"] not in _SAFE and (refused := self._foreign(headers)):
+            return refused
+        right = self._right(scope["method"], scope["path"])
+        if right not in key.rights:
+            return RefusedError(403, f"this key may not {right}", "permission_error", why=right)
+        if seconds := key.admit():
+            return RefusedError(
+                429, "this key has used what it may in a minute", "rate_limit_error",
+                {"retry-after": str(max(1, round(seconds)))},
+            )  # fmt: skip
+        state["key"] = key
+        return None
 
-    async def _read(self, headers: Mapping[str, str], receive: Receive) -> Receive:
+    def _foreign(self, headers: Mapping[str, str]) -> RefusedError | None:
+        """Why what a browser wants to change may not come from where it comes from; None where it may.
+
+        A page of another site may send requests here; it has not got the cookie, nor may it read it. One of another
+        port of this machine is of the same site, and its requests bring the cookie: the browser says where it is from.
+        """
+        site, origin = headers.get("sec-fetch-site", ""), headers.get("origin", "").partition("//")[2]
+        own = site in ("same-origin", "none") if site else origin == headers.get("host", "")
+        cookie = _cookies(headers).get(COOKIE, "")
+        if own and hmac.compare_digest(cookie.encode(), self.token.encode()):
+            return None
+        why: Why = "old page" if own else "elsewhere"
+        return RefusedError(
+            403, "a browser may ask this from this server's own page alone", "permission_error", why=why
+        )
+
+    def _right(self, method: str, path: str) -> Right:
+        asked = f"{'GET' if method in _SAFE else method} {path}"
+        return next(
+            (right for start, right in self.rights.items() if asked.startswith(start) or path.startswith(start)), "run"
+        )
+
+    async def _read(self, headers: Mapping[str, str], receive: Receive, most: int | None) -> Receive:
         """The body, read whole; then what the server says of the connection."""
+        most = min(most or self.limits.body_bytes, self.limits.body_bytes)
+        too_long = RefusedError(413, f"a body of at most {most:,} bytes is read", "invalid_request_error")
         declared = headers.get("content-length", "0")
-        if not declared.isdigit() or int(declared) > self.limits.body_bytes:
-            raise _RefusedError(
-                413, f"a body of at most {self.limits.body_bytes:,} bytes is read", "invalid_request_error"
-            )
+        if not declared.isdigit() or int(declared) > most:
+            raise too_long
         parts, size = [], 0
         try:
             async with asyncio.timeout(self.limits.body_seconds):
@@ -299,15 +341,17 @@ class Guard:
                         return _replay(message, receive)
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
-                    if size > self.limits.body_bytes:
-                        raise _RefusedError(
-                            413, f"a body of at most {self.limits.body_bytes:,} bytes is read", "invalid_request_error"
-                        )
+                    if size > most:
+                        raise too_long
                     if not message.get("more_body"):
                         break
         except TimeoutError:
-            raise _RefusedError(408, "the body took too long", "invalid_request_error") from None
+            raise RefusedError(408, "the body took too long", "invalid_request_error") from None
         return _replay({"type": "http.request", "body": b"".join(parts), "more_body": False}, receive)
+
+
+def _cookies(headers: Mapping[str, str]) -> dict[str, str]:
+    return dict(each.strip().partition("=")[::2] for each in headers.get("cookie", "").split(";"))
 
 
 def _replay(first: Message, receive: Receive) -> Receive:
@@ -320,14 +364,24 @@ def _replay(first: Message, receive: Receive) -> Receive:
     return again
 
 
-class _RefusedError(Exception):
-    def __init__(self, status: int, message: str, kind: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.kind, self.headers = status, kind, dict(headers or {})
+class RefusedError(Exception):
+    """Why a request may not pass; as an app, what machines are answered.
 
-    async def answer(self, send: Send) -> None:
+    Attributes:
+        why: of 403: a page of this server's own asked with the cookie of an earlier server, or none; or another page
+            did; or the right that the key lacks.
+    """
+
+    def __init__(
+        self, status: int, message: str, kind: str, headers: Mapping[str, str] | None = None, why: Why = ""
+    ) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.why = status, kind, why
+        self.headers = {"connection": "close", **(headers or {})}  # nobody has read the body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = json.dumps(error(str(self), self.kind)).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
-        raw = [(name.encode(), value.encode()) for name, value in {**headers, **self.headers}.items()]
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **self.headers}
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": self.status, "headers": raw})
         await send({"type": "http.response.body", "body": body})

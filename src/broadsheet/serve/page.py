@@ -20,14 +20,16 @@ from broadsheet.daily.screens import routes
 from broadsheet.daily.screens.subscribing import subscribing
 from broadsheet.daily.store import Store
 from broadsheet.serve import failures
-from broadsheet.serve.jobs import Jobs
-from broadsheet.serve.offers import Offers
-from broadsheet.serve.screens import Trying
+from broadsheet.serve.guard import Guard
+from broadsheet.serve.signing import Signing, is_read
+from broadsheet.serve.trials import runs
+from broadsheet.serve.trials.jobs import Jobs
+from broadsheet.serve.trials.offers import Offers
+from broadsheet.serve.trials.screens import Trying
 
 if TYPE_CHECKING:
     from broadsheet.daily.search import Meaning
-
-_MACHINES = ("/v1/", "/v2/", "/api/", "/mcp", "/metrics", "/health")
+    from broadsheet.serve.workers import Shared
 
 
 @dataclass(frozen=True)
@@ -47,19 +49,25 @@ class DailyPage:
     meaning: Meaning | None = None
     digest: Digest | None = None
 
-    def install(self, app: FastAPI, token: str, closing: Callable[[], bool]) -> None:
+    def install(self, app: FastAPI, guard: Guard, closing: Callable[[], bool], shared: Shared | None = None) -> None:
         """Give an app the page.
 
         Args:
-            token: that a browser has to bring back where it changes something.
+            guard: in front of the app; it gets the page's refusals, and where there are keys, its way to sign in.
             closing: whether the server is.
+            shared: what other processes of the server share, such as the streams that a browser can hold.
         """
+        token, workers = guard.token, shared.workers if shared else 1
+        seats = runs.Seats(runs.SEATS // workers)
         find = partial(search.find, self.store, meaning=self.meaning)
         similar = partial(search.similar, self.store, meaning=self.meaning)
         screens = routes.routes(self.store, find, lambda: token, similar=similar, trying=True)
         app.include_router(api.routes(self.store, find))
-        app.include_router(Trying(self.jobs, self.offers, closing).routes(screens))
+        app.include_router(Trying(self.jobs, self.offers, closing, seats).routes(screens))
         app.include_router(subscribing(self.digest, screens))
+        signing = Signing(guard, shared)
+        if guard.keys:
+            app.include_router(signing.routes(screens))
         app.include_router(screens)
 
         @app.exception_handler(NoDatabaseError)
@@ -68,8 +76,7 @@ class DailyPage:
 
         @app.exception_handler(404)
         async def missing(request: Request, failure: HTTPException) -> Response:
-            reads = "text/html" in request.headers.get("accept", "") and request.method in ("GET", "HEAD")
-            if reads and not request.url.path.startswith(_MACHINES):
+            if is_read(request) and request.method in ("GET", "HEAD"):
                 routes.TRYING.set(True)
                 return routes.missing()
             return failures.answer(404, str(failure.detail), failure.headers)

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from broadsheet.console import InputError
 from broadsheet.serve.guard import Guard, KeyRing, Limits
-from broadsheet.serve.offers import Offers
+from broadsheet.serve.trials.offers import Offers
 
 if TYPE_CHECKING:
     from broadsheet.daily.digest import Digest, Mail
     from broadsheet.daily.search import Meaning
     from broadsheet.daily.store import Store
     from broadsheet.serve.agents.tools import Agents
-    from broadsheet.serve.jobs import Jobs
     from broadsheet.serve.page import DailyPage
+    from broadsheet.serve.trials.jobs import Jobs
     from broadsheet.serve.workers import Shared
 
 
@@ -137,6 +137,6 @@ def check_agents(results: Path | None) -> None:
 def made_jobs(folder: Path | None) -> Jobs:
     """The trials of a folder, by default of one in the cache folder."""
     from broadsheet.cache import home
-    from broadsheet.serve.jobs import Jobs
+    from broadsheet.serve.trials.jobs import Jobs
 
     return Jobs(folder or home() / "jobs")

@@ -45,12 +45,16 @@ class Shared:
     Attributes:
         folder: where each counts, and where it stands what keys have left.
         token: of the cookie that a page of this server's own is given.
+        secret: by which sessions are sealed.
         started: seconds since 1970.
+        workers: how many they are.
     """
 
     folder: Path
     token: str
+    secret: str
     started: int
+    workers: int
 
 
 def run(
@@ -74,7 +78,7 @@ def run(
     with bound(host, port) as address, _folder() as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # read where the client is imported, in each worker
         keys.share(folder)
-        shared = Shared(folder, secrets.token_urlsafe(32), int(time.time()))
+        shared = Shared(folder, secrets.token_urlsafe(32), secrets.token_urlsafe(32), int(time.time()), workers)
         _Workers(lambda number: (make, keys, shared, workers, number, address), workers).run(
             lambda: say(told(host, address, what, f" by {workers} workers"))
         )

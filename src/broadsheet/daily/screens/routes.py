@@ -47,6 +47,7 @@ _PLACE = re.compile(r"[\w./-]{1,80}", re.ASCII)  # on a screen, to come back to
 _STATIC = {"page.css": "text/css", "page.js": "text/javascript"}
 Given = dict[str, str]
 TRYING: ContextVar[bool] = ContextVar("TRYING", default=False)  # whether the screen that is made leads to runs
+SIGNED: ContextVar[bool] = ContextVar("SIGNED", default=False)  # whether who reads it has signed in, and may sign out
 
 
 async def _form(request: Request) -> Given:
@@ -95,6 +96,7 @@ def routes(
 
             async def answer(request: Request) -> Response:
                 TRYING.set(trying)
+                SIGNED.set(request.scope.get("state", {}).get("signed", False))
                 try:
                     found = await ask(request)
                 except MissingError as error:
@@ -353,6 +355,7 @@ def templates() -> Environment:
     pages.filters |= {"found_by": search_address}
     pages.filters |= {"list_twice": lambda each: (each, each), "numbered": _numbered, "ticked": _ticked}
     pages.globals |= {"claim_marks": CLAIM_MARKS, "RUNGS": views.RUNGS}
+    pages.globals |= {"signed": SIGNED.get}
     pages.globals |= {"weekday": dates.weekday, "day_words": dates.day_words}
     return pages
 

@@ -19,7 +19,7 @@ from broadsheet.page import evidence
 from broadsheet.page.docparts import example, first_sentences, use
 from broadsheet.page.papers import RUNGS, Paper, docstring, get, get_trial, search
 from broadsheet.report.answer import TrialAnswer
-from broadsheet.serve.jobs import Job, Jobs
+from broadsheet.serve.trials.jobs import Job, Jobs
 from broadsheet.trial.results import TrialResult
 
 INSTRUCTIONS = """\

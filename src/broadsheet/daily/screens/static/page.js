@@ -4,6 +4,7 @@
   const KEYS = [
     ["j, k", "the next paper, the one before"], ["Enter", "open it"], ["/", "search"],
     ["s", "save for later, or take back"], ["r", "read, or not"], ["n", "write a note"],
+    ["t", "try the paper, on its screen"],
     ["[, ]", "the day, week or month before, and after"], ["g d, g w, g m", "the last day, week, month"],
     ["g h", "the front page"], ["?", "show these keys"],
   ];
@@ -80,9 +81,10 @@
     else if (item) location.assign(`${item.querySelector("a.title").getAttribute("href")}#note`);
     else said.textContent = "Choose a paper first: j";
   };
-  const follow = (id) => {
-    const link = document.getElementById(id);
+  const follow = (chosen, otherwise = "") => {
+    const link = document.querySelector(chosen);
     if (link) location.assign(link.href);
+    else said.textContent = otherwise;
   };
   const typing = (target) =>
     target.isContentEditable || /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName) || dialog.open;
@@ -99,7 +101,8 @@
     const acts = {
       j: () => move(1), k: () => move(-1), s: () => press("later"), r: () => press("read"), n: note,
       "/": () => document.getElementById("q").focus(),
-      "[": () => follow("previous"), "]": () => follow("next"), "?": help,
+      "[": () => follow("#previous"), "]": () => follow("#next"), "?": help,
+      t: () => follow(".try a", "No trial is here"),
       g: () => { waiting = Date.now() + 1500; },
     };
     if (Object.hasOwn(acts, key)) {

@@ -2,29 +2,35 @@
 
 Knows: jobs, what a form may ask for (`offers`), how a run is told while it lasts. Does not know: trials.
 While a run lasts values are shown and no verdict: one that is looked at again and again will once be there by chance.
-The live part of a screen is made here and sent whole, as server-sent events; without script the screen loads itself
-anew.
+The live part of a screen is made here and sent whole, as server-sent events. A browser has six connections to a
+server, over all its tabs: so few streams are held, and who finds no seat is told what is new and asks again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import math
 import shlex
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from broadsheet.console import InputError, duration
 from broadsheet.page import papers
-from broadsheet.serve.jobs import Job, Jobs
-from broadsheet.serve.offers import fields
+from broadsheet.serve.trials.jobs import Job, Jobs
+from broadsheet.serve.trials.offers import fields
 
 LOOK = 0.5  # seconds between two looks at a run
 BEAT = 15.0  # seconds after which an open connection is told that it is
+SEATS = 4  # streams that a server holds, of the six connections that a browser has to it
+AGAIN = 2000  # milliseconds after which a browser asks again whose stream has ended
 TOLD = {
     "waiting": "waits for its turn",
     "running": "runs",
+    "stopping": "is being stopped",
     "done": "done",
     "failed": "failed",
     "stopped": "stopped",
@@ -47,12 +53,13 @@ class TrialRun:
     """A run as its screen shows it.
 
     Attributes:
-        state: see `TOLD`; "interrupted" where neither its end nor a stop was told.
+        state: see `TOLD`; "stopping" while its process takes its time to end, "interrupted" where neither its end nor
+            a stop was told.
+        why: it has failed.
         step: what it does, with how far it is, in words.
         done: the share that is done; None: not known.
         left: about how long it takes still, in words.
         answer: what it found, once it is done.
-        last: the number of the last event.
     """
 
     id: str
@@ -70,7 +77,7 @@ class TrialRun:
     answer: str = ""
     verdict: str = ""
     ahead: int = 0
-    last: int = 0
+    why: str = ""
 
     @property
     def url(self) -> str:
@@ -79,7 +86,7 @@ class TrialRun:
     @property
     def ended(self) -> bool:
         """Whether nothing more will happen by itself."""
-        return self.state not in ("waiting", "running")
+        return self.state not in ("waiting", "running", "stopping")
 
     @property
     def told(self) -> str:
@@ -98,26 +105,51 @@ class Follower:
     events: list[dict[str, Any]] = field(default_factory=list)
     offset: int = 0
 
-    def look(self) -> int:
-        """Read on; returns how many events there are."""
+    def look(self) -> TrialRun:
+        """Read on; returns the run as it is now."""
+        job = self.jobs.get(self.id)
         found, self.offset = self.jobs.events(self.id, self.offset)
         self.events += found
-        return self.events[-1]["n"] if self.events else 0
+        return run_of(self.jobs, job, self.events)
+
+
+class Seats:
+    """Streams that may be held at once."""
+
+    def __init__(self, count: int = SEATS) -> None:
+        self.left = count
+
+    @contextmanager
+    def taken(self) -> Iterator[bool]:
+        """Whether there was one left, which is held until the block ends."""
+        held = self.left > 0
+        self.left -= held
+        try:
+            yield held
+        finally:
+            self.left += held
 
 
 def run_of(jobs: Jobs, job: Job, events: Sequence[Mapping[str, Any]]) -> TrialRun:
     """A run as it is now."""
     paper = job.command[1]
     title = next((each.title for each in papers.page() if each.id == paper), paper)
-    state = str(job.state)
-    if state in ("stopped", "failed") and not (events and events[-1]["event"] == "ended"):
-        state = "interrupted" if events else state
+    state, end = str(job.state), events[-1] if events and events[-1]["event"] == "ended" else None
+    if state == "stopped" and job.lives:
+        state = "stopping"
+    elif state in ("stopped", "failed") and events and not end:
+        state = "interrupted"
     block = next((each for each in reversed(events) if each["event"] == "block"), None)
     step = next((each for each in reversed(events) if each["event"] in ("progress", "block", "said")), None)
-    metrics = tuple(dict.fromkeys(name for arm in (block or {}).get("arms", ()) for name in arm["values"]))
+    far = next((each for each in reversed(events) if each["event"] in ("progress", "block")), None)
+    if step and step["event"] == "said" and not (far and step["text"].startswith(far.get("what", "\0"))):
+        far = None  # another step has begun, of which it is not known how far it is
+    arms = (block or {}).get("arms", ())
+    metrics = tuple(dict.fromkeys(name for arm in arms for name in arm["values"]))
+    columns = [_column([arm["values"].get(name) for arm in arms]) for name in metrics]
     lines = tuple(
-        Line(arm["name"], arm["role"], tuple(_value(arm["values"].get(name)) for name in metrics), arm["error"])
-        for arm in (block or {}).get("arms", ())
+        Line(arm["name"], arm["role"], tuple(column[i] for column in columns), arm["error"])
+        for i, arm in enumerate(arms)
     )
     answer = verdict = ""
     if state == "done":
@@ -129,7 +161,7 @@ def run_of(jobs: Jobs, job: Job, events: Sequence[Mapping[str, Any]]) -> TrialRu
         command=shlex.join(["broadsheet", *job.command]),
         state=state,
         step=_step(step) if state == "running" else "",
-        done=_share(step) if state == "running" else None,
+        done=_share(far) if state == "running" else None,
         left=duration(block["left"]) if state == "running" and block and block.get("left") else "",
         items=(block or {}).get("items", 0),
         metrics=metrics,
@@ -138,7 +170,7 @@ def run_of(jobs: Jobs, job: Job, events: Sequence[Mapping[str, Any]]) -> TrialRu
         answer=answer,
         verdict=verdict,
         ahead=sum(each.state in ("waiting", "running") for each in jobs) - 1 if state == "waiting" else 0,
-        last=events[-1]["n"] if events else 0,
+        why=str(end.get("why", "")) if state == "failed" and end else "",
     )
 
 
@@ -152,31 +184,40 @@ def all_runs(jobs: Jobs) -> list[TrialRun]:
 
 
 async def live(
-    jobs: Jobs, name: str, render: Callable[[TrialRun], str], closing: Callable[[], bool], after: int = -1
+    jobs: Jobs,
+    name: str,
+    render: Callable[[TrialRun], str],
+    closing: Callable[[], bool],
+    seats: Seats,
+    seen: str = "",
 ) -> AsyncIterator[bytes]:
     """The live part of a run's screen as server-sent events, whenever it changes, until the run or the server ends.
 
     Args:
-        after: the number of the event that the reader has seen last; -1: it has seen nothing.
+        seats: where none is left, it ends after what is new, and the browser asks again.
+        seen: the `mark` of what the reader has; it is not sent again.
     """
     follower, loop = Follower(jobs, name), asyncio.get_running_loop()
-    shown: str | None = None
-    beat = loop.time()
-    while not closing():
-        last = await asyncio.to_thread(follower.look)
-        run = await asyncio.to_thread(lambda: run_of(jobs, jobs.get(name), follower.events))
-        text = render(run)
-        if shown is None and last == after and not run.ended:
-            shown = text  # the reader has it
-        if text != shown:
-            shown, beat = text, loop.time()
-            yield f"id: {last}\nevent: run\ndata: {json.dumps({'html': text, 'ended': run.ended})}\n\n".encode()
-        if run.ended:
-            return
-        if loop.time() - beat > BEAT:
-            beat = loop.time()
-            yield b": still here\n\n"
-        await asyncio.sleep(LOOK)
+    with seats.taken() as held:
+        yield f"retry: {AGAIN}\n\n".encode()
+        beat = loop.time()
+        while not closing():
+            run = await asyncio.to_thread(follower.look)
+            text = render(run)
+            if mark(text) != seen or run.ended:
+                seen, beat = mark(text), loop.time()
+                yield f"id: {seen}\nevent: run\ndata: {json.dumps({'html': text, 'ended': run.ended})}\n\n".encode()
+            if run.ended or not held:
+                return
+            if loop.time() - beat > BEAT:
+                beat = loop.time()
+                yield b": still here\n\n"
+            await asyncio.sleep(LOOK)
+
+
+def mark(text: str) -> str:
+    """16 hex digits by which a reader says what it has seen."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def tryable(paper: str) -> bool:
@@ -220,5 +261,10 @@ def _share(event: Mapping[str, Any] | None) -> float | None:
     return min(1.0, max(0.0, event["done"] / event["of"]))
 
 
-def _value(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+def _column(values: Sequence[float | None]) -> list[str]:
+    """A metric's values as text, with as many decimals each, so that they can be read down."""
+    most = max((abs(value) for value in values if value is not None), default=0.0)
+    if 0 < most < 0.01:
+        return ["" if value is None else f"{value:.3g}" for value in values]
+    decimals = max(0, 3 - max(0, math.floor(math.log10(most)))) if most else 3
+    return ["" if value is None else f"{value:,.{decimals}f}" for value in values]

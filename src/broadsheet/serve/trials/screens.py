@@ -6,25 +6,24 @@ Knows: runs, offers, how a screen is made (`daily.screens`). Does not know: proc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
-from jinja2 import ChoiceLoader, Environment, PackageLoader
+from markupsafe import Markup
 
 from broadsheet.console import InputError
 from broadsheet.daily.screens import routes
 from broadsheet.daily.screens.views import MissingError
 from broadsheet.page import papers
-from broadsheet.serve import runs
-from broadsheet.serve.jobs import Job, Jobs
-from broadsheet.serve.offers import Offers, fields
+from broadsheet.serve.rendering import part, screen
+from broadsheet.serve.trials import runs
+from broadsheet.serve.trials.jobs import Job, Jobs
+from broadsheet.serve.trials.offers import Offers, fields
 
-_POLICY = routes.HEADERS["content-security-policy"]
 _KINDS = {"js": "text/javascript", "css": "text/css"}
 Values = Mapping[str, Sequence[str]]
 
@@ -48,11 +47,13 @@ class Trying:
 
     Args:
         closing: whether the server is, so that streams end.
+        seats: streams that this process holds.
     """
 
     jobs: Jobs
     offers: Offers
     closing: Callable[[], bool]
+    seats: runs.Seats = field(default_factory=runs.Seats)
 
     def routes(self, like: APIRouter) -> APIRouter:
         """These screens, made as those of a router are."""
@@ -71,7 +72,7 @@ class Trying:
                 "quick": True,
                 "seed": "",
             }
-            return _page(
+            return screen(
                 "try",
                 paper=paper,
                 fields=fields(paper.id),
@@ -83,46 +84,47 @@ class Trying:
         @router.post("/papers/{name}/try")
         def start(name: str, form: Form) -> Response:
             job = self.jobs.start(self.offers.arguments(self._paper(name).id, form))
-            return routes.to(f"/runs/{job.id}")
+            return _back(job.id)
 
     def _runs(self, router: APIRouter) -> None:
         @routes.get(router, "/runs")
         def every() -> Response:
-            return _page("runs", runs=runs.all_runs(self.jobs))
+            return screen("runs", runs=runs.all_runs(self.jobs))
 
         @routes.get(router, "/runs/{name}")
         def one(name: str) -> Response:
-            return _page("run", run=self._run(name))
+            run = self._run(name)
+            live = _live(run)
+            return screen("run", run=run, live=Markup(live), mark=runs.mark(live))
 
         @router.get("/runs/{name}/events")
         def events(name: str, request: Request) -> Response:
             self._job(name)
             seen = request.headers.get("last-event-id") or request.query_params.get("after", "")
-            after = int(seen) if seen.isdecimal() and len(seen) < 16 else -1
-            live = runs.live(self.jobs, name, _live, self.closing, after)
+            live = runs.live(self.jobs, name, _live, self.closing, self.seats, seen)
             return StreamingResponse(live, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
         @routes.get(router, "/runs/{name}/report")
         def report(name: str) -> Response:
             self._job(name)
-            page = self.jobs.report(name).read_bytes()
-            return Response(page, media_type="text/html", headers={"content-security-policy": routes.REPORT})
+            data = self.jobs.report(name).read_bytes()
+            return Response(data, media_type="text/html", headers={"content-security-policy": routes.REPORT})
 
         @router.post("/runs/{name}/stop")
         def stop(name: str) -> Response:
             self.jobs.stop(self._job(name).id)
-            return routes.to(f"/runs/{name}")
+            return _back(name)
 
         @router.post("/runs/{name}/resume")
         def resume(name: str) -> Response:
             self.jobs.resume(self._job(name).id)
-            return routes.to(f"/runs/{name}")
+            return _back(name)
 
         @routes.get(router, "/static/run.{kind}")
         def static(kind: str) -> Response:
             if kind not in _KINDS:
                 raise MissingError("There is no such file.")
-            data = files("broadsheet.serve").joinpath("static", f"run.{kind}").read_bytes()
+            data = files("broadsheet.serve.trials").joinpath("static", f"run.{kind}").read_bytes()
             return Response(data, media_type=_KINDS[kind], headers={"cache-control": "no-cache"})
 
     def _paper(self, name: str) -> papers.Paper:
@@ -142,21 +144,10 @@ class Trying:
         return runs.run_of(self.jobs, job, self.jobs.events(name)[0])
 
 
-def _page(template: str, **given: Any) -> Response:
-    text = _templates().get_template(f"{template}.html.jinja").render(trying=True, **given)
-    # Their script listens to the run.
-    headers = {"cache-control": "no-cache", "content-security-policy": f"{_POLICY}; connect-src 'self'"}
-    return Response(text.encode("utf-8", "replace"), 200, headers, "text/html; charset=utf-8")
+def _back(name: str) -> Response:
+    """To a run's screen, where its state is told and what can be done comes next."""
+    return routes.to(f"/runs/{name}#state")
 
 
 def _live(run: runs.TrialRun) -> str:
-    return _templates().get_template("live.html.jinja").render(run=run)
-
-
-@cache
-def _templates() -> Environment:
-    own = routes.templates()
-    loader = own.loader
-    assert loader is not None
-    made: Environment = own.overlay(loader=ChoiceLoader([PackageLoader("broadsheet.serve"), loader]))
-    return made
+    return part("live", run=run)

@@ -49,6 +49,11 @@ class Job:
     state: State = "waiting"
     process: psutil.Process | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def lives(self) -> bool:
+        """Whether its process is there still: one that was stopped takes its time."""
+        return self.process is not None and _lives(self.process)
+
 
 class Jobs:
     """The trials of one server, kept in a folder. Servers of one folder run one trial at a time between them.
@@ -110,7 +115,7 @@ class Jobs:
         """Stop it as Ctrl-C does: what it has measured is kept, and the same trial goes on from there."""
         with self._changed:
             job = self.get(name)
-            runs = job.state == "running" and job.process is not None and _lives(job.process)
+            runs = job.state == "running" and job.lives
             if runs or job.state == "waiting":
                 self._keep(job, "stopped")
             if runs and job.process is not None:
