@@ -28,6 +28,7 @@ from broadsheet.page import papers
 _COLUMNS = ("id", "version", *TOLD, "listed")
 _AT_ONCE = 10_000  # values of one query: SQLite takes 32,766 at most
 _LISTS = ("authors", "categories")
+ONLINE = ("hf", "arxiv", "arxiv-query", "arxiv-known")  # kinds of sources online
 
 
 @dataclass(frozen=True)
@@ -311,6 +312,11 @@ class Store:
         """Note that a source was asked now."""
         with self.writing() as db:
             db.execute("INSERT OR REPLACE INTO asked VALUES (?, ?, ?, ?)", (source, self.clock(), outcome, cursor))
+
+    def asked_online(self) -> list[tuple[str, str, str]]:
+        """Sources online, when each was last asked and what came of it, the last asked first."""
+        rows = self.reading().execute("SELECT source, at, outcome FROM asked ORDER BY at DESC, source")
+        return [tuple(row) for row in rows if row[0].partition(":")[0] in ONLINE]
 
     # The file
 
