@@ -172,6 +172,11 @@ def parse(text: str) -> Query:
     return Query(**lists, **single)
 
 
+def tells(word: str) -> bool:
+    """Whether a word says something of what a paper is about."""
+    return word.lower() not in _EMPTY
+
+
 def _quoted(word: str) -> str:
     """A word or phrase that the full-text search takes as it stands."""
     return '"' + word.replace('"', '""').replace("\0", " ") + '"'
