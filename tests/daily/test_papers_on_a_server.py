@@ -26,9 +26,9 @@ from broadsheet.daily.records import Record
 from broadsheet.daily.store import Choice, Store, Topic
 from broadsheet.page import papers
 from broadsheet.serve.app import create_app
-from broadsheet.serve.jobs import Jobs
-from broadsheet.serve.offers import Offers
 from broadsheet.serve.page import DailyPage
+from broadsheet.serve.trials.jobs import Jobs
+from broadsheet.serve.trials.offers import Offers
 
 pytestmark = ON_A_SERVER
 AT = "2024-08-18T00:00:00Z"

@@ -93,11 +93,7 @@ def sync(
     from broadsheet.daily.sync import KINDS, Spec
 
     found = _open(store)
-    specs = []
-    for each in source or ():
-        if (spec := Spec.of(each)) is None:
-            raise InputError(f"got {each}; expected {KINDS} (a file: broadsheet page add {each})")
-        specs.append(spec)
+    specs = [Spec.online(each) for each in source or ()]
     if not specs:
         raise InputError(f"got no source; expected one or more of {KINDS}")
     if status := _sync(found, specs, most):
@@ -228,23 +224,29 @@ def digest(
     to: Annotated[str | None, typer.Option(help="Ask this address whether it wants the digest, instead.")] = None,
     query: Annotated[str, typer.Option(help="With --to: of what a search finds; all that is listed by default.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent.")] = False,
+    jobs: Annotated[
+        Path | None, typer.Option(help="Where the page keeps its runs; in the cache folder by default.")
+    ] = None,
     store: Place = None,
 ) -> None:
-    """Send a digest to each who has confirmed, of what is new for them; for cron.
+    """Send a digest to each who has confirmed, of papers that are new for them and what runs here found; for cron.
 
     A letter that was not sent waits for the next run. BROADSHEET_SMTP_USER and BROADSHEET_SMTP_PASSWORD are the
     server's. The exit status is 1 where letters wait.
     """
+    from broadsheet.cache import home
     from broadsheet.daily.digest import Digest, Mail
+    from broadsheet.daily.finished import finished
 
     server = Mail(
         mail, mail_from, os.environ.get("BROADSHEET_SMTP_USER", ""), os.environ.get("BROADSHEET_SMTP_PASSWORD", "")
     )
-    made = Digest(_open(store), url, server)
+    made = Digest(_open(store), url, server, runs=lambda: finished(jobs or home() / "jobs"))
     if dry_run:
         for each in made.subscribers():
-            state = _papers(len(made.news(each))) if each.confirmed else "has not confirmed"
-            print(f"{each.address}: {state}")
+            ran = len(made.evidence(each))
+            state = _papers(len(made.news(each))) + f", {ran:,} run{'s' * (ran != 1)}" * bool(ran)
+            print(f"{each.address}: {state if each.confirmed else 'has not confirmed'}")
         return
     if to is not None:
         made.ask(to, query)
@@ -326,7 +328,7 @@ def _sync(store: Store, specs: Sequence[Spec], most: int = 1_000) -> int:
     fetcher = _fetcher(store)
     status = 0
     for spec in specs:
-        say(f"asking {_where(fetcher, spec)}")
+        say(f"asking {spec.where(fetcher.places)}")
         for outcome in syncing.sync(store, [spec], fetcher, most=most):
             _tell(outcome.line)
             status = max(status, outcome.status)
@@ -338,13 +340,6 @@ def _fetcher(store: Store) -> Fetcher:
     from broadsheet.daily.fetch import Fetcher, Places
 
     return Fetcher(store, Places.of(os.environ))
-
-
-def _where(fetcher: Fetcher, spec: Spec) -> str:
-    places = fetcher.places
-    if spec.kind == "arxiv":
-        return f"{places.rss} (and {places.oai} for missed days) about {spec.what}"
-    return f"{places.hf if spec.kind == 'hf' else places.query} about {spec.what or 'what is new'}"
 
 
 def _span(day: str | None, week: str | None, month: str | None) -> tuple[str, str, str]:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from broadsheet.daily import api, search
+from broadsheet.daily import api, following, search
 from broadsheet.daily.databases.base import NoDatabaseError
 from broadsheet.daily.digest import Digest
 from broadsheet.daily.screens import routes
+from broadsheet.daily.screens.leaving import leaving
 from broadsheet.daily.screens.subscribing import subscribing
 from broadsheet.daily.store import Store
 from broadsheet.serve import failures
@@ -28,6 +29,7 @@ from broadsheet.serve.trials.offers import Offers
 from broadsheet.serve.trials.screens import Trying
 
 if TYPE_CHECKING:
+    from broadsheet.daily.rounds import Rounds
     from broadsheet.daily.search import Meaning
     from broadsheet.serve.workers import Shared
 
@@ -41,6 +43,7 @@ class DailyPage:
         offers: what may be tried, and on what.
         meaning: by which papers are found that have none of the words; None: the words decide alone.
         digest: by mail; None: the page sends none.
+        rounds: to sources, as long as the server runs; None: it asks nobody.
     """
 
     store: Store
@@ -48,6 +51,7 @@ class DailyPage:
     offers: Offers
     meaning: Meaning | None = None
     digest: Digest | None = None
+    rounds: Rounds | None = None
 
     def install(self, app: FastAPI, guard: Guard, closing: Callable[[], bool], shared: Shared | None = None) -> None:
         """Give an app the page.
@@ -61,10 +65,14 @@ class DailyPage:
         seats = runs.Seats(runs.SEATS // workers)
         find = partial(search.find, self.store, meaning=self.meaning)
         similar = partial(search.similar, self.store, meaning=self.meaning)
-        screens = routes.routes(self.store, find, lambda: token, similar=similar, trying=True)
+        asks = str(self.rounds) if self.rounds else ""
+        likes = search.Likes(self.store, self.meaning)
+        screens = routes.routes(self.store, find, lambda: token, similar=similar, likes=likes, trying=True, asks=asks)
         app.include_router(api.routes(self.store, find))
+        app.include_router(following.routes(self.store, find, likes, self.jobs.folder))
         app.include_router(Trying(self.jobs, self.offers, closing, seats).routes(screens))
-        app.include_router(subscribing(self.digest, screens))
+        app.include_router(subscribing(self.digest, screens, self.store.topics))
+        app.include_router(leaving(self.store, screens, self.jobs.folder))
         signing = Signing(guard, shared)
         if guard.keys:
             app.include_router(signing.routes(screens))

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from broadsheet.cache import fingerprint, locked
 from broadsheet.console import InputError
-from broadsheet.daily.databases.base import GRAPH_FROM, Database, Row, Vector, steps
+from broadsheet.daily.databases.base import GRAPH_FROM, Database, Row, TakenError, Vector, steps
 from broadsheet.daily.query import Query
 
 _WEIGHTS = "8.0, 2.0, 2.0, 3.0, 2.0"  # of title, abstract, authors, note, our words
@@ -64,9 +65,21 @@ class SqliteFile(Database):
         db.commit()
 
     @contextmanager
-    def alone(self, what: str) -> Iterator[None]:
-        with locked(self.path.with_name(f"{self.path.name}.{what}")):
+    def alone(self, what: str, *, patient: bool = True) -> Iterator[None]:
+        path = self.path.with_name(f"{self.path.name}.{what}")
+        if patient:
+            with locked(path):
+                yield
+            return
+        lock = FileLock(f"{path}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise TakenError(what) from None
+        try:
             yield
+        finally:
+            lock.release()
 
     def close(self) -> None:
         if (found := getattr(self._own, "connection", None)) is not None:

@@ -15,7 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any
 from unicodedata import category
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.routing import APIRoute
@@ -28,6 +28,7 @@ from broadsheet.daily.records import line
 from broadsheet.daily.screens import dates, guiding, standing, views
 from broadsheet.daily.screens.shown import cut, search_address, topic_address, web
 from broadsheet.daily.screens.views import MissingError, Views
+from broadsheet.daily.search import Likes
 from broadsheet.daily.store import Store, Topic
 
 COOKIE = "broadsheet_token"  # that the guard asks of a browser
@@ -76,7 +77,9 @@ def routes(
     token: Callable[[], str],
     *,
     similar: Callable[..., Any] | None = None,
+    likes: Likes | None = None,
     trying: bool = False,
+    asks: str = "",
 ) -> APIRouter:
     """The screens of a store.
 
@@ -84,9 +87,11 @@ def routes(
         find: `find(query, limit)` gives hits with `article`, `why`, `snippet`; None where there is no search.
         similar: `similar(identifier, limit)` gives hits for papers like one; None where they are not told.
         token: that a form has to bring back as the cookie `broadsheet_token`; the guard asks for it.
+        likes: by which papers are ranked that are like some that the reader likes; None: the search decides alone.
+        asks: which sources the server asks how often, in words; empty: none.
         trying: whether somebody else gives the screens on which papers are tried (/runs, /papers/ID/try).
     """
-    shown = Views(store, find, similar)
+    shown = Views(store, find, similar, likes)
 
     class Screen(APIRoute):
         """A route whose refusals are screens too, and whose answers carry the headers."""
@@ -122,7 +127,7 @@ def routes(
     _reading(router, shown)
     _papers(router, shown)
     _topics(router, shown)
-    _others(router, shown)
+    _others(router, shown, asks)
     return router
 
 
@@ -239,7 +244,7 @@ def _topics(router: APIRouter, shown: Views) -> None:
         return to("/topics")
 
 
-def _others(router: APIRouter, shown: Views) -> None:
+def _others(router: APIRouter, shown: Views, asks: str) -> None:
     """Search, guides, what this is, and what screens load."""
 
     @get(router, "/search")
@@ -260,7 +265,7 @@ def _others(router: APIRouter, shown: Views) -> None:
 
     @get(router, "/about")
     def about() -> Response:
-        return page("about", path=shown.store.name, count=len(shown.store))
+        return page("about", path=shown.store.name, count=len(shown.store), asks=asks, asked=shown.asked())
 
     @get(router, "/static/{name}")
     def static(name: str, request: Request) -> Response:
@@ -352,7 +357,7 @@ def templates() -> Environment:
         "cut": cut,
         "topic_url": topic_address,
     }
-    pages.filters |= {"found_by": search_address}
+    pages.filters |= {"found_by": search_address, "asked": lambda value, name: f"?{urlencode({name: value})}"}
     pages.filters |= {"list_twice": lambda each: (each, each), "numbered": _numbered, "ticked": _ticked}
     pages.globals |= {"claim_marks": CLAIM_MARKS, "RUNGS": views.RUNGS}
     pages.globals |= {"signed": SIGNED.get}
