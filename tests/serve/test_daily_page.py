@@ -107,9 +107,12 @@ def test_a_paper_is_tried_watched_stopped_and_gone_on_with(server, made):
     (page.jobs.folder / job.id / "result.json").write_text(json.dumps(evidence.read("lastde")))
     (page.jobs.folder / job.id / "lastde.html").write_text("<script>alert(1)</script>")
     assert html.fromstring(browser.ask(address)[2]).xpath(f"//a[@href='{address}/report']")
-    status, told, _ = browser.ask(f"{address}/report")
-    assert status == 200
+    (page.jobs.folder / job.id / "index.html").write_text("all trials of the folder")
+    status, told, body = browser.ask(f"{address}/report")
+    assert (status, body) == (200, b"<script>alert(1)</script>")
     assert told["content-security-policy"].startswith("sandbox;")
+    (page.jobs.folder / job.id / "lastde.html").unlink()
+    assert browser.ask(f"{address}/report")[0] == 400
     assert html.fromstring(browser.ask("/runs")[2]).xpath(f"//a[@href='{address}']")
 
 

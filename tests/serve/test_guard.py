@@ -114,6 +114,9 @@ def test_a_key_has_so_many_requests_and_tokens_a_minute(monkeypatch):
         ({"sec_fetch_site": "cross-site"}, 403),
         ({"origin": "http://localhost:8000", "cookie": f"{COOKIE}=guess"}, 403),
         ({"origin": "http://localhost:8000", "cookie": "TOKEN"}, 200),
+        ({"origin": "http://localhost:3000", "cookie": "TOKEN"}, 403),  # of the same site, so the cookie comes
+        ({"sec_fetch_site": "same-site", "cookie": "TOKEN"}, 403),
+        ({"origin": "https://in.front.example", "sec_fetch_site": "same-origin", "cookie": "TOKEN"}, 200),
     ],
 )
 def test_a_browser_needs_the_pages_cookie_for_what_changes_something(headers, status):

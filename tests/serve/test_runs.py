@@ -191,3 +191,22 @@ def test_who_finds_no_seat_is_told_what_is_new_and_asks_again(made):
 )  # fmt: skip
 def test_values_of_a_metric_have_as_many_decimals(values, shown):
     assert runs._column(values) == shown
+
+
+def test_one_that_goes_on_keeps_its_values_and_begins_anew(made):
+    jobs, go = made
+    job = jobs.start(["lastde"])
+    wait(lambda: jobs.lines(job.id) == ["begun"])
+    tell(jobs, job, {"event": "block", "done": 2, "of": 8, "items": 16, "piloting": False, "left": 90.0, "arms": ARMS})
+    tell(jobs, job, {"event": "said", "text": "stopped"}, {"event": "ended", "how": "stopped"})
+    jobs.stop(job.id)
+    wait(lambda: not job.lives)
+    assert shown(jobs, job).told == "stopped"
+    jobs.resume(job.id)
+    wait(lambda: jobs.get(job.id).state == "running")
+    run = shown(jobs, job)
+    assert (run.step, run.done, run.left) == ("begins", None, "")
+    assert run.arms[0].values == ("0.500", "12,345")
+    tell(jobs, job, {"event": "said", "text": "8 pairs"})
+    assert shown(jobs, job).step == "8 pairs"
+    go.touch()

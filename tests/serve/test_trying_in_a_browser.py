@@ -151,6 +151,7 @@ def test_a_paper_is_tried_by_keyboard(browser: Any, trying: Trying) -> None:
     policy = answer.value.headers["content-security-policy"]
     assert policy.startswith("sandbox; default-src 'none'; style-src 'unsafe-inline'")
     expect(page.locator("h1")).to_be_visible()
+    assert page.title().startswith("Training-free"), "not the list of trials beside it"
     assert page.evaluate("self.origin") == "null", "a report is of no site"
     assert not wrong
     page.context.close()

@@ -51,6 +51,7 @@ with events.to(pathlib.Path(given["--events"])):
             time.sleep(0.01)
         raise
     shutil.copy(folder / "report.html", out / "lastde.html")
+    (out / "index.html").write_text("<title>Trials</title>")  # as a trial does, which lists those of the folder
     print((folder / "result.json").read_text())
 """
 

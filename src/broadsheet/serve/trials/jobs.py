@@ -145,8 +145,10 @@ class Jobs:
         Raises:
             InputError: it is not done.
         """
-        self.result(name)
-        return next((self.folder / name).glob("*.html"))
+        found = self.folder / name / f"{self.result(name).get('paper')}.html"  # beside it lies a list of trials
+        if not found.is_file():
+            raise InputError(f"job {name} has left no report; run it again")
+        return found
 
     def events(self, name: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """What has happened in it from a place in its file on (see `broadsheet.events`), and the place after that."""

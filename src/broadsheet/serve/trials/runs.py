@@ -21,7 +21,6 @@ from typing import Any
 from broadsheet.console import InputError, duration
 from broadsheet.page import papers
 from broadsheet.serve.trials.jobs import Job, Jobs
-from broadsheet.serve.trials.offers import fields
 
 LOOK = 0.5  # seconds between two looks at a run
 BEAT = 15.0  # seconds after which an open connection is told that it is
@@ -140,8 +139,10 @@ def run_of(jobs: Jobs, job: Job, events: Sequence[Mapping[str, Any]]) -> TrialRu
     elif state in ("stopped", "failed") and events and not end:
         state = "interrupted"
     block = next((each for each in reversed(events) if each["event"] == "block"), None)
-    step = next((each for each in reversed(events) if each["event"] in ("progress", "block", "said")), None)
-    far = next((each for each in reversed(events) if each["event"] in ("progress", "block")), None)
+    ends = [i for i, each in enumerate(events) if each["event"] == "ended"]
+    now = events[ends[-1] + 1 :] if ends else events  # since it has gone on
+    step = next((each for each in reversed(now) if each["event"] in ("progress", "block", "said")), None)
+    far = next((each for each in reversed(now) if each["event"] in ("progress", "block")), None)
     if step and step["event"] == "said" and not (far and step["text"].startswith(far.get("what", "\0"))):
         far = None  # another step has begun, of which it is not known how far it is
     arms = (block or {}).get("arms", ())
@@ -162,7 +163,7 @@ def run_of(jobs: Jobs, job: Job, events: Sequence[Mapping[str, Any]]) -> TrialRu
         state=state,
         step=_step(step) if state == "running" else "",
         done=_share(far) if state == "running" else None,
-        left=duration(block["left"]) if state == "running" and block and block.get("left") else "",
+        left=duration(step["left"]) if state == "running" and step and step.get("left") else "",
         items=(block or {}).get("items", 0),
         metrics=metrics,
         arms=lines,
@@ -218,20 +219,6 @@ async def live(
 def mark(text: str) -> str:
     """16 hex digits by which a reader says what it has seen."""
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
-
-
-def tryable(paper: str) -> bool:
-    """Whether a paper has a trial."""
-    try:
-        papers.get_trial(paper)
-    except InputError:
-        return False
-    return True
-
-
-def form_of(paper: str) -> list[Any]:
-    """The options that a paper's form offers."""
-    return fields(papers.get_trial(paper)[0])
 
 
 def _answer(jobs: Jobs, job: Job) -> tuple[str, str]:
