@@ -243,8 +243,7 @@ class Digest:
 
     def _had(self, subscriber: Subscriber) -> set[str]:
         """What it has had: identifiers of papers, and of runs."""
-        rows = self.store.db.rows("SELECT id FROM had WHERE address = ?", (subscriber.address,))
-        return {row[0] for row in rows}
+        return {row[0] for row in self.store.db.rows("SELECT id FROM had WHERE address = ?", (subscriber.address,))}
 
     # Letters
 

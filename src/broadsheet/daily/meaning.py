@@ -93,11 +93,11 @@ class Vectors:
 
     def closest(self, identifiers: Sequence[str], among: Sequence[str]) -> dict[str, str]:
         """For each of some papers the one of others whose vector is nearest; those without a vector are left out."""
-        known = self._store.db.vectors(self.name, [*identifiers, *among])
+        known = self._store.db.vectors(self.name, list({*identifiers, *among}))
         some, others = ([each for each in given if each in known] for given in (identifiers, among))
         if not (some and others):
             return {}
-        near = np.stack([known[each] for each in some]) @ np.stack([known[each] for each in others]).T
+        near = np.array([known[each] for each in some]) @ np.array([known[each] for each in others]).T
         return {each: others[i] for each, i in zip(some, near.argmax(1), strict=True)}
 
     def _missing(self) -> list[tuple[str, str]]:

@@ -58,12 +58,7 @@ class Query:
     @property
     def telling(self) -> tuple[str, ...]:
         """Its words without those that say nothing of what a paper is about; all where no other is typed."""
-        return tuple(filter(tells, self.words)) or self.words
-
-
-def tells(word: str) -> bool:
-    """Whether a word says something of what a paper is about."""
-    return word.lower() not in _EMPTY
+        return tuple(word for word in self.words if word.lower() not in _EMPTY) or self.words
 
 
 def parse(text: str) -> Query:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from broadsheet.console import InputError, duration, say
-from broadsheet.daily.databases.base import NoDatabaseError, TakenError
 from broadsheet.daily.fetch import Fetcher, StoppedError
 from broadsheet.daily.records import line
 from broadsheet.daily.store import Store
@@ -71,8 +70,8 @@ class Rounds:
         self._thread = threading.Thread(target=self._run, name="rounds", daemon=True)
 
     def __str__(self) -> str:
-        names = ", ".join(map(str, self.specs))
-        return f"{names} every {duration(self.every)}"
+        places = dict.fromkeys(spec.where(self.fetcher.places) for spec in self.specs)
+        return f"{', '.join(map(str, self.specs))} every {duration(self.every)} ({'; '.join(places)})"
 
     def start(self) -> None:
         """Make them in a thread of their own."""
@@ -135,32 +134,26 @@ class Rounds:
         self._failed[spec] = times + 1, self.fetcher.clock() + min(self.every, LEAST * 2 ** min(times, 10))
 
     def _run(self) -> None:
-        try:
-            while not self._ended.is_set():
-                try:
-                    with self.store.db.alone("rounds", patient=False):
-                        self.tell(f"asks {self}: {'; '.join(spec.where(self.fetcher.places) for spec in self.specs)}")
-                        while self._slept():
-                            self.make()
-                except (TakenError, NoDatabaseError):
-                    self._ended.wait(LOOK)
-        except StoppedError:
-            pass
-        finally:
-            self.store.close()
-
-    def _slept(self) -> bool:
-        """Wait until a source is due; whether there is to be another round."""
         while not self._ended.is_set():
             try:
-                left = self.wait()
-            except Exception as error:
-                self.tell(f"the rounds wait: {_told(error)}")
-                left = LOOK
-            if not left:
-                return True
-            self._ended.wait(min(left, LOOK))
-        return False
+                self._next()
+            except StoppedError:
+                break
+            except Exception as error:  # the database is away, or full
+                self.tell(f"no source is asked: {_told(error)}")
+                self._ended.wait(LEAST)
+        self.store.close()
+
+    def _next(self) -> None:
+        """Make a round, once a source is due and as far as no other process makes one."""
+        while left := self.wait():
+            if self._ended.wait(min(left, LOOK)):
+                return
+        with self.store.db.turn("rounds") as mine:
+            if mine:
+                self.make()
+        if not mine:
+            self._ended.wait(LOOK)
 
 
 def _told(error: Exception) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Protocol
 
-from broadsheet.daily.query import Query, parse, tells
+from broadsheet.daily.query import Query, parse
 from broadsheet.daily.store import Article, Store, Topic, ours
 from broadsheet.page import papers
 
@@ -228,7 +228,8 @@ def _shared(articles: Sequence[Article], liked: Sequence[Article]) -> dict[str, 
 
 
 def _telling(article: Article) -> set[str]:
-    return set(filter(tells, re.findall(r"\w{4,}", f"{article.title} {ours(article.id)}".lower())))
+    words = re.findall(r"\w{4,}", f"{article.title} {ours(article.id)}".lower())
+    return set(Query(words=tuple(words)).telling)
 
 
 def fused(orders: Sequence[Sequence[str]]) -> list[str]:

@@ -400,7 +400,7 @@ class Store:
     def asked_online(self) -> list[tuple[str, str, str]]:
         """Sources online, when each was last asked and what came of it, the last asked first."""
         rows = self.db.rows("SELECT source, at, outcome FROM asked ORDER BY at DESC, source")
-        return [(source, at, outcome) for source, at, outcome in rows if source.partition(":")[0] in ONLINE]
+        return [(source, at, told) for source, at, told in rows if source.partition(":")[0] in ONLINE]
 
     # The database
 

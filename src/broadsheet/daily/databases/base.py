@@ -28,10 +28,6 @@ class NoDatabaseError(InputError):
     """The database does not answer; later it may."""
 
 
-class TakenError(Exception):
-    """Somebody else does that already."""
-
-
 class Database(ABC):
     """One database. Threads share it.
 
@@ -58,15 +54,12 @@ class Database(ABC):
         """A transaction of this thread: all of it, or nothing; one at a time. One within another is a part of it."""
 
     @abstractmethod
-    def alone(self, what: str, *, patient: bool = True) -> AbstractContextManager[None]:
-        """Do `what` while nobody else who uses this database does it, on any thread, process or machine.
+    def alone(self, what: str) -> AbstractContextManager[None]:
+        """Wait until nobody else who uses this database does `what`, on any thread, process or machine."""
 
-        Args:
-            patient: wait until nobody does.
-
-        Raises:
-            TakenError: somebody does, and nobody is to wait.
-        """
+    @abstractmethod
+    def turn(self, what: str) -> AbstractContextManager[bool]:
+        """As `alone`, without waiting: whether nobody else does it."""
 
     @abstractmethod
     def close(self) -> None:

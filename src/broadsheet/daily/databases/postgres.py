@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from broadsheet.console import InputError, say
-from broadsheet.daily.databases.base import GRAPH_FROM, Database, NoDatabaseError, Row, TakenError, Vector, steps
+from broadsheet.daily.databases.base import GRAPH_FROM, Database, NoDatabaseError, Row, Vector, steps
 from broadsheet.daily.query import Query
 
 if TYPE_CHECKING:
@@ -102,18 +102,27 @@ class PostgresServer(Database):
                 self._own.connection = None
 
     @contextmanager
-    def alone(self, what: str, *, patient: bool = True) -> Iterator[None]:
+    def alone(self, what: str) -> Iterator[None]:
         with self._answering(), self._pool.connection() as connection:
             number = _lock(what)
             if not connection.execute(f"SELECT pg_try_advisory_lock({number})").fetchone()[0]:
-                if not patient:
-                    raise TakenError(what)
                 say(f"waiting for another broadsheet that does the same on {self.name} …")
                 connection.execute(f"SELECT pg_advisory_lock({number})")
             try:
                 yield
             finally:
                 connection.execute(f"SELECT pg_advisory_unlock({number})")
+
+    @contextmanager
+    def turn(self, what: str) -> Iterator[bool]:
+        with self._answering(), self._pool.connection() as connection:
+            number = _lock(what)
+            mine = bool(connection.execute(f"SELECT pg_try_advisory_lock({number})").fetchone()[0])
+            try:
+                yield mine
+            finally:
+                if mine:
+                    connection.execute(f"SELECT pg_advisory_unlock({number})")
 
     def close(self) -> None:
         """Nothing: no connection belongs to a thread. They end with the object."""

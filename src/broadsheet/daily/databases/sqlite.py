@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from broadsheet.cache import fingerprint, locked
 from broadsheet.console import InputError
-from broadsheet.daily.databases.base import GRAPH_FROM, Database, Row, TakenError, Vector, steps
+from broadsheet.daily.databases.base import GRAPH_FROM, Database, Row, Vector, steps
 from broadsheet.daily.query import Query
 
 _WEIGHTS = "8.0, 2.0, 2.0, 3.0, 2.0"  # of title, abstract, authors, note, our words
@@ -65,19 +65,20 @@ class SqliteFile(Database):
         db.commit()
 
     @contextmanager
-    def alone(self, what: str, *, patient: bool = True) -> Iterator[None]:
-        path = self.path.with_name(f"{self.path.name}.{what}")
-        if patient:
-            with locked(path):
-                yield
-            return
-        lock = FileLock(f"{path}.lock")
+    def alone(self, what: str) -> Iterator[None]:
+        with locked(self.path.with_name(f"{self.path.name}.{what}")):
+            yield
+
+    @contextmanager
+    def turn(self, what: str) -> Iterator[bool]:
+        lock = FileLock(self.path.with_name(f"{self.path.name}.{what}.lock"))
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            raise TakenError(what) from None
+            yield False
+            return
         try:
-            yield
+            yield True
         finally:
             lock.release()
 

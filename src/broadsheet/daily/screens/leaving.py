@@ -17,7 +17,7 @@ from broadsheet.daily import export, following
 from broadsheet.daily.finished import finished, result
 from broadsheet.daily.screens import routes
 from broadsheet.daily.screens.views import MissingError
-from broadsheet.daily.store import Store
+from broadsheet.daily.store import ALL, Store
 
 PIECE = 1 << 16  # characters that are sent at once, at least, but for the last
 _KINDS = {
@@ -46,7 +46,7 @@ def leaving(store: Store, like: APIRouter, runs: Path) -> APIRouter:
             raise MissingError(f"There is no such file; expected one of {', '.join(_KINDS)}.")
         makes: dict[str, Callable[[], Iterable[str]]] = {
             "papers.json": lambda: export.everything(store),
-            "papers.bib": lambda: export.bibtex(store.latest(-1)),
+            "papers.bib": lambda: export.bibtex(store.latest(ALL)),
             "notes.md": lambda: export.markdown(store),
             "feeds.opml": lambda: feeds(str(request.base_url).rstrip("/")),
             "runs.json": lambda: evidence(runs),
