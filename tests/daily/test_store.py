@@ -236,3 +236,24 @@ Store({place!r}).add(some())
     store = Store(place)
     assert store.articles(["2405.00000"]) == []
     assert store.add([replace(ONE, id="2405.00000")]).new == 1
+
+
+def test_of_two_only_one_has_the_turn(place):
+    one, other = Store(place), Store(place)
+    with one.db.turn("x") as first, other.db.turn("x") as second, other.db.turn("y") as third:
+        assert (first, second, third) == (True, False, True)
+    with other.db.turn("x") as again:
+        assert again
+
+
+def test_sources_online_that_were_asked_the_last_first(place):
+    times = iter(["2024-08-18T00:00:00Z", "2024-08-20T00:00:00Z", "2024-08-19T00:00:00Z", "2024-08-21T00:00:00Z"])
+    store = Store(place)
+    store.clock = lambda: next(times)
+    for source in ("hf", "arxiv-query:cat:cs.CL AND ti:a", "arxiv:cs.CL", "host:hf"):
+        store.note_asked(source, f"{source}: 0 new")
+    assert store.asked_online() == [
+        ("arxiv-query:cat:cs.CL AND ti:a", "2024-08-20T00:00:00Z", "arxiv-query:cat:cs.CL AND ti:a: 0 new"),
+        ("arxiv:cs.CL", "2024-08-19T00:00:00Z", "arxiv:cs.CL: 0 new"),
+        ("hf", "2024-08-18T00:00:00Z", "hf: 0 new"),
+    ]

@@ -93,11 +93,7 @@ def sync(
     from broadsheet.daily.sync import KINDS, Spec
 
     found = _open(store)
-    specs = []
-    for each in source or ():
-        if (spec := Spec.of(each)) is None:
-            raise InputError(f"got {each}; expected {KINDS} (a file: broadsheet page add {each})")
-        specs.append(spec)
+    specs = [Spec.online(each) for each in source or ()]
     if not specs:
         raise InputError(f"got no source; expected one or more of {KINDS}")
     if status := _sync(found, specs, most):
@@ -326,7 +322,7 @@ def _sync(store: Store, specs: Sequence[Spec], most: int = 1_000) -> int:
     fetcher = _fetcher(store)
     status = 0
     for spec in specs:
-        say(f"asking {_where(fetcher, spec)}")
+        say(f"asking {spec.where(fetcher.places)}")
         for outcome in syncing.sync(store, [spec], fetcher, most=most):
             _tell(outcome.line)
             status = max(status, outcome.status)
@@ -338,13 +334,6 @@ def _fetcher(store: Store) -> Fetcher:
     from broadsheet.daily.fetch import Fetcher, Places
 
     return Fetcher(store, Places.of(os.environ))
-
-
-def _where(fetcher: Fetcher, spec: Spec) -> str:
-    places = fetcher.places
-    if spec.kind == "arxiv":
-        return f"{places.rss} (and {places.oai} for missed days) about {spec.what}"
-    return f"{places.hf if spec.kind == 'hf' else places.query} about {spec.what or 'what is new'}"
 
 
 def _span(day: str | None, week: str | None, month: str | None) -> tuple[str, str, str]:

@@ -16,6 +16,7 @@ import math
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -54,6 +55,10 @@ class NoAnswerError(Exception):
     def __init__(self, message: str, again: float = 0.0) -> None:
         super().__init__(message)
         self.again = again
+
+
+class StoppedError(Exception):
+    """Whoever asks is to ask nothing more."""
 
 
 class Answer(NamedTuple):
@@ -118,7 +123,7 @@ class Fetcher:
     Args:
         store: keeps when which host was asked, so that the next run, too, keeps its distance.
         clock: seconds since 1970.
-        sleep: waits for seconds.
+        sleep: waits for seconds; by default until then or until it is stopped.
         lookup: gives a host's addresses.
         longest: seconds of one answer.
         largest: bytes of one, packed and unpacked.
@@ -134,14 +139,20 @@ class Fetcher:
         places: Places | None = None,
         *,
         clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
         lookup: Callable[[str, int], list[str]] = resolve,
         longest: float = LONGEST,
         largest: int = LARGEST,
     ) -> None:
         self.store, self.places = store, places or Places.of(os.environ)
-        self.clock, self.sleep, self.lookup = clock, sleep, lookup
+        self._stopped, self._connected = threading.Event(), _Connected()
+        self.clock, self.sleep, self.lookup = clock, sleep or self._stopped.wait, lookup
         self.longest, self.largest = longest, largest
+
+    def stop(self) -> None:
+        """Ask nothing more; a request on its way ends now. Another thread may say so."""
+        self._stopped.set()
+        self._connected.cut()
 
     def get(self, base: str, given: Mapping[str, str | int] | None = None) -> Answer:
         """Ask for an address with these parameters.
@@ -154,6 +165,7 @@ class Fetcher:
         Raises:
             NoAnswerError: no connection, no whole answer in time, patience asked for again, or too many redirects.
             SourceError: an answer too large, or an address (or a redirect's) that must not be asked.
+            StoppedError: it was stopped.
         """
         url = f"{base}?{urlencode(given, quote_via=quote)}" if given else base
         waited = hops = 0
@@ -199,11 +211,19 @@ class Fetcher:
         wait = max(min(last + APART[group] - now, APART[group]), until - now)
         if wait > 0:
             self.sleep(wait)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._stopped.is_set():
+            raise StoppedError
 
     def _paced(self, group: str, parts: SplitResult) -> tuple[int, Mapping[str, str], bytes]:
         self._note(group)  # first: a run that is killed has asked, too
         try:
             return self._ask(parts)
+        except NoAnswerError:
+            self._go_on()
+            raise
         finally:
             self._note(group)
 
@@ -244,11 +264,11 @@ class Fetcher:
 
         def left() -> float:
             remaining = end - self.clock()
-            if remaining <= 0:
+            if remaining <= 0 or self._stopped.is_set():
                 raise httpcore2.ReadTimeout(f"not whole within {self.longest:g} s")
             return remaining
 
-        backend = _Pinned(self._addresses(host, port), left)
+        backend = _Pinned(self._addresses(host, port), left, self._connected)
         target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
         target += f"?{quote(parts.query, safe='/%:@!$&()*+,;=~-._?[]')}" if parts.query else ""
         url = httpcore2.URL(scheme=parts.scheme.encode(), host=host.encode(), port=port, target=target.encode())
@@ -294,11 +314,25 @@ class Fetcher:
         return found
 
 
+class _Connected:
+    """The one connection, so that another thread can end it."""
+
+    def __init__(self) -> None:
+        self.stream: httpcore2.NetworkStream | None = None
+
+    def cut(self) -> None:
+        """Let whoever reads from it read its end."""
+        found = self.stream.get_extra_info("socket") if self.stream else None
+        if found is not None:
+            with suppress(OSError):  # closed by now
+                socket.socket.shutdown(found, socket.SHUT_RDWR)  # an encrypted one's own takes the key from its reader
+
+
 class _Pinned(httpcore2.NetworkBackend):
     """Connects to given addresses, whatever the name; no read or write takes longer than what is left."""
 
-    def __init__(self, addresses: Sequence[str], left: Callable[[], float]) -> None:
-        self.addresses, self.left = addresses, left
+    def __init__(self, addresses: Sequence[str], left: Callable[[], float], connected: _Connected) -> None:
+        self.addresses, self.left, self.connected = addresses, left, connected
         self.plain = httpcore2.SyncBackend()
 
     def connect_tcp(
@@ -319,12 +353,15 @@ class _Pinned(httpcore2.NetworkBackend):
     ) -> httpcore2.NetworkStream:
         within = _least(timeout, self.left())
         stream = self.plain.connect_tcp(address, port, timeout=within, socket_options=socket_options)
-        return _Timed(stream, self.left)
+        return _Timed(stream, self.left, self.connected)
 
 
 class _Timed(httpcore2.NetworkStream):
-    def __init__(self, stream: httpcore2.NetworkStream, left: Callable[[], float]) -> None:
-        self.stream, self.left = stream, left
+    def __init__(
+        self, stream: httpcore2.NetworkStream, left: Callable[[], float], connected: _Connected | None = None
+    ) -> None:
+        self.stream, self.left, self.connected = stream, left, connected or _Connected()
+        self.connected.stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return self.stream.read(max_bytes, _least(timeout, self.left()))
@@ -338,7 +375,8 @@ class _Timed(httpcore2.NetworkStream):
     def start_tls(
         self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
-        return _Timed(self.stream.start_tls(ssl_context, server_hostname, _least(timeout, self.left())), self.left)
+        made = self.stream.start_tls(ssl_context, server_hostname, _least(timeout, self.left()))
+        return _Timed(made, self.left, self.connected)
 
     def get_extra_info(self, info: str) -> Any:
         return self.stream.get_extra_info(info)

@@ -34,6 +34,7 @@ _ORDERS = {
 }
 _STATES = ("read", "later", "hidden", "seed")
 _LISTS = ("authors", "categories")
+ONLINE = ("hf", "arxiv", "arxiv-query", "arxiv-known")  # kinds of sources online
 
 
 @dataclass(frozen=True)
@@ -395,6 +396,11 @@ class Store:
                 "outcome = excluded.outcome, cursor = excluded.cursor",
                 (source, self.clock(), outcome, cursor),
             )
+
+    def asked_online(self) -> list[tuple[str, str, str]]:
+        """Sources online, when each was last asked and what came of it, the last asked first."""
+        rows = self.db.rows("SELECT source, at, outcome FROM asked ORDER BY at DESC, source")
+        return [(source, at, told) for source, at, told in rows if source.partition(":")[0] in ONLINE]
 
     # The database
 

@@ -15,7 +15,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from broadsheet.console import InputError
-from broadsheet.daily.fetch import Fetcher, NoAnswerError
+from broadsheet.daily.fetch import Fetcher, NoAnswerError, Places
 from broadsheet.daily.records import Record, line
 from broadsheet.daily.sources import arxiv, hf
 from broadsheet.daily.sources.base import ExpiredError, Page, SourceError
@@ -26,6 +26,7 @@ HF_ROWS = 100
 SLICE = 200  # papers of one answer of the query API
 MOST = 1_000  # of one query, the latest
 IDS = 100
+BEGUN = "it is being asked"  # what came of a source whose run has not ended
 _ANSWER = "answer"  # what parsers call what they read; the source is told anyway
 _FIRST, _LATEST = 7, 31  # days that are read at first, and at most
 _LAG = 5  # days from a submission to its announcement, at most: a long weekend
@@ -48,6 +49,12 @@ class Spec:
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.what}" if self.what else self.kind
+
+    def where(self, places: Places) -> str:
+        """Where it is asked, and about what."""
+        if self.kind == "arxiv":
+            return f"{places.rss} (and {places.oai} for missed days) about {self.what}"
+        return f"{places.hf if self.kind == 'hf' else places.query} about {self.what or 'what is new'}"
 
     @classmethod
     def of(cls, text: str) -> Spec | None:
@@ -72,6 +79,18 @@ class Spec:
         if kind == "arxiv-known" and colon:
             raise InputError(f"got {line(text)}; expected arxiv-known alone")
         return cls(kind, what)
+
+    @classmethod
+    def online(cls, text: str) -> Spec:
+        """The source online that a text names.
+
+        Raises:
+            InputError: it names none.
+        """
+        found = cls.of(text)
+        if found is None:
+            raise InputError(f"got {line(text)}; expected {KINDS} (a file: broadsheet page add {line(text)})")
+        return found
 
 
 @dataclass(frozen=True)
@@ -152,7 +171,7 @@ class _Run:
         with self.store.writing():
             for added in (self.store.add(fresh), _not_new(self.store.add(old))):
                 self.added = Added(*(one + more for one, more in zip(self.added, added, strict=True)))
-            self.store.note_asked(self.source, "it is being asked", json.dumps(after))
+            self.store.note_asked(self.source, BEGUN, json.dumps(after))
         self.state = after
         self.rows += page.rows
 

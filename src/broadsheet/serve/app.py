@@ -46,7 +46,7 @@ def create_app(
     Args:
         models: None: there are none, and no routes of theirs.
         agents: the tools that it gives at /mcp, whose trials it stops at its end; without them there is no such route.
-        page: the daily page, whose runs it stops at its end.
+        page: the daily page, which asks its sources meanwhile, and whose runs it stops at its end.
         shared: what it has in common with other processes of the same server; None: there are none.
     """
     state, limits = ServerState(models, shared), limits or Limits()
@@ -54,11 +54,16 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        rounds = page.rounds if page else None
+        if rounds:
+            rounds.start()
         if tools:
             async with tools.running():
                 yield
         else:
             yield
+        if rounds:
+            await asyncio.to_thread(rounds.end)
         for jobs in {id(each.jobs): each.jobs for each in (agents, page) if each}.values():
             await asyncio.to_thread(jobs.close)
         await asyncio.to_thread(state.models.close)

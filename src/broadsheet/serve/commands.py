@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from broadsheet.console import InputError
+from broadsheet.console import InputError, duration, say
 
 if TYPE_CHECKING:
     from broadsheet.daily.digest import Mail
@@ -79,6 +79,12 @@ def serve(
     ] = None,
     mail_from: Annotated[str | None, typer.Option(help="The address that it comes from.")] = None,
     url: Annotated[str | None, typer.Option(help="The page's address, as letters have it.")] = None,
+    sync_every: Annotated[
+        str | None, typer.Option(help="Ask the page's sources so often: `6h`, at least `15m`. Else nobody is asked.")
+    ] = None,
+    sync: Annotated[
+        list[str] | None, typer.Option(help="With --sync-every, a source: `hf`, `arxiv:cs.CL`, …; `hf` by default.")
+    ] = None,
 ) -> None:
     """Show the daily page, and serve models to other programs: chat, completions, embeddings, rerank, score, detect.
 
@@ -103,7 +109,7 @@ def serve(
     models = _models(named, _wanted(won or ()), attend, draft)
     for option, given, needed in (
         ("data", data, page or agents), ("jobs", jobs, page or agents), ("results", results, agents),
-        ("store", store, page), ("meaning", meaning, page), ("mail", mail, page),
+        ("store", store, page), ("meaning", meaning, page), ("mail", mail, page), ("sync-every", sync_every, page),
     ):  # fmt: skip
         if given and not needed:
             raise InputError(f"got --{option}, which nothing that is served reads; leave it out")
@@ -117,17 +123,40 @@ def serve(
         meaning=meaning,
         mail=_mail(mail, mail_from, url) if page else None,
         url=url or "",
+        **_asking(sync, sync_every),
         offers=Offers(tuple(models.get("models", ())) or ("default",), tuple(data or Offers.data)),
         results=results,
         jobs=jobs,
     )
     plan.check()
+    if plan.sources:
+        say(f"asks {', '.join(plan.sources)} every {duration(plan.every)}; each answer is a line here and on the page")
     if workers == 1:
         running.run(plan.app(known), host, port, plan.what)
     else:
         from broadsheet.serve.workers import run
 
         run(plan.app, known, workers, host, port, plan.what)
+
+
+def _asking(sources: list[str] | None, every: str | None) -> dict[str, Any]:
+    """Which sources are asked, and how often, as a plan has it; empty: nobody is asked.
+
+    Raises:
+        InputError: sources without a time, a time that is none or too short, or a package is missing.
+    """
+    if every is None:
+        if sources:
+            raise InputError("got --sync without --sync-every; say how often, as in --sync-every 6h")
+        return {}
+    try:
+        from broadsheet.daily.rounds import interval
+    except ModuleNotFoundError as error:
+        raise InputError(f"--sync-every needs {error.name}: pip install -e '.[page]'") from None
+    try:
+        return {"sources": tuple(sources or ("hf",)), "every": interval(every)}
+    except InputError as error:
+        raise InputError(f"--sync-every: {error}") from None
 
 
 def _mail(server: str | None, sender: str | None, url: str | None) -> Mail | None:

@@ -25,6 +25,7 @@ from broadsheet.serve.offers import Offers
 from broadsheet.serve.screens import Trying
 
 if TYPE_CHECKING:
+    from broadsheet.daily.rounds import Rounds
     from broadsheet.daily.search import Meaning
 
 _MACHINES = ("/v1/", "/v2/", "/api/", "/mcp", "/metrics", "/health")
@@ -39,6 +40,7 @@ class DailyPage:
         offers: what may be tried, and on what.
         meaning: by which papers are found that have none of the words; None: the words decide alone.
         digest: by mail; None: the page sends none.
+        rounds: to sources, as long as the server runs; None: it asks nobody.
     """
 
     store: Store
@@ -46,6 +48,7 @@ class DailyPage:
     offers: Offers
     meaning: Meaning | None = None
     digest: Digest | None = None
+    rounds: Rounds | None = None
 
     def install(self, app: FastAPI, token: str, closing: Callable[[], bool]) -> None:
         """Give an app the page.
@@ -56,7 +59,8 @@ class DailyPage:
         """
         find = partial(search.find, self.store, meaning=self.meaning)
         similar = partial(search.similar, self.store, meaning=self.meaning)
-        screens = routes.routes(self.store, find, lambda: token, similar=similar, trying=True)
+        asks = str(self.rounds) if self.rounds else ""
+        screens = routes.routes(self.store, find, lambda: token, similar=similar, trying=True, asks=asks)
         app.include_router(api.routes(self.store, find))
         app.include_router(Trying(self.jobs, self.offers, closing).routes(screens))
         app.include_router(subscribing(self.digest, screens))

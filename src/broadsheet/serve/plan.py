@@ -5,7 +5,8 @@ Knows: which parts there are. Does not know: how any of them works; none is impo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from broadsheet.serve.offers import Offers
 
 if TYPE_CHECKING:
     from broadsheet.daily.digest import Digest, Mail
-    from broadsheet.daily.search import Meaning
+    from broadsheet.daily.meaning import Vectors
+    from broadsheet.daily.rounds import Rounds
     from broadsheet.daily.store import Store
     from broadsheet.serve.agents.tools import Agents
     from broadsheet.serve.jobs import Jobs
@@ -35,6 +37,7 @@ class ServingPlan:
         meaning: an embedder by which the page's papers are found too.
         mail: by whom the page sends its digest; None: it sends none.
         url: the page's address, as letters have it.
+        sources: that the page asks every so many seconds (`every`); none: it asks nobody.
         offers: what trials may be run on.
         results: a folder whose files agents may compare.
         jobs: where trials are kept.
@@ -47,6 +50,8 @@ class ServingPlan:
     meaning: str | None = None
     mail: Mail | None = None
     url: str = ""
+    sources: tuple[str, ...] = ()
+    every: float = 0.0
     offers: Offers = field(default_factory=Offers)
     results: Path | None = None
     jobs: Path | None = None
@@ -59,6 +64,8 @@ class ServingPlan:
         """
         if self.agents:
             check_agents(self.results)
+        if self.sources:
+            check_sources(self.sources)
 
     @property
     def what(self) -> str:
@@ -101,9 +108,20 @@ class ServingPlan:
         from broadsheet.serve.page import DailyPage
 
         store = Store(self.page)
-        return DailyPage(store, jobs, self.offers, self._meaning(store), self._digest(store))
+        meaning = self._meaning(store)
+        return DailyPage(store, jobs, self.offers, meaning, self._digest(store), self._rounds(store, meaning))
 
-    def _meaning(self, store: Store) -> Meaning | None:
+    def _rounds(self, store: Store, meaning: Vectors | None) -> Rounds | None:
+        if not self.sources:
+            return None
+        from broadsheet.daily.fetch import Fetcher
+        from broadsheet.daily.rounds import Rounds
+        from broadsheet.daily.sync import Spec
+
+        specs = [Spec.online(each) for each in self.sources]
+        return Rounds(store, specs, self.every, Fetcher(store), news=meaning.update if meaning else None)
+
+    def _meaning(self, store: Store) -> Vectors | None:
         if self.meaning is None:
             return None
         from broadsheet.daily.meaning import Vectors
@@ -132,6 +150,20 @@ def check_agents(results: Path | None) -> None:
         raise InputError("tools for agents need the protocol's SDK: pip install -e '.[mcp]'") from None
     if results is not None and not results.is_dir():
         raise InputError(f"got --results {results}; expected a folder")
+
+
+def check_sources(sources: Sequence[str]) -> None:
+    """Refuse what is no source online, or cannot be asked.
+
+    Raises:
+        InputError: a name is none of a source, or an address of the environment is none.
+    """
+    from broadsheet.daily.fetch import Places
+    from broadsheet.daily.sync import Spec
+
+    for each in sources:
+        Spec.online(each)
+    Places.of(os.environ)
 
 
 def made_jobs(folder: Path | None) -> Jobs:

@@ -58,6 +58,10 @@ class Database(ABC):
         """Wait until nobody else who uses this database does `what`, on any thread, process or machine."""
 
     @abstractmethod
+    def turn(self, what: str) -> AbstractContextManager[bool]:
+        """As `alone`, without waiting: whether nobody else does it."""
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of what this thread holds."""
 

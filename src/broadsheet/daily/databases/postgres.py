@@ -113,6 +113,17 @@ class PostgresServer(Database):
             finally:
                 connection.execute(f"SELECT pg_advisory_unlock({number})")
 
+    @contextmanager
+    def turn(self, what: str) -> Iterator[bool]:
+        with self._answering(), self._pool.connection() as connection:
+            number = _lock(what)
+            mine = bool(connection.execute(f"SELECT pg_try_advisory_lock({number})").fetchone()[0])
+            try:
+                yield mine
+            finally:
+                if mine:
+                    connection.execute(f"SELECT pg_advisory_unlock({number})")
+
     def close(self) -> None:
         """Nothing: no connection belongs to a thread. They end with the object."""
 

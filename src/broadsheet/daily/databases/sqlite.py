@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from broadsheet.cache import fingerprint, locked
 from broadsheet.console import InputError
@@ -67,6 +68,19 @@ class SqliteFile(Database):
     def alone(self, what: str) -> Iterator[None]:
         with locked(self.path.with_name(f"{self.path.name}.{what}")):
             yield
+
+    @contextmanager
+    def turn(self, what: str) -> Iterator[bool]:
+        lock = FileLock(self.path.with_name(f"{self.path.name}.{what}.lock"))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def close(self) -> None:
         if (found := getattr(self._own, "connection", None)) is not None:

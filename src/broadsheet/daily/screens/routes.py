@@ -76,6 +76,7 @@ def routes(
     *,
     similar: Callable[..., Any] | None = None,
     trying: bool = False,
+    asks: str = "",
 ) -> APIRouter:
     """The screens of a store.
 
@@ -83,6 +84,7 @@ def routes(
         find: `find(query, limit)` gives hits with `article`, `why`, `snippet`; None where there is no search.
         similar: `similar(identifier, limit)` gives hits for papers like one; None where they are not told.
         token: that a form has to bring back as the cookie `broadsheet_token`; the guard asks for it.
+        asks: which sources the server asks how often, in words; empty: none.
         trying: whether somebody else gives the screens on which papers are tried (/runs, /papers/ID/try).
     """
     shown = Views(store, find, similar)
@@ -120,7 +122,7 @@ def routes(
     _reading(router, shown)
     _papers(router, shown)
     _topics(router, shown)
-    _others(router, shown)
+    _others(router, shown, asks)
     return router
 
 
@@ -237,7 +239,7 @@ def _topics(router: APIRouter, shown: Views) -> None:
         return to("/topics")
 
 
-def _others(router: APIRouter, shown: Views) -> None:
+def _others(router: APIRouter, shown: Views, asks: str) -> None:
     """Search, guides, what this is, and what screens load."""
 
     @get(router, "/search")
@@ -258,7 +260,8 @@ def _others(router: APIRouter, shown: Views) -> None:
 
     @get(router, "/about")
     def about() -> Response:
-        return page("about", path=shown.store.name, count=len(shown.store))
+        count = len(shown.store)
+        return page("about", path=shown.store.name, count=count, asks=asks, asked=shown.asked())
 
     @get(router, "/static/{name}")
     def static(name: str, request: Request) -> Response:

@@ -94,6 +94,14 @@ class Lead:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """When a source online was last asked, and what came of it in a line."""
+
+    when: str
+    line: str
+
+
+@dataclass(frozen=True)
 class Front:
     """The front page.
 
@@ -102,6 +110,7 @@ class Front:
         verdicts: how many of the page's papers came out how.
         run: papers that were run here, by rung.
         open: papers whose verdict is open.
+        asked: the sources online that were asked last.
         unbuilt: papers that are not built, and `unbuilt_count` how many there are.
     """
 
@@ -118,6 +127,7 @@ class Front:
     unbuilt: tuple[Row, ...]
     unbuilt_count: int
     left_out: int
+    asked: tuple[Asked, ...] = ()
 
 
 @dataclass(frozen=True)

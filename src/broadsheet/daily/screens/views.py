@@ -18,6 +18,7 @@ from broadsheet.daily.screens import dates
 from broadsheet.daily.screens.dates import Kind, Span
 from broadsheet.daily.screens.shown import (
     ROWS,
+    Asked,
     Day,
     Edition,
     Front,
@@ -43,6 +44,7 @@ _AUTHORS, _ABSTRACT, _LISTINGS, _FACTS = 40, 8_000, 12, 16  # of a paper's own s
 _NEVER = "2199"  # a day after all that can be listed
 _TOPICS = 6  # those first in which something is said of the paper, then the latest
 _LIKE = 6  # papers like one
+_ASKED = 3  # sources, on the front page
 _WEEK, _MONTH = 10, 3  # papers of a day, in a week and in a month
 VERDICTS = ("shown", "refuted here", "open", "not measured")
 SORTS = {"newest": "newest first", "listed": "last listed first", "rung": "by rung", "title": "by title"}
@@ -115,6 +117,14 @@ class Views:
             unbuilt=rows(unbuilt[:5]),
             unbuilt_count=len(unbuilt),
             left_out=len(hidden),
+            asked=self.asked(_ASKED),
+        )
+
+    def asked(self, limit: int | None = None) -> tuple[Asked, ...]:
+        """What came of asking sources online, the last asked first."""
+        return tuple(
+            Asked(f"{dates.words(at)}, {at[11:16]} UTC", cut(outcome, 300))
+            for _, at, outcome in self.store.asked_online()[:limit]
         )
 
     def latest(self, kind: Kind) -> Span:
