@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Protocol
 
 from broadsheet.daily.query import Query, parse
-from broadsheet.daily.store import Article, Store, ours
+from broadsheet.daily.store import Article, Store, Topic, ours
 from broadsheet.page import papers
 
 _FUSED = 60  # the constant of reciprocal-rank fusion
 _DEEP = 200  # places of each order that count
+_SHARED = 3  # words that two papers have in common, that are told
 _MARKED = re.compile("\x02(.*?)\x03")
 
 
@@ -32,19 +34,26 @@ class Meaning(Protocol):
     def like(self, likes: Sequence[str], dislikes: Sequence[str], limit: int) -> list[str]:
         """Papers like some, and unlike others, the likest first; those themselves left out."""
 
+    def closest(self, identifiers: Sequence[str], among: Sequence[str]) -> dict[str, str]:
+        """For each of some papers the one of others that is nearest to it."""
+
 
 @dataclass(frozen=True)
 class Hit:
     """A paper that was found.
 
     Attributes:
-        why: which half found it: "words", "meaning", or both.
+        why: which half found it: "words", "meaning", or both; "likeness" where papers that the user likes did.
         place: looks for the place that was found.
+        like: the liked paper that is nearest to it, where likeness found it.
+        shared: words that both have, where words tell which is nearest, the rarest first.
     """
 
     article: Article
     why: tuple[str, ...] = ()
     place: Callable[[], str] | None = field(default=None, repr=False, compare=False)
+    like: str = ""
+    shared: tuple[str, ...] = ()
 
     @cached_property
     def snippet(self) -> tuple[tuple[str, bool], ...]:
@@ -105,6 +114,122 @@ def like(
     orders = store.db.find_words(Query(words=words), "TRUE", [], _DEEP)
     chosen = [each for each in orders if each not in known | hidden][:limit]
     return [Hit(each, ("words",)) for each in store.articles(chosen)]
+
+
+def followed(store: Store, topic: Topic, limit: int = 50, *, meaning: Meaning | None = None) -> list[Hit]:
+    """Papers of a topic that the user has not judged in it, the best first.
+
+    Where some are liked, the order in which the search finds papers and that in which they are like the liked ones are
+    fused; what a paper has to be for the search it has to be here. Where only conditions are typed, they choose and
+    likeness orders. Without liked papers the search decides alone.
+    """
+    judged = {*topic.likes, *topic.dislikes}
+    enough = limit + len(judged)
+    if not topic.likes:
+        hits = find(store, topic.query, enough, meaning=meaning) if topic.query else []
+        return [hit for hit in hits if hit.article.id not in judged][:limit]
+    liked = {
+        hit.article.id: hit for hit in like(store, topic.likes, topic.dislikes, max(_DEEP, enough), meaning=meaning)
+    }
+    if not topic.query:
+        hits = [replace(hit, why=("likeness",)) for hit in liked.values()]
+    else:
+        nearer = _Nearer(meaning, list(liked))
+        hits = find(store, topic.query, max(_DEEP, enough), meaning=nearer)
+        if not nearer.asked:
+            places = {each: i for i, each in enumerate(liked)}
+            hits.sort(key=lambda hit: places.get(hit.article.id, len(places)))
+        hits = [replace(hit, why=nearer.why(hit)) for hit in hits]
+    return explained(store, [hit for hit in hits if hit.article.id not in judged][:limit], topic.likes, meaning=meaning)
+
+
+def more(store: Store, limit: int = 10, *, meaning: Meaning | None = None) -> list[Hit]:
+    """Papers that are not read yet, like those that the user wants more of; none where there are none of these."""
+    seeds = [each.id for each in store.marked("seed")]
+    if not seeds:
+        return []
+    hits = like(store, seeds, [], 10 * limit, meaning=meaning)
+    fresh = [replace(hit, why=("likeness",)) for hit in hits if not hit.article.mark.read]
+    return explained(store, fresh[:limit], seeds, meaning=meaning)
+
+
+def explained(store: Store, hits: Sequence[Hit], likes: Sequence[str], *, meaning: Meaning | None = None) -> list[Hit]:
+    """Hits, each that likeness found with the liked paper that is nearest to it."""
+    found = [hit for hit in hits if "likeness" in hit.why]
+    near = meaning.closest([hit.article.id for hit in found], likes) if meaning else {}
+    left = [hit.article for hit in found if hit.article.id not in near]
+    shared = _shared(left, store.articles(likes)) if left else {}
+    explained = []
+    for hit in hits:
+        identifier = hit.article.id
+        one, words = shared.get(identifier, (near.get(identifier, ""), ()))
+        explained.append(replace(hit, like=one, shared=words) if one else hit)
+    return explained
+
+
+@dataclass(frozen=True)
+class Likes:
+    """What a store's user likes, and how near papers are to it.
+
+    Args:
+        meaning: None: words tell it.
+    """
+
+    store: Store
+    meaning: Meaning | None = None
+
+    def followed(self, topic: Topic, limit: int) -> list[Hit]:
+        """See `followed`."""
+        return followed(self.store, topic, limit, meaning=self.meaning)
+
+    def more(self, limit: int) -> list[Hit]:
+        """See `more`."""
+        return more(self.store, limit, meaning=self.meaning)
+
+
+class _Nearer:
+    """What is nearest to a search and to liked papers, as a meaning that `find` may ask."""
+
+    def __init__(self, meaning: Meaning | None, liked: list[str]) -> None:
+        self.meaning, self.liked = meaning, liked
+        self.near: list[str] = []
+        self.asked = False
+
+    def nearest(self, text: str, limit: int) -> list[str]:
+        self.asked = True
+        self.near = self.meaning.nearest(text, limit) if self.meaning else []
+        return fused([self.near, self.liked])
+
+    def like(self, likes: Sequence[str], dislikes: Sequence[str], limit: int) -> list[str]:
+        return self.liked[:limit]
+
+    def closest(self, identifiers: Sequence[str], among: Sequence[str]) -> dict[str, str]:
+        return {}
+
+    def why(self, hit: Hit) -> tuple[str, ...]:
+        """What found a hit."""
+        identifier = hit.article.id
+        words = ("words",) if "words" in hit.why or not self.asked else ()
+        return words + ("meaning",) * (identifier in self.near) + ("likeness",) * (identifier in self.liked)
+
+
+def _shared(articles: Sequence[Article], liked: Sequence[Article]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """For each paper the liked one with which it has the most words in common, the rarest counting most, and these."""
+    words = {each.id: _telling(each) for each in (*articles, *liked)}
+    often = Counter(word for some in words.values() for word in some)
+    found = {}
+    for article in articles:
+        common = {each.id: words[article.id] & words[each.id] for each in liked if each.id != article.id}
+        one = max(common, key=lambda each: sum(1 / often[word] for word in common[each]), default="")
+        if one and common[one]:
+            rarest = sorted(common[one], key=lambda word: (often[word], word))
+            found[article.id] = one, tuple(rarest[:_SHARED])
+    return found
+
+
+def _telling(article: Article) -> set[str]:
+    words = re.findall(r"\w{4,}", f"{article.title} {ours(article.id)}".lower())
+    return set(Query(words=tuple(words)).telling)
 
 
 def fused(orders: Sequence[Sequence[str]]) -> list[str]:

@@ -60,7 +60,8 @@ class DailyPage:
         find = partial(search.find, self.store, meaning=self.meaning)
         similar = partial(search.similar, self.store, meaning=self.meaning)
         asks = str(self.rounds) if self.rounds else ""
-        screens = routes.routes(self.store, find, lambda: token, similar=similar, trying=True, asks=asks)
+        likes = search.Likes(self.store, self.meaning)
+        screens = routes.routes(self.store, find, lambda: token, similar=similar, likes=likes, trying=True, asks=asks)
         app.include_router(api.routes(self.store, find))
         app.include_router(Trying(self.jobs, self.offers, closing).routes(screens))
         app.include_router(subscribing(self.digest, screens))

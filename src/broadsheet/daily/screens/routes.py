@@ -28,6 +28,7 @@ from broadsheet.daily.records import line
 from broadsheet.daily.screens import dates, guiding, standing, views
 from broadsheet.daily.screens.shown import cut, search_address, topic_address, web
 from broadsheet.daily.screens.views import MissingError, Views
+from broadsheet.daily.search import Likes
 from broadsheet.daily.store import Store, Topic
 
 COOKIE = "broadsheet_token"  # that the guard asks of a browser
@@ -75,6 +76,7 @@ def routes(
     token: Callable[[], str],
     *,
     similar: Callable[..., Any] | None = None,
+    likes: Likes | None = None,
     trying: bool = False,
     asks: str = "",
 ) -> APIRouter:
@@ -84,10 +86,11 @@ def routes(
         find: `find(query, limit)` gives hits with `article`, `why`, `snippet`; None where there is no search.
         similar: `similar(identifier, limit)` gives hits for papers like one; None where they are not told.
         token: that a form has to bring back as the cookie `broadsheet_token`; the guard asks for it.
+        likes: by which papers are ranked that are like some that the reader likes; None: the search decides alone.
         asks: which sources the server asks how often, in words; empty: none.
         trying: whether somebody else gives the screens on which papers are tried (/runs, /papers/ID/try).
     """
-    shown = Views(store, find, similar)
+    shown = Views(store, find, similar, likes)
 
     class Screen(APIRoute):
         """A route whose refusals are screens too, and whose answers carry the headers."""

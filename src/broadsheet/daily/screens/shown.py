@@ -26,6 +26,8 @@ class Row:
         standing: of a paper of the page; None for any other.
         snippet: pieces of text of which the marked ones were looked for: (text, marked).
         why: why it is in the list, in a word or two.
+        like: title and address of the liked paper that is nearest to it, where that is why.
+        shared: words that both have.
     """
 
     article: Article
@@ -35,6 +37,8 @@ class Row:
     standing: Standing | None = None
     snippet: tuple[tuple[str, bool], ...] = ()
     why: str = ""
+    like: tuple[str, str] = ("", "")
+    shared: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
@@ -111,6 +115,7 @@ class Front:
         run: papers that were run here, by rung.
         open: papers whose verdict is open.
         asked: the sources online that were asked last.
+        more: papers like those that the reader wants more of; none where there are none of these.
         unbuilt: papers that are not built, and `unbuilt_count` how many there are.
     """
 
@@ -128,6 +133,7 @@ class Front:
     unbuilt_count: int
     left_out: int
     asked: tuple[Asked, ...] = ()
+    more: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -222,13 +228,18 @@ class Search:
 
 @dataclass(frozen=True)
 class TopicScreen:
-    """What the reader follows: its papers, those that are liked and those that are not."""
+    """What the reader follows: its papers, those that are liked and those that are not.
+
+    Attributes:
+        how: how its papers are ranked, in a sentence; empty where the search decides alone.
+    """
 
     topic: Topic
     rows: tuple[Row, ...]
     likes: tuple[Row, ...]
     dislikes: tuple[Row, ...]
     ready: bool = True
+    how: str = ""
 
 
 def address(article: Article, standing: Standing | None = None) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from broadsheet.console import InputError
 from broadsheet.daily import ids
+from broadsheet.daily.query import parse
 from broadsheet.daily.records import Fact, Listing, line
 from broadsheet.daily.screens import dates
 from broadsheet.daily.screens.dates import Kind, Span
@@ -29,10 +30,12 @@ from broadsheet.daily.screens.shown import (
     Search,
     Shelf,
     TopicScreen,
+    address,
     by,
     cut,
 )
 from broadsheet.daily.screens.standing import Standing, Standings, usage
+from broadsheet.daily.search import Likes
 from broadsheet.daily.store import Article, Choice, Store, Topic
 from broadsheet.page.papers import RUNGS, stages
 
@@ -44,6 +47,8 @@ _AUTHORS, _ABSTRACT, _LISTINGS, _FACTS = 40, 8_000, 12, 16  # of a paper's own s
 _NEVER = "2199"  # a day after all that can be listed
 _TOPICS = 6  # those first in which something is said of the paper, then the latest
 _LIKE = 6  # papers like one
+_MORE = 6  # papers like those that the reader wants more of
+_NEAR = 60  # characters of the title of the one that a paper is like
 _ASKED = 3  # sources, on the front page
 _WEEK, _MONTH = 10, 3  # papers of a day, in a week and in a month
 VERDICTS = ("shown", "refuted here", "open", "not measured")
@@ -66,10 +71,13 @@ class Views:
     Args:
         find: `find(query, limit)` gives hits with `article`, `why` and `snippet`; None where there is no search.
         similar: `similar(identifier, limit)` gives hits for papers like one; None where they are not told.
+        likes: by which papers are ranked that are like some that the reader likes; None: the search decides alone.
     """
 
-    def __init__(self, store: Store, find: Find | None, similar: Find | None = None) -> None:
-        self.store, self.find, self.similar, self.standings = store, find, similar, Standings()
+    def __init__(
+        self, store: Store, find: Find | None, similar: Find | None = None, likes: Likes | None = None
+    ) -> None:
+        self.store, self.find, self.similar, self.likes, self.standings = store, find, similar, likes, Standings()
 
     @property
     def today(self) -> date:
@@ -118,6 +126,7 @@ class Views:
             unbuilt_count=len(unbuilt),
             left_out=len(hidden),
             asked=self.asked(_ASKED),
+            more=self._hits(self.likes.more(_MORE)) if self.likes else (),
         )
 
     def asked(self, limit: int | None = None) -> tuple[Asked, ...]:
@@ -335,14 +344,19 @@ class Views:
             MissingError: there is none.
         """
         found = self.topic_of(name)
-        hits = list(self.find(found.query, ROWS)) if self.find and found.query else []
-        out = set(found.dislikes) | set(found.likes)
+        if self.likes:
+            rows = self._hits(self.likes.followed(found, ROWS))
+        else:
+            hits = list(self.find(found.query, ROWS)) if self.find and found.query else []
+            out = {*found.dislikes, *found.likes}
+            rows = tuple(self._hit(each) for each in hits if each.article.id not in out)
         return TopicScreen(
             found,
-            tuple(self._hit(each) for each in hits if each.article.id not in out),
+            rows,
             tuple(map(self._row, self.store.articles(found.likes[:ROWS]))),
             tuple(map(self._row, self.store.articles(found.dislikes[:ROWS]))),
             self.find is not None,
+            _ranked(found, self.likes.meaning is not None) if self.likes else "",
         )
 
     def by_id(self) -> dict[str, Standing]:
@@ -354,9 +368,20 @@ class Views:
     def _unhidden(self, articles: Iterable[Article]) -> list[Article]:
         return [each for each in articles if not each.mark.hidden]
 
+    def _hits(self, hits: Sequence[Any]) -> tuple[Row, ...]:
+        """Hits, each with the liked paper that it is like."""
+        standings = self.standings.all()
+        liked = {each.id: each for each in self.store.articles([hit.like for hit in hits if hit.like])}
+        rows = []
+        for hit in hits:
+            near = liked.get(hit.like)
+            like = (cut(near.title, _NEAR) or near.id, address(near, standings.get(near.id))) if near else ("", "")
+            rows.append(replace(self._hit(hit), like=like, shared=hit.shared))
+        return tuple(rows)
+
     def _hit(self, hit: Any) -> Row:
         """A hit of the search, whose `why` and `snippet` may be words or several of them."""
-        by_what = hit.why if isinstance(hit.why, str) else " and ".join(map(str, hit.why))
+        by_what = hit.why if isinstance(hit.why, str) else " and ".join(each for each in hit.why if each != "likeness")
         pieces = ((hit.snippet, False),) if isinstance(hit.snippet, str) else tuple(hit.snippet or ())
         left, shown = _GIST, []
         for text, marked in pieces:
@@ -395,6 +420,23 @@ def _listing(each: Listing) -> tuple[str, str, int]:
 
 def _fact(fact: Fact, source: str) -> tuple[str, str, str, str]:
     return cut(fact.key.replace("_", " "), 40), cut(fact.value, 300), dates.words(fact.at), SOURCES.get(source, source)
+
+
+def _ranked(topic: Topic, meaning: bool) -> str:
+    """How a topic's papers are ranked, in a sentence."""
+    if not topic.likes:
+        return ""
+    by = "by meaning" if meaning else "by the words of titles and of what we say of them: no embedder is loaded"
+    right, wrong = (
+        f"the {f'{len(some)} ' * (len(some) > 1)}{which} one{'s' * (len(some) > 1)}"
+        for some, which in ((topic.likes, "right"), (topic.dislikes, "wrong"))
+    )
+    right += f" and unlike {wrong}" * bool(topic.dislikes and meaning)
+    if not topic.query:
+        return f"Papers like {right} come first, {by}."
+    if not parse(topic.query).plain:
+        return f"The search chooses; of what fits, papers like {right} come first, {by}."
+    return f"First come papers that the search finds and that are like {right}, then those of one kind, {by}."
 
 
 def _place(listed: Sequence[Listing]) -> str:
