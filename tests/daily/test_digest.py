@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import json
 import os
 import signal
 import smtplib
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from email.policy import default
 from typing import Any
@@ -22,8 +23,10 @@ from typer.testing import CliRunner
 from broadsheet.console import InputError
 from broadsheet.daily.commands import app
 from broadsheet.daily.digest import Digest, Mail
+from broadsheet.daily.finished import Finished
 from broadsheet.daily.records import Listing, Record
 from broadsheet.daily.store import Store
+from broadsheet.page import evidence, papers
 
 READER = "reader@example.org"
 BASE = "http://127.0.0.1:8000"
@@ -143,6 +146,48 @@ def test_nothing_new_is_no_letter(digest):
     assert digest.waiting() == []
 
 
+def ran(name: str, paper: str = "lastde", at: str = "2024-08-18T12:30:00Z") -> Finished:
+    known = papers.get(paper)
+    return Finished(
+        name, paper, known.arxiv, f"{known.title} <b>", f"broadsheet try {paper}", "It <helps>.", "shown", at
+    )
+
+
+def test_what_runs_found_is_told_once_and_alone_is_a_letter(digest, postman):
+    found = [ran("aa"), ran("old", at="2024-08-18T11:00:00Z")]
+    digest.runs = lambda: found
+    confirmed(digest)
+    assert digest.issue() == 1
+    digest.send()
+    letter = postman[0].got[-1]
+    assert letter["Subject"] == "1 run, 2024-08-18"
+    text, html = (letter.get_body((kind,)).get_content().replace("\r", "") for kind in ("plain", "html"))
+    assert f"{papers.get('lastde').title} <b>: shown\n{BASE}/runs/aa\nIt <helps>.\n" in text
+    assert "/runs/old" not in text, "before it was asked for"
+    assert "It &lt;helps&gt;." in html
+    assert "<b>" not in html
+    assert digest.issue() == 0, "each once"
+    found.insert(0, ran("bb", "gem"))
+    digest.store.add([paper(1), paper(2)])
+    assert digest.issue() == 1
+    digest.send()
+    assert postman[0].got[-1]["Subject"] == "2 papers, 1 run, 2024-08-18"
+    text = postman[0].got[-1].get_body(("plain",)).get_content()
+    assert text.index("/papers/2408.00002") < text.index("Run here") < text.index("/runs/bb")
+    assert "/runs/aa" not in text
+    assert len({each["Message-ID"] for each in postman[0].got}) == 3
+
+
+def test_who_asked_for_a_search_is_told_of_runs_of_what_it_finds(digest):
+    digest.runs = lambda: [ran("aa"), ran("bb", "gem")]
+    confirmed(digest, "zebra")
+    assert digest.issue() == 0
+    digest.ask(READER, papers.get("gem").title)
+    assert "bb" in [each.id for each in digest.evidence(digest.subscribers()[0])]
+    digest.ask(READER, f'"{papers.get("gem").title}"')
+    assert [each.id for each in digest.evidence(digest.subscribers()[0])] == ["bb"]
+
+
 @pytest.mark.parametrize(
     "address",
     ["", "a", "a@", "@b", "a@b\r\nBcc: c@d", "a b@c", "a@b..c", "a@b,c@d", "<a@b>", "a@" + "b" * 300, "é@b.c"],
@@ -238,8 +283,9 @@ def test_a_server_that_cannot_be_is_refused(server):
 
 
 def test_the_command_asks_says_and_sends(tmp_path, postman):
-    store = tmp_path / "page.sqlite"
+    store, jobs = tmp_path / "page.sqlite", tmp_path / "jobs"
     given = ["--mail", postman[1], "--mail-from", "page@example.org", "--url", BASE, "--store", str(store)]
+    given += ["--jobs", str(jobs)]
 
     def said(*more: str) -> tuple[int, str]:
         found = CliRunner().invoke(app, ["digest", *given, *more], catch_exceptions=False)
@@ -252,6 +298,14 @@ def test_the_command_asks_says_and_sends(tmp_path, postman):
     today = datetime.now(UTC).strftime("%Y-%m-%d")
     digest.store.add([paper(1, "Zebra", day=today)])
     assert said("--dry-run") == (0, f"{READER}: 1 paper\n")
+    (jobs / "aa").mkdir(parents=True)
+    (jobs / "aa" / "job.json").write_text('{"command": ["try", "lastde"], "state": "done"}')
+    result = evidence.read("lastde")
+    result["provenance"]["date"] = f"{datetime.now(UTC) + timedelta(seconds=1):%Y-%m-%dT%H:%M:%SZ}"
+    (jobs / "aa" / "result.json").write_text(json.dumps(result))
+    assert said("--dry-run") == (0, f"{READER}: 1 paper\n"), "the search does not find what it is of"
+    digest.ask(READER, "zebra OR detection")
+    assert said("--dry-run") == (0, f"{READER}: 1 paper, 1 run\n")
     assert said() == (0, "1 letter sent\n")
     assert said() == (0, "0 letters sent\n")
     digest.store.add([paper(2, "Zebra again", day=today)])

@@ -1,29 +1,23 @@
-"""The papers as JSON under the addresses and names of HF's papers API, and feeds that readers of feeds follow.
+"""The papers as JSON under the addresses and names of HF's papers API.
 
-Knows: that API's forms, Atom and JSON Feed. Does not know: HTML. What is not known of a paper is left out of its row:
+Knows: that API's forms. Does not know: HTML, feeds. What is not known of a paper is left out of its row:
 nobody here counts upvotes, so there are some only where a source told them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from datetime import date
 from typing import Any
-from urllib.parse import urlencode
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from broadsheet.daily import ids
-from broadsheet.daily.export import atom
 from broadsheet.daily.screens import dates
 from broadsheet.daily.store import Article, Listing, Store
 
-_FEED = 50  # papers of a feed
-_FIRST_TIME = "1991-01-01T00:00:00Z"
 Find = Callable[..., Any]
 
 
@@ -74,27 +68,6 @@ def routes(store: Store, find: Find) -> APIRouter:
         found = _article(store, name)
         text = f"# {found.title}\n\n{', '.join(found.authors)}\n\n{found.url}\n\n{found.abstract}\n"
         return Response(text, media_type="text/markdown; charset=utf-8")
-
-    @router.get("/feed.atom")
-    def atom_feed(request: Request, q: str = Query("", max_length=400)) -> Response:
-        """What a search finds, the latest first; without one what was listed last."""
-        articles = _fed(store, find, q)
-        title = f"broadsheet: {q}" if q else "broadsheet"
-        body = atom(articles, title=title, at=_changed(articles), url=_address(request, q))
-        return _kept(request, body, "application/atom+xml")
-
-    @router.get("/feed.json")
-    def json_feed(request: Request, q: str = Query("", max_length=400)) -> Response:
-        """The same as a JSON Feed, version 1.1."""
-        articles = _fed(store, find, q)
-        base = str(request.base_url).rstrip("/")
-        feed = {
-            "version": "https://jsonfeed.org/version/1.1",
-            "title": f"broadsheet: {q}" if q else "broadsheet",
-            "feed_url": _address(request, q),
-            "items": [_item(base, each) for each in articles],
-        }
-        return _kept(request, json.dumps(feed, ensure_ascii=False).encode("utf-8", "replace"), "application/feed+json")
 
     return router
 
@@ -150,44 +123,6 @@ def _article(store: Store, name: str) -> Article:
 def _votes(store: Store, identifier: str) -> int:
     fact = store.facts(identifier).get("upvotes")
     return int(fact[0].value) if fact and fact[0].value.isdecimal() else 0
-
-
-def _fed(store: Store, find: Find, query: str) -> list[Article]:
-    if query:
-        found = [hit.article for hit in find(query, 10 * _FEED)]
-        return sorted(found, key=lambda each: (each.listed or each.published, each.id), reverse=True)[:_FEED]
-    days = list(store.days())[:7]
-    return [article for article, _ in store.listed(days[-1], days[0])][:_FEED] if days else []
-
-
-def _changed(articles: Sequence[Article]) -> str:
-    """When the latest of them was changed or listed: a feed of the same papers says the same."""
-    return max((_time(each.listed or each.updated or each.published) for each in articles), default="") or _FIRST_TIME
-
-
-def _item(base: str, article: Article) -> dict[str, Any]:
-    item = {
-        "id": f"https://arxiv.org/abs/{article.id}",
-        "url": f"{base}/papers/{article.id}",
-        "title": article.title,
-        "content_text": article.abstract or article.title,
-        "authors": [{"name": name} for name in article.authors],
-    }
-    when = _time(article.listed or article.published)
-    return {**item, "date_published": when} if when else item
-
-
-def _kept(request: Request, body: bytes, kind: str) -> Response:
-    """A feed, or 304 where the reader has it."""
-    tag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
-    headers = {"etag": tag, "cache-control": "no-cache"}
-    if tag in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
-    return Response(body, media_type=kind, headers=headers)
-
-
-def _address(request: Request, query: str) -> str:
-    return f"{request.url.replace(query='')}" + (f"?{urlencode({'q': query})}" if query else "")
 
 
 def _time(told: str) -> str:

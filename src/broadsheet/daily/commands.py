@@ -224,23 +224,29 @@ def digest(
     to: Annotated[str | None, typer.Option(help="Ask this address whether it wants the digest, instead.")] = None,
     query: Annotated[str, typer.Option(help="With --to: of what a search finds; all that is listed by default.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent.")] = False,
+    jobs: Annotated[
+        Path | None, typer.Option(help="Where the page keeps its runs; in the cache folder by default.")
+    ] = None,
     store: Place = None,
 ) -> None:
-    """Send a digest to each who has confirmed, of what is new for them; for cron.
+    """Send a digest to each who has confirmed, of papers that are new for them and what runs here found; for cron.
 
     A letter that was not sent waits for the next run. BROADSHEET_SMTP_USER and BROADSHEET_SMTP_PASSWORD are the
     server's. The exit status is 1 where letters wait.
     """
+    from broadsheet.cache import home
     from broadsheet.daily.digest import Digest, Mail
+    from broadsheet.daily.finished import finished
 
     server = Mail(
         mail, mail_from, os.environ.get("BROADSHEET_SMTP_USER", ""), os.environ.get("BROADSHEET_SMTP_PASSWORD", "")
     )
-    made = Digest(_open(store), url, server)
+    made = Digest(_open(store), url, server, runs=lambda: finished(jobs or home() / "jobs"))
     if dry_run:
         for each in made.subscribers():
-            state = _papers(len(made.news(each))) if each.confirmed else "has not confirmed"
-            print(f"{each.address}: {state}")
+            ran = len(made.evidence(each))
+            state = _papers(len(made.news(each))) + f", {ran:,} run{'s' * (ran != 1)}" * bool(ran)
+            print(f"{each.address}: {state if each.confirmed else 'has not confirmed'}")
         return
     if to is not None:
         made.ask(to, query)

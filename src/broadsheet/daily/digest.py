@@ -14,7 +14,7 @@ import re
 import secrets
 import smtplib
 import ssl
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ from html import escape
 from urllib.parse import quote, urlsplit
 
 from broadsheet.console import InputError
+from broadsheet.daily.finished import Finished
 from broadsheet.daily.records import line
 from broadsheet.daily.search import Hit, find
 from broadsheet.daily.store import Article, Store, ours
@@ -131,6 +132,7 @@ class Digest:
         base: the address of the page, under which its links are, `"http://127.0.0.1:8000"`.
         mail: by whom letters are sent.
         clock: the time.
+        runs: what the runs of the page found, the last first.
 
     Example:
         digest = Digest(store, "http://127.0.0.1:8000", Mail("localhost:2525", "page@example.org"))
@@ -140,9 +142,14 @@ class Digest:
     """
 
     def __init__(
-        self, store: Store, base: str, mail: Mail, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        store: Store,
+        base: str,
+        mail: Mail,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        runs: Callable[[], Sequence[Finished]] = tuple,
     ) -> None:
-        self.store, self.base, self.mail, self.clock = store, base.rstrip("/"), mail, clock
+        self.store, self.base, self.mail, self.clock, self.runs = store, base.rstrip("/"), mail, clock, runs
 
     # Who
 
@@ -204,16 +211,17 @@ class Digest:
         for subscriber in self.subscribers():
             if subscriber.confirmed:
                 with self.store.writing():
-                    if chosen := self.news(subscriber):
-                        letter = self._digest(subscriber, chosen)
-                        self._write(letter, subscriber.address, "issue", [each.article.id for each in chosen])
+                    chosen, ran = self.news(subscriber), self.evidence(subscriber)
+                    if chosen or ran:
+                        letter = self._digest(subscriber, chosen, ran)
+                        had = [*(each.article.id for each in chosen), *map(_run_id, ran)]
+                        self._write(letter, subscriber.address, "issue", had)
                         made += 1
         return made
 
     def news(self, subscriber: Subscriber) -> list[Hit]:
         """Papers for a subscriber that it has not had, listed since it asked."""
-        rows = self.store.db.rows("SELECT id FROM had WHERE address = ?", (subscriber.address,))
-        had = {row[0] for row in rows}
+        had = self._had(subscriber)
         since = subscriber.asked[:10]
         listed = [article for article, _ in self.store.listed(since, "9999")]
         fresh = {article.id: article for article in listed if article.id not in had and not article.mark.hidden}
@@ -221,6 +229,21 @@ class Digest:
             return [Hit(article) for article in list(fresh.values())[:MOST]]
         hits = find(self.store, subscriber.query, 10_000)
         return [hit for hit in hits if hit.article.id in fresh][:MOST]
+
+    def evidence(self, subscriber: Subscriber) -> list[Finished]:
+        """What runs found since a subscriber asked, and it has not had; with a query only of papers that it finds."""
+        fresh = [each for each in self.runs() if each.at >= subscriber.asked]
+        if fresh:
+            had = self._had(subscriber)
+            fresh = [each for each in fresh if _run_id(each) not in had]
+        if fresh and subscriber.query:
+            found = {hit.article.id for hit in find(self.store, subscriber.query, 10_000)}
+            fresh = [each for each in fresh if each.arxiv in found]
+        return fresh[:MOST]
+
+    def _had(self, subscriber: Subscriber) -> set[str]:
+        """What it has had: identifiers of papers, and of runs."""
+        return {row[0] for row in self.store.db.rows("SELECT id FROM had WHERE address = ?", (subscriber.address,))}
 
     # Letters
 
@@ -288,17 +311,19 @@ class Digest:
         made.set_content(text)
         return made
 
-    def _digest(self, subscriber: Subscriber, chosen: list[Hit]) -> EmailMessage:
+    def _digest(self, subscriber: Subscriber, chosen: list[Hit], ran: Sequence[Finished] = ()) -> EmailMessage:
         articles = [each.article for each in chosen]
         day = self.clock().strftime("%Y-%m-%d")
-        count = f"{len(articles)} paper{'s' * (len(articles) != 1)}"
+        counts = (("paper", len(articles)), ("run", len(ran)))
+        count = ", ".join(f"{number} {what}{'s' * (number != 1)}" for what, number in counts if number)
         topic = f": {subscriber.query}" if subscriber.query else ""
-        made = self._letter(subscriber, f"{count}, {day}{topic}", [each.id for each in articles])
+        made = self._letter(subscriber, f"{count}, {day}{topic}", [*(each.id for each in articles), *map(_run_id, ran)])
         leave = f"{self.base}/subscribe/{subscriber.secret}"
         made["List-Unsubscribe"] = f"<{leave}/leave>"
         made["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
-        made.set_content("\n\n".join(map(self._text, articles)) + f"\n\n-- \nNo more of this: {leave}\n")
-        items = "".join(map(self._html, articles))
+        texts = [*map(self._text, articles), *["Run here"] * bool(ran), *map(self._run_text, ran)]
+        made.set_content("\n\n".join(texts) + f"\n\n-- \nNo more of this: {leave}\n")
+        items = "".join([*map(self._html, articles), *["<h1>Run here</h1>"] * bool(ran), *map(self._run_html, ran)])
         made.add_alternative(
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(count)}</title><body>{items}'
             f'<p><a href="{escape(leave)}">No more of this</a></p></body></html>',
@@ -328,6 +353,13 @@ class Digest:
         link = escape(self._url(article))
         return f'<h2><a href="{link}">{escape(line(article.title))}</a></h2><p>{escape(gist)}</p>'
 
+    def _run_text(self, run: Finished) -> str:
+        return f"{run.title}{f': {run.verdict}' * bool(run.verdict)}\n{self.base}/runs/{run.id}\n{run.answer}"
+
+    def _run_html(self, run: Finished) -> str:
+        title = escape(f"{run.title}{f': {run.verdict}' * bool(run.verdict)}")
+        return f'<h2><a href="{escape(self.base)}/runs/{run.id}">{title}</a></h2><p>{escape(run.answer)}</p>'
+
     def _url(self, article: Article) -> str:
         return f"{self.base}/papers/{quote(article.id)}"
 
@@ -342,3 +374,8 @@ class Digest:
 
     def _now(self) -> str:
         return self.clock().strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _run_id(run: Finished) -> str:
+    """A run among what a subscriber has had; no paper is called so."""
+    return f"run:{run.id}"

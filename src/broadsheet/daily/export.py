@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from broadsheet.daily import ids
-from broadsheet.daily.records import line
+from broadsheet.daily import feeds, ids
 from broadsheet.daily.sources import own
 from broadsheet.daily.store import Article, Mark, Store
 
-_ATOM = "http://www.w3.org/2005/Atom"
 _LATEX = {
     "\\": r"{\textbackslash}",
     "{": r"{\textbraceleft}",
@@ -27,7 +24,6 @@ _LATEX = {
     **{sign: f"\\{sign}" for sign in "$&#_%"},
 }
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~&$:@=\"'])")
-_DATE = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d:\d\d:\d\dZ)?)?)?", re.ASCII)
 _FLAGS = {"later": "to read", "read": "read", "hidden": "of no interest", "seed": "more like it"}
 
 
@@ -87,36 +83,7 @@ def atom(articles: Iterable[Article], *, title: str, at: str, url: str = "") -> 
         at: `updated` of a feed without entries.
         url: where the feed can be had.
     """
-    from lxml import etree
-
-    feed = etree.Element(f"{{{_ATOM}}}feed", nsmap={None: _ATOM})
-
-    def put(parent: Any, tag: str, text: str = "", **attributes: str) -> Any:
-        made = etree.SubElement(parent, f"{{{_ATOM}}}{tag}", {name: line(value) for name, value in attributes.items()})
-        made.text = line(text) or None
-        return made
-
-    entries = sorted(articles, key=lambda each: (_whole(each), each.id), reverse=True)
-    put(feed, "title", title)
-    put(feed, "id", _urn(f"broadsheet:feed:{title}"))
-    put(feed, "updated", max((_whole(each) for each in entries), default=at))
-    put(put(feed, "author"), "name", "broadsheet")
-    if url:
-        put(feed, "link", rel="self", href=url)
-    for each in entries:
-        entry = put(feed, "entry")
-        put(entry, "title", each.title or each.id)
-        put(entry, "id", _urn(each.url))
-        put(entry, "updated", _whole(each))
-        if len(each.published) == 20:
-            put(entry, "published", each.published)
-        for author in each.authors or ("authors not known here",):  # else the feed's would be taken for the paper's
-            put(put(entry, "author"), "name", author)
-        for kind in each.categories:
-            put(entry, "category", term=kind)
-        put(entry, "link", rel="alternate", href=each.url)
-        put(entry, "summary", each.abstract, type="text")
-    return bytes(etree.tostring(feed, xml_declaration=True, encoding="utf-8", pretty_print=True))
+    return feeds.atom(feeds.Feed(title, tuple(map(feeds.of_paper, articles)), url=url, at=at))
 
 
 def markdown(store: Store) -> Iterator[str]:
@@ -160,14 +127,3 @@ def _quoted(note: str) -> str:
     rows = "\n".join(_marked_down(row) for row in note.splitlines()).strip("\n").split("\n")
     ends = ["\\" if row and after else "" for row, after in zip(rows, [*rows[1:], ""], strict=True)]
     return "".join(f"> {row}{end}".rstrip(" ") + "\n" for row, end in zip(rows, ends, strict=True))
-
-
-def _whole(article: Article) -> str:
-    """When an article was changed last, to the second, as Atom wants it."""
-    given = (article.updated, article.published)
-    date = next((each for each in given if _DATE.fullmatch(each)), ids.month(article.id))
-    return date + "0000-01-01T00:00:00Z"[len(date) :]
-
-
-def _urn(name: str) -> str:
-    return uuid.uuid5(uuid.NAMESPACE_URL, name).urn

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from broadsheet.daily import api, search
+from broadsheet.daily import api, following, search
 from broadsheet.daily.databases.base import NoDatabaseError
 from broadsheet.daily.digest import Digest
 from broadsheet.daily.screens import routes
@@ -63,8 +63,9 @@ class DailyPage:
         likes = search.Likes(self.store, self.meaning)
         screens = routes.routes(self.store, find, lambda: token, similar=similar, likes=likes, trying=True, asks=asks)
         app.include_router(api.routes(self.store, find))
+        app.include_router(following.routes(self.store, find, likes, self.jobs.folder))
         app.include_router(Trying(self.jobs, self.offers, closing).routes(screens))
-        app.include_router(subscribing(self.digest, screens))
+        app.include_router(subscribing(self.digest, screens, self.store.topics))
         app.include_router(screens)
 
         @app.exception_handler(NoDatabaseError)

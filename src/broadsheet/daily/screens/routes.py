@@ -15,7 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any
 from unicodedata import category
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.routing import APIRoute
@@ -356,7 +356,7 @@ def templates() -> Environment:
         "cut": cut,
         "topic_url": topic_address,
     }
-    pages.filters |= {"found_by": search_address}
+    pages.filters |= {"found_by": search_address, "asked": lambda value, name: f"?{urlencode({name: value})}"}
     pages.filters |= {"list_twice": lambda each: (each, each), "numbered": _numbered, "ticked": _ticked}
     pages.globals |= {"claim_marks": CLAIM_MARKS, "RUNGS": views.RUNGS}
     pages.globals |= {"weekday": dates.weekday, "day_words": dates.day_words}

@@ -5,6 +5,7 @@ Knows: the digest, forms. Does not know: how letters are sent.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -14,17 +15,19 @@ from broadsheet.daily.digest import Digest, Subscriber
 from broadsheet.daily.records import line
 from broadsheet.daily.screens import routes
 from broadsheet.daily.screens.views import MissingError
+from broadsheet.daily.store import Topic
 
 _OPEN = 50  # addresses that may have been asked and have not answered
 _QUERY = 400
 
 
-def subscribing(digest: Digest | None, like: APIRouter) -> APIRouter:
-    """These screens, made as those of a router are; without a digest they name the feeds alone."""
+def subscribing(digest: Digest | None, like: APIRouter, topics: Callable[[], Sequence[Topic]] = tuple) -> APIRouter:
+    """These screens, made as those of a router are; without a digest they name the feeds alone, those of topics too."""
     router = APIRouter(route_class=like.route_class, include_in_schema=False, dependencies=like.dependencies)
 
     def shown(said: str = "", subscriber: Subscriber | None = None, query: str = "") -> Response:
         given: dict[str, Any] = {"said": said, "subscriber": subscriber, "query": query, "mailing": digest is not None}
+        given["topics"] = () if subscriber else topics()
         return routes.page("subscribe", **given)
 
     @routes.get(router, "/subscribe")
