@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email
-import json
 import os
 import signal
 import smtplib
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
+from ended_runs import keep
 from typer.testing import CliRunner
 
 from broadsheet.console import InputError
@@ -26,7 +26,7 @@ from broadsheet.daily.digest import Digest, Mail
 from broadsheet.daily.finished import Finished
 from broadsheet.daily.records import Listing, Record
 from broadsheet.daily.store import Store
-from broadsheet.page import evidence, papers
+from broadsheet.page import papers
 
 READER = "reader@example.org"
 BASE = "http://127.0.0.1:8000"
@@ -298,11 +298,7 @@ def test_the_command_asks_says_and_sends(tmp_path, postman):
     today = datetime.now(UTC).strftime("%Y-%m-%d")
     digest.store.add([paper(1, "Zebra", day=today)])
     assert said("--dry-run") == (0, f"{READER}: 1 paper\n")
-    (jobs / "aa").mkdir(parents=True)
-    (jobs / "aa" / "job.json").write_text('{"command": ["try", "lastde"], "state": "done"}')
-    result = evidence.read("lastde")
-    result["provenance"]["date"] = f"{datetime.now(UTC) + timedelta(seconds=1):%Y-%m-%dT%H:%M:%SZ}"
-    (jobs / "aa" / "result.json").write_text(json.dumps(result))
+    keep(jobs, "aa", "lastde", date=f"{datetime.now(UTC) + timedelta(seconds=1):%Y-%m-%dT%H:%M:%SZ}")
     assert said("--dry-run") == (0, f"{READER}: 1 paper\n"), "the search does not find what it is of"
     digest.ask(READER, "zebra OR detection")
     assert said("--dry-run") == (0, f"{READER}: 1 paper, 1 run\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ended_runs import keep
 from fastapi import FastAPI
 from lxml import etree, html
 from starlette.testclient import TestClient
@@ -55,18 +55,6 @@ def page(tmp_path: Path) -> DailyPage:
 def client(page: DailyPage) -> Iterator[TestClient]:
     with TestClient(create_app(None, page=page).app) as made:
         yield made
-
-
-def keep(folder: Path, name: str, paper: str, state: str = "done", date: str = "") -> None:
-    """A run as a server keeps it."""
-    (folder / name).mkdir(parents=True)
-    result = evidence.read(paper)
-    if date:
-        result["provenance"] = result["provenance"] | {"date": date}
-    (folder / name / "job.json").write_text(
-        json.dumps({"id": name, "command": ["try", paper, "--quick"], "state": state})
-    )
-    (folder / name / "result.json").write_text(json.dumps(result))
 
 
 def read(client: TestClient, path: str) -> Any:

@@ -17,6 +17,7 @@ from broadsheet.daily import api, following, search
 from broadsheet.daily.databases.base import NoDatabaseError
 from broadsheet.daily.digest import Digest
 from broadsheet.daily.screens import routes
+from broadsheet.daily.screens.leaving import leaving
 from broadsheet.daily.screens.subscribing import subscribing
 from broadsheet.daily.store import Store
 from broadsheet.serve import failures
@@ -66,6 +67,7 @@ class DailyPage:
         app.include_router(following.routes(self.store, find, likes, self.jobs.folder))
         app.include_router(Trying(self.jobs, self.offers, closing).routes(screens))
         app.include_router(subscribing(self.digest, screens, self.store.topics))
+        app.include_router(leaving(self.store, screens, self.jobs.folder))
         app.include_router(screens)
 
         @app.exception_handler(NoDatabaseError)
