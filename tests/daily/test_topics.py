@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,8 +34,8 @@ def record(identifier: str, title: str, abstract: str, category: str = "cs.CL") 
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    made = Store(tmp_path / "page.sqlite", clock=lambda: "2024-08-18T00:00:00Z")
+def store(place: str) -> Store:
+    made = Store(place, clock=lambda: "2024-08-18T00:00:00Z")
     made.add([record(each, f"Zzzz mnk{i}", "zz zz zz") for i, each in enumerate(Z)])
     made.add([record(each, f"Qqqq mnk{i}", "qq qq qq") for i, each in enumerate(Q)])
     made.add([record(each, "Zzzz qqqq walks", "zq zq", "cs.CV") for each in ZQ])

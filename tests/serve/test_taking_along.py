@@ -66,15 +66,15 @@ def test_each_file_is_whole_named_and_of_its_kind(page: DailyPage, tmp_path: Pat
     assert (run["id"], run["command"], run["result"]) == ("aa", "broadsheet try lastde --quick", found)
 
 
-def test_what_there_is_not_is_missing_and_only_those_who_may_run_take_anything(page: DailyPage) -> None:
-    run, read = "r" * 24, "d" * 24
+def test_what_there_is_not_is_missing_and_only_those_who_may_read_take_anything(page: DailyPage) -> None:
+    read, infer = "r" * 24, "d" * 24
     client = TestClient(
-        create_app(None, KeyRing([f"{run} run", f"{read} read"]), page=page), base_url="http://localhost"
+        create_app(None, KeyRing([f"{read} read", f"{infer} infer"]), page=page), base_url="http://localhost"
     )
-    for name, key, status in (("papers.json", run, 200), ("papers.json", read, 403), ("other", run, 404)):
+    for name, key, status in (("papers.json", read, 200), ("papers.json", infer, 403), ("other", read, 404)):
         answer = client.get(f"/export/{name}", headers={"authorization": f"Bearer {key}"})
         assert answer.status_code == status, name
-    assert client.post("/export/papers.json", headers={"authorization": f"Bearer {run}"}).status_code == 405
+    assert client.post("/export/papers.json", headers={"authorization": f"Bearer {read}"}).status_code == 403
 
 
 def test_a_file_is_sent_in_pieces_and_a_failure_at_its_beginning_has_a_status(page, monkeypatch) -> None:
