@@ -300,6 +300,24 @@ def test_a_digest_is_asked_for_confirmed_and_ended_by_one_click(made, tmp_path):
         assert browser.ask(link)[0] == 404
 
 
+def test_where_there_are_keys_the_links_of_letters_need_none(made):
+    page = made[0]
+    digest = Digest(page.store, "http://127.0.0.1:8000", Mail("127.0.0.1:1", "page@example.org"))
+    digest.ask("reader@example.org")
+    link = f"/subscribe/{digest.subscribers()[0].secret}"
+    with serving(create_app(None, KeyRing(["d" * 24 + " read"]), page=replace(page, digest=digest))) as server:
+        browser = Browser(server)
+        assert browser.ask(link)[0] == 200
+        assert browser.ask(f"{link}/confirm", {})[0] == 200
+        assert digest.subscribers()[0].confirmed
+        for other in ("/subscribe", f"{link}/other", "/subscribe/" + "z" * 32, "/papers"):
+            assert browser.ask(other)[0] == 401, other
+        form = {"content_type": "application/x-www-form-urlencoded"}
+        assert server.ask(f"{link}/leave", b"List-Unsubscribe=One-Click", **form)[0] == 200
+        assert digest.subscribers() == []
+        assert browser.ask(link)[0] == 404, "a link that was ended opens nothing"
+
+
 def test_with_keys_readers_read_and_only_those_who_may_run_start(made):
     run, read = "r" * 24, "d" * 24
     with serving(create_app(None, KeyRing([f"{run} run", f"{read} read"]), page=made[0])) as server:

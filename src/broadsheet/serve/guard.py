@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import re
 import secrets
 import struct
 import time
@@ -208,6 +209,7 @@ class Guard:
         screen: how a person's browser is told of a refusal; None, or where it gives None: as machines are.
         sessions: of persons; None: there are none, and every request needs its key.
         open: paths that need no key, but where something is changed this server's own page.
+        links: paths that need nothing: to know one is to have been sent it.
 
     Attributes:
         active: requests that were let through and have not ended.
@@ -224,9 +226,11 @@ class Guard:
         screen: Callable[[Scope, RefusedError], ASGIApp | None] | None = None,
         sessions: Sessions | None = None,
         open: Container[str] = (),
+        links: re.Pattern[str] | None = None,
     ) -> None:
         self.app, self.keys, self.limits, self.ended = app, keys, limits, ended
-        self.screen, self.sessions, self.open = screen or (lambda *_: None), sessions, open
+        self.screen, self.sessions = screen or (lambda *_: None), sessions
+        self.open, self.links = open, links
         self.active = 0
         self.rights = dict(sorted(rights.items(), key=lambda each: -len(each[0].removeprefix("GET "))))
         self.token = token or secrets.token_urlsafe(32)
@@ -241,7 +245,7 @@ class Guard:
         refused = self._refused(scope, headers)
         if refused is None:
             try:
-                receive = await self._read(headers, receive, _OPEN_BYTES if scope["path"] in self.open else None)
+                receive = await self._read(headers, receive, _OPEN_BYTES if self._keyless(scope["path"]) else None)
             except RefusedError as failure:
                 refused = failure
         if refused is not None:
@@ -272,11 +276,19 @@ class Guard:
             return RefusedError(421, "this server is not called by that name", "invalid_request_error")
         if path.startswith("/health") and self.limits.open_health:
             return None
+        if self._linked(path):
+            return None
         if self.keys and path not in self.open:
             return self._locked(scope, headers)
         if method not in _SAFE and (self.keys or "origin" in headers or "sec-fetch-site" in headers):
             return self._foreign(headers)
         return None
+
+    def _linked(self, path: str) -> bool:
+        return bool(self.links and self.links.fullmatch(path))
+
+    def _keyless(self, path: str) -> bool:
+        return path in self.open or self._linked(path)
 
     def _locked(self, scope: Scope, headers: Mapping[str, str]) -> RefusedError | None:
         """Why a request may not pass where there are keys; None where it may."""

@@ -18,7 +18,7 @@ from broadsheet.daily.databases.base import NoDatabaseError
 from broadsheet.daily.digest import Digest
 from broadsheet.daily.screens import routes
 from broadsheet.daily.screens.leaving import leaving
-from broadsheet.daily.screens.subscribing import subscribing
+from broadsheet.daily.screens.subscribing import LINK, subscribing
 from broadsheet.daily.store import Store
 from broadsheet.serve import failures
 from broadsheet.serve.guard import Guard
@@ -73,6 +73,7 @@ class DailyPage:
         app.include_router(Trying(self.jobs, self.offers, closing, seats).routes(screens))
         app.include_router(subscribing(self.digest, screens, self.store.topics))
         app.include_router(leaving(self.store, screens, self.jobs.folder))
+        guard.links = LINK
         signing = Signing(guard, shared)
         if guard.keys:
             app.include_router(signing.routes(screens))

@@ -5,6 +5,7 @@ Knows: the digest, forms. Does not know: how letters are sent.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from broadsheet.daily.screens import routes
 from broadsheet.daily.screens.views import MissingError
 from broadsheet.daily.store import Topic
 
+LINK = re.compile(r"/subscribe/[0-9a-f]{32}(/confirm|/leave)?")  # as letters have them
 _OPEN = 50  # addresses that may have been asked and have not answered
 _QUERY = 400
 
