@@ -33,6 +33,7 @@ class Objective:
     Attributes:
         phases: parts that follow one another; their steps together are the training's. None: one part.
         phase: the name of the current one, set before each `collate` and `loss`.
+        step: optimizer steps done before this one, set likewise.
 
     Example:
         class NextToken(Objective):
@@ -50,6 +51,7 @@ class Objective:
 
     phases: Sequence[Phase] = ()
     phase: str = ""
+    step: int = 0
 
     def collate(self, items: Sequence[tuple[int, Any]]) -> dict[str, Any]:
         """(place in the order of training, row) pairs → tensors by name."""

@@ -189,10 +189,8 @@ class ObjectiveTrainer(TrainedWeights):
         return {**self.objective.collate(both), "_place_and_rows": torch.tensor([place, len(both)])}
 
     def _enter(self, place: int) -> None:
-        """Tell the objective the phase that the row at this place belongs to."""
-        if not self.objective.phases:
-            return
-        step = place // self.step_rows
+        """Tell the objective the step, and the phase, that the row at this place belongs to."""
+        self.objective.step = step = place // self.step_rows
         for phase in self.objective.phases:
             self.objective.phase = phase.name
             if step < phase.steps:

@@ -1,0 +1,124 @@
+"""The socket of training methods: a loss that knows its step, in HF's `Trainer` or in `fit`.
+
+Knows: logits, labels, steps, several processes. Does not know: models, data, optimizers.
+
+    method = LossReweighting(r=0.4)
+    trainer = Trainer(model, args, train_dataset=rows, compute_loss_func=method, callbacks=[method])
+    trainer.train()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from broadsheet.training.distributed import world
+from broadsheet.training.losses import token_losses
+from broadsheet.training.objective import Objective
+
+
+@dataclass
+class LossMethod(TrainerCallback):
+    """A causal LM's loss. This one is the plain one, the mean over tokens: the baseline.
+
+    A subclass gives `loss`, and its hyperparameters as fields. One object goes to a `Trainer` twice, as its
+    `compute_loss_func` and among its `callbacks`; to `fit` it goes as `MethodObjective(method)`.
+
+    Shapes: logits (batch, length, vocabulary); labels (batch, length), unshifted, -100 where nothing is asked.
+
+    Attributes:
+        step: optimizer steps done, whatever the gradient accumulation.
+        reads_inputs: whether `loss` needs what the model was given; of a `Trainer` it is then taken where the model is
+            called.
+    """
+
+    reads_inputs: ClassVar[bool] = False
+
+    step: int = field(default=0, init=False, repr=False, compare=False)
+    _accumulate: int = field(default=1, init=False, repr=False, compare=False)
+    _scaled: bool = field(default=False, init=False, repr=False, compare=False)  # by the processes, in a Trainer
+    _inputs: Mapping[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
+    _hook: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def loss(self, logits: Tensor, labels: Tensor, inputs: Mapping[str, Any]) -> Tensor | tuple[Tensor, int]:
+        """What is minimised: a mean over the batch; or a sum over tokens, and how many they are.
+
+        A sum is divided by the tokens of all batches of a step, as `Trainer` does it; a mean counts as much as that of
+        every other batch. With several processes a mean is of this one's batch, and gradients are averaged over them.
+
+        Args:
+            inputs: what the model was given, where `reads_inputs`; else empty.
+        """
+        losses, counts = token_losses(logits, labels)
+        return losses.sum(), int(counts.sum())
+
+    # In a Trainer
+
+    def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """As `compute_loss_func`."""
+        inputs, self._inputs = self._inputs or {}, None
+        found = self.loss(outputs.logits, labels, inputs)
+        if isinstance(found, tuple):
+            total, count = found
+            return total / (max(1, count) if num_items_in_batch is None else num_items_in_batch)
+        # The trainer takes it for a part of a sum: it divides by no accumulation, and may multiply by its processes.
+        scaled = self._scaled and num_items_in_batch is not None
+        return found / self._accumulate / (world() if scaled else 1)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
+        self.step = state.global_step
+        self._accumulate, self._scaled = args.gradient_accumulation_steps, args.average_tokens_across_devices
+        if self.reads_inputs and self._hook is None and model is not None:
+            self._hook = model.register_forward_pre_hook(self._read, with_kwargs=True)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self.step = state.global_step
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def _read(self, model: Any, given: Any, inputs: dict[str, Any]) -> Any:
+        if model.training:
+            self._inputs = dict(inputs)
+        return None
+
+
+class MethodObjective(Objective):
+    """A `LossMethod` for `fit`: rows of equal length, `{"input_ids": (length,), "labels": (length,)}`, to its loss.
+
+    Args:
+        watched: gives what is logged after a step, `(model, step)` to values by name.
+
+    Example:
+        fit(model, Blocks(stream, 256), MethodObjective(SALT(teacher, steps=50)), "runs/salt", steps=300)
+    """
+
+    def __init__(self, method: LossMethod, watched: Any = None) -> None:
+        self.method, self.watched = method, watched
+
+    def collate(self, items: Sequence[tuple[int, Any]]) -> dict[str, Any]:
+        rows = [row for _, row in items]
+        batch = {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
+        return {**batch, "tokens": torch.tensor(batch["input_ids"].numel())}
+
+    def loss(self, model: Any, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
+        self.method.step = self.step
+        logits = model(batch["input_ids"], use_cache=False).logits
+        found = self.method.loss(logits, batch["labels"], batch if self.method.reads_inputs else {})
+        return found if isinstance(found, Tensor) else found[0] / max(1, found[1])
+
+    def after_step(self, model: Any, step: int) -> Mapping[str, float]:
+        return self.watched(model, step) if self.watched else {}
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What tells it from others."""
+        from broadsheet.methods import call_of
+
+        return {"method": call_of(self.method)}

@@ -1,0 +1,116 @@
+"""Losses of a causal LM, token by token and sequence by sequence: of the labels, and of a teacher's distribution.
+
+Knows: logits, labels as transformers has them (unshifted, -100 where nothing is asked). Does not know: models, batches'
+origin, optimizers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, log_softmax, softmax
+
+from broadsheet.console import InputError
+
+IGNORED = -100
+CHUNK = 256  # positions whose distributions over the vocabulary are held at once
+
+
+def shifted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the token that comes next: (batch, length, vocabulary) and (batch, length) → a position less each."""
+    return logits[:, :-1], labels[:, 1:]
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """−log p of each next token, in nats, and which of them count.
+
+    Args:
+        logits: (batch, length, vocabulary).
+        labels: (batch, length), unshifted; `IGNORED` where nothing is asked.
+
+    Returns:
+        losses (batch, length − 1), 0 where nothing is asked, and the mask of the others.
+    """
+    logits, targets = shifted(logits, labels)
+    losses = cross_entropy(_wide(logits).transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
+    return losses, targets != IGNORED
+
+
+def sequence_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean loss of each sequence over the tokens that count, and which sequences have any.
+
+    Args:
+        logits, labels: as for `token_losses`.
+
+    Returns:
+        (batch,) losses, 0 for a sequence without such tokens, and (batch,) a mask of the others.
+    """
+    losses, counts = token_losses(logits, labels)
+    size = counts.sum(1)
+    return losses.sum(1) / size.clamp(min=1), size > 0
+
+
+@dataclass(frozen=True)
+class TopK:
+    """A teacher's most probable tokens, as they are kept on disk in place of its logits.
+
+    Attributes:
+        ids: (batch, length, k) tokens.
+        log_probs: (batch, length, k) of them, at temperature 1.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, k: int) -> TopK:
+        """The k most probable tokens of each position of (batch, length, vocabulary) logits."""
+        log_probs, ids = log_softmax(_wide(logits), -1).topk(min(k, logits.shape[-1]), dim=-1)
+        return cls(ids, log_probs)
+
+    def __getitem__(self, part: slice | tuple[slice, ...]) -> TopK:
+        return TopK(self.ids[part], self.log_probs[part])
+
+
+def teacher_losses(logits: Tensor, teacher: Tensor | TopK, temperature: float = 1.0) -> Tensor:
+    """−Σ q log p at each position, in nats: the cross-entropy of a student p with what a teacher q expects.
+
+    It differs from the Kullback–Leibler divergence by the teacher's entropy, which the student cannot change. The
+    student stands at temperature 1. Positions are taken a part at a time, so that of the teacher's distribution no more
+    is held at once.
+
+    Args:
+        logits: (batch, length, vocabulary) of the student.
+        teacher: logits of the same shape, or their `TopK`, among which q is then shared out; no gradient goes there.
+        temperature: that the teacher's logits are divided by: below 1 sharpens.
+
+    Returns:
+        (batch, length).
+
+    Raises:
+        InputError: the vocabularies differ, or the temperature is not above 0.
+    """
+    if not temperature > 0:
+        raise InputError(f"got a teacher's temperature of {temperature}; expected more than 0")
+    if isinstance(teacher, Tensor) and teacher.shape != logits.shape:
+        raise InputError(
+            f"the teacher's logits are {tuple(teacher.shape)}, the student's {tuple(logits.shape)}; expected the same "
+            "tokenizer, vocabulary and tokens"
+        )
+    parts = range(0, logits.shape[1], CHUNK)
+    return torch.cat([_expected(logits[:, i : i + CHUNK], teacher[:, i : i + CHUNK], temperature) for i in parts], 1)
+
+
+def _expected(logits: Tensor, teacher: Tensor | TopK, temperature: float) -> Tensor:
+    log_p = log_softmax(_wide(logits), -1)
+    if isinstance(teacher, TopK):
+        q = softmax(_wide(teacher.log_probs.detach()) / temperature, -1)
+        return -(q * log_p.gather(-1, teacher.ids)).sum(-1)
+    return -(softmax(_wide(teacher.detach()) / temperature, -1) * log_p).sum(-1)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float32 at least: a sum over a vocabulary loses too much in 16 bits."""
+    return values if values.dtype == torch.float64 else values.float()
