@@ -1,0 +1,325 @@
+"""The laboratory: small models trained from nothing, each in another way, on equal tokens and, where asked, equal time.
+
+Knows: texts held apart, rows, methods, learning rates, the pace of a step. Does not know: any paper.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from broadsheet.cache import atomic_write, fingerprint
+from broadsheet.console import InputError, say
+from broadsheet.data import corpora
+from broadsheet.models.safefiles import read_json
+from broadsheet.options import option
+from broadsheet.train.base import LossMethod, MethodObjective
+from broadsheet.training.fit import fit
+from broadsheet.training.scratch import SIZES, Blocks, apart, document_losses, joined, size, tokenizer
+from broadsheet.training.trainer import TrainOutput
+from broadsheet.trial.base import EvalTask, LazyModel, ModelArm, Outcome
+from broadsheet.trial.engine import Arm, Metric
+from broadsheet.trial.examples import excerpt, most_apart
+from broadsheet.trial.results import ArmResult, Curve, Example
+from broadsheet.trial.trained import TrainedTrial
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+PLAIN, LOSS, PACE = "plain", "loss", "steps/s"
+RATES = (1e-3, 3e-3, 6e-3)  # of AdamW, that each arm's is chosen from
+_TUNING = 32  # documents
+_RACED = 30  # steps whose time is compared, spread over the training
+_PACED = 6  # steps by which it is told beforehand how many fit in another arm's time
+
+
+@dataclass(frozen=True)
+class LabArm:
+    """A way to train.
+
+    Args:
+        name, role, about, paper: as in `ModelArm`.
+        method: a seed to the loss.
+        rows: what is trained on, by name; the trial's `rows` gives them.
+        share: of the steps.
+        in_time_of: another arm, in the time of whose training this one has to end: its steps are then fewer.
+        rate_of: the arm whose learning rate it takes; its own is chosen where this is empty.
+    """
+
+    name: str
+    method: Callable[[int], LossMethod] = field(default=lambda seed: LossMethod(), repr=False)
+    about: str = ""
+    paper: str = ""
+    role: Any = None
+    rows: str = ""
+    share: float = 1.0
+    in_time_of: str = ""
+    rate_of: str = ""
+
+
+@dataclass
+class LabTrial(TrainedTrial):
+    """The base of trials of training. A subclass says which arms there are (`lab`), and what they read (`rows`).
+
+    All arms of a seed begin with the same weights and read the same rows in the same order; each one's learning rate
+    is chosen on documents of their own. Two tasks: steps of all arms in turns, for their pace; and held-out documents,
+    for the loss, in nats a byte.
+    """
+
+    lacks: ClassVar[tuple[str, ...]] = ("model", "dtype")
+    of_training: ClassVar[tuple[str, ...]] = ()  # the pace is a task of its own, in turns
+
+    texts: int = option(200, "Held-out documents.", quick=30, least=3)
+    steps: int = option(300, "Of training, for each run of each arm.", quick=40, least=12)
+    batch: int = option(16, "Rows of a step.", quick=8, least=1)
+    length: int = option(256, "Tokens of a row.", quick=128, least=8)
+    size: str = option("1M", "Of the model, in weights.", choices=tuple(SIZES), quick="0.4M")
+    vocabulary: int = option(2048, "Tokens of a tokenizer that is trained on the texts.", least=257)
+    lr: float | None = option(
+        None,
+        f"The highest learning rate; by default the best of {', '.join(f'{rate:g}' for rate in RATES)} after a third "
+        "of the steps, for each arm that has its own.",
+        quick=3e-3,
+    )
+    text_field: str = option("text", "The field of the data that holds the text.")
+
+    # What a subclass says
+
+    @abstractmethod
+    def lab(self) -> Sequence[LabArm]:
+        """The arms; the first one is the baseline. `prepared` texts and rows are there."""
+
+    def rows(self, name: str) -> Any:
+        """The rows of that name; by default the training texts, joined and cut."""
+        return self.plain_rows
+
+    # The laboratory
+
+    def check(self) -> None:
+        if self.lr is not None and not self.lr > 0:
+            raise InputError(f"got --lr {self.lr:g}; expected more than 0")
+
+    def tasks(self) -> list[EvalTask]:
+        self._device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._corpus = corpora.load(self.data, text_field=self.text_field)
+        # A token has about three bytes; what is not needed is not read.
+        wanted = self.steps * self.batch * self.length // 60 + 4 * self.texts
+        documents = self._corpus.take(max(2_000, wanted), self.seed)
+        self.held = apart(documents, self.texts, _TUNING, self.seed)
+        if len(self.held.held_out) < self.texts:
+            say(f"{len(self.held.held_out)} documents are held out, of {self.texts} wanted")
+        self.tokenizer = tokenizer(self.held.train, self.vocabulary)
+        self.plain_rows = Blocks(joined(self.held.train, self.tokenizer), self.length)
+        raced = np.linspace(0, self.steps - 1, min(_RACED, self.steps)).astype(int).tolist()
+        return [
+            EvalTask(
+                "pace",
+                raced,
+                [],
+                self._racer,
+                item="step",
+                about=f"{len(raced)} steps spread over the training, all arms in turns",
+                fingerprint=fingerprint(raced),
+                block_size=max(1, len(raced) // 10),
+            ),
+            EvalTask(
+                "held out",
+                list(self.held.held_out),
+                [Metric(LOSS, higher_is_better=False, unit="nats/byte")],
+                self._reader,
+                item="text",
+                about=f"{len(self.held.held_out)} documents; {self.held.dropped} like them are not learnt from",
+                fingerprint=self.held.fingerprint,
+                block_size=max(1, len(self.held.held_out) // 10),
+                examples=self._examples,
+            ),
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        return {}  # no model is loaded
+
+    def setting(self) -> Mapping[str, Any]:
+        made = size(self.size).model(len(self.tokenizer), self.length, 0)
+        read = self.steps * self.batch * self.length
+        have = self.plain_rows.ids.numel()
+        return {
+            "model": f"a Llama of {sum(p.numel() for p in made.parameters()):,} weights, from nothing",
+            "tokens": f"BPE of {len(self.tokenizer):,}, trained on the texts",
+            "training": f"{self.steps} steps of {self.batch} × {self.length} tokens: {read:,}, {read / have:.2f} times "
+            "what there is; AdamW, learning rate "
+            + ", ".join(f"{rate:g} ({name})" for name, rate in self._rates.items()),
+            "data": self._corpus.describe(),
+            "device": self._device,
+        }
+
+    def arms(self) -> list[ModelArm]:
+        self._lab = {arm.name: arm for arm in self.lab()}
+        first = next(iter(self._lab))
+        self._rates = {name: self._rate(arm) for name, arm in self._lab.items() if not arm.rate_of}
+        return [
+            self.trained(
+                name,
+                partial(self._train, arm),
+                self._load,
+                "baseline" if name == first else arm.role,
+                arm.about,
+                arm.paper,
+            )
+            for name, arm in self._lab.items()
+        ]
+
+    def figures(self, outcome: Outcome) -> list[Curve]:
+        lines: dict[str, list[float | None]] = {}
+        seen: list[float] = []
+        for name in self._lab:
+            path = self.folder(name) / "training.json"
+            found = [each for each in read_json(path)["history"] if "eval_watched" in each] if path.exists() else []
+            if len(found) == 10:
+                lines[name] = [each["eval_watched"] for each in found]
+                seen = seen or [each["step"] for each in found]
+        return [Curve("Loss while training", "step", "nats/byte", seen, lines)] if lines else []
+
+    # An arm
+
+    def new(self, seed: int) -> LlamaForCausalLM:
+        """A new model, on its device."""
+        return size(self.size).model(len(self.tokenizer), self.length, seed).to(self._device)
+
+    def _train(
+        self, arm: LabArm, seed: int, out: Path, *, share: float = 1.0, rate: float | None = None
+    ) -> TrainOutput:
+        steps = max(12, round(self._steps(arm) * share))
+        return self.fitted(
+            self.new(seed), self.rows(arm.rows), arm.method(seed), out, steps, rate or self._rate_of(arm), seed
+        )
+
+    def fitted(
+        self, model: Any, rows: Any, method: LossMethod, out: Path, steps: int, rate: float, seed: int
+    ) -> TrainOutput:
+        """A model trained into a folder, with its loss on the tuning documents ten times along the way."""
+        watched = self.held.tuning
+
+        def watch(model: Any, step: int) -> Mapping[str, float]:
+            if step % max(1, steps // 10):
+                return {}
+            return {"watched": float(document_losses(model, self.tokenizer, watched, self.length).mean())}
+
+        return fit(
+            model, rows, MethodObjective(method, watch), out, steps=steps, batch_size=self.batch, learning_rate=rate,
+            schedule="cosine", warmup=0.05, weight_decay=0.1, adam_beta2=0.95, seed=seed,
+        )  # fmt: skip
+
+    def _load(self, folder: Path) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
+        return model.to(self._device).eval()
+
+    def _reader(self, arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
+        """Training happens once, before the arm first reads."""
+
+        def run(block: Sequence[str]) -> dict[str, Any]:
+            return {LOSS: document_losses(lazy(), self.tokenizer, block, self.length)}
+
+        return Arm(arm.name, run, description=arm.description, prepare=lazy.prepare)
+
+    # Time
+
+    def _racer(self, arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
+        """Steps of a model of its own, which is thrown away."""
+        state: dict[str, Any] = {}
+
+        def prepare() -> None:
+            state["step"] = self._stepper(self._lab[arm.name])
+
+        def run(block: Sequence[int]) -> dict[str, Any]:
+            for step in block:
+                state["step"](step)
+            return {}
+
+        return Arm(arm.name, run, description=arm.description, prepare=prepare, close=state.clear)
+
+    def _stepper(self, arm: LabArm) -> Callable[[int], None]:
+        """A function that makes one step of an arm's training, as at that place of it."""
+        from broadsheet.training.weights import autocast_dtype
+
+        model, rows = self.new(self.seed).train(), self.rows(arm.rows)
+        objective = MethodObjective(arm.method(self.seed))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        dtype = autocast_dtype("auto", model.device)
+        cuda = model.device.type == "cuda"
+
+        def step(number: int) -> None:
+            places = [(number * self.batch + i) % len(rows) for i in range(self.batch)]
+            batch = objective.collate([(place, rows[place]) for place in places])
+            objective.step = number
+            with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
+                loss = objective.loss(model, {k: v.to(model.device) for k, v in batch.items()}, torch.Generator())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if cuda:
+                torch.cuda.synchronize()
+
+        return step
+
+    def _steps(self, arm: LabArm) -> int:
+        """How many steps an arm is trained for."""
+        if not arm.in_time_of:
+            return max(12, round(self.steps * arm.share))
+        path = self.folder(f"steps of {arm.name}").with_suffix(".json")
+        if not path.exists():
+            with atomic_write(path) as file:
+                json.dump(self._fitting(arm, self._lab[arm.in_time_of]), file)
+        return int(json.loads(path.read_text(encoding="utf-8")))
+
+    def _fitting(self, arm: LabArm, other: LabArm) -> int:
+        """The steps of one arm that take as long as the training of another, by the pace of both in turns."""
+        places = np.linspace(0, self.steps - 1, 4 * _PACED).astype(int).tolist()
+        steppers = {each.name: self._stepper(each) for each in (arm, other)}
+        seconds: dict[str, list[float]] = {name: [] for name in steppers}
+        for place in [0, *places]:
+            for name, step in steppers.items():
+                begin = time.perf_counter()
+                step(place)
+                seconds[name].append(time.perf_counter() - begin)
+        # The first step of each is its warm-up. Means: a method's dear steps are a part of its training.
+        own, theirs = (float(np.mean(seconds[each.name][1:])) for each in (arm, other))
+        return max(12, min(self.steps, round(self.steps * theirs / own)))
+
+    # Learning rates
+
+    def _rate_of(self, arm: LabArm) -> float:
+        return self._rates[arm.rate_of or arm.name]
+
+    def _rate(self, arm: LabArm) -> float:
+        """The learning rate given, or the one that leaves the lowest loss on the tuning documents."""
+        if self.lr is not None:
+            return self.lr
+
+        def score(rate: float) -> float:
+            out = self.folder(f"tuning of {arm.name}, {rate:g}")
+            if not (out / "training.json").exists():
+                done = self._train(arm, self.seed, out, share=1 / 3, rate=rate)
+                if not done.finished:
+                    raise KeyboardInterrupt
+            return -float(document_losses(self._load(out), self.tokenizer, self.held.tuning, self.length).mean())
+
+        return self.tuned(arm.name, RATES, score, on=f"{len(self.held.tuning)} other documents, after a third of it")
+
+    def _examples(self, texts: Sequence[str], arms: Mapping[str, ArmResult]) -> list[Example]:
+        """Beginnings of held-out documents, and what each arm makes of them."""
+        losses = [{name: float(arm.samples[LOSS][i]) for name, arm in arms.items()} for i in range(len(texts))]
+        return [
+            Example(excerpt(texts[i]), {name: f"{loss:.3f} nats a byte" for name, loss in losses[i].items()})
+            for i in most_apart(losses, 3)
+        ]
