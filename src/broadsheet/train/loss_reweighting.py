@@ -90,8 +90,17 @@ class LossReweighting(LossMethod):
         clip: see `sample_weights`.
 
     Example:
-        method = LossReweighting(r=0.4, burn_in=20)
-        trainer = Trainer(model, args, train_dataset=rows, compute_loss_func=method, callbacks=[method])
+        from transformers import Trainer, TrainingArguments
+
+        from broadsheet import models
+        from broadsheet.train import LossReweighting
+        from broadsheet.training.scratch import Blocks, joined
+
+        model, tokenizer = models.load("default", dtype="float32")
+        rows = Blocks(joined(["Some text of yours. " * 500], tokenizer), 128)
+        args = TrainingArguments("runs/reweighted", max_steps=2, per_device_train_batch_size=8, report_to=[])
+        method = LossReweighting(r=0.4, burn_in=1)
+        Trainer(model, args, train_dataset=rows, compute_loss_func=method, callbacks=[method]).train()
 
     Source: arXiv:2502.06733; the weights' closed form, and LinUpper, Quadratic and Extremes as in the authors' code.
     """

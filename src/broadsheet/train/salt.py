@@ -44,8 +44,19 @@ class SALT(LossMethod):
         decay: up to which step ω falls to 0 in a line, from `steps` on; None: at once.
 
     Example:
-        method = SALT(teacher, steps=50)
-        trainer = Trainer(student, args, train_dataset=rows, compute_loss_func=method, callbacks=[method])
+        from transformers import Trainer, TrainingArguments
+
+        from broadsheet.train import SALT
+        from broadsheet.training.scratch import Blocks, joined, size, tokenizer
+
+        texts = ["Some text of yours. " * 500]
+        by = tokenizer(texts, 300)
+        rows = Blocks(joined(texts, by), 64)
+        student = size("1M").model(len(by), 64, seed=0)
+        teacher = size("0.4M").model(len(by), 64, seed=1)  # one that has been trained teaches better
+        args = TrainingArguments("runs/taught", max_steps=4, per_device_train_batch_size=8, report_to=[])
+        method = SALT(teacher, steps=2)
+        Trainer(student, args, train_dataset=rows, compute_loss_func=method, callbacks=[method]).train()
 
     Source: arXiv:2410.18779, Algorithm 1; (1 − ω) of the token's loss and ω of the teacher's, in cross-entropy.
     """

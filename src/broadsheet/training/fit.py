@@ -27,6 +27,7 @@ from broadsheet.cache import atomic_folder, fingerprint
 from broadsheet.console import InputError
 from broadsheet.models import adapters, card
 from broadsheet.models import fingerprint as model_fingerprint
+from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import read_json
 from broadsheet.page.evidence import versions
 from broadsheet.training import weights
@@ -318,7 +319,8 @@ def write(
     """
     try:
         with atomic_folder(out) as temporary:
-            save(temporary)
+            with quiet():
+                save(temporary)
             if record is not None:
                 (temporary / "training.json").write_text(json.dumps(record, default=str) + "\n", "utf-8")
             if reports is not None and reports.is_dir():

@@ -1,0 +1,111 @@
+"""`broadsheet apply` for the papers of the stage: each trains a causal LM further on texts.
+
+OUT is a folder that `from_pretrained` and `--model OUT` read. Knows: documents, blocks, methods of the stage.
+Does not know: how any of them works.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from broadsheet.apply.base import Source, Train
+from broadsheet.console import InputError
+from broadsheet.options import option
+
+if TYPE_CHECKING:
+    from broadsheet.models import Loaded
+    from broadsheet.train.base import LossMethod
+    from broadsheet.training.scratch import Blocks
+    from broadsheet.training.trainer import TrainOutput
+
+
+@dataclass
+class FurtherTraining(Train):
+    """What trainings share: the model reads the documents, joined and cut to blocks."""
+
+    usage: ClassVar[str] = "use it: broadsheet try ID --model {out}, or AutoModelForCausalLM.from_pretrained('{out}')"
+
+    length: int = option(512, "Tokens of a block.", least=8)
+    limit: int | None = option(None, "Documents of DATA at random, at most.", least=1)
+
+    @cached_property
+    def base(self) -> Loaded:
+        """The model and its tokenizer."""
+        return self.loaded()
+
+    @abstractmethod
+    def loss_method(self, steps: int) -> LossMethod:
+        """The loss, for a training of so many steps."""
+
+    def blocks(self, source: Source) -> Blocks:
+        """The documents as rows.
+
+        Raises:
+            InputError: the tokenizer has no end of text, or the documents fill no block.
+        """
+        from broadsheet.training.scratch import Blocks, joined
+
+        if self.base.tokenizer.eos_token_id is None:
+            raise InputError(f"the tokenizer of {self.model} has no token that ends a text; expected one that has")
+        corpus = source.corpus()
+        documents = corpus.take(self.limit, self.seed) if self.limit else list(corpus)
+        return Blocks(joined((document.text for document in documents), self.base.tokenizer), self.length)
+
+    def train(self, source: Source, out: Path, force: bool) -> TrainOutput:
+        from broadsheet.train.base import MethodObjective
+        from broadsheet.training.fit import fit
+
+        rows = self.blocks(source)
+        steps = self.steps or max(1, len(rows) * self.epochs // self.batch_size)
+        method = self.loss_method(steps)
+        self.check_calls()
+        model, tokenizer = self.base.model, self.base.tokenizer
+
+        def save(folder: Path) -> None:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+        settings: dict[str, Any] = self.settings(steps=steps)
+        return fit(
+            model, rows, MethodObjective(method), out, save=save, merge=self.tune == "lora", force=force, **settings
+        )
+
+
+@dataclass
+class LossReweightingRecipe(FurtherTraining):
+    """Train on texts of which each weighs in a step by its own loss."""
+
+    paper: ClassVar[str] = "loss_reweighting"
+
+    def loss_method(self, steps: int) -> LossMethod:
+        from broadsheet.train.loss_reweighting import LossReweighting
+
+        # The paper's 1,000 of 20,000 steps, as a share.
+        return self.configured(LossReweighting, burn_in=min(1_000, max(1, steps // 20)))
+
+
+@dataclass
+class SALTRecipe(FurtherTraining):
+    """Train on texts, where a smaller model of the same tokenizer teaches at first."""
+
+    paper: ClassVar[str] = "salt"
+
+    teacher: str | None = option(None, "The smaller model: a folder or a hub id; needed.", metavar="MODEL")
+    taught: float = option(0.17, "Share of the steps that it teaches.", least=0)
+
+    def loss_method(self, steps: int) -> LossMethod:
+        from broadsheet import models
+        from broadsheet.train.salt import SALT
+
+        if self.teacher is None:
+            raise InputError("SALT needs --teacher MODEL: a smaller model of the same tokenizer")
+        teacher = models.load(self.teacher, device=self.device, dtype=self.dtype).model
+        own, theirs = self.base.model.config.vocab_size, teacher.config.vocab_size
+        if own != theirs:
+            raise InputError(f"{self.teacher} has {theirs:,} tokens, {self.model} {own:,}; expected the same tokenizer")
+        given = self.fields(SALT, steps=max(1, round(steps * self.taught)))
+        return SALT(**{**given, "teacher": teacher})
