@@ -33,6 +33,8 @@ NARROW: dict[str, Callable[[], Any]] = {
     "FlexPrefill": lambda: FlexPrefill(gamma=0.3, block_size=4, min_budget=4),
 }
 MEMORIES = ["LMInfinite", "InfLLM", "LongHeads"]
+# They differ from Llama in how queries and keys are made only, not in their positions, windows or scores.
+PROJECTED = {"qwen2", "qwen3", "mistral", "gemma", "phi3"}
 
 
 @pytest.fixture(scope="module", params=[name for name in CONFIGS if name not in ALL_SLIDING])
@@ -71,15 +73,15 @@ def in_chunks(model: Any, ids: Tensor, cuts: list[int], **kwargs: Any) -> Tensor
     return torch.cat(logits, 1)
 
 
-def padded(ids: Tensor, left: int, right: int) -> tuple[Tensor, Tensor]:
-    """Two rows: the text with padding around it, and a text that fills the width."""
-    full = tokens(1, left + ids.shape[1] + right, seed=7)
-    row = torch.cat([torch.zeros(1, left, dtype=torch.long), ids, torch.zeros(1, right, dtype=torch.long)], 1)
-    both = torch.cat([row, full])
-    mask = torch.ones_like(both)
-    mask[0, :left] = 0
-    mask[0, left + ids.shape[1] :] = 0
-    return both, mask
+def padded(ids: Tensor, *lefts: int, width: int) -> tuple[Tensor, Tensor]:
+    """The text with so much padding before it, a row each, and the rest after it; then a text that fills the width."""
+    rows = torch.zeros(len(lefts), width, dtype=torch.long)
+    mask = torch.zeros(len(lefts) + 1, width, dtype=torch.long)
+    mask[-1] = 1
+    for row, left in enumerate(lefts):
+        rows[row, left : left + ids.shape[1]] = ids[0]
+        mask[row, left : left + ids.shape[1]] = 1
+    return torch.cat([rows, tokens(1, width, seed=7)]), mask
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -131,30 +133,34 @@ def test_what_is_left_out_shows(model: Any, method: str) -> None:
     assert (sparse - dense)[:, -8:].abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ALL_SLIDING | PROJECTED], indirect=True)
 @pytest.mark.parametrize("method", MEMORIES)
 def test_pieces_padding_and_later_tokens_change_nothing(model: Any, method: str) -> None:
     ids = tokens(1)
     with NARROW[method]()(model):
         whole = model(ids).logits
         close(in_chunks(model, ids, [0, 12, 16, 36]), whole)
-        for left, right in ((5, 0), (0, 5), (3, 2)):
-            both, mask = padded(ids, left, right)
-            kept = model(both, attention_mask=mask).logits
-            close(kept[:1, left : left + LENGTH], whole)
-        for t in (9, 24):  # padded on both sides
-            other = both.clone()
-            other[:, left + t + 1 :] = (other[:, left + t + 1 :] + 1) % BASE["vocab_size"]
-            changed = model(other, attention_mask=mask).logits
-            close(changed[:1, left : left + t + 1], kept[:1, left : left + t + 1])
-            close(changed[1:, : left + t + 1], kept[1:, : left + t + 1])
-        both, mask = padded(ids, 8, 0)
+        lefts = (5, 0, 3)
+        rows, mask = padded(ids, *lefts, width=LENGTH + 5)
+        kept = model(rows, attention_mask=mask).logits
+        for row, left in enumerate(lefts):
+            close(kept[row : row + 1, left : left + LENGTH], whole)
+        ends = (13, 28)  # of what stays the same, in a text that is padded on both sides and in one that is not
+        others = rows[2:].repeat(len(ends), 1)
+        for i, end in enumerate(ends):
+            others[2 * i : 2 * i + 2, end:] = (others[2 * i : 2 * i + 2, end:] + 1) % BASE["vocab_size"]
+        changed = model(others, attention_mask=mask[2:].repeat(len(ends), 1)).logits
+        for i, end in enumerate(ends):
+            close(changed[2 * i, 3:end], kept[2, 3:end])
+            close(changed[2 * i + 1, :end], kept[3, :end])
+        both, mask = padded(ids, 8, width=LENGTH + 8)
         close(in_chunks(model, both, [0, 4, 12, 20], attention_mask=mask)[:1, 8:], whole)
 
 
 @pytest.mark.parametrize("method", NARROW)
 def test_generate(llama: Any, method: str) -> None:
     ids = tokens(1)
-    both, mask = padded(ids, 4, 0)
+    both, mask = padded(ids, 4, width=LENGTH + 4)
     settings = {"max_new_tokens": 8, "do_sample": False}
     with NARROW[method]()(llama):
         alone = llama.generate(ids, **settings)[0, LENGTH:]

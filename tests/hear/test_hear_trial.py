@@ -27,7 +27,7 @@ from broadsheet.hear.trials import arms
 from broadsheet.hear.trials import salmonn as salmonn_trial
 from broadsheet.hear.trials.arms import ACTIVATED, CASCADE, MAIN, ONE, REHEARSED, SHUFFLED, SILENT, STACK
 from broadsheet.hear.trials.following import FOLLOWED, NAMING
-from broadsheet.hear.trials.metrics import OTHERS, SOUNDS, WER
+from broadsheet.hear.trials.metrics import OTHERS, SOUNDS, WER, HearTask, jobs
 from broadsheet.hear.trials.notes import beside, loss_curve
 from broadsheet.hear.trials.salmonn import CLAIMS, SalmonnTrial
 from broadsheet.trial.examples import excerpt
@@ -109,18 +109,25 @@ def write_set(folder: Path) -> Path:
     return folder
 
 
+def short_jobs(rows: Any, asked: Any, max_new_tokens: int) -> list[HearTask]:
+    """Answers of four tokens, in two turns of each arm: a random model never ends one by itself."""
+    assert max_new_tokens > 8
+    return [replace(job, blocks=2) for job in jobs(rows, asked, 4)]
+
+
 @pytest.fixture(scope="module")
 def parts(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable, tiny_tokenizer: Callable
 ) -> Iterator[dict[str, Any]]:
     """Options for a trial on a tiny model, two fake encoders and a small set."""
     folder = tmp_path_factory.mktemp("trial")
-    tiny_model(max_position_embeddings=512).save_pretrained(folder / "llm")
+    tiny_model(max_position_embeddings=512, num_hidden_layers=1).save_pretrained(folder / "llm")
     tiny_tokenizer().save_pretrained(folder / "llm")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BROADSHEET_HOME", str(folder / "home"))
         patch.setitem(base.KINDS, "whisper", f"{__name__}:Talking")
         patch.setitem(base.KINDS, "blocks", "hearing:Blocks")
+        patch.setattr(salmonn_trial, "jobs", short_jobs)
         yield {
             "model": str(folder / "llm"),
             "data": str(write_set(folder / "set")),

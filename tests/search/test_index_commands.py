@@ -272,6 +272,24 @@ def test_rebuild_is_one_command(run, tmp_path, saved):
     assert run("search", out, "zebra")[0] == 0
 
 
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory, tiny_model: Callable, tiny_tokenizer: Callable) -> Path:
+    """A folder with an index, its embedder and two others, and corpora of which some cannot be indexed."""
+    folder = tmp_path_factory.mktemp("indexed")
+    corpus_file(folder / "corpus.jsonl", TEXTS)
+    (folder / "empty.jsonl").touch()
+    corpus_file(folder / "blank.jsonl", ["", " "])
+    (folder / "twice.jsonl").write_text('{"id": "d0", "text": "a"}\n{"id": "d0", "text": "b"}\n')
+    (folder / "bad.jsonl").write_text("no JSON\n")
+    (folder / "full").mkdir()
+    (folder / "full/letter").touch()
+    for name, settings in (("embedder", {}), ("other", {"seed": 3}), ("wide", {"seed": 3, "hidden_size": 64})):
+        embed.embedder((tiny_model(**settings), tiny_tokenizer()), "mean").save(str(folder / name))
+    index = VectorIndex.create(folder / "index", embed.load(folder / "embedder"), source=str(folder / "embedder"))
+    index.add(documents())
+    return folder
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -299,22 +317,9 @@ def test_rebuild_is_one_command(run, tmp_path, saved):
         (["index", "nowhere.jsonl", "--out", "new"], "no corpus at nowhere.jsonl"),
     ],
 )
-def test_bad_input_is_one_line_and_changes_nothing(
-    run, tmp_path, saved, arguments, message, monkeypatch, tiny_model, tiny_tokenizer
-):
+def test_bad_input_is_one_line_and_changes_nothing(run, tmp_path, indexed, arguments, message, monkeypatch):
+    shutil.copytree(indexed, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    corpus_file(Path("corpus.jsonl"), TEXTS)
-    Path("empty.jsonl").touch()
-    corpus_file(Path("blank.jsonl"), ["", " "])
-    Path("twice.jsonl").write_text('{"id": "d0", "text": "a"}\n{"id": "d0", "text": "b"}\n')
-    Path("bad.jsonl").write_text("no JSON\n")
-    Path("full").mkdir()
-    Path("full/letter").touch()
-    index = VectorIndex.create("index", embed.load(saved), source=str(saved))
-    index.add(documents())
-    for name, width in (("other", 32), ("wide", 64)):
-        made = embed.embedder((tiny_model(seed=3, hidden_size=width), tiny_tokenizer()), "mean")
-        made.save(name)
     before = (Path("index") / store.NAME).read_bytes()
     status, said, err = run(*arguments)
     assert status == 2

@@ -125,9 +125,12 @@ def _sides(parts: Sequence[tuple[Floats, int]], skew: Floats) -> tuple[Floats, F
     from scipy.special import stdtrit
 
     total = np.sum([part for part, _ in parts], axis=0)
-    below = np.sum([part**2 / freedom for part, freedom in parts], axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        t = stdtrit(np.where(below > 0, total**2 / below, parts[0][1]), (1 + CONFIDENCE) / 2)
+    joined: Floats | int = parts[0][1]
+    if len(parts) > 1:
+        below = np.sum([part**2 / freedom for part, freedom in parts], axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            joined = np.where(below > 0, total**2 / below, joined)
+    t = stdtrit(joined, (1 + CONFIDENCE) / 2)
     bend = (2 * t * t + 1) / 6
     ends = [(t + np.maximum(0, sign * skew) * bend) * np.sqrt(total) for sign in (-1, 1)]
     return ends[0], ends[1]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -395,9 +395,20 @@ def power_factor(freedom: float) -> float:
 
 def resampled_weights(units: int, items: int, resamples: int, seed: int) -> Iterator[Floats]:
     """Multinomial weights in chunks of (rows, units): how often each falls into each of `resamples` draws of all."""
-    generator = np.random.default_rng(seed)
     at_once = max(1, _WEIGHTS_AT_ONCE // items)
+    if resamples <= at_once:
+        yield _weights_of(units, resamples, seed).copy()
+        return
+    generator = np.random.default_rng(seed)
     for start in range(0, resamples, at_once):
-        rows = min(at_once, resamples - start)
-        drawn = generator.integers(units, size=(rows, units)) + np.arange(rows)[:, None] * units
-        yield np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units).astype(np.float64)
+        yield _weights(generator, units, min(at_once, resamples - start))
+
+
+@lru_cache(maxsize=2)  # a trial compares many metrics and arms on the same items: they share their draws
+def _weights_of(units: int, resamples: int, seed: int) -> Floats:
+    return _weights(np.random.default_rng(seed), units, resamples)
+
+
+def _weights(generator: np.random.Generator, units: int, rows: int) -> Floats:
+    drawn = generator.integers(units, size=(rows, units)) + np.arange(rows)[:, None] * units
+    return np.bincount(drawn.ravel(), minlength=rows * units).reshape(rows, units).astype(np.float64)
