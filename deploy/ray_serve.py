@@ -14,7 +14,7 @@ from ray import serve
 from broadsheet.serve.app import create_app
 from broadsheet.serve.guard import KeyRing, Limits
 from broadsheet.serve.models.named import Models
-from broadsheet.serve.running import check_address
+from broadsheet.serve.processes.running import check_address
 
 
 def build() -> Any:

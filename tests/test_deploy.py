@@ -20,7 +20,7 @@ from broadsheet.cli.app import whole
 from broadsheet.serve.app import create_app
 from broadsheet.serve.guard import KeyRing, Limits
 from broadsheet.serve.models.named import Models
-from broadsheet.serve.running import PATIENCE, check_address, names
+from broadsheet.serve.processes.running import PATIENCE, check_address, names
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

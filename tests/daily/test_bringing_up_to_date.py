@@ -17,9 +17,9 @@ from newsstand import DELETED, NOON, Clock, entry, error_feed, feed, full_row, h
 from werkzeug import Response
 
 from broadsheet.daily import export
-from broadsheet.daily.fetch import Fetcher, Places
+from broadsheet.daily.sources.fetch import Fetcher, Places
+from broadsheet.daily.sources.sync import Outcome, Spec, sync
 from broadsheet.daily.store import Store
-from broadsheet.daily.sync import Outcome, Spec, sync
 
 DAY = 86_400
 
@@ -409,9 +409,9 @@ def test_a_run_that_is_killed_is_completed_by_the_next_without_doubles(ask, stan
     stand.answers["/api/daily_papers"] = answer
     program = f"""
         from pathlib import Path
-        from broadsheet.daily.fetch import Fetcher, Places
+        from broadsheet.daily.sources.fetch import Fetcher, Places
         from broadsheet.daily.store import Store
-        from broadsheet.daily.sync import Spec, sync
+        from broadsheet.daily.sources.sync import Spec, sync
 
         store = Store(Path({str(store.name)!r}))
         fetcher = Fetcher(store, Places(hf={places.hf!r}), clock=lambda: {NOON}, sleep=lambda seconds: None)

@@ -13,7 +13,7 @@ import pytest
 from newsstand import AT, BOMB, NOON, Clock, entry, error_feed, feed, full_row, item, row, rows, rss
 
 from broadsheet.daily import commands, export
-from broadsheet.daily.fetch import Fetcher, Places
+from broadsheet.daily.sources.fetch import Fetcher, Places
 from broadsheet.daily.store import Store, default_path
 
 

@@ -12,9 +12,9 @@ from newsstand import NOON, Clock, raw
 from werkzeug import Response
 
 from broadsheet.console import InputError
-from broadsheet.daily import fetch
-from broadsheet.daily.fetch import Fetcher, NoAnswerError, Places
+from broadsheet.daily.sources import fetch
 from broadsheet.daily.sources.base import SourceError
+from broadsheet.daily.sources.fetch import Fetcher, NoAnswerError, Places
 from broadsheet.daily.store import Store
 
 

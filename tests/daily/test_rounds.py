@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 from werkzeug import Response
 
 from broadsheet.console import InputError
-from broadsheet.daily import rounds as rounds_module
-from broadsheet.daily.fetch import Fetcher, Places, StoppedError
-from broadsheet.daily.rounds import Rounds, interval
+from broadsheet.daily.sources import rounds as rounds_module
+from broadsheet.daily.sources.fetch import Fetcher, Places, StoppedError
+from broadsheet.daily.sources.rounds import Rounds, interval
+from broadsheet.daily.sources.sync import BEGUN, Spec
 from broadsheet.daily.store import Store
-from broadsheet.daily.sync import BEGUN, Spec
 from broadsheet.serve import commands
 from broadsheet.serve.app import create_app
 from broadsheet.serve.page import DailyPage

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from broadsheet.serve.connections import PatientProtocol, keep_moving
+from broadsheet.serve.processes.connections import PatientProtocol, keep_moving
 
 LINUX = pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux ends such connections")
 

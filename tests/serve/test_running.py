@@ -16,7 +16,7 @@ from broadsheet.models import card
 from broadsheet.page import evidence
 from broadsheet.serve.guard import KeyRing
 from broadsheet.serve.models import winning
-from broadsheet.serve.running import check_address
+from broadsheet.serve.processes.running import check_address
 from broadsheet.trial.claims import Claim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.results import TrialResult

@@ -17,7 +17,7 @@ from serving import Running, dies, lacking, served, stream_until_signal, unloada
 
 from broadsheet.console import InputError
 from broadsheet.serve.guard import KeyRing
-from broadsheet.serve.workers import run, share_threads
+from broadsheet.serve.processes.workers import run, share_threads
 
 KEY, SLOW = "k" * 24, "s" * 24
 Server = tuple["subprocess.Popen[str]", Running]

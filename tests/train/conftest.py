@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from broadsheet.training.scratch import Blocks, Size
+from broadsheet.training.scratch import Size, TokenBlocks
 
 
 @pytest.fixture
-def rows() -> Blocks:
+def rows() -> TokenBlocks:
     """24 blocks of 12 tokens of a vocabulary of 20."""
     generator = torch.Generator().manual_seed(3)
-    return Blocks(torch.randint(0, 20, (24 * 12,), generator=generator), 12)
+    return TokenBlocks(torch.randint(0, 20, (24 * 12,), generator=generator), 12)
 
 
 @pytest.fixture

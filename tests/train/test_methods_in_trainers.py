@@ -15,7 +15,7 @@ from two_processes import both, leave
 from broadsheet.train import SALT, LossMethod, LossReweighting, MethodObjective
 from broadsheet.train.salt import teacher_rows
 from broadsheet.training.fit import fit
-from broadsheet.training.scratch import Blocks, Size
+from broadsheet.training.scratch import Size, TokenBlocks
 
 METHODS = {
     "plain": lambda: LossMethod(),
@@ -52,7 +52,7 @@ def test_the_plain_method_is_the_models_own_loss(tiny, rows, tmp_path):
 def test_fit_takes_the_steps_that_a_trainer_takes(name, tiny, rows, tmp_path):
     model, other = tiny(), tiny()
     theirs = trained(model, rows, tmp_path / "t", METHODS[name](), train_sampling_strategy="sequential")
-    ordered = Blocks(rows.ids.flatten()[: 16 * 12], 12)
+    ordered = TokenBlocks(rows.ids.flatten()[: 16 * 12], 12)
     ordered.in_order = True
     fit(
         other, ordered, MethodObjective(METHODS[name]()), steps=4, batch_size=4, learning_rate=1e-2, autocast="none",
@@ -120,7 +120,7 @@ def work(rank: int, folder: Path) -> None:
 def by_two(name: str, batch_size: int, folder: Path) -> list[torch.Tensor]:
     """Weights after a Trainer and after `fit`, whose steps read `batch_size` rows a process, in order."""
     ids = torch.randint(0, 20, (24 * 12,), generator=torch.Generator().manual_seed(3))
-    rows, model, other = Blocks(ids, 12), Size(1, 16, 2).model(20, 32, 0), Size(1, 16, 2).model(20, 32, 0)
+    rows, model, other = TokenBlocks(ids, 12), Size(1, 16, 2).model(20, 32, 0), Size(1, 16, 2).model(20, 32, 0)
     arguments = {"per_device_train_batch_size": batch_size, "train_sampling_strategy": "sequential"}
     theirs = trained(model, rows, folder / "t", METHODS[name](), **arguments)
     rows.in_order = True

@@ -10,7 +10,16 @@ from torch.nn.functional import cross_entropy
 from broadsheet.console import InputError
 from broadsheet.data.corpora import Document
 from broadsheet.training import scratch
-from broadsheet.training.scratch import END, SIZES, Blocks, apart, document_losses, joined, near_duplicates, tokenizer
+from broadsheet.training.scratch import (
+    END,
+    SIZES,
+    TokenBlocks,
+    apart,
+    document_losses,
+    joined,
+    near_duplicates,
+    tokenizer,
+)
 
 TALE = "the model reads a text of many words and tells which of them comes next in a line"
 WORDS = TALE.split()
@@ -70,11 +79,11 @@ def test_what_is_held_out_is_whole_and_nothing_like_it_is_learnt_from():
 
 def test_blocks_are_all_of_the_text_but_the_end():
     stream = torch.arange(25)
-    blocks = Blocks(stream, 6)
+    blocks = TokenBlocks(stream, 6)
     assert len(blocks) == 4
     assert torch.equal(torch.cat([row["input_ids"] for row in blocks]), stream[:24])
     with pytest.raises(InputError, match="got 25 tokens; expected a block of 26"):
-        Blocks(stream, 26)
+        TokenBlocks(stream, 26)
 
 
 @pytest.mark.parametrize("length", [7, 64, 512])

@@ -15,11 +15,11 @@ import typer
 from broadsheet.console import InputError, say
 
 if TYPE_CHECKING:
-    from broadsheet.daily.fetch import Fetcher
     from broadsheet.daily.meaning import Vectors
     from broadsheet.daily.sources.base import Page
+    from broadsheet.daily.sources.fetch import Fetcher
+    from broadsheet.daily.sources.sync import Spec
     from broadsheet.daily.store import Article, Store
-    from broadsheet.daily.sync import Spec
 
 NAME = "page"
 app = typer.Typer(help="The daily page: papers, on this machine.", no_args_is_help=True, rich_markup_mode=None)
@@ -52,7 +52,7 @@ def add(
     tell which. Adding a file again changes nothing, and nothing is ever removed.
     """
     from broadsheet.daily.sources.base import moment
-    from broadsheet.daily.sync import Spec
+    from broadsheet.daily.sources.sync import Spec
 
     if at is not None and not moment(at):
         raise InputError(f"got --at {at}; expected a time as in 2024-08-18T12:00:00Z")
@@ -90,7 +90,7 @@ def sync(
     says why nothing is new where nothing is. Stopped or killed, the next run goes on where it was. The exit status is 1
     where a source may answer later, 2 where it refuses.
     """
-    from broadsheet.daily.sync import KINDS, Spec
+    from broadsheet.daily.sources.sync import KINDS, Spec
 
     found = _open(store)
     specs = [Spec.online(each) for each in source or ()]
@@ -279,7 +279,7 @@ def _open(place: str | None) -> Store:
 
 def _read(source: str, at: str) -> tuple[str, bytes, str]:
     """A source's name, its bytes, and when they were fetched."""
-    from broadsheet.daily.sync import KINDS
+    from broadsheet.daily.sources.sync import KINDS
 
     name = "stdin" if source == "-" else source
     try:
@@ -323,7 +323,7 @@ def _take(store: Store, name: str, page: Page) -> None:
 
 def _sync(store: Store, specs: Sequence[Spec], most: int = 1_000) -> int:
     """Ask sources, telling first where; the highest status of their outcomes."""
-    from broadsheet.daily import sync as syncing
+    from broadsheet.daily.sources import sync as syncing
 
     fetcher = _fetcher(store)
     status = 0
@@ -337,7 +337,7 @@ def _sync(store: Store, specs: Sequence[Spec], most: int = 1_000) -> int:
 
 def _fetcher(store: Store) -> Fetcher:
     """What asks; tests put another clock in."""
-    from broadsheet.daily.fetch import Fetcher, Places
+    from broadsheet.daily.sources.fetch import Fetcher, Places
 
     return Fetcher(store, Places.of(os.environ))
 

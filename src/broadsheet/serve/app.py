@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from broadsheet.serve.agents.tools import Agents
     from broadsheet.serve.models.named import Models
     from broadsheet.serve.page import DailyPage
-    from broadsheet.serve.workers import Shared
+    from broadsheet.serve.processes.workers import Shared
 
 RIGHTS: dict[str, Right] = {
     "/v1/models": "read", "/health": "read", "/metrics": "read", "/openapi.json": "read",

@@ -98,9 +98,9 @@ def serve(
     except ImportError:
         raise InputError("serve needs FastAPI and uvicorn: pip install -e '.[serve]'") from None
     from broadsheet.cache import home
-    from broadsheet.serve import running
     from broadsheet.serve.guard import KeyRing, Limits
     from broadsheet.serve.plan import ServingPlan
+    from broadsheet.serve.processes import running
     from broadsheet.serve.trials.offers import Offers
 
     known = KeyRing.of(keys, os.environ)
@@ -132,7 +132,7 @@ def serve(
     if workers == 1:
         running.run(plan.app(known), host, port, plan.what)
     else:
-        from broadsheet.serve.workers import run
+        from broadsheet.serve.processes.workers import run
 
         run(plan.app, known, workers, host, port, plan.what)
 
@@ -148,7 +148,7 @@ def _asking(sources: list[str] | None, every: str | None) -> dict[str, Any]:
             raise InputError("got --sync without --sync-every; say how often, as in --sync-every 6h")
         return {}
     try:
-        from broadsheet.daily.rounds import interval
+        from broadsheet.daily.sources.rounds import interval
     except ModuleNotFoundError as error:
         raise InputError(f"--sync-every needs {error.name}: pip install -e '.[page]'") from None
     try:

@@ -29,9 +29,9 @@ from broadsheet.serve.trials.offers import Offers
 from broadsheet.serve.trials.screens import Trying
 
 if TYPE_CHECKING:
-    from broadsheet.daily.rounds import Rounds
     from broadsheet.daily.search import Meaning
-    from broadsheet.serve.workers import Shared
+    from broadsheet.daily.sources.rounds import Rounds
+    from broadsheet.serve.processes.workers import Shared
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from broadsheet.serve.trials.offers import Offers
 if TYPE_CHECKING:
     from broadsheet.daily.digest import Digest, Mail
     from broadsheet.daily.meaning import Vectors
-    from broadsheet.daily.rounds import Rounds
+    from broadsheet.daily.sources.rounds import Rounds
     from broadsheet.daily.store import Store
     from broadsheet.serve.agents.tools import Agents
     from broadsheet.serve.page import DailyPage
+    from broadsheet.serve.processes.workers import Shared
     from broadsheet.serve.trials.jobs import Jobs
-    from broadsheet.serve.workers import Shared
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ class ServingPlan:
     def _rounds(self, store: Store, meaning: Vectors | None) -> Rounds | None:
         if not self.sources:
             return None
-        from broadsheet.daily.fetch import Fetcher
-        from broadsheet.daily.rounds import Rounds
-        from broadsheet.daily.sync import Spec
+        from broadsheet.daily.sources.fetch import Fetcher
+        from broadsheet.daily.sources.rounds import Rounds
+        from broadsheet.daily.sources.sync import Spec
 
         specs = [Spec.online(each) for each in self.sources]
         return Rounds(store, specs, self.every, Fetcher(store), news=meaning.update if meaning else None)
@@ -158,8 +158,8 @@ def check_sources(sources: Sequence[str]) -> None:
     Raises:
         InputError: a name is none of a source, or an address of the environment is none.
     """
-    from broadsheet.daily.fetch import Places
-    from broadsheet.daily.sync import Spec
+    from broadsheet.daily.sources.fetch import Places
+    from broadsheet.daily.sources.sync import Spec
 
     for each in sources:
         Spec.online(each)

@@ -20,7 +20,7 @@ from broadsheet.serve.rendering import screen
 from broadsheet.serve.sessions import SECONDS, SESSION, Sessions
 
 if TYPE_CHECKING:
-    from broadsheet.serve.workers import Shared
+    from broadsheet.serve.processes.workers import Shared
 
 PER_MINUTE = 10.0  # wrong keys from one address
 OPEN = ("/sign-in", "/sign-out", "/static/page.css")

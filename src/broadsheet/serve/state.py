@@ -17,7 +17,7 @@ from broadsheet.serve.metrics import Metrics
 if TYPE_CHECKING:
     from broadsheet.serve.models.named import Models
     from broadsheet.serve.models.served import Queue, Served
-    from broadsheet.serve.workers import Shared
+    from broadsheet.serve.processes.workers import Shared
 
 Kind = TypeVar("Kind", bound="Served")
 

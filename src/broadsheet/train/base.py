@@ -97,7 +97,7 @@ class MethodObjective(Objective):
         watched: gives what is logged after a step, `(model, step)` to values by name.
 
     Example:
-        fit(model, Blocks(stream, 256), MethodObjective(SALT(teacher, steps=50)), "runs/salt", steps=300)
+        fit(model, TokenBlocks(stream, 256), MethodObjective(SALT(teacher, steps=50)), "runs/salt", steps=300)
     """
 
     def __init__(self, method: LossMethod, watched: Any = None) -> None:

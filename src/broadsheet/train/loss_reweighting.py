@@ -94,10 +94,10 @@ class LossReweighting(LossMethod):
 
         from broadsheet import models
         from broadsheet.train import LossReweighting
-        from broadsheet.training.scratch import Blocks, joined
+        from broadsheet.training.scratch import TokenBlocks, joined
 
         model, tokenizer = models.load("default", dtype="float32")
-        rows = Blocks(joined(["Some text of yours. " * 500], tokenizer), 128)
+        rows = TokenBlocks(joined(["Some text of yours. " * 500], tokenizer), 128)
         args = TrainingArguments("runs/reweighted", max_steps=2, per_device_train_batch_size=8, report_to=[])
         method = LossReweighting(r=0.4, burn_in=1)
         Trainer(model, args, train_dataset=rows, compute_loss_func=method, callbacks=[method]).train()

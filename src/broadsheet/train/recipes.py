@@ -19,7 +19,7 @@ from broadsheet.options import option
 if TYPE_CHECKING:
     from broadsheet.models import Loaded
     from broadsheet.train.base import LossMethod
-    from broadsheet.training.scratch import Blocks
+    from broadsheet.training.scratch import TokenBlocks
     from broadsheet.training.trainer import TrainOutput
 
 
@@ -41,19 +41,19 @@ class FurtherTraining(Train):
     def loss_method(self, steps: int) -> LossMethod:
         """The loss, for a training of so many steps."""
 
-    def blocks(self, source: Source) -> Blocks:
+    def blocks(self, source: Source) -> TokenBlocks:
         """The documents as rows.
 
         Raises:
             InputError: the tokenizer has no end of text, or the documents fill no block.
         """
-        from broadsheet.training.scratch import Blocks, joined
+        from broadsheet.training.scratch import TokenBlocks, joined
 
         if self.base.tokenizer.eos_token_id is None:
             raise InputError(f"the tokenizer of {self.model} has no token that ends a text; expected one that has")
         corpus = source.corpus()
         documents = corpus.take(self.limit, self.seed) if self.limit else list(corpus)
-        return Blocks(joined((document.text for document in documents), self.base.tokenizer), self.length)
+        return TokenBlocks(joined((document.text for document in documents), self.base.tokenizer), self.length)
 
     def train(self, source: Source, out: Path, force: bool) -> TrainOutput:
         from broadsheet.train.base import MethodObjective

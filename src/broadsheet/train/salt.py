@@ -47,11 +47,11 @@ class SALT(LossMethod):
         from transformers import Trainer, TrainingArguments
 
         from broadsheet.train import SALT
-        from broadsheet.training.scratch import Blocks, joined, size, tokenizer
+        from broadsheet.training.scratch import TokenBlocks, joined, size, tokenizer
 
         texts = ["Some text of yours. " * 500]
         by = tokenizer(texts, 300)
-        rows = Blocks(joined(texts, by), 64)
+        rows = TokenBlocks(joined(texts, by), 64)
         student = size("1M").model(len(by), 64, seed=0)
         teacher = size("0.4M").model(len(by), 64, seed=1)  # one that has been trained teaches better
         args = TrainingArguments("runs/taught", max_steps=4, per_device_train_batch_size=8, report_to=[])

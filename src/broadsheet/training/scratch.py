@@ -116,7 +116,7 @@ def tokenizer(texts: Iterable[str], vocabulary: int = 2048) -> PreTrainedTokeniz
 
 
 @dataclass(frozen=True)
-class Texts:
+class SplitTexts:
     """Documents apart: whole ones are held out, and none of the others is a near duplicate of them.
 
     Attributes:
@@ -136,7 +136,7 @@ class Texts:
         return fingerprint([self.train, self.tuning, self.held_out])
 
 
-def apart(documents: Iterable[Document], held_out: int, tuning: int, seed: int, *, least: int = 500) -> Texts:
+def apart(documents: Iterable[Document], held_out: int, tuning: int, seed: int, *, least: int = 500) -> SplitTexts:
     """Documents to train on, to tune on and to hold out, drawn by a seed.
 
     Args:
@@ -160,7 +160,7 @@ def apart(documents: Iterable[Document], held_out: int, tuning: int, seed: int, 
     rest = [text for text in texts if text not in away]
     like = near_duplicates(rest, [*chosen, *asked])
     train = tuple(text for i, text in enumerate(rest) if i not in like)
-    return Texts(train, tuple(chosen), tuple(asked), len(like))
+    return SplitTexts(train, tuple(chosen), tuple(asked), len(like))
 
 
 def near_duplicates(texts: Sequence[str], of: Sequence[str]) -> set[int]:
@@ -199,7 +199,7 @@ def joined(texts: Iterable[str], by: PreTrainedTokenizerFast) -> Tensor:
     return torch.tensor([token for row in rows for token in (*row, end)], dtype=torch.long)
 
 
-class Blocks(Sequence[dict[str, Tensor]]):
+class TokenBlocks(Sequence[dict[str, Tensor]]):
     """Texts joined and cut to equal lengths: the plain way. What fills no block at the end is left out.
 
     A row is `{"input_ids": (length,), "labels": (length,)}`, as a `Trainer` takes it.

@@ -24,7 +24,7 @@ from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
 from broadsheet.train.base import LossMethod, MethodObjective
 from broadsheet.training.fit import fit
-from broadsheet.training.scratch import SIZES, Blocks, apart, document_losses, joined, size, tokenizer
+from broadsheet.training.scratch import SIZES, TokenBlocks, apart, document_losses, joined, size, tokenizer
 from broadsheet.training.trainer import TrainOutput
 from broadsheet.trial.base import EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric
@@ -118,7 +118,7 @@ class LabTrial(TrainedTrial):
         if len(self.held.held_out) < self.texts:
             say(f"{len(self.held.held_out)} documents are held out, of {self.texts} wanted")
         self.tokenizer = tokenizer(self.held.train, self.vocabulary)
-        self.plain_rows = Blocks(joined(self.held.train, self.tokenizer), self.length)
+        self.plain_rows = TokenBlocks(joined(self.held.train, self.tokenizer), self.length)
         raced = np.linspace(0, self.steps - 1, min(_RACED, self.steps)).astype(int).tolist()
         return [
             EvalTask(

@@ -14,7 +14,7 @@ from broadsheet.options import option
 from broadsheet.train.loss_reweighting import LossReweighting
 from broadsheet.train.trials.lab import LOSS, PACE, LabArm, LabTrial
 from broadsheet.training.losses import sequence_losses
-from broadsheet.training.scratch import Blocks, joined
+from broadsheet.training.scratch import TokenBlocks, joined
 from broadsheet.trial.base import Claim, Outcome
 from broadsheet.trial.verdicts import Comparison
 
@@ -76,8 +76,8 @@ class LossReweightingTrial(LabTrial):
         return self._mixed
 
     @cached_property
-    def _mixed(self) -> Blocks:
-        """Blocks of text and of boilerplate, mixed: the boilerplate is some passages of the text, again and again."""
+    def _mixed(self) -> TokenBlocks:
+        """Text and boilerplate, mixed: the boilerplate is some passages of the text, again and again."""
         plain = self.plain_rows.ids
         share = min(max(self.boilerplate, 0.0), 0.95)
         count = round(len(plain) * share / (1 - share))
@@ -87,7 +87,7 @@ class LossReweightingTrial(LabTrial):
         starts = torch.randint(len(passages), (count,), generator=generator)
         boilerplate = again[starts[:, None] + torch.arange(self.length)]
         order = torch.randperm(len(plain) + count, generator=generator)
-        made = Blocks(torch.cat([plain, boilerplate])[order].flatten(), self.length)
+        made = TokenBlocks(torch.cat([plain, boilerplate])[order].flatten(), self.length)
         self._is_boilerplate = order >= len(plain)
         return made
 

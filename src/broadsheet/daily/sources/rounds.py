@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from broadsheet.console import InputError, duration, say
-from broadsheet.daily.fetch import Fetcher, StoppedError
 from broadsheet.daily.records import line
+from broadsheet.daily.sources.fetch import Fetcher, StoppedError
+from broadsheet.daily.sources.sync import BEGUN, Outcome, Spec, sync
 from broadsheet.daily.store import Store
-from broadsheet.daily.sync import BEGUN, Outcome, Spec, sync
 
 LEAST, MOST = 900.0, 31 * 86_400.0  # seconds between two rounds
 LOOK = 30.0  # seconds between two looks at the clock: one that slept with its machine is late by no more

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from broadsheet.console import InputError, duration, say
 from broadsheet.serve.guard import Guard, KeyRing
-from broadsheet.serve.running import WHAT, answer, bound, told
+from broadsheet.serve.processes.running import WHAT, answer, bound, told
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess

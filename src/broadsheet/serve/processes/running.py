@@ -14,8 +14,8 @@ from types import FrameType
 import uvicorn
 
 from broadsheet.console import InputError, say
-from broadsheet.serve.connections import PatientProtocol, keep_moving
 from broadsheet.serve.guard import LOOPBACK, Guard, KeyRing
+from broadsheet.serve.processes.connections import PatientProtocol, keep_moving
 
 WHAT = "serving on {url}/v1"
 _BACKLOG = 2048  # connections that wait to be accepted

@@ -15,10 +15,10 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from broadsheet.console import InputError
-from broadsheet.daily.fetch import Fetcher, NoAnswerError, Places
 from broadsheet.daily.records import Record, line
 from broadsheet.daily.sources import arxiv, hf
 from broadsheet.daily.sources.base import ExpiredError, Page, SourceError
+from broadsheet.daily.sources.fetch import Fetcher, NoAnswerError, Places
 from broadsheet.daily.store import Added, Store
 
 KINDS = "hf, hf:2024-08-18, hf:2024-W33, hf:2024-08, arxiv:cs.CL, arxiv-query:QUERY, arxiv-known"
