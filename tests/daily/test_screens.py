@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 from lxml import html
-from reading import NOW, TOKEN, finder, records, screens
+from reading import NOW, TOKEN, finder, records, screens, stored
 from starlette.testclient import TestClient
 
 from broadsheet.daily.records import Fact, Listing, Record
@@ -41,8 +41,8 @@ OLD = Record(
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    made = Store(tmp_path / "page.sqlite", clock=lambda: NOW)
-    made.add([*records(400), OLD])
+    made = stored(tmp_path / "page.sqlite", 400)
+    made.add([OLD])
     made.follow(Topic("a topic", "attention context", ("2408.10390",), ("2408.10391",)))
     return made
 

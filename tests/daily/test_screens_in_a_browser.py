@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from browsing import check_access, chromium, marks, open_page
-from reading import NOW, finder, records, screens
+from reading import NOW, finder, screens, stored
 from serving import serving
 
 from broadsheet.daily.records import Fact, Listing, Record
@@ -32,8 +32,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    made = Store(tmp_path / "page.sqlite", clock=lambda: NOW)
-    made.add(records(400))
+    made = stored(tmp_path / "page.sqlite", 400)
     made.add(
         [
             Record(

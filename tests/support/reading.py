@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,24 @@ def records(count: int, seed: int = 7) -> list[Record]:
             )
         )
     return made
+
+
+@cache
+def _written(count: int) -> bytes:
+    """A store's file with so many made-up papers."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "page.sqlite"
+        store = Store(path, clock=lambda: NOW)
+        store.add(records(count))
+        store.db.run("PRAGMA journal_mode = DELETE")  # all of it in the one file
+        store.close()
+        return path.read_bytes()
+
+
+def stored(path: Path, count: int) -> Store:
+    """A store with so many made-up papers, which are made once for all tests."""
+    path.write_bytes(_written(count))
+    return Store(path, clock=lambda: NOW)
 
 
 def _weekday(day: str) -> int:

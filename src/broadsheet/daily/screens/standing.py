@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from broadsheet.console import InputError
@@ -81,7 +81,7 @@ class Standings:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._state: Any = None
-        self._found: dict[str, Standing] = {}
+        self._found: Mapping[str, Standing] = {}
         self._measured: dict[str, Measured | None] = {}
 
     def all(self) -> Mapping[str, Standing]:
@@ -95,7 +95,7 @@ class Standings:
         state = _state()
         with self._lock:
             if state != self._state:
-                self._found = {paper.arxiv: _standing(paper) for paper in papers.page()}
+                self._found = _standings(state)
                 self._measured = {}
                 self._state = state
 
@@ -121,6 +121,11 @@ def _state() -> tuple[tuple[str, int, int], ...]:
         except FileNotFoundError:
             continue
     return tuple(sorted(found))
+
+
+@lru_cache(maxsize=1)  # for all who ask in this process
+def _standings(state: object) -> Mapping[str, Standing]:
+    return {paper.arxiv: _standing(paper) for paper in papers.page()}
 
 
 def _standing(paper: Paper) -> Standing:
