@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 
 from broadsheet.serve.connections import PatientProtocol, keep_moving
+from broadsheet.serve.running import bound
 
 LINUX = pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux ends such connections")
 
@@ -123,3 +124,26 @@ def test_who_reads_slowly_gets_all():
             got += len(part)
             time.sleep(0.05)
         assert got > 2_900_000
+
+
+def test_the_end_of_an_answer_does_not_wait_for_its_head_to_be_acknowledged() -> None:
+    seen = []
+
+    class Noted(PatientProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            connection = transport.get_extra_info("socket")
+            seen.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    with bound("127.0.0.1", 0) as listening:  # as the command's: its protocol is not named
+        listening.listen()
+        server = uvicorn.Server(uvicorn.Config(App(), http=Noted, log_level="error", lifespan="off"))
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        with socket.create_connection(listening.getsockname()) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(100)
+        server.should_exit = True
+        thread.join(10)
+    assert seen
+    assert all(seen)

@@ -1,6 +1,6 @@
 """Connections that cost nothing to hold are not held: who sends no request, or does not read the answer, is let go of.
 
-Knows: sockets. Does not know: requests.
+Knows: sockets. Does not know: requests. What is written is sent at once.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
+        # asyncio does so where a socket's protocol is named, and ours, which accepts them, names none. Else the end of
+        # an answer waits until its head is acknowledged: 40 ms on a connection that is kept.
+        connection = transport.get_extra_info("socket")
+        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._wait()
 
     def data_received(self, data: bytes) -> None:
