@@ -182,3 +182,30 @@ def test_likes_and_dislikes_decide_by_a_classifier(store, vectors):
     best = vectors.like(["2403.00000", "2403.00001"], ["2403.00004", "2403.00005"], 200)
     assert best[:2] == ["2403.00002", "2403.00003"]
     assert set(best[-2:]) == {"2403.00006", "2403.00007"}
+
+
+def test_of_what_is_found_only_what_is_looked_at_is_read(store, monkeypatch):
+    hits, read, real = search.find(store, "runs:yes", 200), [], store.articles
+    monkeypatch.setattr(store, "articles", lambda ids: read.append(list(ids)) or real(ids))
+    assert len(hits) > 20
+    assert read == []
+    part = hits[5:7]
+    assert [len(each) for each in read] == [2]
+    assert [hit.article for hit in part] == [hit.article for hit in hits][5:7]
+    assert hits[5].article == part[0].article == hits[5 - len(hits)].article
+
+
+def test_what_a_paper_has_to_be_holds_where_many_better_ones_are_not_so(store):
+    store.add([Record(f"2404.{i:05}", "arxiv", 1, "Giraffe giraffe") for i in range(9)])
+    store.add([Record(f"2405.{i:05}", "arxiv", 1, "A giraffe among other things that stand about") for i in range(2)])
+    for limit in (1, 2, 5):
+        found = store.db.find_words(parse("giraffe"), "paper.id LIKE ?", ["2405.%"], limit)
+        assert found == ["2405.00000", "2405.00001"][:limit]
+    assert store.db.find_words(parse("giraffe"), "TRUE", [], 3) == ["2404.00000", "2404.00001", "2404.00002"]
+
+
+def test_a_search_that_is_made_again_is_read_once(vectors):
+    vectors.update()
+    before = len(vectors._embedder.read)
+    assert vectors.nearest("zebra", 5) == vectors.nearest("zebra", 5)
+    assert len(vectors._embedder.read) == before + 1

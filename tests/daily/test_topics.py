@@ -136,3 +136,18 @@ def test_the_screens_say_how_they_are_ranked_and_which_liked_paper_decided(store
     more = asked(store, "/", meaning).xpath("//section[@aria-labelledby='more']/article")
     assert len(more) == 6
     assert more[0].xpath(f".//p/a[@href='/papers/{Z[0]}']")
+
+
+def test_of_many_words_those_that_liked_papers_share_find_others(store):
+    many = [" ".join(f"{kind}word{i}" for i in range(16)) for kind in "ab"]
+    liked = [record(f"2406.0000{i}", f"{words} badgers", "x") for i, words in enumerate(many)]
+    store.add([*liked, record("2406.00007", "Of badgers", "x"), record("2406.00008", "Sleeping badgers", "x")])
+    assert ids(search.like(store, [each.id for each in liked], [])) == ["2406.00007", "2406.00008"]
+
+
+def test_common_words_find_where_there_are_no_others(store):
+    store.add(
+        [record("2406.00001", "Large language models", "x"), record("2406.00002", "Language models of badgers", "x")]
+    )
+    assert "2406.00001" not in ids(search.similar(store, "2406.00002"))
+    assert "2406.00002" in ids(search.similar(store, "2406.00001", 100))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from broadsheet.daily.store import Article, Store, ours
 if TYPE_CHECKING:
     from broadsheet.embed.base import Embedder
 
+_QUERIES = 256  # whose vectors are kept: pages of a search, topics and feeds ask again and again
 _BATCH = 64  # papers whose vectors are kept at once: what is made before a kill stays
 
 
@@ -41,6 +42,7 @@ class Vectors:
 
     def __init__(self, store: Store, spec: str) -> None:
         self._store, self._spec = store, spec
+        self._query = lru_cache(_QUERIES)(self._encoded)
 
     @cached_property
     def _embedder(self) -> Embedder:
@@ -72,8 +74,11 @@ class Vectors:
 
     def nearest(self, text: str, limit: int) -> list[str]:
         """Papers whose vectors are nearest to a query's, the nearest first."""
+        return self._store.db.nearest(self.name, self._query(text), limit)
+
+    def _encoded(self, text: str) -> np.ndarray[Any, Any]:
         [query] = _unit(self._embedder.encode_query([text], show_progress_bar=False))
-        return self._store.db.nearest(self.name, query, limit)
+        return query
 
     def like(self, likes: Sequence[str], dislikes: Sequence[str], limit: int) -> list[str]:
         """Papers like some and unlike others, the likest first, those themselves left out.

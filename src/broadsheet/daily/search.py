@@ -8,19 +8,22 @@ decide alone.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any, Protocol
+from functools import cache, cached_property, partial
+from typing import Any, Protocol, overload
 
 from broadsheet.daily.query import Query, parse
-from broadsheet.daily.store import Article, Store, Topic, ours
+from broadsheet.daily.store import Article, Choice, Store, Topic, ours
 from broadsheet.page import papers
 
 _FUSED = 60  # the constant of reciprocal-rank fusion
 _DEEP = 200  # places of each order that count
+_COMMON = 3  # one of so many of this project's papers has a common word
+_KEYWORDS = 20  # of several papers, by which those like them are found
 _SHARED = 3  # words that two papers have in common, that are told
 _MARKED = re.compile("\x02(.*?)\x03")
 
@@ -46,7 +49,7 @@ class Hit:
         why: which half found it: "words", "meaning", or both; "likeness" where papers that the user likes did.
         place: looks for the place that was found.
         like: the liked paper that is nearest to it, where likeness found it.
-        shared: words that both have, where words tell which is nearest, the rarest first.
+        shared: words that both have, where words tell which is nearest.
     """
 
     article: Article
@@ -64,7 +67,35 @@ class Hit:
         return _pieces(self.place()) if self.place else ()
 
 
-def find(store: Store, text: str, limit: int = 50, *, meaning: Meaning | None = None, offset: int = 0) -> list[Hit]:
+class Hits(Sequence[Hit]):
+    """What a search found, the best first; a paper is read where it is looked at, since a screen shows a part.
+
+    Args:
+        make: a hit of its paper.
+    """
+
+    def __init__(self, store: Store, found: Sequence[str], make: Callable[[Article], Hit]) -> None:
+        self._store, self._found, self._make = store, found, make
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @overload
+    def __getitem__(self, place: int) -> Hit: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Hit]: ...
+
+    def __getitem__(self, place: int | slice) -> Hit | list[Hit]:
+        if isinstance(place, slice):
+            return [self._make(article) for article in self._store.articles(self._found[place])]
+        return self._make(self._store.articles([self._found[place]])[0])
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self[:])
+
+
+def find(store: Store, text: str, limit: int = 50, *, meaning: Meaning | None = None, offset: int = 0) -> Hits:
     """Papers for what was typed, the best first; where only conditions are typed, the latest first.
 
     Hidden papers are left out unless they are asked for.
@@ -73,7 +104,7 @@ def find(store: Store, text: str, limit: int = 50, *, meaning: Meaning | None = 
     conditions, given = _conditions(query)
     if not (query.plain or query.authors or query.without):
         rows = _rows(store, conditions, given, limit, offset)
-        return [Hit(article) for article in store.articles([row[0] for row in rows])]
+        return Hits(store, [row[0] for row in rows], Hit)
     worded = store.db.find_words(query, conditions, given, _DEEP)
     orders = {"words": worded}
     if meaning and query.plain:
@@ -83,14 +114,12 @@ def find(store: Store, text: str, limit: int = 50, *, meaning: Meaning | None = 
         orders["meaning"] = [each for each in near if each in allowed]
     found = fused(list(orders.values()))[offset : offset + limit]
     by = {name: set(order) for name, order in orders.items()}
-    return [
-        Hit(
-            each,
-            tuple(name for name, those in by.items() if each.id in those),
-            partial(store.db.place, query, each.id) if each.id in by["words"] else None,
-        )
-        for each in store.articles(found)
-    ]
+
+    def made(article: Article) -> Hit:
+        why = tuple(name for name, those in by.items() if article.id in those)
+        return Hit(article, why, partial(store.db.place, query, article.id) if "words" in why else None)
+
+    return Hits(store, found, made)
 
 
 def similar(store: Store, identifier: str, limit: int = 10, *, meaning: Meaning | None = None) -> list[Hit]:
@@ -102,18 +131,8 @@ def like(
     store: Store, likes: Sequence[str], dislikes: Sequence[str], limit: int = 10, *, meaning: Meaning | None = None
 ) -> list[Hit]:
     """Papers like some and unlike others, those that are hidden left out."""
-    known = {*likes, *dislikes}
-    hidden = {each.id for each in store.marked("hidden")}
-    if meaning and (found := meaning.like(likes, dislikes, _DEEP)):
-        chosen = [each for each in found if each not in hidden][:limit]
-        return [Hit(each, ("meaning",)) for each in store.articles(chosen)]
-    texts = [f"{each.title} {ours(each.id)}" for each in store.articles(list(likes))]
-    words = tuple(dict.fromkeys(word for text in texts for word in re.findall(r"\w{4,}", text)))
-    if not words:
-        return []
-    orders = store.db.find_words(Query(words=words), "TRUE", [], _DEEP)
-    chosen = [each for each in orders if each not in known | hidden][:limit]
-    return [Hit(each, ("words",)) for each in store.articles(chosen)]
+    order, by = _likest(store, likes, dislikes, meaning)
+    return [Hit(each, (by,)) for each in store.articles(order[:limit])]
 
 
 def followed(store: Store, topic: Topic, limit: int = 50, *, meaning: Meaning | None = None) -> list[Hit]:
@@ -126,17 +145,15 @@ def followed(store: Store, topic: Topic, limit: int = 50, *, meaning: Meaning | 
     judged = {*topic.likes, *topic.dislikes}
     enough = limit + len(judged)
     if not topic.likes:
-        hits = find(store, topic.query, enough, meaning=meaning) if topic.query else []
+        hits = list(find(store, topic.query, enough, meaning=meaning)) if topic.query else []
         return [hit for hit in hits if hit.article.id not in judged][:limit]
-    liked = {
-        hit.article.id: hit for hit in like(store, topic.likes, topic.dislikes, max(_DEEP, enough), meaning=meaning)
-    }
+    liked, _ = _likest(store, topic.likes, topic.dislikes, meaning)
     if not topic.query:
-        hits = [replace(hit, why=("likeness",)) for hit in liked.values()]
+        hits = [Hit(each, ("likeness",)) for each in store.articles(liked[:limit])]
     else:
-        nearer = _Nearer(meaning, list(liked))
-        hits = find(store, topic.query, max(_DEEP, enough), meaning=nearer)
-        if not nearer.asked:
+        nearer, chosen = _Nearer(meaning, liked), not parse(topic.query).plain
+        hits = list(find(store, topic.query, _DEEP if chosen else enough, meaning=nearer))
+        if chosen:
             places = {each: i for i, each in enumerate(liked)}
             hits.sort(key=lambda hit: places.get(hit.article.id, len(places)))
         hits = [replace(hit, why=nearer.why(hit)) for hit in hits]
@@ -148,8 +165,8 @@ def more(store: Store, limit: int = 10, *, meaning: Meaning | None = None) -> li
     seeds = [each.id for each in store.marked("seed")]
     if not seeds:
         return []
-    hits = like(store, seeds, [], 10 * limit, meaning=meaning)
-    fresh = [replace(hit, why=("likeness",)) for hit in hits if not hit.article.mark.read]
+    articles = store.articles(_likest(store, seeds, [], meaning)[0][: 10 * limit])
+    fresh = [Hit(each, ("likeness",)) for each in articles if not each.mark.read]
     return explained(store, fresh[:limit], seeds, meaning=meaning)
 
 
@@ -193,10 +210,8 @@ class _Nearer:
     def __init__(self, meaning: Meaning | None, liked: list[str]) -> None:
         self.meaning, self.liked = meaning, liked
         self.near: list[str] = []
-        self.asked = False
 
     def nearest(self, text: str, limit: int) -> list[str]:
-        self.asked = True
         self.near = self.meaning.nearest(text, limit) if self.meaning else []
         return fused([self.near, self.liked])
 
@@ -209,12 +224,28 @@ class _Nearer:
     def why(self, hit: Hit) -> tuple[str, ...]:
         """What found a hit."""
         identifier = hit.article.id
-        words = ("words",) if "words" in hit.why or not self.asked else ()
-        return words + ("meaning",) * (identifier in self.near) + ("likeness",) * (identifier in self.liked)
+        by_words = tuple(each for each in hit.why if each == "words")
+        return by_words + ("meaning",) * (identifier in self.near) + ("likeness",) * (identifier in self.liked)
+
+
+def _likest(
+    store: Store, likes: Sequence[str], dislikes: Sequence[str], meaning: Meaning | None
+) -> tuple[list[str], str]:
+    """Papers like some and unlike others, the likest first, and what told: "meaning" or "words"."""
+    left_out = {*likes, *dislikes, *store.chosen(Choice("hidden"))}
+    if meaning and (found := meaning.like(likes, dislikes, _DEEP)):
+        return [each for each in found if each not in left_out], "meaning"
+    words = _keywords(store.articles(list(likes)))
+    found = store.db.find_words(Query(words=words), "TRUE", [], _DEEP) if words else []
+    return [each for each in found if each not in left_out], "words"
 
 
 def _shared(articles: Sequence[Article], liked: Sequence[Article]) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """For each paper the liked one with which it has the most words in common, the rarest counting most, and these."""
+    """For each paper the liked one with which it has the most words in common, the rarest counting most.
+
+    Beside it stand these words: those of titles first, then the rarest.
+    """
+    known = {each.id: each for each in liked}
     words = {each.id: _telling(each) for each in (*articles, *liked)}
     often = Counter(word for some in words.values() for word in some)
     found = {}
@@ -222,14 +253,43 @@ def _shared(articles: Sequence[Article], liked: Sequence[Article]) -> dict[str, 
         common = {each.id: words[article.id] & words[each.id] for each in liked if each.id != article.id}
         one = max(common, key=lambda each: sum(1 / often[word] for word in common[each]), default="")
         if one and common[one]:
-            rarest = sorted(common[one], key=lambda word: (often[word], word))
-            found[article.id] = one, tuple(rarest[:_SHARED])
+            titles = Counter([*_words(article.title), *_words(known[one].title)])
+            telling = sorted(common[one], key=lambda word: (-titles[word], often[word], word))
+            found[article.id] = one, tuple(telling[:_SHARED])
     return found
 
 
+def _keywords(articles: Sequence[Article]) -> tuple[str, ...]:
+    """Words by which papers like some are found: of one all but common ones, of several those that tell most.
+
+    A word tells the more, the more of the papers have it, in the title above all, and the fewer of this project's own.
+    """
+    rarity = _rarity()
+    unknown = max(rarity.values())
+    if len(articles) == 1:
+        words = dict.fromkeys(re.findall(r"\w{4,}", f"{articles[0].title} {ours(articles[0].id)}"))
+        return tuple(word for word in words if rarity.get(word.lower(), unknown) > math.log(_COMMON)) or tuple(words)
+    often = Counter(word for each in articles for word in _telling(each))
+    often.update(word for each in articles for word in set(re.findall(r"\w{4,}", each.title.lower())) & often.keys())
+    weights = {word: count * rarity.get(word, unknown) for word, count in often.items()}
+    return tuple(sorted(weights, key=lambda word: (-weights[word], word))[:_KEYWORDS])
+
+
+@cache
+def _rarity() -> dict[str, float]:
+    """How much words of this project's papers tell: the logarithm of how few of them have each."""
+    page = papers.page()
+    having = Counter(word for each in page for word in _words(f"{each.title} {ours(each.arxiv)}"))
+    return {word: math.log(len(page) / max(2, count)) for word, count in having.items()}
+
+
 def _telling(article: Article) -> set[str]:
-    words = re.findall(r"\w{4,}", f"{article.title} {ours(article.id)}".lower())
-    return set(Query(words=tuple(words)).telling)
+    return _words(f"{article.title} {ours(article.id)}")
+
+
+def _words(text: str) -> set[str]:
+    """The words of a text, as far as they say what it is about."""
+    return set(Query(words=tuple(re.findall(r"\w{4,}", text.lower()))).telling)
 
 
 def fused(orders: Sequence[Sequence[str]]) -> list[str]:

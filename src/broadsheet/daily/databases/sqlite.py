@@ -101,6 +101,20 @@ class SqliteFile(Database):
         match = _match(query)
         if not match:
             return []
+        # Of the best alone it is looked up what they have to be; of all that match, only where these are too few.
+        best = self.rows(
+            f"SELECT rowid, bm25(words, {_WEIGHTS}) AS score FROM words WHERE words MATCH ? ORDER BY score LIMIT ?",
+            [match, 2 * limit],
+        )
+        scores: dict[int, float] = dict(best)
+        fitting = self.rows(
+            "SELECT paper.id, paper.number FROM paper LEFT JOIN mark ON mark.id = paper.id "
+            f"WHERE paper.number IN ({', '.join('?' * len(best))}) AND {where}",
+            [*scores, *given],
+        )
+        if len(fitting) >= limit or len(best) < 2 * limit:
+            fitting.sort(key=lambda row: (scores[row[1]], row[0]))
+            return [row[0] for row in fitting[:limit]]
         found = self.rows(
             f"SELECT paper.id FROM words JOIN paper ON paper.number = words.rowid LEFT JOIN mark ON mark.id = paper.id "
             f"WHERE words MATCH ? AND {where} ORDER BY bm25(words, {_WEIGHTS}), paper.id LIMIT ?",

@@ -274,12 +274,17 @@ def cut(text: str, size: int, *, words: bool = True) -> str:
         kept = text[: max(size - 2, 0)]
         space = kept.rfind(" ") if words else -1
         text = (kept[:space] if space > size // 2 else kept) + " …"
-    while text and sum(_WIDTHS.get(char, len(char.encode("utf-8", "replace"))) for char in text) > 2 * size:
+    while text and _bytes(text) > 2 * size:
         text = text[: len(text) * 3 // 4].rstrip() + "…"
     return text
 
 
-_WIDTHS = {"&": 5, "<": 4, ">": 4, '"': 5, "'": 5}  # bytes of HTML
+def _bytes(text: str) -> int:
+    """The bytes of HTML that a text takes."""
+    return len(text.encode("utf-8", "replace")) + sum(more * text.count(char) for char, more in _WIDER.items())
+
+
+_WIDER = {"&": 4, "<": 3, ">": 3, '"': 4, "'": 4}  # bytes of HTML beyond the first
 
 
 def web(text: str) -> str:

@@ -316,7 +316,7 @@ class Views:
         query = line(query)[:400]
         if self.find is None or not query:
             return Search(query, (), Pages(0), ready=self.find is not None)
-        hits = list(self.find(query, FOUND))
+        hits = self.find(query, FOUND)
         pages = _pages(len(hits), number, {"q": query})
         part = hits[pages.first_row : pages.first_row + ROWS]
         followed = next((each.name for each in self.store.topics() if each.query == query), "")
@@ -369,19 +369,21 @@ class Views:
         return [each for each in articles if not each.mark.hidden]
 
     def _hits(self, hits: Sequence[Any]) -> tuple[Row, ...]:
-        """Hits, each with the liked paper that it is like."""
+        """Hits, each with the liked paper that it is like; then what it is about tells more than the place found."""
         standings = self.standings.all()
         liked = {each.id: each for each in self.store.articles([hit.like for hit in hits if hit.like])}
         rows = []
         for hit in hits:
-            near = liked.get(hit.like)
-            like = (cut(near.title, _NEAR) or near.id, address(near, standings.get(near.id))) if near else ("", "")
-            rows.append(replace(self._hit(hit), like=like, shared=hit.shared))
+            row = self._row(hit.article)
+            if near := liked.get(hit.like):
+                like = cut(near.title, _NEAR) or near.id, address(near, standings.get(near.id))
+                rows.append(replace(row, why=_found_by(hit.why), like=like, shared=hit.shared))
+            else:
+                rows.append(self._hit(hit))
         return tuple(rows)
 
     def _hit(self, hit: Any) -> Row:
         """A hit of the search, whose `why` and `snippet` may be words or several of them."""
-        by_what = hit.why if isinstance(hit.why, str) else " and ".join(each for each in hit.why if each != "likeness")
         pieces = ((hit.snippet, False),) if isinstance(hit.snippet, str) else tuple(hit.snippet or ())
         left, shown = _GIST, []
         for text, marked in pieces:
@@ -391,7 +393,7 @@ class Views:
                 break
         return replace(
             self._row(hit.article),
-            why=f"found by {by_what}" if by_what else "",
+            why=_found_by(hit.why),
             snippet=tuple(each for each in shown if each[0]),
         )
 
@@ -420,6 +422,12 @@ def _listing(each: Listing) -> tuple[str, str, int]:
 
 def _fact(fact: Fact, source: str) -> tuple[str, str, str, str]:
     return cut(fact.key.replace("_", " "), 40), cut(fact.value, 300), dates.words(fact.at), SOURCES.get(source, source)
+
+
+def _found_by(why: str | Sequence[str]) -> str:
+    """What found a paper, in words; nothing where likeness alone did."""
+    by_what = why if isinstance(why, str) else " and ".join(each for each in why if each != "likeness")
+    return f"found by {by_what}" if by_what else ""
 
 
 def _ranked(topic: Topic, meaning: bool) -> str:
