@@ -59,6 +59,7 @@ bench: $(VENV)/.installed-dev speech  ## measure speed ratios side by side
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/hear.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/page.py
 
 clean:  ## remove what the other commands made here; the model cache stays
 	rm -rf $(VENV) build dist site runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -189,6 +189,44 @@ def search_speed() -> str:
     return "\n\n".join(parts)
 
 
+def page_speed() -> str:
+    """What `benchmarks/page.py` recorded: how well papers are found, what likes add, how long screens take."""
+    found = evidence.read("page.benchmark")
+    if found is None:
+        return "Nothing is recorded yet. `python benchmarks/page.py --record` records it."
+
+    def told(row: dict, name: str) -> str:
+        estimate, low, high = row[name]
+        return f"{estimate:.2f} [{low:.2f}, {high:.2f}]"
+
+    known = [
+        [row["documents"], row["query"], row["way"], *(told(row, name) for name in ("mrr", "first", "first five"))]
+        for row in found["known"]
+    ]
+    ways = [[row["way"], told(row, "share")] for row in found["topics"]]
+    spent = ("median_ms", "p95_ms", "cpu_ms")
+    screens = [
+        [row["screen"], row["search"], *(f"{row[name]:.0f} ms" for name in spent), f"{row['kilobytes']:.0f} kB"]
+        for row in found["time"]
+    ]
+    return "\n\n".join(
+        [
+            _benchmark(found, "page"),
+            "**A known paper.** What we say of each paper of this project is looked for among all of them. Abstracts are not "
+            "shipped, so a document is a title, or a title with our topics; with abstracts more would be found. Intervals "
+            "are over papers.",
+            table(("documents", "looked for", "by", "MRR", "comes first", "among the first five"), known),
+            f"**Topics.** The {found['topics'][0]['stages']} stages of this project with enough papers stand for topics; three "
+            "of their papers are called right, two of others wrong. Of the next five, the share that belongs to the stage "
+            "(intervals are over stages):",
+            table(("ranked by", "share"), ways),
+            "**Screens** of `broadsheet serve` over 5,000 made-up papers, on loopback, on a machine that others used too: "
+            "what the process took of the processor tells more than the time until the last byte.",
+            table(("screen", "search by", "median", "95th percentile", "processor", "size"), screens),
+        ]
+    )
+
+
 def _library(name: str, row: dict) -> list[str]:
     width, at = list(row["widths"].items())[-1]
     return [
