@@ -212,13 +212,13 @@ def page_speed() -> str:
     return "\n\n".join(
         [
             _benchmark(found, "page"),
-            "**A known paper.** What we say of each paper of this project is looked for among all of them. Abstracts are not "
-            "shipped, so a document is a title, or a title with our topics; with abstracts more would be found. Intervals "
-            "are over papers.",
+            "**A known paper.** What we say of each paper of this project is looked for among all of them. Abstracts "
+            "are not shipped, so a document is a title, or a title with our topics; with abstracts more would be "
+            "found. Intervals are over papers.",
             table(("documents", "looked for", "by", "MRR", "comes first", "among the first five"), known),
-            f"**Topics.** The {found['topics'][0]['stages']} stages of this project with enough papers stand for topics; three "
-            "of their papers are called right, two of others wrong. Of the next five, the share that belongs to the stage "
-            "(intervals are over stages):",
+            f"**Topics.** The {found['topics'][0]['stages']} stages of this project with enough papers stand for "
+            "topics; three of their papers are called right, two of others wrong. Of the next five, the share that "
+            "belongs to the stage (intervals are over stages):",
             table(("ranked by", "share"), ways),
             "**Screens** of `broadsheet serve` over 5,000 made-up papers, on loopback, on a machine that others used too: "
             "what the process took of the processor tells more than the time until the last byte.",

@@ -345,7 +345,8 @@ class Views:
         """
         found = self.topic_of(name)
         if self.likes:
-            rows = self._hits(self.likes.followed(found, ROWS))
+            hits = self.likes.followed(found, ROWS)
+            rows = self._hits(hits) if found.likes else tuple(map(self._hit, hits))
         else:
             hits = list(self.find(found.query, ROWS)) if self.find and found.query else []
             out = {*found.dislikes, *found.likes}
@@ -369,17 +370,16 @@ class Views:
         return [each for each in articles if not each.mark.hidden]
 
     def _hits(self, hits: Sequence[Any]) -> tuple[Row, ...]:
-        """Hits, each with the liked paper that it is like; then what it is about tells more than the place found."""
+        """Hits of what the reader likes: what each is about, and the liked paper that it is like."""
         standings = self.standings.all()
         liked = {each.id: each for each in self.store.articles([hit.like for hit in hits if hit.like])}
         rows = []
         for hit in hits:
-            row = self._row(hit.article)
+            row = replace(self._row(hit.article), why=_found_by(hit.why))
             if near := liked.get(hit.like):
                 like = cut(near.title, _NEAR) or near.id, address(near, standings.get(near.id))
-                rows.append(replace(row, why=_found_by(hit.why), like=like, shared=hit.shared))
-            else:
-                rows.append(self._hit(hit))
+                row = replace(row, like=like, shared=hit.shared)
+            rows.append(row)
         return tuple(rows)
 
     def _hit(self, hit: Any) -> Row:
