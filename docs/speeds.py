@@ -220,8 +220,8 @@ def page_speed() -> str:
             "topics; three of their papers are called right, two of others wrong. Of the next five, the share that "
             "belongs to the stage (intervals are over stages):",
             table(("ranked by", "share"), ways),
-            "**Screens** of `broadsheet serve` over 5,000 made-up papers, on loopback, on a machine that others used too: "
-            "what the process took of the processor tells more than the time until the last byte.",
+            "**Screens** of `broadsheet serve` over 5,000 made-up papers, on loopback. Others used the machine "
+            "meanwhile: what the process took of the processor is nearer to what a screen costs.",
             table(("screen", "search by", "median", "95th percentile", "processor", "size"), screens),
         ]
     )
