@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,16 +30,6 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def timed_once() -> Iterator[None]:
-    """Trials time each block once: on a busy machine one would be run up to three times, as `test_engine` has it."""
-    from broadsheet.trial import engine
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_TRIES", 1)
-        yield
 
 
 @pytest.fixture

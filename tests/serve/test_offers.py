@@ -53,8 +53,10 @@ def test_each_trial_takes_what_its_form_offers(paper):
     [kind] = [load(each.trial) for each in ours() if each.id == paper]
     offered = fields(paper)
     assert offered == form(kind, skip=("quick", "seed")), "run python docs/generate.py"
-    values = {"switch": "yes", "whole": "16", "number": "16"}
-    asked = {each.name: [values.get(each.kind) or each.choices[0]] for each in offered}
+    asked = {}
+    for each in offered:
+        number = f"{max(16, each.least or 0):g}"
+        asked[each.name] = [{"switch": "yes", "whole": number, "number": number}.get(each.kind) or each.choices[0]]
     words = OFFERS.arguments(paper, asked)[1:]
     for name, value in pairs(words).items():
         told = ""

@@ -37,6 +37,13 @@ def test_what_is_served_is_said() -> None:
     assert ServingPlan(Limits(), agents=True).what == "tools for agents are on {url}/mcp"
 
 
+def test_whom_the_page_asks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example.org")
+    plan = ServingPlan(Limits(), page=Path("page.sqlite"), sources=("hf", "hf:2024-08"), every=21_600.0)
+    where = "https://hub.example.org about what is new; https://hub.example.org about 2024-08"
+    assert plan.asks == f"hf, hf:2024-08 every 6 h ({where})"
+
+
 def test_a_plan_goes_to_other_processes() -> None:
     plan = ServingPlan(Limits(), models={"models": ["default"], "attend": None}, page=Path("page.sqlite"))
     assert pickle.loads(pickle.dumps(plan)) == plan

@@ -17,7 +17,6 @@ import pytest
 from scipy import stats as distributions
 
 from broadsheet.page.evidence import finite, record
-from broadsheet.trial import engine
 from broadsheet.trial.claims import Claim, judge
 from broadsheet.trial.engine import RERUN, Arm, Measured, Metric, SamplePlan, _say_left, run_arms
 from broadsheet.trial.external import external_arm
@@ -25,13 +24,6 @@ from broadsheet.trial.results import TrialResult
 from broadsheet.trial.stats import auroc
 
 MEAN = Metric("value")
-TRIES = engine._TRIES
-
-
-@pytest.fixture(autouse=True)
-def timed_again(monkeypatch):
-    """As users have it; the suite's other trials time once."""
-    monkeypatch.setattr(engine, "_TRIES", TRIES)
 
 
 def noisy(name: str, seed: int, effect: float = 0.0, role: str = "method", sigma: float = 1.0) -> Arm:

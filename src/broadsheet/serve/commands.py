@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from broadsheet.console import InputError
+from broadsheet.console import InputError, say
 
 if TYPE_CHECKING:
     from broadsheet.daily.digest import Mail
@@ -129,6 +129,8 @@ def serve(
         jobs=jobs,
     )
     plan.check()
+    if plan.sources:
+        say(f"asks {plan.asks}")
     if workers == 1:
         running.run(plan.app(known), host, port, plan.what)
     else:

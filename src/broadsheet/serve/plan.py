@@ -68,6 +68,15 @@ class ServingPlan:
             check_sources(self.sources)
 
     @property
+    def asks(self) -> str:
+        """Which sources are asked how often, and where, in words."""
+        from broadsheet.daily.sources.fetch import Places
+        from broadsheet.daily.sources.rounds import told
+        from broadsheet.daily.sources.sync import Spec
+
+        return told([Spec.online(each) for each in self.sources], self.every, Places.of(os.environ))
+
+    @property
     def what(self) -> str:
         """What is said once it is served, see `running.told`."""
         parts = {

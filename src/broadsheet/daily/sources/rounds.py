@@ -13,7 +13,7 @@ from datetime import datetime
 
 from broadsheet.console import InputError, duration, say
 from broadsheet.daily.records import line
-from broadsheet.daily.sources.fetch import Fetcher, StoppedError
+from broadsheet.daily.sources.fetch import Fetcher, Places, StoppedError
 from broadsheet.daily.sources.sync import BEGUN, Outcome, Spec, sync
 from broadsheet.daily.store import Store
 
@@ -35,6 +35,12 @@ def interval(text: str) -> float:
     if not LEAST <= seconds <= MOST:
         raise InputError(f"got {line(text)[:40] or 'nothing'}; expected from 15m to 31d, as in 6h")
     return seconds
+
+
+def told(specs: Sequence[Spec], every: float, places: Places) -> str:
+    """Which sources are asked how often, and where, in words."""
+    where = dict.fromkeys(spec.where(places) for spec in specs)
+    return f"{', '.join(map(str, specs))} every {duration(every)} ({'; '.join(where)})"
 
 
 class Rounds:
@@ -70,8 +76,7 @@ class Rounds:
         self._thread = threading.Thread(target=self._run, name="rounds", daemon=True)
 
     def __str__(self) -> str:
-        places = dict.fromkeys(spec.where(self.fetcher.places) for spec in self.specs)
-        return f"{', '.join(map(str, self.specs))} every {duration(self.every)} ({'; '.join(places)})"
+        return told(self.specs, self.every, self.fetcher.places)
 
     def start(self) -> None:
         """Make them in a thread of their own."""
