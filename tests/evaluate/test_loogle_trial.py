@@ -14,6 +14,7 @@ from broadsheet import models
 from broadsheet.console import InputError
 from broadsheet.evaluate.trials.loogle import ENDS, RETRIEVED, WHOLE, LooGLETrial
 from broadsheet.page import papers
+from broadsheet.trial import engine
 from broadsheet.trial.examples import excerpt
 
 pytest.importorskip("bm25s")
@@ -89,6 +90,7 @@ def finished(make, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BROADSHEET_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setattr(papers, "stage_methods", lambda stage: {"louder": Louder})
+        patch.setattr(engine, "_TRIES", 1)  # no block is run again
         return make(methods="louder(factor=0.5)").run()
 
 
