@@ -258,6 +258,6 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_served(home, given, 
 def test_without_the_package_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "httpcore2", None)
     for name in ("rounds", "fetch"):
-        monkeypatch.delitem(sys.modules, f"broadsheet.daily.{name}")
+        monkeypatch.delitem(sys.modules, f"broadsheet.daily.sources.{name}")
     with pytest.raises(InputError, match=r"--sync-every needs httpcore2: pip install -e '.\[page\]'"):
         commands._asking(None, "6h")
