@@ -91,7 +91,11 @@ def report(results: Sequence[ArmResult], comparisons: Sequence[Comparison]) -> N
             f" {ratios[0]:.2f} to {ratios[-1]:.2f}"
         )
         if "steps" in result.samples:
-            total = {name: sum(values) for name, values in result.samples.items()}
+            total = {  # of the numbers: what was written is among the samples too
+                name: sum(values)
+                for name, values in result.samples.items()
+                if all(isinstance(value, int | float) for value in values)
+            }
             steps, accepted = max(1, total["steps"]), max(1, total["accepted"])
             sources = ", ".join(f"{total[f'from {source}'] / accepted:.0%} {source}" for source in SOURCES)
             print(
