@@ -15,6 +15,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from numbers import Number
 from typing import Any
 
 from broadsheet import models
@@ -94,7 +95,7 @@ def report(results: Sequence[ArmResult], comparisons: Sequence[Comparison]) -> N
             total = {  # of the numbers: what was written is among the samples too
                 name: sum(values)
                 for name, values in result.samples.items()
-                if all(isinstance(value, int | float) for value in values)
+                if all(isinstance(value, Number) for value in values)
             }
             steps, accepted = max(1, total["steps"]), max(1, total["accepted"])
             sources = ", ".join(f"{total[f'from {source}'] / accepted:.0%} {source}" for source in SOURCES)
