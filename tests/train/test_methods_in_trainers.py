@@ -97,6 +97,26 @@ def test_steps_are_the_optimizers_whatever_the_accumulation(tiny, rows, tmp_path
         assert seen == [step for step in range(2) for _ in range(accumulate)]
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_evaluated_meanwhile_is_the_plain_loss(name, tiny, rows, tmp_path):
+    asked = [rows[i] for i in range(6)]
+    settings = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 6}
+    arguments = TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=8, learning_rate=0.0, report_to=[], use_cpu=True, disable_tqdm=True,
+        save_strategy="no", **settings,
+    )  # fmt: skip
+    model, method = tiny(), METHODS[name]()
+    trainer = Trainer(
+        model, arguments, train_dataset=rows, eval_dataset=asked, compute_loss_func=method, callbacks=[method]
+    )
+    trainer.train()
+    ids = rows.ids[:6]
+    with torch.no_grad():
+        plain = float(tiny().eval()(input_ids=ids, labels=ids).loss)
+    told = [each["eval_loss"] for each in trainer.state.log_history if "eval_loss" in each]
+    assert told == pytest.approx([plain] * 3, rel=1e-5)
+
+
 def test_what_a_teacher_said_before_is_as_good_as_the_teacher(tiny, rows, tmp_path):
     teacher = tiny(9)
     live = trained(tiny(), rows, tmp_path, SALT(tiny(9), steps=2))

@@ -60,7 +60,10 @@ class LossMethod(TrainerCallback):
     # In a Trainer
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """As `compute_loss_func`."""
+        """As `compute_loss_func`. Without gradients, as in an evaluation, the loss is the plain one of every method."""
+        if not torch.is_grad_enabled():
+            losses, counts = token_losses(outputs.logits, labels)
+            return losses.sum() / counts.sum().clamp(min=1)
         inputs, self._inputs = self._inputs or {}, None
         found = self.loss(outputs.logits, labels, inputs)
         if isinstance(found, tuple):

@@ -16,7 +16,7 @@ import unicodedata
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -296,7 +296,7 @@ def _in_schema(connection: Connection[Any]) -> None:
     connection.execute(f"SET hnsw.ef_search = {_CANDIDATES}")
 
 
-@cache
+@lru_cache(1024)
 def _sql(text: str) -> bytes:
     """SQL as psycopg has it."""
     return text.replace("%", "%%").replace("?", "%s").encode()

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -20,6 +20,9 @@ from broadsheet.cache import fingerprint, locked
 from broadsheet.console import InputError
 from broadsheet.daily.databases.base import GRAPH_FROM, Database, Row, Vector, steps
 from broadsheet.daily.query import Query
+
+if TYPE_CHECKING:
+    from broadsheet.search.vectorindex import VectorIndex
 
 _WEIGHTS = "8.0, 2.0, 2.0, 3.0, 2.0"  # of title, abstract, authors, note, our words
 
@@ -34,6 +37,7 @@ class SqliteFile(Database):
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
         self._own = threading.local()
+        self._graphs: dict[str, VectorIndex] = {}
         self._kept: dict[str, tuple[Any, list[str], Vector]] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,15 +178,23 @@ class SqliteFile(Database):
 
     def nearest(self, embedder: str, direction: Vector, limit: int) -> list[str]:
         if self._folder(embedder).exists():
-            from broadsheet.search.vectorindex import VectorIndex
-
-            index = VectorIndex.open(self._folder(embedder))
+            index = self._graph(embedder)
             return [hit.id for hit in index.search(direction[None], limit)[0]]
         places, matrix = self._matrix(embedder)
         if not places:
             return []
         scores = matrix @ direction
         return [places[i] for i in np.argsort(-scores, kind="stable")[:limit]]
+
+    def _graph(self, embedder: str) -> VectorIndex:
+        """The graph of many vectors as it is now; opened once."""
+        from broadsheet.search.vectorindex import VectorIndex
+
+        known = self._graphs.get(embedder)
+        if known is None:
+            known = self._graphs[embedder] = VectorIndex.open(self._folder(embedder))
+        known.refresh()
+        return known
 
     def _folder(self, embedder: str) -> Path:
         """Where the graph of many vectors is."""
