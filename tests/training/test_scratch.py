@@ -53,6 +53,7 @@ def test_a_tokenizer_reads_any_text_and_keeps_documents_apart(by):
     assert len(by) <= 300
     assert by.convert_tokens_to_ids(END) == by.eos_token_id == 0
     assert joined(["a", "", "b"], by).tolist() == [*by("a")["input_ids"], 0, 0, *by("b")["input_ids"], 0]
+    assert joined([], by).tolist() == []
     with pytest.raises(InputError, match="257 or more"):
         tokenizer(["a"], 100)
 

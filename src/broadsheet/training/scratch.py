@@ -194,7 +194,8 @@ def _shingles(text: str) -> set[int]:
 
 def joined(texts: Iterable[str], by: PreTrainedTokenizerFast) -> Tensor:
     """(tokens,) of texts one after another, with `END` after each."""
-    rows = by(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    given = list(texts)
+    rows = by(given, add_special_tokens=False, return_attention_mask=False)["input_ids"] if given else []
     end = by.eos_token_id
     return torch.tensor([token for row in rows for token in (*row, end)], dtype=torch.long)
 
