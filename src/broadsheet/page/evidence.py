@@ -29,14 +29,15 @@ def folder() -> Path:
 def read(name: str, where: Path | None = None) -> dict[str, Any] | None:
     """The evidence of that name, in `where` or broadsheet's `folder()`; None where nothing was recorded.
 
-    A file is parsed once, as long as it does not change: what is given is not to be changed either.
+    A file is parsed once, as long as it does not change. The dict is the caller's own, but not what lies in it: that is
+    shared, and not to be changed.
     """
     path = (where or folder()) / f"{name}.json"
     try:
         state = path.stat()
     except FileNotFoundError:
         return None
-    return _parsed(path, state.st_mtime_ns, state.st_size)
+    return dict(_parsed(path, state.st_mtime_ns, state.st_size))
 
 
 @lru_cache(maxsize=256)
