@@ -30,7 +30,7 @@ from broadsheet.models import fingerprint as model_fingerprint
 from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import read_json
 from broadsheet.page.evidence import versions
-from broadsheet.training import weights
+from broadsheet.training import memory, weights
 from broadsheet.training.distributed import entered_by_first, is_first, wait_for_all
 from broadsheet.training.objective import Objective, content, described
 from broadsheet.training.schedules import schedule
@@ -187,6 +187,7 @@ def fit(
             _seeded(config.seed),
             weights.trained(model, config.method, config.lora_rank),
             weights.autocast(model, config.autocast) as dtype,
+            memory.kept(),
         ):
             trainer = _trainer(model, rows, objective, config, arguments, run, dtype)
             done = run.train(trainer)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax, softmax
+from torch.nn.functional import cross_entropy, log_softmax, pad, softmax
 
 from broadsheet.console import InputError
 
@@ -33,9 +33,10 @@ def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         losses (batch, length − 1), 0 where nothing is asked, and the mask of the others.
     """
-    logits, targets = shifted(logits, labels)
-    losses = cross_entropy(_wide(logits).transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
-    return losses, targets != IGNORED
+    # Labels are shifted, and logits stay as they are: a part of them would be a copy, and its gradient another one.
+    targets = pad(labels[:, 1:], (0, 1), value=IGNORED)
+    losses = cross_entropy(_wide(logits).flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED)
+    return losses.view(targets.shape)[:, :-1], targets[:, :-1] != IGNORED
 
 
 def sequence_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

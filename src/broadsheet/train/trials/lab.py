@@ -23,6 +23,7 @@ from broadsheet.data import corpora
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
 from broadsheet.train.base import LossMethod, MethodObjective
+from broadsheet.training import memory
 from broadsheet.training.fit import fit
 from broadsheet.training.scratch import SIZES, TokenBlocks, apart, document_losses, joined, size, tokenizer
 from broadsheet.training.trainer import TrainOutput
@@ -245,8 +246,9 @@ class LabTrial(TrainedTrial):
             state["step"] = self._stepper(self._lab[arm.name])
 
         def run(block: Sequence[int]) -> dict[str, Any]:
-            for step in block:
-                state["step"](step)
+            with memory.kept():
+                for step in block:
+                    state["step"](step)
             return {"done": np.ones(len(block))}
 
         return Arm(arm.name, run, description=arm.description, prepare=prepare, close=state.clear)
@@ -257,7 +259,7 @@ class LabTrial(TrainedTrial):
 
         model, rows = self.new(self.seed).train(), self.rows(arm.rows)
         objective = MethodObjective(arm.method(self.seed))
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)  # as a Trainer's is
         dtype = autocast_dtype("auto", model.device)
         cuda = model.device.type == "cuda"
 
@@ -290,11 +292,12 @@ class LabTrial(TrainedTrial):
         places = np.linspace(0, self.steps - 1, 4 * _PACED).astype(int).tolist()
         steppers = {each.name: self._stepper(each) for each in (arm, other)}
         seconds: dict[str, list[float]] = {name: [] for name in steppers}
-        for place in [0, *places]:
-            for name, step in steppers.items():
-                begin = time.perf_counter()
-                step(place)
-                seconds[name].append(time.perf_counter() - begin)
+        with memory.kept():
+            for place in [0, *places]:
+                for name, step in steppers.items():
+                    begin = time.perf_counter()
+                    step(place)
+                    seconds[name].append(time.perf_counter() - begin)
         # The first step of each is its warm-up. Means: a method's dear steps are a part of its training.
         own, theirs = (float(np.mean(seconds[each.name][1:])) for each in (arm, other))
         return max(12, min(self.steps, round(self.steps * theirs / own)))

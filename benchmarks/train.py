@@ -1,0 +1,217 @@
+"""How fast the laboratory trains, and what a method adds to a step: `python benchmarks/train.py`.
+
+1. *The laboratory.* The same documents are read by a small Llama three times: by HF's `Trainer` with its defaults, a
+   row a document, padded to the longest of the batch; by that `Trainer` over documents joined and cut; and by `fit`
+   over the same, as the trials train. Trainings stand in processes of their own, in turns, and what counts is a text's
+   own tokens in a second, after the first steps. Beside it: the share of what the machine multiplies at most in
+   matrices, by the multiplications that the model needs.
+2. *Methods.* A step of each method beside a plain step, in one process, in turns.
+
+`--record` keeps the result as evidence/train.benchmark.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from broadsheet.data import corpora
+from broadsheet.page import evidence
+from broadsheet.train import SALT, LossReweighting
+from broadsheet.train.base import LossMethod, MethodObjective
+from broadsheet.training import memory
+from broadsheet.training.fit import fit
+from broadsheet.training.scratch import TokenBlocks, joined, size, tokenizer
+from broadsheet.trial.stats import interval
+
+BATCH, LENGTH, VOCABULARY, WARM = 16, 256, 2048, 5
+WAYS = ("Trainer, padded", "Trainer, joined", "fit")
+
+
+# The laboratory
+
+
+def texts(data: str) -> list[str]:
+    return [document.text for document in corpora.load(data).take(4_000, 0)]
+
+
+def trained(way: str, of: str, data: str, steps: int) -> dict[str, float]:
+    """Tokens of texts in a second, and ms a step, of a training in this process."""
+    documents = texts(data)
+    by = tokenizer(documents, VOCABULARY)
+    model, times, read = size(of).model(len(by), LENGTH, 0), [], []
+    model.register_forward_pre_hook(lambda *_: times.append(time.perf_counter()))
+    if way == "fit":
+        rows = TokenBlocks(joined(documents, by), LENGTH)
+        fit(model, rows, MethodObjective(LossMethod()), steps=steps, batch_size=BATCH, learning_rate=1e-3)
+        read = [BATCH * LENGTH] * steps
+    else:
+        read = in_trainer(model, by, documents, padded=way == "Trainer, padded", steps=steps)
+    seconds = np.diff(times)[WARM:]
+    return {"tokens/s": sum(read[WARM : steps - 1]) / float(seconds.sum()), "ms": 1000 * float(np.median(seconds))}
+
+
+def in_trainer(model: Any, by: Any, documents: Sequence[str], *, padded: bool, steps: int) -> list[int]:
+    """Train by HF's `Trainer` as it comes; the texts' own tokens of each step."""
+    import tempfile
+
+    from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+
+    collate = DataCollatorForLanguageModeling(by, mlm=False)
+    read: list[int] = []
+
+    def counted(rows: Sequence[Any]) -> Any:
+        read.append(sum(len(row["input_ids"]) for row in rows))
+        return collate(rows)
+
+    if padded:
+        cut = by(list(documents), truncation=True, max_length=LENGTH, add_special_tokens=False)["input_ids"]
+        rows: Any = [{"input_ids": ids} for ids in cut if len(ids) > 1]
+    else:
+        rows = [{"input_ids": row} for row in TokenBlocks(joined(documents, by), LENGTH).ids.tolist()]
+    with tempfile.TemporaryDirectory() as folder:
+        settings = TrainingArguments(
+            folder, max_steps=steps, per_device_train_batch_size=BATCH, report_to=[], use_cpu=True, disable_tqdm=True
+        )
+        Trainer(model, settings, train_dataset=rows, data_collator=counted).train()
+    return read
+
+
+def multiplications(of: str, vocabulary: int = VOCABULARY, length: int = LENGTH) -> float:
+    """Floating-point operations that a token of a training step needs in products of matrices.
+
+    Six for each weight that is multiplied (the embedding once, as the head), and attention's 12 · width · length a
+    layer, half of it, as tokens look back alone.
+    """
+    made = size(of)
+    model = made.model(vocabulary, length, 0)
+    weights = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2)
+    return 6 * weights + 6 * made.layers * made.width * length
+
+
+def most(seconds: float = 2.0, side: int = 2048) -> float:
+    """Floating-point operations a second in products of square matrices, the median of some."""
+    a, b, spent, end = torch.randn(side, side), torch.randn(side, side), [], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        a @ b
+        spent.append(time.perf_counter() - start)
+    return 2 * side**3 / float(np.median(spent))
+
+
+def laboratory(of: str, data: str, steps: int, rounds: int) -> dict[str, Any]:
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for turn in range(rounds):
+        for way in WAYS[turn % 3 :] + WAYS[: turn % 3]:
+            command = [sys.executable, __file__, "--way", way, "--size", of, "--data", data, "--steps", str(steps)]
+            ran = subprocess.run(command, check=True, capture_output=True, text=True)
+            found[way].append(json.loads(ran.stdout.splitlines()[-1]))
+    rates = {way: [each["tokens/s"] for each in rows] for way, rows in found.items()}
+    limit = most()
+    return {
+        "size": of,
+        "tokens/s": {way: ends(rate) for way, rate in rates.items()},
+        "times": {way: ratio(rates["fit"], rate) for way, rate in rates.items() if way != "fit"},
+        "of_limit": float(np.median(rates["fit"])) * multiplications(of) / limit,
+        "limit": limit,
+    }
+
+
+# Methods
+
+
+def methods(of: str, data: str, rounds: int) -> list[dict[str, Any]]:
+    """A row for each method: its step's time over a plain step's."""
+    documents = texts(data)
+    by = tokenizer(documents, VOCABULARY)
+    rows = TokenBlocks(joined(documents, by), LENGTH)
+    teacher = size("0.4M").model(len(by), LENGTH, 1).eval()
+    ways: dict[str, Callable[[], LossMethod]] = {
+        "plain": LossMethod,
+        "plain again": LossMethod,
+        "loss_reweighting": lambda: LossReweighting(burn_in=0),
+        "salt, taught by 0.4M": lambda: SALT(teacher, steps=10**6),
+        "salt, afterwards": lambda: SALT(teacher, steps=0),
+    }
+    steppers = {name: stepper(size(of).model(len(by), LENGTH, 0), rows, way()) for name, way in ways.items()}
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    with memory.kept():
+        for turn in range(rounds + 2):
+            for name, step in steppers.items():
+                begun = time.perf_counter()
+                step(turn)
+                if turn >= 2:
+                    spent[name].append(time.perf_counter() - begun)
+    return [{"method": name, "times": ratio(spent[name], spent["plain"])} for name in ways if name != "plain"]
+
+
+def stepper(model: Any, rows: TokenBlocks, method: LossMethod) -> Callable[[int], None]:
+    objective = MethodObjective(method)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4, fused=True)
+
+    def step(number: int) -> None:
+        batch = objective.collate([(i, rows[(number * BATCH + i) % len(rows)]) for i in range(BATCH)])
+        objective.step = number
+        objective.loss(model, batch, torch.Generator()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def ends(values: Sequence[float]) -> list[float]:
+    found = interval(values, binary=False)
+    return [found.estimate, found.low, found.high]
+
+
+def ratio(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    """The geometric mean of ratios in pairs, with its interval."""
+    return [float(np.exp(each)) for each in ends(np.log(np.array(values) / np.array(others)))]
+
+
+def told(found: Sequence[float], digits: int = 2) -> str:
+    return f"{found[0]:,.{digits}f} [{found[1]:,.{digits}f}, {found[2]:,.{digits}f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="1M")
+    parser.add_argument("--data", default="pydocs:stdlib")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.way:
+        print(json.dumps(trained(arguments.way, arguments.size, arguments.data, arguments.steps)))
+        return
+    found = laboratory(arguments.size, arguments.data, arguments.steps, arguments.rounds)
+    print(f"a Llama of {arguments.size}, {arguments.steps} steps of {BATCH} × {LENGTH} tokens; own tokens a second")
+    for way, rate in found["tokens/s"].items():
+        over = "" if way == "fit" else f"; fit {told(found['times'][way])} times as fast"
+        print(f"  {way:16} {told(rate, 0)}{over}")
+    print(f"  {found['of_limit']:.0%} of the {found['limit'] / 1e9:.0f} GFLOP/s that square matrices reach")
+    rows = methods(arguments.size, arguments.data, 4 * arguments.rounds)
+    print("a step's time over a plain step's")
+    for row in rows:
+        print(f"  {row['method']:24} {told(row['times'], 3)}")
+    if arguments.record:
+        facts = {"data": arguments.data, "seed": 0}
+        result = {"laboratory": found, "methods": rows, "command": " ".join(["python", *sys.argv])}
+        print(
+            evidence.record(
+                "train.benchmark", {**result, "provenance": evidence.provenance(**facts)}, evidence.folder()
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
