@@ -1,7 +1,8 @@
 """The daily page: does its search find a known paper, do topics gain by what is liked, and how long does a screen take.
 
     python benchmarks/page.py
-    python benchmarks/page.py --part time --papers 5000 --requests 100 --record
+    python benchmarks/page.py --part time --papers 5000 --requests 100
+    python benchmarks/page.py --record
 
 1. *A known paper.* What we say of each of the page's papers, in words of ours, is looked for among all of them; the
    right answer is that paper. Documents are what is left without these words, as abstracts are not shipped: titles
@@ -338,6 +339,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100, help="for each screen")
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
+    if arguments.record and arguments.part:
+        parser.error("--record keeps all parts together: leave --part out")
     results: dict[str, list[dict[str, Any]]] = {}
 
     def part(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,37 @@ def test_likes_alone_rank_and_each_paper_names_the_liked_one_nearest_to_it(store
     for wrong, others in ((Z, Q), (Q, Z)):
         unlike = ids(search.followed(store, Topic("a", "", (ZQ[0],), (wrong[0],)), 200, meaning=meaning))
         assert max(map(unlike.index, others)) < min(map(unlike.index, wrong[1:])), "unlike the disliked one"
+
+
+def test_what_is_not_explained_is_found_as_what_is(store, meaning):
+    topic = Topic("a", "walks", (Z[0],))
+    for means in (None, meaning):
+        bare = search.followed(store, topic, 200, meaning=means, explain=False)
+        assert not any(hit.like for hit in bare)
+        assert ids(bare) == ids(search.followed(store, topic, 200, meaning=means))
+
+
+def test_a_query_is_read_with_one_core_and_all_else_with_as_many_as_before(store, meaning, monkeypatch):
+    import torch
+
+    seen: list[int] = []
+
+    class Counting(Letters):
+        def encode_query(self, texts: Sequence[str], **_: object) -> np.ndarray:
+            seen.append(torch.get_num_threads())
+            return self.encode_document(texts)
+
+    monkeypatch.setattr(Vectors, "_embedder", Counting())
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        meaning.nearest("walks", 3)
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
 
 
 def test_a_search_and_likes_are_fused_and_what_has_to_hold_holds_for_both(store, meaning):

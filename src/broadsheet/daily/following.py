@@ -26,7 +26,7 @@ from broadsheet.daily.finished import finished
 from broadsheet.daily.search import Likes
 from broadsheet.daily.store import Article, Store, Topic
 
-MOST = 50  # entries of a feed
+MOST = 30  # entries of a feed, as papers of a screen
 _KEPT = 1_000  # feeds of which it is kept when they changed
 _KINDS = {"atom": "application/atom+xml", "json": "application/feed+json"}
 _WRITE = {"atom": feeds.atom, "json": feeds.json_feed}
@@ -183,7 +183,7 @@ def _listed(store: Store) -> list[Article]:
 
 def _of_topic(store: Store, likes: Likes, topic: Topic) -> list[Article]:
     """The right papers of a topic and those that it finds, the latest first."""
-    found = [hit.article for hit in likes.followed(topic, 2 * MOST)]
+    found = [hit.article for hit in likes.followed(topic, 2 * MOST, explain=False)]
     return _newest([*store.articles(topic.likes), *found])
 
 

@@ -7,7 +7,9 @@ the text's SHA-256: where the text or the embedder changes, it is made again.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,7 @@ class Vectors:
     def __init__(self, store: Store, spec: str) -> None:
         self._store, self._spec = store, spec
         self._query = lru_cache(_QUERIES)(self._encoded)
+        self._reader = ThreadPoolExecutor(1, "query", _with_one_core)
 
     @cached_property
     def _embedder(self) -> Embedder:
@@ -77,7 +80,8 @@ class Vectors:
         return self._store.db.nearest(self.name, self._query(text), limit)
 
     def _encoded(self, text: str) -> np.ndarray[Any, Any]:
-        [query] = _unit(self._embedder.encode_query([text], show_progress_bar=False))
+        read = self._reader.submit(self._embedder.encode_query, [text], show_progress_bar=False)
+        [query] = _unit(read.result())
         return query
 
     def like(self, likes: Sequence[str], dislikes: Sequence[str], limit: int) -> list[str]:
@@ -109,6 +113,18 @@ class Vectors:
         known = self._store.db.vector_texts(self.name)
         every = self._store.latest(10**9)
         return [(each.id, text) for each in every if known.get(each.id) != _sha(text := text_of(each))]
+
+
+def _with_one_core() -> None:
+    """A thread that computes with one core: for the few words of a query several take longer, waiting for each other."""
+    import torch
+
+    others = torch.get_num_threads()
+    torch.set_num_threads(1)
+    # Threads that begin later would have one too; what another thread sets holds for them, and not for this one.
+    again = threading.Thread(target=torch.set_num_threads, args=(others,))
+    again.start()
+    again.join()
 
 
 def text_of(article: Article) -> str:

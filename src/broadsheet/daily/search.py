@@ -135,12 +135,14 @@ def like(
     return [Hit(each, (by,)) for each in store.articles(order[:limit])]
 
 
-def followed(store: Store, topic: Topic, limit: int = 50, *, meaning: Meaning | None = None) -> list[Hit]:
+def followed(
+    store: Store, topic: Topic, limit: int = 50, *, meaning: Meaning | None = None, explain: bool = True
+) -> list[Hit]:
     """Papers of a topic that the user has not judged in it, the best first.
 
     Where some are liked, the order in which the search finds papers and that in which they are like the liked ones are
     fused; what a paper has to be for the search it has to be here. Where only conditions are typed, they choose and
-    likeness orders. Without liked papers the search decides alone.
+    likeness orders. Without liked papers the search decides alone. What likeness found is `explained`, if wanted.
     """
     judged = {*topic.likes, *topic.dislikes}
     enough = limit + len(judged)
@@ -157,7 +159,8 @@ def followed(store: Store, topic: Topic, limit: int = 50, *, meaning: Meaning | 
             places = {each: i for i, each in enumerate(liked)}
             hits.sort(key=lambda hit: places.get(hit.article.id, len(places)))
         hits = [replace(hit, why=nearer.why(hit)) for hit in hits]
-    return explained(store, [hit for hit in hits if hit.article.id not in judged][:limit], topic.likes, meaning=meaning)
+    hits = [hit for hit in hits if hit.article.id not in judged][:limit]
+    return explained(store, hits, topic.likes, meaning=meaning) if explain else hits
 
 
 def more(store: Store, limit: int = 10, *, meaning: Meaning | None = None) -> list[Hit]:
@@ -195,9 +198,9 @@ class Likes:
     store: Store
     meaning: Meaning | None = None
 
-    def followed(self, topic: Topic, limit: int) -> list[Hit]:
+    def followed(self, topic: Topic, limit: int, explain: bool = True) -> list[Hit]:
         """See `followed`."""
-        return followed(self.store, topic, limit, meaning=self.meaning)
+        return followed(self.store, topic, limit, meaning=self.meaning, explain=explain)
 
     def more(self, limit: int) -> list[Hit]:
         """See `more`."""
