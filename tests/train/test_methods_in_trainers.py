@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from trl import SFTConfig, SFTTrainer
 from two_processes import both, leave
 
-from broadsheet.train import SALT, LossMethod, LossReweighting, MethodObjective
+from broadsheet.train import SALT, DatasetDecomposition, DropStage, LossMethod, LossReweighting, MethodObjective
 from broadsheet.train.salt import teacher_rows
 from broadsheet.training.fit import fit
-from broadsheet.training.scratch import Size, TokenBlocks
+from broadsheet.training.scratch import Size, TokenBlocks, tokenizer
 
 METHODS = {
     "plain": lambda: LossMethod(),
@@ -23,12 +25,17 @@ METHODS = {
     "salt": lambda: SALT(Size(1, 16, 2).model(20, 32, seed=9), steps=2),
 }
 
+# Which draw while they train: a Trainer and `fit`, or two processes and one, draw otherwise.
+DRAWING = {"token_crisis": lambda: DropStage(0.3, start=1)}
+
 
 def weights(model: Any) -> torch.Tensor:
     return torch.cat([each.detach().flatten() for each in model.parameters()])
 
 
-def trained(model: Any, rows: Any, folder: Path, method: LossMethod | None, **arguments: Any) -> torch.Tensor:
+def trained(
+    model: Any, rows: Any, folder: Path, method: LossMethod | None, data_collator: Any = None, **arguments: Any
+) -> torch.Tensor:
     """A model's weights after four steps of a Trainer, with a method or with the model's own loss."""
     settings = {
         "max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "lr_scheduler_type": "constant",
@@ -36,6 +43,7 @@ def trained(model: Any, rows: Any, folder: Path, method: LossMethod | None, **ar
         "remove_unused_columns": False, "optim": "sgd", "max_grad_norm": 0.0,
     } | arguments  # fmt: skip
     parts = {"compute_loss_func": method, "callbacks": [method]} if method else {}
+    parts |= {"data_collator": data_collator} if data_collator else {}
     trainer = Trainer(model, TrainingArguments(str(folder), **settings), train_dataset=rows, **parts)
     trainer.train()
     return weights(model)
@@ -63,6 +71,25 @@ def test_fit_takes_the_steps_that_a_trainer_takes(name, tiny, rows, tmp_path):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_trls_trainer_takes_the_steps_that_a_trainer_takes(name, tiny, rows, tmp_path):
+    model = tiny()
+    theirs = trained(model, rows, tmp_path / "t", METHODS[name](), train_sampling_strategy="sequential")
+    other, method = tiny(), METHODS[name]()
+    settings = SFTConfig(
+        str(tmp_path / "s"), max_steps=4, per_device_train_batch_size=4, learning_rate=1e-2, report_to=[], use_cpu=True,
+        lr_scheduler_type="constant", train_sampling_strategy="sequential", save_strategy="no", disable_tqdm=True,
+        optim="sgd", max_grad_norm=0.0, bf16=False, gradient_checkpointing=False,
+    )  # fmt: skip
+    given = Dataset.from_dict({"input_ids": rows.ids.tolist()})
+    by = tokenizer(["which is not asked"], 257)
+    trainer = SFTTrainer(
+        other, settings, train_dataset=given, processing_class=by, compute_loss_func=method, callbacks=[method]
+    )
+    trainer.train()
+    torch.testing.assert_close(weights(other), theirs)
+
+
+@pytest.mark.parametrize("name", [*METHODS, *DRAWING])
 def test_a_training_that_is_stopped_goes_on_as_one_that_is_not(name, tiny, rows, tmp_path):
     def run(out: Path, stop_at: int = 0) -> Any:
         class Stopping(MethodObjective):
@@ -74,7 +101,7 @@ def test_a_training_that_is_stopped_goes_on_as_one_that_is_not(name, tiny, rows,
         Stopping.__name__ = "MethodObjective"
         model = tiny()
         settings = {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "autocast": "none"}
-        fit(model, rows, Stopping(METHODS[name]()), out, checkpoint_minutes=1e-9, **settings)
+        fit(model, rows, Stopping((METHODS | DRAWING)[name]()), out, checkpoint_minutes=1e-9, **settings)
         return model
 
     whole = run(tmp_path / "whole")
@@ -97,7 +124,7 @@ def test_steps_are_the_optimizers_whatever_the_accumulation(tiny, rows, tmp_path
         assert seen == [step for step in range(2) for _ in range(accumulate)]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *DRAWING])
 def test_what_is_evaluated_meanwhile_is_the_plain_loss(name, tiny, rows, tmp_path):
     asked = [rows[i] for i in range(6)]
     settings = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 6}
@@ -105,7 +132,7 @@ def test_what_is_evaluated_meanwhile_is_the_plain_loss(name, tiny, rows, tmp_pat
         str(tmp_path), per_device_train_batch_size=8, learning_rate=0.0, report_to=[], use_cpu=True, disable_tqdm=True,
         save_strategy="no", **settings,
     )  # fmt: skip
-    model, method = tiny(), METHODS[name]()
+    model, method = tiny(), (METHODS | DRAWING)[name]()
     trainer = Trainer(
         model, arguments, train_dataset=rows, eval_dataset=asked, compute_loss_func=method, callbacks=[method]
     )
@@ -132,7 +159,7 @@ def work(rank: int, folder: Path) -> None:
     port = int((folder / "port").read_text())
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    found = {name: by_two(name, 2, folder) for name in METHODS}
+    found = {name: by_two(name, 2, folder) for name in METHODS} | {"lengths": lengths(2, folder)}
     torch.save(found, folder / f"process-{rank}.pt")
     leave()
 
@@ -151,6 +178,21 @@ def by_two(name: str, batch_size: int, folder: Path) -> list[torch.Tensor]:
     return [theirs, weights(other)]
 
 
+def lengths(parts: int, folder: Path) -> list[torch.Tensor]:
+    """Weights after batches of one length each, every one shared out among the processes."""
+    drawn = torch.Generator().manual_seed(5)
+    documents = [torch.randint(0, 20, (3 + 2 * i % 31,), generator=drawn).tolist() for i in range(60)]
+    model, other = Size(1, 16, 2).model(20, 32, 0), Size(1, 16, 2).model(20, 32, 0)
+    rows = DatasetDecomposition(low=1, high=4, cycles=2).rows(documents, 32, parts=parts)
+    arguments = {"per_device_train_batch_size": 1, "train_sampling_strategy": "sequential"}
+    theirs = trained(model, rows, folder / "t", None, data_collator=rows.collate, **arguments)
+    fit(
+        other, rows, MethodObjective(LossMethod()), steps=4, batch_size=1, learning_rate=1e-2, autocast="none",
+        optim="sgd", schedule="constant", warmup=0.0, max_grad_norm=0.0,
+    )  # fmt: skip
+    return [theirs, weights(other)]
+
+
 def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
@@ -161,3 +203,5 @@ def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path) -> None:
         for name in METHODS:
             for theirs, one in zip(found[name], by_two(name, 4, tmp_path), strict=True):
                 assert torch.allclose(theirs, one, atol=1e-6, rtol=1e-4), name
+        for theirs, one in zip(found["lengths"], lengths(1, tmp_path), strict=True):
+            assert torch.allclose(theirs, one, atol=1e-6, rtol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,7 +88,9 @@ def test_it_teaches_for_its_steps_and_is_let_go_of(asked):
     for step, teaches in ((2, True), (3, False)):
         salt.step = step
         assert torch.allclose(mean(salt, logits, labels, inputs), plain) != teaches
-        assert (salt.teacher is not None) == teaches
+    for step, kept in ((2, True), (3, False)):
+        salt.on_step_begin(None, SimpleNamespace(global_step=step), None)
+        assert (salt.teacher is not None) == kept
 
 
 def test_omega_falls_at_once_or_in_a_line():

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from broadsheet.console import InputError
+from broadsheet.train.trials.dataset_decomposition import GROUPED, JOINED, PACKED, DatasetDecompositionTrial
+from broadsheet.train.trials.dataset_decomposition import OURS as OURS_PIECES
+from broadsheet.train.trials.dataset_decomposition import SHORT as SHORT_ROWS
+from broadsheet.train.trials.dataset_decomposition import UNIFORM as UNIFORM_PIECES
 from broadsheet.train.trials.lab import LOSS, PACE, RATES
 from broadsheet.train.trials.loss_reweighting import LINUPPER, MIXED, SHUFFLED, UNIFORM, LossReweightingTrial
 from broadsheet.train.trials.salt import OURS, PLAIN, SHORT, TIMED, SALTTrial
+from broadsheet.train.trials.token_crisis import DROPPED, FRESH, REPEATED, STAGED, STOPPED, TokenCrisisTrial
 from broadsheet.training.scratch import Size
 
 TINY = {"texts": 6, "steps": 12, "batch": 4, "length": 32, "vocabulary": 300, "size": "0.4M", "runs": 1}
@@ -57,7 +64,7 @@ def test_the_arms_of_a_whole_trial_have_the_steps_that_they_are_to_have(data):
 def test_boilerplate_is_as_much_as_is_asked_for_and_never_what_is_held_out(data):
     trial = LossReweightingTrial(data=data, lr=1e-2, **TINY)
     trial.tasks()
-    rows = trial.rows(MIXED)
+    rows = trial.rows(MIXED, 0)
     assert float(trial._is_boilerplate.float().mean()) == pytest.approx(0.5, abs=0.02)
     planted = trial.tokenizer.decode(rows.ids[trial._is_boilerplate][0])
     assert not any(planted[:40] in text for text in trial.held.held_out)
@@ -76,6 +83,90 @@ def test_each_arm_has_its_own_rate_of_as_many_to_choose_from(data):
     assert set(told) == {f"tuning of {UNIFORM}", f"tuning of {LINUPPER}"}
     assert all(f"the best of {len(RATES)}" in text for text in told.values())
     assert any("boilerplate weighs" in note for note in result.notes)
+
+
+def decomposed(data: str, **given) -> DatasetDecompositionTrial:
+    trial = DatasetDecompositionTrial(data=data, lr=1e-2, **{**TINY, "length": 64, **given})
+    trial.tasks()
+    return trial
+
+
+def test_all_ways_to_make_rows_read_as_many_tokens_a_step_and_nothing_of_others(data):
+    trial = decomposed(data, steps=14)
+    tokens, end = 4 * 64, trial.tokenizer.eos_token_id
+    for name in (OURS_PIECES, UNIFORM_PIECES, SHORT_ROWS, GROUPED, PACKED):
+        rows, again, other = (trial.rows(name, seed) for seed in (0, 0, 1))
+        assert rows.whole
+        assert len(rows) >= trial.steps
+        for i in range(trial.steps):
+            assert torch.equal(rows[i]["input_ids"], again[i]["input_ids"])
+        assert any(
+            rows[i]["input_ids"].shape != other[i]["input_ids"].shape
+            or not torch.equal(rows[i]["input_ids"], other[i]["input_ids"])
+            for i in range(trial.steps)
+        ), "each seed has an order of its own"
+        read = [rows[i]["input_ids"] for i in range(trial.steps)]
+        if name in (OURS_PIECES, UNIFORM_PIECES):
+            assert {(each.shape[1] - 1) * len(each) for each in read} == {tokens}
+        elif name == GROUPED:
+            asked = [int(rows[i]["attention_mask"].sum()) for i in range(len(rows))]
+            assert np.mean(asked) == pytest.approx(tokens, rel=0.2)
+            widths = [each.shape[1] for each in read]
+            assert max(widths) <= 64
+        else:
+            assert {each.numel() for each in read} == {tokens}
+    packed = trial.rows(PACKED, 0)[0]
+    begins = packed["position_ids"] == 0
+    assert bool((packed["labels"][begins] == -100).all())
+    assert bool((packed["input_ids"][begins & (packed["labels"].roll(-1, 1) != -100)] == end).any())
+
+
+def test_a_packed_document_is_read_as_it_is_alone(data):
+    trial = decomposed(data)
+    model, packed = trial.new(0).eval(), trial.rows(PACKED, 0)[0]
+    positions = packed["position_ids"][0]
+    starts = [*(positions == 0).nonzero()[:, 0].tolist(), len(positions)]
+    together = model(packed["input_ids"][:1], position_ids=packed["position_ids"][:1], use_cache=False).logits[0]
+    for first, last in pairwise(starts):
+        alone = model(packed["input_ids"][:1, first:last], use_cache=False).logits[0]
+        torch.testing.assert_close(together[first:last], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_pieces_are_tried_beside_documents_joined_and_cut(data):
+    result = DatasetDecompositionTrial(data=data, quick=True, lr=1e-2, **{**TINY, "length": 64}).run()
+    assert {arm.name: arm.status for arm in result.arms} == {JOINED: "ok", OURS_PIECES: "ok"}
+    assert {(each.metric, each.arm) for each in result.comparisons} >= {(LOSS, OURS_PIECES), (PACE, OURS_PIECES)}
+    assert "a token sees" in result.setting["lengths"]
+    with pytest.raises(InputError, match="power of two"):
+        DatasetDecompositionTrial(data=data, length=100).check()
+
+
+def test_a_part_of_the_text_is_read_as_much_oftener(data):
+    trial = TokenCrisisTrial(data=data, quick=True, lr=1e-2, unique=0.25, **TINY)
+    result = trial.run()
+    assert {arm.name: arm.status for arm in result.arms} == {REPEATED: "ok", FRESH: "ok", DROPPED: "ok"}
+    few, all_rows = trial.rows(REPEATED, 0), trial.rows("", 0)
+    assert len(few) == pytest.approx(0.25 * len(all_rows), abs=1)
+    known = {tuple(row.tolist()) for row in all_rows.ids}
+    assert all(tuple(row.tolist()) in known for row in few.ids)
+    read = 12 * 4 * 32 / few.ids.numel()
+    assert f"read {read:.1f} times" in result.setting["repeated text"]
+    with pytest.raises(InputError, match="less than 1"):
+        TokenCrisisTrial(data=data, unique=1.0).check()
+
+
+def test_dropout_and_early_stopping_are_chosen_alike(data):
+    trial = TokenCrisisTrial(data=data, lr=1e-2, unique=0.25, **{**TINY, "steps": 60})
+    trial.tasks()
+    trial.workdir = Path(data).parent
+    trial.arms()
+    assert {name: len(kept["scores"]) for name, kept in trial._tuning.items()} == {"dropout": 3, STOPPED: 3}
+    lab = trial._lab
+    assert trial._steps(lab[STOPPED]) in (12, 24, 42)
+    late, early = (lab[name].method(0) for name in (STAGED, DROPPED))
+    assert (late.start, early.start) == (18, 0)
+    assert late.rate == early.rate
+    assert {claim.arm for claim in trial.claims()} <= set(lab)
 
 
 def test_what_cannot_be_is_refused(data):

@@ -116,7 +116,7 @@ class Vectors:
 
 
 def _with_one_core() -> None:
-    """A thread that computes with one core: for the few words of a query several take longer, waiting for each other."""
+    """Of a thread that computes with one core: for the few words of a query several take longer, as they wait."""
     import torch
 
     others = torch.get_num_threads()

@@ -57,6 +57,12 @@ class LossMethod(TrainerCallback):
         losses, counts = token_losses(logits, labels)
         return losses.sum(), int(counts.sum())
 
+    def attach(self, model: Any) -> None:
+        """Called with the model before the first step: for hooks."""
+
+    def detach(self) -> None:
+        """Called after the last step, however it ended; what `attach` did is undone."""
+
     # In a Trainer
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
@@ -78,6 +84,8 @@ class LossMethod(TrainerCallback):
         self._accumulate, self._scaled = args.gradient_accumulation_steps, args.average_tokens_across_devices
         if self.reads_inputs and self._hook is None and model is not None:
             self._hook = model.register_forward_pre_hook(self._read, with_kwargs=True)
+        if model is not None:
+            self.attach(model)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self.step = state.global_step
@@ -86,6 +94,7 @@ class LossMethod(TrainerCallback):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+        self.detach()
 
     def _read(self, model: Any, given: Any, inputs: dict[str, Any]) -> Any:
         if model.training:
@@ -95,6 +104,8 @@ class LossMethod(TrainerCallback):
 
 class MethodObjective(Objective):
     """A `LossMethod` for `fit`: rows of equal length, `{"input_ids": (length,), "labels": (length,)}`, to its loss.
+
+    A row may also be a part of a batch, (rows, length); and hold an `attention_mask` or `position_ids` for the model.
 
     Args:
         watched: gives what is logged after a step, `(model, step)` to values by name.
@@ -108,12 +119,20 @@ class MethodObjective(Objective):
 
     def collate(self, items: Sequence[tuple[int, Any]]) -> dict[str, Any]:
         rows = [row for _, row in items]
-        batch = {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
-        return {**batch, "tokens": torch.tensor(batch["input_ids"].numel())}
+        together = torch.cat if torch.as_tensor(rows[0]["input_ids"]).ndim == 2 else torch.stack
+        batch = {name: together([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
+        return {**batch, "tokens": batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum()}
+
+    def prepare(self, model: Any) -> None:
+        self.method.attach(model)
+
+    def release(self, model: Any) -> None:
+        self.method.detach()
 
     def loss(self, model: Any, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
         self.method.step = self.step
-        logits = model(batch["input_ids"], use_cache=False).logits
+        more = {name: batch[name] for name in ("attention_mask", "position_ids") if name in batch}
+        logits = model(batch["input_ids"], **more, use_cache=False).logits
         found = self.method.loss(logits, batch["labels"], batch if self.method.reads_inputs else {})
         return found if isinstance(found, Tensor) else found[0] / max(1, found[1])
 

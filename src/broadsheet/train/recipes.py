@@ -6,20 +6,19 @@ Does not know: how any of them works.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from broadsheet.apply.base import Source, Train
-from broadsheet.console import InputError
+from broadsheet.console import InputError, say
 from broadsheet.options import option
 
 if TYPE_CHECKING:
     from broadsheet.models import Loaded
     from broadsheet.train.base import LossMethod
-    from broadsheet.training.scratch import TokenBlocks
     from broadsheet.training.trainer import TrainOutput
 
 
@@ -37,42 +36,80 @@ class FurtherTraining(Train):
         """The model and its tokenizer."""
         return self.loaded()
 
-    @abstractmethod
     def loss_method(self, steps: int) -> LossMethod:
-        """The loss, for a training of so many steps."""
+        """The loss, for a training of so many steps; by default the plain one."""
+        from broadsheet.train.base import LossMethod
 
-    def blocks(self, source: Source) -> TokenBlocks:
-        """The documents as rows.
+        return LossMethod()
+
+    def told(self, rows: Any, steps: int) -> str:
+        """What is to be said before the training; empty where nothing is."""
+        return ""
+
+    def rows(self, texts: Sequence[str]) -> Any:
+        """The documents as rows, by default joined and cut; rows that are whole batches hold the whole training.
 
         Raises:
-            InputError: the tokenizer has no end of text, or the documents fill no block.
+            InputError: the documents fill no row.
         """
         from broadsheet.training.scratch import TokenBlocks, joined
 
+        return TokenBlocks(joined(texts, self.base.tokenizer), self.length)
+
+    def texts(self, source: Source) -> list[str]:
+        """The documents' texts.
+
+        Raises:
+            InputError: the tokenizer has no end of text.
+        """
         if self.base.tokenizer.eos_token_id is None:
             raise InputError(f"the tokenizer of {self.model} has no token that ends a text; expected one that has")
         corpus = source.corpus()
-        documents = corpus.take(self.limit, self.seed) if self.limit else list(corpus)
-        return TokenBlocks(joined((document.text for document in documents), self.base.tokenizer), self.length)
+        return [document.text for document in (corpus.take(self.limit, self.seed) if self.limit else corpus)]
 
     def train(self, source: Source, out: Path, force: bool) -> TrainOutput:
         from broadsheet.train.base import MethodObjective
         from broadsheet.training.fit import fit
 
-        rows = self.blocks(source)
-        steps = self.steps or max(1, len(rows) * self.epochs // self.batch_size)
+        rows = self.rows(self.texts(source))
+        whole = getattr(rows, "whole", False)
+        size, epochs = (1, 1) if whole else (self.batch_size, self.epochs)
+        steps = self.steps or max(1, len(rows) * epochs // size)
         method = self.loss_method(steps)
         self.check_calls()
+        if told := self.told(rows, steps):
+            say(told)
         model, tokenizer = self.base.model, self.base.tokenizer
 
         def save(folder: Path) -> None:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
-        settings: dict[str, Any] = self.settings(steps=steps)
+        settings: dict[str, Any] = self.settings(steps=steps) | {"batch_size": size}
         return fit(
             model, rows, MethodObjective(method), out, save=save, merge=self.tune == "lora", force=force, **settings
         )
+
+
+@dataclass
+class DatasetDecompositionRecipe(FurtherTraining):
+    """Train on pieces of documents, each step on those of one length, the short ones first, again and again."""
+
+    paper: ClassVar[str] = "dataset_decomposition"
+
+    length: int = option(
+        512, "Tokens of the longest pieces, a power of two; a step reads as many times --batch-size.", least=8
+    )
+    shortest: int = option(32, "Tokens of the shortest pieces, a power of two; shorter ends are dropped.", least=1)
+
+    def rows(self, texts: Sequence[str]) -> Any:
+        from broadsheet.train.dataset_decomposition import DatasetDecomposition, power_of_two
+        from broadsheet.training.scratch import tokens_of
+
+        low, high = power_of_two(self.shortest, "--shortest"), power_of_two(self.length, "--length")
+        method = self.configured(DatasetDecomposition, low=low, high=high, seed=self.seed)
+        tokens = self.batch_size * self.length
+        return method.rows(tokens_of(texts, self.base.tokenizer), tokens, epochs=self.epochs)
 
 
 @dataclass
@@ -86,6 +123,26 @@ class LossReweightingRecipe(FurtherTraining):
 
         # The paper's 1,000 of 20,000 steps, as a share.
         return self.configured(LossReweighting, burn_in=min(1_000, max(1, steps // 20)))
+
+
+@dataclass
+class TokenCrisisRecipe(FurtherTraining):
+    """Train on few texts many times, with dropout from a step on."""
+
+    paper: ClassVar[str] = "token_crisis"
+
+    start: float = option(0.3, "Share of the steps after which dropout begins.", least=0)
+
+    def loss_method(self, steps: int) -> LossMethod:
+        from broadsheet.train.token_crisis import DropStage
+
+        return self.configured(DropStage, start=round(self.start * steps))
+
+    def told(self, rows: Any, steps: int) -> str:
+        from broadsheet.train.token_crisis import RepetitionPlan
+
+        weights = sum(each.numel() for each in self.base.model.parameters())
+        return RepetitionPlan(len(rows) * self.length, steps, self.batch_size, self.length, weights).warning
 
 
 @dataclass

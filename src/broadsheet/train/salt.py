@@ -35,8 +35,8 @@ class SALT(LossMethod):
     Relation: `LossReweighting` weighs sequences; this changes what their tokens are compared with.
 
     Args:
-        teacher: a causal LM with the student's vocabulary; read without gradients, and let go of after the last step
-            that it teaches. None where rows hold what it says.
+        teacher: a causal LM with the student's vocabulary; read without gradients. A `Trainer`'s is let go of after
+            the last step that it teaches. None where rows hold what it says.
         steps: optimizer steps that it teaches (36,000 of 208,000; 20,000 to 60,000 did as well).
         omega: weight of what the teacher says (0.667).
         temperature: that the teacher's logits are divided by (0.25, which sharpens; the paper's convention is not
@@ -93,9 +93,12 @@ class SALT(LossMethod):
         if omega:
             soft = teacher_losses(logits[:, :-1], self._says(inputs)[:, :-1], self.temperature)
             losses = (1 - omega) * losses + omega * soft * asked
-        else:
-            self.teacher = None
         return losses.sum(), int(asked.sum())
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        super().on_step_begin(args, state, control, **others)
+        if self.step >= (self.decay or self.steps):
+            self.teacher = None
 
     def _says(self, inputs: Mapping[str, Any]) -> Tensor | TopK:
         """What the teacher expects at each position.

@@ -190,7 +190,11 @@ def fit(
             memory.kept(),
         ):
             trainer = _trainer(model, rows, objective, config, arguments, run, dtype)
-            done = run.train(trainer)
+            try:
+                done = run.train(trainer)
+            finally:
+                if isinstance(objective, Objective):
+                    objective.release(model)
             output = TrainOutput.of(trainer, run, done)
             if done and config.merge:
                 adapters.merge(weights.language_model(model))

@@ -87,6 +87,9 @@ class Objective:
     def prepare(self, model: Any) -> None:
         """Called once before the first step, when nothing can be refused any more: for slow work such as encoding."""
 
+    def release(self, model: Any) -> None:
+        """Called once after the last step, also of a training that was stopped or failed: undoes what `prepare` set."""
+
     def after_step(self, model: Any, step: int) -> Mapping[str, float]:
         """What is logged beside the loss after `step` optimizer steps, such as the loss on held-out rows."""
         return {}

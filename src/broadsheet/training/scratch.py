@@ -194,10 +194,14 @@ def _shingles(text: str) -> set[int]:
 
 def joined(texts: Iterable[str], by: PreTrainedTokenizerFast) -> Tensor:
     """(tokens,) of texts one after another, with `END` after each."""
+    return torch.tensor([token for row in tokens_of(texts, by) for token in row], dtype=torch.long)
+
+
+def tokens_of(texts: Iterable[str], by: PreTrainedTokenizerFast) -> list[list[int]]:
+    """The tokens of each text, with `END` after them."""
     given = list(texts)
     rows = by(given, add_special_tokens=False, return_attention_mask=False)["input_ids"] if given else []
-    end = by.eos_token_id
-    return torch.tensor([token for row in rows for token in (*row, end)], dtype=torch.long)
+    return [[*row, by.eos_token_id] for row in rows]
 
 
 class TokenBlocks(Sequence[dict[str, Tensor]]):

@@ -50,7 +50,7 @@ class LabArm:
     Args:
         name, role, about, paper: as in `ModelArm`.
         method: a seed to the loss.
-        rows: what is trained on, by name; the trial's `rows` gives them.
+        rows: what is trained on, by name; the trial's `rows` gives them for each seed.
         share: of the steps.
         in_time_of: another arm, in the time of whose training this one has to end: its steps are then fewer.
         rate_of: the arm whose learning rate it takes; its own is chosen where this is empty.
@@ -99,8 +99,11 @@ class LabTrial(TrainedTrial):
     def lab(self) -> Sequence[LabArm]:
         """The arms; the first one is the baseline. `prepared` texts and rows are there."""
 
-    def rows(self, name: str) -> Any:
-        """The rows of that name; by default the training texts, joined and cut."""
+    def rows(self, name: str, seed: int) -> Any:
+        """The rows of that name, for a run of that seed; by default the training texts, joined and cut.
+
+        Rows that are whole batches have an attribute `whole` that is True, and hold the whole training.
+        """
         return self.plain_rows
 
     # The laboratory
@@ -120,7 +123,9 @@ class LabTrial(TrainedTrial):
             say(f"{len(self.held.held_out)} documents are held out, of {self.texts} wanted")
         self.tokenizer = tokenizer(self.held.train, self.vocabulary)
         self.plain_rows = TokenBlocks(joined(self.held.train, self.tokenizer), self.length)
-        raced = np.linspace(0, self.steps - 1, min(_RACED, self.steps)).astype(int).tolist()
+        # Each block has steps of all parts of the training: some are dearer, where a method changes on its way.
+        raced = np.linspace(0, self.steps - 1, min(_RACED, self.steps)).astype(int)
+        raced = np.random.default_rng(self.seed).permutation(raced).tolist()
         return [
             EvalTask(
                 "pace",
@@ -200,7 +205,7 @@ class LabTrial(TrainedTrial):
     ) -> TrainOutput:
         steps = max(12, round(self._steps(arm) * share))
         return self.fitted(
-            self.new(seed), self.rows(arm.rows), arm.method(seed), out, steps, rate or self._rate_of(arm), seed
+            self.new(seed), self.rows(arm.rows, seed), arm.method(seed), out, steps, rate or self._rate_of(arm), seed
         )
 
     def fitted(
@@ -219,7 +224,7 @@ class LabTrial(TrainedTrial):
             self.tokenizer.save_pretrained(folder)
 
         return fit(
-            model, rows, MethodObjective(method, watch), out, save=save, steps=steps, batch_size=self.batch,
+            model, rows, MethodObjective(method, watch), out, save=save, steps=steps, batch_size=self._batch_of(rows),
             learning_rate=rate, schedule="cosine", warmup=0.05, weight_decay=0.1, adam_beta2=0.95, seed=seed,
         )  # fmt: skip
 
@@ -235,6 +240,10 @@ class LabTrial(TrainedTrial):
             return {LOSS: document_losses(lazy(), self.tokenizer, block, self.length)}
 
         return Arm(arm.name, run, description=arm.description, prepare=lazy.prepare)
+
+    def _batch_of(self, rows: Any) -> int:
+        """How many of these rows a step reads."""
+        return 1 if getattr(rows, "whole", False) else self.batch
 
     # Time
 
@@ -257,14 +266,15 @@ class LabTrial(TrainedTrial):
         """A function that makes one step of an arm's training, as at that place of it."""
         from broadsheet.training.weights import autocast_dtype
 
-        model, rows = self.new(self.seed).train(), self.rows(arm.rows)
-        objective = MethodObjective(arm.method(self.seed))
+        model, rows = self.new(self.seed).train(), self.rows(arm.rows, self.seed)
+        size, objective = self._batch_of(rows), MethodObjective(arm.method(self.seed))
+        objective.prepare(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)  # as a Trainer's is
         dtype = autocast_dtype("auto", model.device)
         cuda = model.device.type == "cuda"
 
         def step(number: int) -> None:
-            places = [(number * self.batch + i) % len(rows) for i in range(self.batch)]
+            places = [(number * size + i) % len(rows) for i in range(size)]
             batch = objective.collate([(place, rows[place]) for place in places])
             objective.step = number
             with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
@@ -312,15 +322,31 @@ class LabTrial(TrainedTrial):
         if self.lr is not None:
             return self.lr
 
-        def score(rate: float) -> float:
-            out = self.folder(f"tuning of {arm.name}, {rate:g}")
-            if not (out / "training.json").exists():
-                done = self._train(arm, self.seed, out, share=1 / 3, rate=rate)
-                if not done.finished:
-                    raise KeyboardInterrupt
+        def train(rate: float, out: Path) -> TrainOutput:
+            return self._train(arm, self.seed, out, share=1 / 3, rate=rate)
+
+        return self.chosen(arm.name, RATES, train, "after a third of it")
+
+    def chosen(
+        self, name: str, settings: Sequence[float], train: Callable[[float, Path], TrainOutput], when: str = ""
+    ) -> float:
+        """The setting whose training leaves the lowest loss on the tuning documents; what is there is not redone.
+
+        Args:
+            name: of what is chosen.
+            settings: as many as for every other choice of the trial.
+            train: a setting's training into a folder.
+            when: in the training the choice is made, for the report.
+        """
+
+        def score(setting: float) -> float:
+            out = self.folder(f"tuning of {name}, {setting:g}")
+            if not (out / "training.json").exists() and not train(setting, out).finished:
+                raise KeyboardInterrupt
             return -float(document_losses(self._load(out), self.tokenizer, self.held.tuning, self.length).mean())
 
-        return self.tuned(arm.name, RATES, score, on=f"{len(self.held.tuning)} other documents, after a third of it")
+        on = f"{len(self.held.tuning)} other documents"
+        return self.tuned(name, settings, score, on=f"{on}, {when}" if when else on)
 
     def _examples(self, texts: Sequence[str], arms: Mapping[str, ArmResult]) -> list[Example]:
         """Beginnings of held-out documents, and what each arm makes of them."""

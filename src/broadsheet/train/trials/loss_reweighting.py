@@ -72,7 +72,7 @@ class LossReweightingTrial(LabTrial):
             ]
         return arms
 
-    def rows(self, name: str) -> Any:
+    def rows(self, name: str, seed: int) -> Any:
         return self._mixed
 
     @cached_property
