@@ -190,10 +190,22 @@ class DatasetDecompositionTrial(LabTrial):
 
     def _packed(self, seed: int) -> WholeBatches:
         """Rows of documents side by side, each read from position 0 and by itself; what is left of a row is padded."""
-        from datasets import Dataset
+        ids, labels, positions = self._packs
+        return self._batched(seed, ids, self.batch, labels=labels, position_ids=positions)
+
+    @cached_property
+    def _packs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, labels and positions of rows that TRL packs, (rows, length) each."""
+        import datasets
         from trl import pack_dataset
 
-        rows = pack_dataset(Dataset.from_dict({"input_ids": self._documents}), self.length, "bfd_split")
+        hidden = datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
+        try:
+            rows = pack_dataset(datasets.Dataset.from_dict({"input_ids": self._documents}), self.length, "bfd_split")
+        finally:
+            if not hidden:
+                datasets.enable_progress_bars()
         ids = torch.full((len(rows), self.length), self.tokenizer.eos_token_id)
         labels = torch.full((len(rows), self.length), IGNORED)
         positions = torch.zeros((len(rows), self.length), dtype=torch.long)
@@ -202,5 +214,5 @@ class DatasetDecompositionTrial(LabTrial):
             ids[i, :count] = labels[i, :count] = torch.tensor(row["input_ids"])
             lengths = [*row["seq_lengths"], *[self.length - count] * (count < self.length)]
             positions[i] = torch.cat([torch.arange(length) for length in lengths])
-            labels[i, positions[i] == 0] = IGNORED  # what begins is not told by what ended before it
-        return self._batched(seed, ids, self.batch, labels=labels, position_ids=positions)
+        labels[positions == 0] = IGNORED  # what begins is not told by what ended before it
+        return ids, labels, positions

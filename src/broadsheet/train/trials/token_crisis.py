@@ -54,8 +54,8 @@ class TokenCrisisTrial(LabTrial):
         dropping = DropStage(self._rate_of_dropout)
         arms = [
             LabArm(REPEATED, about=f"{self.unique:.0%} of the text, again and again".replace("%", " %"), rows=REPEATED),
-            LabArm(FRESH, about="all the text", paper=ours),
             LabArm(DROPPED, lambda seed: replace(dropping), "from the start", ours, rows=REPEATED, rate_of=REPEATED),
+            LabArm(FRESH, about="all the text", paper=ours),
         ]
         if not self.quick:
             late = round(self.start * self.steps)
@@ -69,8 +69,8 @@ class TokenCrisisTrial(LabTrial):
 
     def claims(self) -> list[Claim]:
         claims = [
+            Claim(LOSS, REPEATED, DROPPED, "dropout mends a part of what repeating costs (61.7 to 63.0)"),
             Claim(LOSS, REPEATED, FRESH, "read again and again, text teaches less than as much fresh text"),
-            Claim(LOSS, REPEATED, DROPPED, "dropout mends a part of it (61.7 to 63.0)"),
         ]
         if not self.quick:
             claims += [
