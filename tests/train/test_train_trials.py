@@ -10,6 +10,18 @@ import pytest
 import torch
 
 from broadsheet.console import InputError
+from broadsheet.train.trials.continual_pretraining import (
+    BOTH,
+    INFINITE,
+    LITTLE,
+    LOW,
+    NEW,
+    OLD,
+    REPLAY,
+    WARM,
+    ContinualPretrainingTrial,
+)
+from broadsheet.train.trials.continual_pretraining import UNION as BOTH_TEXTS
 from broadsheet.train.trials.dataset_decomposition import GROUPED, JOINED, PACKED, DatasetDecompositionTrial
 from broadsheet.train.trials.dataset_decomposition import OURS as OURS_PIECES
 from broadsheet.train.trials.dataset_decomposition import SHORT as SHORT_ROWS
@@ -167,6 +179,53 @@ def test_dropout_and_early_stopping_are_chosen_alike(data):
     assert (late.start, early.start) == (18, 0)
     assert late.rate == early.rate
     assert {claim.arm for claim in trial.claims()} <= set(lab)
+
+
+@pytest.fixture
+def later(tmp_path: Path) -> str:
+    """Other texts, of other words."""
+    folder = tmp_path / "later"
+    folder.mkdir()
+    words = TALE.upper().split()
+    for i in range(40):
+        (folder / f"{i}.txt").write_text(" ".join(np.random.default_rng(99 + i).choice(words, 160)))
+    return str(folder)
+
+
+def test_a_model_that_has_learnt_one_text_learns_another(data, later):
+    trial = ContinualPretrainingTrial(data=later, old=data, quick=True, lr=1e-2, **{**TINY, "steps": 40})
+    result = trial.run()
+    arms = {arm.name: arm for arm in result.arms}
+    assert {name: arm.status for name, arm in arms.items()} == {LOW: "ok", WARM: "ok", REPLAY: "ok"}
+    values = {name: {metric: arm.values[metric].estimate for metric in (NEW, OLD, BOTH)} for name, arm in arms.items()}
+    for each in values.values():
+        assert each[BOTH] == pytest.approx((each[NEW] + each[OLD]) / 2)
+    assert values[WARM][NEW] < values[LOW][NEW], "a higher rate learns more"
+    assert values[REPLAY][OLD] < values[WARM][OLD], "what is replayed is kept"
+    assert "after which tuning documents cost" in result.setting["before"]
+
+
+def test_each_way_begins_with_the_weights_and_reads_at_the_rate_that_are_its_own(data, later):
+    trial = ContinualPretrainingTrial(data=later, old=data, lr=1e-2, **{**TINY, "steps": 40})
+    trial.tasks()
+    trial.workdir = Path(data).parent
+    trial.arms()
+    lab = trial._lab
+    assert {claim.arm for claim in trial.claims()} <= set(lab)
+    assert {name: trial._steps(arm) for name, arm in lab.items()} == dict.fromkeys(lab, 40) | {BOTH_TEXTS: 80}
+    low, again, endless = (lab[name] for name in (LOW, WARM, INFINITE))
+    assert trial._rate_of(low) == pytest.approx(1e-3)
+    rate = again.schedule(40, 1e-2)
+    assert (rate.max_lr, rate.min_lr, rate.lr(1), rate.lr(40)) == pytest.approx((1e-2, 1e-3, 1e-2, 1e-3))
+    constant = endless.schedule(40, 1e-2)
+    assert [constant.lr(step) for step in (0, 20, 34)] == pytest.approx([5.5e-3] * 3)
+    assert constant.lr(40) == pytest.approx(1e-3)
+    assert trial._infinite.lr(40) == pytest.approx(5.5e-3), "where the first training ended"
+    first, other = low.start(0), endless.start(0)
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+    assert torch.equal(again.start(0).lm_head.weight, first.lm_head.weight)
+    shares = {name: float(trial.rows(name, 0).second_at.float().mean()) for name in (LITTLE, REPLAY, BOTH_TEXTS)}
+    assert shares == pytest.approx({LITTLE: 0.05, REPLAY: 0.25, BOTH_TEXTS: 0.5})
 
 
 def test_what_cannot_be_is_refused(data):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from broadsheet.apply.base import Source, Train
 from broadsheet.console import InputError, say
@@ -42,6 +42,10 @@ class FurtherTraining(Train):
 
         return LossMethod()
 
+    def rates(self, steps: int) -> dict[str, Any]:
+        """Settings of `fit` for the learning rate, where they are the method's own."""
+        return {}
+
     def told(self, rows: Any, steps: int) -> str:
         """What is to be said before the training; empty where nothing is."""
         return ""
@@ -72,8 +76,8 @@ class FurtherTraining(Train):
         from broadsheet.training.fit import fit
 
         rows = self.rows(self.texts(source))
-        whole = getattr(rows, "whole", False)
-        size, epochs = (1, 1) if whole else (self.batch_size, self.epochs)
+        size = 1 if getattr(rows, "whole", False) else self.batch_size
+        epochs = 1 if getattr(rows, "in_order", False) else self.epochs  # which holds the whole training
         steps = self.steps or max(1, len(rows) * epochs // size)
         method = self.loss_method(steps)
         self.check_calls()
@@ -85,10 +89,50 @@ class FurtherTraining(Train):
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
-        settings: dict[str, Any] = self.settings(steps=steps) | {"batch_size": size}
+        settings: dict[str, Any] = self.settings(steps=steps) | {"batch_size": size} | self.rates(steps)
         return fit(
             model, rows, MethodObjective(method), out, save=save, merge=self.tune == "lora", force=force, **settings
         )
+
+
+@dataclass
+class ContinualPretrainingRecipe(FurtherTraining):
+    """Train all weights on new texts: the learning rate up and down again, some of the old text in each batch."""
+
+    paper: ClassVar[str] = "continual_pretraining"
+
+    tune: Literal["lora", "full"] = option("full", "Train adapters, or all weights.")
+    old: str | None = option(
+        None, "Texts like those that the model was trained on: a file, a folder, a name.", metavar="DATA"
+    )
+    replay: float = option(0.05, "Share of each batch that is of --old: 0.25 where the texts differ much.", least=0)
+
+    @cached_property
+    def _method(self) -> Any:
+        from broadsheet.train.continual_pretraining import ContinualPretraining
+
+        high = 3e-4 if self.learning_rate is None else self.learning_rate
+        return self.configured(
+            ContinualPretraining, max_lr=high, min_lr=high / 10, replay=self.replay if self.old else 0.0, seed=self.seed
+        )
+
+    def rows(self, texts: Sequence[str]) -> Any:
+        from broadsheet.data import corpora
+        from broadsheet.training.scratch import TokenBlocks, joined
+
+        new = TokenBlocks(joined(texts, self.base.tokenizer), self.length)
+        steps = self.steps or max(1, len(new) * self.epochs // self.batch_size)
+        method, old = self._method, new
+        if self.old is None:
+            say("no --old: nothing is replayed, and what the model knew may get worse")
+        else:
+            most = steps * self.batch_size * self.length // 200  # a document has more tokens than that
+            documents = corpora.load(self.old).take(max(200, most), self.seed)
+            old = TokenBlocks(joined((each.text for each in documents), self.base.tokenizer), self.length)
+        return method.rows(new, old, self.batch_size, steps)
+
+    def rates(self, steps: int) -> dict[str, Any]:
+        return {"learning_rate": self._method.max_lr, "schedule": self._method.schedule(steps)}
 
 
 @dataclass

@@ -33,7 +33,7 @@ from broadsheet.page.evidence import versions
 from broadsheet.training import memory, weights
 from broadsheet.training.distributed import entered_by_first, is_first, wait_for_all
 from broadsheet.training.objective import Objective, content, described
-from broadsheet.training.schedules import schedule
+from broadsheet.training.schedules import Progress, schedule
 from broadsheet.training.timed import ARGUMENTS, TimedRun
 from broadsheet.training.trainer import ObjectiveTrainer, SeededOrderDataset, TrainedWeights, TrainOutput
 from broadsheet.training.workdir import differences, workdir
@@ -57,7 +57,7 @@ class FitConfig:
             new one or the one that is there; `"given"`: the parameters that require a gradient.
         merge: add the adapter to the weights at the end, so that a whole model is saved.
         schedule, warmup: how the rate falls, one of `schedules.SCHEDULES`, and the share of the training in which it
-            rises before.
+            rises before; or what gives the factor of the rate by `schedules.Progress`.
         weight_decay: of AdamW. max_grad_norm: gradients are clipped to it; 0 does not clip.
         autocast: the type of forward passes; `"auto"`: bfloat16 where the device computes in it.
         gradient_checkpointing: less memory for more time: activations are computed twice.
@@ -81,7 +81,7 @@ class FitConfig:
     method: weights.Method = "full"
     lora_rank: int = 16
     merge: bool = False
-    schedule: str = "linear"
+    schedule: str | Callable[[Progress], float] = "linear"
     warmup: float = 0.1
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -120,6 +120,8 @@ class FitConfig:
     def record(self) -> dict[str, Any]:
         """The fields as JSON values."""
         told = {each.name: getattr(self, each.name) for each in fields(self)}
+        if callable(self.schedule):
+            told["schedule"] = repr(self.schedule)
         told |= {"learning_rate": self.rate, "lora_rank": self.lora_rank if self.method == "lora" else None}
         return {**told, "arguments": {name: str(value) for name, value in sorted(self.arguments.items())}}
 

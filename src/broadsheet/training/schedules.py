@@ -52,11 +52,11 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
-def schedule(name: str, warmup: float) -> Callable[[Progress], float]:
+def schedule(name: str | Callable[[Progress], float], warmup: float) -> Callable[[Progress], float]:
     """The factor of the learning rate by where the training is.
 
     Args:
-        name: one of `SCHEDULES`.
+        name: one of `SCHEDULES`; or what gives the factor itself, with its own warm-up.
         warmup: share of the training in which it rises.
 
     Raises:
@@ -64,6 +64,8 @@ def schedule(name: str, warmup: float) -> Callable[[Progress], float]:
     """
     if not 0 <= warmup < 1:
         raise InputError(f"got warmup {warmup}; expected a share of the training from 0 to below 1")
+    if callable(name):
+        return name
     if name not in SCHEDULES:
         raise InputError(f"got schedule {name!r}; expected one of {', '.join(SCHEDULES)}")
     return lambda progress: SCHEDULES[name](progress, warmup)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 PLAIN, LOSS, PACE = "plain", "loss", "steps/s"
+LOSS_METRIC = Metric(LOSS, higher_is_better=False, unit="nats/byte")
 RATES = (1e-3, 3e-3, 6e-3)  # of AdamW, that each arm's is chosen from
 _TUNING = 32  # documents
 _RACED = 30  # steps whose time is compared, spread over the training
@@ -54,6 +55,9 @@ class LabArm:
         share: of the steps.
         in_time_of: another arm, in the time of whose training this one has to end: its steps are then fewer.
         rate_of: the arm whose learning rate it takes; its own is chosen where this is empty.
+        rate: its learning rate, where that is a part of what it is.
+        start: a seed to the model that it begins with; by default a new one.
+        schedule: steps and the highest rate to a schedule of `fit`; by default half a cosine after a warm-up.
     """
 
     name: str
@@ -65,6 +69,9 @@ class LabArm:
     share: float = 1.0
     in_time_of: str = ""
     rate_of: str = ""
+    rate: float | None = None
+    start: Callable[[int], Any] | None = field(default=None, repr=False, compare=False)
+    schedule: Callable[[int, float], Any] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass
@@ -106,7 +113,41 @@ class LabTrial(TrainedTrial):
         """
         return self.plain_rows
 
+    # What a subclass may say otherwise
+
+    def prepare(self, corpus: Any) -> None:
+        """Make `held`, `tokenizer` and `plain_rows` of the data."""
+        # A token has about three bytes; what is not needed is not read.
+        wanted = self.steps * self.batch * self.length // 60 + 4 * self.texts
+        self.held = apart(corpus.take(max(2_000, wanted), self.seed), self.texts, _TUNING, self.seed)
+        self.tokenizer = tokenizer(self.held.train, self.vocabulary)
+        self.plain_rows = TokenBlocks(joined(self.held.train, self.tokenizer), self.length)
+
+    def asked(self) -> Sequence[Any]:
+        """What is held out."""
+        return list(self.held.held_out)
+
+    def measured(self) -> list[Metric]:
+        """Of what is held out."""
+        return [LOSS_METRIC]
+
+    def losses(self, model: Any, asked: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Each measure of some of what is held out."""
+        return {LOSS: self.of_documents(model, asked)}
+
+    def tuning_loss(self, model: Any) -> float:
+        """By which settings are chosen, on documents that are held out for that."""
+        return float(self.of_documents(model, self.held.tuning).mean())
+
+    def shown(self, item: Any) -> str:
+        """What is held out, as the report's examples show it."""
+        return excerpt(item)
+
     # The laboratory
+
+    def of_documents(self, model: Any, texts: Sequence[str]) -> np.ndarray:
+        """What each text costs a model, in nats a byte."""
+        return document_losses(model, self.tokenizer, texts, self.length)
 
     def check(self) -> None:
         if self.lr is not None and not self.lr > 0:
@@ -115,14 +156,10 @@ class LabTrial(TrainedTrial):
     def tasks(self) -> list[EvalTask]:
         self._device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._corpus = corpora.load(self.data, text_field=self.text_field)
-        # A token has about three bytes; what is not needed is not read.
-        wanted = self.steps * self.batch * self.length // 60 + 4 * self.texts
-        documents = self._corpus.take(max(2_000, wanted), self.seed)
-        self.held = apart(documents, self.texts, _TUNING, self.seed)
-        if len(self.held.held_out) < self.texts:
-            say(f"{len(self.held.held_out)} documents are held out, of {self.texts} wanted")
-        self.tokenizer = tokenizer(self.held.train, self.vocabulary)
-        self.plain_rows = TokenBlocks(joined(self.held.train, self.tokenizer), self.length)
+        self.prepare(self._corpus)
+        items = self.asked()
+        if len(items) < self.texts:
+            say(f"{len(items)} documents are held out, of {self.texts} wanted")
         # Each block has steps of all parts of the training: some are dearer, where a method changes on its way.
         raced = np.linspace(0, self.steps - 1, min(_RACED, self.steps)).astype(int)
         raced = np.random.default_rng(self.seed).permutation(raced).tolist()
@@ -139,13 +176,13 @@ class LabTrial(TrainedTrial):
             ),
             EvalTask(
                 "held out",
-                list(self.held.held_out),
-                [Metric(LOSS, higher_is_better=False, unit="nats/byte")],
+                list(items),
+                self.measured(),
                 self._reader,
                 item="text",
-                about=f"{len(self.held.held_out)} documents; {self.held.dropped} like them are not learnt from",
+                about=f"{len(items)} documents; {self.held.dropped} like them are not learnt from",
                 fingerprint=self.held.fingerprint,
-                block_size=max(1, len(self.held.held_out) // 10),
+                block_size=max(1, len(items) // 10),
                 examples=self._examples,
             ),
         ]
@@ -170,7 +207,7 @@ class LabTrial(TrainedTrial):
     def arms(self) -> list[ModelArm]:
         self._lab = {arm.name: arm for arm in self.lab()}
         first = next(iter(self._lab))
-        self._rates = {name: self._rate(arm) for name, arm in self._lab.items() if not arm.rate_of}
+        self._rates = {name: self._rate(arm) for name, arm in self._lab.items() if not (arm.rate_of or arm.rate)}
         return [
             self.trained(
                 name,
@@ -203,21 +240,26 @@ class LabTrial(TrainedTrial):
     def _train(
         self, arm: LabArm, seed: int, out: Path, *, share: float = 1.0, rate: float | None = None
     ) -> TrainOutput:
-        steps = max(12, round(self._steps(arm) * share))
-        return self.fitted(
-            self.new(seed), self.rows(arm.rows, seed), arm.method(seed), out, steps, rate or self._rate_of(arm), seed
-        )
+        steps, rate = max(12, round(self._steps(arm) * share)), rate or self._rate_of(arm)
+        model = arm.start(seed) if arm.start else self.new(seed)
+        schedule = arm.schedule(steps, rate) if arm.schedule else "cosine"
+        return self.fitted(model, self.rows(arm.rows, seed), arm.method(seed), out, steps, rate, seed, schedule)
 
     def fitted(
-        self, model: Any, rows: Any, method: LossMethod, out: Path, steps: int, rate: float, seed: int
+        self,
+        model: Any,
+        rows: Any,
+        method: LossMethod,
+        out: Path,
+        steps: int,
+        rate: float,
+        seed: int,
+        schedule: Any = "cosine",
     ) -> TrainOutput:
         """A model trained into a folder, with its loss on the tuning documents ten times along the way."""
-        watched = self.held.tuning
 
         def watch(model: Any, step: int) -> Mapping[str, float]:
-            if step % max(1, steps // 10):
-                return {}
-            return {"watched": float(document_losses(model, self.tokenizer, watched, self.length).mean())}
+            return {} if step % max(1, steps // 10) else {"watched": self.tuning_loss(model)}
 
         def save(folder: Path) -> None:
             model.save_pretrained(folder)
@@ -225,7 +267,7 @@ class LabTrial(TrainedTrial):
 
         return fit(
             model, rows, MethodObjective(method, watch), out, save=save, steps=steps, batch_size=self._batch_of(rows),
-            learning_rate=rate, schedule="cosine", warmup=0.05, weight_decay=0.1, adam_beta2=0.95, seed=seed,
+            learning_rate=rate, schedule=schedule, warmup=0.05, weight_decay=0.1, adam_beta2=0.95, seed=seed,
         )  # fmt: skip
 
     def _load(self, folder: Path) -> Any:
@@ -236,8 +278,8 @@ class LabTrial(TrainedTrial):
     def _reader(self, arm: ModelArm, lazy: LazyModel, kept: Path) -> Arm:
         """Training happens once, before the arm first reads."""
 
-        def run(block: Sequence[str]) -> dict[str, Any]:
-            return {LOSS: document_losses(lazy(), self.tokenizer, block, self.length)}
+        def run(block: Sequence[Any]) -> dict[str, Any]:
+            return self.losses(lazy(), block)
 
         return Arm(arm.name, run, description=arm.description, prepare=lazy.prepare)
 
@@ -315,7 +357,7 @@ class LabTrial(TrainedTrial):
     # Learning rates
 
     def _rate_of(self, arm: LabArm) -> float:
-        return self._rates[arm.rate_of or arm.name]
+        return self._rates[arm.rate_of or arm.name] if arm.rate is None else arm.rate
 
     def _rate(self, arm: LabArm) -> float:
         """The learning rate given, or the one that leaves the lowest loss on the tuning documents."""
@@ -343,15 +385,16 @@ class LabTrial(TrainedTrial):
             out = self.folder(f"tuning of {name}, {setting:g}")
             if not (out / "training.json").exists() and not train(setting, out).finished:
                 raise KeyboardInterrupt
-            return -float(document_losses(self._load(out), self.tokenizer, self.held.tuning, self.length).mean())
+            return -self.tuning_loss(self._load(out))
 
         on = f"{len(self.held.tuning)} other documents"
         return self.tuned(name, settings, score, on=f"{on}, {when}" if when else on)
 
-    def _examples(self, texts: Sequence[str], arms: Mapping[str, ArmResult]) -> list[Example]:
+    def _examples(self, texts: Sequence[Any], arms: Mapping[str, ArmResult]) -> list[Example]:
         """Beginnings of held-out documents, and what each arm makes of them."""
-        losses = [{name: float(arm.samples[LOSS][i]) for name, arm in arms.items()} for i in range(len(texts))]
+        first = self.measured()[0].name
+        losses = [{name: float(arm.samples[first][i]) for name, arm in arms.items()} for i in range(len(texts))]
         return [
-            Example(excerpt(texts[i]), {name: f"{loss:.3f} nats a byte" for name, loss in losses[i].items()})
+            Example(self.shown(texts[i]), {name: f"{loss:.3f} nats a byte" for name, loss in losses[i].items()})
             for i in most_apart(losses, 3)
         ]
