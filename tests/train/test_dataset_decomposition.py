@@ -96,6 +96,9 @@ def test_each_batch_has_one_length_and_each_row_is_read_once_an_epoch(pieces, cu
         assert len(read) == len(set(read))
         assert len(pieces) - len(read) < sum(TOKENS // 2**bucket for bucket in pieces.buckets)
     assert batches[:half] != batches[half:]
+    for bucket in pieces.buckets:
+        own = [place for batch in batches[:half] for place in batch if place in pieces.places(bucket)]
+        assert own != sorted(own), "pieces of one document stand apart"
 
 
 def drift(order: LengthCurriculum, cycles: int) -> list[tuple[float, float]]:
