@@ -2,7 +2,8 @@
 
 Knows: judged claims and their comparisons. Does not know: papers, files.
 
-1 is the effect that the paper reports (or a quarter of the gap to the ceiling, hollow); 0 is no effect at all.
+1 is the effect that the paper reports (hollow: the least that would matter, or a quarter of the gap to the ceiling);
+0 is no effect at all.
 """
 
 from __future__ import annotations

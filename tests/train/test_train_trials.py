@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from broadsheet.console import InputError
+from broadsheet.train.probes import mixture_run, places
+from broadsheet.train.trials.cmr import BEFORE as UNTRAINED
+from broadsheet.train.trials.cmr import HALF, PREDICTED, CriticalMixtureRatioTrial
 from broadsheet.train.trials.continual_pretraining import (
-    BOTH,
     INFINITE,
     LITTLE,
     LOW,
-    NEW,
-    OLD,
     REPLAY,
     WARM,
     ContinualPretrainingTrial,
@@ -30,6 +30,7 @@ from broadsheet.train.trials.lab import LOSS, PACE, RATES
 from broadsheet.train.trials.loss_reweighting import LINUPPER, MIXED, SHUFFLED, UNIFORM, LossReweightingTrial
 from broadsheet.train.trials.salt import OURS, PLAIN, SHORT, TIMED, SALTTrial
 from broadsheet.train.trials.token_crisis import DROPPED, FRESH, REPEATED, STAGED, STOPPED, TokenCrisisTrial
+from broadsheet.train.trials.two_texts import BOTH, NEW, OLD
 from broadsheet.training.scratch import Size
 
 TINY = {"texts": 6, "steps": 12, "batch": 4, "length": 32, "vocabulary": 300, "size": "0.4M", "runs": 1}
@@ -226,6 +227,41 @@ def test_each_way_begins_with_the_weights_and_reads_at_the_rate_that_are_its_own
     assert torch.equal(again.start(0).lm_head.weight, first.lm_head.weight)
     shares = {name: float(trial.rows(name, 0).second_at.float().mean()) for name in (LITTLE, REPLAY, BOTH_TEXTS)}
     assert shares == pytest.approx({LITTLE: 0.05, REPLAY: 0.25, BOTH_TEXTS: 0.5})
+
+
+def test_the_share_that_short_runs_predict_is_trained_at(data, later):
+    given = {**TINY, "steps": 60, "texts": 8}
+    trial = CriticalMixtureRatioTrial(data=later, old=data, quick=True, lr=1e-2, epsilon=0.2, **given)
+    result = trial.run()
+    assert {arm.name: arm.status for arm in result.arms} == dict.fromkeys((HALF, PREDICTED, UNTRAINED), "ok")
+    untrained = next(arm for arm in result.arms if arm.name == UNTRAINED)
+    own = trial.losses(trial.begun(0).eval(), trial.asked())
+    assert untrained.values[OLD].estimate == pytest.approx(own[OLD].mean(), rel=1e-6), "it is the model before"
+    runs = trial.law.runs
+    assert [run.ratio for run in runs] == [0.125, 0.25, 0.5, 0.75, 1.0]
+    assert all(run.tokens[-1] == 60 * 4 * 32 for run in runs)
+    assert all(run.before == runs[0].before for run in runs)
+    share = float((~trial.rows(PREDICTED, 0).second_at).float().mean())
+    assert share == pytest.approx(trial.predicted.value or 0.125, abs=0.01)
+    assert str(trial.predicted) in result.setting["critical ratio"]
+    [claim, _] = trial.claims()
+    assert claim.margin == 0.2
+
+
+def test_a_probing_run_is_not_made_twice(data, later, monkeypatch):
+    trial = CriticalMixtureRatioTrial(data=later, old=data, quick=True, lr=1e-2, **TINY)
+    trial.tasks()
+    trial.workdir = Path(data).parent
+    made = {"steps": 12, "batch": 4, "rate": 1e-2, "measure": trial.tuning_losses}
+    out = trial.folder("a run")
+
+    def run():
+        return mixture_run(0.5, trial.begun(0), trial.plain_rows, trial.old_rows, out=out, **made)
+
+    first = run()
+    assert list(first.tokens) == [4 * 32 * step for step in places(12)]
+    monkeypatch.setattr("broadsheet.train.probes.fit", lambda *given, **more: pytest.fail("trained again"))
+    assert run() == first
 
 
 def test_what_cannot_be_is_refused(data):

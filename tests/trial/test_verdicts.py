@@ -363,6 +363,19 @@ def test_a_claim_is_shown_refuted_or_open(comparison, effect, verdict):
     assert words(claim, comparison).startswith(verdict)
 
 
+def test_without_a_figure_the_least_that_would_matter_is_looked_for():
+    [small, large] = (made(each, 0.2) for each in (0.01, 0.2))
+    given = Claim("m", "A", "B", least=0.1)
+    assert judge([given], [large])[0].verdict == "shown"
+    [refuted] = judge([given], [small])
+    assert (refuted.verdict, refuted.target) == ("refuted here", 0.1)
+    assert words(refuted, small) == "refuted here: the interval excludes the least that would matter, 0.1"
+    assert judge([Claim("m", "A", "B", least=0.1, effect=0.05)], [small])[0].target == 0.05, "the paper's comes first"
+    comparison = made(0.0)
+    [open_claim] = judge([given], [comparison])
+    assert "would show the least that would matter, 0.1 four times in five" in words(open_claim, comparison)
+
+
 def test_open_says_what_would_decide_and_so_much_would():
     comparison = made(0.0)
     [claim] = judge([Claim("m", "A", "B", effect=0.1)], [comparison])

@@ -6,7 +6,7 @@ Does not know: how any of them works.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from broadsheet.options import option
 if TYPE_CHECKING:
     from broadsheet.models import Loaded
     from broadsheet.train.base import LossMethod
+    from broadsheet.training.scratch import TokenBlocks
     from broadsheet.training.trainer import TrainOutput
 
 
@@ -50,8 +51,11 @@ class FurtherTraining(Train):
         """What is to be said before the training; empty where nothing is."""
         return ""
 
-    def rows(self, texts: Sequence[str]) -> Any:
+    def rows(self, texts: Sequence[str], out: Path) -> Any:
         """The documents as rows, by default joined and cut; rows that are whole batches hold the whole training.
+
+        Args:
+            out: where the trained model will be; what has to be made first may lie beside it.
 
         Raises:
             InputError: the documents fill no row.
@@ -75,7 +79,7 @@ class FurtherTraining(Train):
         from broadsheet.train.base import MethodObjective
         from broadsheet.training.fit import fit
 
-        rows = self.rows(self.texts(source))
+        rows = self.rows(self.texts(source), out)
         size = 1 if getattr(rows, "whole", False) else self.batch_size
         epochs = 1 if getattr(rows, "in_order", False) else self.epochs  # which holds the whole training
         steps = self.steps or max(1, len(rows) * epochs // size)
@@ -96,15 +100,38 @@ class FurtherTraining(Train):
 
 
 @dataclass
-class ContinualPretrainingRecipe(FurtherTraining):
-    """Train all weights on new texts: the learning rate up and down again, some of the old text in each batch."""
-
-    paper: ClassVar[str] = "continual_pretraining"
+class BesideOldText(FurtherTraining):
+    """Trainings of all weights on new text that also read some of the old."""
 
     tune: Literal["lora", "full"] = option("full", "Train adapters, or all weights.")
     old: str | None = option(
         None, "Texts like those that the model was trained on: a file, a folder, a name.", metavar="DATA"
     )
+
+    def planned(self, new: Sequence[Any]) -> int:
+        """Steps of the training: as many as are given, or as the new text makes."""
+        return self.steps or max(1, len(new) * self.epochs // self.batch_size)
+
+    def blocks(self, texts: Iterable[str]) -> TokenBlocks:
+        """Texts joined and cut."""
+        from broadsheet.training.scratch import TokenBlocks, joined
+
+        return TokenBlocks(joined(texts, self.base.tokenizer), self.length)
+
+    def old_texts(self, steps: int) -> list[str]:
+        """As many of the old texts as so many steps could read, or all."""
+        from broadsheet.data import corpora
+
+        most = steps * self.batch_size * self.length // 200  # a document has more tokens than that
+        return [each.text for each in corpora.load(str(self.old)).take(max(200, most), self.seed)]
+
+
+@dataclass
+class ContinualPretrainingRecipe(BesideOldText):
+    """Train all weights on new texts: the learning rate up and down again, some of the old text in each batch."""
+
+    paper: ClassVar[str] = "continual_pretraining"
+
     replay: float = option(0.05, "Share of each batch that is of --old: 0.25 where the texts differ much.", least=0)
 
     @cached_property
@@ -116,23 +143,71 @@ class ContinualPretrainingRecipe(FurtherTraining):
             ContinualPretraining, max_lr=high, min_lr=high / 10, replay=self.replay if self.old else 0.0, seed=self.seed
         )
 
-    def rows(self, texts: Sequence[str]) -> Any:
-        from broadsheet.data import corpora
-        from broadsheet.training.scratch import TokenBlocks, joined
-
-        new = TokenBlocks(joined(texts, self.base.tokenizer), self.length)
-        steps = self.steps or max(1, len(new) * self.epochs // self.batch_size)
-        method, old = self._method, new
+    def rows(self, texts: Sequence[str], out: Path) -> Any:
+        new = self.blocks(texts)
+        steps = self.planned(new)
         if self.old is None:
             say("no --old: nothing is replayed, and what the model knew may get worse")
-        else:
-            most = steps * self.batch_size * self.length // 200  # a document has more tokens than that
-            documents = corpora.load(self.old).take(max(200, most), self.seed)
-            old = TokenBlocks(joined((each.text for each in documents), self.base.tokenizer), self.length)
-        return method.rows(new, old, self.batch_size, steps)
+        old = new if self.old is None else self.blocks(self.old_texts(steps))
+        return self._method.rows(new, old, self.batch_size, steps)
 
     def rates(self, steps: int) -> dict[str, Any]:
         return {"learning_rate": self._method.max_lr, "schedule": self._method.schedule(steps)}
+
+
+@dataclass
+class CriticalMixtureRatioRecipe(BesideOldText):
+    """Train all weights on new and old texts, at the ratio that short runs tell."""
+
+    paper: ClassVar[str] = "cmr"
+
+    probe: int = option(60, "Steps of each of the short runs.", least=12)
+    ratios: tuple[float, ...] = option((0.125, 0.25, 0.5, 0.75, 1.0), "Shares of new text in the short runs.")
+    epsilon: float = option(0.017, "By which old text may get worse, in nats a byte.", least=0)
+
+    def rows(self, texts: Sequence[str], out: Path) -> Any:
+        from broadsheet.train.cmr import CriticalMixtureRatio
+        from broadsheet.train.mixing import Mixture
+        from broadsheet.train.probes import mixture_run
+        from broadsheet.training.scratch import apart, document_losses
+
+        if self.old is None:
+            raise InputError("a mixture needs --old DATA: texts like those that the model was trained on")
+        steps = self.planned(self.blocks(texts))
+        split = [apart(each, 48, 1, self.seed, least=200) for each in (texts, self.old_texts(steps))]
+
+        def measure(model: Any) -> tuple[float, float]:
+            of = [document_losses(model, self.base.tokenizer, each.held_out, self.length).mean() for each in split]
+            return float(of[0]), float(of[1])
+
+        new, old = (self.blocks(each.train) for each in split)
+        runs = []
+        for ratio in self.ratios:
+            say(f"a short run at {ratio:.0%} of new text".replace("%", " %"))
+            place = out.with_name(f"{out.name}.runs") / f"{ratio:g}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            runs.append(
+                mixture_run(
+                    ratio, self.loaded().model, new, old, measure, place, steps=self.probe, batch=self.batch_size,
+                    rate=self._rate, seed=self.seed,
+                )
+            )  # fmt: skip
+        law = CriticalMixtureRatio(**{**self.fields(CriticalMixtureRatio, epsilon=self.epsilon), "runs": runs})
+        found = law.predict(steps * self.batch_size * self.length, samples=50, seed=self.seed)
+        say(f"critical ratio at {steps:,} steps: {found} of new text")
+        if found.value is None:
+            raise InputError(
+                f"no share of new text is feasible in {steps:,} steps: give more steps, a lower --learning-rate, or a "
+                "larger --epsilon"
+            )
+        return Mixture(new, old, 1 - found.value, self.batch_size, steps, self.seed)
+
+    @property
+    def _rate(self) -> float:
+        return 3e-5 if self.learning_rate is None else self.learning_rate
+
+    def rates(self, steps: int) -> dict[str, Any]:
+        return {"learning_rate": self._rate, "schedule": "constant", "warmup": 0.05}
 
 
 @dataclass
@@ -146,7 +221,7 @@ class DatasetDecompositionRecipe(FurtherTraining):
     )
     shortest: int = option(32, "Tokens of the shortest pieces, a power of two; shorter ends are dropped.", least=1)
 
-    def rows(self, texts: Sequence[str]) -> Any:
+    def rows(self, texts: Sequence[str], out: Path) -> Any:
         from broadsheet.train.dataset_decomposition import DatasetDecomposition, power_of_two
         from broadsheet.training.scratch import tokens_of
 

@@ -136,7 +136,9 @@ class SplitTexts:
         return fingerprint([self.train, self.tuning, self.held_out])
 
 
-def apart(documents: Iterable[Document], held_out: int, tuning: int, seed: int, *, least: int = 500) -> SplitTexts:
+def apart(
+    documents: Iterable[Document | str], held_out: int, tuning: int, seed: int, *, least: int = 500
+) -> SplitTexts:
     """Documents to train on, to tune on and to hold out, drawn by a seed.
 
     Args:
@@ -146,7 +148,8 @@ def apart(documents: Iterable[Document], held_out: int, tuning: int, seed: int, 
     Raises:
         InputError: too few documents are as long as that.
     """
-    texts = list(dict.fromkeys(document.text for document in documents if document.text.strip()))
+    given = (each if isinstance(each, str) else each.text for each in documents)
+    texts = list(dict.fromkeys(text for text in given if text.strip()))
     random.Random(seed).shuffle(texts)
     long = [text for text in texts if len(text) >= least][: len(texts) // 3]
     if len(long) < 3:

@@ -26,7 +26,8 @@ class Claim:
         sentence: what the paper says, in our words, with the place where it says so.
         effect: the improvement that the paper reports on this metric, in the metric's unit, more is better; a factor
             (2.0 is twice as good) where the metric is compared as a ratio. None where the paper gives no figure: then
-            a quarter of the way from the baseline to the metric's ceiling is asked for.
+            `least` is asked for, or else a quarter of the way from the baseline to the metric's ceiling.
+        least: the smallest improvement that would matter, ours, in the same unit.
         margin: for a claim that `arm` is no worse, and need not win: how much worse still counts as that, in the
             metric's unit, a share for ratios.
         kind: `"control"` for a comparison with what should not help (shuffled input, a random choice); earns nothing.
@@ -39,6 +40,7 @@ class Claim:
     effect: float | None = None
     kind: Kind = "claim"
     margin: float | None = None
+    least: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class JudgedClaim(Claim):
             claim with a margin, that it is no worse by more.
             `"refuted here"`: the interval excludes `target`, and has a width: one without tells nothing of other items.
             `"open"`: anything else.
-        target: the effect that was looked for, as `effect` gives it; None where neither the paper nor a ceiling does.
+        target: the effect that was looked for, as `effect` gives it; None where nothing gives one.
         p_value: corrected by Holm for the claims that were tested together; None for a control, or without a test.
         tested: claims that were tested together; 0 for a control, and in results of before they were.
         needed_units, needed_runs: where open, what would show `target` with 80 % power: units (items, or what
@@ -135,11 +137,13 @@ def _no_worse(margin: float, comparison: Comparison) -> ClaimVerdict:
 
 
 def target_of(claim: Claim, comparison: Comparison) -> float | None:
-    """The effect to look for: the paper's, else a quarter of the gap from the baseline to the ceiling; or a margin."""
+    """What to look for: the paper's effect, the least that matters, a quarter of the gap to the ceiling; or a margin."""
     if claim.margin is not None:
         return 1 + claim.margin if comparison.scale == "ratio" else claim.margin
     if claim.effect is not None:
         return claim.effect
+    if claim.least is not None:
+        return claim.least
     if comparison.ceiling is None or comparison.baseline_value is None or comparison.scale == "ratio":
         return None
     return abs(comparison.ceiling - comparison.baseline_value) / 4 or None
@@ -171,10 +175,10 @@ def words(claim: JudgedClaim, comparison: Comparison | None) -> str:
         if not claim.tested and claim.kind == "claim":
             return "open: recorded before an effect was looked for"
         return "open: the paper gives no figure for it, and the metric has no ceiling"
-    size, whose = (
-        _size(claim, comparison),
-        "the paper's" if claim.effect is not None else "a quarter of the gap to the ceiling,",
-    )
+    size = _size(claim, comparison)
+    whose = "the paper's" if claim.effect is not None else "a quarter of the gap to the ceiling,"
+    if claim.effect is None and claim.least is not None:
+        whose = "the least that would matter,"
     if claim.margin is not None:
         whose = "the margin of"
         if claim.verdict != "open":

@@ -127,10 +127,10 @@ class TrainedTrial(Trial):
         """How fast arms were trained beside the baseline, from tenths of the runs, seed by seed.
 
         The baseline's own runs, one beside the next, give the noise floor; with one run there is none, and nothing is
-        compared.
+        compared, as in a trial that takes its times in turns (`of_training` is empty).
         """
         baseline = next((arm.name for arm in arms if arm.role == "baseline"), "")
-        if len(self.seeds) < 2:
+        if len(self.seeds) < 2 or TRAINING not in self.of_training:
             return []
         paces = {arm.name: [self._pace(arm.name, seed) for seed in self.seeds] for arm in arms if arm.by_seed}
         whole = {name: np.stack(runs) for name, runs in paces.items() if all(len(run) for run in runs)}

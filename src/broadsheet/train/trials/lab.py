@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 PLAIN, LOSS, PACE = "plain", "loss", "steps/s"
 LOSS_METRIC = Metric(LOSS, higher_is_better=False, unit="nats/byte")
+LEAST = 0.02  # nats a byte, one per cent of a small model's loss: a smaller gain would not matter
 RATES = (1e-3, 3e-3, 6e-3)  # of AdamW, that each arm's is chosen from
 _TUNING = 32  # documents
 _RACED = 30  # steps whose time is compared, spread over the training

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from broadsheet.options import option
 from broadsheet.train.loss_reweighting import LossReweighting
-from broadsheet.train.trials.lab import LOSS, PACE, LabArm, LabTrial
+from broadsheet.train.trials.lab import LEAST, LOSS, PACE, LabArm, LabTrial
 from broadsheet.training.losses import sequence_losses
 from broadsheet.training.scratch import TokenBlocks, joined
 from broadsheet.trial.base import Claim, Outcome
@@ -93,13 +93,13 @@ class LossReweightingTrial(LabTrial):
 
     def claims(self) -> list[Claim]:
         claims = [
-            Claim(LOSS, UNIFORM, LINUPPER, "LinUpper converges faster than equal weights (abstract)"),
+            Claim(LOSS, UNIFORM, LINUPPER, "LinUpper converges faster than equal weights (abstract)", least=LEAST),
             Claim(PACE, UNIFORM, LINUPPER, "at next to no cost: one gathering of scalars a step", margin=0.03),
         ]
         if not self.quick:
             claims += [
-                Claim(LOSS, UNIFORM, QUADRATIC, "Quadratic is better than equal weights too"),
-                Claim(LOSS, SHUFFLED, LINUPPER, "because the weights follow the losses"),
+                Claim(LOSS, UNIFORM, QUADRATIC, "Quadratic is better than equal weights too", least=LEAST),
+                Claim(LOSS, SHUFFLED, LINUPPER, "because the weights follow the losses", least=LEAST),
             ]
         return claims
 

@@ -12,7 +12,7 @@ import torch
 from broadsheet.console import InputError
 from broadsheet.options import option
 from broadsheet.train.token_crisis import DropStage, RepetitionPlan
-from broadsheet.train.trials.lab import LOSS, LabArm, LabTrial
+from broadsheet.train.trials.lab import LEAST, LOSS, LabArm, LabTrial
 from broadsheet.training.scratch import TokenBlocks
 from broadsheet.trial.base import Claim, Outcome
 from broadsheet.trial.verdicts import Comparison
@@ -69,12 +69,14 @@ class TokenCrisisTrial(LabTrial):
 
     def claims(self) -> list[Claim]:
         claims = [
-            Claim(LOSS, REPEATED, DROPPED, "dropout mends a part of what repeating costs (61.7 to 63.0)"),
-            Claim(LOSS, REPEATED, FRESH, "read again and again, text teaches less than as much fresh text"),
+            Claim(LOSS, REPEATED, DROPPED, "dropout mends a part of what repeating costs (61.7 to 63.0)", least=LEAST),
+            Claim(
+                LOSS, REPEATED, FRESH, "read again and again, text teaches less than as much fresh text", least=LEAST
+            ),
         ]
         if not self.quick:
             claims += [
-                Claim(LOSS, REPEATED, STAGED, "dropout that is switched on late mends it too"),
+                Claim(LOSS, REPEATED, STAGED, "dropout that is switched on late mends it too", least=LEAST),
                 Claim(LOSS, DROPPED, STAGED, "and ends as well as dropout from the start", margin=0.02),
             ]
         return claims

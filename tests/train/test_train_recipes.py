@@ -1,0 +1,102 @@
+"""`broadsheet apply` for the stage, as it is typed: a tiny model is trained further, and what is saved is a model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from broadsheet.cli import main
+from broadsheet.training.scratch import Size, tokenizer
+
+# λ is so small and ε so large that all that is tried is feasible.
+FEASIBLE = "CriticalMixtureRatio(weight=1e-9, epsilon=9)"
+TALE = "a model reads many words and says which word comes next in each of its texts"
+
+
+def texts(folder: Path, name: str, words: list[str]) -> str:
+    made = folder / name
+    made.mkdir()
+    for i in range(40):
+        (made / f"{i}.txt").write_text(" ".join(np.random.default_rng(i).choice(words, 120)))
+    return str(made)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A model, a larger one of the same tokens, new texts and old ones."""
+    folder = tmp_path_factory.mktemp("recipes")
+    found = {"new": texts(folder, "new", TALE.upper().split()), "old": texts(folder, "old", TALE.split())}
+    by = tokenizer([TALE, TALE.upper()], 300)
+    for name, layers in (("model", 2), ("teacher", 1)):
+        Size(layers, 16, 2).model(len(by), 64, 0).save_pretrained(folder / name)
+        by.save_pretrained(folder / name)
+        found[name] = str(folder / name)
+    return found
+
+
+def applied(paper: str, given: dict[str, str], out: Path, *options: str, steps: int = 14) -> torch.Tensor:
+    common = ["--model", given["model"], "--tune", "full", "--steps", str(steps), "--batch-size", "4", "--length", "32"]
+    words = ["apply", paper, given["new"], "--out", str(out), *common, "--learning-rate", "0.003", *options]
+    with patch.object(sys, "argv", ["broadsheet", *words]), pytest.raises(SystemExit) as ended:
+        main()
+    if ended.value.code:
+        raise ended.value
+    model = AutoModelForCausalLM.from_pretrained(out)
+    return torch.cat([each.detach().flatten() for each in model.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("paper", "options"),
+    [
+        ("continual_pretraining", ["--old", "OLD", "--replay", "0.25"]),
+        ("cmr", ["--old", "OLD", "--probe", "40", "--ratios", "0.25,0.5,1", "--method", FEASIBLE]),
+        ("dataset_decomposition", ["--shortest", "4"]),
+        ("loss_reweighting", []),
+        ("salt", ["--teacher", "TEACHER"]),
+        ("token_crisis", ["--method", "DropStage(rate=0.3)"]),
+    ],
+)
+def test_what_is_saved_is_an_ordinary_model_that_has_learnt(paper, options, given, tmp_path, home, capsys):
+    names = {"OLD": given["old"], "TEACHER": given["teacher"]}
+    made = applied(paper, given, tmp_path / "out", *(names.get(each, each) for each in options))
+    before = AutoModelForCausalLM.from_pretrained(given["model"])
+    assert not torch.allclose(made, torch.cat([each.detach().flatten() for each in before.parameters()]))
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+    said = capsys.readouterr().err
+    assert "14 steps" in said
+    if paper == "cmr":
+        assert "critical ratio at 14 steps" in said
+
+
+@pytest.mark.parametrize(
+    ("paper", "options", "told"),
+    [
+        ("cmr", [], "a mixture needs --old DATA"),
+        ("dataset_decomposition", ["--shortest", "5"], "got --shortest 5; expected a power of two"),
+        ("dataset_decomposition", ["--shortest", "64"], "expected the shorter first"),
+        ("cmr", ["--old", "OLD", "--probe", "40", "--ratios", "0.5,0.75,1"], "no share of new text is feasible"),
+        ("salt", [], "SALT needs --teacher MODEL"),
+        ("token_crisis", ["--method", "DropStage(rate=2)"], "expected 0 to below 1"),
+        ("continual_pretraining", ["--old", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_line_and_leaves_nothing(paper, options, told, given, tmp_path, home, capsys):
+    with pytest.raises(SystemExit):
+        applied(paper, given, tmp_path / "out", *(given["old"] if each == "OLD" else each for each in options))
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    kept = {"out.runs"} if "OLD" in options else set()  # short runs are not made again by the next call
+    assert {each.name for each in tmp_path.iterdir()} - {"home"} == kept
+
+
+def test_nothing_replayed_and_text_read_too_often_are_told_before(given, tmp_path, home, capsys):
+    applied("continual_pretraining", given, tmp_path / "a")
+    assert "no --old: nothing is replayed" in capsys.readouterr().err
+    applied("token_crisis", given, tmp_path / "b", steps=400)
+    assert "watch held-out text, and use dropout" in capsys.readouterr().err
