@@ -137,7 +137,7 @@ def _no_worse(margin: float, comparison: Comparison) -> ClaimVerdict:
 
 
 def target_of(claim: Claim, comparison: Comparison) -> float | None:
-    """What to look for: the paper's effect, the least that matters, a quarter of the gap to the ceiling; or a margin."""
+    """What to look for: the paper's effect, the least that matters, a quarter of the gap to the best; or a margin."""
     if claim.margin is not None:
         return 1 + claim.margin if comparison.scale == "ratio" else claim.margin
     if claim.effect is not None:
