@@ -106,6 +106,30 @@ def test_a_query_is_read_with_one_core_and_all_else_with_as_many_as_before(store
     assert seen == [1]
 
 
+def test_a_query_that_could_not_be_read_may_be_read_another_time(store, meaning, monkeypatch):
+    class Failing(Letters):
+        def encode_query(self, texts: Sequence[str], **_: object) -> np.ndarray:
+            raise RuntimeError("no memory")
+
+    monkeypatch.setattr(Vectors, "_embedder", Failing())
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no memory"):
+            search.find(store, "walks", meaning=meaning)
+    monkeypatch.setattr(Vectors, "_embedder", Letters())
+    assert ids(search.find(store, "walks", meaning=meaning))
+
+
+def test_what_was_found_is_found_anew_once_anything_is_written(store, place):
+    assert len(search.find(store, "zzzz")) == 8
+    store.mark(Z[0], hidden=True)
+    assert len(search.find(store, "zzzz")) == 7
+    other = Store(place, clock=lambda: "2024-08-18T00:00:00Z")  # as another process
+    other.mark(Z[1], hidden=True)
+    assert len(search.find(store, "zzzz")) == 6
+    other.add([record("2409.00001", "Zzzz again", "zz")])
+    assert len(search.find(store, "zzzz")) == 7
+
+
 def test_a_search_and_likes_are_fused_and_what_has_to_hold_holds_for_both(store, meaning):
     topic = Topic("a", "walks", (Z[0],))
     hits = {hit.article.id: hit.why for hit in search.followed(store, topic, 200, meaning=meaning)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ class Vectors:
 
     def __init__(self, store: Store, spec: str) -> None:
         self._store, self._spec = store, spec
-        self._query = lru_cache(_QUERIES)(self._encoded)
+        self._query = lru_cache(_QUERIES)(self._read)
         self._reader = ThreadPoolExecutor(1, "query", _with_one_core)
 
     @cached_property
@@ -77,11 +77,22 @@ class Vectors:
 
     def nearest(self, text: str, limit: int) -> list[str]:
         """Papers whose vectors are nearest to a query's, the nearest first."""
-        return self._store.db.nearest(self.name, self._query(text), limit)
+        try:
+            query = self._query(text).result()
+        except BaseException:
+            self._query.cache_clear()  # another time it may be read
+            raise
+        return self._store.db.nearest(self.name, query, limit)
+
+    def begin(self, text: str) -> None:
+        """Begin to read a query, so that it is read by the time `nearest` is asked for it."""
+        self._query(text)
+
+    def _read(self, text: str) -> Future[np.ndarray[Any, Any]]:
+        return self._reader.submit(self._encoded, text)
 
     def _encoded(self, text: str) -> np.ndarray[Any, Any]:
-        read = self._reader.submit(self._embedder.encode_query, [text], show_progress_bar=False)
-        [query] = _unit(read.result())
+        [query] = _unit(self._embedder.encode_query([text], show_progress_bar=False))
         return query
 
     def like(self, likes: Sequence[str], dislikes: Sequence[str], limit: int) -> list[str]:

@@ -31,6 +31,9 @@ _MARKED = re.compile("\x02(.*?)\x03")
 class Meaning(Protocol):
     """Vectors of papers, and of what is looked for."""
 
+    def begin(self, text: str) -> None:
+        """Begin to read a text that `nearest` will be asked for; it need not be waited for."""
+
     def nearest(self, text: str, limit: int) -> list[str]:
         """Papers whose meaning is nearest to a text, the nearest first."""
 
@@ -105,6 +108,8 @@ def find(store: Store, text: str, limit: int = 50, *, meaning: Meaning | None = 
     if not (query.plain or query.authors or query.without):
         rows = _rows(store, conditions, given, limit, offset)
         return Hits(store, [row[0] for row in rows], Hit)
+    if meaning and query.plain:
+        meaning.begin(query.plain)  # meanwhile words are looked for
     worded = store.db.find_words(query, conditions, given, _DEEP)
     orders = {"words": worded}
     if meaning and query.plain:
@@ -213,6 +218,10 @@ class _Nearer:
     def __init__(self, meaning: Meaning | None, liked: list[str]) -> None:
         self.meaning, self.liked = meaning, liked
         self.near: list[str] = []
+
+    def begin(self, text: str) -> None:
+        if self.meaning:
+            self.meaning.begin(text)
 
     def nearest(self, text: str, limit: int) -> list[str]:
         self.near = self.meaning.nearest(text, limit) if self.meaning else []

@@ -24,6 +24,7 @@ from broadsheet.daily.query import Query
 if TYPE_CHECKING:
     from broadsheet.search.vectorindex import VectorIndex
 
+_KNOWN = 64  # searches of a thread that are kept
 _WEIGHTS = "8.0, 2.0, 2.0, 3.0, 2.0"  # of title, abstract, authors, note, our words
 
 
@@ -105,6 +106,20 @@ class SqliteFile(Database):
         match = _match(query)
         if not match:
             return []
+        # Topics, feeds and pages of a search ask the same again: what was found holds until anything is written.
+        db = self._connection()
+        state = (*db.execute("PRAGMA data_version").fetchone(), db.total_changes)
+        known: dict[Any, list[str]]
+        before, known = getattr(self._own, "words", (None, {}))
+        if before != state or len(known) >= _KNOWN:
+            known = {}
+        self._own.words = state, known
+        asked = match, where, tuple(given), limit
+        if asked not in known:
+            known[asked] = self._find_words(match, where, given, limit)
+        return list(known[asked])
+
+    def _find_words(self, match: str, where: str, given: Sequence[Any], limit: int) -> list[str]:
         # Of the best alone it is looked up what they have to be; of all that match, only where these are too few.
         best = self.rows(
             f"SELECT rowid, bm25(words, {_WEIGHTS}) AS score FROM words WHERE words MATCH ? ORDER BY score LIMIT ?",
@@ -183,7 +198,8 @@ class SqliteFile(Database):
         places, matrix = self._matrix(embedder)
         if not places:
             return []
-        scores = matrix @ direction
+        # Without BLAS, whose threads spin for a while after so short a product, and take a core from other requests.
+        scores = np.einsum("ij,j->i", matrix, direction)
         return [places[i] for i in np.argsort(-scores, kind="stable")[:limit]]
 
     def _graph(self, embedder: str) -> VectorIndex:
