@@ -220,8 +220,8 @@ class CriticalMixtureRatio:
     general loss then stands no more than ε above its start; the critical one is the largest, and it grows with the
     budget by a power law.
 
-    Use before a long further training: runs at four or more ratios, all at one constant learning rate, with both losses
-        measured from early on. A rate that falls would bend losses down by itself.
+    Use when a long further training is planned: before it, runs at four or more ratios, all at one constant learning
+        rate, with both losses measured from early on. A rate that falls would bend losses down by itself.
 
     Inputs: losses of the same held-out texts before and along each run; see `MixtureRun`. It changes nothing in a
         training: `Mixture` reads at the ratio that comes out.
