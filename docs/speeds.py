@@ -5,7 +5,7 @@ Knows: the records under evidence/. Does not know: pages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from broadsheet.page import evidence
 
@@ -18,6 +18,32 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
     header = list(header)
     return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
+
+
+def train_speed() -> str:
+    """What `benchmarks/train.py` recorded: the laboratory beside a plain Trainer, and what a method adds to a step."""
+    found = evidence.read("train.benchmark")
+    if found is None:
+        return "Nothing is recorded yet. `python benchmarks/train.py --record` records it."
+    lab = found["laboratory"]
+    ways = [
+        (way, f"{rate[0]:,.0f} [{rate[1]:,.0f}–{rate[2]:,.0f}]", _times(lab["times"].get(way)))
+        for way, rate in lab["tokens/s"].items()
+    ]
+    added = [(row["method"], _times(row["times"])) for row in found["methods"]]
+    return "\n\n".join(
+        [
+            _benchmark(found, "train"),
+            table(("training", "tokens of texts a second", "`fit` is so many times as fast"), ways),
+            f"That is {lab['of_limit']:.0%} of what products of square matrices reach here, by the operations that the "
+            "model needs.".replace("%", " %"),
+            table(("method", "a step's time over a plain step's"), added),
+        ]
+    )
+
+
+def _times(found: Sequence[float] | None) -> str:
+    return f"{found[0]:.2f} [{found[1]:.2f}–{found[2]:.2f}]" if found else "–"
 
 
 def attend_speed() -> str:

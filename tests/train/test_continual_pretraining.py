@@ -50,6 +50,12 @@ def test_what_was_before_annealing_is_the_same_whenever_it_begins(shape, end, mo
     assert shorter.lr(end // 2) < longer.lr(end // 2), "half a cosine has to know its end"
 
 
+def test_a_later_training_goes_on_where_the_rate_was():
+    later = WHOLE.since(380)
+    assert [later.lr(step) for step in (0, 20, 70, 500)] == [WHOLE.lr(380 + step) for step in (0, 20, 70, 500)]
+    assert later.max_lr == WHOLE.max_lr
+
+
 def test_alpha_leads_from_a_line_to_a_steep_fall():
     def inside(alpha: float) -> list[float]:
         rate = Infinite(**RATES, warmup=0, cooldown=100, shape="invsqrt", alpha=alpha)
