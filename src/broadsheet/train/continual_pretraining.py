@@ -6,6 +6,7 @@ Knows: learning rates by step, shares of rows. Does not know: models, data, loss
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from broadsheet.train.mixing import Mixture
 from broadsheet.training.schedules import Progress
 
 
-class LearningRate:
+class LearningRate(ABC):
     """A learning rate by optimizer step, counted from 0: `lr(step)`, at most `max_lr`.
 
     It is a schedule of `fit`, whose `learning_rate` is then `max_lr`; for another trainer, `scheduler(optimizer)`.
@@ -26,9 +27,9 @@ class LearningRate:
 
     max_lr: float
 
+    @abstractmethod
     def lr(self, step: int) -> float:
         """The rate of a step."""
-        raise NotImplementedError
 
     def __call__(self, progress: Progress) -> float:
         """The factor of `max_lr`, for `fit`."""

@@ -26,7 +26,7 @@ CURRICULA: dict[str, Callable[[int], list[float]]] = {
 
 
 @dataclass(frozen=True)
-class Piece:
+class DocumentPiece:
     """A part of a document: 2^bucket inputs and one target more.
 
     Attributes:
@@ -42,7 +42,9 @@ class Piece:
         return 2**self.bucket + 1
 
 
-def decompose(tokens: int, low: int, high: int, generator: torch.Generator | None = None) -> tuple[list[Piece], int]:
+def decompose(
+    tokens: int, low: int, high: int, generator: torch.Generator | None = None
+) -> tuple[list[DocumentPiece], int]:
     """The pieces of a document, the longest first, and how many tokens at its end are dropped.
 
     They are the binary expansion of its length, but that none is longer than 2^high + 1: what remains of more is cut
@@ -66,7 +68,7 @@ def decompose(tokens: int, low: int, high: int, generator: torch.Generator | Non
         if bucket > high:
             drawn = int(torch.multinomial(chances, 1, generator=generator)) if chances is not None else 0
             bucket = high - drawn
-        pieces.append(Piece(start, bucket))
+        pieces.append(DocumentPiece(start, bucket))
         start += pieces[-1].length
     return pieces, tokens - start
 
