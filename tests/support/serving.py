@@ -120,15 +120,16 @@ def served(home: Path, *arguments: str, **environment: str) -> Iterator[tuple[su
 
 
 def stream_until_signal(
-    process: subprocess.Popen[str], server: Running, key: str, *then: tuple[int, int]
+    process: subprocess.Popen[str], server: Running, key: str, *then: tuple[int, int], tokens: int = 200
 ) -> tuple[bytes, set[int]]:
     """All that came of a stream, and what /health/ready said, where a server is told to end in the stream's middle.
 
     Args:
         then: (process, signal), sent once the server has said that it is closing.
+        tokens: of the stream.
     """
     host, port = server.url.removeprefix("http://").split(":")
-    body = json.dumps({"prompt": "the", "max_tokens": 200, "stream": True, "stop": ["never"]})
+    body = json.dumps({"prompt": "the", "max_tokens": tokens, "stream": True, "stop": ["never"]})
     with socket.create_connection((host, int(port))) as connection:
         head = f"Host: {host}\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\nConnection: close"
         connection.sendall(
