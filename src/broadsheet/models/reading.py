@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from broadsheet.console import InputError, say
+from broadsheet.models import surgery
 from broadsheet.models.safefiles import GGUFHeader, check_folder, read_gguf, read_json
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def from_folder(
         say(f"{folder} comes with code of its own, which is not run: the class transformers has for it is used")
     with quiet():
         attention = attn_implementation or _attention(config["model_type"])
-        return _read(folder, str(folder), device, dtype=dtype, attn_implementation=attention)
+        reader = surgery.sized(config) if surgery.WIDTHS in config else None
+        return _read(folder, str(folder), device, reader=reader, dtype=dtype, attn_implementation=attention)
 
 
 def from_gguf(
@@ -79,15 +81,21 @@ def from_gguf(
 
 
 def _read(
-    source: Path, folder: str, device: torch.device, gguf_file: str | None = None, **options: Any
+    source: Path,
+    folder: str,
+    device: torch.device,
+    gguf_file: str | None = None,
+    reader: Any = None,
+    **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    known = AutoModelForCausalLM if reader is None else reader
     safely: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "gguf_file": gguf_file}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **safely)
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = known.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, **options, **safely
         )
     except torch.OutOfMemoryError:

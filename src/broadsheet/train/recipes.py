@@ -232,6 +232,31 @@ class DatasetDecompositionRecipe(FurtherTraining):
 
 
 @dataclass
+class LLMPrunerRecipe(FurtherTraining):
+    """Remove the MLP channels and attention heads that matter least, and repair the model by a LoRA training."""
+
+    paper: ClassVar[str] = "llm_pruner"
+
+    ratio: float = option(0.25, "Share of each layer's units that is removed.", least=0)
+    samples: int = option(10, "Texts of DATA by which units are scored.", least=1)
+    window: int = option(128, "Tokens of each of them.", least=2)
+    lora_rank: int = option(8, "Of the adapters.", least=1)
+
+    def rows(self, texts: Sequence[str], out: Path) -> Any:
+        from broadsheet.train.llm_pruner import LLMPruner, calibration
+
+        rows = super().rows(texts, out)
+        pruner = self.configured(LLMPruner, ratio=self.ratio, seed=self.seed)
+        given = calibration(texts, self.base.tokenizer, self.samples, self.window, self.seed)
+        done = pruner.prune(self.base.model, given)
+        say(str(done))
+        if not done.plain:
+            # The class's own line would not work.
+            self.usage = "use it: --model {out}, or broadsheet.models.load('{out}'); from_pretrained cannot read it"  # type: ignore[misc]
+        return rows
+
+
+@dataclass
 class LossReweightingRecipe(FurtherTraining):
     """Train on texts of which each weighs in a step by its own loss."""
 
