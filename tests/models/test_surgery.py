@@ -114,6 +114,18 @@ def test_heads_that_a_class_does_not_allow_are_read_by_their_widths(tiny_tokeniz
     assert torch.equal(logits(models.load(tmp_path, dtype="float64").model), logits(model))
 
 
+def test_layers_that_are_alike_again_need_no_widths():
+    model = of("llama")
+    channels = [block for block in surgery.blocks(model) if block.kind == surgery.MLP]
+    channels[0].remove([0])
+    assert not surgery.conform(model)
+    assert getattr(model.config, surgery.WIDTHS) == [[23, 3], [24, 3], [24, 3]]
+    for block in channels[1:]:
+        block.remove([0])
+    assert surgery.conform(model)
+    assert surgery.WIDTHS not in model.config.to_dict()
+
+
 @pytest.mark.parametrize("uniform", [True, False])
 def test_it_writes_with_and_without_a_cache_alike(uniform: bool):
     model = of("llama")
@@ -153,6 +165,10 @@ def test_what_cannot_be_cut_is_refused():
         surgery.blocks(of("gpt2", num_attention_heads=4))
     with pytest.raises(InputError, match="no layers of the Llama family"):
         surgery.blocks(of("mixtral"))
+    odd = of("llama")
+    odd.model.layers[2].self_attn.sinks = torch.nn.Parameter(torch.zeros(6))  # one a head, as some models have
+    with pytest.raises(InputError, match="no layers of the Llama family"):
+        surgery.blocks(odd)
     model = of("llama")
     with pytest.raises(InputError, match="nothing would be left of layer 0's attention, which has 3 units"):
         surgery.blocks(model)[1].remove(range(3))

@@ -105,6 +105,29 @@ def test_a_scaled_loss_scales_first_order_scores_and_squares_the_fisher():
     assert torch.allclose(channel_scores(weight, "param_second", 0, squares=squares), (weight**2 * squares).sum(1))
 
 
+def test_scores_by_hand():
+    weight, gradient = torch.tensor([[1.0, -2.0], [3.0, 0.5]]), torch.tensor([[0.5, 0.5], [-1.0, 2.0]])
+    squares = torch.tensor([[0.2, 0.1], [0.0, 4.0]])
+    of = {name: channel_scores(weight, name, 0, gradient, squares).tolist() for name in CRITERIA if name != "random"}
+    assert of == {
+        "vectorize": [0.5, 2.0],  # 0.5 − 1; −3 + 1
+        "param_first": [1.5, 4.0],
+        "param_second": pytest.approx([0.6, 1.0]),  # 0.2 + 0.4; 0 + 1
+        "param_mix": pytest.approx([1.6, 3.5]),  # |0.5 − 0.1| + |−1 − 0.2|; 3 + |1 − 0.5|
+        "l1": [3.0, 3.5],
+        "l2": [5.0, 9.25],
+    }
+    assert channel_scores(weight, "l1", 1).tolist() == [4.0, 2.5]
+
+
+def test_a_model_in_training_is_scored_without_its_dropout():
+    given = model()
+    expected = scores(given, "param_first")
+    for layer in given.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    assert all(torch.equal(a, b) for a, b in zip(scores(given.train(), "param_first"), expected, strict=True))
+
+
 def test_with_one_sample_the_fisher_is_its_squared_gradient():
     given = model()
     own = gradients(given, ROWS[:1])["model.layers.0.mlp.down_proj.weight"]
@@ -301,6 +324,9 @@ def test_windows_are_of_different_texts_by_the_seed():
     whole = [by.decode(by(text)["input_ids"]) for text in texts]
     homes = [[i for i, text in enumerate(whole) if by.decode(row) in text] for row in rows]
     assert all(homes)
+    assert not all(
+        text.startswith(by.decode(row)) for row, each in zip(rows, homes, strict=True) for text in [whole[each[0]]]
+    )
     assert len({tuple(each) for each in homes}) == 5
     with pytest.raises(InputError, match="12 of 13 texts have 8 tokens or more; expected 13"):
         calibration(texts, by, samples=13, length=8)

@@ -66,8 +66,6 @@ class Block:
             for part in self.parts:
                 places = self.places(part, given).to(part.linear.weight.device)
                 part.linear.weight.index_fill_(part.dim, places, 0)
-                if part.dim == 0 and part.linear.bias is not None:
-                    part.linear.bias.index_fill_(0, places, 0)
 
     def remove(self, units: Iterable[int]) -> None:
         """Take units out.
