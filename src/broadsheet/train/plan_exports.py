@@ -6,6 +6,7 @@ Knows: plans, names of other libraries' settings. Does not know: how a plan is m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from broadsheet.console import InputError
@@ -36,10 +37,12 @@ def explain(plans: Sequence[Plan], most: int = 10) -> str:
         for axis, each in best.traffic.items()
         if each.bytes
     ]
-    lines += ["", f"{best.grid}: {best.layers[0]} layers a stage, {best.micro_batches} micro-batches (m) a step."]
-    lines += [f"Memory of the fullest GPU, stage {best.fullest}, in GB: {parts}."]
-    lines += [f"A GPU sends in a step: {'; '.join(sent) or 'nothing'}."]
-    return "\n".join(lines)
+    told = (
+        f"{best.grid}: {best.layers[0]} layers a stage, {best.micro_batches} micro-batches (m) a step.",
+        f"Memory of the fullest GPU, stage {best.fullest}, in GB: {parts}.",
+        f"A GPU sends in a step: {'; '.join(sent) or 'nothing'}.",
+    )
+    return "\n".join([*lines, "", *(fill(line, 80) for line in told)])
 
 
 def to_torchtitan(plan: Plan) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 _PATIENCE = timedelta(minutes=5)  # for one another
 
@@ -29,6 +29,8 @@ class Crew:
         with Crew(2) as crew:
             found = crew.ask(train_by_layout, "tp", seed)  # a function of a module; a value from each process
     """
+
+    start_method: ClassVar[str] = "spawn"
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -85,7 +87,7 @@ class Crew:
         self._processes, self._pipes, self._folder = [], [], None
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context: Any = multiprocessing.get_context(self.start_method)
         self._folder = tempfile.TemporaryDirectory()
         for rank in range(self.size):
             ours, theirs = context.Pipe()
@@ -114,4 +116,4 @@ def _serve(pipe: Connection, rank: int, size: int, folder: str) -> None:
         try:
             pipe.send((True, call(*given)))
         except Exception as error:
-            pipe.send((False, " ".join(traceback.format_exception_only(error)).strip()))
+            pipe.send((False, " ".join("".join(traceback.format_exception_only(error)).split())))

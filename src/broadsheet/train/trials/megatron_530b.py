@@ -56,7 +56,7 @@ class MegatronTrial(Trial):
     title: ClassVar[str] = "Megatron-Turing NLG 530B: one training, laid out in several ways"
     lacks: ClassVar[tuple[str, ...]] = ("model", "device", "dtype", "method", "budget")
 
-    trainings: int = option(8, "Each from its own weights, on its own texts.", quick=5, least=1)
+    trainings: int = option(12, "Each from its own weights, on its own texts.", quick=6, least=1)
     steps: int = option(20, "Of a training.", quick=3, least=2)
     batch: int = option(16, "Rows of a step; a multiple of 8.", quick=8, least=8)
     length: int = option(256, "Tokens of a row.", quick=64, least=8)
