@@ -11,17 +11,17 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from forks import context
 
 from broadsheet.cli import main
 from broadsheet.console import InputError
-from broadsheet.train.layout_runs import Layout, Measures
+from broadsheet.train.layout_runs import Layout, Measures, ShortRun, run_layout
 from broadsheet.train.trials import megatron_530b as trials
 from broadsheet.train.trials.megatron_530b import (
     DEVIATION,
     MEMORY,
     OFF,
-    ONE,
     SHARDED,
     SPLIT,
     WAITING,
@@ -56,6 +56,7 @@ class Played:
     """A crew whose two processes answer at once: their layouts are as they are said to be."""
 
     asked: ClassVar[list[tuple[Layout, int]]] = []
+    kept: ClassVar[dict[int, list[float]]] = {}
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -68,7 +69,9 @@ class Played:
 
     def ask(self, call: Any, run: Any, layout: Layout, seed: int) -> list[Measures | None]:
         self.asked.append((layout, seed))
-        losses = [loss + 1e-6 for loss in trials.alone(run, seed)]
+        if seed not in self.kept:
+            self.kept[seed] = trials.alone(run, seed)
+        losses = [loss + 1e-6 for loss in self.kept[seed]]
         share = {"one": 8e6, "stages": 4e6}.get(layout.kind, 5e6)
         idle = 1.1 / (layout.micro_batches + 1) if layout.kind == "stages" else 0.0
         last = Measures(losses, int(share), 1.0, idle, 2)
@@ -94,24 +97,6 @@ def test_claims_are_judged_by_what_the_fullest_process_holds_and_stages_wait(dat
     assert all(seeds == set(range(9)) for seeds in by_layout.values()), "every arm makes the same trainings"
 
 
-def test_two_processes_train_as_one_does(data):
-    trial = MegatronTrial(data=data, **TINY)
-    arms = {SPLIT, ONE, stages(8)}
-    every = MegatronTrial.arms
-    with (
-        patch.object(MegatronTrial, "arms", lambda self: [arm for arm in every(self) if arm.name in arms]),
-        patch.object(MegatronTrial, "claims", lambda self: []),
-    ):
-        result = trial.run()
-    assert {arm.name: (arm.status, arm.error) for arm in result.arms} == dict.fromkeys(arms, ("ok", ""))
-    values = {arm.name: {name: value.estimate for name, value in arm.values.items()} for arm in result.arms}
-    assert all(each[DEVIATION] < 1e-5 for each in values.values())
-    assert values[SPLIT][MEMORY] < 0.55 * values[ONE][MEMORY]
-    assert values[stages(8)][MEMORY] < 0.6 * values[ONE][MEMORY]
-    assert values[stages(8)][WAITING] > values[ONE][WAITING] == 0
-    assert any("Memory is counted" in note for note in result.notes)
-
-
 def failing() -> None:
     import torch.distributed as dist
 
@@ -120,11 +105,38 @@ def failing() -> None:
     dist.barrier()
 
 
-def test_a_crew_of_which_one_fails_says_so_and_the_next_call_begins_anew():
+# Each layout, and the share of one process's memory that it may take at most.
+LAYOUTS = {
+    Layout("one"): 1.0,
+    Layout("copies"): 1.0,
+    Layout("zero"): 0.8,
+    Layout("sharded"): 0.51,
+    Layout("split"): 0.55,
+    Layout("stages", 1): 0.7,
+    Layout("stages", 4): 0.7,
+}
+
+
+def test_two_processes_train_as_one_does_in_less_memory_and_a_crew_outlives_a_failure():
+    ids = torch.randint(0, 300, (3, 8, 10), generator=torch.Generator().manual_seed(0))
+    config = {**trials.MODEL, "vocab_size": 300, "max_position_embeddings": 10}
+    run = ShortRun(config, ids, 3e-3)
+    want = trials.alone(run, 5)
     with Crew(2) as crew:
         with pytest.raises(RuntimeError, match="process 1: ValueError: it went wrong"):
             crew.ask(failing)
-        assert crew.ask(sorted, [2, 1]) == [[1, 2], [1, 2]]
+        found = {layout: crew.ask(run_layout, run, layout, 5) for layout in LAYOUTS}
+    alone = found[Layout("one")][0].bytes
+    for layout, share in LAYOUTS.items():
+        done = [each for each in found[layout] if each]
+        assert len(done) == (1 if layout.kind == "one" else 2)
+        told = [each.losses for each in done if each.losses]
+        assert told[-1] == pytest.approx(want, abs=1e-5), layout
+        assert len(told) == (1 if layout.kind in ("one", "stages") else 2), "the last stage alone has losses"
+        assert max(each.bytes for each in done) <= share * alone, layout
+        waits = [each.idle for each in done]
+        assert all(0 < idle < 1 for idle in waits) if layout.kind == "stages" else waits == [0] * len(done)
+    assert [each.held for each in found[Layout("stages", 4)]] == [2, 1]
 
 
 def test_a_batch_that_no_pipeline_can_cut_is_refused_before_anything_runs(data):

@@ -59,10 +59,11 @@ class Crew:
             found: dict[int, Any] = {}
             while len(found) < self.size:
                 # Whoever fails is heard at once, although the others wait for it.
-                waiting = [pipe for rank, pipe in enumerate(self._pipes) if rank not in found]
-                for pipe in wait(waiting):
-                    rank = self._pipes.index(pipe)  # type: ignore[arg-type]
-                    done, value = pipe.recv()  # type: ignore[union-attr]
+                waiting = {pipe: rank for rank, pipe in enumerate(self._pipes) if rank not in found}
+                ready: Any
+                for ready in wait(list(waiting)):
+                    rank = waiting[ready]
+                    done, value = ready.recv()
                     if not done:
                         raise RuntimeError(f"process {rank}: {value}")
                     found[rank] = value

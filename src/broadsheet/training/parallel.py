@@ -64,7 +64,7 @@ def tensor_parallel(model: Any, mesh: DeviceMesh) -> Any:
             f"got tp {size} for {widths[0]} heads, {widths[1]} KV heads and an MLP of {widths[2]}; expected a divisor"
         )
     # Queries, keys and values share what they read, so that its gradient is reduced once and not three times.
-    shared = {"desired_input_kwarg_layouts": {"hidden_states": Replicate()}, "use_local_output": False}
+    shared: dict[str, Any] = {"desired_input_kwarg_layouts": {"hidden_states": Replicate()}, "use_local_output": False}
     plan: dict[str, Any] = {
         "model.embed_tokens": RowwiseParallel(input_layouts=Replicate()),
         "model.layers.*.self_attn": PrepareModuleInput(input_kwarg_layouts={"hidden_states": Replicate()}, **shared),
@@ -113,6 +113,9 @@ class Stage(nn.Module):
     Raises:
         InputError: more stages than layers; the model is of another family.
     """
+
+    model: Any
+    lm_head: Any
 
     def __init__(self, model: Any, stage: int, stages: int) -> None:
         super().__init__()
@@ -214,9 +217,10 @@ class Pipeline:
         if not self.module.config.tie_word_embeddings or self.stages == 1 or self.number not in (0, self.stages - 1):
             return
         table = self.module.model.embed_tokens if self.number == 0 else self.module.lm_head
-        if isinstance(table.weight, DTensor):  # whose gradient may be whole, or not summed up yet
-            table.weight.grad = table.weight.grad.redistribute(placements=table.weight.placements)
-        own = local(table.weight.grad)
+        gradient: Any = table.weight.grad
+        if isinstance(gradient, DTensor):  # which may be whole, or not summed up yet
+            gradient = table.weight.grad = gradient.redistribute(placements=table.weight.placements)
+        own = local(gradient)
         other, group = torch.empty_like(own), self.mesh.get_group()
         peer = dist.get_global_rank(group, self.stages - 1 - self.number)
         swap = [dist.P2POp(dist.isend, own.clone(), peer, group), dist.P2POp(dist.irecv, other, peer, group)]
