@@ -199,7 +199,7 @@ def test_a_plan_for_a_corpus_is_a_table_and_files(data, words, tmp_path, capsys)
         (["--gpus", "12"], "expected a multiple of 8"),
         (["--gpus", "64", "--mesh", "4,4"], "got --mesh 4,4; expected three numbers"),
         (["--gpus", "64", "--mesh", "3,1,16"], "makes 48 processes; expected 64"),
-        (["--gpus", "64", "--seed", "-1"], "seed"),
+        (["--gpus", "64", "--shard", "some"], "some"),
     ],
 )
 def test_a_plan_that_cannot_be_is_told_in_a_line_and_leaves_nothing(options, told, data, words, tmp_path, capsys):

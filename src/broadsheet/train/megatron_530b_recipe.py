@@ -36,7 +36,7 @@ class MegatronRecipe(Build):
     """
 
     paper: ClassVar[str] = "megatron_530b"
-    lacks: ClassVar[tuple[str, ...]] = ("device", "dtype", "method")
+    lacks: ClassVar[tuple[str, ...]] = ("seed", "device", "dtype", "method")
 
     model: str = option(
         "default", "`default`, a hub id, a folder, or llama-8b, llama-70b, gpt-175b, mt-nlg-530b.", metavar="MODEL"
