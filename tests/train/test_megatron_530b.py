@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from broadsheet.console import InputError
-from broadsheet.train import LossMethod, MethodObjective, ParallelPlanner
-from broadsheet.train.megatron_530b import Cluster, Plan
+from broadsheet.train import BatchRamp, Cluster, LossMethod, MethodObjective, ParallelPlanner, TokenRate
+from broadsheet.train.megatron_530b import Plan
 from broadsheet.train.plan_exports import accelerate_yaml, explain, to_accelerate, to_torchtitan
-from broadsheet.train.token_ramps import BatchRamp, TokenRate
 from broadsheet.training.fit import fit
 from broadsheet.training.pipeline import bubble, in_flight, order, simulate
 from broadsheet.training.ranks import AXES, RankGrid
@@ -259,7 +258,10 @@ def test_where_nothing_fits_what_would_is_told_and_does():
     with pytest.raises(InputError, match="use shard='all'"):
         ParallelPlanner(SMOLLM2, Cluster(8, memory=1.8), 64, shard="none").plans()
     assert ParallelPlanner(SMOLLM2, Cluster(8, memory=1.8), 64, shard="all").plans()
-    with pytest.raises(InputError, match="no layout of 7 GPUs divides this model and batch: a batch of 64"):
+    with pytest.raises(
+        InputError,
+        match="no layout of 7 GPUs divides this model and batch; of pp 1 · dp 7 · tp 1, a batch of 64 cannot",
+    ):
         ParallelPlanner(SMOLLM2, Cluster(7, 7), 64).plans()
 
 

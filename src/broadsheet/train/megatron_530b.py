@@ -137,20 +137,6 @@ class Plan:
         """A second, of all GPUs."""
         return self.planner.batch * self.planner.length / self.seconds
 
-    def record(self) -> dict[str, Any]:
-        """The plan as JSON values."""
-        return {
-            **{axis: getattr(self.grid, axis) for axis in AXES},
-            "micro_batches": self.micro_batches,
-            "layers": list(self.layers),
-            "gigabytes": [{name: size / 1e9 for name, size in parts.items()} for parts in self.memory],
-            "sent_gigabytes": {axis: each.bytes / 1e9 for axis, each in self.traffic.items()},
-            "bubble": self.bubble,
-            "step_seconds": self.seconds,
-            "tflops": self.tflops,
-            "tokens_per_second": self.tokens,
-        }
-
 
 @dataclass(frozen=True)
 class ParallelPlanner:
@@ -181,8 +167,7 @@ class ParallelPlanner:
 
     Example:
         from broadsheet import models
-        from broadsheet.train import ParallelPlanner
-        from broadsheet.train.megatron_530b import Cluster
+        from broadsheet.train import Cluster, ParallelPlanner
         from broadsheet.train.plan_exports import explain
 
         planner = ParallelPlanner(models.config("default"), Cluster(gpus=6, per_node=6), batch=96)
@@ -352,9 +337,10 @@ class ParallelPlanner:
         """Why there is no layout, and what would help."""
         dividing = self._dividing()
         if not dividing:
-            grid = RankGrid(dp=self.cluster.gpus)
-            why = "; ".join(self.refusals(grid)) or "no axes divide"
-            return f"no layout of {self.cluster.gpus} GPUs divides this model and batch: {why}"
+            gpus, shape = self.cluster.gpus, self.shape
+            tp = gcd(shape.heads, shape.groups, shape.ffn, self.cluster.per_node, gpus)
+            grid = RankGrid(gcd(shape.layers, gpus // tp), gpus // tp // gcd(shape.layers, gpus // tp), tp)
+            return f"no layout of {gpus} GPUs divides this model and batch; of {grid}, {'; '.join(self.refusals(grid))}"
         leanest = min(dividing, key=lambda plan: plan.bytes)
         return (
             f"no layout of {self.cluster.gpus} GPUs holds the model: the leanest, {leanest.grid}, "

@@ -58,7 +58,7 @@ class MegatronRecipe(Build):
     )
 
     def build(self, corpus: Corpus, out: Path, force: bool) -> Summary:
-        from broadsheet.train.plan_exports import accelerate_yaml, explain, to_torchtitan
+        from broadsheet.train.plan_exports import accelerate_yaml, explain, record, to_torchtitan
 
         if out.exists() and not force:
             raise InputError(f"{out} exists; choose another --out, or --force to replace it")
@@ -69,7 +69,7 @@ class MegatronRecipe(Build):
         told = f"{explain(plans)}\n\n{self._lasting(plans[0], tokens)}"
         files = {
             "plan.txt": told + "\n",
-            "plan.json": json.dumps({"tokens": tokens, "plans": [plan.record() for plan in plans]}, indent=1) + "\n",
+            "plan.json": json.dumps({"tokens": tokens, "plans": [record(plan) for plan in plans]}, indent=1) + "\n",
             "torchtitan.toml": to_torchtitan(plans[0]),
         }
         runnable, why = _first(plans, accelerate_yaml)

@@ -10,6 +10,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from broadsheet.console import InputError
+from broadsheet.training.ranks import AXES
 
 if TYPE_CHECKING:
     from accelerate import ParallelismConfig
@@ -43,6 +44,21 @@ def explain(plans: Sequence[Plan], most: int = 10) -> str:
         f"A GPU sends in a step: {'; '.join(sent) or 'nothing'}.",
     )
     return "\n".join([*lines, "", *(fill(line, 80) for line in told)])
+
+
+def record(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON values."""
+    return {
+        **{axis: getattr(plan.grid, axis) for axis in AXES},
+        "micro_batches": plan.micro_batches,
+        "layers": list(plan.layers),
+        "gigabytes": [{name: size / 1e9 for name, size in parts.items()} for parts in plan.memory],
+        "sent_gigabytes": {axis: each.bytes / 1e9 for axis, each in plan.traffic.items()},
+        "bubble": plan.bubble,
+        "step_seconds": plan.seconds,
+        "tflops": plan.tflops,
+        "tokens_per_second": plan.tokens,
+    }
 
 
 def to_torchtitan(plan: Plan) -> str:
