@@ -242,6 +242,16 @@ def test_what_does_not_divide_is_refused_with_what_would(grid, batch, told):
     assert told in str(refused.value)
 
 
+@pytest.mark.parametrize("sizes", [(6, 64, 6), (8, 64, 2), (8, 66, 8)], ids=["heads", "KV heads", "MLP"])
+def test_heads_kv_heads_and_the_mlp_each_limit_how_layers_are_split(sizes):
+    heads, ffn, kv_heads = sizes
+    planner = ParallelPlanner(Shape(4, 48, heads, ffn, 100, kv_heads=kv_heads), Cluster(4, 4), 16)
+    assert planner.refusals(RankGrid(1, 1, 4)) == [
+        f"tp 4 does not divide {heads} heads, {kv_heads} KV heads and an MLP of {ffn}; use 1 or 2"
+    ]
+    assert {plan.grid.tp for plan in planner.plans()} == {1, 2}
+
+
 def test_layers_are_not_split_beyond_a_machine():
     planner = ParallelPlanner(MT_NLG, Cluster(2240, 8), 1920)
     assert "leaves machines of 8 GPUs" in planner.refusals(RankGrid(35, 4, 16))[0]
