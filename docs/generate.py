@@ -24,6 +24,7 @@ from pathlib import Path
 
 import guides
 import map as goal_map
+import plans
 import speeds
 from forest import ForestRow, forest
 from speeds import table
@@ -496,6 +497,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "marks of guide": guides.marks,
     "ways of guide": guides.ways,
     "rates of verdicts": speeds.verdict_rates,
+    "layouts on clusters": plans.clusters,
+    "layouts of the paper": plans.published,
 }
 
 

@@ -13,8 +13,13 @@ from forks import context
 
 def both(work: Callable[..., None], *given: Any) -> None:
     """Run `work(rank, *given)` as ranks 0 and 1; an error of either is raised."""
+    several(2, work, *given)
+
+
+def several(count: int, work: Callable[..., None], *given: Any) -> None:
+    """Run `work(rank, *given)` as so many ranks; an error of any is raised."""
     context()
-    torch.multiprocessing.start_processes(work, given, nprocs=2, start_method="forkserver")
+    torch.multiprocessing.start_processes(work, given, nprocs=count, start_method="forkserver")
 
 
 def leave() -> None:

@@ -7,6 +7,13 @@ here.
 
 from broadsheet.page.discovery import Exports
 
-_exports = Exports(__name__, {"base": ("LossMethod", "MethodObjective")})
+_exports = Exports(
+    __name__,
+    {
+        "base": ("LossMethod", "MethodObjective"),
+        "megatron_530b": ("Cluster",),
+        "token_ramps": ("BatchRamp", "TokenRate"),
+    },
+)
 __all__ = _exports.names
 __getattr__ = _exports.get
