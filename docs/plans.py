@@ -9,8 +9,8 @@ from speeds import table
 
 from broadsheet.console import InputError
 from broadsheet.train.megatron_530b import Cluster, ParallelPlanner, Plan
-from broadsheet.training.ranks import RankGrid
-from broadsheet.training.shapes import SHAPES
+from broadsheet.training.layouts.ranks import RankGrid
+from broadsheet.training.layouts.shapes import SHAPES
 
 # Machines of eight A100: seconds of a step and TFLOP/s of a GPU, as published (section 2 of the paper).
 PUBLISHED = {280: (60.1, 126), 350: (50.2, 121), 420: (44.4, 113)}

@@ -3,9 +3,9 @@
 from typing import Any
 
 from broadsheet.train.token_ramps import TokenRate
-from broadsheet.training.pipeline import bubble, buffers, order
-from broadsheet.training.ranks import RankGrid
-from broadsheet.training.shapes import Shape
+from broadsheet.training.layouts.pipeline import bubble, buffers, order
+from broadsheet.training.layouts.ranks import RankGrid
+from broadsheet.training.layouts.shapes import Shape
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:

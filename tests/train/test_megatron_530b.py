@@ -20,10 +20,10 @@ from broadsheet.train import BatchRamp, Cluster, LossMethod, MethodObjective, Pa
 from broadsheet.train.megatron_530b import Plan
 from broadsheet.train.plan_exports import accelerate_yaml, explain, to_accelerate, to_torchtitan
 from broadsheet.training.fit import fit
-from broadsheet.training.pipeline import bubble, in_flight, order, simulate
-from broadsheet.training.ranks import AXES, RankGrid
+from broadsheet.training.layouts.pipeline import bubble, in_flight, order, simulate
+from broadsheet.training.layouts.ranks import AXES, RankGrid
+from broadsheet.training.layouts.shapes import SHAPES, Shape
 from broadsheet.training.schedules import Progress
-from broadsheet.training.shapes import SHAPES, Shape
 
 MT_NLG = SHAPES["mt-nlg-530b"]
 SMOLLM2 = {
@@ -63,7 +63,7 @@ def test_the_grid_is_that_of_a_device_mesh():
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from broadsheet.training.parallel import device_mesh
+    from broadsheet.training.layouts.models import device_mesh
 
     grid = RankGrid(pp=3, dp=2, tp=2)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=grid.world)

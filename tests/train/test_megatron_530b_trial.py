@@ -28,7 +28,7 @@ from broadsheet.train.trials.megatron_530b import (
     MegatronTrial,
     stages,
 )
-from broadsheet.training.crew import Crew
+from broadsheet.training.layouts.crew import Crew
 
 TALE = "a model reads many words and says which word comes next in each of its texts"
 TINY = {"trainings": 1, "steps": 2, "batch": 8, "length": 8, "quick": True}

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from broadsheet.training.layouts.ranks import RankGrid
 from broadsheet.training.losses import token_losses
-from broadsheet.training.ranks import RankGrid
 
 Kind = Literal["one", "copies", "zero", "sharded", "split", "stages"]
 ADAMW: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}  # the paper's
@@ -84,7 +84,7 @@ def run_layout(run: ShortRun, layout: Layout, seed: int) -> Measures | None:
     if layout.kind == "stages":
         return _stages(run, layout, seed)
     model, optimizer, rows, copies = _laid_out(run, layout.kind, seed)
-    from broadsheet.training.parallel import resident_bytes, whole
+    from broadsheet.training.layouts.models import resident_bytes, whole
 
     losses: list[float] = []
     together = layout.kind != "one"
@@ -125,7 +125,7 @@ def _laid_out(run: ShortRun, kind: Kind, seed: int) -> tuple[nn.Module, Any, sli
     from torch.distributed.optim import ZeroRedundancyOptimizer
     from torch.nn.parallel import DistributedDataParallel
 
-    from broadsheet.training.parallel import device_mesh, fully_sharded, tensor_parallel
+    from broadsheet.training.layouts.models import device_mesh, fully_sharded, tensor_parallel
 
     model, every, settings = run.model(seed), slice(None), {"lr": run.rate, **ADAMW}
     count = dist.get_world_size()
@@ -148,7 +148,7 @@ def _laid_out(run: ShortRun, kind: Kind, seed: int) -> tuple[nn.Module, Any, sli
 
 
 def _stages(run: ShortRun, layout: Layout, seed: int) -> Measures:
-    from broadsheet.training.parallel import Pipeline, Stage, device_mesh, resident_bytes
+    from broadsheet.training.layouts.models import Pipeline, Stage, device_mesh, resident_bytes
 
     mesh = device_mesh(RankGrid(pp=dist.get_world_size()))["pp"]
     stage = Stage(run.model(seed), mesh.get_local_rank(), mesh.size())

@@ -12,9 +12,9 @@ from math import gcd
 from typing import Any, ClassVar, Literal
 
 from broadsheet.console import InputError
-from broadsheet.training.pipeline import bubble, in_flight
-from broadsheet.training.ranks import AXES, Axis, RankGrid
-from broadsheet.training.shapes import HALF, Recompute, Shape
+from broadsheet.training.layouts.pipeline import bubble, in_flight
+from broadsheet.training.layouts.ranks import AXES, Axis, RankGrid
+from broadsheet.training.layouts.shapes import HALF, Recompute, Shape
 
 Shard = Literal["none", "optimizer", "all"]
 # Bytes of a parameter, 20 in all: half-precision weights; half and float32 gradients; float32 weights and two moments.
@@ -149,7 +149,7 @@ class ParallelPlanner:
         `shard="all"` with no stages (FSDP2 alone) as long as it fits and the network is fast: it is the least code.
 
     Inputs: a `config.json` (as `models.config` reads it), a `PretrainedConfig` or a `Shape`; a cluster.
-    Relation: `broadsheet.training.parallel` lays a model out so; `train.plan_exports` writes it for torchtitan and
+    Relation: `broadsheet.training.layouts` lays a model out so; `train.plan_exports` writes it for torchtitan and
         accelerate; `train.token_ramps` has the paper's schedules.
 
     Args:

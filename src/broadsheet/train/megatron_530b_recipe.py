@@ -22,7 +22,7 @@ from broadsheet.options import option
 
 if TYPE_CHECKING:
     from broadsheet.train.megatron_530b import ParallelPlanner, Plan
-    from broadsheet.training.shapes import Shape
+    from broadsheet.training.layouts.shapes import Shape
 
 _SAMPLED = 500  # documents whose tokens are counted; the others are as dense
 
@@ -87,7 +87,7 @@ class MegatronRecipe(Build):
     def _planner(self) -> ParallelPlanner:
         from broadsheet import models
         from broadsheet.train.megatron_530b import Cluster, ParallelPlanner
-        from broadsheet.training.shapes import SHAPES
+        from broadsheet.training.layouts.shapes import SHAPES
 
         config: Shape | dict[str, Any] = SHAPES.get(self.model) or models.config(self.model)
         cluster = Cluster(
@@ -98,7 +98,7 @@ class MegatronRecipe(Build):
         return ParallelPlanner(config, cluster, self.batch, self.micro_batch, self.length, **settings)
 
     def _plans(self, planner: ParallelPlanner) -> list[Plan]:
-        from broadsheet.training.ranks import RankGrid
+        from broadsheet.training.layouts.ranks import RankGrid
 
         if self.mesh is None:
             return planner.plans()

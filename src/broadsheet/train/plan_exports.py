@@ -10,7 +10,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from broadsheet.console import InputError
-from broadsheet.training.ranks import AXES
+from broadsheet.training.layouts.ranks import AXES
 
 if TYPE_CHECKING:
     from accelerate import ParallelismConfig

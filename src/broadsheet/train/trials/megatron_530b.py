@@ -16,8 +16,8 @@ from broadsheet.data import corpora
 from broadsheet.options import option
 from broadsheet.train.layout_runs import Layout, Measures, ShortRun, alone, run_layout
 from broadsheet.train.megatron_530b import ParallelPlanner
-from broadsheet.training.crew import Crew
-from broadsheet.training.pipeline import bubble
+from broadsheet.training.layouts.crew import Crew
+from broadsheet.training.layouts.pipeline import bubble
 from broadsheet.training.scratch import TokenBlocks, joined, tokenizer
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Metric

@@ -15,8 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 from two_processes import leave, several
 
 from broadsheet.console import InputError
-from broadsheet.training.losses import token_losses
-from broadsheet.training.parallel import (
+from broadsheet.training.layouts.models import (
     Pipeline,
     Stage,
     device_mesh,
@@ -25,9 +24,10 @@ from broadsheet.training.parallel import (
     tensor_parallel,
     whole,
 )
-from broadsheet.training.pipeline import in_flight
-from broadsheet.training.ranks import RankGrid
-from broadsheet.training.shapes import Shape
+from broadsheet.training.layouts.pipeline import in_flight
+from broadsheet.training.layouts.ranks import RankGrid
+from broadsheet.training.layouts.shapes import Shape
+from broadsheet.training.losses import token_losses
 
 LAYERS, STEPS = 4, 3
 WAYS = ("forward talk", "backward talk")

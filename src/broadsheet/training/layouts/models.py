@@ -18,9 +18,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate
 
 from broadsheet.console import InputError
+from broadsheet.training.layouts.pipeline import in_flight
+from broadsheet.training.layouts.ranks import AXES, RankGrid
 from broadsheet.training.losses import token_losses
-from broadsheet.training.pipeline import in_flight
-from broadsheet.training.ranks import AXES, RankGrid
 
 # Whose layers have attention, an MLP and two norms, in this order, and nothing that a part of them could not compute.
 _FAMILIES = ("llama", "mistral", "qwen2")
