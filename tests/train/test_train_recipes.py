@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from broadsheet import models
 from broadsheet.cli import main
 from broadsheet.models import surgery
+from broadsheet.page import papers
 from broadsheet.training.scratch import Size, tokenizer
 
 # λ is so small and ε so large that all that is tried is feasible.
@@ -75,6 +76,7 @@ def test_what_is_saved_is_an_ordinary_model_that_has_learnt(paper, options, give
     else:
         assert not torch.allclose(made, old)
     assert (tmp_path / "out" / "tokenizer.json").exists()
+    assert papers.get(paper).title in (tmp_path / "out" / "README.md").read_text()
     said = capsys.readouterr().err
     assert "14 steps" in said
     if paper == "cmr":

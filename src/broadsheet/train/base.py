@@ -109,13 +109,14 @@ class MethodObjective(Objective):
 
     Args:
         watched: gives what is logged after a step, `(model, step)` to values by name.
+        paper: by whose method the model is made, for its card, where the loss is not the paper's; by default the loss's.
 
     Example:
         fit(model, TokenBlocks(stream, 256), MethodObjective(SALT(teacher, steps=50)), "runs/salt", steps=300)
     """
 
-    def __init__(self, method: LossMethod, watched: Any = None) -> None:
-        self.method, self.watched = method, watched
+    def __init__(self, method: LossMethod, watched: Any = None, paper: str = "") -> None:
+        self.method, self.watched, self.paper = method, watched, paper or getattr(method, "paper", "")
 
     def collate(self, items: Sequence[tuple[int, Any]]) -> dict[str, Any]:
         rows = [row for _, row in items]

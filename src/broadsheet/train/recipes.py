@@ -95,7 +95,14 @@ class FurtherTraining(Train):
 
         settings: dict[str, Any] = self.settings(steps=steps) | {"batch_size": size} | self.rates(steps)
         return fit(
-            model, rows, MethodObjective(method), out, save=save, merge=self.tune == "lora", force=force, **settings
+            model,
+            rows,
+            MethodObjective(method, paper=self.paper),
+            out,
+            save=save,
+            merge=self.tune == "lora",
+            force=force,
+            **settings,
         )
 
 
