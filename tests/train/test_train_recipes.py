@@ -58,6 +58,7 @@ def applied(paper: str, given: dict[str, str], out: Path, *options: str, steps: 
         ("cmr", ["--old", "OLD", "--probe", "40", "--ratios", "0.25,0.5,1", "--method", FEASIBLE]),
         ("dataset_decomposition", ["--shortest", "4"]),
         ("loss_reweighting", []),
+        ("moe_survey", ["--layers", "1", "--experts", "3", "--method", "Upcycling(noise=0.1)"]),
         ("salt", ["--teacher", "TEACHER"]),
         ("token_crisis", ["--method", "DropStage(rate=0.3)"]),
     ],
@@ -65,8 +66,8 @@ def applied(paper: str, given: dict[str, str], out: Path, *options: str, steps: 
 def test_what_is_saved_is_an_ordinary_model_that_has_learnt(paper, options, given, tmp_path, home, capsys):
     names = {"OLD": given["old"], "TEACHER": given["teacher"]}
     made = applied(paper, given, tmp_path / "out", *(names.get(each, each) for each in options))
-    before = AutoModelForCausalLM.from_pretrained(given["model"])
-    assert not torch.allclose(made, torch.cat([each.detach().flatten() for each in before.parameters()]))
+    before = torch.cat([each.detach().flatten() for each in AutoModelForCausalLM.from_pretrained(given["model"]).parameters()])
+    assert made.shape != before.shape if paper == "moe_survey" else not torch.allclose(made, before)
     assert (tmp_path / "out" / "tokenizer.json").exists()
     said = capsys.readouterr().err
     assert "14 steps" in said
@@ -82,6 +83,9 @@ def test_what_is_saved_is_an_ordinary_model_that_has_learnt(paper, options, give
         ("dataset_decomposition", ["--shortest", "64"], "expected the shorter first"),
         ("cmr", ["--old", "OLD", "--probe", "40", "--ratios", "0.5,0.75,1"], "no share of new text is feasible"),
         ("salt", [], "SALT needs --teacher MODEL"),
+        ("moe_survey", ["--top-k", "5"], "expected 2 experts or more"),
+        ("moe_survey", ["--layers", "3"], "at most 2, which the model has"),
+        ("moe_survey", ["--method", "ExpertBalance(z=-1)"], "expected numbers from 0"),
         ("token_crisis", ["--method", "DropStage(rate=2)"], "expected 0 to below 1"),
         ("continual_pretraining", ["--old", "nowhere"], "nowhere"),
     ],
@@ -93,6 +97,18 @@ def test_what_cannot_be_is_told_in_a_line_and_leaves_nothing(paper, options, tol
     assert not (tmp_path / "out").exists()
     kept = {"out.runs"} if "OLD" in options else set()  # short runs are not made again by the next call
     assert {each.name for each in tmp_path.iterdir()} - {"home"} == kept
+
+
+def test_a_model_becomes_a_mixture_that_computes_the_same_before_it_is_trained(given, tmp_path, home, capsys):
+    applied("moe_survey", given, tmp_path / "out")
+    said = " ".join(capsys.readouterr().err.split())
+    mixture = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(mixture).__name__ == "MixtralForCausalLM"
+    assert (mixture.config.num_local_experts, mixture.config.num_experts_per_tok) == (4, 2)
+    assert f"a MixtralForCausalLM of {sum(each.numel() for each in mixture.parameters()):,} weights" in said
+    apart = float(said.partition("logits differ from the model's by ")[2].split()[0])
+    assert apart < 1e-5
+    assert "of the entropy of an even one" in said
 
 
 def test_nothing_replayed_and_text_read_too_often_are_told_before(given, tmp_path, home, capsys):

@@ -86,7 +86,9 @@ class Upcycling:
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= self.experts or self.experts < 2:
-            raise InputError(f"got {self.experts} experts, {self.top_k} of them a token; expected 2 or more, and 1 to all")
+            raise InputError(
+                f"got experts {self.experts}, top_k {self.top_k}; expected 2 experts or more, and a top_k of 1 to all"
+            )
         if self.router not in SAVABLE:
             raise InputError(f"got the router {self.router!r}; expected one of {', '.join(SAVABLE)}")
         if not 0 <= self.drop <= 1 or self.noise < 0 or (self.layers is not None and self.layers < 1):
@@ -202,8 +204,8 @@ class ExpertBalance(LossMethod):
         without a gradient, and a small `balance`, where the term costs loss.
 
     Inputs: any batch, with an `attention_mask` where there is padding; a model of transformers' whose routers give
-        logits (Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, GLM-4-MoE), or `install`'s. Leave `output_router_logits` off: the
-        terms would be added twice.
+        logits (Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, GLM-4-MoE), or `install`'s. The model's own auxiliary loss is not
+        added beside: it comes with labels alone, which a `compute_loss_func` takes away.
     Relation: transformers' own auxiliary loss pools the tokens of all layers before f and P are multiplied, so that
         layers may make up for one another; `hf_compat` does so too. `Upcycling` makes the model.
 
@@ -271,8 +273,6 @@ class ExpertBalance(LossMethod):
 
     def attach(self, model: Any) -> None:
         self.detach()
-        if getattr(model.config, "output_router_logits", False):
-            raise InputError("the model adds its own auxiliary loss; set model.config.output_router_logits = False")
         self._watch = Watch(model)
         self._undo.callback(self._watch.remove)
         self._undo.enter_context(in_float32(self._watch.routers))
@@ -294,9 +294,10 @@ class ExpertBalance(LossMethod):
         Raises:
             InputError: no pass was seen, or its logits lead to no gradient.
         """
-        if self._watch is None or not self._watch.passes:
+        passes = [] if self._watch is None else self._watch.passes
+        if self._watch is None or not passes:
             raise InputError("no router was seen in this pass; put the method among the callbacks too, and call train()")
-        passes, asked = self._watch.passes, self._watch.asked
+        asked = self._watch.asked
         if not any(each.logits.requires_grad for each in passes):
             raise InputError(
                 "router logits have no gradient: with activation checkpointing, use "

@@ -60,32 +60,36 @@ class Watch:
 
     Attributes:
         asked: (T,) which tokens are none of padding, by the pass's `attention_mask`; None where there is no mask.
-        passes: of each layer, its `Routed`.
     """
 
     def __init__(self, model: nn.Module, *, always: bool = False) -> None:
         self.always = always
         self.asked: Tensor | None = None
         self.routers = list(routers(model).values())
-        self.passes: list[Routed] = []
+        self._found: list[tuple[Any, Tensor, Tensor, Tensor]] = []
         hooks = [each.register_forward_hook(self._note) for each in self.routers]
         self._hooks: list[Any] = [model.register_forward_pre_hook(self._begin, with_kwargs=True), *hooks]
+
+    @property
+    def passes(self) -> list[Routed]:
+        """Of each layer, what its router decided."""
+        return [Routed(gates, at, shares(module, logits), logits) for module, logits, gates, at in self._found]
 
     def remove(self) -> None:
         """Leave the model as it was."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self.passes.clear()
+        self._found.clear()
 
     def _begin(self, model: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        self.passes.clear()
+        self._found.clear()
         self.asked = asked(named)
 
     def _note(self, module: Any, given: tuple[Any, ...], found: tuple[Tensor, Tensor, Tensor]) -> None:
-        if (module.training or self.always) and len(self.passes) < len(self.routers):
-            logits, gates, indices = found
-            self.passes.append(Routed(gates, indices, shares(module, logits), logits))
+        # Nothing is computed here: what is checkpointed has to compute the same a second time, when this does nothing.
+        if (module.training or self.always) and len(self._found) < len(self.routers):
+            self._found.append((module, *found))
 
 
 def asked(named: Mapping[str, Any]) -> Tensor | None:
