@@ -67,7 +67,9 @@ def mixture_of(tiny: Any, seed: int = 0, **settings: Any) -> Any:
 # Upcycling
 
 
-@pytest.mark.parametrize(("kind", "router", "layers"), list(itertools.product(KINDS, ("mixtral", "sigmoid"), (None, 2))))
+@pytest.mark.parametrize(
+    ("kind", "router", "layers"), list(itertools.product(KINDS, ("mixtral", "sigmoid"), (None, 2)))
+)
 def test_a_mixture_computes_what_the_dense_model_does_and_is_read_back_by_plain_transformers(
     kind, router, layers, tmp_path
 ):
@@ -463,7 +465,9 @@ def test_the_term_is_the_mean_over_layers_of_the_pass_with_padding_left_out():
         balance = pooled if compat else by_layer.mean()
         z = torch.stack([routing.z_loss(each, asked) for each in found.router_logits]).mean()
         plain = model(IDS, attention_mask=mask, labels=labels, use_cache=False).loss
-        assert float((total / count).detach()) == pytest.approx(float((plain + 0.3 * balance + 0.2 * z).detach()), rel=1e-5)
+        assert float((total / count).detach()) == pytest.approx(
+            float((plain + 0.3 * balance + 0.2 * z).detach()), rel=1e-5
+        )
         assert method.terms == pytest.approx({"balance": float(balance.detach()), "z": float(z.detach())}, rel=1e-5)
         method.detach()
 
@@ -623,7 +627,9 @@ def by_batches(batch_size: int, folder: Path, router: str) -> torch.Tensor:
     method = strong(importance=0.0)
     one = fitted(made[0], rows, method, batch_size=batch_size)
     other = trained(made[1], rows, folder / "t", strong(importance=0.0), per_device_train_batch_size=batch_size)
-    biases = [getattr(each, BIAS).flatten() for model in made for each in routers(model).values() if hasattr(each, BIAS)]
+    biases = [
+        getattr(each, BIAS).flatten() for model in made for each in routers(model).values() if hasattr(each, BIAS)
+    ]
     return torch.cat([one, other, *biases])
 
 

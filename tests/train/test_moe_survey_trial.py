@@ -25,7 +25,8 @@ from broadsheet.train.trials.moe_survey import (
 from broadsheet.training.scratch import Size
 
 TINY = {"texts": 6, "steps": 12, "batch": 4, "length": 32, "vocabulary": 300, "size": "0.4M", "runs": 1, "lr": 1e-2}
-WORDS = "a model reads many words and says which word comes next in each of its texts".split()
+TALE = "a model reads many words and says which word comes next in each of its texts"
+WORDS = TALE.split()
 
 
 @pytest.fixture

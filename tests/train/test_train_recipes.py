@@ -66,7 +66,9 @@ def applied(paper: str, given: dict[str, str], out: Path, *options: str, steps: 
 def test_what_is_saved_is_an_ordinary_model_that_has_learnt(paper, options, given, tmp_path, home, capsys):
     names = {"OLD": given["old"], "TEACHER": given["teacher"]}
     made = applied(paper, given, tmp_path / "out", *(names.get(each, each) for each in options))
-    before = torch.cat([each.detach().flatten() for each in AutoModelForCausalLM.from_pretrained(given["model"]).parameters()])
+    before = torch.cat(
+        [each.detach().flatten() for each in AutoModelForCausalLM.from_pretrained(given["model"]).parameters()]
+    )
     assert made.shape != before.shape if paper == "moe_survey" else not torch.allclose(made, before)
     assert (tmp_path / "out" / "tokenizer.json").exists()
     said = capsys.readouterr().err

@@ -1,7 +1,7 @@
 """Where the weights of a dense model go in a mixture of experts that plain transformers load.
 
-Knows: configs and state dicts of transformers' Llama, Mistral, Qwen2 and Qwen3, and of Mixtral, Qwen2-MoE, Qwen3-MoE and
-GLM-4-MoE. Does not know: training, or what is done to the copies.
+Knows: configs and state dicts of transformers' Llama, Mistral, Qwen2 and Qwen3, and of Mixtral, Qwen2-MoE, Qwen3-MoE
+and GLM-4-MoE. Does not know: training, or what is done to the copies.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def config_of(dense: Any, of: Layout, experts: int, k: int, first: int, renormal
     window = getattr(dense, "sliding_window", None) if getattr(dense, "use_sliding_window", True) else None
     if window and of is not MIXTRAL:
         raise InputError(
-            f"a {dense.model_type} model with a sliding window of {window:,} has no place as a {of.model_type}; expected "
-            "one without, or router='mixtral' in all layers"
+            f"a {dense.model_type} model with a sliding window of {window:,} has no place as a {of.model_type}; "
+            "expected one without, or router='mixtral' in all layers"
         )
     more = of.settings(experts, k, first, dense.intermediate_size, renormalised)
     if of is MIXTRAL:

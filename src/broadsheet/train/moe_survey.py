@@ -1,11 +1,11 @@
-"""Mixtures of experts (Cai et al., 2024, arXiv:2407.06204, a survey): upcycling a dense model, and keeping experts used.
+"""Mixtures of experts (Cai et al., 2024, arXiv:2407.06204, a survey): dense models upcycled, experts kept in use.
 
 Knows: dense models of transformers', router logits of a pass, several processes. Does not know: data, optimizers.
 
 The survey makes no experiments. What is here are methods that it classifies, by their own equations: sparse upcycling
-(Komatsuzaki et al., 2023), Drop-Upcycling (Nakamura et al., 2025), the balance losses of Switch, GShard and Shazeer et al.,
-ST-MoE's z-loss, DeepSeek-V3's selection bias, and balance over the global batch (Qiu et al., 2025). Its map of the field is
-`broadsheet map moe_survey`.
+(Komatsuzaki et al., 2023), the balance losses of Switch, GShard and Shazeer et al., and ST-MoE's z-loss; and later
+ones: Drop-Upcycling (Nakamura et al., 2025), DeepSeek-V3's selection bias, and balance over the global batch (Qiu et
+al., 2025). What a trial claims are those works' claims. The survey's map is `broadsheet map moe_survey`.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ ROUTER_STD = 0.02
 class Upcycling:
     """A dense model as a mixture of experts: each feed-forward network E times, with a new router before it.
 
-    With gates that sum to 1 it computes what the dense model does to the last bits, and goes on from there. Experts come
+    With gates that sum to 1 it computes what the dense model does, up to rounding, and goes on from there. Experts come
     apart by the tokens that they get, faster with `noise` or `drop`.
 
-    Use when a dense model is there and its training is to go on with more weights at nearly the same cost a token. Train
-        all weights: with adapters alone, or a very low rate, experts stay alike (`expert_distances` tells). Where memory
-        is short prefer a dense model trained further; a mixture holds all experts.
+    Use when a dense model is there and its training is to go on with more weights, of which a token uses a few. Train
+        all weights: with adapters alone, or a very low rate, experts stay alike (`expert_distances` tells). Where
+        memory is short prefer a dense model trained further; a mixture holds all experts.
 
     Inputs: a Llama, Mistral, Qwen2 or Qwen3 of transformers'. What comes out is a model of transformers' too, saved and
         read as any other: a Mixtral, where all layers get experts and gates sum to 1; for the last `layers` alone, or
@@ -93,8 +93,8 @@ class Upcycling:
             raise InputError(f"got the router {self.router!r}; expected one of {', '.join(SAVABLE)}")
         if not 0 <= self.drop <= 1 or self.noise < 0 or (self.layers is not None and self.layers < 1):
             raise InputError(
-                f"got drop {self.drop}, noise {self.noise}, layers {self.layers}; expected a share, a number from 0, and "
-                "1 layer or more"
+                f"got drop {self.drop}, noise {self.noise}, layers {self.layers}; expected a share, a number from 0, "
+                "and 1 layer or more"
             )
 
     @property
@@ -106,7 +106,7 @@ class Upcycling:
         """The mixture, on the dense model's device and in its type; the dense model stays as it is.
 
         Raises:
-            InputError: a model of another kind, one with biases that the mixture has no place for, or with fewer layers.
+            InputError: a model of another kind, one with biases that the mixture has no place for, or of fewer layers.
         """
         from transformers import AutoModelForCausalLM
 
@@ -182,12 +182,14 @@ def drop_units(gate_up: Tensor, down: Tensor, share: float, generator: torch.Gen
 
 @torch.no_grad()
 def expert_distances(model: nn.Module) -> Tensor:
-    """(layers, E, E) ‖W_i − W_j‖ over the mean ‖W‖ of the layer's experts: 0 as they are made, √2 for unrelated ones."""
+    """(layers, E, E) ‖W_i − W_j‖ over the mean ‖W‖ of the layer's experts: 0 as they are made, √2 for unrelated."""
     found = []
     for layer in experts(model):
         parts = [each.detach().flatten(1).float() for each in (layer.gate_up_proj, layer.down_proj)]
         flat = torch.cat(parts, 1)
-        apart = torch.stack([(flat - one).norm(dim=1) for one in flat])  # a pair's own difference: nearly equal ones too
+        apart = torch.stack(
+            [(flat - one).norm(dim=1) for one in flat]
+        )  # a pair's own difference: nearly equal ones too
         found.append(apart / flat.norm(dim=1).mean())
     return torch.stack(found).cpu()
 
@@ -240,8 +242,8 @@ class ExpertBalance(LossMethod):
         Trainer(mixture, args, train_dataset=rows, compute_loss_func=method, callbacks=[method]).train()
         print(method.entropy)
 
-    Source: arXiv:2407.06204, gating and auxiliary losses; Switch, arXiv:2101.03961, Eq. 4 to 6; ST-MoE, arXiv:2202.08906;
-        DeepSeek-V3, arXiv:2412.19437; f over the global batch, arXiv:2501.11873.
+    Source: arXiv:2407.06204, gating and auxiliary losses; Switch, arXiv:2101.03961, Eq. 4 to 6; ST-MoE,
+        arXiv:2202.08906; DeepSeek-V3, arXiv:2412.19437; f over the global batch, arXiv:2501.11873.
     """
 
     paper: ClassVar[str] = "moe_survey"
@@ -296,7 +298,9 @@ class ExpertBalance(LossMethod):
         """
         passes = [] if self._watch is None else self._watch.passes
         if self._watch is None or not passes:
-            raise InputError("no router was seen in this pass; put the method among the callbacks too, and call train()")
+            raise InputError(
+                "no router was seen in this pass; put the method among the callbacks too, and call train()"
+            )
         asked = self._watch.asked
         if not any(each.logits.requires_grad for each in passes):
             raise InputError(

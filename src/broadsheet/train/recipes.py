@@ -282,7 +282,8 @@ class MoESurveyRecipe(FurtherTraining):
             apart = float((made.model(ids).logits - dense.model(ids).logits).abs().max())
         return (
             f"a {type(made.model).__name__} of {total:,} weights, {active:,} of them for a token; before training its "
-            f"logits differ from the model's by {apart:.1e} at most" + ("" if exact else ", as noise or gates make them")
+            f"logits differ from the model's by {apart:.1e} at most"
+            + ("" if exact else ", as noise or gates make them")
         )
 
     def loss_method(self, steps: int) -> LossMethod:

@@ -53,7 +53,7 @@ def active_weights(model: nn.Module) -> tuple[int, int]:
 class Watch:
     """What the routers of a model decide in its last pass; hooks that `remove` takes off.
 
-    A pass is of the model as a whole: what is computed anew in a backward pass, with gradient checkpointing, is of none.
+    A pass is of the model as a whole: what is computed anew in a backward pass, from checkpoints, is of none.
 
     Args:
         always: in evaluation mode too; else only while training.

@@ -1,4 +1,4 @@
-"""Try mixtures of experts: a dense model trained further, or made into experts first, with and without a balance loss."""
+"""Try mixtures of experts: a dense model trained further, or upcycled first, with and without a balance loss."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class MoESurveyTrial(LabTrial):
     """Does a dense model learn more from the same text once its feed-forward networks are experts?
 
     A dense model is trained from nothing, at a rate that does not fall; each arm goes on from there, on as many tokens
-    again, at a rate of its own that falls to 0. One stays dense. One becomes a mixture of experts that computes the same
-    at its first step, trained with a balance loss; beside it the same without one, and the same for as long as the dense
-    arm takes. A dense model whose feed-forward networks are k times as wide, and compute the same at first too, is a
-    control: it spends as much on each token as k experts do. Measured are the loss of held-out documents, and how many
-    experts the held-out tokens use.
+    again, at a rate of its own that falls to 0. One stays dense. One becomes a mixture of experts that computes the
+    same at its first step, trained with a balance loss; beside it the same without one, and the same for as long as the
+    dense arm takes. A dense model whose feed-forward networks are k times as wide, and compute the same at first too,
+    is a control: it spends as much on each token as k experts do. Measured are the loss of held-out documents, and how
+    many experts the held-out tokens use. The survey makes no experiments: the claims are of works that it sorts.
     """
 
     paper: ClassVar[str] = "moe_survey"
@@ -134,8 +134,8 @@ class MoESurveyTrial(LabTrial):
         return {**super().losses(model, asked), "load": self._load_of(model, asked)}
 
     def _load_of(self, model: Any, texts: Sequence[str]) -> np.ndarray:
-        """(texts, layers · E) the first tokens of each text, a row's at most, by the experts they chose; a dense layer is
-        one expert."""
+        """(texts, layers · E) the first tokens of each text, a row's at most, by the experts they chose; a dense layer
+        is one expert."""
         layers = model.config.num_hidden_layers
         given = self.tokenizer(
             list(texts), add_special_tokens=False, truncation=True, max_length=self.length, padding=True,
@@ -153,10 +153,10 @@ class MoESurveyTrial(LabTrial):
         dense = sum(p.numel() for p in self.new(0).parameters())
         return {
             **super().setting(),
-            "before": f"{self.steps} steps of the dense model, at a constant rate of {self.lr or FIRST_RATE:g}; then the "
-            "arms' own steps",
-            "experts": f"{self.experts}, {self.top_k} for a token, in every layer: {total:,} weights, {active:,} of them "
-            f"for a token; dense: {dense:,}",
+            "before": f"{self.steps} steps of the dense model, at a constant rate of {self.lr or FIRST_RATE:g}; then "
+            "the arms' own steps",
+            "experts": f"{self.experts}, {self.top_k} for a token, in every layer: {total:,} weights, {active:,} of "
+            f"them for a token; dense: {dense:,}",
         }
 
     def notes(self, outcome: Outcome) -> list[str]:
@@ -177,15 +177,15 @@ class MoESurveyTrial(LabTrial):
 
     def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
         return (
-            "Sparse upcycling shows its gains on models of 248M weights and more with 32 experts, for about half of what "
-            f"the first training cost. Here {self.experts} experts read {self.steps * self.batch * self.length:,} tokens, "
-            "which teach a small model about as much; and to sort tokens by expert takes as long as such small experts do."
+            "Sparse upcycling shows its gains on models of 248M weights and more with 32 experts, for about half of "
+            f"what the first training cost. Here {self.experts} experts read "
+            f"{self.steps * self.batch * self.length:,} tokens, most of them not for the first time."
         )
 
 
 def widened(dense: Any, times: int, seed: int) -> Any:
-    """A Llama whose feed-forward networks are so many times as wide and compute the same: each unit that often, its down
-    projection shared out by random shares, so that the copies learn different things.
+    """A Llama whose feed-forward networks are so many times as wide and compute the same: each unit that often, its
+    down projection shared out by random shares, so that the copies learn different things.
 
     Args:
         dense: a Llama; stays as it is.
