@@ -204,6 +204,13 @@ def test_checkpointed_activations_leave_the_terms_as_they_are_or_are_refused(ree
         with pytest.raises(InputError, match="use_reentrant"):
             trained(model, rows, tmp_path, method, **more)
         return
+    method.attach(model.train())
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    total, count = method.loss(model(IDS, use_cache=False).logits, IDS, {})
+    (total / count).backward()
+    assert len(method._watch._found) == 1, "nothing of what is computed anew is held"
+    method.detach()
+    model.zero_grad()
     theirs = trained(model, rows, tmp_path, method, **more)
     torch.testing.assert_close(theirs, trained(mixture_of(tiny), rows, tmp_path, strong()))
 

@@ -127,6 +127,12 @@ def test_masked_tokens_are_out_of_every_term_and_the_pooled_one_is_transformers(
             )
 
 
+def test_importance_is_the_squared_variation_of_the_gates_sums():
+    gates = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])
+    assert float(routing.importance_loss(gates)) == pytest.approx((1 + 0 + 1) / 3)
+    assert float(routing.importance_loss(torch.full((4, 3), 1 / 3))) == pytest.approx(0)
+
+
 def test_entropy_says_how_even_a_load_is():
     found = routing.entropy(torch.tensor([[5.0, 5, 5, 5], [20, 0, 0, 0], [10, 10, 0, 0]]))
     assert found.tolist() == pytest.approx([math.log(4), 0, math.log(2)], abs=1e-6)

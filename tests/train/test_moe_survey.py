@@ -109,7 +109,9 @@ def test_what_cannot_be_upcycled_is_told(tiny):
 def test_a_router_in_place_of_a_models_own_computes_what_it_says(kind, tiny):
     model = mixture_of(tiny, router="mixtral" if kind == "noisy" else kind)
     own = logits_of(model)
+    before = [each.weight for each in routers(model).values()]
     undo = install(model, kind)
+    assert all(each.weight is old for each, old in zip(routers(model).values(), before, strict=True)), "trained on"
     torch.testing.assert_close(logits_of(model), own, atol=1e-6, rtol=1e-5)
     undo()
     assert torch.equal(logits_of(model), own)

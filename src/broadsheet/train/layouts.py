@@ -115,7 +115,7 @@ def config_of(dense: Any, of: Layout, experts: int, k: int, first: int, renormal
         more["qkv_bias"] = dense.model_type == "qwen2"
     elif of is GLM4:
         norms, biases = dense.model_type == "qwen3", dense.model_type == "qwen2"
-        more |= {"use_qk_norm": norms, "attention_bias": biases, "partial_rotary_factor": 1.0}
+        more |= {"use_qk_norm": norms, "attention_bias": biases}
         shared["rope_parameters"] = {**dense.rope_parameters, "partial_rotary_factor": 1.0}
     made = CONFIG_MAPPING[of.model_type](**{**shared, **more})
     made._name_or_path = dense.name_or_path

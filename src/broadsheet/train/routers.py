@@ -87,7 +87,8 @@ class Watch:
         self.asked = asked(named)
 
     def _note(self, module: Any, given: tuple[Any, ...], found: tuple[Tensor, Tensor, Tensor]) -> None:
-        # Nothing is computed here: what is checkpointed has to compute the same a second time, when this does nothing.
+        # Nothing is computed here: what is checkpointed has to compute the same a second time, when this does nothing,
+        # and holds nothing of what the backward pass computes anew.
         if (module.training or self.always) and len(self._found) < len(self.routers):
             self._found.append((module, *found))
 
