@@ -62,6 +62,7 @@ def applied(paper: str, given: dict[str, str], out: Path, *options: str, steps: 
         ("dataset_decomposition", ["--shortest", "4"]),
         ("llm_pruner", ["--window", "16", "--samples", "3"]),
         ("loss_reweighting", []),
+        ("moe_survey", ["--layers", "1", "--experts", "3", "--method", "Upcycling(noise=0.1)"]),
         ("salt", ["--teacher", "TEACHER"]),
         ("token_crisis", ["--method", "DropStage(rate=0.3)"]),
     ],
@@ -71,8 +72,8 @@ def test_what_is_saved_is_an_ordinary_model_that_has_learnt(paper, options, give
     made = applied(paper, given, tmp_path / "out", *(names.get(each, each) for each in options))
     before = AutoModelForCausalLM.from_pretrained(given["model"])
     old = torch.cat([each.detach().flatten() for each in before.parameters()])
-    if paper == "llm_pruner":
-        assert len(made) < len(old)
+    if paper in ("llm_pruner", "moe_survey"):
+        assert (len(made) < len(old)) == (paper == "llm_pruner")
     else:
         assert not torch.allclose(made, old)
     assert (tmp_path / "out" / "tokenizer.json").exists()
@@ -93,6 +94,9 @@ def test_what_is_saved_is_an_ordinary_model_that_has_learnt(paper, options, give
         ("llm_pruner", ["--window", "400"], "0 of 40 texts have 400 tokens or more; expected 10"),
         ("llm_pruner", ["--window", "16", "--ratio", "1"], "got ratio 1.0; expected a share from 0 to below 1"),
         ("salt", [], "SALT needs --teacher MODEL"),
+        ("moe_survey", ["--top-k", "5"], "expected 2 experts or more"),
+        ("moe_survey", ["--layers", "3"], "at most 2, which the model has"),
+        ("moe_survey", ["--method", "ExpertBalance(z=-1)"], "expected numbers from 0"),
         ("token_crisis", ["--method", "DropStage(rate=2)"], "expected 0 to below 1"),
         ("continual_pretraining", ["--old", "nowhere"], "nowhere"),
     ],
@@ -104,6 +108,18 @@ def test_what_cannot_be_is_told_in_a_line_and_leaves_nothing(paper, options, tol
     assert not (tmp_path / "out").exists()
     kept = {"out.runs"} if "OLD" in options else set()  # short runs are not made again by the next call
     assert {each.name for each in tmp_path.iterdir()} - {"home"} == kept
+
+
+def test_a_model_becomes_a_mixture_that_computes_the_same_before_it_is_trained(given, tmp_path, home, capsys):
+    applied("moe_survey", given, tmp_path / "out")
+    said = " ".join(capsys.readouterr().err.split())
+    mixture = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(mixture).__name__ == "MixtralForCausalLM"
+    assert (mixture.config.num_local_experts, mixture.config.num_experts_per_tok) == (4, 2)
+    assert f"a MixtralForCausalLM of {sum(each.numel() for each in mixture.parameters()):,} weights" in said
+    apart = float(said.partition("logits differ from the model's by ")[2].split()[0])
+    assert apart < 1e-5
+    assert "of the entropy of an even one" in said
 
 
 def test_nothing_replayed_and_text_read_too_often_are_told_before(given, tmp_path, home, capsys):

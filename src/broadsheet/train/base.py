@@ -63,6 +63,9 @@ class LossMethod(TrainerCallback):
     def detach(self) -> None:
         """Called after the last step, however it ended; what `attach` did is undone."""
 
+    def after_step(self) -> None:
+        """Called after each step of the optimizer, before a checkpoint is written."""
+
     # In a Trainer
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
@@ -90,6 +93,9 @@ class LossMethod(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self.step = state.global_step
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self.after_step()
+
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         if self._hook is not None:
             self._hook.remove()
@@ -109,7 +115,7 @@ class MethodObjective(Objective):
 
     Args:
         watched: gives what is logged after a step, `(model, step)` to values by name.
-        paper: by whose method the model is made, for its card, where the loss is not the paper's; by default the loss's.
+        paper: whose method makes the model, for its card, where that is not in the loss.
 
     Example:
         fit(model, TokenBlocks(stream, 256), MethodObjective(SALT(teacher, steps=50)), "runs/salt", steps=300)
@@ -138,6 +144,7 @@ class MethodObjective(Objective):
         return found if isinstance(found, Tensor) else found[0] / max(1, found[1])
 
     def after_step(self, model: Any, step: int) -> Mapping[str, float]:
+        self.method.after_step()
         return self.watched(model, step) if self.watched else {}
 
     def get_config_dict(self) -> dict[str, Any]:

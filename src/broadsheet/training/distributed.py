@@ -55,6 +55,15 @@ def total(values: Sequence[float], device: torch.device) -> list[float]:
     return [float(value) for value in summed]
 
 
+def summed(values: Tensor) -> Tensor:
+    """A tensor of each process, summed over all; without gradients."""
+    values = values.detach()
+    if world() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
 @contextmanager
 def entered_by_first(place: AbstractContextManager[T]) -> Iterator[T]:
     """`place`, entered by the first process alone; the others get what it gave.

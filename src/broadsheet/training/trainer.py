@@ -1,4 +1,4 @@
-"""The trainer behind `fit`: HF `Trainer` on an `Objective`, with checkpoints of the trained weights alone.
+"""The trainer behind `fit`: HF `Trainer` on an `Objective`, with checkpoints of what is trained alone.
 
 Knows: HF `Trainer`, parameters that are trained, the order of rows. Does not know: files of a finished model, settings.
 """
@@ -70,7 +70,8 @@ class TrainOutput:
 
 
 class TrainedWeights(AtomicCheckpointTrainer, ScheduledByProgress):
-    """Checkpoints hold the trained weights alone; every loss is checked to be finite; rows and tokens are counted."""
+    """Checkpoints hold the trained weights and buffers alone; every loss is checked to be finite; rows and tokens are
+    counted."""
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by name."""
@@ -84,18 +85,25 @@ class TrainedWeights(AtomicCheckpointTrainer, ScheduledByProgress):
                     found.setdefault(id(parameter), (f"{prefix}.{name}", parameter))
         return dict(found.values())
 
+    def _kept(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: `trained`, and the buffers that change beside, as running means do."""
+        model = cast(nn.Module, self.model)
+        whole = model.state_dict(keep_vars=True)
+        buffers = {f"model.{name}": each for name, each in model.named_buffers() if name in whole}
+        return {**self.trained(), **buffers}
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         from safetensors.torch import save_file
 
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: weight.detach().clone().contiguous() for name, weight in self.trained().items()}
+        weights = {name: weight.detach().clone().contiguous() for name, weight in self._kept().items()}
         save_file(weights, str(folder / _WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         from safetensors.torch import load_file
 
-        kept, wanted = load_file(str(Path(resume_from_checkpoint) / _WEIGHTS)), self.trained()
+        kept, wanted = load_file(str(Path(resume_from_checkpoint) / _WEIGHTS)), self._kept()
         if kept.keys() != wanted.keys():
             raise InputError(f"{resume_from_checkpoint} holds other weights than are trained; force=True starts over")
         with torch.no_grad():

@@ -309,7 +309,7 @@ class LabTrial(TrainedTrial):
         """A function that makes one step of an arm's training, as at that place of it."""
         from broadsheet.training.weights import autocast_dtype
 
-        model, rows = self.new(self.seed).train(), self.rows(arm.rows, self.seed)
+        model, rows = self.paced(arm).train(), self.rows(arm.rows, self.seed)
         size, objective = self._batch_of(rows), MethodObjective(arm.method(self.seed))
         objective.prepare(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)  # as a Trainer's is
@@ -329,6 +329,10 @@ class LabTrial(TrainedTrial):
                 torch.cuda.synchronize()
 
         return step
+
+    def paced(self, arm: LabArm) -> Any:
+        """The model whose steps tell an arm's pace; a new one, where all arms are of one kind."""
+        return self.new(self.seed)
 
     def _steps(self, arm: LabArm) -> int:
         """How many steps an arm is trained for."""
