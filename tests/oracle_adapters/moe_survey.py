@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from broadsheet.train import Upcycling, routing
+from broadsheet.train import Upcycling
+from broadsheet.train.experts import routing
 from broadsheet.train.moe_survey import install, pooled_and_by_layer
 
 

@@ -16,9 +16,10 @@ from trl import SFTConfig, SFTTrainer
 from two_processes import both, leave
 
 from broadsheet.console import InputError
-from broadsheet.train import ExpertBalance, MethodObjective, Upcycling, routing
+from broadsheet.train import ExpertBalance, MethodObjective, Upcycling
+from broadsheet.train.experts import routing
+from broadsheet.train.experts.routers import BIAS, Watch, install, routers
 from broadsheet.train.moe_survey import pooled_and_by_layer
-from broadsheet.train.routers import BIAS, Watch, install, routers
 from broadsheet.training.fit import fit
 from broadsheet.training.scratch import Size, TokenBlocks, tokenizer
 

@@ -10,9 +10,9 @@ from mixtures import IDS, logits_of, mixture_of
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from broadsheet.console import InputError
-from broadsheet.train import routing
+from broadsheet.train.experts import routing
+from broadsheet.train.experts.routers import install, routers
 from broadsheet.train.moe_survey import balance_over_layers, pooled_and_by_layer
-from broadsheet.train.routers import install, routers
 
 
 def test_gates_sum_to_one_where_they_are_renormalised():

@@ -15,9 +15,10 @@ from transformers import MistralConfig as Mistral
 
 from broadsheet.console import InputError
 from broadsheet.page.guides import maps
-from broadsheet.train import Upcycling, routing
+from broadsheet.train import Upcycling
+from broadsheet.train.experts import routing
+from broadsheet.train.experts.routers import active_weights, experts, install, loads, routers
 from broadsheet.train.moe_survey import expert_distances
-from broadsheet.train.routers import active_weights, experts, install, loads, routers
 
 
 @pytest.mark.parametrize(

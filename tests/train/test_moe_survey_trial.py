@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from broadsheet.console import InputError
-from broadsheet.train.routers import active_weights, loads
+from broadsheet.train.experts.routers import active_weights, loads
 from broadsheet.train.trials.lab import LOSS, PACE
 from broadsheet.train.trials.moe_survey import (
     DENSE,

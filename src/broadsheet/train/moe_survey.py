@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from broadsheet.console import InputError
-from broadsheet.train import layouts, routing
 from broadsheet.train.base import LossMethod
-from broadsheet.train.routers import BIAS, Watch, experts, in_float32, install
-from broadsheet.train.routing import Routed
+from broadsheet.train.experts import layouts, routing
+from broadsheet.train.experts.routers import BIAS, Watch, experts, in_float32, install
+from broadsheet.train.experts.routing import Routed
 from broadsheet.training.distributed import summed
 from broadsheet.training.losses import token_losses
 

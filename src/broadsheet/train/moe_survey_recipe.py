@@ -49,7 +49,7 @@ class MoESurveyRecipe(FurtherTraining):
         """What came out, and how near it is to the model that it came from."""
         import torch
 
-        from broadsheet.train.routers import active_weights
+        from broadsheet.train.experts.routers import active_weights
 
         active, total = active_weights(made.model)
         ids = torch.tensor([made.tokenizer("The experts are one and the same.")["input_ids"]], device=made.model.device)

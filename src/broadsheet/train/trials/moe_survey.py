@@ -12,9 +12,9 @@ import torch
 
 from broadsheet.options import option
 from broadsheet.train.base import LossMethod
+from broadsheet.train.experts.routers import active_weights, loads
+from broadsheet.train.experts.routing import entropy
 from broadsheet.train.moe_survey import ExpertBalance, Upcycling, expert_distances
-from broadsheet.train.routers import active_weights, loads
-from broadsheet.train.routing import entropy
 from broadsheet.train.trials.lab import LEAST, LOSS, LOSS_METRIC, LabArm, LabTrial
 from broadsheet.trial.base import Claim, Outcome
 from broadsheet.trial.engine import Metric

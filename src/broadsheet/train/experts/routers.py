@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from broadsheet.console import InputError, say
-from broadsheet.train import routing
-from broadsheet.train.routing import Routed
+from broadsheet.train.experts import routing
+from broadsheet.train.experts.routing import Routed
 
 BIAS = "e_score_correction_bias"  # what transformers calls the bias that selects
 

@@ -1,0 +1,1 @@
+"""Layers of experts in models of transformers: their routers, what tokens choose, and where weights go."""
