@@ -89,8 +89,12 @@ def test_trls_trainer_takes_the_steps_that_a_trainer_takes(name, tiny, rows, tmp
     torch.testing.assert_close(weights(other), theirs)
 
 
+HOW = {"full": {"autocast": "none"}, "lora": {"autocast": "none", "method": "lora"}, "bf16": {"autocast": "bfloat16"}}
+
+
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("name", [*METHODS, *DRAWING])
-def test_a_training_that_is_stopped_goes_on_as_one_that_is_not(name, tiny, rows, tmp_path):
+def test_a_training_that_is_stopped_goes_on_as_one_that_is_not(name, how, tiny, rows, tmp_path):
     def run(out: Path, stop_at: int = 0) -> Any:
         class Stopping(MethodObjective):
             def loss(self, model, batch, generator):
@@ -100,14 +104,18 @@ def test_a_training_that_is_stopped_goes_on_as_one_that_is_not(name, tiny, rows,
 
         Stopping.__name__ = "MethodObjective"
         model = tiny()
-        settings = {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "autocast": "none"}
-        fit(model, rows, Stopping((METHODS | DRAWING)[name]()), out, checkpoint_minutes=1e-9, **settings)
+        settings = {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "merge": True, **HOW[how]}
+        fit(
+            model, rows, Stopping((METHODS | DRAWING)[name]()), out, save=lambda to: model.save_pretrained(to),
+            checkpoint_minutes=1e-9, **settings,
+        )  # fmt: skip
         return model
 
     whole = run(tmp_path / "whole")
     with pytest.raises(RuntimeError, match="stopped"):
         run(tmp_path / "cut", stop_at=3)
     assert torch.equal(weights(run(tmp_path / "cut")), weights(whole))
+    assert not torch.allclose(weights(whole), weights(tiny()))
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     assert torch.equal(weights(read), weights(whole)), "what is saved is an ordinary model"
 
