@@ -200,10 +200,7 @@ class ContinualPretraining:
         method = ContinualPretraining(replay=0.25)
         rows, rate = method.rows(new, old, batch=8, steps=4), method.schedule(4)
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate.max_lr)
-        args = TrainingArguments(
-            "runs/continued", max_steps=4, per_device_train_batch_size=8, train_sampling_strategy="sequential",
-            report_to=[],
-        )
+        args = TrainingArguments("runs/continued", max_steps=4, train_sampling_strategy="sequential", report_to=[])
         Trainer(model, args, train_dataset=rows, optimizers=(optimizer, rate.scheduler(optimizer))).train()
 
     Source: arXiv:2403.08763; the warm-up as in GPT-NeoX, the infinite schedules by their formulas.
