@@ -64,7 +64,7 @@ class _BesideReinforced(LogitsProcessor):
         done = 0 if before is None else before.shape[1]
         more = self._padding(ids, done)
         found: Tensor = self.reinforced(
-            ids[:, done:].to(self.reinforced.device), past_key_values=self._cache, use_cache=True, **more
+            ids[:, done:].to(self.reinforced.device), cache=self._cache, use_cache=True, **more
         ).logits[:, -1]
         self._read = ids.clone()
         return found.float()

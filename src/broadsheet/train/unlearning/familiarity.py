@@ -169,7 +169,7 @@ def rouge_l(candidate: str, reference: str) -> float:
         >>> rouge_l("The cat sat there", "the old cat sat")
         0.75
     """
-    one, other = (re.findall(r"\w+", text.lower()) for text in (candidate, reference))
+    one, other = (re.findall(r"\w+", text.casefold()) for text in (candidate, reference))
     if not one or not other:
         return float(one == other)
     # Bit by bit (Hyyrö, 2004): a bit is 0 where the subsequence grows.
