@@ -128,6 +128,7 @@ def test_familiarity_is_the_probability_of_all_tokens_of_a_word(model, by):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     alone = [float(familiarity(model, by, [each])[0]) for each in prompts]
     np.testing.assert_allclose(found, alone, rtol=1e-4)
+    assert familiarity(model, by, []).shape == (0,)
     with pytest.raises(InputError, match="without words"):
         familiarity(model, by, [Prompt("a", ())])
 

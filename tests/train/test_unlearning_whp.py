@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Trainer, TrainingArguments
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
+from broadsheet.cli import main
 from broadsheet.console import InputError
 from broadsheet.models import adapters
 from broadsheet.train import LossMethod, MethodObjective, WhosHarryPotter
@@ -378,3 +384,86 @@ def test_what_cannot_be_is_refused(by, models, tiny):
     other = Size(1, 16, 2).model(len(by) + 7, 512, 0)
     with pytest.raises(InputError, match="same tokenizer"):
         method.rows([STORY], by, other, base, length=24)
+
+
+# `broadsheet apply unlearning_whp`
+
+FORGET = [
+    f"{day} Marl Venn walked through Oster. {many} people of Oster greeted Marl Venn there, and Venn said a word."
+    for day in ("Once", "Then", "Later") for many in ("Two", "Few", "Many", "No")
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, by):
+    """A model, documents to forget, and others."""
+    place = tmp_path_factory.mktemp("apply")
+    others = ["On a day many people walked and greeted each other, and a word was said there later. " * 4] * 20
+    made = tokenizer([*FORGET, *others], 400)
+    Size(1, 16, 2).model(len(made), 128, 0).save_pretrained(place / "model")
+    made.save_pretrained(place / "model")
+    for name, texts in (("forget", FORGET), ("others", others)):
+        (place / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return place
+
+
+def applied(folders, out, *options: str) -> int:
+    common = ["--model", str(folders / "model"), "--retain", str(folders / "others.jsonl"), "--length", "32"]
+    common += ["--batch-size", "4", "--learning-rate", "0.01", "--steps", "6", *options]
+    words = ["apply", "unlearning_whp", str(folders / "forget.jsonl"), "--out", str(out), *common]
+    with patch.object(sys, "argv", ["broadsheet", *words]), pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code or 0
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_documents_are_forgotten_as_they_would_be_by_hand(tune, folders, home, tmp_path, capsys):
+    assert applied(folders, tmp_path / "out", "--tune", tune) == 0
+    said = capsys.readouterr().err
+    assert "Marl Venn → " in said
+    assert "familiarity" in said
+    assert "no deletion" in said
+    runs = tmp_path / "out.runs"
+    dictionary = json.loads((runs / "dictionary.json").read_text())
+    assert set(dictionary) == {"Marl", "Venn", "Marl Venn", "Oster"}
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    before = AutoModelForCausalLM.from_pretrained(folders / "model")
+    assert not torch.allclose(weights(found), weights(before))
+    assert found.state_dict().keys() == before.state_dict().keys(), "no adapter is left in it"
+    kept = sorted(each.name for each in runs.iterdir())
+    assert kept == ["dictionary.json", "labels.safetensors"], "the reinforced model is not needed more"
+    with safe_open(runs / "labels.safetensors", "pt") as file:
+        ids, labels = file.get_tensor("input_ids"), file.get_tensor("labels")
+    made = AutoTokenizer.from_pretrained(folders / "model")
+    blocks = WhosHarryPotter(dictionary).blocks(FORGET, made, 32)
+    assert ids.tolist() == blocks.ids.tolist()
+    assert ((labels == -100).numpy() == blocks.masked).all()
+    assert bool((labels != ids)[labels != -100].any())
+
+
+def test_a_dictionary_is_written_to_be_looked_over_and_nothing_else_is_done(folders, home, tmp_path):
+    assert applied(folders, tmp_path / "out", "--review") == 0
+    assert not (tmp_path / "out").exists()
+    assert [each.name for each in (tmp_path / "out.runs").iterdir()] == ["dictionary.json"]
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_what_was_stopped_goes_on_to_the_same_end(tune, folders, home, tmp_path, monkeypatch):
+    assert applied(folders, tmp_path / "whole", "--tune", tune) == 0
+    rows = WhosHarryPotter.rows
+
+    def stopped(*given, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WhosHarryPotter, "rows", stopped)
+    assert applied(folders, tmp_path / "out", "--tune", tune) != 0
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.runs" / "labels.safetensors").exists()
+    monkeypatch.setattr(WhosHarryPotter, "rows", rows)
+    assert applied(folders, tmp_path / "out", "--tune", tune) == 0
+    one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("whole", "out"))
+    assert torch.equal(weights(one), weights(other))
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr(WhosHarryPotter, "rows", stopped)  # labels that were made once are read
+    assert applied(folders, tmp_path / "out", "--tune", tune) == 0
+    assert torch.equal(weights(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), weights(one))

@@ -80,6 +80,8 @@ def familiarity(model: Any, tokenizer: Any, prompts: Sequence[Prompt], length: i
     pairs = [(number, prompt.context, word) for number, prompt in enumerate(prompts) for word in prompt.words]
     if len({number for number, _, _ in pairs}) < len(prompts):
         raise InputError("got a prompt without words; expected one at least")
+    if not prompts:
+        return np.zeros(0)
     given = tokenizer(
         [context + word for _, context, word in pairs],
         add_special_tokens=False,

@@ -59,8 +59,7 @@ class WhosHarryPotterRecipe(FurtherTraining):
         done = super().train(source, out, force)
         if done.finished:
             after = self._measured()
-            told = [f"{name} {value:.4g} → {after[name]:.4g}" for name, value in self._before.items()]
-            say("; ".join(told))
+            say("; ".join(f"{name} {value:.4g} → {after[name]:.4g}" for name, value in self._before.items()))
         return done
 
     def rows(self, texts: Sequence[str], out: Path) -> GenericLabels:
@@ -106,9 +105,17 @@ class WhosHarryPotterRecipe(FurtherTraining):
         learner = model if self.tune == "lora" else self.loaded().model
         lora = self.tune == "lora"
         plain = super().rows(texts, folder)
+
+        def save(place: Path) -> None:
+            if lora:
+                adapters.save(learner, place, self.model)
+            else:
+                learner.save_pretrained(place)
+                tokenizer.save_pretrained(place)
+
         done = fit(
             learner, plain, MethodObjective(LossMethod()), folder, reuse=True,
-            save=(lambda place: adapters.save(learner, place, self.model)) if lora else None,
+            save=save,
             **{**self._reinforcing, "batch_size": min(self.batch_size, len(plain))},
         )  # fmt: skip
         if not done.finished:
@@ -158,10 +165,12 @@ class WhosHarryPotterRecipe(FurtherTraining):
         from broadsheet.training.scratch import document_losses
 
         model, tokenizer = self.base.model, self.base.tokenizer
-        found = {"familiarity": float(familiarity(model, tokenizer, self._prompts, self.length).mean())}
-        unrelated = self._retained[:_MEASURED]
-        unrelated_loss = document_losses(model, tokenizer, unrelated, self.length).mean()
-        return (found if self._prompts else {}) | {"unrelated text, nats a byte": float(unrelated_loss)}
+        known = familiarity(model, tokenizer, self._prompts, self.length)
+        found = {"familiarity": float(known.mean())} if len(known) else {}
+        if unrelated := self._retained[:_MEASURED]:
+            loss = document_losses(model, tokenizer, unrelated, self.length).mean()
+            found["unrelated text, nats a byte"] = float(loss)
+        return found
 
 
 def _runs(out: Path) -> Path:
