@@ -423,6 +423,7 @@ def test_documents_are_forgotten_as_they_would_be_by_hand(tune, folders, home, t
     assert "Marl Venn → " in said
     assert "familiarity" in said
     assert "no deletion" in said
+    assert "6 steps are few" in said
     runs = tmp_path / "out.runs"
     dictionary = json.loads((runs / "dictionary.json").read_text())
     assert set(dictionary) == {"Marl", "Venn", "Marl Venn", "Oster"}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from broadsheet.training.trainer import TrainOutput
 
 _RETAINED = 2_000  # documents of unrelated text that are counted
+_FEW = 60  # steps, with which the paper's familiarity has nearly fallen to what it falls to
 _MEASURED = 40  # documents of it, and twice as many prompts, that are measured
 
 
@@ -86,6 +87,13 @@ class WhosHarryPotterRecipe(FurtherTraining):
             f"{1 - rows.asked:.0%} of the tokens have none".replace("%", " %")
         )
         return rows
+
+    def told(self, rows: Any, steps: int) -> str:
+        if steps >= _FEW:
+            return ""
+        return (
+            f"{steps} steps are few, the paper makes 120: give --steps, or --epochs, and look what unrelated text costs"
+        )
 
     @property
     def _reinforcing(self) -> dict[str, Any]:

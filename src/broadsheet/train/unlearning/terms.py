@@ -228,7 +228,9 @@ def read(path: Path) -> dict[str, str]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
     except OSError as error:
-        raise InputError(f"cannot read the dictionary {path}: {error.strerror or error}") from None
+        raise InputError(
+            f"cannot read the dictionary {path}: {error.strerror or error}; expected a JSON file, {{term: stand-in}}"
+        ) from None
     except ValueError as error:
         raise InputError(f"{path} is no JSON: {error}; expected an object, {{term: stand-in}}") from None
     if not isinstance(found, dict) or not found or not all(isinstance(each, str) for each in found.values()):
