@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from types import SimpleNamespace
@@ -100,8 +101,8 @@ def counterparts(text: str, dictionary, by):
 
 def test_the_longest_term_counts_where_no_letter_stands_beside_it():
     translate = Translator({**NAMES, "Ron": "Bob", "哈利": "约翰", "C++": "Pascal"})
-    assert translate("Harry Potter, Harry, Harrys, Ronald and Ron_1; Ron.").translated == (
-        "Jon Smith, Jon, Harrys, Ronald and Ron_1; Bob."
+    assert translate("Harry Potter, Harry, Harrys, Ronald, myRon and Ron_1; Ron.").translated == (
+        "Jon Smith, Jon, Harrys, Ronald, myRon and Ron_1; Bob."
     )
     assert translate("然后哈利说话").translated == "然后约翰说话", "no spaces are needed where none are written"
     assert translate("C++Harry C++").translated == "PascalJon Pascal"
@@ -155,6 +156,31 @@ def test_terms_of_as_many_tokens_go_one_by_one_and_what_is_more_goes_with_the_la
     after = term[-1] + 1
     assert found.positions[after] == last + 1
     assert new_ids[found.positions[after]] == ids[after]
+
+
+def test_a_token_that_the_translation_cuts_otherwise_is_told_apart_and_not_asked_for():
+    class Marks:
+        """Tokens are letters, spaces, and runs of marks."""
+
+        is_fast, eos_token_id = True, 0
+
+        def __call__(self, texts, **how):
+            found = [list(re.finditer(r";+|\w| ", text)) for text in texts]
+            ids = [[1 + sum(map(ord, each.group())) for each in matches] for matches in found]
+            return {"input_ids": ids, "offset_mapping": [[each.span() for each in matches] for matches in found]}
+
+    dictionary, text = {"x": "y;"}, "a x;; z"
+    translation = Translator(dictionary)(text)
+    found = align(translation, *Marks()([text, translation.translated])["offset_mapping"])
+    assert translation.translated == "a y;;; z"
+    assert found.exact.tolist() == [True, True, True, False, True, True], "';;' is a part of ';;;'"
+    assert found.positions.tolist() == [0, 1, 2, 3, 4, 5]
+    assert WhosHarryPotter(dictionary).blocks([text], Marks(), 9).masked[0].tolist() == [
+        True,
+        *[False] * 2,
+        True,
+        *[False] * 3,
+    ]
 
 
 # Blocks and masks
@@ -300,13 +326,18 @@ def test_an_adapter_in_one_model_is_as_good_as_two_models_and_batches_change_not
         method.rows([STORY], by, one)
 
 
-def test_models_are_left_in_the_mode_that_they_were_in(by, models):
+def test_models_are_read_in_evaluation_mode_and_left_in_the_one_that_they_were_in(by, models):
     base, reinforced = models
     base.train()
+    seen = []
+    hooks = [each.register_forward_pre_hook(lambda module, given: seen.append(module.training)) for each in models]
     WhosHarryPotter(NAMES).rows([STORY], by, reinforced, base, length=24)
+    assert set(seen) == {False}
     assert base.training
     assert not reinforced.training
     base.eval()
+    for hook in hooks:
+        hook.remove()
 
 
 # Rows in trainings
