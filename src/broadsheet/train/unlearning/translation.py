@@ -21,7 +21,6 @@ Array = np.ndarray[Any, Any]
 # What a term must not stand directly beside: letters and digits, but for those of scripts that put no spaces between
 # words (Thai, Lao, Burmese, Khmer, Japanese, Chinese).
 _LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
-_SPACES = np.array([ord(each) for each in " \t\n\r\v\f\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"])
 
 
 @dataclass(frozen=True)
@@ -127,9 +126,8 @@ def align(
         offsets: characters of `translation.text` that each token takes, from and to; translated_offsets: likewise.
     """
     (begins, ends), (new_begins, new_ends) = (
-        _ranges(*given)
-        for given in ((translation.text, offsets), (translation.translated, translated_offsets))
-    )  # fmt: skip
+        np.array(each, dtype=np.int64).reshape(-1, 2).T for each in (offsets, translated_offsets)
+    )
     spans, new_spans = translation.spans, translation.translated_spans
     tokens = np.arange(len(begins))
 
@@ -159,20 +157,8 @@ def align(
 
     last = max(0, len(new_begins) - 1)
     return Alignment(
-        np.clip(np.maximum.accumulate(positions), 0, last) if len(positions) else positions,
+        np.clip(positions, 0, last),
         np.where(inside, occurrences, -1),
         exact,
         of_stand_in,
     )
-
-
-def _ranges(text: str, offsets: Sequence[tuple[int, int]]) -> tuple[Array, Array]:
-    """Characters that tokens take, without spaces before them, which only some tokenizers count to them."""
-    begins, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
-    letters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    places = np.arange(len(letters) + 1)
-    solid = places.copy()
-    solid[:-1][np.isin(letters, _SPACES)] = len(letters)
-    following = np.minimum.accumulate(solid[::-1])[::-1]
-    first = following[np.minimum(begins, len(letters))]
-    return np.where(first < ends, first, begins), ends
