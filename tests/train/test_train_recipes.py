@@ -40,7 +40,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         Size(layers, 16, 2).model(len(by), 64, 0).save_pretrained(folder / name)
         by.save_pretrained(folder / name)
         found[name] = str(folder / name)
-    return found
+    (folder / "dictionary.json").write_text('{"MODEL READS": "TEXTS SAYS"}')
+    return found | {"dictionary": str(folder / "dictionary.json")}
 
 
 def applied(paper: str, given: dict[str, str], out: Path, *options: str, steps: int = 14) -> torch.Tensor:
@@ -65,10 +66,11 @@ def applied(paper: str, given: dict[str, str], out: Path, *options: str, steps: 
         ("moe_survey", ["--layers", "1", "--experts", "3", "--method", "Upcycling(noise=0.1)"]),
         ("salt", ["--teacher", "TEACHER"]),
         ("token_crisis", ["--method", "DropStage(rate=0.3)"]),
+        ("unlearning_whp", ["--dictionary", "DICTIONARY", "--retain", "OLD"]),
     ],
 )
 def test_what_is_saved_is_an_ordinary_model_that_has_learnt(paper, options, given, tmp_path, home, capsys):
-    names = {"OLD": given["old"], "TEACHER": given["teacher"]}
+    names = {"OLD": given["old"], "TEACHER": given["teacher"], "DICTIONARY": given["dictionary"]}
     made = applied(paper, given, tmp_path / "out", *(names.get(each, each) for each in options))
     before = AutoModelForCausalLM.from_pretrained(given["model"])
     old = torch.cat([each.detach().flatten() for each in before.parameters()])
@@ -99,6 +101,9 @@ def test_what_is_saved_is_an_ordinary_model_that_has_learnt(paper, options, give
         ("moe_survey", ["--method", "ExpertBalance(z=-1)"], "expected numbers from 0"),
         ("token_crisis", ["--method", "DropStage(rate=2)"], "expected 0 to below 1"),
         ("continual_pretraining", ["--old", "nowhere"], "nowhere"),
+        ("unlearning_whp", ["--dictionary", "nowhere.json"], "cannot read the dictionary nowhere.json"),
+        ("unlearning_whp", ["--dictionary", "OLD"], "cannot read the dictionary"),
+        ("unlearning_whp", ["--retain", "OLD", "--method", "WhosHarryPotter(alpha=-1)"], "no terms were found"),
     ],
 )
 def test_what_cannot_be_is_told_in_a_line_and_leaves_nothing(paper, options, told, given, tmp_path, home, capsys):
@@ -106,7 +111,9 @@ def test_what_cannot_be_is_told_in_a_line_and_leaves_nothing(paper, options, tol
         applied(paper, given, tmp_path / "out", *(given["old"] if each == "OLD" else each for each in options))
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    kept = {"out.runs"} if "OLD" in options else set()  # short runs are not made again by the next call
+    kept = (
+        {"out.runs"} if paper == "cmr" and "OLD" in options else set()
+    )  # short runs are not made again by the next call
     assert {each.name for each in tmp_path.iterdir()} - {"home"} == kept
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters in a model: putting one in, merging it, and folders that hold it beside the name of its base.
+"""LoRA adapters in a model: putting one in, merging it, taking it out; folders that hold it beside its base's name.
 
 Knows peft and folders. Does not know what is trained. A folder's adapter must be plain LoRA in safetensors, and is
 refused on another base than it was trained on.
@@ -84,8 +84,14 @@ def disabled(model: PreTrainedModel) -> Iterator[None]:
 
 def merge(model: PreTrainedModel) -> None:
     """Add the adapter's matrices to the weights and take it out; nothing happens where there is none."""
-    for name, part in layers(model).items():
+    for part in layers(model).values():
         part.merge()
+    remove(model)
+
+
+def remove(model: PreTrainedModel) -> None:
+    """Take the adapter out, so that the model is its base again; nothing happens where there is none."""
+    for name, part in layers(model).items():
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, part.get_base_layer())
     if has_adapter(model):
