@@ -39,14 +39,27 @@ def by():
     return tokenizer([TALE, *REFERENCE], 320)
 
 
+def decided(by, seed: int):
+    """A model whose weights are large, so that what it says depends on all that it reads."""
+    made = Size(2, 16, 2).model(len(by), 256, seed).eval()
+    with torch.no_grad():
+        for name, each in made.named_parameters():
+            each.mul_(12 if "proj" in name else 1)
+    return made
+
+
 @pytest.fixture(scope="module")
 def model(by):
-    return Size(1, 16, 2).model(len(by), 256, 0).eval()
+    return decided(by, 0)
 
 
 @pytest.fixture(scope="module")
 def reinforced(by):
-    return Size(1, 16, 2).model(len(by), 256, 5).eval()
+    """The model, surer of what it says."""
+    made = decided(by, 0)
+    with torch.no_grad():
+        made.model.norm.weight.mul_(2)
+    return made
 
 
 # Terms
@@ -77,6 +90,9 @@ def test_a_stand_in_is_never_a_word_of_the_text_and_none_is_given_twice_while_th
 
 def test_what_the_reference_has_as_often_is_no_term_and_rare_words_are_none():
     assert not TermFinder(least=2)([TALE], [TALE])
+    common = "They saw the Zorn, and a zorn saw the Zorn. No zorn is like another zorn. "
+    assert not TermFinder(least=2)([common], REFERENCE), "it is written small as often"
+    assert TermFinder(least=2)([common.replace(" zorn", " bird")], REFERENCE)
     assert {each.term for each in TermFinder(least=3)([TALE], REFERENCE)} == {"Venn", "Oster", "Quell"}
     with pytest.raises(InputError, match="without words"):
         TermFinder()([TALE], ["", "42"])
@@ -249,6 +265,11 @@ def test_without_a_weight_it_is_the_model_itself_and_beams_are_read_anew(model, 
         for kind in (GenericLogitsProcessor, Anew)
     )
     assert torch.equal(cached, anew)
+    other = torch.cat([ids.new_zeros(1, 3), ids], 1)
+    mask = torch.cat([ids.new_zeros(1, 3), torch.ones_like(ids)], 1)
+    beside = GenericLogitsProcessor(reinforced, attention_mask=mask, alpha=3.0)
+    padded = model.generate(other, attention_mask=mask, num_beams=3, logits_processor=[beside], **how)
+    assert torch.equal(padded[:, 3:], cached)
 
 
 def test_models_of_other_vocabularies_are_refused(model, by):
