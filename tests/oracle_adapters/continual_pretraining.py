@@ -3,7 +3,7 @@
 from typing import Any
 
 from broadsheet.train.continual_pretraining import ContinualPretraining, Infinite, Rewarmed
-from broadsheet.train.mixing import Mixture
+from broadsheet.training.mixing import Mixture
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:

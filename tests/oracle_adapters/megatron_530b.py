@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from broadsheet.train.token_ramps import TokenRate
+from broadsheet.train.plans.ramps import TokenRate
 from broadsheet.training.layouts.pipeline import bubble, buffers, order
 from broadsheet.training.layouts.ranks import RankGrid
 from broadsheet.training.layouts.shapes import Shape

@@ -15,8 +15,8 @@ from transformers import Trainer, TrainingArguments, get_cosine_with_min_lr_sche
 from broadsheet.console import InputError
 from broadsheet.train import ContinualPretraining, LossMethod, MethodObjective
 from broadsheet.train.continual_pretraining import COOLDOWNS, Infinite, Rewarmed
-from broadsheet.train.mixing import Mixture, replayed
 from broadsheet.training.fit import fit
+from broadsheet.training.mixing import Mixture, replayed
 from broadsheet.training.scratch import TokenBlocks
 
 RATES = {"max_lr": 1e-3, "const_lr": 5e-4, "min_lr": 1e-4}

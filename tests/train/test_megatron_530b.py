@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from broadsheet.console import InputError
 from broadsheet.train import BatchRamp, Cluster, LossMethod, MethodObjective, ParallelPlanner, TokenRate
 from broadsheet.train.megatron_530b import Plan
-from broadsheet.train.plan_exports import accelerate_yaml, explain, to_accelerate, to_torchtitan
+from broadsheet.train.plans.exports import accelerate_yaml, explain, to_accelerate, to_torchtitan
 from broadsheet.training.fit import fit
 from broadsheet.training.layouts.pipeline import bubble, in_flight, order, simulate
 from broadsheet.training.layouts.ranks import AXES, RankGrid

@@ -12,7 +12,7 @@ _exports = Exports(
     {
         "base": ("LossMethod", "MethodObjective"),
         "megatron_530b": ("Cluster",),
-        "token_ramps": ("BatchRamp", "TokenRate"),
+        "plans.ramps": ("BatchRamp", "TokenRate"),
     },
 )
 __all__ = _exports.names

@@ -6,59 +6,13 @@ Knows: learning rates by step, shares of rows. Does not know: models, data, loss
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
-from torch.optim.lr_scheduler import LambdaLR
-
 from broadsheet.console import InputError
-from broadsheet.train.mixing import Mixture
-from broadsheet.training.schedules import Progress
-
-
-class LearningRate(ABC):
-    """A learning rate by optimizer step, counted from 0: `lr(step)`, at most `max_lr`.
-
-    It is a schedule of `fit`, whose `learning_rate` is then `max_lr`; for another trainer, `scheduler(optimizer)`.
-    """
-
-    max_lr: float
-
-    @abstractmethod
-    def lr(self, step: int) -> float:
-        """The rate of a step."""
-
-    def __call__(self, progress: Progress) -> float:
-        """The factor of `max_lr`, for `fit`."""
-        return self.lr(progress.step) / self.max_lr
-
-    def scheduler(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
-        """For an optimizer whose groups have the rate `max_lr`, or a share of it.
-
-        Example:
-            optimizer = torch.optim.AdamW(model.parameters(), lr=rate.max_lr)
-            Trainer(model, args, train_dataset=rows, optimizers=(optimizer, rate.scheduler(optimizer)))
-        """
-        return LambdaLR(optimizer, lambda step: self.lr(step) / self.max_lr)
-
-    def since(self, step: int) -> LearningRate:
-        """The same rate, for a training that begins at that step of it."""
-        return Since(self.max_lr, self, step)
-
-
-@dataclass(frozen=True)
-class Since(LearningRate):
-    """A rate from one of its steps on."""
-
-    max_lr: float
-    rate: LearningRate
-    first: int
-
-    def lr(self, step: int) -> float:
-        return self.rate.lr(self.first + step)
+from broadsheet.training.mixing import Mixture
+from broadsheet.training.schedules import LearningRate
 
 
 @dataclass(frozen=True)

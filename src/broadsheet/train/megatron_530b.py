@@ -149,8 +149,8 @@ class ParallelPlanner:
         `shard="all"` with no stages (FSDP2 alone) as long as it fits and the network is fast: it is the least code.
 
     Inputs: a `config.json` (as `models.config` reads it), a `PretrainedConfig` or a `Shape`; a cluster.
-    Relation: `broadsheet.training.layouts` lays a model out so; `train.plan_exports` writes it for torchtitan and
-        accelerate; `train.token_ramps` has the paper's schedules.
+    Relation: `broadsheet.training.layouts` lays a model out so; `train.plans.exports` writes it for torchtitan and
+        accelerate; `train.plans.ramps` has the paper's schedules.
 
     Args:
         config: of the model; dense decoders alone.
@@ -168,7 +168,7 @@ class ParallelPlanner:
     Example:
         from broadsheet import models
         from broadsheet.train import Cluster, ParallelPlanner
-        from broadsheet.train.plan_exports import explain
+        from broadsheet.train.plans.exports import explain
 
         planner = ParallelPlanner(models.config("default"), Cluster(gpus=6, per_node=6), batch=96)
         print(explain(planner.plans()))

@@ -16,8 +16,8 @@ from broadsheet.cache import atomic_write
 from broadsheet.models.safefiles import read_json
 from broadsheet.train.base import LossMethod, MethodObjective
 from broadsheet.train.cmr import MixtureRun
-from broadsheet.train.mixing import Mixture
 from broadsheet.training.fit import fit
+from broadsheet.training.mixing import Mixture
 
 MEASURES = 16  # places of a run at which losses are measured, the denser the earlier
 

@@ -174,8 +174,8 @@ class CriticalMixtureRatioRecipe(BesideOldText):
 
     def rows(self, texts: Sequence[str], out: Path) -> Any:
         from broadsheet.train.cmr import CriticalMixtureRatio
-        from broadsheet.train.mixing import Mixture
         from broadsheet.train.probes import mixture_run
+        from broadsheet.training.mixing import Mixture
         from broadsheet.training.scratch import apart, document_losses
 
         if self.old is None:

@@ -124,7 +124,7 @@ class WhosHarryPotter:
         """It, with the dictionary."""
         return Translator(self.dictionary)
 
-    def blocks(self, texts: Sequence[str], tokenizer: Any, length: int = 512) -> Blocks:
+    def blocks(self, texts: Sequence[str], tokenizer: Any, length: int = 512) -> TranslatedBlocks:
         """The texts joined, with an end after each, and cut to blocks; beside each block its translation.
 
         Args:
@@ -178,7 +178,7 @@ class WhosHarryPotter:
         return GenericLabels(torch.from_numpy(blocks.ids), torch.stack(made))
 
     @torch.no_grad()
-    def _labels(self, blocks: Blocks, part: Sequence[int], reinforced: Any, baseline: Any) -> list[Tensor]:
+    def _labels(self, blocks: TranslatedBlocks, part: Sequence[int], reinforced: Any, baseline: Any) -> list[Tensor]:
         """(length,) labels of each of some blocks."""
         original = torch.from_numpy(blocks.ids[list(part)])
         # To the right of a block nothing is read: padding needs no mask.
@@ -189,7 +189,7 @@ class WhosHarryPotter:
         v_reinf = _logits(reinforced, original)
         return [self._of_block(blocks, i, v_base[row], v_reinf[row]) for row, i in enumerate(part)]
 
-    def _of_block(self, blocks: Blocks, number: int, v_base: Tensor, v_reinf: Tensor) -> Tensor:
+    def _of_block(self, blocks: TranslatedBlocks, number: int, v_base: Tensor, v_reinf: Tensor) -> Tensor:
         """(length,) labels of a block, from (translated length, vocabulary) and (length, vocabulary) logits."""
         # A token is predicted at the place before it: of the text, and of its counterpart in the translation.
         before = torch.from_numpy(np.maximum(blocks.positions[number][1:] - 1, 0)).to(v_base.device)
@@ -204,7 +204,7 @@ class WhosHarryPotter:
 
 
 @dataclass(frozen=True)
-class Blocks:
+class TranslatedBlocks:
     """A text's blocks beside their translations.
 
     Attributes:
@@ -264,7 +264,7 @@ class _Stream:
             read, met = read + len(new_ids) + 1, met + len(each.terms)
         return cls(**{name: np.concatenate(part) for name, part in parts.items()})
 
-    def cut(self, length: int, end: int, consistent: bool) -> Blocks:
+    def cut(self, length: int, end: int, consistent: bool) -> TranslatedBlocks:
         """Blocks of so many tokens; `consistent`: terms that come again are masked."""
         count = -(-len(self.ids) // length)
         block = np.arange(len(self.ids)) // length
@@ -288,7 +288,7 @@ class _Stream:
 
         ids, positions = filled(self.ids, end), filled(self.positions, self.positions[-1])
         starts, ends = positions[:, 0], positions[:, -1] + 1
-        return Blocks(
+        return TranslatedBlocks(
             ids,
             [self.translated[a:b] for a, b in zip(starts, ends, strict=True)],
             positions - starts[:, None],

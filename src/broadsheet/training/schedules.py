@@ -1,13 +1,17 @@
-"""Learning rates over a training, by name.
+"""Learning rates over a training: by name, or by its steps.
 
-Knows: how much of a training is done. Does not know: optimizers, clocks.
+Knows: how much of a training is done. Does not know: losses, clocks.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from broadsheet.console import InputError
 
@@ -69,3 +73,45 @@ def schedule(name: str | Callable[[Progress], float], warmup: float) -> Callable
     if name not in SCHEDULES:
         raise InputError(f"got schedule {name!r}; expected one of {', '.join(SCHEDULES)}")
     return lambda progress: SCHEDULES[name](progress, warmup)
+
+
+class LearningRate(ABC):
+    """A learning rate by optimizer step, counted from 0: `lr(step)`, at most `max_lr`.
+
+    It is a schedule of `fit`, whose `learning_rate` is then `max_lr`; for another trainer, `scheduler(optimizer)`.
+    """
+
+    max_lr: float
+
+    @abstractmethod
+    def lr(self, step: int) -> float:
+        """The rate of a step."""
+
+    def __call__(self, progress: Progress) -> float:
+        """The factor of `max_lr`, for `fit`."""
+        return self.lr(progress.step) / self.max_lr
+
+    def scheduler(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
+        """For an optimizer whose groups have the rate `max_lr`, or a share of it.
+
+        Example:
+            optimizer = torch.optim.AdamW(model.parameters(), lr=rate.max_lr)
+            Trainer(model, args, train_dataset=rows, optimizers=(optimizer, rate.scheduler(optimizer)))
+        """
+        return LambdaLR(optimizer, lambda step: self.lr(step) / self.max_lr)
+
+    def since(self, step: int) -> LearningRate:
+        """The same rate, for a training that begins at that step of it."""
+        return Since(self.max_lr, self, step)
+
+
+@dataclass(frozen=True)
+class Since(LearningRate):
+    """A rate from one of its steps on."""
+
+    max_lr: float
+    rate: LearningRate
+    first: int
+
+    def lr(self, step: int) -> float:
+        return self.rate.lr(self.first + step)

@@ -18,12 +18,12 @@ from broadsheet import models
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
 from broadsheet.train.base import LossMethod, MethodObjective
-from broadsheet.train.mixing import Mixture
 from broadsheet.train.trials.fictional import made_up, ordinary, told
 from broadsheet.train.trials.lab import LOSS_METRIC, LabTrial
 from broadsheet.train.unlearning.familiarity import Prompt, anchored_prompts, continuations, familiarity, rouge_l
 from broadsheet.train.unlearning.terms import TermFinder
 from broadsheet.training.fit import fit
+from broadsheet.training.mixing import Mixture
 from broadsheet.training.scratch import TokenBlocks, apart, joined, tokenizer
 from broadsheet.training.trainer import TrainOutput
 from broadsheet.trial.base import EvalTask, Outcome
@@ -39,7 +39,7 @@ _TUNING = 32
 
 
 @dataclass(frozen=True)
-class Asked:
+class WorldItem:
     """An item: a prompt about the world, and texts of three kinds."""
 
     prompt: Prompt
@@ -91,7 +91,7 @@ class ForgettingTrial(LabTrial):
     def asked(self) -> Sequence[Any]:
         learnt = random.Random(self.seed).choices(self.learnt, k=self.texts)
         return [
-            Asked(*each) for each in zip(self._prompts, self.held.held_out, self._lives, learnt, strict=False)
+            WorldItem(*each) for each in zip(self._prompts, self.held.held_out, self._lives, learnt, strict=False)
         ]  # fmt: skip
 
     def tasks(self) -> list[EvalTask]:

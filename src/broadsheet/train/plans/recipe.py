@@ -58,7 +58,7 @@ class MegatronRecipe(Build):
     )
 
     def build(self, corpus: Corpus, out: Path, force: bool) -> Summary:
-        from broadsheet.train.plan_exports import accelerate_yaml, explain, record, to_torchtitan
+        from broadsheet.train.plans.exports import accelerate_yaml, explain, record, to_torchtitan
 
         if out.exists() and not force:
             raise InputError(f"{out} exists; choose another --out, or --force to replace it")

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
 from broadsheet.training.objective import content
-from broadsheet.training.schedules import Progress
+from broadsheet.training.schedules import LearningRate
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class TokenRate:
 
 
 @dataclass(frozen=True)
-class StepRate:
+class StepRate(LearningRate):
     """A `TokenRate` by steps: a schedule of `fit`, whose `learning_rate` is then `max_lr`; or `scheduler(optimizer)`.
 
     Args:
@@ -86,7 +85,7 @@ class StepRate:
     tokens: tuple[int, ...]
 
     @property
-    def max_lr(self) -> float:
+    def max_lr(self) -> float:  # type: ignore[override]
         return self.rate.max_lr
 
     def read(self, step: int) -> int:
@@ -97,14 +96,6 @@ class StepRate:
     def lr(self, step: int) -> float:
         """The rate of a step."""
         return self.rate.lr(self.read(step))
-
-    def __call__(self, progress: Progress) -> float:
-        """The factor of `max_lr`, for `fit`."""
-        return self.lr(progress.step) / self.max_lr
-
-    def scheduler(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
-        """For an optimizer whose groups have the rate `max_lr`, or a share of it: `Trainer(optimizers=(…, …))`."""
-        return LambdaLR(optimizer, lambda step: self.lr(step) / self.max_lr)
 
 
 @dataclass(frozen=True)
