@@ -16,7 +16,7 @@ from broadsheet.cache import home as cache_home
 from broadsheet.console import InputError
 from broadsheet.data import corpora
 from broadsheet.options import construct, describe
-from broadsheet.trial.trained import TRAINING
+from broadsheet.trial.trained.arms import TRAINING
 
 SHAPE = {"texts": 6, "steps": 4, "length": 16, "batch": 2, "width": 16, "layers": 2, "heads": 2, "device": "cpu"}
 SHAPE |= {"runs": 2, "lr": 2e-3}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from broadsheet.trial.trained import TrainedTrial
+from broadsheet.trial.trained.arms import TrainedTrial
 
 
 def weights(folder: Path) -> list[bytes]:

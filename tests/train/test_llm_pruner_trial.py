@@ -12,7 +12,6 @@ import torch
 from broadsheet import models
 from broadsheet.console import InputError
 from broadsheet.models import surgery
-from broadsheet.train.trials.lab import LOSS
 from broadsheet.train.trials.llm_pruner import (
     BOTH_ORDERS,
     CUT,
@@ -27,6 +26,7 @@ from broadsheet.train.trials.llm_pruner import (
     VECTOR,
     LLMPrunerTrial,
 )
+from broadsheet.trial.trained.laboratory import LOSS
 
 TALE = "a model reads many words and says which word comes next in each of its texts"
 WORDS = TALE.split()

@@ -10,7 +10,6 @@ import torch
 
 from broadsheet.console import InputError
 from broadsheet.train.experts.routers import active_weights, loads
-from broadsheet.train.trials.lab import LOSS, PACE
 from broadsheet.train.trials.moe_survey import (
     DENSE,
     FREE,
@@ -23,6 +22,7 @@ from broadsheet.train.trials.moe_survey import (
     widened,
 )
 from broadsheet.training.scratch import Size
+from broadsheet.trial.trained.laboratory import LOSS, PACE
 
 TINY = {"texts": 6, "steps": 12, "batch": 4, "length": 32, "vocabulary": 300, "size": "0.4M", "runs": 1, "lr": 1e-2}
 TALE = "a model reads many words and says which word comes next in each of its texts"

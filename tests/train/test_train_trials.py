@@ -26,12 +26,12 @@ from broadsheet.train.trials.dataset_decomposition import GROUPED, JOINED, PACKE
 from broadsheet.train.trials.dataset_decomposition import OURS as OURS_PIECES
 from broadsheet.train.trials.dataset_decomposition import SHORT as SHORT_ROWS
 from broadsheet.train.trials.dataset_decomposition import UNIFORM as UNIFORM_PIECES
-from broadsheet.train.trials.lab import LOSS, PACE, RATES
 from broadsheet.train.trials.loss_reweighting import LINUPPER, MIXED, SHUFFLED, UNIFORM, LossReweightingTrial
 from broadsheet.train.trials.salt import OURS, PLAIN, SHORT, TIMED, SALTTrial
 from broadsheet.train.trials.token_crisis import DROPPED, FRESH, REPEATED, STAGED, STOPPED, TokenCrisisTrial
 from broadsheet.train.trials.two_texts import BOTH, NEW, OLD
 from broadsheet.training.scratch import Size
+from broadsheet.trial.trained.laboratory import LOSS, PACE, RATES
 
 TINY = {"texts": 6, "steps": 12, "batch": 4, "length": 32, "vocabulary": 300, "size": "0.4M", "runs": 1}
 TALE = "a model reads many words and says which word comes next in each of its texts"

@@ -19,7 +19,7 @@ from broadsheet.options import construct, option
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.results import Example
-from broadsheet.trial.trained import TRAINING, TrainedTrial
+from broadsheet.trial.trained.arms import TRAINING, TrainedTrial
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -608,7 +608,7 @@ class UnevenTrial(SeededTrial):
 
 
 def test_more_training_runs_are_made_where_they_decide_a_claim(capsys, monkeypatch):
-    monkeypatch.setattr("broadsheet.trial.trained.MOST_RUNS", 8)
+    monkeypatch.setattr("broadsheet.trial.trained.arms.MOST_RUNS", 8)
     trial = UnevenTrial()
     result = seeded(trial)
     told = [line for line in capsys.readouterr().err.splitlines() if "would decide an open claim" in line]
@@ -617,12 +617,12 @@ def test_more_training_runs_are_made_where_they_decide_a_claim(capsys, monkeypat
     assert [arm.runs for arm in result.arms] == [runs, runs]
     assert len(trial.trained_) == len(set(trial.trained_)) == 2 * runs, "what was trained stays"
     assert [arm.runs for arm in seeded(UnevenTrial(runs=3)).arms] == [3, 3], "a number that is given is kept"
-    monkeypatch.setattr("broadsheet.trial.trained.MOST_RUNS", 3)
+    monkeypatch.setattr("broadsheet.trial.trained.arms.MOST_RUNS", 3)
     assert [arm.runs for arm in seeded(UnevenTrial()).arms] == [3, 3], "out of reach"
 
 
 def test_a_budget_caps_training_runs_too(monkeypatch):
-    monkeypatch.setattr("broadsheet.trial.trained.MOST_RUNS", 8)
+    monkeypatch.setattr("broadsheet.trial.trained.arms.MOST_RUNS", 8)
     assert [arm.runs for arm in seeded(UnevenTrial(budget="0.001s")).arms] == [3, 3]
     with pytest.raises(InputError, match="got --budget; the number of items is fixed here"):
         seeded(UnevenTrial(budget="1h", runs=3))

@@ -9,7 +9,7 @@ Knows: logits, labels, steps, several processes. Does not know: models, data, op
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from broadsheet.training.distributed import world
 from broadsheet.training.losses import token_losses
-from broadsheet.training.objective import Objective
+from broadsheet.training.objective import NextTokens
 
 
 @dataclass
@@ -108,10 +108,8 @@ class LossMethod(TrainerCallback):
         return None
 
 
-class MethodObjective(Objective):
-    """A `LossMethod` for `fit`: rows of equal length, `{"input_ids": (length,), "labels": (length,)}`, to its loss.
-
-    A row may also be a part of a batch, (rows, length); and hold an `attention_mask` or `position_ids` for the model.
+class MethodObjective(NextTokens):
+    """A `LossMethod` for `fit`, on the rows of `NextTokens`.
 
     Args:
         watched: gives what is logged after a step, `(model, step)` to values by name.
@@ -122,13 +120,8 @@ class MethodObjective(Objective):
     """
 
     def __init__(self, method: LossMethod, watched: Any = None, paper: str = "") -> None:
-        self.method, self.watched, self.paper = method, watched, paper or getattr(method, "paper", "")
-
-    def collate(self, items: Sequence[tuple[int, Any]]) -> dict[str, Any]:
-        rows = [row for _, row in items]
-        together = torch.cat if torch.as_tensor(rows[0]["input_ids"]).ndim == 2 else torch.stack
-        batch = {name: together([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
-        return {**batch, "tokens": batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum()}
+        super().__init__(watched)
+        self.method, self.paper = method, paper or getattr(method, "paper", "")
 
     def prepare(self, model: Any) -> None:
         self.method.attach(model)
@@ -138,14 +131,13 @@ class MethodObjective(Objective):
 
     def loss(self, model: Any, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
         self.method.step = self.step
-        more = {name: batch[name] for name in ("attention_mask", "position_ids") if name in batch}
-        logits = model(batch["input_ids"], **more, use_cache=False).logits
-        found = self.method.loss(logits, batch["labels"], batch if self.method.reads_inputs else {})
+        given = batch if self.method.reads_inputs else {}
+        found = self.method.loss(self.logits(model, batch), batch["labels"], given)
         return found if isinstance(found, Tensor) else found[0] / max(1, found[1])
 
     def after_step(self, model: Any, step: int) -> Mapping[str, float]:
         self.method.after_step()
-        return self.watched(model, step) if self.watched else {}
+        return super().after_step(model, step)
 
     def get_config_dict(self) -> dict[str, Any]:
         """What tells it from others."""

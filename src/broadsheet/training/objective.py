@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from broadsheet.cache import fingerprint
+from broadsheet.training.losses import token_losses
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,42 @@ class Objective:
     def after_step(self, model: Any, step: int) -> Mapping[str, float]:
         """What is logged beside the loss after `step` optimizer steps, such as the loss on held-out rows."""
         return {}
+
+
+class NextTokens(Objective):
+    """The plain loss of a causal LM, the mean over tokens, on rows that are tokens already.
+
+    A row is `{"input_ids": (length,), "labels": (length,)}`, all of one length. It may also be a part of a batch,
+    (rows, length); and hold an `attention_mask` or `position_ids` for the model.
+
+    Args:
+        watched: gives what is logged after a step, `(model, step)` to values by name.
+
+    Example:
+        fit(model, TokenBlocks(stream, 256), NextTokens(), "runs/plain", steps=300)
+    """
+
+    def __init__(self, watched: Any = None) -> None:
+        self.watched = watched
+
+    def collate(self, items: Sequence[tuple[int, Any]]) -> dict[str, Any]:
+        rows = [row for _, row in items]
+        together = torch.cat if torch.as_tensor(rows[0]["input_ids"]).ndim == 2 else torch.stack
+        batch = {name: together([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
+        return {**batch, "tokens": batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum()}
+
+    def logits(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
+        """(batch, length, vocabulary) of a batch."""
+        more = {name: batch[name] for name in ("attention_mask", "position_ids") if name in batch}
+        made: Tensor = model(batch["input_ids"], **more, use_cache=False).logits
+        return made
+
+    def loss(self, model: Any, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
+        losses, counts = token_losses(self.logits(model, batch), batch["labels"])
+        return losses.sum() / counts.sum().clamp(min=1)
+
+    def after_step(self, model: Any, step: int) -> Mapping[str, float]:
+        return self.watched(model, step) if self.watched else {}
 
 
 def rehearsal(rows: Sequence[Any], count: int, seed: int, place: int) -> list[Any]:

@@ -38,7 +38,7 @@ from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.examples import excerpt, most_apart
 from broadsheet.trial.results import ArmResult, Curve, Example
-from broadsheet.trial.trained import TRAINING, TrainedTrial
+from broadsheet.trial.trained.arms import TRAINING, TrainedTrial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -22,7 +22,7 @@ from broadsheet.trial.claims import judge
 from broadsheet.trial.examples import excerpt, most_apart
 from broadsheet.trial.results import ArmResult, Curve, Example, TrialResult
 from broadsheet.trial.stats import Floats, Interval, interval
-from broadsheet.trial.trained import TrainedTrial
+from broadsheet.trial.trained.arms import TrainedTrial
 from broadsheet.trial.verdicts import Comparison, compare_samples
 
 METRICS = {"nDCG@10": "nDCG@10", "RR@10": "RR@10", "Recall@10": "R@10", "Recall@100": "R@100"}

@@ -25,7 +25,7 @@ from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.results import ArmResult
 from broadsheet.trial.stats import spearman
-from broadsheet.trial.trained import TrainedTrial
+from broadsheet.trial.trained.arms import TrainedTrial
 from broadsheet.trial.verdicts import Comparison
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric, Outputs
 from broadsheet.trial.examples import ending, excerpt, most_apart
 from broadsheet.trial.results import ArmResult, Example
-from broadsheet.trial.trained import TrainedTrial
+from broadsheet.trial.trained.arms import TrainedTrial
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

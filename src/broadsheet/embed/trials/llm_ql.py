@@ -17,7 +17,7 @@ from broadsheet.embed.trials.base import Count, EmbedderTrial, retrieval_task, t
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
-from broadsheet.trial.trained import TrainedTrial
+from broadsheet.trial.trained.arms import TrainedTrial
 from broadsheet.trial.verdicts import Comparison
 
 if TYPE_CHECKING:

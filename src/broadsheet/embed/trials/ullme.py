@@ -20,7 +20,7 @@ from broadsheet.embed.trials.base import EmbedderTrial, perplexity_task, retriev
 from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric, Outputs
-from broadsheet.trial.trained import TrainedTrial
+from broadsheet.trial.trained.arms import TrainedTrial
 from broadsheet.trial.verdicts import Comparison
 
 UNTRAINED, CONTRASTIVE = "mean, causal, untrained", "contrastive"

@@ -32,7 +32,7 @@ from broadsheet.hear.trials.metrics import SPEECH, HearTask
 from broadsheet.hear.trials.peers import ExternalTranscriber
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
-from broadsheet.trial.trained import TrainedTrial
+from broadsheet.trial.trained.arms import TrainedTrial
 
 STACK, MAIN, ACTIVATED, REHEARSED = "stack and linear", "SALMONN", "SALMONN, activated", "activated with rehearsal"
 SHUFFLED, ONE, COLD, SILENT, CASCADE = "shuffled audio", "one encoder", "no warm start", "text alone", "cascade"

@@ -25,7 +25,7 @@ from broadsheet.rank.list_source import ListSource
 from broadsheet.rank.trials.base import FIRST_STAGE, RerankerTrial
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Outputs
-from broadsheet.trial.trained import TrainedTrial
+from broadsheet.trial.trained.arms import TrainedTrial
 
 if TYPE_CHECKING:
     from torch import Tensor

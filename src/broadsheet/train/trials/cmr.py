@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 from broadsheet.options import option
 from broadsheet.train.cmr import CriticalMixtureRatio, Ratio
 from broadsheet.train.probes import mixture_run
-from broadsheet.train.trials.lab import LEAST, LabArm
 from broadsheet.train.trials.two_texts import NEW, OLD, TwoTextsTrial
 from broadsheet.training.mixing import Mixture
 from broadsheet.training.trainer import TrainOutput
 from broadsheet.trial.base import Claim, Outcome
 from broadsheet.trial.results import Curve
+from broadsheet.trial.trained.laboratory import LEAST, LabArm
 from broadsheet.trial.verdicts import Comparison
 
 HALF, PREDICTED, MOST, ALL = "half new text", "the predicted share", "three quarters", "new text alone"

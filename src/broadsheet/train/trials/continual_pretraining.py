@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any, ClassVar
 
 from broadsheet.train.continual_pretraining import ContinualPretraining, Infinite, Rewarmed
-from broadsheet.train.trials.lab import LEAST, LabArm
 from broadsheet.train.trials.two_texts import BOTH, NEW, OLD, TwoTextsTrial
 from broadsheet.training.mixing import Mixture
 from broadsheet.trial.base import Claim, Outcome
+from broadsheet.trial.trained.laboratory import LEAST, LabArm
 from broadsheet.trial.verdicts import Comparison
 
 LOW, WARM, LITTLE, REPLAY = "lowest rate", "warmed again", "with 5 % replay", "with 25 % replay"

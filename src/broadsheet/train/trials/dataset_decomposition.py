@@ -21,10 +21,11 @@ from broadsheet.train.dataset_decomposition import (
     average_lengths,
     power_of_two,
 )
-from broadsheet.train.trials.lab import LEAST, LOSS, PACE, LabArm, LabTrial
+from broadsheet.train.trials.lab import LabTrial
 from broadsheet.training.losses import IGNORED
 from broadsheet.training.scratch import tokens_of
 from broadsheet.trial.base import Claim, Outcome
+from broadsheet.trial.trained.laboratory import LEAST, LOSS, PACE, LabArm
 from broadsheet.trial.verdicts import Comparison
 
 JOINED, OURS, UNIFORM, SHORT = "joined and cut", "decomposed, Grow-P2", "decomposed, uniform", "joined, short"

@@ -17,9 +17,9 @@ import numpy as np
 from broadsheet import models
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
-from broadsheet.train.base import LossMethod, MethodObjective
+from broadsheet.train.base import LossMethod
 from broadsheet.train.trials.fictional import made_up, ordinary, told
-from broadsheet.train.trials.lab import LOSS_METRIC, LabTrial
+from broadsheet.train.trials.lab import LabTrial
 from broadsheet.train.unlearning.familiarity import Prompt, anchored_prompts, continuations, familiarity, rouge_l
 from broadsheet.train.unlearning.terms import TermFinder
 from broadsheet.training.fit import fit
@@ -30,6 +30,7 @@ from broadsheet.trial.base import EvalTask, Outcome
 from broadsheet.trial.engine import Metric
 from broadsheet.trial.examples import ending, excerpt
 from broadsheet.trial.results import ArmResult, Curve, Example
+from broadsheet.trial.trained.laboratory import LOSS_METRIC
 
 FAMILIARITY, UNRELATED, RELATED, VERBATIM = "familiarity", "unrelated loss", "related loss", "verbatim ROUGE-L"
 FAMILIARITY_AGAIN, UNRELATED_AGAIN = "familiarity, relearnt", "unrelated loss, relearnt"
@@ -150,7 +151,7 @@ class ForgettingTrial(LabTrial):
         return folder
 
     def further(
-        self, model: Any, rows: Any, method: LossMethod, out: Path | None, steps: int, rate: float, seed: int,
+        self, model: Any, rows: Any, method: LossMethod | None, out: Path | None, steps: int, rate: float, seed: int,
         watch: Any = None,
     ) -> TrainOutput:  # fmt: skip
         """A model trained on, at a constant rate."""
@@ -160,7 +161,7 @@ class ForgettingTrial(LabTrial):
             self.tokenizer.save_pretrained(folder)
 
         return fit(
-            model, rows, MethodObjective(method, watch), out, save=save, steps=steps, batch_size=self.batch,
+            model, rows, self.objective(method, watch), out, save=save, steps=steps, batch_size=self.batch,
             learning_rate=rate, schedule="constant", warmup=0.0, seed=seed,
         )  # fmt: skip
 

@@ -22,7 +22,6 @@ from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
 from broadsheet.train.base import LossMethod, MethodObjective
 from broadsheet.train.llm_pruner import LLMPruner, Pruned, calibration, multiply_adds, removed
-from broadsheet.train.trials.lab import LOSS, LOSS_METRIC
 from broadsheet.training.fit import fit
 from broadsheet.training.scratch import SplitTexts, TokenBlocks, apart, document_losses, joined
 from broadsheet.training.trainer import TrainOutput
@@ -30,7 +29,8 @@ from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.examples import excerpt, most_apart
 from broadsheet.trial.results import ArmResult, Example
-from broadsheet.trial.trained import TrainedTrial
+from broadsheet.trial.trained.arms import TrainedTrial
+from broadsheet.trial.trained.laboratory import LOSS, LOSS_METRIC
 from broadsheet.trial.verdicts import Comparison
 
 DENSE, TUNED = "dense", "dense, tuned"

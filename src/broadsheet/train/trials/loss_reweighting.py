@@ -12,10 +12,11 @@ from torch import Tensor
 
 from broadsheet.options import option
 from broadsheet.train.loss_reweighting import LossReweighting
-from broadsheet.train.trials.lab import LEAST, LOSS, PACE, LabArm, LabTrial
+from broadsheet.train.trials.lab import LabTrial
 from broadsheet.training.losses import sequence_losses
 from broadsheet.training.scratch import TokenBlocks, joined
 from broadsheet.trial.base import Claim, Outcome
+from broadsheet.trial.trained.laboratory import LEAST, LOSS, PACE, LabArm
 from broadsheet.trial.verdicts import Comparison
 
 UNIFORM, LINUPPER, QUADRATIC, SHUFFLED = "uniform", "LinUpper", "Quadratic", "LinUpper, shuffled"

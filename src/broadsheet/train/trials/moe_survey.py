@@ -15,9 +15,10 @@ from broadsheet.train.base import LossMethod
 from broadsheet.train.experts.routers import active_weights, loads
 from broadsheet.train.experts.routing import entropy
 from broadsheet.train.moe_survey import ExpertBalance, Upcycling, expert_distances
-from broadsheet.train.trials.lab import LEAST, LOSS, LOSS_METRIC, LabArm, LabTrial
+from broadsheet.train.trials.lab import LabTrial
 from broadsheet.trial.base import Claim, Outcome
 from broadsheet.trial.engine import Metric
+from broadsheet.trial.trained.laboratory import LEAST, LOSS, LOSS_METRIC, LabArm
 from broadsheet.trial.verdicts import Comparison
 
 DENSE, OURS, WIDER = "dense", "upcycled", "wider dense"

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 from broadsheet.options import option
 from broadsheet.train.base import LossMethod
 from broadsheet.train.salt import SALT
-from broadsheet.train.trials.lab import LEAST, LOSS, PLAIN, LabArm, LabTrial
+from broadsheet.train.trials.lab import LabTrial
 from broadsheet.training.scratch import SIZES, document_losses, size
 from broadsheet.trial.base import Claim, Outcome
+from broadsheet.trial.trained.laboratory import LEAST, LOSS, PLAIN, LabArm
 from broadsheet.trial.verdicts import Comparison
 
 OURS, WHOLE, SHORT, TIMED = "SALT", "taught throughout", "SALT, 70 % of the steps", "SALT in the plain run's time"

@@ -12,9 +12,10 @@ import torch
 from broadsheet.console import InputError
 from broadsheet.options import option
 from broadsheet.train.token_crisis import DropStage, RepetitionPlan
-from broadsheet.train.trials.lab import LEAST, LOSS, LabArm, LabTrial
+from broadsheet.train.trials.lab import LabTrial
 from broadsheet.training.scratch import TokenBlocks
 from broadsheet.trial.base import Claim, Outcome
+from broadsheet.trial.trained.laboratory import LEAST, LOSS, LabArm
 from broadsheet.trial.verdicts import Comparison
 
 REPEATED, FRESH, DROPPED, STAGED = "repeated", "fresh text", "dropout", "dropstage"

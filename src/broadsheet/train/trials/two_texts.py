@@ -15,10 +15,11 @@ import numpy as np
 from broadsheet.data import corpora
 from broadsheet.options import option
 from broadsheet.train.base import LossMethod
-from broadsheet.train.trials.lab import LOSS_METRIC, LabTrial
+from broadsheet.train.trials.lab import LabTrial
 from broadsheet.training.scratch import TokenBlocks, apart, joined, tokenizer
 from broadsheet.trial.engine import Metric
 from broadsheet.trial.examples import excerpt
+from broadsheet.trial.trained.laboratory import LOSS_METRIC
 
 NEW, OLD, BOTH = "new text", "old text", "both"
 FIRST_RATE = 3e-3  # of the first training, at its highest

@@ -18,13 +18,13 @@ from broadsheet.options import option
 from broadsheet.train.base import LossMethod
 from broadsheet.train.trials.fictional import made_up
 from broadsheet.train.trials.forgetting import AGAIN_RATE, FAMILIARITY, FAMILIARITY_AGAIN, UNRELATED, ForgettingTrial
-from broadsheet.train.trials.lab import LEAST, LabArm
 from broadsheet.train.unlearning_whp import GenericLabels, WhosHarryPotter
 from broadsheet.training.fit import write
 from broadsheet.training.scratch import TokenBlocks, joined
 from broadsheet.training.trainer import TrainOutput
 from broadsheet.trial.base import Claim, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm
+from broadsheet.trial.trained.laboratory import LEAST, LabArm
 from broadsheet.trial.verdicts import Comparison
 
 KNOWS, NEVER, TENTH = "knows the text", "never read it", "a tenth of what it knew"
