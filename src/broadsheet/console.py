@@ -60,6 +60,16 @@ def silence() -> None:
     _silent.on = True
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Have `say` and `progress` tell nothing in this thread while the block runs: what is said again is noise."""
+    was, _silent.on = getattr(_silent, "on", False), True
+    try:
+        yield
+    finally:
+        _silent.on = was
+
+
 def say(message: str) -> None:
     """Print one plain line on stderr."""
     if not getattr(_silent, "on", False):

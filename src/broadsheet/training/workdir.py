@@ -70,7 +70,7 @@ def workdir(
         lock = FileLock(f"{folder}.lock")
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(f"another broadsheet is training {target}; wait for it, or choose another out") from None
+        raise InputError(f"another broadsheet is writing {target}; wait for it, or choose another out") from None
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}; choose another out") from None
     try:

@@ -1,0 +1,199 @@
+"""What ranks read and write: a corpus in shares, shards that stand whole or not at all, statistics in two passes.
+
+Knows: ranks, JSON lines, the place of a document in its corpus. Does not know: rules, executors.
+
+A file has its final name only once it is complete and on the disk: a rank that is killed, or whose disk is full, leaves
+nothing that looks finished, and its next run begins the file anew.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from string import Template
+from typing import IO, Any, TypeVar
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from broadsheet.cache import atomic_write
+from broadsheet.console import InputError, quiet
+from broadsheet.data import corpora
+from broadsheet.data.rows import OnError
+
+PLACE = "place"  # in a document's metadata: its number in the corpus, from 0
+T = TypeVar("T")
+
+
+class CorpusReader(PipelineStep):
+    """A rank's share of a corpus by name: of `n` ranks, each reads every n-th document.
+
+    Args:
+        spec, on_error, text_field, id_field: as in `corpora.load`.
+
+    Raises:
+        InputError: as the corpus is opened and read.
+    """
+
+    type = "📖 - READER"
+    name = "corpus"
+
+    def __init__(self, spec: str, on_error: OnError = "stop", text_field: str = "text", id_field: str = "id") -> None:
+        super().__init__()
+        self.spec, self.on_error, self.text_field, self.id_field = spec, on_error, text_field, id_field
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        with quiet():  # every rank opens it
+            corpus = corpora.load(self.spec, on_error=self.on_error, text_field=self.text_field, id_field=self.id_field)
+        read = 0
+        for place, document in enumerate(corpus):
+            if place % world_size == rank:
+                read += 1
+                yield Document(document.text, document.id, metadata={**document.metadata, PLACE: place})
+        self.stat_update("documents", value=read)
+        if rank == 0:  # every rank sees all bad rows
+            for reason, count in corpus.skipped.items():
+                self.stat_update(f"unreadable_{reason}", value=count)
+
+
+class ShardReader(PipelineStep):
+    """What a `ShardWriter` wrote: each rank reads the shard of its own number.
+
+    Args:
+        folder: the writer's; with a name of a file as its `name`.
+    """
+
+    type = "📖 - READER"
+    name = "shards"
+
+    def __init__(self, folder: str | Path, name: str = "${rank}.jsonl") -> None:
+        super().__init__()
+        self.folder, self.file = Path(folder), name
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        path = self.folder / Template(self.file).substitute(rank=f"{rank:05d}")
+        if path.exists():
+            yield from _documents(path)
+
+
+class ShardWriter(PipelineStep):
+    """Documents as JSON lines `{"text", "id", "metadata"}`, a file a rank, and pass them on.
+
+    Args:
+        folder: where the files will stand.
+        name: of a file; `${rank}`, and fields of the metadata.
+    """
+
+    type = "💽 - WRITER"
+    name = "shards"
+
+    def __init__(self, folder: str | Path, name: str = "${rank}.jsonl") -> None:
+        super().__init__()
+        self.folder, self.file = Path(folder), name
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        template, number = Template(self.file), f"{rank:05d}"
+        files: dict[str, IO[str]] = {}
+        with ExitStack() as stack:
+            if set(template.get_identifiers()) == {"rank"}:  # known beforehand: an empty shard is a shard
+                path = self.folder / template.substitute(rank=number)
+                files[path.name] = stack.enter_context(atomic_write(path))
+            for document in data:
+                name = template.substitute(document.metadata, rank=number)
+                if name not in files:
+                    files[name] = stack.enter_context(atomic_write(self.folder / name))
+                files[name].write(line(document))
+                self.stat_update("documents")
+                yield document
+
+
+def line(document: Document) -> str:
+    """A document as a line of a shard."""
+    return json.dumps({"text": document.text, "id": document.id, "metadata": document.metadata}) + "\n"
+
+
+def _documents(path: Path) -> Iterator[Document]:
+    with path.open(encoding="utf-8") as file:
+        for row in file:
+            yield Document(**json.loads(row))
+
+
+def in_order(folder: Path) -> Iterator[Document]:
+    """The documents of all shards in a folder, in the order of their corpus: the same however many ranks wrote them."""
+    shards = [_documents(path) for path in sorted(folder.glob("*.jsonl"))]
+    return heapq.merge(*shards, key=lambda document: document.metadata[PLACE])
+
+
+class Examples:
+    """What a step did to which documents, and the first few of each reason: for a filter's `exclusion_writer`.
+
+    Writes `<rank>.jsonl`, a line `{"id", "reason"}` for each document, and with the first of them an excerpt.
+
+    Args:
+        folder: of this step alone.
+        each: excerpts of a reason, for each rank.
+        characters: of an excerpt.
+    """
+
+    def __init__(self, folder: str | Path, each: int = 3, characters: int = 400) -> None:
+        self.folder, self.each, self.characters = Path(folder), each, characters
+        self._rows: list[str] = []
+        self._seen: dict[str, int] = {}
+        self._rank = 0
+
+    def __enter__(self) -> Examples:
+        self._rows, self._seen = [], {}
+        return self
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        if kind is None and self._rows:
+            with atomic_write(self.folder / f"{self._rank:05d}.jsonl") as file:
+                file.writelines(self._rows)
+
+    def write(self, document: Document, rank: int = 0) -> None:
+        """Note a document, whose `metadata["filter_reason"]` says what happened to it."""
+        reason, self._rank = document.metadata.get("filter_reason", "dropped"), rank
+        told: dict[str, Any] = {"id": document.id, "reason": reason}
+        seen = self._seen[reason] = self._seen.get(reason, 0) + 1
+        if seen <= self.each:
+            told["excerpt"] = document.text[: self.characters]
+        self._rows.append(json.dumps(told) + "\n")
+
+
+# Statistics in two passes: each rank writes its own, then they are merged.
+
+
+def write_part(folder: str | Path, rank: int, value: Any) -> None:
+    """A rank's statistics, JSON values, as `<folder>/<rank>.json`."""
+    with atomic_write(Path(folder) / f"{rank:05d}.json") as file:
+        json.dump(value, file)
+
+
+def parts(folder: str | Path, ranks: int) -> list[Any]:
+    """What all ranks wrote, in their order.
+
+    Raises:
+        InputError: one is missing or damaged; nothing is guessed.
+    """
+    found = []
+    for rank in range(ranks):
+        path = Path(folder) / f"{rank:05d}.json"
+        try:
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            raise InputError(f"{path} is missing or damaged: run rank {rank} of {ranks} again") from None
+    return found
+
+
+def once(path: Path, make: Callable[[], T]) -> T:
+    """A JSON value that is made once and then read: what lies between two passes, through kills."""
+    if not path.exists():
+        value = make()
+        with atomic_write(path) as file:
+            json.dump(value, file)
+        return value
+    made: T = json.loads(path.read_text(encoding="utf-8"))
+    return made

@@ -1,0 +1,146 @@
+"""The recipe of this stage: a corpus to a folder of the documents that stay, with what became of each, and why.
+
+Knows: passes over ranks, the folder's files. Does not know: any rule.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from broadsheet.apply.base import Build, Source
+from broadsheet.apply.corpus import Summary
+from broadsheet.cache import atomic_write, fingerprint
+from broadsheet.console import InputError, say
+from broadsheet.options import option
+from broadsheet.training.workdir import workdir
+
+if TYPE_CHECKING:
+    from datatrove.data import Document
+
+    from broadsheet.curate.running import StepCounts
+
+COUNTS, DOCUMENTS, REASONS, REPORT = "counts.json", "documents.jsonl", "reasons.jsonl", "report.html"
+
+
+@dataclass
+class Passes:
+    """The passes of a recipe over its ranks, one after another; what each step did is kept.
+
+    Args:
+        folder: to work in.
+        tasks, workers: ranks, and processes at once.
+    """
+
+    folder: Path
+    tasks: int
+    workers: int
+    counts: list[StepCounts] = field(default_factory=list)
+
+    def run(self, name: str, steps: Sequence[Any]) -> None:
+        """Run steps over all ranks, or what is missing of them."""
+        from broadsheet.curate.running import Ranks
+
+        ranks = Ranks(list(steps), self.folder / "passes" / name, self.tasks, self.workers, name)
+        ranks.run()
+        self.counts += ranks.counts()
+
+    def reasons(self) -> Iterator[str]:
+        """A line for each document that a step dropped or changed: its id, the pass, and why."""
+        for path in sorted((self.folder / "passes").glob("*/examples/*/*.jsonl")):
+            with path.open(encoding="utf-8") as file:
+                for row in map(json.loads, file):
+                    yield json.dumps({"id": row["id"], "pass": path.parts[-4], "reason": row["reason"]}) + "\n"
+
+
+@dataclass
+class CurateRecipe(Build):
+    """A corpus to a folder: `documents.jsonl`, `reasons.jsonl`, `counts.json` and `report.html`. Give `curate`.
+
+    What it writes is the same, byte for byte, whatever the number of ranks and processes, and after any kill.
+    """
+
+    lacks: ClassVar[tuple[str, ...]] = ("model", "seed", "device", "dtype", "method")
+
+    workers: int = option(1, "Processes at once.", least=1)
+    tasks: int | None = option(None, "Parts that the corpus is read in; by default as many as --workers.", least=1)
+
+    @abstractmethod
+    def curate(self, source: Source, passes: Passes) -> Path | Iterator[Document]:
+        """Run the passes.
+
+        Returns:
+            The folder of the shards that hold what stays; or the documents, where they have an order of their own.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """All that the result depends on besides the corpus, as JSON values: the options."""
+        shared = ("workers", "tasks", *self.lacks)
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in shared}
+
+    def title(self) -> str:
+        """Of the report."""
+        return type(self).__name__.removesuffix("Recipe")
+
+    def build(self, corpus: Any, out: Path, force: bool) -> Summary:
+        raise NotImplementedError  # a rank opens the corpus itself
+
+    def apply(self, source: Source, out: Path, force: bool) -> Summary:
+        from broadsheet.curate.files import in_order
+        from broadsheet.curate.report import page
+
+        corpus, started = source.corpus(), time.perf_counter()
+        tasks = self.tasks or self.workers
+        config = {
+            "recipe": self.paper or type(self).__name__,
+            "settings": self.settings(),
+            "rows": fingerprint(corpus.identity()),
+            "tasks": tasks,
+        }
+        with workdir(out, config, finished=COUNTS, force=force, kind="corpus") as work:
+            passes = Passes(work, tasks, self.workers)
+            found = self.curate(source, passes)
+            made = work / "result"
+            made.mkdir(exist_ok=True)
+            written = 0
+            with atomic_write(made / DOCUMENTS) as file:
+                for document in in_order(found) if isinstance(found, Path) else found:
+                    file.write(_row(document))
+                    written += 1
+            if not written:
+                raise InputError(f"nothing is left of {source.spec}: {_why(passes.counts)}; loosen what drops most")
+            with atomic_write(made / REASONS) as file:
+                file.writelines(sorted(passes.reasons()))
+            with atomic_write(made / REPORT) as file:
+                file.write(page(self.title(), source.spec, written, passes.counts))
+            with atomic_write(made / COUNTS) as file:
+                told = [{k: v for k, v in each.as_json().items() if k != "seconds"} for each in passes.counts]
+                json.dump({"documents": written, "settings": self.settings(), "steps": told}, file, indent=1)
+            if out.exists():
+                shutil.rmtree(out)
+            made.rename(out)
+            shutil.rmtree(work)
+        seconds = time.perf_counter() - started
+        say(f"{out}: {written:,} documents stay, {seconds:,.1f} s; why the others went: {out / REPORT}")
+        return Summary(out, written, 0, seconds, True)
+
+
+def _row(document: Document) -> str:
+    from broadsheet.curate.files import PLACE
+
+    metadata = {name: value for name, value in document.metadata.items() if name != PLACE}
+    return json.dumps({"id": document.id, "text": document.text, **metadata}, ensure_ascii=False) + "\n"
+
+
+def _why(counts: Sequence[StepCounts]) -> str:
+    """The reasons for which most documents were dropped."""
+    found = [(n, reason, each.name) for each in counts for reason, n in each.by_reason("dropped").items()]
+    if not found:
+        return "it holds no documents"
+    return ", ".join(f"{n:,} dropped as {reason} ({name})" for n, reason, name in sorted(found, reverse=True)[:3])

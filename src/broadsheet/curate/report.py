@@ -1,0 +1,27 @@
+"""What became of a corpus, as one HTML page: how many documents each step dropped or changed, why, and which.
+
+Knows: counts, reasons, excerpts. Does not know: any rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from broadsheet.curate.running import StepCounts
+from broadsheet.report.html import template
+
+
+def page(title: str, source: str, kept: int, counts: Sequence[StepCounts]) -> str:
+    """The page; it loads nothing.
+
+    Args:
+        title: what curated the corpus.
+        source: the corpus, as it was named.
+        kept: documents that stay.
+        counts: of all steps, in their order.
+    """
+    read = next((int(each.totals["documents"]) for each in counts if "documents" in each.totals), 0)
+    steps = [
+        each for each in counts if each.by_reason("dropped") or each.by_reason("changed") or each.totals.get("total")
+    ]
+    return template("curation.html.jinja").render(title=title, source=source, kept=kept, read=read, steps=steps)
