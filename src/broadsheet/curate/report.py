@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from broadsheet.curate.running import StepCounts
-from broadsheet.report.html import template
 
 
 def page(title: str, source: str, kept: int, counts: Sequence[StepCounts]) -> str:
@@ -24,4 +25,9 @@ def page(title: str, source: str, kept: int, counts: Sequence[StepCounts]) -> st
     steps = [
         each for each in counts if each.by_reason("dropped") or each.by_reason("changed") or each.totals.get("total")
     ]
-    return template("curation.html.jinja").render(title=title, source=source, kept=kept, read=read, steps=steps)
+    pages = Environment(
+        loader=PackageLoader("broadsheet.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return pages.get_template("curation.html.jinja").render(
+        title=title, source=source, kept=kept, read=read, steps=steps
+    )

@@ -215,7 +215,7 @@ def index(folder: Path) -> str:
         if path.with_suffix(".html").is_file():
             found.append((result, TrialAnswer(result), path.with_suffix(".html").name))
     found.sort(key=lambda each: str(each[0].provenance.get("date", "")), reverse=True)
-    return template("index.html.jinja").render(trials=found, marks=CLAIM_MARKS)
+    return _template("index.html.jinja").render(trials=found, marks=CLAIM_MARKS)
 
 
 def html(result: TrialResult) -> str:
@@ -223,7 +223,7 @@ def html(result: TrialResult) -> str:
 
     The title links to arXiv if `result.paper` is on the page of papers (a stage's trial is not).
     """
-    return template("report.html.jinja").render(
+    return _template("report.html.jinja").render(
         result=result,
         view=View(result),
         answer=TrialAnswer(result),
@@ -236,8 +236,7 @@ def html(result: TrialResult) -> str:
     )
 
 
-def template(name: str) -> Any:
-    """A template of this package by name; what it does not define is an error."""
+def _template(name: str) -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = PackageLoader("broadsheet.report")

@@ -1,0 +1,1 @@
+"""How the papers of this stage are tried."""
