@@ -139,6 +139,8 @@ class FineWeb2:
     def thresholds(self, statistics: Mapping[str, Statistics], english: Statistics) -> dict[str, LanguageThresholds]:
         """The thresholds of each language that has documents enough; English's own stay as they are.
 
+        A measure in which all English documents are alike gives no scale: its threshold stays English's too.
+
         Args:
             statistics: by language, of its reference.
             english: of English, by the same words.
@@ -170,6 +172,8 @@ class FineWeb2:
                 else self.repetition
             )
             reference, target = (Distribution.counted(each["measures"][name]) for each in (english, told))
+            if method == "MeanStd" and not reference.std:
+                method = "English"  # such as repetition, where there is none
             values[name] = max(0.0, adapt(method, reference, target, threshold, least))
         return LanguageThresholds(values, stop_words(told["words"]), told["documents"])
 

@@ -21,7 +21,7 @@ LEAST_STOP_WORDS = 8
 
 
 def stop_words(counts: Mapping[str, int], share: float = STOP_SHARE, least: int = LEAST_STOP_WORDS) -> list[str]:
-    """The words that are at least that share of a language's text each; the `least` most frequent, where these are fewer.
+    """The words that are at least that share of a text each; the `least` most frequent, where these are fewer.
 
     Numbers and signs are no words here.
     """
