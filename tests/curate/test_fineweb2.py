@@ -181,7 +181,10 @@ def statistics(length: float, n: int = 200) -> dict[str, object]:
     drawn = random.Random(length)
     texts = []
     for _ in range(n):
-        lines = [" ".join("x" * max(1, round(drawn.gauss(length, 1))) for _ in range(12)) for _ in range(20)]
+        sizes = [max(1, round(drawn.gauss(length, 1))) for _ in range(240)]
+        words = ["".join(drawn.choices("abcdefgh", k=size)) for size in sizes]
+        words[:60] = drawn.choices(words[:20], k=60)  # some come again
+        lines = [" ".join(words[i : i + 12]) for i in range(0, 240, 12)]
         texts.append("\n".join(line + "." * (drawn.random() < 0.2 + 0.3 * drawn.random()) for line in lines))
     return counted(("any", text) for text in texts)["any"]
 
@@ -197,6 +200,28 @@ def test_thresholds_follow_the_language():
     same = method.thresholds({"xx": english}, english)["xx"]
     for name in ("min_avg_word_length", "alpha_words", "dup_line", "top_2", "dup_5"):
         assert same.values[name] == pytest.approx(ENGLISH[name][0], abs=1e-3)
+
+
+def test_only_text_of_one_kind_is_compared():
+    """What repeats is carried over within the corpus, or within the reference; never from one to the other."""
+    english, target, own, own_english = statistics(5), statistics(8), statistics(7), statistics(6)
+    method = FineWeb2(repetition="MeanStd")
+
+    def top(**more):
+        return method.thresholds({"xx": target}, english, **more)["xx"].values["top_2"]
+
+    within, reference = top(own={"xx": own}, own_english=own_english), top()
+    assert within == pytest.approx(method.thresholds({"xx": own}, own_english)["xx"].values["top_2"])
+    assert within != pytest.approx(reference)
+    assert top(own={"xx": own}, own_english=statistics(6, 3)) == reference
+    assert top(own={"xx": statistics(7, 3)}, own_english=own_english) == reference
+    assert top(own={}, own_english=own_english) == reference
+
+
+def test_a_threshold_that_most_of_english_fails_is_not_carried_over():
+    repeating = counted(("en", "again and again and again and again. " * 9 + str(i)) for i in range(60))["en"]
+    found = FineWeb2().thresholds({"xx": statistics(8)}, repeating)["xx"]
+    assert found.values["dup_5"] == ENGLISH["dup_5"][0]
 
 
 def test_too_little_english_is_refused_with_the_number_needed():
@@ -512,8 +537,10 @@ def test_what_cannot_be_done_is_said_in_a_line_and_nothing_is_written(corpus, en
     out = tmp_path / "out"
     with pytest.raises(InputError, match=r"nl: 0 documents, .* expected 50 or more: name others by --reference"):
         FineWeb2Recipe(languages="de,nl").run(Source(str(corpus)), out)
-    with pytest.raises(InputError, match=r"nothing is left of .*: \d+ dropped as too_few_of_the_language"):
-        FineWeb2Recipe(method="fineweb2(least=75)", english=english).run(Source(str(corpus)), tmp_path / "none")
+    blank = tmp_path / "blank.jsonl"
+    blank.write_text('{"text": " "}\n' * 3)
+    with pytest.raises(InputError, match=r"nothing is left of .*: 3 dropped as empty \(text at all\); loosen"):
+        FineWeb2Recipe(english=english).run(Source(str(blank)), tmp_path / "none")
     with pytest.raises(InputError, match="is no fastText model"):
         FineWeb2Recipe(lid=str(corpus)).run(Source(str(corpus)), tmp_path / "model")
     with pytest.raises(InputError, match="is not there; expected a fastText model"):

@@ -26,6 +26,7 @@ from broadsheet.curate.lid import DEFAULT, Languages
 from broadsheet.curate.words import WORDS
 
 ENGLISH_STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # Gopher's
+NOTHING: Mapping[str, Any] = {"documents": 0}
 Statistics = Mapping[str, Any]  # of a language: what `measures.count` adds up
 
 
@@ -136,14 +137,23 @@ class FineWeb2:
         """
         return {name: confidence(Distribution.counted(each), self.low, self.high) for name, each in scores.items()}
 
-    def thresholds(self, statistics: Mapping[str, Statistics], english: Statistics) -> dict[str, LanguageThresholds]:
+    def thresholds(
+        self,
+        statistics: Mapping[str, Statistics],
+        english: Statistics,
+        own: Mapping[str, Statistics] | None = None,
+        own_english: Statistics | None = None,
+    ) -> dict[str, LanguageThresholds]:
         """The thresholds of each language that has documents enough; English's own stay as they are.
 
-        A measure in which all English documents are alike gives no scale: its threshold stays English's too.
+        A measure gives no scale where all English documents are alike in it, or where most of them lie beyond English's
+        own threshold: it then is not carried over.
 
         Args:
-            statistics: by language, of its reference.
-            english: of English, by the same words.
+            statistics: by language, of its reference: text like Wikipedia.
+            english: of English, of such text too.
+            own, own_english: of the corpus itself, for what repeats (§3.4). Where English or the language has too few
+                documents there, those of the reference, of both: only text of one kind can be compared.
 
         Raises:
             InputError: English has too few documents; how many are needed is said.
@@ -158,24 +168,28 @@ class FineWeb2:
             if language in ("en", "eng"):
                 found[language] = UNADAPTED
             elif told["documents"] >= self.least:
-                found[language] = self._adapted(told, english)
+                repeated, repeated_english = (own or {}).get(language, NOTHING), own_english or NOTHING
+                if min(repeated["documents"], repeated_english["documents"]) < self.least:
+                    repeated, repeated_english = told, english
+                found[language] = self._adapted((told, repeated), (english, repeated_english))
         return found
 
-    def _adapted(self, told: Statistics, english: Statistics) -> LanguageThresholds:
+    def _adapted(
+        self, told: tuple[Statistics, Statistics], english: tuple[Statistics, Statistics]
+    ) -> LanguageThresholds:
+        """Of the statistics of the reference, and of the corpus, of the language and of English."""
         values = {}
         for name, (threshold, least) in ENGLISH.items():
-            method = (
-                self.quality
-                if name in ("line_punct", "new_line")
-                else self.gopher
-                if name in ("min_avg_word_length", "max_avg_word_length", "alpha_words")
-                else self.repetition
-            )
-            reference, target = (Distribution.counted(each["measures"][name]) for each in (english, told))
-            if method == "MeanStd" and not reference.std:
-                method = "English"  # such as repetition, where there is none
+            method, source = self.repetition, 1
+            if name in ("line_punct", "new_line"):
+                method, source = self.quality, 0
+            elif name in ("min_avg_word_length", "max_avg_word_length", "alpha_words"):
+                method, source = self.gopher, 0
+            reference, target = (Distribution.counted(each[source]["measures"][name]) for each in (english, told))
+            if method == "MeanStd" and (not reference.std or (threshold < reference.mean) is not least):
+                method = "English"
             values[name] = max(0.0, adapt(method, reference, target, threshold, least))
-        return LanguageThresholds(values, stop_words(told["words"]), told["documents"])
+        return LanguageThresholds(values, stop_words(told[0]["words"]), told[0]["documents"])
 
     def word_lists(self, statistics: Mapping[str, Statistics]) -> dict[str, list[str]]:
         """The list of each language that has documents enough; words are counted over all languages."""

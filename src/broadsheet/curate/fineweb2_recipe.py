@@ -28,8 +28,9 @@ Statistics = dict[str, dict[str, Any]]
 class FineWeb2Recipe(CurateRecipe):
     """Language identification, duplicates, filters with each language's own thresholds; and, if asked, repetition.
 
-    Thresholds come from the corpus itself after duplicates are gone, or from `--reference`, documents with a field
-    `language`. English's place in its own text is told by `--english`, where the corpus has too little of it.
+    Thresholds on lines and words come from `--reference`, documents with a field `language`, such as Wikipedia's; those
+    on what repeats from the corpus itself, after duplicates are gone; without a reference all do. English's place in
+    its own text is told by `--english`, where there is too little of it.
     """
 
     paper: ClassVar[str] = "fineweb2"
@@ -48,6 +49,7 @@ class FineWeb2Recipe(CurateRecipe):
     def curate(self, source: Source, passes: Passes) -> Path | Iterator[Document]:
         from broadsheet.curate.files import in_order, once, parts
         from broadsheet.curate.fineweb2 import FineWeb2, LanguageThresholds
+        from broadsheet.curate.languages.measures import merged
         from broadsheet.curate.languages.rehydration import json_weights
 
         method = self.configured(FineWeb2)
@@ -57,10 +59,11 @@ class FineWeb2Recipe(CurateRecipe):
         scores = once(work / "scores.json", lambda: _added(parts(work / "scores", tasks)))
         asked = self._asked(scores, method)
         self._deduplicate(passes, {name: least for name, least in method.confidence(scores).items() if name in asked})
-        told: Statistics = once(work / "statistics.json", lambda: self._statistics(work, tasks))
+        own: Statistics = once(work / "statistics.json", lambda: merged(parts(work / "statistics", tasks)))
+        told: Statistics = once(work / "reference.json", self._reference) if self.reference else own
         made = once(
             work / "thresholds.json",
-            lambda: {name: asdict(each) for name, each in self._thresholds(method, told).items()},
+            lambda: {name: asdict(each) for name, each in self._thresholds(method, told, own).items()},
         )
         thresholds = {name: LanguageThresholds(**each) for name, each in made.items()}
         self._filter(passes, method, thresholds, told)
@@ -128,25 +131,22 @@ class FineWeb2Recipe(CurateRecipe):
         statistics = LanguageStatistics(work / "statistics")
         passes.run("3 duplicates", [ShardReader(work / "sure"), unique, statistics, ShardWriter(work / "unique")])
 
-    def _statistics(self, work: Path, tasks: int) -> Statistics:
-        """Of each language: of the reference, or of the corpus without its duplicates."""
-        from broadsheet.curate.files import parts
-        from broadsheet.curate.languages.measures import counted, merged
-        from broadsheet.data import corpora
-
-        if self.reference is None:
-            return merged(parts(work / "statistics", tasks))
-        rows = ((each.metadata.get("language"), each.text) for each in corpora.load(self.reference))
-        return counted((str(language).partition("-")[0], text) for language, text in rows if language)
-
-    def _thresholds(self, method: FineWeb2, told: Statistics) -> dict[str, LanguageThresholds]:
+    def _reference(self) -> Statistics:
+        """Of each language of the reference."""
         from broadsheet.curate.languages.measures import counted
         from broadsheet.data import corpora
 
-        english = told.get("en", told.get("eng", {"documents": 0}))
+        rows = ((each.metadata.get("language"), each.text) for each in corpora.load(str(self.reference)))
+        return counted((str(language), text) for language, text in rows if language)
+
+    def _thresholds(self, method: FineWeb2, told: Statistics, own: Statistics) -> dict[str, LanguageThresholds]:
+        from broadsheet.curate.languages.measures import counted
+        from broadsheet.data import corpora
+
+        english, own_english = (each.get("en", each.get("eng", {"documents": 0})) for each in (told, own))
         if english["documents"] < method.least:
             english = counted(("en", document.text) for document in corpora.load(self.english))["en"]
-        return method.thresholds(told, english)
+        return method.thresholds(told, english, own, own_english)
 
     def _filter(
         self, passes: Passes, method: FineWeb2, thresholds: Mapping[str, LanguageThresholds], told: Statistics
