@@ -22,7 +22,7 @@ from broadsheet.curate.minhash import NearDuplicates
 from broadsheet.curate.recipe import COUNTS, DOCUMENTS, REASONS
 from broadsheet.methods import call_of
 from broadsheet.options import option
-from broadsheet.training.scratch import SplitTexts, TokenBlocks, apart, joined, tokenizer
+from broadsheet.training.scratch import SIZES, SplitTexts, TokenBlocks, apart, joined, tokenizer
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.trained.laboratory import LEAST, LOSS, LabArm, Laboratory
@@ -63,7 +63,7 @@ class FineWeb2Trial(Laboratory):
     languages: int = option(12, "Languages, those with most pages; English aside.", quick=3, least=2)
     junk: int = option(1, "Junk documents for each page.", least=1)
     texts: int = option(180, "Held-out documents.", quick=18, least=3)
-    size: str = option("0.4M", "Of the model, in weights.", choices=("0.4M", "1M", "3M", "10M"))
+    size: str = option("0.4M", "Of the model, in weights.", choices=tuple(SIZES))
 
     def question(self) -> str:
         return (
@@ -87,11 +87,11 @@ class FineWeb2Trial(Laboratory):
         ranked = sorted((name for name in pages if name != "en"), key=lambda name: (-len(pages[name]), name))
         self._chosen = ranked[: self.languages]
         least = 12 if self.quick else 40
-        if len(self._chosen) < 2 or len(pages[self._chosen[-1]]) < least:
+        enough = [name for name in self._chosen if len(pages[name]) >= least]
+        if len(enough) < self.languages:
             raise InputError(
-                f"got {len(ranked)} languages besides English in {self.data}, of which the {self.languages} with most "
-                f"have {min((len(pages[name]) for name in self._chosen), default=0)} pages or more; expected 2 or more "
-                f"of {least} pages each, such as resource:handbook"
+                f"got {len(enough)} languages besides English with {least} pages or more of 500 characters in "
+                f"{self.data}; expected {self.languages}: fewer --languages, or other data, such as resource:handbook"
             )
         each = max(1, self.texts // self.languages)
         split = {name: apart(pages[name], each, _TUNING, self.seed) for name in self._chosen}
@@ -116,7 +116,8 @@ class FineWeb2Trial(Laboratory):
             for number, text in enumerate(some):
                 source = f"{language}-{number}"
                 found.append(Page(source, language, text, True, source))
-                for i, kind in enumerate(drawn.sample(JUNK, self.junk)):
+                kinds = JUNK if " " in text[:200] else tuple(kind for kind in JUNK if kind != "glued words")
+                for i, kind in enumerate(drawn.sample(kinds, min(self.junk, len(kinds)))):
                     found.append(Page(f"{source}-{i}", language, junk(text, kind, drawn), False, source, kind))
         drawn.shuffle(found)
         return found
@@ -232,13 +233,18 @@ def junk(text: str, kind: str, drawn: random.Random) -> str:
         case "a list":  # of beginnings, as menus are
             return "\n".join(line[: max(2, len(line) // 12)].rstrip(".。!?؟:") for line in lines)
         case "signs":
-            return "\n".join(" ".join(each for word in line.split() for each in (word, "#")) for line in lines)
-        case "glued words":
+            return "\n".join(" ".join(each for word in _pieces(line) for each in (word, "#")) for line in lines)
+        case "glued words":  # of a script with spaces
             return "\n".join(_glued(line.split() or [line]) for line in lines)
         case "near copy":
             end = drawn.choice(lines)[:40]
             return f"{text}\n{end}"
     raise ValueError(kind)
+
+
+def _pieces(line: str) -> list[str]:
+    """Words, or letters where a script has no spaces."""
+    return line.split() if " " in line else list(line)
 
 
 def _glued(words: Sequence[str]) -> str:
