@@ -101,10 +101,9 @@ class FineWeb2:
         most: how often a document is repeated at most (§3.5).
 
     Example:
-        >>> from collections import Counter
-        >>> method = FineWeb2(least=1)
-        >>> scores = Counter({"0.9500": 90, "0.4000": 10})
-        >>> round(method.confidence({"fr": scores})["fr"], 3)
+        >>> from broadsheet.curate import FineWeb2
+        >>> scores = {"fr": {"0.9500": 90, "0.4000": 10}}  # documents by score
+        >>> round(FineWeb2().confidence(scores)["fr"], 3)
         0.785
 
     Source: arXiv:2506.20920, §3; authors' code huggingface/fineweb-2.
