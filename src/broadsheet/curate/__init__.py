@@ -10,7 +10,12 @@ _exports = Exports(
     {
         "base": ("Step",),
         "files": ("CorpusReader", "ShardReader", "ShardWriter", "Examples"),
-        "minhash": ("FirstOfCluster", "Signatures"),
+        "fineweb2": ("AdaptedFilters", "Confident", "Finish", "Identify", "LanguageThresholds"),
+        "languages.rehydration": ("Rehydrate",),
+        "languages.wordlists": ("PrecisionFilter",),
+        "lid": ("Languages",),
+        "minhash": ("FirstOfCluster", "NearDuplicates", "Signatures"),
+        "readable": ("Readable",),
         "running": ("Ranks",),
         "words": ("Words",),
     },

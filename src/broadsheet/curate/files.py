@@ -136,10 +136,11 @@ class Examples:
         folder: of this step alone.
         each: excerpts of a reason, for each rank.
         characters: of an excerpt.
+        reason: of a step that gives none.
     """
 
-    def __init__(self, folder: str | Path, each: int = 3, characters: int = 400) -> None:
-        self.folder, self.each, self.characters = Path(folder), each, characters
+    def __init__(self, folder: str | Path, each: int = 3, characters: int = 400, reason: str = "dropped") -> None:
+        self.folder, self.each, self.characters, self.reason = Path(folder), each, characters, reason
         self._rows: list[str] = []
         self._seen: dict[str, int] = {}
         self._rank = 0
@@ -155,7 +156,7 @@ class Examples:
 
     def write(self, document: Document, rank: int = 0) -> None:
         """Note a document, whose `metadata["filter_reason"]` says what happened to it."""
-        reason, self._rank = document.metadata.get("filter_reason", "dropped"), rank
+        reason, self._rank = document.metadata.get("filter_reason", self.reason), rank
         told: dict[str, Any] = {"id": document.id, "reason": reason}
         seen = self._seen[reason] = self._seen.get(reason, 0) + 1
         if seen <= self.each:

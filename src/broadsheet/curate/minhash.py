@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain, count
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,12 @@ from typing import Any
 import numpy as np
 import xxhash
 from datatrove.data import Document
-from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupCluster, MinhashDedupSignature
+from datatrove.pipeline.dedup.minhash import (
+    MinhashConfig,
+    MinhashDedupCluster,
+    MinhashDedupFilter,
+    MinhashDedupSignature,
+)
 from datatrove.utils.binaryio import read_tuples_from_file
 from datatrove.utils.hashing import HashConfig, create_hash_func
 from datatrove.utils.text import NUMBERS_PATTERN, PUNCTUATION_TRANS, TextNormConfig, simplify_text
@@ -72,12 +77,20 @@ class Signatures(MinhashDedupSignature):
             in their corpus, where they have them.
         config: datatrove's; 14 buckets of 8 hashes of 5 words each by default.
         language: a tokenizer, or a language whose own one datatrove takes.
+        within: a field of the metadata; documents that differ in it are never alike. The bytes are then ours alone.
     """
 
     name = "MinHash signatures"
 
-    def __init__(self, output_folder: str | Path, config: MinhashConfig | None = None, language: Any = WORDS) -> None:
+    def __init__(
+        self,
+        output_folder: str | Path,
+        config: MinhashConfig | None = None,
+        language: Any = WORDS,
+        within: str | None = None,
+    ) -> None:
         super().__init__(str(output_folder), config, language)
+        self.within = within
         self.folder = Path(output_folder)
         usual = self.config.hash_config == HashConfig()
         self._digest = xxhash.xxh64_intdigest if usual else create_hash_func(self.config.hash_config, bytes)
@@ -105,13 +118,20 @@ class Signatures(MinhashDedupSignature):
         pieces = [joined[begin + i : end + i + n - 1] for i, begin, end in slices]
         return [*map(self._digest, pieces)]
 
-    def signatures(self, texts: Iterable[str]) -> tuple[Hashes, list[int]]:
-        """Signatures of the texts that have shingles, (texts, hashes), and which texts these are."""
+    def signatures(self, texts: Iterable[str], within: Sequence[str] = ()) -> tuple[Hashes, list[int]]:
+        """Signatures of the texts that have shingles, (texts, hashes), and which texts these are.
+
+        Args:
+            within: a name for each text; those under different names are not alike.
+        """
         rows = [(number, found) for number, found in enumerate(map(self._shingles, texts)) if found]
         if not rows:
             return np.zeros((0, self.num_hashes), np.uint64), []
         starts = np.cumsum([0, *(len(found) for _, found in rows)])[:-1]
         shingles = np.fromiter(chain.from_iterable(found for _, found in rows), np.uint64)
+        if within:
+            salts = np.array([xxhash.xxh64_intdigest(within[number]) for number, _ in rows], np.uint64)
+            shingles ^= np.repeat(salts, [len(found) for _, found in rows])
         signature = np.empty((self.num_hashes, len(rows)), np.uint64)
         product, high = np.empty_like(shingles), np.empty_like(shingles)
         factors, terms = (each[0] for each in self.parameters)
@@ -140,7 +160,8 @@ class Signatures(MinhashDedupSignature):
             begin = 0
             for batch in batches(data, _BATCH):
                 with self.track_time("batch"):
-                    found, numbers = self.signatures(document.text for document in batch)
+                    names = [str(document.metadata[self.within]) for document in batch] if self.within else []
+                    found, numbers = self.signatures((document.text for document in batch), names)
                     for number, file in enumerate(files):
                         some = np.empty(len(found), record)
                         some["hashes"] = found[:, number * per : (number + 1) * per]
@@ -252,6 +273,17 @@ class FirstOfCluster(MinhashDedupCluster):
     def _write(self, rank: int, kind: str, rows: NDArray[np.int64]) -> None:
         with atomic_write(self.target / f"{rank:06d}.{kind}", "wb") as file:
             file.write(rows.astype("<u4").tobytes())
+
+
+class NearDuplicates(MinhashDedupFilter):
+    """datatrove's fourth pass, which says why it drops: a `near_duplicate` of a document that stays."""
+
+    name = "near duplicates"
+    reason = "near_duplicate"
+
+    def stat_update(self, *labels: str, value: int = 1, unit: str | None = None) -> None:
+        why = [f"dropped_{self.reason}"] if "dropped" in labels else []
+        super().stat_update(*labels, *why, value=value, unit=unit)
 
 
 def match_probability(similarity: float, buckets: int = 14, hashes: int = 8) -> float:

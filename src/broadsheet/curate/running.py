@@ -51,7 +51,8 @@ class Ranks(PipelineExecutor):
         self.folder, self.tasks, self.workers, self.name = Path(folder), tasks, min(workers, tasks), name
         for number, step in enumerate(pipeline):
             if hasattr(step, "exclusion_writer") and step.exclusion_writer is None:
-                step.exclusion_writer = Examples(self.folder / "examples" / f"{number:02d}")
+                reason = getattr(step, "reason", "dropped")
+                step.exclusion_writer = Examples(self.folder / "examples" / f"{number:02d}", reason=reason)
 
     @property
     def world_size(self) -> int:
