@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -130,7 +131,7 @@ def in_order(folder: Path) -> Iterator[Document]:
 class Examples:
     """What a step did to which documents, and the first few of each reason: for a filter's `exclusion_writer`.
 
-    Writes `<rank>.jsonl`, a line `{"id", "reason"}` for each document, and with the first of them an excerpt.
+    Writes `<rank>.jsonl`, a line `{"id", "place", "reason"}` for each document, and with the first of them an excerpt.
 
     Args:
         folder: of this step alone.
@@ -141,27 +142,40 @@ class Examples:
 
     def __init__(self, folder: str | Path, each: int = 3, characters: int = 400, reason: str = "dropped") -> None:
         self.folder, self.each, self.characters, self.reason = Path(folder), each, characters, reason
-        self._rows: list[str] = []
-        self._seen: dict[str, int] = {}
-        self._rank = 0
+        self._seen: Counter[str] = Counter()
+        self._stack = ExitStack()
+        self._file: IO[str] | None = None
 
     def __enter__(self) -> Examples:
-        self._rows, self._seen = [], {}
+        self._seen, self._stack, self._file = Counter(), ExitStack(), None
         return self
 
-    def __exit__(self, kind: Any, *error: Any) -> None:
-        if kind is None and self._rows:
-            with atomic_write(self.folder / f"{self._rank:05d}.jsonl") as file:
-                file.writelines(self._rows)
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def write(self, document: Document, rank: int = 0) -> None:
         """Note a document, whose `metadata["filter_reason"]` says what happened to it."""
-        reason, self._rank = document.metadata.get("filter_reason", self.reason), rank
-        told: dict[str, Any] = {"id": document.id, "reason": reason}
-        seen = self._seen[reason] = self._seen.get(reason, 0) + 1
-        if seen <= self.each:
+        if self._file is None:
+            self._file = self._stack.enter_context(atomic_write(self.folder / f"{rank:05d}.jsonl"))
+        reason = document.metadata.get("filter_reason", self.reason)
+        told: dict[str, Any] = {"id": document.id, "place": document.metadata.get(PLACE, -1), "reason": reason}
+        self._seen[reason] += 1
+        if self._seen[reason] <= self.each:
             told["excerpt"] = document.text[: self.characters]
-        self._rows.append(json.dumps(told) + "\n")
+        self._file.write(json.dumps(told) + "\n")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stack": None, "_file": None}  # a worker opens its own
+
+
+def told(folder: Path) -> Iterator[dict[str, Any]]:
+    """What the `Examples` of a step hold, over all ranks, in the order of the corpus."""
+
+    def rows(path: Path) -> Iterator[dict[str, Any]]:
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+    return heapq.merge(*map(rows, sorted(folder.glob("*.jsonl"))), key=lambda row: row["place"])
 
 
 # Statistics in two passes: each rank writes its own, then they are merged.

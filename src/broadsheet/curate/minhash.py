@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain, count
 from pathlib import Path
@@ -154,7 +155,7 @@ class Signatures(MinhashDedupSignature):
         record = np.dtype([("hashes", kind, (per,)), ("document", "<u4")])
         raw = [self.folder / f".{number:03d}.{rank:05d}.unsorted" for number in range(buckets)]
         self.folder.mkdir(parents=True, exist_ok=True)
-        places: list[int] = []
+        places = array("q")
         files = [path.open("wb") for path in raw]
         try:
             begin = 0
@@ -170,7 +171,7 @@ class Signatures(MinhashDedupSignature):
                 self.stat_update("total", value=len(batch))
                 self.stat_update("signed", value=len(numbers))
                 begin += len(batch)
-                places += [document.metadata.get(PLACE, -1) for document in batch]
+                places.extend(document.metadata.get(PLACE, -1) for document in batch)
                 yield from batch
             for file in files:
                 file.close()

@@ -53,10 +53,11 @@ class Passes:
 
     def reasons(self) -> Iterator[str]:
         """A line for each document that a step dropped or changed: its id, the pass, and why."""
-        for path in sorted((self.folder / "passes").glob("*/examples/*/*.jsonl")):
-            with path.open(encoding="utf-8") as file:
-                for row in map(json.loads, file):
-                    yield json.dumps({"id": row["id"], "pass": path.parts[-4], "reason": row["reason"]}) + "\n"
+        from broadsheet.curate.files import told
+
+        for folder in sorted((self.folder / "passes").glob("*/examples/*")):
+            for row in told(folder):
+                yield json.dumps({"id": row["id"], "pass": folder.parts[-3], "reason": row["reason"]}) + "\n"
 
 
 @dataclass
@@ -116,7 +117,7 @@ class CurateRecipe(Build):
             if not written:
                 raise InputError(f"nothing is left of {source.spec}: {_why(passes.counts)}; loosen what drops most")
             with atomic_write(made / REASONS) as file:
-                file.writelines(sorted(passes.reasons()))
+                file.writelines(passes.reasons())
             with atomic_write(made / REPORT) as file:
                 file.write(page(self.title(), source.spec, written, passes.counts))
             with atomic_write(made / COUNTS) as file:

@@ -9,7 +9,6 @@ the terminal to itself.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 from collections import deque
@@ -28,7 +27,7 @@ from loguru import logger
 
 from broadsheet.cache import atomic_write
 from broadsheet.console import InputError, progress, silence
-from broadsheet.curate.files import Examples, parts
+from broadsheet.curate.files import Examples, parts, told
 
 _TOLD = ("documents", "total", "forwarded", "dropped")
 
@@ -203,9 +202,7 @@ def _plain(name: str) -> str:
 
 def _excerpts(folder: Path) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        with path.open(encoding="utf-8") as file:
-            for row in map(json.loads, file):
-                if "excerpt" in row and len(found.setdefault(row["reason"], [])) < 3:
-                    found[row["reason"]].append((row["id"], row["excerpt"]))
+    for row in told(folder):
+        if "excerpt" in row and len(found.setdefault(row["reason"], [])) < 3:
+            found[row["reason"]].append((row["id"], row["excerpt"]))
     return found
