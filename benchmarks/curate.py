@@ -266,9 +266,8 @@ def main() -> None:
             filters(texts, arguments.rounds),
             steps(texts, arguments.rounds),
         )
-    print(
-        f"{len(texts):,} documents of {np.mean([len(text.split()) for text in texts]):.0f} words; a second of processor time"
-    )
+    words = np.mean([len(text.split()) for text in texts])
+    print(f"{len(texts):,} documents of {words:.0f} words; a second of processor time")
     for row in signed:
         found = f"; {row['recall']:.1%} of near copies found" if row["recall"] is not None else ""
         print(f"  {row['way']:26} {told(row['documents/s'], 0):28} {told(row['times'])} times the time of ours{found}")

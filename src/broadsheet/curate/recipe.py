@@ -93,7 +93,7 @@ class CurateRecipe(Build):
         raise NotImplementedError  # a rank opens the corpus itself
 
     def apply(self, source: Source, out: Path, force: bool) -> Summary:
-        from broadsheet.curate.files import in_order
+        from broadsheet.curate.files import PLACE, in_order
         from broadsheet.curate.report import page
 
         corpus, started = source.corpus(), time.perf_counter()
@@ -109,26 +109,30 @@ class CurateRecipe(Build):
             found = self.curate(source, passes)
             made = work / "result"
             made.mkdir(exist_ok=True)
-            written = 0
+            written, kept, last = 0, 0, None
             with atomic_write(made / DOCUMENTS) as file:
                 for document in in_order(found) if isinstance(found, Path) else found:
+                    place = document.metadata.get(PLACE, document.id)
                     file.write(_row(document))
-                    written += 1
+                    written, kept, last = written + 1, kept + (place != last), place
             if not written:
                 raise InputError(f"nothing is left of {source.spec}: {_why(passes.counts)}; loosen what drops most")
             with atomic_write(made / REASONS) as file:
                 file.writelines(passes.reasons())
             with atomic_write(made / REPORT) as file:
-                file.write(page(self.title(), source.spec, written, passes.counts))
+                file.write(page(self.title(), source.spec, kept, written, passes.counts))
             with atomic_write(made / COUNTS) as file:
                 told = [{k: v for k, v in each.as_json().items() if k != "seconds"} for each in passes.counts]
-                json.dump({"documents": written, "settings": self.settings(), "steps": told}, file, indent=1)
+                json.dump(
+                    {"documents": kept, "written": written, "settings": self.settings(), "steps": told}, file, indent=1
+                )
             if out.exists():
                 shutil.rmtree(out)
             made.rename(out)
             shutil.rmtree(work)
         seconds = time.perf_counter() - started
-        say(f"{out}: {written:,} documents stay, {seconds:,.1f} s; why the others went: {out / REPORT}")
+        copies = f", {written:,} with copies" if written != kept else ""
+        say(f"{out}: {kept:,} documents stay{copies}, {seconds:,.1f} s; why the others went: {out / REPORT}")
         return Summary(out, written, 0, seconds, True)
 
 

@@ -12,13 +12,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from broadsheet.curate.running import StepCounts
 
 
-def page(title: str, source: str, kept: int, counts: Sequence[StepCounts]) -> str:
+def page(title: str, source: str, kept: int, written: int, counts: Sequence[StepCounts]) -> str:
     """The page; it loads nothing.
 
     Args:
         title: what curated the corpus.
         source: the corpus, as it was named.
         kept: documents that stay.
+        written: these with their copies.
         counts: of all steps, in their order.
     """
     read = next((int(each.totals["documents"]) for each in counts if "documents" in each.totals), 0)
@@ -29,5 +30,5 @@ def page(title: str, source: str, kept: int, counts: Sequence[StepCounts]) -> st
         loader=PackageLoader("broadsheet.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return pages.get_template("curation.html.jinja").render(
-        title=title, source=source, kept=kept, read=read, steps=steps
+        title=title, source=source, kept=kept, written=written, read=read, steps=steps
     )
