@@ -21,7 +21,8 @@ SOURCES = {
         "if TYPE_CHECKING:\n    from broadsheet.stage import other\nelse:\n    from broadsheet.named import more\n"
     ),
     "data/__init__.py": "",
-    "data/rows.py": "import json\nfrom broadsheet.console import say\n",
+    "data/rows.py": "import json\nfrom broadsheet.console import say\nfrom broadsheet.data import catalogue\n",
+    "data/catalogue.py": "from broadsheet.named import more\n",
     "models/__init__.py": "from broadsheet.models.loading import load\n",
     "models/loading.py": "",
     "cache.py": "",

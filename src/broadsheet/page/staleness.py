@@ -3,8 +3,9 @@
 Knows: evidence files, imports as text, git. Does not know: what the code does; a change of a comment counts too.
 
 A paper rests on the files of its methods and of its trial, and on all that they import within broadsheet: the stage,
-and the bases below it. `cli`, `console`, `page` and `report` are left out: they say and show, and change no number. The
-evidence of a benchmark rests on its script, that of the oracles on their adapters.
+and the bases below it. `cli`, `console`, `page` and `report` are left out, which say and show, and change no number;
+and so is the table of resources, which grows: what evidence was measured on, it knows by content. The evidence of a
+benchmark rests on its script, that of the oracles on their adapters.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from broadsheet.console import InputError
 from broadsheet.page import checkout, discovery, evidence
 from broadsheet.page.papers import get_trial, page
 
-_SHOWN = ("cli", "console", "page", "report")
+_LEFT_OUT = ("cli", "console", "page", "report", "data/catalogue")
 _ENTRY = re.compile(r"(broadsheet(?:\.\w+)+)(?::\w+)?")
 
 
@@ -113,10 +114,15 @@ def closure(modules: Iterable[str], source: Path, scripts: Iterable[Path] = ()) 
         path = waiting.pop()
         for module in _imports(path, source):
             below = _file(module, source)
-            if below and below not in found and below.relative_to(source).parts[1].removesuffix(".py") not in _SHOWN:
+            if below and below not in found and not _left_out(below.relative_to(source / "broadsheet")):
                 found.add(below)
                 waiting.append(below)
     return found
+
+
+def _left_out(path: Path) -> bool:
+    """Whether a file, below `broadsheet/`, changes no number."""
+    return path.parts[0].removesuffix(".py") in _LEFT_OUT or path.with_suffix("").as_posix() in _LEFT_OUT
 
 
 def _file(module: str, source: Path) -> Path | None:
