@@ -547,7 +547,16 @@ def test_what_cannot_be_done_is_said_in_a_line_and_nothing_is_written(corpus, en
         FineWeb2Recipe(lid=str(tmp_path / "absent.bin")).run(Source(str(corpus)), tmp_path / "absent")
     with pytest.raises(InputError, match="got --method other"):
         FineWeb2Recipe(method="other(a=1)").run(Source(str(corpus)), tmp_path / "other")
-    assert not [path for path in tmp_path.iterdir() if path.name in ("out", "none", "model", "absent", "other")]
+    latin = tmp_path / "latin.jsonl"
+    latin.write_bytes(b'{"text": "caf\xe9"}\n')
+    with pytest.raises(InputError, match=r"latin.jsonl:1: not UTF-8"):
+        FineWeb2Recipe(english=english).run(Source(str(latin)), tmp_path / "latin")
+    nothing = tmp_path / "nothing.jsonl"
+    nothing.touch()
+    with pytest.raises(InputError, match=r"nothing.jsonl: it holds no documents$"):
+        FineWeb2Recipe(english=english).run(Source(str(nothing)), tmp_path / "nothing")
+    left = {path.name for path in tmp_path.iterdir()} - {"blank.jsonl", "latin.jsonl", "nothing.jsonl", "home"}
+    assert not [name for name in left if not name.startswith("out")], "only what could be resumed"
 
 
 @pytest.mark.real

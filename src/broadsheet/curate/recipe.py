@@ -106,7 +106,12 @@ class CurateRecipe(Build):
         }
         with workdir(out, config, finished=COUNTS, force=force, kind="corpus") as work:
             passes = Passes(work, tasks, self.workers)
-            found = self.curate(source, passes)
+            try:
+                found = self.curate(source, passes)
+            except InputError:
+                if not any(work.glob("passes/*/completions/*")):
+                    shutil.rmtree(work)  # there is nothing to resume
+                raise
             made = work / "result"
             made.mkdir(exist_ok=True)
             written, kept, last = 0, 0, None
@@ -116,7 +121,8 @@ class CurateRecipe(Build):
                     file.write(_row(document))
                     written, kept, last = written + 1, kept + (place != last), place
             if not written:
-                raise InputError(f"nothing is left of {source.spec}: {_why(passes.counts)}; loosen what drops most")
+                shutil.rmtree(work)
+                raise InputError(f"nothing is left of {source.spec}: {_why(passes.counts)}")
             with atomic_write(made / REASONS) as file:
                 file.writelines(passes.reasons())
             with atomic_write(made / REPORT) as file:
@@ -148,4 +154,5 @@ def _why(counts: Sequence[StepCounts]) -> str:
     found = [(n, reason, each.name) for each in counts for reason, n in each.by_reason("dropped").items()]
     if not found:
         return "it holds no documents"
-    return ", ".join(f"{n:,} dropped as {reason} ({name})" for n, reason, name in sorted(found, reverse=True)[:3])
+    most = ", ".join(f"{n:,} dropped as {reason} ({name})" for n, reason, name in sorted(found, reverse=True)[:3])
+    return f"{most}; loosen what drops most"
