@@ -231,6 +231,7 @@ class Clear:
         prompts, targets = [each.prompt for each in asked], [each.target for each in asked]
         if self.by != CONFIDENCE:
             return Scores((pmi if self.by == PMI else log_probability)(self._teacher, prompts, targets))
+        contradicts = self._contradicts  # refused before anything is asked
         answers = samples(
             self._teacher,
             prompts,
@@ -241,7 +242,7 @@ class Clear:
             reasoning=self.reasoning,
         )
         # The given target is scored, never one of the samples.
-        contradicted = contradictions(self._contradicts, targets, answers)
+        contradicted = contradictions(contradicts, targets, answers)
         consistent = consistency(contradicted, matches(targets, answers), self.alpha)
         reflected = self._reflections(prompts, targets)
         whole = combined(consistent, reflected.values, self.beta)

@@ -18,6 +18,7 @@ from broadsheet.apply.base import Recipe, Source
 from broadsheet.apply.corpus import Summary
 from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, say
+from broadsheet.data import pydocs
 from broadsheet.options import option
 from broadsheet.training.workdir import workdir
 
@@ -64,7 +65,7 @@ class ClearRecipe(Recipe):
 
     def apply(self, source: Source, out: Path, force: bool) -> Summary:
         from broadsheet.curate.clear_steps import ClearFilter, ClearScores
-        from broadsheet.curate.exchanges import Exchange, ExchangeReader
+        from broadsheet.curate.exchanges import ExchangeReader
         from broadsheet.curate.files import ShardReader, ShardWriter, in_order
         from broadsheet.curate.running import Ranks
 
@@ -74,8 +75,12 @@ class ClearRecipe(Recipe):
             raise InputError(f"{out} is a folder; --out takes the name of a file")
         if out.exists() and not (force or replacing.exists()):
             raise InputError(f"{out} exists; choose another --out, or --force to replace it")
+        if pydocs.is_pydocs(source.spec):
+            raise InputError(
+                f"{source.spec} holds documents; expected rows with messages, or with prompt and completion: a file, a "
+                "folder, or hf:org/name:split"
+            )
         clear, corpus, started = self.clear(), source.corpus(), time.perf_counter()
-        corpus.read(Exchange)  # refused before anything is made
         settings = {each.name: getattr(clear, each.name) for each in fields(clear)}
         config = {
             "settings": {**settings, "tuned": self.tuned, "drop": self.drop, "tasks": self.tasks},

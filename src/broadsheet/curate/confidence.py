@@ -254,13 +254,13 @@ def contradictions(by: Contradicts, targets: Sequence[str], answers: Sequence[Se
     asked: Any = by([one for one, _ in different], [other for _, other in different]) if different else []
     known = {pair: (float(one), float(other)) for pair, (one, other) in zip(different, asked, strict=True)}
     found = np.array([known.get(pair, (0.0, 0.0)) for pair in pairs], dtype=np.float64)
-    return found.reshape(len(targets), -1, 2)
+    return found.reshape(len(targets), len(answers[0]) if answers else 0, 2)
 
 
 def matches(targets: Sequence[str], answers: Sequence[Sequence[str]]) -> Floats:
     """(n, k): 1 where an answer is the target, but for white space around it."""
     found = [[target.strip() == answer.strip() for answer in row] for target, row in zip(targets, answers, strict=True)]
-    return np.array(found, dtype=np.float64).reshape(len(targets), -1)
+    return np.array(found, dtype=np.float64).reshape(len(targets), len(answers[0]) if answers else 0)
 
 
 def consistency(contradiction: Any, match: Any, alpha: float = 0.8) -> Floats:

@@ -139,8 +139,9 @@ def _read(
         raise InputError(f"{source}: its tokenizer has {len(tokenizer)} tokens, its model {rows}: they do not match")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if model.generation_config is not None and model.generation_config.pad_token_id is None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    generation = getattr(model, "generation_config", None)  # a classifier has none
+    if generation is not None and generation.pad_token_id is None:
+        generation.pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval(), tokenizer
 
 

@@ -198,6 +198,7 @@ class ClearTrial(TrainedTrial):
 
     def arms(self) -> list[ModelArm]:
         ours = Clear.paper
+        self.fields(Clear)  # what `--method` may name, before the model is loaded
         abouts = {
             ALL: ("every row", ""),
             RANDOM: ("half of the rows, drawn by the run's seed: as few, and no choice", ""),
