@@ -159,6 +159,8 @@ class Clear:
         InputError: a field is out of range.
 
     Example:
+        from broadsheet.curate import Clear
+
         rows = [{"prompt": "What is 2 + 2?", "completion": "4"}, {"prompt": "What is 3 + 3?", "completion": "Paris"}]
         clear = Clear(asks="letters", reasoning=False, max_tokens=16)
         for row in clear.fit_transform(rows):
@@ -219,7 +221,7 @@ class Clear:
         scores = self.score(asked)
         self.fit(scores)
         actions, targets = self.act(asked, scores.confidence, tuned)
-        say(f"{self._named}: {scores.told()}; " + ", ".join(f"{n:,} {name}" for name, n in Counter(actions).items()))
+        say(f"{self.title}: {scores.told()}; " + ", ".join(f"{n:,} {name}" for name, n in Counter(actions).items()))
         rows = [
             {**(each.row if target == each.target else each.answered(target)), **columns}
             for each, target, columns in zip(asked, targets, as_columns(scores, actions), strict=True)
@@ -347,7 +349,8 @@ class Clear:
         return contradictor(self.nli, self.device)
 
     @property
-    def _named(self) -> str:
+    def title(self) -> str:
+        """What the confidence is called: what stands in for a part of the paper's is named."""
         if self.by != CONFIDENCE:
             return f"{self.by} (ours)"
         return "CLEAR" + f" with {TOKEN_F1} in place of NLI" * (self.nli == TOKEN_F1)

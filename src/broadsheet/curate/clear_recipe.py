@@ -32,7 +32,12 @@ class ClearRecipe(Recipe):
     `reflection` and `action`."""
 
     paper: ClassVar[str] = "clear"
+    writes: ClassVar[Literal["file", "folder"]] = "file"
 
+    model: str = option(
+        "default", "The one that will be tuned: `default`, a hub id, a folder, a .gguf file, or `endpoint:NAME`.",
+        metavar="MODEL",
+    )  # fmt: skip
     nli: str = option(
         "token-F1",
         "A model of natural language inference, a hub id or a folder; token-F1 is a stand-in that needs none.",
@@ -46,7 +51,10 @@ class ClearRecipe(Recipe):
     )
     drop: bool = option(False, "Leave out what is dropped; else all rows are written, with their action.")
     tuned: str | None = option(
-        None, "The model fine-tuned on what was kept: it proposes answers for what was dropped.", metavar="MODEL"
+        None,
+        "The model fine-tuned on what was kept; a folder may hold an adapter alone. It proposes answers for what was "
+        "dropped.",
+        metavar="MODEL",
     )
     tasks: int = option(
         8, "Parts that the rows are scored in; what a killed run had finished is not done again.", least=1
@@ -64,6 +72,13 @@ class ClearRecipe(Recipe):
         return made
 
     def apply(self, source: Source, out: Path, force: bool) -> Summary:
+        try:
+            return self._written(source, out, force)
+        except KeyboardInterrupt:
+            say("stopped; the same command without --force goes on from there")
+            raise
+
+    def _written(self, source: Source, out: Path, force: bool) -> Summary:
         from broadsheet.curate.clear_steps import ClearFilter, ClearScores
         from broadsheet.curate.exchanges import ExchangeReader
         from broadsheet.curate.files import ShardReader, ShardWriter, in_order
@@ -103,7 +118,7 @@ class ClearRecipe(Recipe):
                     counts[document.metadata["action"]] += 1
             shutil.rmtree(work)
         counts["dropped"] = len(read) - counts["kept"] - counts["corrected"]
-        say(_told(read))
+        say(f"{clear.title}: {_told(read)}")
         seconds = time.perf_counter() - started
         actions = ", ".join(f"{counts[name]:,} {name}" for name in ("kept", "corrected", "dropped") if counts[name])
         say(f"{out}: {len(read):,} rows: {actions}; {seconds:,.1f} s")
