@@ -109,6 +109,7 @@ def test_a_small_model_scores_from_the_command_line(run, data, tiny_folder, tmp_
     assert code == 0, err
     assert "6 rows: 3 kept, 3 dropped" in err
     assert rows_of(out)[0]["consistency"] is None
+    assert "apply clear corpus.jsonl --out out.jsonl" in " ".join(run("apply", "clear", "--help")[1].split())
     for wrong, told in {
         ("--method", "clear(q=1)"): "Clear has no field 'q'",
         ("--by", "luck"): "expected one of confidence, PMI, log-probability",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from broadsheet.console import InputError, quiet
 from broadsheet.curate.clear import LOG_PROBABILITY, PMI, Clear, Scores, auto_correct, auto_filter
 from broadsheet.curate.confidence import TOKEN_F1, Floats
 from broadsheet.curate.exchanges import Exchange
-from broadsheet.data import corpora, pydocs
+from broadsheet.curate.trials.planted import planted
 from broadsheet.models import adapters
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
@@ -27,7 +26,6 @@ from broadsheet.teacher import Teacher
 from broadsheet.teacher.local import Local
 from broadsheet.training.answers import AnswerLoss, Answers
 from broadsheet.training.fit import fit
-from broadsheet.training.scratch import near_duplicates
 from broadsheet.training.trainer import TrainOutput
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric
@@ -42,9 +40,7 @@ FILTER, CORRECT = "Auto-Filter", "Auto-Filter and Auto-Correct"
 LOSS, AUROC = "loss", "AUROC"
 LEAST_LOSS, LEAST_AUROC = 0.005, 0.1  # nats a byte, under one per cent of the loss; of an AUROC
 RATES = (2e-4, 5e-4, 1e-3)  # of LoRA; the best for all of the data holds for every arm
-_WORDS = range(4, 25)  # of a target
-_TUNING = 32
-_SYSTEM = "Say in one line what this does."
+_TUNING = 32  # rows
 
 
 @dataclass(frozen=True)
@@ -79,8 +75,8 @@ class ClearTrial(TrainedTrial):
         "`pydocs`, `pydocs:stdlib`, or rows with `messages`, or `prompt` and `completion`.",
         metavar="DATA",
     )
-    pairs: int = option(240, "Rows that are trained on.", quick=24, least=10)
-    texts: int = option(200, "Held-out rows.", quick=16, least=5)
+    pairs: int = option(200, "Rows that are trained on.", quick=24, least=10)
+    texts: int = option(160, "Held-out rows.", quick=16, least=5)
     noise: float = option(0.3, "Share of the rows whose targets are shuffled.", least=0)
     steps: int = option(32, "Of training, for each run of each arm.", quick=4, least=1)
     batch: int = option(8, "Rows of a step.", least=1)
@@ -108,7 +104,8 @@ class ClearTrial(TrainedTrial):
     # Data
 
     def tasks(self) -> list[EvalTask]:
-        self._split()
+        made = planted(self.data, self.pairs, self.texts, _TUNING, self.noise, self.seed)
+        self._rows, self._wrong, self._tuning_rows, self._held = made.train, made.wrong, made.tuning, made.held_out
         return [
             EvalTask(
                 "held out",
@@ -130,30 +127,6 @@ class ClearTrial(TrainedTrial):
                 fingerprint=fingerprint([each.id for each in self._rows]),
             ),
         ]
-
-    def _split(self) -> None:
-        """Held-out rows, rows to tune on, and rows to train on, of which some are given each other's targets."""
-        corpus = corpora.load(self.data)
-        found = _documented(corpus) if pydocs.is_pydocs(self.data) else list(corpus.read(Exchange))
-        unique = list({each.target.lower(): each for each in found}.values())
-        draw = random.Random(self.seed)
-        draw.shuffle(unique)
-        away, rest = unique[: self.texts + _TUNING], unique[self.texts + _TUNING :]
-        like = near_duplicates([_whole(each) for each in rest], [_whole(each) for each in away])
-        rows = [each for i, each in enumerate(rest) if i not in like][: self.pairs]
-        shuffled = round(self.noise * len(rows))
-        if len(rows) < 10 or shuffled == 1:
-            raise InputError(
-                f"{self.data} gives {len(unique)} different targets, of which {len(rows)} rows are left to train on, "
-                f"and {shuffled} to shuffle; expected 10 rows or more, and none or 2 to shuffle"
-            )
-        self._held, self._tuning_rows = away[: self.texts], away[self.texts :]
-        # The first ones get the next one's target: no target stays where it was.
-        wrong = [Exchange(rows[i].answered(rows[(i + 1) % shuffled].target)) for i in range(shuffled)]
-        order = list(range(len(rows)))
-        draw.shuffle(order)
-        self._rows = [(wrong + rows[shuffled:])[i] for i in order]
-        self._wrong = np.array([i < shuffled for i in order])
 
     # Scores
 
@@ -415,28 +388,3 @@ class ClearTrial(TrainedTrial):
             )
             for i in most_apart(losses, 3)
         ]
-
-
-def _documented(corpus: Any) -> list[Exchange]:
-    """Functions by name, and what the first line of their documentation says."""
-    found = [
-        (document.metadata["title"], document.metadata["summary"])
-        for document in corpus
-        if document.metadata["kind"] == "function" and len(document.metadata["summary"].split()) in _WORDS
-    ]
-    return [
-        Exchange(
-            {
-                "messages": [
-                    {"role": "system", "content": _SYSTEM},
-                    {"role": "user", "content": name},
-                    {"role": "assistant", "content": line},
-                ]
-            }
-        )
-        for name, line in found
-    ]
-
-
-def _whole(each: Exchange) -> str:
-    return f"{each.prompt[-1]['content']} {each.target}"
