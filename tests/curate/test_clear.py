@@ -335,7 +335,10 @@ def piped(clear, spec, folder, ranks: int, run=Ranks, **fields) -> list[dict]:
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_ranks_find_the_median_of_all_rows(teacher, rows_file, tmp_path, ranks):
     clear = Clear(teacher, asks="letters", by="PMI")
-    teacher.backend.scores = lambda messages, choice: 0.1 + 0.1 * ("Peru" in str(messages)) + 0.01 * len(choice)
+    order = ["Egypt", "France", "Kenya", "Italy", "Spain", "Peru"]  # the surer, the later
+    teacher.backend.scores = lambda messages, choice: (
+        0.1 + 0.1 * sum(order.index(n) for n in order if n in str(messages))
+    )
     whole = Clear(teacher, by="PMI").fit_transform(ROWS)
     kept = [row for row in whole if row["action"] == "kept"]
     found = piped(clear, rows_file, tmp_path, ranks)
