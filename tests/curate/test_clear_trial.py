@@ -88,9 +88,9 @@ def test_a_whole_trial_trains_every_arm_on_its_rows_and_judges_the_claims(data, 
     losses = {name: arm.values[LOSS].estimate for name, arm in arms.items()}
     assert len({round(losses[name], 9) for name in (ALL, RANDOM, FILTER, PMI, ORACLE)}) == 5, "each from its own rows"
     assert differ(trial, ALL, RANDOM, FILTER, PMI, ORACLE)
-    assert not hasattr(trial.loaded.model, "peft_config"), "the model is as it was"
     trial._train(PMI, 0, trial.workdir / "again")
     assert weights(trial.workdir / "again") == weights(trial.run_folder(PMI, 0)), "each begins with the model itself"
+    assert not hasattr(trial.loaded.model, "peft_config"), "the model is as it was"
     judged = [(claim.metric, claim.baseline, claim.arm) for claim in result.judged]
     assert judged == [(AUROC, RANDOM, FILTER), (LOSS, ALL, FILTER), (LOSS, RANDOM, FILTER), (LOSS, FILTER, CORRECT)]
     told = " ".join(result.notes)
