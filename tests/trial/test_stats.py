@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from broadsheet.console import InputError
 from broadsheet.trial import verdicts
 from broadsheet.trial.sentences import multiplicity_warning, sentence
-from broadsheet.trial.stats import Interval, auroc, interval, mean, spearman, tpr_at_fpr
+from broadsheet.trial.stats import Interval, auroc, interval, labelled_auroc, mean, spearman, tpr_at_fpr
 from broadsheet.trial.verdicts import Comparison, compare_samples, compare_seconds, verdict
 
 REPETITIONS = 400
@@ -314,6 +314,18 @@ def test_tpr_at_fpr_is_sklearns_curve_read_at_the_last_allowed_point(values, rat
 def test_spearman_is_scipys_with_ties(values):
     expected = spearmanr(*values.T).statistic if len(values) > 1 else math.nan
     assert spearman(values, np.ones((1, len(values))))[0] == pytest.approx(expected, nan_ok=True)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4), st.integers(0, 3)), min_size=2, max_size=12))
+def test_labelled_auroc_is_sklearns_with_ties_and_weights(items):
+    labels, values, weights = (np.array(column, dtype=np.float64) for column in zip(*items, strict=True))
+    found = labelled_auroc(np.stack([labels, values], axis=1), np.stack([np.ones(len(items)), weights]))
+    for one, counts in zip(found, (np.ones(len(items)), weights), strict=True):
+        there = counts > 0
+        if len(set(labels[there])) < 2:
+            assert one == 0.5
+        else:
+            assert one == pytest.approx(roc_auc_score(labels[there], values[there], sample_weight=counts[there]))
 
 
 @given(scores, st.data(), st.sampled_from([mean, auroc, spearman, tpr_at_fpr(0.1), tpr_at_fpr(0.5)]))

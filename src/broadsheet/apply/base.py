@@ -53,7 +53,12 @@ class Recipe(ForPaper):
 
     An option that a recipe does not declare is an error of the command: nothing is ignored. A stage's own recipe
     (`stage = "detect"`) serves each paper of the stage that has none of its own.
+
+    Attributes:
+        writes: what `--out` becomes.
     """
+
+    writes: ClassVar[Literal["file", "folder"]] = "folder"
 
     model: str = option("default", "`default`, a hub id, a folder, or a .gguf file.", metavar="MODEL")
     seed: int = option(0, "Of sampling, order and initial weights.", least=0)
@@ -90,6 +95,8 @@ class Map(Recipe):
 
     A subclass gives `settings` and `results`, and loads what it needs in `prepare`.
     """
+
+    writes: ClassVar[Literal["file", "folder"]] = "file"
 
     batch: int = option(64, "Documents read at once.", least=1)
 

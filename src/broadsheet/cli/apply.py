@@ -18,9 +18,8 @@ class _Recipes(OwnOptions):
         return kind
 
     def example(self, name: str, kind: type) -> str:
-        from broadsheet.apply.base import Map
-
-        return f"broadsheet apply {name} corpus.jsonl --out {'out.jsonl' if issubclass(kind, Map) else f'runs/{name}'}"
+        file = getattr(kind, "writes", "folder") == "file"
+        return f"broadsheet apply {name} corpus.jsonl --out {'out.jsonl' if file else f'runs/{name}'}"
 
 
 @app.command(cls=_Recipes, context_settings=EXTRA, epilog="Example: broadsheet apply lastde corpus.jsonl --out s.jsonl")

@@ -9,6 +9,9 @@ _exports = Exports(
     __name__,
     {
         "base": ("Step",),
+        "clear_steps": ("ClearFilter", "ClearScores"),
+        "confidence": ("NLI", "TokenF1"),
+        "exchanges": ("Exchange", "ExchangeReader"),
         "files": ("CorpusReader", "ShardReader", "ShardWriter", "Examples"),
         "fineweb2": ("AdaptedFilters", "Confident", "Finish", "Identify", "LanguageThresholds"),
         "languages.rehydration": ("Rehydrate",),

@@ -81,10 +81,10 @@ def load(
     Example:
         >>> model, tokenizer = load("default", dtype="float32")
     """
-    place = _device(device)
+    place = device_of(device)
     options: dict[str, Any] = {
         "device": place,
-        "dtype": _dtype(dtype, place),
+        "dtype": dtype_of(dtype, place),
         "attn_implementation": attn_implementation,
     }
     name, path = str(spec), Path(spec).expanduser()
@@ -162,7 +162,12 @@ def cached() -> list[hub.Cached]:
     return [hub.Cached(default.name, default.folder, size, whole), *hub.cached()]
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def device_of(device: str | torch.device | None) -> torch.device:
+    """The device of that name; by default CUDA, then MPS, then CPU.
+
+    Raises:
+        InputError: it cannot be used here.
+    """
     import torch
 
     if device is None:
@@ -179,7 +184,12 @@ def _device(device: str | torch.device | None) -> torch.device:
     return place
 
 
-def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+def dtype_of(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The floating-point type of that name; by default bfloat16 on CUDA and float32 elsewhere.
+
+    Raises:
+        InputError: there is none.
+    """
     import torch
 
     if dtype is None:

@@ -49,6 +49,33 @@ def from_folder(
         return _read(folder, str(folder), device, reader=reader, dtype=dtype, attn_implementation=attention)
 
 
+def classifier_from_folder(
+    folder: Path, *, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Read a folder of a model that classifies texts or pairs of them; as safely as `from_folder`.
+
+    Raises:
+        InputError: see `safefiles.check_folder`; transformers knows no such classifier; weights are missing.
+    """
+    from transformers import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoModelForSequenceClassification,
+    )
+
+    check_folder(folder)
+    config = read_json(folder / "config.json")
+    model_type = config.get("model_type")
+    if (known := _config_class(model_type)) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise InputError(f"{folder / 'config.json'}: model_type {model_type!r} is not one that classifies sequences")
+    attention = "sdpa" if MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[known]._supports_sdpa else "eager"
+    with quiet():
+        reader = AutoModelForSequenceClassification
+        model, tokenizer = _read(folder, str(folder), device, reader=reader, dtype=dtype, attn_implementation=attention)
+    if model.config.pad_token_id is None:  # decoders read the class at the last token that is no padding
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
 def from_gguf(
     file: Path, *, device: torch.device, dtype: torch.dtype, attn_implementation: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -89,7 +116,7 @@ def _read(
     **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     known = AutoModelForCausalLM if reader is None else reader
     safely: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "gguf_file": gguf_file}
@@ -102,7 +129,8 @@ def _read(
         raise
     except Exception as error:  # a foreign file can be wrong in any way: transformers raises whatever it trips over
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"cannot read {source} as a causal language model: {reason}") from error
+        wanted = "causal language model" if known is not AutoModelForSequenceClassification else "classifier"
+        raise InputError(f"cannot read {source} as a {wanted}: {reason}") from error
     # transformers fills weights that it does not find with random numbers
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{source} lacks {len(missing)} of the weights its config asks for, such as {missing[0]}")
@@ -111,9 +139,17 @@ def _read(
         raise InputError(f"{source}: its tokenizer has {len(tokenizer)} tokens, its model {rows}: they do not match")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if model.generation_config.pad_token_id is None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    generation = getattr(model, "generation_config", None)  # a classifier has none
+    if generation is not None and generation.pad_token_id is None:
+        generation.pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval(), tokenizer
+
+
+def _config_class(model_type: Any) -> Any:
+    """transformers' class of configs of that type; None where it knows none."""
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None  # noqa: SIM401 (it has no `get`)
 
 
 def _check_model_type(path: Path, config: dict[str, Any]) -> None:

@@ -192,6 +192,32 @@ def auroc(values: Floats, weights: Floats) -> Floats:
     return np.einsum("bi,bi->b", weights, below + at_or_below) / (2 * weights.sum(axis=1) ** 2)
 
 
+def labelled_auroc(values: Floats, weights: Floats) -> Floats:
+    """Area under the ROC curve over items of two kinds, each with one score; ties count one half.
+
+    Args:
+        values: (n, 2), whether an item is positive (1 or 0), and its score.
+        weights: (resamples, n).
+
+    Returns:
+        (resamples,): the weighted share of (negative, positive) combinations in which the positive scores higher; one
+        half where a resample holds one kind alone.
+    """
+    positive = values[:, 0] > 0
+    negatives = values[~positive, 1]
+    ascending = np.argsort(negatives)
+    ranked = negatives[ascending]
+    lowest = np.cumsum(weights[:, ~positive][:, ascending], axis=1)
+    lowest = np.concatenate([np.zeros((len(weights), 1)), lowest], axis=1)
+    scores, theirs = values[positive, 1], weights[:, positive]
+    below = lowest[:, np.searchsorted(ranked, scores, side="left")]
+    at_or_below = lowest[:, np.searchsorted(ranked, scores, side="right")]
+    pairs = theirs.sum(axis=1) * lowest[:, -1]
+    won = np.einsum("bi,bi->b", theirs, below + at_or_below) / 2
+    found: Floats = np.where(pairs > 0, won / np.where(pairs > 0, pairs, 1), 0.5)
+    return found
+
+
 def tpr_at_fpr(fpr: float) -> Statistic:
     """The statistic "true-positive rate at a false-positive rate of at most `fpr`", over (n, 2) values as in `auroc`.
 
