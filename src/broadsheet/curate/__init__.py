@@ -9,9 +9,14 @@ _exports = Exports(
     __name__,
     {
         "base": ("Step",),
+        "contexts": ("Contexts",),
         "files": ("CorpusReader", "ShardReader", "ShardWriter", "Examples"),
+        "in_context_pretraining": ("DocumentOrder",),
         "minhash": ("FirstOfCluster", "Signatures"),
+        "neighbours": ("NeighbourGraph", "nearest"),
+        "ordering": ("OnPath", "OrderDocuments", "PathReader"),
         "running": ("Ranks",),
+        "vectors": ("DocumentVectors", "HiddenStates", "Sentences", "TfIdf"),
         "words": ("Words",),
     },
 )
