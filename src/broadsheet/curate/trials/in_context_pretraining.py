@@ -107,13 +107,13 @@ class InContextPretrainingTrial(Laboratory):
         left_out = ", ".join(f"{len(places):,} {reason}" for reason, places in order.dropped.items())
         random = np.random.default_rng(self.seed).permutation(order.path)
         jumps = zero_weight_jumps(self._among_kept(random), self._edges)
-        read = self._knn_path(self.seed)
-        once = len(np.unique(read[: len(order.path)])) / len(order.path)
+        read = self._knn(self.seed)[0]
+        once = len(np.unique(read)) / len(read)
         return {
             **super().setting(),
             "path": f"{len(order.path):,} documents of {len(self.held.train):,} ({left_out}); {order.jumps:,} steps are "
             f"between documents that are no neighbours, {jumps:,} in random order",
-            "kNN contexts": f"as many documents hold {100 * once:.0f} % of them",
+            "kNN contexts": f"of {len(read):,} documents that they hold {100 * once:.0f} % are not yet there",
             "related": f"cosine {float(self._related_cosines.mean()):.2f} on average, by {self.embed}",
         }
 
@@ -157,36 +157,39 @@ class InContextPretrainingTrial(Laboratory):
         if name == COPIES:
             return self._ordered(seed, duplicate=None, like_last=None).path
         if name == KNN:
-            return self._knn_path(seed)
+            return self._knn(seed)[0]
         drawn = np.random.default_rng(seed).permutation(self._kept)
         if name == BY_LENGTH:
             lengths = np.array([len(self._documents[i]) for i in drawn])
             return drawn[np.argsort(lengths, kind="stable")]
         return drawn
 
-    def _knn_path(self, seed: int) -> Places:
-        """Documents and those nearest to them, each time as many as fill a context, until as much is there as of the
-        others."""
-        needed = sum(len(self._documents[i]) for i in self._kept)
+    def _knn(self, seed: int) -> tuple[Places, list[list[int]]]:
+        """Documents with those nearest to them, each time as many as fill a context, until as much is there as of the
+        others: the places, and the contexts' tokens."""
+        needed = sum(len(self._documents[i]) for i in self._kept) // self.length
         path: list[int] = []
-        tokens = 0
+        contexts: list[list[int]] = []
+        filled: list[int] = []
         for group in knn_order(self._graph.ids, seed):
-            filled = 0
             for i in self._kept[group]:
                 path.append(int(i))
-                filled += len(self._documents[i])
-                if filled >= self.length:
+                filled += self._documents[i]
+                if len(filled) >= self.length:
+                    contexts.append(filled[: self.length])
+                    filled = []
                     break
-            tokens += filled
-            if tokens >= needed:
+            if len(contexts) >= needed:
                 break
-        return np.array(path, np.int64)
+        return np.array(path, np.int64), contexts
 
     def rows(self, name: str, seed: int) -> Any:
         if not name:
             return self.plain_rows
-        rows = Contexts(self._documents, self.path(name, seed), self.length, seed=seed)
-        return rows
+        if name == KNN:
+            contexts = self._knn(seed)[1]
+            return Contexts(contexts, range(len(contexts)), self.length, seed=seed)
+        return Contexts(self._documents, self.path(name, seed), self.length, seed=seed)
 
     # What is asked
 
