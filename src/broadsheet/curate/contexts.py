@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from broadsheet.cache import fingerprint
@@ -41,7 +42,7 @@ class Contexts(Sequence[dict[str, Tensor]]):
     def __init__(
         self,
         documents: Sequence[Sequence[int]],
-        path: Sequence[int],
+        path: Sequence[int] | NDArray[np.int64],
         length: int,
         *,
         seed: int | None = 0,

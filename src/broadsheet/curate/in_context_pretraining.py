@@ -52,7 +52,7 @@ class DocumentOrder:
 
 @dataclass
 class InContextPretraining:
-    """Order documents so that each stands beside its nearest neighbours; the model then reads related text in one context.
+    """Order documents so that each stands beside its nearest: the model then reads related text in one context.
 
     Documents are points, similar ones are joined by an edge, and a path visits each once: at each step to the most
     similar one that is left; where none is, on to another with few neighbours. Copies go first: a model that may copy
@@ -63,8 +63,8 @@ class InContextPretraining:
         alone. Gains are reported after some 150 billion tokens.
 
     Inputs: texts, and vectors of them where TF-IDF is not to make these.
-    Relation: deduplication by MinHash finds copies of long texts, this what is alike at all; run it before. Contexts are
-        then cut by `Contexts`, or by TRL with `packing_strategy="wrapped"`: its default one, `bfd`, undoes the order.
+    Relation: deduplication by MinHash finds copies of long texts, this what is alike at all; run it before. Contexts
+        are then cut by `Contexts`, or by TRL with `packing_strategy="wrapped"`; its default, `bfd`, undoes the order.
 
     Args:
         k: neighbours of a document (not stated; the authors' code walks 9 of 50).
@@ -324,8 +324,8 @@ class InContextPretrainingRecipe(CurateRecipe):
 
     embed: str = option(
         "tfidf",
-        "What documents are compared by: tfidf; default, a folder or a .gguf file, the mean of a language model's hidden "
-        "states; resource:minilm, a folder or a hub id of sentence-transformers.",
+        "What documents are compared by: tfidf; default, a folder or a .gguf file, the mean of a language model's "
+        "hidden states; resource:minilm, a folder or a hub id of sentence-transformers.",
         metavar="MODEL",
     )
 
@@ -360,7 +360,9 @@ class InContextPretrainingRecipe(CurateRecipe):
     def apply(self, source: Source, out: Path, force: bool) -> Summary:
         from broadsheet.curate.vectors import encoder
 
-        self._method(), self.check_calls(), encoder(self.embed)  # refused before any data is read
+        self._method()  # what cannot be is refused before any data is read
+        self.check_calls()
+        encoder(self.embed)
         return super().apply(source, out, force)
 
     def _method(self) -> InContextPretraining:

@@ -101,8 +101,8 @@ def nearest(vectors: Matrix, k: int, *, exact_up_to: int = EXACT, nprobe: int = 
     Args:
         vectors: (rows, dimensions) of unit length, or 0: such a row has no neighbours. Where a cosine is exactly 0
             nothing is shared, and that is no neighbour either.
-        nprobe: of faiss's lists that are searched, about two to a square root of the rows; 64 in the paper on in-context
-            pretraining, of 32,768.
+        nprobe: of faiss's lists that are searched; there are twice the square root of the rows. 64 of 32,768 in the
+            paper on in-context pretraining.
         seed: of faiss's training.
 
     Raises:

@@ -38,9 +38,14 @@ _PATH, _DROPPED, _FACTS = "path.npy", "dropped.npz", "order.json"
 class Found(Protocol):
     """An order of documents, as `in_context_pretraining.DocumentOrder`."""
 
-    path: NDArray[np.int64]
-    dropped: dict[str, NDArray[np.int64]]
-    jumps: int
+    @property
+    def path(self) -> NDArray[np.int64]: ...
+
+    @property
+    def dropped(self) -> dict[str, NDArray[np.int64]]: ...
+
+    @property
+    def jumps(self) -> int: ...
 
     @property
     def cosine(self) -> float: ...
@@ -55,8 +60,8 @@ class Orders(Protocol):
 class OrderDocuments(PipelineStep):
     """A step of one task, which needs all vectors: it orders the documents.
 
-    Writes `path.npy`, places in the corpus as `datasets.Dataset.select` takes them; `dropped.npz`, places by reason; and
-    `order.json`: documents, how many are kept, the mean cosine along the path and in a random order, and the path's jumps.
+    Writes `path.npy`, places in the corpus as `datasets.Dataset.select` takes them; `dropped.npz`, places by reason;
+    and `order.json`: documents, how many are kept, the mean cosine along the path and in random order, the jumps.
 
     Args:
         vectors: the folder that `DocumentVectors` wrote to.
@@ -97,7 +102,8 @@ class OrderDocuments(PipelineStep):
             "jumps": found.jumps,
         }
         with atomic_write(self.folder / _DROPPED, "wb") as file:
-            np.savez(file, **{reason: stored.places[rows] for reason, rows in found.dropped.items()})
+            reasons: dict[str, Any] = {reason: stored.places[rows] for reason, rows in found.dropped.items()}
+            np.savez(file, **reasons)
         with atomic_write(self.folder / _FACTS) as file:
             json.dump(facts, file)
         with atomic_write(self.folder / _PATH, "wb") as file:  # the last: where it stands, all do

@@ -185,8 +185,8 @@ class Function(Encoder):
         found = np.asarray(self.function(list(texts)), np.float32)
         if found.ndim != 2 or len(found) != len(texts) or not np.isfinite(found).all():
             raise InputError(
-                f"got vectors of shape {found.shape} for {len(texts)} texts; expected ({len(texts)}, dimensions) finite "
-                "numbers"
+                f"got vectors of shape {found.shape} for {len(texts)} texts; expected ({len(texts)}, dimensions) "
+                "finite numbers"
             )
         return found
 
@@ -195,8 +195,8 @@ def encoder(of: str | Callable[[list[str]], Any] = "tfidf", device: str | None =
     """A way to make vectors: `"tfidf"`, a model by name, or a function.
 
     Args:
-        of: a folder or name of sentence-transformers (`resource:minilm`, a hub id); a causal language model as `default`,
-            a folder or a `.gguf` file, whose hidden states are averaged; or texts to an array.
+        of: a folder or name of sentence-transformers (`resource:minilm`, a hub id); a causal language model, as
+            `default`, a folder or a `.gguf` file, whose hidden states are averaged; or texts to an array.
         device: where a model runs.
 
     Raises:
@@ -215,8 +215,8 @@ def encoder(of: str | Callable[[list[str]], Any] = "tfidf", device: str | None =
         return HiddenStates(of, device=device)
     if not folder.is_dir() and (folder.exists() or of.count("/") != 1 or of.startswith((".", "~", "/"))):
         raise InputError(
-            f"got the embedder {of}; expected tfidf, default, a model's folder, a .gguf file, resource:minilm, or a hub id "
-            "org/name"
+            f"got the embedder {of}; expected tfidf, default, a model's folder, a .gguf file, resource:minilm, or a "
+            "hub id org/name"
         )
     return Sentences(of, device)
 
@@ -227,8 +227,8 @@ def encoder(of: str | Callable[[list[str]], Any] = "tfidf", device: str | None =
 class DocumentVectors(PipelineStep):
     """A step that writes each rank's vectors, and passes the documents on.
 
-    Writes `<rank>.npy`, or `<rank>.npz` where the vectors are sparse, and `<rank>.documents.npz` beside it: for each
-    document its place in the corpus, a digest of its text, and its first 100 characters.
+    Writes `<rank>.npy`, or `<rank>.npz` where the vectors are sparse, and `<rank>.documents.npz`: for each document
+    its place in the corpus, a digest of its text, and its first 100 characters.
 
     Args:
         folder: where the files will stand.

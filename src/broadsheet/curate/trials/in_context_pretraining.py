@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,9 +47,9 @@ class InContextPretrainingTrial(Laboratory):
     contexts of a document and its nearest ones, which repeats what is near to many; the path through all documents,
     copies kept; and documents sorted by length, an order that relates nothing. Contexts are shuffled in all arms.
 
-    Three things are asked: how well held-out documents are predicted, each alone; how much better the same documents are
-    with the most related training document before them than with another one's; and, of the orders themselves, the
-    cosine of a document and the next.
+    Three things are asked: how well held-out documents are predicted, each alone; how much better they are with the
+    most related training document before them than with another one's; and, of the orders themselves, the cosine of a
+    document and the next.
     """
 
     paper: ClassVar[str] = "in_context_pretraining"
@@ -58,13 +59,15 @@ class InContextPretrainingTrial(Laboratory):
     batch: int = option(8, "Rows of a step.", quick=8, least=1)
     length: int = option(512, "Tokens of a context.", quick=256, least=16)
     embed: str = option(
-        "tfidf", "What documents are compared by: tfidf, a language model, or one of sentence-transformers.", metavar="MODEL"
+        "tfidf",
+        "What documents are compared by: tfidf, a language model, or one of sentence-transformers.",
+        metavar="MODEL",
     )
 
     def question(self) -> str:
         return (
-            f"Trained from nothing on {self.data}, does a model of {self.size} weights make more of a related document "
-            f"before the one that it reads where contexts of {self.length} tokens hold documents beside their nearest?"
+            f"Trained from nothing on {self.data} in contexts of {self.length} tokens, does a model of {self.size} "
+            "weights make more of a related document before another where documents stood beside their nearest?"
         )
 
     def lab(self) -> Sequence[LabArm]:
@@ -98,9 +101,14 @@ class InContextPretrainingTrial(Laboratory):
     def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
         read = self.steps * self.batch * self.length
         return (
-            f"Its models have 0.3B to 7B weights, and gains show after some 150 billion tokens; here {read:,} are read, by "
-            "a model that hardly learns to look back over a document's end."
+            f"Its models have 0.3B to 7B weights, and gains show after some 150 billion tokens; here {read:,} are "
+            f"read, by a model to which, in random order, a related document is worth {self._worth(outcome)}."
         )
+
+    @staticmethod
+    def _worth(outcome: Outcome) -> str:
+        found = outcome.usable[RANDOM].values[USE]
+        return f"{found.estimate:.3f} nats a byte [{found.low:.3f}, {found.high:.3f}]"
 
     def setting(self) -> Mapping[str, Any]:
         order = self._order
@@ -111,8 +119,8 @@ class InContextPretrainingTrial(Laboratory):
         once = len(np.unique(read)) / len(read)
         return {
             **super().setting(),
-            "path": f"{len(order.path):,} documents of {len(self.held.train):,} ({left_out}); {order.jumps:,} steps are "
-            f"between documents that are no neighbours, {jumps:,} in random order",
+            "path": f"{len(order.path):,} documents of {len(self.held.train):,} ({left_out}); {order.jumps:,} steps "
+            f"are between documents that are no neighbours, {jumps:,} in random order",
             "kNN contexts": f"of {len(read):,} documents that they hold {100 * once:.0f} % are not yet there",
             "related": f"cosine {float(self._related_cosines.mean()):.2f} on average, by {self.embed}",
         }
@@ -165,23 +173,25 @@ class InContextPretrainingTrial(Laboratory):
         return drawn
 
     def _knn(self, seed: int) -> tuple[Places, list[list[int]]]:
-        """Documents with those nearest to them, each time as many as fill a context, until as much is there as of the
-        others: the places, and the contexts' tokens."""
+        """Documents with those nearest to them, each time as many as fill its contexts, until there is as much as of
+        the others: the places, and the contexts' tokens."""
         needed = sum(len(self._documents[i]) for i in self._kept) // self.length
         path: list[int] = []
         contexts: list[list[int]] = []
         filled: list[int] = []
-        for group in knn_order(self._graph.ids, seed):
-            for i in self._kept[group]:
+        groups = (group for again in count() for group in knn_order(self._graph.ids, seed + 1000 * again))
+        while len(contexts) < needed:
+            group = self._kept[next(groups)]
+            for i in group:
+                whole = len(filled) // self.length
                 path.append(int(i))
                 filled += self._documents[i]
-                if len(filled) >= self.length:
-                    contexts.append(filled[: self.length])
-                    filled = []
-                    break
-            if len(contexts) >= needed:
-                break
-        return np.array(path, np.int64), contexts
+                if i != group[0] and len(filled) // self.length > whole:
+                    break  # a neighbour fills the last context of the document
+            cuts = range(0, len(filled) // self.length * self.length, self.length)
+            contexts += [filled[begin : begin + self.length] for begin in cuts]
+            filled = [] if cuts else filled
+        return np.array(path, np.int64), contexts[:needed]
 
     def rows(self, name: str, seed: int) -> Any:
         if not name:
@@ -204,7 +214,7 @@ class InContextPretrainingTrial(Laboratory):
 
     def losses(self, model: Any, asked: Sequence[Any]) -> dict[str, np.ndarray]:
         texts = [self.held.held_out[i] for i in asked]
-        # Another one's related document is as long, and as usual, as one's own: on average nothing but the relation differs.
+        # Another one's related document: over all of them the first documents are the same, but for the relation.
         other = [(i + len(self._related) // 2) % len(self._related) for i in asked]
         own, others = (
             self.after(model, [self.held.train[self._related[i]] for i in some], texts) for some in (asked, other)
