@@ -23,6 +23,7 @@ from broadsheet.curate import (
     OrderDocuments,
     PathReader,
     Ranks,
+    Sentences,
     ShardWriter,
     TfIdf,
     nearest,
@@ -221,13 +222,26 @@ def test_a_document_that_begins_as_the_one_before_is_left_out():
     assert unlike_last(texts) == [0, 1, 2]
     assert unlike_last(texts, characters=10_000) == [0, 1, 2, 3]
     assert unlike_last([texts[0]] * 5 + [texts[1]] + [texts[0]]) == [0, 5, 6], "with the last that stayed"
-    order = InContextPretraining(duplicate=None).order([*texts, texts[1]])
-    assert 0 < len(order.dropped[LIKE_LAST]) < 4
-    assert sorted([*order.path, *order.dropped[LIKE_LAST]]) == list(range(5))
+    first = "the quick brown fox jumps over a lazy dog; pack my box with jugs"
+    chain = [first, first.replace("quick", "quack"), first.replace("quick", "quack").replace("box", "bag")]
+    assert unlike_last(chain) == [0, 2], "the second, which is as the third, was not written"
+
+
+def test_what_begins_alike_is_named_by_its_place_among_all_documents():
+    head = "Copyright 2024 by the authors; all rights are reserved, and so on, for some hundred characters or more. "
+    texts = ["bees and trees", "bees and trees", head + "of bees in hives", head + "of trees in woods"]
+    order = InContextPretraining().order(texts)
+    assert order.dropped[EXACT_COPY].tolist() == [1]
+    [gone] = order.dropped[LIKE_LAST]
+    assert gone in (2, 3)
+    assert sorted([*order.path, gone]) == [0, 2, 3]
+    both = order.path[:-1], order.path[1:]
+    assert order.cosines == pytest.approx(cosine(TfIdf()(texts), *both), abs=1e-6)
 
 
 def test_overlap_is_that_of_sets_of_three_characters():
     assert gram_overlap("abcabcabc", "abc") == pytest.approx(1 / 3)
+    assert gram_overlap("abcd", "bcde") == pytest.approx(1 / 3)
     assert (gram_overlap("", ""), gram_overlap("ab", "ab"), gram_overlap("ab", "cd")) == (1, 1, 0)
     assert gram_overlap("ab", "abc") == 0
 
@@ -275,7 +289,7 @@ def test_faiss_finds_what_all_comparisons_find_where_it_looks_everywhere(thin):
 def test_faiss_serves_beyond_so_many_documents_alone(monkeypatch):
     rows, _ = clustered(30, 10, width=12)
     monkeypatch.setattr("broadsheet.curate.neighbours.approximate", lambda *given, **more: more)
-    assert isinstance(nearest(rows, 3), NeighbourGraph)
+    assert isinstance(nearest(rows, 3, exact_up_to=300), NeighbourGraph)
     assert nearest(rows, 3, exact_up_to=299)["lists"] == 35
 
 
@@ -287,6 +301,8 @@ def test_words_that_few_documents_hold_count_more_and_an_empty_document_is_alone
     similarity = (vectors @ vectors.T).toarray()
     assert np.diag(similarity) == pytest.approx([1, 1, 1, 0, 1], abs=1e-6)
     assert similarity[0, 1] > similarity[0, 2] > 0
+    equal = TfIdf()(["the rare word", "a rare thing", "the usual other", "the one", "the two"])
+    assert (equal[[0]] @ equal[[1]].T).toarray() > (equal[[0]] @ equal[[2]].T).toarray() + 0.05
     order = InContextPretraining().order(["", "the word", " ", "the word, again"])
     assert sorted(order.path) == [0, 1, 2, 3]
 
@@ -296,7 +312,7 @@ def test_hidden_states_are_the_mean_over_a_documents_own_tokens(tiny_model, tiny
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     by = encoder(str(tmp_path))
-    texts = ["a", "a longer text of some words", "", "x" * 2000]
+    texts = ["a", "a longer text of some words", "", " ".join(map(str, range(700)))]
     import torch
 
     from broadsheet import models
@@ -318,6 +334,8 @@ def test_any_function_makes_vectors_and_one_that_does_not_is_refused():
     assert {text[0] for text in np.array(texts)[order.path[:3]]} in ({"x"}, {"y"})
     with pytest.raises(InputError, match=r"shape \(1, 6\) for 6 texts"):
         encoder(lambda given: [[1.0] * 6]).encode(texts)
+    with pytest.raises(InputError, match="finite numbers"):
+        encoder(lambda given: [[np.nan, 1.0]] * len(given)).encode(texts)
     with pytest.raises(InputError, match="expected tfidf"):
         encoder("no such thing")
 
@@ -328,9 +346,10 @@ def test_any_function_makes_vectors_and_one_that_does_not_is_refused():
 def test_contexts_hold_the_tokens_of_the_path_and_are_shuffled_whole():
     drawn = np.random.default_rng(0)
     documents = [[*drawn.integers(1, 99, drawn.integers(0, 12)).tolist(), 0] for _ in range(40)]
-    path = drawn.permutation(40)[:30]
+    path = drawn.permutation(40)[:31]
     plain, shuffled, again = (Contexts(documents, path, 16, seed=seed) for seed in (None, 1, 1))
     stream = [token for i in path for token in documents[i]]
+    assert len(stream) % 16
     read = [token for row in plain for token in row["input_ids"].tolist()]
     assert read == stream[: len(stream) // 16 * 16]
     rows = [tuple(row["input_ids"].tolist()) for row in plain]
@@ -463,3 +482,23 @@ def test_the_path_selects_from_a_dataset():
     order = InContextPretraining().order(texts)
     made = datasets.Dataset.from_dict({"text": texts}).select(order.path)
     assert made["text"][:] == [texts[i] for i in order.path]
+
+
+def test_a_folder_of_sentence_transformers_makes_vectors_and_fetches_no_kernel(tiny_model, tiny_tokenizer, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    first = Transformer(str(tmp_path / "model"))
+    whole = SentenceTransformer(modules=[first, Pooling(32, "mean")], device="cpu")
+    whole.save(str(tmp_path / "saved"))
+    by = encoder(str(tmp_path / "saved"), device="cpu")
+    assert isinstance(by, Sentences)
+    texts = ["one text", "another, longer text", ""]
+    assert by.encode(texts) == pytest.approx(whole.encode(texts), abs=1e-5)
+    config = tmp_path / "saved" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "attn_implementation": "some/kernel"}))
+    with pytest.raises(InputError, match="some/kernel"):
+        encoder(str(tmp_path / "saved"), device="cpu").encode(texts)

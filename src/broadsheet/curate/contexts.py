@@ -51,7 +51,8 @@ class Contexts(Sequence[dict[str, Tensor]]):
         self.path = np.asarray(path, np.int64)
         self.length = length
         self._ends = np.cumsum([len(documents[i]) for i in self.path], dtype=np.int64)
-        self.stream = torch.tensor([token for i in self.path for token in documents[i]], dtype=torch.long)
+        rows = [np.asarray(documents[i], np.int64) for i in self.path]
+        self.stream = torch.from_numpy(np.concatenate([*rows, np.zeros(0, np.int64)]))
         count = len(self.stream) // length if drop_last else -(-len(self.stream) // length)
         if not count:
             raise InputError(f"got {len(self.stream):,} tokens; expected a context of {length:,} at least")

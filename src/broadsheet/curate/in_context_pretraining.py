@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from broadsheet.apply.base import Source
 from broadsheet.apply.corpus import Summary
@@ -109,7 +110,7 @@ class InContextPretraining:
 
         Args:
             texts: (documents,).
-            vectors: (documents, dimensions), of any length; TF-IDF where None.
+            vectors: (documents, dimensions), of any length, or a CSR array of unit rows; TF-IDF where None.
 
         Raises:
             InputError: there are no texts, or not as many vectors.
@@ -119,7 +120,7 @@ class InContextPretraining:
         texts = list(texts)
         if vectors is None:
             vectors = TfIdf()(texts) if texts else np.zeros((0, 1), np.float32)
-        elif isinstance(vectors, np.ndarray):
+        elif not sparse.issparse(vectors):
             vectors = Function(lambda given: vectors)(texts)
         digests = np.array([digest(text) for text in texts], np.uint64)
         return self.arrange(vectors, digests, [text[:HEAD] for text in texts])
