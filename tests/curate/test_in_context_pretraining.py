@@ -472,6 +472,12 @@ def test_what_cannot_be_is_refused_before_anything_is_read(tmp_path):
         assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="one at least"):
         InContextPretraining().order([])
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(InputError, match=r"nothing is left of .*empty\.jsonl: it holds no documents"):
+        InContextPretrainingRecipe(tasks=2).run(Source(str(tmp_path / "empty.jsonl")), tmp_path / "none")
+    (tmp_path / "one.jsonl").write_text('{"text": ""}\n')
+    InContextPretrainingRecipe().run(Source(str(tmp_path / "one.jsonl")), tmp_path / "one")
+    assert len((tmp_path / "one/documents.jsonl").read_text().splitlines()) == 1
     with pytest.raises(InputError, match="expected"):
         InContextPretraining().order(["a", "b"], np.ones((3, 2), np.float32))
 

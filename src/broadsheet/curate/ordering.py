@@ -71,7 +71,7 @@ class OrderDocuments(PipelineStep):
         of: as given to `DocumentVectors`.
 
     Raises:
-        InputError: a rank's vectors are missing; there are no documents.
+        InputError: a rank's vectors are missing.
     """
 
     type = "🧭 - ORDER"
@@ -88,26 +88,25 @@ class OrderDocuments(PipelineStep):
             return
         with self.track_time():
             stored = StoredVectors.of(self.vectors, self.ranks)
-            if not len(stored.places):
-                raise InputError(f"{self.vectors} holds no documents; expected one at least")
-            rows = encoder(self.of).together(stored.rows)
-            found = self.method.arrange(rows, stored.digests, list(stored.heads))
-            drawn = np.random.default_rng(0).permutation(found.path)
-            random = cosine(rows, drawn[:-1], drawn[1:])
-        facts = {
-            "documents": len(stored.places),
-            "kept": len(found.path),
-            "cosine": found.cosine if len(random) else None,
-            "cosine in random order": float(random.mean()) if len(random) else None,
-            "jumps": found.jumps,
-        }
+            path, dropped, facts = self._ordered(stored) if len(stored.places) else (stored.places, {}, {"jumps": 0})
         with atomic_write(self.folder / _DROPPED, "wb") as file:
-            reasons: dict[str, Any] = {reason: stored.places[rows] for reason, rows in found.dropped.items()}
-            np.savez(file, **reasons)
+            np.savez(file, **dropped)
         with atomic_write(self.folder / _FACTS) as file:
-            json.dump(facts, file)
+            json.dump({"documents": len(stored.places), "kept": len(path), **facts}, file)
         with atomic_write(self.folder / _PATH, "wb") as file:  # the last: where it stands, all do
-            np.save(file, stored.places[found.path])
+            np.save(file, path)
+
+    def _ordered(self, stored: StoredVectors) -> tuple[NDArray[np.int64], dict[str, Any], dict[str, Any]]:
+        """Places along the path, places by the reason for which they are left out, and what is told of the path."""
+        rows = encoder(self.of).together(stored.rows)
+        found = self.method.arrange(rows, stored.digests, list(stored.heads))
+        drawn = np.random.default_rng(0).permutation(found.path)
+        told: dict[str, Any] = {"jumps": found.jumps}
+        if len(drawn) > 1:
+            random = float(cosine(rows, drawn[:-1], drawn[1:]).mean())
+            told |= {"cosine": found.cosine, "cosine in random order": random}
+        dropped = {reason: stored.places[places] for reason, places in found.dropped.items()}
+        return stored.places[found.path], dropped, told
 
 
 def facts(folder: str | Path) -> dict[str, Any]:
