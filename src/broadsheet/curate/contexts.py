@@ -34,6 +34,7 @@ class Contexts(Sequence[dict[str, Tensor]]):
         InputError: there is no whole context.
 
     Example:
+        >>> from broadsheet.curate import Contexts
         >>> rows = Contexts([[1, 2, 0], [3, 0], [4, 5, 6, 0]], path=[2, 0, 1], length=4, seed=None)
         >>> [row["input_ids"].tolist() for row in rows], rows.spans(1)
         ([[4, 5, 6, 0], [1, 2, 0, 3]], [(0, 0, 3), (1, 0, 1)])

@@ -78,6 +78,7 @@ class InContextPretraining:
         seed: of ties, and of faiss's training.
 
     Example:
+        >>> from broadsheet.curate import InContextPretraining
         >>> texts = ["the cat sat", "shares fell today", "the cat ran", "shares rose today"]
         >>> InContextPretraining().order(texts).path.tolist()
         [2, 0, 3, 1]

@@ -54,6 +54,7 @@ class TfIdf(Encoder):
     Needs no model. Words are hashed, so that ranks need not agree on a vocabulary first.
 
     Example:
+        >>> from broadsheet.curate import TfIdf
         >>> vectors = TfIdf()(["a red apple", "a green apple", "the sea"])
         >>> (vectors @ vectors.T).toarray().round(2).tolist()[0]
         [1.0, 0.53, 0.0]
