@@ -81,7 +81,7 @@ class InContextPretraining:
         >>> from broadsheet.curate import InContextPretraining
         >>> texts = ["the cat sat", "shares fell today", "the cat ran", "shares rose today"]
         >>> InContextPretraining().order(texts).path.tolist()
-        [2, 0, 3, 1]
+        [1, 3, 2, 0]
 
     Source: arXiv:2310.10638, Sec. 2 and Algorithm 1, whose arg min is read as arg max, as its text says; the rule of
         3-grams and the other walk: swj0419/in-context-pretraining, sort/sort.py.
