@@ -15,9 +15,9 @@ from scripted import Scripted, scripted
 from broadsheet.console import InputError
 from broadsheet.curate import Clear, ClearFilter, ClearScores, ExchangeReader, Ranks, ShardReader, ShardWriter
 from broadsheet.curate.clear import auto_correct, auto_filter, combined
-from broadsheet.curate.clear_steps import threshold
 from broadsheet.curate.confidence import consistency, letters
 from broadsheet.curate.files import in_order
+from broadsheet.curate.targets.steps import threshold
 from broadsheet.teacher import Teacher
 from broadsheet.teacher.local import Local
 
@@ -265,7 +265,7 @@ def test_an_empty_candidate_or_the_target_itself_is_a_tie_that_is_not_asked_abou
 
 
 def exchanges_of(rows):
-    from broadsheet.curate.exchanges import exchanges
+    from broadsheet.curate.targets.exchanges import exchanges
 
     return exchanges(rows)
 

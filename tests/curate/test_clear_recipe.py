@@ -12,7 +12,7 @@ from test_clear import CAPITALS, ROWS, knows, shares
 from broadsheet.apply.base import Source
 from broadsheet.console import InputError
 from broadsheet.curate.clear import Clear
-from broadsheet.curate.clear_recipe import ClearRecipe
+from broadsheet.curate.targets.recipe import ClearRecipe
 from broadsheet.teacher import Teacher
 
 

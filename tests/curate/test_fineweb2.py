@@ -35,9 +35,9 @@ from broadsheet.curate import (
     Signatures,
 )
 from broadsheet.curate.fineweb2 import UNADAPTED
-from broadsheet.curate.fineweb2_recipe import FineWeb2Recipe
 from broadsheet.curate.languages import tasks
 from broadsheet.curate.languages.measures import ENGLISH, counted, measures, merged
+from broadsheet.curate.languages.recipe import FineWeb2Recipe
 from broadsheet.curate.languages.rehydration import SIZE, copies, removal, weights
 from broadsheet.curate.languages.thresholds import Distribution, adapt, confidence
 from broadsheet.curate.languages.wordlists import affinity_words, contamination, names_language, stop_words
@@ -513,7 +513,7 @@ def test_a_run_that_is_killed_gives_the_same_when_it_is_repeated(corpus, english
     program = (
         "import os, signal, sys; from pathlib import Path\n"
         "from broadsheet.apply.base import Source; from broadsheet.curate import running\n"
-        "from broadsheet.curate.fineweb2_recipe import FineWeb2Recipe\n"
+        "from broadsheet.curate.languages.recipe import FineWeb2Recipe\n"
         "left, kill = int(sys.argv[3]), running.Ranks.mark_rank_as_completed\n"
         "def marked(self, rank):\n"
         "    global left; left -= 1\n"

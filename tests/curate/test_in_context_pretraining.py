@@ -43,8 +43,8 @@ from broadsheet.curate.in_context_pretraining import (
     unlike_last,
     zero_weight_jumps,
 )
-from broadsheet.curate.neighbours import NONE, approximate, cosine, exact
-from broadsheet.curate.vectors import StoredVectors, encoder
+from broadsheet.curate.orders.neighbours import NONE, approximate, cosine, exact
+from broadsheet.curate.orders.vectors import StoredVectors, encoder
 
 PLAIN = {"duplicate": None, "like_last": None}
 
@@ -149,7 +149,7 @@ def test_documents_with_few_neighbours_come_first():
 
 def test_what_is_done_does_not_grow_faster_than_documents_times_neighbours(monkeypatch):
     asked = []
-    from broadsheet.curate.neighbours import Edges
+    from broadsheet.curate.orders.neighbours import Edges
 
     plain = Edges.of
     monkeypatch.setattr(Edges, "of", lambda self, row: asked.append(len(plain(self, row))) or plain(self, row))
@@ -255,7 +255,7 @@ def test_neighbours_are_those_with_the_highest_cosines_whatever_the_block(monkey
     np.fill_diagonal(similarity, -np.inf)
     expected = np.argsort(-similarity, 1)[:, :6]
     assert exact(rows, 6).ids.tolist() == expected.tolist()
-    monkeypatch.setattr("broadsheet.curate.neighbours._CELLS", 100)
+    monkeypatch.setattr("broadsheet.curate.orders.neighbours._CELLS", 100)
     again = exact(sparse.csr_array(rows), 6)
     assert again.ids.tolist() == expected.tolist()
     assert again.cosines == pytest.approx(np.take_along_axis(similarity, expected, 1), abs=1e-6)
@@ -288,7 +288,7 @@ def test_faiss_finds_what_all_comparisons_find_where_it_looks_everywhere(thin):
 
 def test_faiss_serves_beyond_so_many_documents_alone(monkeypatch):
     rows, _ = clustered(30, 10, width=12)
-    monkeypatch.setattr("broadsheet.curate.neighbours.approximate", lambda *given, **more: more)
+    monkeypatch.setattr("broadsheet.curate.orders.neighbours.approximate", lambda *given, **more: more)
     assert isinstance(nearest(rows, 3, exact_up_to=300), NeighbourGraph)
     assert nearest(rows, 3, exact_up_to=299)["lists"] == 35
 

@@ -36,7 +36,7 @@ from broadsheet.curate.confidence import (
     reflections,
     samples,
 )
-from broadsheet.curate.exchanges import Exchange, exchanges
+from broadsheet.curate.targets.exchanges import Exchange, exchanges
 
 if TYPE_CHECKING:
     from broadsheet.teacher import Teacher

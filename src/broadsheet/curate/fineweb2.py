@@ -1,7 +1,7 @@
 """FineWeb2 (Penedo et al., 2025, arXiv:2506.20920): a recipe for all languages, thresholds from the language itself.
 
 Knows: documents with languages and scores, statistics of languages, datatrove's filters. Does not know: where documents
-come from, executors. The formulas are in `languages/`, the passes over a corpus in `fineweb2_recipe`.
+come from, executors. The formulas are in `languages/`, the passes over a corpus in its recipe.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 
 from broadsheet.console import InputError
 from broadsheet.curate.base import Decision, Step
+from broadsheet.curate.languages.lid import DEFAULT, Languages
 from broadsheet.curate.languages.measures import DUPLICATE, ENGLISH, TOP
 from broadsheet.curate.languages.thresholds import Distribution, Method, adapt, confidence
 from broadsheet.curate.languages.wordlists import affinity_words, stop_words
-from broadsheet.curate.lid import DEFAULT, Languages
 from broadsheet.curate.words import WORDS
 
 ENGLISH_STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # Gopher's

@@ -1,7 +1,7 @@
 """In-Context Pretraining (Shi et al., 2024, arXiv:2310.10638): each document beside its nearest, and none twice.
 
 Knows: vectors of documents, their nearest neighbours, their beginnings. Does not know: where vectors come from
-(`vectors`), how neighbours are searched (`neighbours`), tokens (`contexts`), models.
+(`orders.vectors`), how neighbours are searched (`orders.neighbours`), tokens (`orders.contexts`), models.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy import sparse
 from broadsheet.apply.base import Source
 from broadsheet.apply.corpus import Summary
 from broadsheet.console import InputError, at_least, say
-from broadsheet.curate.neighbours import EXACT, NONE, Edges, Matrix, NeighbourGraph, Places, cosine, nearest
+from broadsheet.curate.orders.neighbours import EXACT, NONE, Edges, Matrix, NeighbourGraph, Places, cosine, nearest
 from broadsheet.curate.recipe import CurateRecipe, Passes
 from broadsheet.options import option
 
@@ -116,7 +116,7 @@ class InContextPretraining:
         Raises:
             InputError: there are no texts, or not as many vectors.
         """
-        from broadsheet.curate.vectors import HEAD, Function, TfIdf, digest
+        from broadsheet.curate.orders.vectors import HEAD, Function, TfIdf, digest
 
         texts = list(texts)
         if vectors is None:
@@ -339,8 +339,8 @@ class InContextPretrainingRecipe(CurateRecipe):
 
     def curate(self, source: Source, passes: Passes) -> Iterator[Document]:
         from broadsheet.curate.files import CorpusReader, ShardReader, ShardWriter
-        from broadsheet.curate.ordering import DOCUMENTS, VECTORS, OnPath, OrderDocuments, PathReader, facts
-        from broadsheet.curate.vectors import DocumentVectors
+        from broadsheet.curate.orders.steps import DOCUMENTS, VECTORS, OnPath, OrderDocuments, PathReader, facts
+        from broadsheet.curate.orders.vectors import DocumentVectors
 
         made, order = passes.folder / "made", passes.folder / "order"
         read = CorpusReader(source.spec, source.on_error, source.text_field, source.id_field)
@@ -360,7 +360,7 @@ class InContextPretrainingRecipe(CurateRecipe):
         return PathReader(made, order, passes.tasks).run()
 
     def apply(self, source: Source, out: Path, force: bool) -> Summary:
-        from broadsheet.curate.vectors import encoder
+        from broadsheet.curate.orders.vectors import encoder
 
         self._method()  # what cannot be is refused before any data is read
         self.check_calls()

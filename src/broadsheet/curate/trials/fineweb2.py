@@ -16,8 +16,8 @@ from broadsheet.apply.base import Source
 from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, quiet
 from broadsheet.curate.fineweb2 import FineWeb2
-from broadsheet.curate.fineweb2_recipe import FineWeb2Recipe
-from broadsheet.curate.lid import Languages
+from broadsheet.curate.languages.lid import Languages
+from broadsheet.curate.languages.recipe import FineWeb2Recipe
 from broadsheet.curate.minhash import NearDuplicates
 from broadsheet.curate.recipe import COUNTS, DOCUMENTS, REASONS
 from broadsheet.methods import call_of

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from broadsheet.cache import fingerprint
-from broadsheet.curate.contexts import Contexts
 from broadsheet.curate.in_context_pretraining import (
     DocumentOrder,
     InContextPretraining,
     knn_order,
     zero_weight_jumps,
 )
-from broadsheet.curate.neighbours import Edges, Matrix, NeighbourGraph, Places, cosine, nearest
-from broadsheet.curate.vectors import encoder
+from broadsheet.curate.orders.contexts import Contexts
+from broadsheet.curate.orders.neighbours import Edges, Matrix, NeighbourGraph, Places, cosine, nearest
+from broadsheet.curate.orders.vectors import encoder
 from broadsheet.options import option
 from broadsheet.training.losses import IGNORED, token_losses
 from broadsheet.training.scratch import tokens_of

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from broadsheet.console import InputError
-from broadsheet.curate.exchanges import Exchange
+from broadsheet.curate.targets.exchanges import Exchange
 from broadsheet.data import corpora, pydocs
 from broadsheet.training.scratch import near_duplicates
 

@@ -20,8 +20,8 @@ from datatrove.pipeline.base import PipelineStep
 
 from broadsheet.curate.base import Decision, Step, batches
 from broadsheet.curate.clear import COLUMNS, CORRECTED, DROPPED, Clear, as_columns, auto_filter
-from broadsheet.curate.exchanges import ROW, Exchange
 from broadsheet.curate.files import parts, write_part
+from broadsheet.curate.targets.exchanges import ROW, Exchange
 
 DOUBTED = "doubted"
 

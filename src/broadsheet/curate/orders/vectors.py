@@ -23,7 +23,7 @@ from broadsheet.cache import atomic_write
 from broadsheet.console import InputError
 from broadsheet.curate.base import batches
 from broadsheet.curate.files import PLACE
-from broadsheet.curate.neighbours import Matrix
+from broadsheet.curate.orders.neighbours import Matrix
 
 HEAD = 100  # characters of a document that are kept beside its vector
 TOKENS = 510  # of a document that a language model reads, as the paper on in-context pretraining cuts them

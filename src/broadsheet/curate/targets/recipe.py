@@ -79,10 +79,10 @@ class ClearRecipe(Recipe):
             raise
 
     def _written(self, source: Source, out: Path, force: bool) -> Summary:
-        from broadsheet.curate.clear_steps import ClearFilter, ClearScores
-        from broadsheet.curate.exchanges import ExchangeReader
         from broadsheet.curate.files import ShardReader, ShardWriter, in_order
         from broadsheet.curate.running import Ranks
+        from broadsheet.curate.targets.exchanges import ExchangeReader
+        from broadsheet.curate.targets.steps import ClearFilter, ClearScores
 
         aside = out.with_name(f"{out.name}.parts")  # beside which `workdir` puts its folder
         replacing = aside.with_name(f"{aside.name}.partial") / "replacing"

@@ -75,8 +75,8 @@ class FineWeb2Recipe(CurateRecipe):
     def _identify(self, source: Source, passes: Passes) -> None:
         from broadsheet.curate.files import CorpusReader, ShardWriter
         from broadsheet.curate.fineweb2 import Identify
+        from broadsheet.curate.languages.lid import Languages
         from broadsheet.curate.languages.measures import LanguageScores
-        from broadsheet.curate.lid import Languages
         from broadsheet.curate.readable import Readable
 
         reader = CorpusReader(source.spec, source.on_error, source.text_field, source.id_field)

@@ -28,8 +28,8 @@ from broadsheet.cache import atomic_write
 from broadsheet.console import InputError
 from broadsheet.curate.base import Decision, Step
 from broadsheet.curate.files import PLACE
-from broadsheet.curate.neighbours import Matrix, cosine
-from broadsheet.curate.vectors import StoredVectors, encoder
+from broadsheet.curate.orders.neighbours import Matrix, cosine
+from broadsheet.curate.orders.vectors import StoredVectors, encoder
 
 VECTORS, DOCUMENTS = "vectors", "documents"
 _PATH, _DROPPED, _FACTS = "path.npy", "dropped.npz", "order.json"
