@@ -2,8 +2,8 @@
 
 Knows: letters, digits, scripts that are written without spaces. Does not know: any language.
 
-Thresholds on words belong to the tokenizer that they were found with: spaCy's, which datatrove takes, counts punctuation
-too, and Gopher's rules then drop what they keep with these words. Fit and filter with the same one.
+Thresholds on words belong to the tokenizer that they were found with: spaCy's, which datatrove takes, counts
+punctuation too, and Gopher's rules then drop what they keep with these words. Fit and filter with the same one.
 """
 
 from __future__ import annotations
