@@ -50,6 +50,8 @@ evidence: $(VENV)/.installed-dev speech  ## record again what is older than its 
 	$(BIN)/python -m broadsheet.page.replay $(PAPER) $(if $(AGAIN),--again) $(if $(DATA),--data $(DATA))
 
 bench: $(VENV)/.installed-dev speech  ## measure speed ratios side by side
+	$(BIN)/pip install -q -e ".[bench]"
+	$(BIN)/python benchmarks/curate.py
 	$(BIN)/python benchmarks/detect.py
 	$(BIN)/python benchmarks/attend.py
 	$(BIN)/python benchmarks/transnormer.py
@@ -60,6 +62,7 @@ bench: $(VENV)/.installed-dev speech  ## measure speed ratios side by side
 	$(BIN)/python benchmarks/hear.py
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/page.py
+	$(BIN)/python benchmarks/train.py
 
 clean:  ## remove what the other commands made here; the model cache stays
 	rm -rf $(VENV) build dist site runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

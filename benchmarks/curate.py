@@ -8,7 +8,7 @@
 5. *A stream.* The most memory that a pipeline takes for a quarter of a stream, and for all of it.
 
 Ratios are of processor time in turns. `--record` keeps the result as evidence/curate.benchmark.json. Needs
-`pip install spacy rensa` beside `.[curate]`.
+`pip install -e '.[curate,bench]'`.
 """
 
 from __future__ import annotations
