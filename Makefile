@@ -50,7 +50,7 @@ evidence: $(VENV)/.installed-dev speech  ## record again what is older than its 
 	$(BIN)/python -m broadsheet.page.replay $(PAPER) $(if $(AGAIN),--again) $(if $(DATA),--data $(DATA))
 
 bench: $(VENV)/.installed-dev speech  ## measure speed ratios side by side
-	$(BIN)/pip install -q -e ".[bench]"
+	$(PIP) install -q -e ".[bench]"
 	$(BIN)/python benchmarks/curate.py
 	$(BIN)/python benchmarks/detect.py
 	$(BIN)/python benchmarks/attend.py
