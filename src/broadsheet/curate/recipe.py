@@ -85,6 +85,15 @@ class CurateRecipe(Build):
         shared = ("workers", "tasks", *self.lacks)
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in shared}
 
+    def write(self, documents: Iterator[Document], folder: Path, passes: Passes) -> int:
+        """Write what stays into a new folder; how many documents that were."""
+        written = 0
+        with atomic_write(folder / DOCUMENTS) as file:
+            for document in documents:
+                file.write(row(document))
+                written += 1
+        return written
+
     def title(self) -> str:
         """Of the report."""
         return type(self).__name__.removesuffix("Recipe")
@@ -109,11 +118,7 @@ class CurateRecipe(Build):
             found = self.curate(source, passes)
             made = work / "result"
             made.mkdir(exist_ok=True)
-            written = 0
-            with atomic_write(made / DOCUMENTS) as file:
-                for document in in_order(found) if isinstance(found, Path) else found:
-                    file.write(_row(document))
-                    written += 1
+            written = self.write(in_order(found) if isinstance(found, Path) else found, made, passes)
             if not written:
                 raise InputError(f"nothing is left of {source.spec}: {_why(passes.counts)}; loosen what drops most")
             with atomic_write(made / REASONS) as file:
@@ -132,7 +137,8 @@ class CurateRecipe(Build):
         return Summary(out, written, 0, seconds, True)
 
 
-def _row(document: Document) -> str:
+def row(document: Document) -> str:
+    """A document as a line of the result: its metadata without its place."""
     from broadsheet.curate.files import PLACE
 
     metadata = {name: value for name, value in document.metadata.items() if name != PLACE}

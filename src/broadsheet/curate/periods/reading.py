@@ -97,16 +97,18 @@ class PeriodModel:
 
     def _continued(self, ids: Tensor, mask: Tensor, rows: Tensor, sizes: Tensor) -> Floats:
         """(contexts, words), of contexts that are padded on the left, and words on the right."""
+        from transformers import DynamicCache
+
         contexts, (words, longest) = len(ids), rows.shape
         places = (mask.cumsum(1) - 1).clamp(min=0)
-        read = self.model(ids, attention_mask=mask, position_ids=places, use_cache=True)
-        cache = read.past_key_values
+        cache = DynamicCache(config=self.model.config)
+        read = self.model(ids, attention_mask=mask, position_ids=places, cache=cache, use_cache=True)
         cache.batch_repeat_interleave(words)
         tokens = rows.repeat(contexts, 1)
         after = torch.cat([mask.repeat_interleave(words, 0), torch.ones_like(tokens)], 1)
         places = places[:, -1:].repeat_interleave(words, 0) + 1 + torch.arange(longest, device=ids.device)
         said = self.model(
-            tokens, attention_mask=after, position_ids=places, past_key_values=cache, use_cache=True
+            tokens, attention_mask=after, position_ids=places, cache=cache, use_cache=True
         ).logits.float()
         first = read.logits[:, -1:].float().repeat_interleave(words, 0)
         log_probs = torch.cat([first, said], 1).log_softmax(-1)
