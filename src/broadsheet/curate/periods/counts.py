@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from broadsheet.console import InputError
 
 Floats = NDArray[np.float64]
-STRENGTH = 500.0  # words that the prior counts as: Monroe's α₀
-_LETTERS = re.compile(r"[^\W\d_]+")
+SHARE = 1.0  # of a mean period's words, that the prior counts as: α₀. Ours; with much less, a word of no count scores little
+LETTERS = re.compile(r"[^\W\d_]+")
 _SYMBOL = re.compile(r"[^\W\d_]+|[\W\d_]", re.DOTALL)
 
 
@@ -32,7 +32,7 @@ def words_of(text: str) -> list[str]:
         ['the', 'cat', 's', 'nd', 'life']
     """
     found = []
-    for run in _LETTERS.findall(text.lower()):
+    for run in LETTERS.findall(text.lower()):
         # What is a digit or a sign in another way, as "²", is a word character of `re`, and no letter.
         found += [run] if run.isalpha() else "".join(c if c.isalpha() else " " for c in run).split()
     return found
@@ -105,14 +105,14 @@ def contrast(periods: int) -> Floats:
     return weights
 
 
-def trend(counts: Sequence[Mapping[str, int]], words: Sequence[str], strength: float = STRENGTH) -> Floats:
+def trend(counts: Sequence[Mapping[str, int]], words: Sequence[str], share: float = SHARE) -> Floats:
     """(words,) z-scores of the slope of each word's log-odds over the periods; of two periods, Monroe's ζ (Eq. 22).
 
     The prior is informative: α_w is the word's share of all periods together.
 
     Args:
         counts: of each period, in their order.
-        strength: α₀, in words.
+        share: α₀, as a share of the words of a mean period.
 
     Raises:
         InputError: one period, or one without words.
@@ -125,7 +125,7 @@ def trend(counts: Sequence[Mapping[str, int]], words: Sequence[str], strength: f
     if not everything.all():
         absent = [word for word, count in zip(words, everything, strict=True) if not count]
         raise InputError(f"got the word {absent[0]!r}, which stands in no period; expected words of the texts")
-    odds, variance = log_odds(seen, strength * everything / totals.sum(), totals)
+    odds, variance = log_odds(seen, share * totals.mean() * everything / totals.sum(), totals)
     weights = contrast(len(counts))
     return weights @ odds / np.sqrt(weights**2 @ variance)
 
@@ -139,14 +139,14 @@ class CountModel:
     Args:
         texts: of the period.
         everything: counts of words and signs of all periods, by `symbols`; the prior.
-        strength: α₀.
+        share: α₀, as a share of the period's words and signs.
     """
 
-    def __init__(self, texts: Iterable[str], everything: Mapping[str, int], strength: float = STRENGTH) -> None:
+    def __init__(self, texts: Iterable[str], everything: Mapping[str, int], share: float = SHARE) -> None:
         self.counts = symbols(texts)
-        self.everything, self.strength = everything, strength
+        self.everything, self.strength = everything, share * self.counts.total()
         self._all = sum(everything.values()) + 1  # one for what is new
-        self._total = self.counts.total() + strength
+        self._total = self.counts.total() + self.strength
 
     def probability(self, symbol: str) -> float:
         """Of a word or sign, wherever it stands."""

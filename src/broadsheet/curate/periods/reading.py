@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from broadsheet.curate.periods.counts import _LETTERS, Floats
+from broadsheet.curate.periods.counts import LETTERS, Floats
 from broadsheet.training.losses import token_losses
 
 BATCH = 16  # stretches of text
@@ -170,7 +170,7 @@ class PeriodModel:
 
 
 def _of_words(text: str, bits: Floats, ends: NDArray[np.int64]) -> tuple[list[str], Floats]:
-    spans = [match.span() for match in _LETTERS.finditer(text)]
+    spans = [match.span() for match in LETTERS.finditer(text)]
     if not spans:
         return [], np.zeros(0)
     starts, stops = np.array(spans).T
