@@ -54,8 +54,11 @@ class DiachronicRecipe(CurateRecipe):
     def title(self) -> str:
         return "Slices of time"
 
-    @property
-    def configured_method(self) -> Diachronic:
+    def settings(self) -> dict[str, Any]:
+        self.method_made()  # what cannot be is refused before anything is written
+        return super().settings()
+
+    def method_made(self) -> Diachronic:
         """The method with these options.
 
         Raises:
@@ -74,7 +77,7 @@ class DiachronicRecipe(CurateRecipe):
         from broadsheet.curate.periods.splits import ParagraphWords, WordBudgetSplit, assigned
         from broadsheet.curate.readable import Readable
 
-        method, work, tasks = self.configured_method, passes.folder, passes.tasks
+        method, work, tasks = self.method_made(), passes.folder, passes.tasks
         reader = CorpusReader(source.spec, source.on_error, source.text_field, source.id_field)
         dated = [Readable(_LONGEST), AttributeDate(self.year_field, self.teacher)]
         sliced = SliceByDate(method.bounds, need_life=self.need_life)
@@ -102,7 +105,7 @@ class DiachronicRecipe(CurateRecipe):
 
         told, learnt, written = {}, {}, 0
         paragraphs = _all(parts(passes.folder / "paragraphs", passes.tasks))
-        for name in map(str, periods(self.configured_method.bounds)):
+        for name in map(str, periods(self.method_made().bounds)):
             own = [words for _, period, words in paragraphs if period == name]
             splits: dict[str, dict[str, int]] = {}
             for split in SPLITS:

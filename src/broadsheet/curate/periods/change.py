@@ -101,7 +101,7 @@ class WordReadings:
         # One occurrence tells nothing of its error: it is given that of all words.
         pooled = spread.sum() / max(1, (count - 1).sum())
         error = np.sqrt((spread + pooled) / count / np.maximum(1, count))
-        z: Floats = (mean - np.median(mean)) / (error + np.median(error))
+        z: Floats = (mean - np.median(mean)) / np.maximum(error + np.median(error), 1e-12)
         return z
 
 

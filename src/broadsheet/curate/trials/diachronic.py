@@ -204,7 +204,9 @@ class DiachronicTrial(TrainedTrial):
 
     def arms(self) -> list[ModelArm]:
         self._device: Any = self.device
-        self._rates = {name: self._rate(name) for name in (PLAIN, OURS, TUNED)}
+        self._rates: dict[str, float] = {}
+        for name in (PLAIN, OURS, TUNED):  # the student's teachers are plain models, at their rate
+            self._rates[name] = self._rate(name)
         self._share = SHARES[1] if self.lr is not None else self._prior()
         self._kept: dict[str, Path] = {}
         ours = Diachronic.paper
