@@ -456,7 +456,10 @@ class Told:
 
 
 def period_texts(own: str, n: int = 12) -> list[str]:
-    return [" ".join(random.Random(f"{own} {i}").choices(f"the of and ship tea house {own} {own}".split(), k=60)) for i in range(n)]
+    return [
+        " ".join(random.Random(f"{own} {i}").choices(f"the of and ship tea house {own} {own}".split(), k=60))
+        for i in range(n)
+    ]
 
 
 def test_texts_that_differ_are_read_best_by_their_own_model_and_equal_ones_alike():
@@ -532,7 +535,7 @@ def test_places_lie_evenly_in_a_text():
 
 
 def test_readings_of_rare_words_do_not_lead_by_chance():
-    """Readings that spread by 2 bits: forty that gain 3 outrank each of the words that stand once, whatever that gains."""
+    """Readings that spread by 2 bits: forty that gain 3 outrank words that stand once."""
     drawn = np.random.default_rng(0)
     words = ["moved", *(f"once{i}" for i in range(60)), *(f"same{i}" for i in range(20))]
     word = np.array([0] * 40 + list(range(1, 61)) + [i for i in range(61, 81) for _ in range(40)])
@@ -604,7 +607,14 @@ def test_models_of_two_periods_know_their_own_and_a_planted_word_is_found(tmp_pa
 
 @pytest.mark.parametrize(
     "bad",
-    [{"bounds": (1850, 1820)}, {"works": 0}, {"train_words": 0}, {"split_level": "page"}, {"alpha": 2.0}, {"teachers": -1}],
+    [
+        {"bounds": (1850, 1820)},
+        {"works": 0},
+        {"train_words": 0},
+        {"split_level": "page"},
+        {"alpha": 2.0},
+        {"teachers": -1},
+    ],
 )
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(InputError, match="expected"):
@@ -629,7 +639,17 @@ def dated_works() -> list[dict]:
             words = ["the", "of", "ship", "house", "thou" if year < 1820 else "you"]
             text = "\n\n".join(" ".join(drawn.choices(words, k=drawn.randint(3, 30))) for _ in range(6))
             told = f"about {year}" if w == 7 else year
-            rows.append({"id": f"{a}-{w}", "author": f"A{a}", "title": f"T{w}", "born": 1750, "died": 1849, "year": told, "text": text})
+            rows.append(
+                {
+                    "id": f"{a}-{w}",
+                    "author": f"A{a}",
+                    "title": f"T{w}",
+                    "born": 1750,
+                    "died": 1849,
+                    "year": told,
+                    "text": text,
+                }
+            )
     return [*rows, {"id": "late", "author": "X", "title": "L", "born": 1830, "year": 1825, "text": "you"}]
 
 
@@ -644,7 +664,9 @@ METHOD = "diachronic(train_words=600,test_words=200,dev_words=100,works=5)"
 
 
 def read(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".html"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".html"
+    }
 
 
 def test_slices_are_the_same_whatever_the_ranks_and_each_work_stays_or_why_it_went_is_said(corpus, tmp_path):

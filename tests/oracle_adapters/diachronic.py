@@ -1,4 +1,4 @@
-"""Diachronic's oracle cases: the split by words, the slices by date, the loss of two teachers, the shared vocabulary."""
+"""Diachronic's oracle cases: splits by words, slices by date, the loss of two teachers, shared words."""
 
 from typing import Any
 

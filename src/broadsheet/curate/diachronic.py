@@ -117,7 +117,7 @@ class Diachronic:
             out: a folder.
             seed: of the student; the teachers' follow from it.
             device: by default CUDA, where it is there.
-            recipe: fields of `periods.training.Recipe`: size, vocabulary, length, steps or epochs, batch, learning_rate.
+            recipe: fields of `periods.training.Recipe`: size, vocabulary, length, steps or epochs, batch, …
 
         Raises:
             InputError: a field is out of range, or the texts are too short for two rows.

@@ -42,7 +42,9 @@ class DiachronicRecipe(CurateRecipe):
 
     seed: int = option(42, "Of samples of an author's works, and of splits.", least=0)
     bounds: str | None = option(
-        None, "Years; a slice goes from one to before the next. By default 1750,1820,1850,1880,1910,1940.", metavar="YEARS"
+        None,
+        "Years; a slice goes from one to before the next. By default 1750,1820,1850,1880,1910,1940.",
+        metavar="YEARS",
     )
     year_field: str = option("year", "The field that holds the year of writing.")
     teacher: str | None = option(
@@ -86,7 +88,7 @@ class DiachronicRecipe(CurateRecipe):
             work / "gone.json",
             lambda: sorted(beyond(_all(parts(work / "works", tasks)), method.works, self.seed).items()),
         )
-        limit = AuthorLimit({place: reason for place, reason in gone})
+        limit = AuthorLimit(dict(gone))
         counted = ParagraphWords(work / "paragraphs")
         passes.run("2 works", [ShardReader(work / "sliced"), limit, counted, ShardWriter(work / "kept")])
         paragraphs = _all(parts(work / "paragraphs", tasks))
@@ -166,4 +168,6 @@ def _years(told: str) -> tuple[int, ...]:
 
 
 def _line(told: Mapping[str, Mapping[str, Any]]) -> str:
-    return "; ".join(f"{name}: {each['works']:,} works, {each['train']['words']:,} words" for name, each in told.items())
+    return "; ".join(
+        f"{name}: {each['works']:,} works, {each['train']['words']:,} words" for name, each in told.items()
+    )

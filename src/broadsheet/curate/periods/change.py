@@ -53,7 +53,9 @@ class WordReadings:
             InputError: there are not as many periods of texts as models, or fewer than two.
         """
         if len(models) != len(texts) or len(models) < 2:
-            raise InputError(f"got {len(models)} models and texts of {len(texts)} periods; expected two or more of both")
+            raise InputError(
+                f"got {len(models)} models and texts of {len(texts)} periods; expected two or more of both"
+            )
         everything = [text for some in texts for text in some]
         places = [place for place, some in enumerate(texts) for _ in some]
         read = [model.word_bits(everything) for model in models]

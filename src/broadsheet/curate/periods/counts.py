@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from broadsheet.console import InputError
 
 Floats = NDArray[np.float64]
-SHARE = 1.0  # of a mean period's words, that the prior counts as: α₀. Ours; with much less, a word of no count scores little
+SHARE = 1.0  # α₀, of a mean period's words. Ours: with much less, a word that a period lacks scores little
 LETTERS = re.compile(r"[^\W\d_]+")
 _SYMBOL = re.compile(r"[^\W\d_]+|[\W\d_]", re.DOTALL)
 
@@ -31,7 +31,7 @@ def words_of(text: str) -> list[str]:
         >>> words_of("The cat's 2nd—life")
         ['the', 'cat', 's', 'nd', 'life']
     """
-    found = []
+    found: list[str] = []
     for run in LETTERS.findall(text.lower()):
         # What is a digit or a sign in another way, as "²", is a word character of `re`, and no letter.
         found += [run] if run.isalpha() else "".join(c if c.isalpha() else " " for c in run).split()
@@ -147,12 +147,18 @@ class CountModel:
         self.everything, self.strength = everything, share * self.counts.total()
         self._all = sum(everything.values()) + 1  # one for what is new
         self._total = self.counts.total() + self.strength
+        letters = sum(count for symbol, count in self.counts.items() if symbol.isalpha())
+        self._letters = letters / max(1, self.counts.total())
 
     def probability(self, symbol: str) -> float:
         """Of a word or sign, wherever it stands."""
         prior = self.everything.get(symbol, 0)
         spelled = 1.0 if prior else 27.0 ** -(len(symbol) + 1)  # 26 letters, and the end
         return float((self.counts[symbol] + self.strength * max(prior, 1) / self._all * spelled) / self._total)
+
+    def word_probability(self, word: str) -> float:
+        """Of a word, where one begins."""
+        return self.probability(word) / self._letters
 
     def bits(self, texts: Sequence[str]) -> Floats:
         """(texts,) bits a character."""

@@ -165,9 +165,7 @@ def distillation(
         )
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     said = torch.stack([each.detach().to(wide) for each in teachers]).mean(0)  # z̄ = mean of z_j
-    kl = kl_div(
-        log_softmax(logits.to(wide) / temperature, -1), softmax(said / temperature, -1), reduction="batchmean"
-    )
+    kl = kl_div(log_softmax(logits.to(wide) / temperature, -1), softmax(said / temperature, -1), reduction="batchmean")
     return {"loss": alpha * ce + (1 - alpha) * temperature**2 * kl, "ce": ce, "kl": kl}
 
 

@@ -67,7 +67,7 @@ def planted(
     found: list[Planted] = []
     changes: list[dict[str, str]] = [{} for _ in texts]
     known = set().union(*counts)
-    for start in sorted(drawn.sample(range(len(frequent) // 8 * 8 // 8), count // 2)):
+    for start in sorted(drawn.sample(range(len(frequent) // 8), count // 2)):
         some = frequent[8 * start : 8 * start + 8]
         drawn.shuffle(some)
         one, other, first, second, *controls = some
@@ -75,8 +75,7 @@ def planted(
             name = _name(drawn, known)
             found.append(Planted(RENAMED, name, controls.pop(), word))
             _from(changes, drawn, {word: name})
-        for word in (first, second):
-            found.append(Planted(SWAPPED, word, controls.pop(), f"{first} {second}"))
+        found += [Planted(SWAPPED, word, controls.pop(), f"{first} {second}") for word in (first, second)]
         _from(changes, drawn, {first: second, second: first})
     return [[_changed(text, words) for text in some] for some, words in zip(texts, changes, strict=True)], found
 

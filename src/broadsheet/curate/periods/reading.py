@@ -107,9 +107,7 @@ class PeriodModel:
         tokens = rows.repeat(contexts, 1)
         after = torch.cat([mask.repeat_interleave(words, 0), torch.ones_like(tokens)], 1)
         places = places[:, -1:].repeat_interleave(words, 0) + 1 + torch.arange(longest, device=ids.device)
-        said = self.model(
-            tokens, attention_mask=after, position_ids=places, cache=cache, use_cache=True
-        ).logits.float()
+        said = self.model(tokens, attention_mask=after, position_ids=places, cache=cache, use_cache=True).logits.float()
         first = read.logits[:, -1:].float().repeat_interleave(words, 0)
         log_probs = torch.cat([first, said], 1).log_softmax(-1)
         own = log_probs[:, :-1].gather(-1, tokens[..., None])[..., 0]
@@ -174,7 +172,9 @@ def _of_words(text: str, bits: Floats, ends: NDArray[np.int64]) -> tuple[list[st
     if not spans:
         return [], np.zeros(0)
     starts, stops = np.array(spans).T
-    owner = np.searchsorted(starts, ends - 1, side="right") - 1  # the last word that begins at or before the token's end
+    owner = (
+        np.searchsorted(starts, ends - 1, side="right") - 1
+    )  # the last word that begins at or before the token's end
     inside = (owner >= 0) & (ends <= stops[owner])
-    total = np.bincount(owner[inside], bits[inside], minlength=len(spans))
+    total = np.bincount(owner[inside], bits[inside], minlength=len(spans)).astype(np.float64)  # ints where none is
     return [text[start:stop].lower() for start, stop in spans], total

@@ -9,6 +9,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,9 @@ def periods(bounds: Sequence[int]) -> list[Period]:
         >>> [str(period) for period in periods([1750, 1820, 1850])]
         ['1750-1820', '1820-1850']
     """
-    if len(bounds) < 2 or any(a >= b for a, b in zip(bounds, bounds[1:], strict=False)):
+    if len(bounds) < 2 or any(a >= b for a, b in pairwise(bounds)):
         raise InputError(f"got bounds {list(bounds)}; expected two years or more, each later than the one before")
-    return [Period(start, end) for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [Period(start, end) for start, end in pairwise(bounds)]
 
 
 class SliceByDate(Step):

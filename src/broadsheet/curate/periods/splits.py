@@ -113,7 +113,7 @@ def assigned(
             pieces = [[(place, i) for i in range(len(words))] for place, words in works]
         else:
             pieces = [[(place, i)] for place, words in works for i in range(len(words))]
-        sizes = {place: words for place, words in works}
+        sizes = dict(works)
         drawn.shuffle(pieces)
         taken = fill([sum(sizes[place][i] for place, i in piece) for piece in pieces], budgets)
         for split, places in enumerate(taken):

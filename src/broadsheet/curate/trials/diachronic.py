@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,8 +15,9 @@ import numpy as np
 from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.curate.diachronic import Diachronic
-from broadsheet.curate.periods.change import WordReadings, places
-from broadsheet.curate.periods.counts import CountModel, Floats, counted, later_words, symbols, trend
+from broadsheet.curate.periods.battery import Battery
+from broadsheet.curate.periods.change import WordReadings
+from broadsheet.curate.periods.counts import CountModel, counted, later_words, symbols, trend
 from broadsheet.curate.periods.planting import RENAMED, SWAPPED, Planted, planted
 from broadsheet.curate.periods.reading import PeriodModel
 from broadsheet.curate.periods.training import DONE, Recipe, on_device
@@ -39,7 +40,6 @@ RATES = {PLAIN: (1e-3, 3e-3, 6e-3), OURS: (1e-3, 3e-3, 6e-3), TUNED: (3e-4, 1e-3
 SHARES = (0.1, 1.0, 10.0)  # of a period's words: the prior's strength, of which one is chosen likewise
 _TUNING = 20  # texts of each period
 _LATER = 60  # words whose odds are asked, of each period
-_CONTEXTS = 2  # places in a text
 
 
 @dataclass(frozen=True)
@@ -49,27 +49,6 @@ class Text:
     text: str
     period: int
     last: bool = False
-
-
-@dataclass
-class Battery:
-    """The models of all periods, in order."""
-
-    models: Sequence[Any]
-
-    def bits(self, texts: Sequence[str]) -> Floats:
-        """(texts, models) bits a character."""
-        return np.stack([model.bits(texts) for model in self.models], 1)
-
-    def later(self, period: int, texts: Sequence[str], words: Sequence[str]) -> Floats:
-        """(texts,) the probability that a period's model gives to words, where a word begins."""
-        model = self.models[period]
-        if isinstance(model, CountModel):
-            return np.full(len(texts), sum(map(model.probability, words)))
-        asked = [places(text, _CONTEXTS) or [""] for text in texts]
-        found = model.probability([each for some in asked for each in some], words).sum(1)
-        ends = np.cumsum([len(some) for some in asked])[:-1]
-        return np.array([some.mean() for some in np.split(found, ends)])
 
 
 @dataclass
@@ -132,7 +111,10 @@ class DiachronicTrial(TrainedTrial):
         ]
         order = np.random.default_rng(self.seed).permutation(len(items))
         items = [items[i] for i in order]
-        told = [fingerprint([[each.text, each.period] for each in items]), fingerprint([vars(p) for p in self._planted])]
+        told = [
+            fingerprint([[each.text, each.period] for each in items]),
+            fingerprint([vars(p) for p in self._planted]),
+        ]
         dropped = sum(each.dropped for each in self._held)
         return [
             EvalTask(
@@ -181,7 +163,9 @@ class DiachronicTrial(TrainedTrial):
                 by_period.setdefault(str(name), []).append(document.text)
         names = sorted(by_period)
         if len(names) < 2:
-            raise InputError(f"got texts of {len(names)} periods in the field {self.period_field!r}; expected two or more")
+            raise InputError(
+                f"got texts of {len(names)} periods in the field {self.period_field!r}; expected two or more"
+            )
         if self.periods < len(names):
             names = [names[i] for i in np.linspace(0, len(names) - 1, self.periods).round().astype(int)]
         self._names = names
@@ -236,7 +220,13 @@ class DiachronicTrial(TrainedTrial):
 
     def _recipe(self, rate: float, steps: int | None = None) -> Recipe:
         return Recipe(
-            self.size, self.vocabulary, self.length, steps or self.steps, batch=self.batch, learning_rate=rate, warmup=0.05
+            self.size,
+            self.vocabulary,
+            self.length,
+            steps or self.steps,
+            batch=self.batch,
+            learning_rate=rate,
+            warmup=0.05,
         )
 
     def _rate(self, name: str) -> float:
@@ -277,7 +267,10 @@ class DiachronicTrial(TrainedTrial):
             tokenizer, model = self._tokenizer(place), None
             if name == OURS:
                 method = self.configured(Diachronic)
-                objective, weight_decay = method.objective(self._teachers(place, seed, method.teachers)), method.weight_decay
+                objective, weight_decay = (
+                    method.objective(self._teachers(place, seed, method.teachers)),
+                    method.weight_decay,
+                )
                 model = recipe.new(len(tokenizer), seed + 2_000)
             elif name == TUNED:
                 begun = self._begun(seed)
@@ -333,7 +326,7 @@ class DiachronicTrial(TrainedTrial):
             leak = np.ones(len(block))
             for period in set(own[[not item.last for item in block]].tolist()):
                 at = np.flatnonzero(own == period)
-                leak[at] = battery.later(period, [block[i].text for i in at], self._later[period])
+                leak[at] = battery.later(period, [block[int(i)].text for i in at], self._later[period])
             own_bits = bits[np.arange(len(block)), own]
             return {BITS: own_bits, OWN: (bits.argmin(1) == own).astype(float), LEAK: np.maximum(1e6 * leak, 1e-9)}
 
@@ -378,8 +371,10 @@ class DiachronicTrial(TrainedTrial):
         return {
             "model": f"Llamas of {sum(each.numel() for each in made.parameters()):,} weights, from nothing",
             "periods": ", ".join(self._names),
-            "training": f"{self.steps} steps of {self.batch} × {self.length} tokens on each period; learning rate {rates}",
-            "later words": ", ".join(f"{len(words)} after {name}" for name, words in zip(self._names, self._later)),
+            "training": f"{self.steps} steps of {self.batch} × {self.length} tokens a period; learning rate {rates}",
+            "later words": ", ".join(
+                f"{len(words)} after {name}" for name, words in zip(self._names, self._later, strict=True) if words
+            ),
         }
 
     def notes(self, outcome: Outcome) -> Sequence[str]:
@@ -404,8 +399,8 @@ class DiachronicTrial(TrainedTrial):
     def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
         words = sum(len(text.split()) for some in self._held for text in some.train) // len(self._held)
         return (
-            f"The paper's models have 345M weights and learn from ten million words of each period, here from {words:,}, "
-            "and its tuned model has read the text of the whole web."
+            "The paper's models have 345M weights and learn from ten million words of each period, here from "
+            f"{words:,}, and its tuned model has read the text of the whole web."
         )
 
 
