@@ -85,6 +85,18 @@ class CurateRecipe(Build):
         shared = ("workers", "tasks", *self.lacks)
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in shared}
 
+    def write(self, documents: Iterator[Document], folder: Path, passes: Passes) -> tuple[int, int]:
+        """Write what stays into a new folder: how many documents that are, and how many with their copies."""
+        from broadsheet.curate.files import PLACE
+
+        kept, written, last = 0, 0, None
+        with atomic_write(folder / DOCUMENTS) as file:
+            for document in documents:
+                place = document.metadata.get(PLACE, document.id)
+                file.write(row(document))
+                kept, written, last = kept + (place != last), written + 1, place
+        return kept, written
+
     def title(self) -> str:
         """Of the report."""
         return type(self).__name__.removesuffix("Recipe")
@@ -93,7 +105,7 @@ class CurateRecipe(Build):
         raise NotImplementedError  # a rank opens the corpus itself
 
     def apply(self, source: Source, out: Path, force: bool) -> Summary:
-        from broadsheet.curate.files import PLACE, in_order
+        from broadsheet.curate.files import in_order
         from broadsheet.curate.report import page
 
         corpus, started = source.corpus(), time.perf_counter()
@@ -114,12 +126,7 @@ class CurateRecipe(Build):
                 raise
             made = work / "result"
             made.mkdir(exist_ok=True)
-            written, kept, last = 0, 0, None
-            with atomic_write(made / DOCUMENTS) as file:
-                for document in in_order(found) if isinstance(found, Path) else found:
-                    place = document.metadata.get(PLACE, document.id)
-                    file.write(_row(document))
-                    written, kept, last = written + 1, kept + (place != last), place
+            kept, written = self.write(in_order(found) if isinstance(found, Path) else found, made, passes)
             if not written:
                 shutil.rmtree(work)
                 raise InputError(f"nothing is left of {source.spec}: {_why(passes.counts)}")
@@ -142,7 +149,8 @@ class CurateRecipe(Build):
         return Summary(out, written, 0, seconds, True)
 
 
-def _row(document: Document) -> str:
+def row(document: Document) -> str:
+    """A document as a line of the result: its metadata without its place."""
     from broadsheet.curate.files import PLACE
 
     metadata = {name: value for name, value in document.metadata.items() if name != PLACE}

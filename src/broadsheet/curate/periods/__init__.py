@@ -1,0 +1,1 @@
+"""Parts of methods that compare text of several periods: dates, slices, splits, counts of words, models, change."""
