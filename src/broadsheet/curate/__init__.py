@@ -17,6 +17,8 @@ _exports = Exports(
         "minhash": ("FirstOfCluster", "NearDuplicates", "Signatures"),
         "readable": ("Readable",),
         "running": ("Ranks",),
+        "tables.asking": ("Answer", "Answers"),
+        "tables.messages": ("Shot",),
         "words": ("Words",),
     },
 )
