@@ -19,6 +19,7 @@ _exports = Exports(
         "running": ("Ranks",),
         "tables.asking": ("Answer", "Answers"),
         "tables.messages": ("Shot",),
+        "tables.steps": ("DropErrors", "FillGaps"),
         "words": ("Words",),
     },
 )

@@ -89,6 +89,11 @@ class TablePreprocessor:
             if getattr(self, name) < 1:
                 raise InputError(f"got {name}={getattr(self, name)}; expected 1 or more")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value for name, value in vars(self).items() if name != "_teacher"
+        }  # another process loads its own
+
     # The four tasks
 
     def detect_errors(

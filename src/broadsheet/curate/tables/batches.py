@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from broadsheet.console import InputError
 
 Batching = Literal["random", "cluster"]
-_PER_CLUSTER = 4  # batches, on average; ours
+_PER_CLUSTER = 2  # batches, on average; ours
 
 
 def batches(

@@ -16,7 +16,7 @@ from broadsheet.curate.tables.records import Record
 
 COLUMNS = ("name", "module", "package", "kind", "summary")
 CHECKED, FILLED = "module", "package"  # where errors are planted, and what is missing
-WORDS = 12  # of a summary
+WORDS = 8  # of a summary
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
