@@ -110,6 +110,7 @@ def test_every_arm_answers_every_case(data):
     assert {arm.name: arm.status for arm in result.arms} == dict.fromkeys(
         (ZERO, ONE, OURS, MAJORITY, TFIDF, REGRESSION), "ok"
     )
+    arms = {arm.name: arm for arm in result.arms}
     values = {arm.name: {name: each.estimate for name, each in arm.values.items()} for arm in result.arms}
     assert values[MAJORITY][BALANCED["errors"]] == 0.5
     assert values[TFIDF][FOUND] > values[MAJORITY][FOUND], "the module names the package"
@@ -120,6 +121,7 @@ def test_every_arm_answers_every_case(data):
         assert first[OURS] < first[ONE] > first[ZERO]
         assert values[OURS][f"not read, {told}"] == 1, "a random model keeps to no form"
         assert values[OURS][f"tokens, {told}"] > values[ONE][f"tokens, {told}"], "and each row is asked twice"
+        assert set(arms[OURS].samples[f"asked twice, {told}"]) == {1.0}
     assert values[OURS][BALANCED["entities"]] == 0.5, "what cannot be read is no"
     assert {claim.arm for claim in result.judged} == {OURS}
     assert not any(claim.verdict == "shown" for claim in result.judged)
@@ -151,6 +153,19 @@ def test_the_whole_trial_claims_for_the_paper_alone(data):
     monkey = planted(documents(520), 160, 8, 2, 0)
     whole._planted, whole._block = monkey, 4
     assert all(whole._task(name, made).pilot == 20 for name, made in monkey.items())
+
+
+def test_a_request_is_a_cluster_of_costs(data):
+    trial = DataPreprocessorsTrial(cases=20, labelled=16, shots=2)
+    [errors, _, _] = trial.tasks()
+    assert errors.block_size == 16
+    answers = trial._asked(trial._method(answer_tokens=1), 2)
+    tokens = [row.prompt_tokens for block in (errors.items[:16], errors.items[16:]) for row in answers("errors", block)]
+    [cost] = [metric for metric in errors.metrics if metric.name == "tokens, errors"]
+    of = [cost.cluster(case) for case in errors.items]
+    assert len(set(of)) == 5
+    shares = {cluster: {tokens[i] for i in range(20) if of[i] == cluster} for cluster in of}
+    assert all(len(each) == 1 for each in shares.values()), "rows of a request have equal shares"
 
 
 def test_scored_answers_have_a_threshold_from_labelled_cases(data):

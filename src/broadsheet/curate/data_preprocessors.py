@@ -34,8 +34,7 @@ class TablePreprocessor:
 
     Use when: there are few labelled rows, rows can be judged from what they say, and a capable model is at hand.
     Prefer a classifier on similarities, or nearest neighbours (`tables.peers`), where a hundred rows are labelled: they
-        cost nothing a row, and small models do not come near them. Prefer `scorer="log-probabilities"` with a model of
-        less than a few billion weights: it writes no form that could be broken.
+        cost nothing a row. Prefer `scorer="log-probabilities"` with a model that keeps to no form: it writes nothing.
     Inputs: a pandas or polars DataFrame, a `datasets.Dataset`, a pyarrow Table, or dictionaries.
     Relation: `tables.peers` are what one compares with. `broadsheet apply data_preprocessors` runs it over a file.
 

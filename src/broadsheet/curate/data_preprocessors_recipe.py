@@ -126,11 +126,10 @@ class DataPreprocessorsRecipe(Map):
     @cached_property
     def _shots(self) -> list[Shot]:
         from broadsheet.curate.tables.messages import Shot
-        from broadsheet.curate.tables.records import pairs
 
         found = list(rows.read(self.shots, ShotRow)) if self.shots else []
         about = [each.cells for each in found]
-        sides: Sequence[Any] = about if self.column else pairs(about)
+        sides: Sequence[Any] = about if self.column else _pairs(about, str(self.shots))
         return [Shot(side, each.answer, each.reason) for side, each in zip(sides, found, strict=True)]
 
     def _ask(self, cells: list[dict[str, Any]]) -> Answers:
@@ -157,6 +156,8 @@ class DataPreprocessorsRecipe(Map):
         """
         if not known:
             return
+        if not self.column:
+            _pairs([dict.fromkeys(known)], where)
         sides = {name.partition("_")[2] for name in known} if not self.column else set()
         for name in filter(None, (self.column, *self.columns)):
             if name not in known and name not in sides:
@@ -164,6 +165,20 @@ class DataPreprocessorsRecipe(Map):
 
 
 _UNSAVED = ("teacher", "encoder")
+
+
+def _pairs(cells: Sequence[Mapping[str, Any]], where: str) -> list[Any]:
+    """The sides of rows.
+
+    Raises:
+        InputError: a row has none; the file is named.
+    """
+    from broadsheet.curate.tables.records import pairs
+
+    try:
+        return pairs(list(cells))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _line(task: str, answer: Any) -> dict[str, Any]:
