@@ -176,6 +176,13 @@ def test_the_reach_of_normal_values_is_that_of_students_t():
     assert drawn_reach(even, 4 * half, samples=20_000) == pytest.approx(2 * expected, rel=0.02), "a wider interval"
 
 
+@pytest.mark.filterwarnings("error")
+def test_two_units_may_tell_of_no_reach_at_all():
+    found = {drawn_reach(np.array([0.0, 1.0]), 1.0, seed=seed) for seed in range(10)}
+    assert math.inf in found, "most of the samples drawn show no spread"
+    assert not any(math.isnan(each) for each in found)
+
+
 @pytest.mark.parametrize(
     ("draw", "n", "sides"),
     [

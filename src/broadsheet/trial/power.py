@@ -112,7 +112,10 @@ def drawn_reach(
     below, above = _sides(parts, skew)
     errors = np.sqrt(sum(part for part, _ in parts))
     needed = max(float(np.quantile(each[1:], POWER)) for each in (below - off, above + off))
-    return needed * float(errors[0] / np.median(errors[1:])) * width / float(below[0] + above[0])
+    middle = float(np.median(errors[1:]))
+    if middle == 0:  # two units, or one that differs from all others: most samples show no spread
+        return math.inf
+    return needed * float(errors[0]) / middle * width / float(below[0] + above[0])
 
 
 def _sides(parts: Sequence[tuple[Floats, int]], skew: Floats) -> tuple[Floats, Floats]:
