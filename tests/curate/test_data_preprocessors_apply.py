@@ -166,7 +166,7 @@ def test_another_setting_does_not_go_on_with_what_was_begun(told, tmp_path):
         ({"column": "town"}, "got the column 'town'; .*table.csv has id, name, city"),
         ({"column": "city", "columns": ("nmae",)}, "got the column 'nmae'"),
         ({"column": "city", "choices": ("a",)}, "got --choices with --task errors"),
-        ({"task": "entities"}, "row 0 has the columns name, city; expected those of a pair: left_"),
+        ({"task": "entities"}, "row 0 has the columns id, name, city; expected those of a pair: left_"),
         ({"column": "city", "method": "data_preprocessors(size=3)"}, "TablePreprocessor has no field 'size'"),
         ({"column": "city", "method": "lastde"}, "got --method lastde"),
         (
