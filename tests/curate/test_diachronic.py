@@ -30,6 +30,7 @@ from broadsheet.curate.periods.counts import (
     only_of,
     shared_vocabulary,
     symbols,
+    table,
     trend,
     words_of,
 )
@@ -259,9 +260,9 @@ def test_logits_are_averaged_before_softmax_and_a_student_that_agrees_has_nothin
 def test_the_divergence_is_summed_over_positions_and_divided_by_rows(logits):
     student, teacher, _ = logits
     by_hand = (teacher.softmax(-1) * (teacher.log_softmax(-1) - student.log_softmax(-1))).sum() / 3
-    found = distillation(student, [teacher], LABELS, 0.5, 1.0)
+    found = distillation(student, [teacher], LABELS, 0.25, 1.0)
     torch.testing.assert_close(found["kl"], by_hand)
-    torch.testing.assert_close(found["loss"], 0.5 * found["ce"] + 0.5 * by_hand)
+    torch.testing.assert_close(found["loss"], 0.25 * found["ce"] + 0.75 * by_hand)
 
 
 def test_the_temperature_keeps_the_size_of_the_gradient(logits):
@@ -312,6 +313,7 @@ def test_blocks_begin_anew_in_each_epoch_and_are_the_same_for_a_seed():
         assert sorted((epoch // 10).tolist()) != list(epoch // 10)
         offsets = epoch.sort().values - torch.arange(9) * 10
         assert bool(((offsets >= 0) & (offsets < 10)).all())
+        assert len(offsets.unique()) > 3
     assert len({tuple(epoch.tolist()) for epoch in begins}) == 3
     assert torch.equal(rows[4]["input_ids"], tokens[rows.begins[4] : rows.begins[4] + 10])
     assert torch.equal(ShiftedBlocks(tokens, 10, 27, seed=1).begins, rows.begins)
@@ -329,10 +331,13 @@ def reader() -> PeriodModel:
     model = Size(2, 32, 2).model(len(tokenizer), 64, 0)
     with torch.no_grad():
         model.lm_head.weight.mul_(10)
+        for layer in model.model.layers:  # so that it matters what stands where
+            layer.self_attn.q_proj.weight.mul_(20)
+            layer.self_attn.k_proj.weight.mul_(20)
     return PeriodModel(model.eval(), tokenizer, 48)
 
 
-TEXTS = ["the telephone rang", "and", "", "the café—naïve telegraphs! fell still, and the telephone rang again " * 4]
+TEXTS = ["the xylophone rang", "and", "", "the café—naïve telegraphs! fell still, and the telephone rang again " * 4]
 
 
 def test_bits_are_of_characters_and_of_words_whatever_stands_beside(reader):
@@ -344,17 +349,28 @@ def test_bits_are_of_characters_and_of_words_whatever_stands_beside(reader):
         nats = cross_entropy(reader.model(ids).logits[0, :-1], ids[0, 1:], reduction="sum")
     assert together[0] == pytest.approx(float(nats) / np.log(2) / len(TEXTS[0]), rel=1e-5)
     words, bits = reader.word_bits(TEXTS)[0]
-    assert words == ["the", "telephone", "rang"]
+    assert words == ["the", "xylophone", "rang"]
     assert bits.sum() == pytest.approx(together[0] * len(TEXTS[0]), rel=1e-6), "a space belongs to the word behind it"
     words, bits = reader.word_bits(TEXTS)[3]
     assert words == words_of(TEXTS[3])
     assert bits.sum() < together[3] * len(TEXTS[3]), "signs are of no word"
 
 
+def test_a_long_text_is_read_in_stretches_and_each_token_once(reader):
+    short = PeriodModel(reader.model, reader.tokenizer, 10)
+    ids = [short.start, *reader.tokenizer(TEXTS[3])["input_ids"]]
+    total = 0.0
+    with torch.no_grad():
+        for first in range(0, len(ids) - 1, 10):
+            piece = torch.tensor([ids[first : first + 11]])
+            total += float(cross_entropy(reader.model(piece).logits[0, :-1], piece[0, 1:], reduction="sum"))
+    assert short.bits(TEXTS[3:])[0] == pytest.approx(total / np.log(2) / len(TEXTS[3]), rel=1e-5)
+
+
 def test_a_word_that_could_stand_has_the_probability_that_it_would_have_and_ends_there(reader):
-    contexts, words = ["the telephone rang, and", "and the", "the"], ["telephone", "the", "tele", "café"]
+    contexts, words = ["the telephone rang, and", "and the", "the"], ["telephone", "the", "tele", "xylophone", "café"]
     found = reader.probability(contexts, words)
-    assert found.shape == (3, 4)
+    assert found.shape == (3, 5)
     with torch.no_grad():
         for i, context in enumerate(contexts):
             for j, word in enumerate(words):
@@ -416,6 +432,15 @@ def test_the_trend_of_two_periods_is_the_z_score_of_the_log_odds_ratio():
     for some, word, message in ((counts[:1], "a", "expected two"), (counts, "z", "stands in no period")):
         with pytest.raises(InputError, match=message):
             trend(some, [word])
+
+
+def test_the_trend_of_three_periods_is_that_of_the_outer_ones_beside_their_error():
+    """A line through three has the weights −½, 0, ½: half of the ratio of the outer two, whose errors add up."""
+    counts, words = [Counter(a=30, b=70), Counter(a=50, b=50), Counter(a=10, b=90)], ["a", "b"]
+    prior = 100 * table(counts, words).sum(0) / 300
+    odds, variance = log_odds(table(counts, words), prior)
+    z = (odds[2] - odds[0]) / 2 / np.sqrt((variance[2] + variance[0]) / 4)
+    assert trend(counts, words, share=1.0) == pytest.approx(z)
 
 
 def test_contrasts_are_a_line():
@@ -520,6 +545,9 @@ def test_a_report_says_what_leaks_and_keeps_to_the_words_asked_for():
     known = change_report(models, texts, learnt={"1": counted(texts["1"]) + Counter(you=1), "2": counted(texts["2"])})
     assert np.isnan(known.leakage["1"]), "a word that was learnt from is not later"
     assert leakage(models["2"], texts["2"], ["a", "b"]) == pytest.approx(1.0)
+    three = {**texts, "3": period_texts("telephone")}
+    leaks = change_report({name: Told({}, later=0.1) for name in three}, three).leakage
+    assert leaks == {"1": pytest.approx(0.2), "2": pytest.approx(0.1)}, "two words are later than the first, then one"
     with pytest.raises(InputError, match="the same two periods"):
         change_report(models, {"1": texts["1"]})
     with pytest.raises(InputError, match="no word that stands 9999 times"):
@@ -545,6 +573,8 @@ def test_readings_of_rare_words_do_not_lead_by_chance():
     assert np.abs(found).argmax() == 0
     still = WordReadings(("a", "b"), np.array([0, 1, 1]), np.zeros(3, np.int64), np.ones((3, 2)))
     assert still.moved() == pytest.approx([0, 0])
+    better = WordReadings(tuple(words), word, np.zeros(len(word), np.int64), bits - [0, 5])
+    assert better.moved() == pytest.approx(found), "a model that reads all better moves no word"
 
 
 # Planted change

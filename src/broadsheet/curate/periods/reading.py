@@ -3,7 +3,7 @@
 Knows: causal LMs, fast tokenizers, characters. Does not know: how models were made, periods.
 
 Models of periods have tokenizers of their own, so that nothing is compared by token: characters and words are the same
-for all. A token belongs to the word in which its last character stands.
+for all. A token belongs to the word in which its last character stands; the space before a word belongs to it.
 """
 
 from __future__ import annotations
@@ -171,10 +171,9 @@ def _of_words(text: str, bits: Floats, ends: NDArray[np.int64]) -> tuple[list[st
     spans = [match.span() for match in LETTERS.finditer(text)]
     if not spans:
         return [], np.zeros(0)
-    starts, stops = np.array(spans).T
-    owner = (
-        np.searchsorted(starts, ends - 1, side="right") - 1
-    )  # the last word that begins at or before the token's end
+    starts, stops = np.array([(start - (text[start - 1 : start] == " "), stop) for start, stop in spans]).T
+    # The last word that begins where the token's last character stands, or before.
+    owner = np.searchsorted(starts, ends - 1, side="right") - 1
     inside = (owner >= 0) & (ends <= stops[owner])
     total = np.bincount(owner[inside], bits[inside], minlength=len(spans)).astype(np.float64)  # ints where none is
     return [text[start:stop].lower() for start, stop in spans], total
