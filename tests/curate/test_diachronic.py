@@ -40,6 +40,7 @@ from broadsheet.curate.periods.planting import RENAMED, SWAPPED, planted
 from broadsheet.curate.periods.recipe import DiachronicRecipe
 from broadsheet.curate.periods.slices import Period, beyond, periods
 from broadsheet.curate.periods.splits import LEFT, SPLITS, WordBudgetSplit, assigned, fill, paragraphs
+from broadsheet.curate.periods.training import Recipe
 from broadsheet.training.fit import fit
 from broadsheet.training.scratch import Size
 
@@ -633,6 +634,23 @@ def test_models_of_two_periods_know_their_own_and_a_planted_word_is_found(tmp_pa
     np.testing.assert_array_equal(again.bits(held["1"]), models["1"].bits(held["1"]))
     one = stream(texts["1"][:1], models["1"].tokenizer)
     assert (int(one[0]), int(one[-1])) == (models["1"].start, models["1"].tokenizer.eos_token_id)
+
+
+def test_teachers_have_seeds_of_their_own_and_the_student_alone_decays(tmp_path, monkeypatch):
+    made = []
+
+    def trained(self, model, tokenizer, texts, out, objective=None, *, seed=0, weight_decay=0.0):
+        made.append((out.name, seed, weight_decay, objective and len(objective.teachers)))
+        out.mkdir(parents=True)
+        (out / "training.json").touch()
+
+    monkeypatch.setattr("broadsheet.training.scratch.SIZES", {"0.4M": Size(1, 16, 2)})
+    monkeypatch.setattr(Recipe, "fit", trained)
+    monkeypatch.setattr(Recipe, "load", lambda self, folder, device=None: SimpleNamespace(model=None))
+    small = {"size": "0.4M", "vocabulary": 300, "length": 32}
+    Diachronic().train(["text"], tmp_path / "a", seed=4, **small)
+    Diachronic(teachers=0).train(["text"], tmp_path / "b", **small)
+    assert made == [("0", 13, 0.0, None), ("1", 14, 0.0, None), ("a", 12, 5.0, 2), ("b", 0, 0.0, None)]
 
 
 @pytest.mark.parametrize(
