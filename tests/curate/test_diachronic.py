@@ -20,6 +20,7 @@ from broadsheet.apply.base import Source
 from broadsheet.console import InputError
 from broadsheet.curate import AttributeDate, Diachronic, PeriodModel, SliceByDate, TwoTeachers, change_report
 from broadsheet.curate.files import PLACE
+from broadsheet.curate.periods.battery import Battery
 from broadsheet.curate.periods.change import WordReadings, leakage, places
 from broadsheet.curate.periods.counts import (
     CountModel,
@@ -555,6 +556,18 @@ def test_a_report_says_what_leaks_and_keeps_to_the_words_asked_for():
         change_report(models, texts, least=9999)
 
 
+def test_a_battery_asks_each_model_and_of_later_words_the_periods_own():
+    battery = Battery([Told({"thou": 1.0}, later=0.1), Told({"you": 1.0}, later=0.3)])
+    texts = [*period_texts("thou", 2), "short"]
+    np.testing.assert_array_equal(battery.bits(texts)[:, 1], battery.models[1].bits(texts))
+    assert battery.later(0, texts, ["a", "b"]) == pytest.approx([0.2] * 3)
+    assert battery.later(1, texts, ["a"]) == pytest.approx([0.3] * 3)
+    counts = Battery([CountModel(["a b c"], symbols(["a b c d"]))])
+    alone = sum(counts.models[0].word_probability(word) for word in "abcd")
+    assert counts.later(0, texts, ["d"])[0] == pytest.approx(counts.models[0].word_probability("d"))
+    assert 0.8 < alone < 1.1, "where a word begins"
+
+
 def test_places_lie_evenly_in_a_text():
     words = [f"w{i}" for i in range(100)]
     found = places(" ".join(words), 3)
@@ -602,6 +615,23 @@ def test_planted_words_are_renamed_or_swapped_from_a_period_on_and_others_stay()
     assert [text[0].isupper() for text in texts[2]] == [True] * 15
     with pytest.raises(InputError, match="give more text"):
         planted([["a few words"]] * 2, 12, seed=0)
+
+
+def test_the_counts_of_swapped_words_move_as_those_of_words_that_are_left_alone():
+    """Frequencies drift from period to period, of each word by itself: what changed places shows in no count."""
+    drawn = np.random.default_rng(0)
+    names = ["".join("abcdefghijklmnopqrst"[int(digit)] for digit in f"{i:04d}") for i in range(700)]
+    shares = np.exp(drawn.normal(0, 0.5, (2, 700)))
+    draws = [drawn.choice(names, 60_000, p=each / each.sum()).tolist() for each in shares]
+    raw = [[" ".join(words)] for words in draws]
+    above = []
+    for seed in range(4):
+        texts, change = planted(raw, 120, seed)
+        words = sorted({word for each in change for word in (each.word, each.control)})
+        moved = dict(zip(words, np.abs(trend([counted(some) for some in texts], words)), strict=True))
+        swapped = [each for each in change if each.kind == SWAPPED]
+        above += [moved[a.word] > moved[b.control] for a in swapped for b in swapped]
+    assert np.mean(above) == pytest.approx(0.5, abs=0.05)
 
 
 # Training

@@ -24,7 +24,7 @@ class Planted:
     Attributes:
         kind: `RENAMED` or `SWAPPED`.
         word: that is to be found: the new name, or the word as it was before it changed places.
-        control: a word of the same texts, about as frequent.
+        control: a word of the same texts, about as frequent in the first period.
         group: what was planted together.
     """
 
@@ -39,8 +39,8 @@ def planted(
 ) -> tuple[list[list[str]], list[Planted]]:
     """Texts of periods in which some words change at a period of their own, drawn by a seed.
 
-    From that period on a renamed word has a made-up name, and two swapped words, about as frequent as each other, stand
-    in each other's place: their counts say nothing. Capitals stay.
+    From that period on a renamed word has a made-up name, and two swapped words, as frequent as each other in the first
+    period, stand in each other's place: their counts move as those of others do. Capitals stay.
 
     Args:
         texts: of each period, in order.
@@ -54,8 +54,10 @@ def planted(
     counts = [counted(some) for some in texts]
     if len(counts) < 2:
         raise InputError(f"got texts of {len(counts)} period; expected two or more")
-    total = {word: sum(each[word] for each in counts) for word in counts[0] if min(e[word] for e in counts) >= least}
-    frequent = sorted((word for word in total if len(word) > 2), key=lambda word: (-total[word], word))[_COMMON:]
+    # Neighbours by the first period alone: words that were as frequent in all together would, in each other's place,
+    # move less than their controls do.
+    common = [word for word in counts[0] if len(word) > 2 and min(each[word] for each in counts) >= least]
+    frequent = sorted(common, key=lambda word: (-counts[0][word], word))[_COMMON:]
     count = min(count, len(frequent) // 4) // 2 * 2
     if count < 2:
         raise InputError(
