@@ -30,6 +30,7 @@ import rensa
 from datatrove.data import Document
 from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
 from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter
+from figures import ends, ratio, told
 
 from broadsheet.curate import (
     AdaptedFilters,
@@ -47,7 +48,6 @@ from broadsheet.curate.running import without_logs
 from broadsheet.curate.words import WORDS
 from broadsheet.data import corpora
 from broadsheet.page import evidence
-from broadsheet.trial.stats import interval
 
 SPACY, OURS = "datatrove, spaCy's words", "broadsheet"
 
@@ -228,23 +228,6 @@ class _Half(Readable):
 
     def decide(self, documents: list[Document]) -> list[Any]:
         return [True if int(each.id) % 2 else (False, "even") for each in documents]
-
-
-# Figures
-
-
-def ends(values: Sequence[float]) -> list[float]:
-    found = interval(values, binary=False)
-    return [found.estimate, found.low, found.high]
-
-
-def ratio(values: Sequence[float], others: Sequence[float]) -> list[float]:
-    """The geometric mean of ratios in pairs, with its interval."""
-    return [float(np.exp(each)) for each in ends(np.log(np.array(values) / np.array(others)))]
-
-
-def told(found: Sequence[float], digits: int = 2) -> str:
-    return f"{found[0]:,.{digits}f} [{found[1]:,.{digits}f}, {found[2]:,.{digits}f}]"
 
 
 def main() -> None:

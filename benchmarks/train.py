@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from figures import ends, ratio, told
 
 from broadsheet import models
 from broadsheet.data import corpora
@@ -35,7 +36,6 @@ from broadsheet.train.salt import teacher_rows
 from broadsheet.training import memory
 from broadsheet.training.fit import fit
 from broadsheet.training.scratch import TokenBlocks, joined, size, tokenizer
-from broadsheet.trial.stats import interval
 
 BATCH, LENGTH, VOCABULARY, WARM = 16, 256, 2048, 5
 WAYS = ("Trainer, padded", "Trainer, joined", "fit")
@@ -210,20 +210,6 @@ def pruned(rounds: int) -> list[dict[str, Any]]:
                 spent.append((pair[0], pair[1]))
         rows.append({"what": name, "times": ratio(*map(list, zip(*spent, strict=True)))})
     return rows
-
-
-def ends(values: Sequence[float]) -> list[float]:
-    found = interval(values, binary=False)
-    return [found.estimate, found.low, found.high]
-
-
-def ratio(values: Sequence[float], others: Sequence[float]) -> list[float]:
-    """The geometric mean of ratios in pairs, with its interval."""
-    return [float(np.exp(each)) for each in ends(np.log(np.array(values) / np.array(others)))]
-
-
-def told(found: Sequence[float], digits: int = 2) -> str:
-    return f"{found[0]:,.{digits}f} [{found[1]:,.{digits}f}, {found[2]:,.{digits}f}]"
 
 
 def main() -> None:

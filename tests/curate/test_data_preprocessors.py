@@ -17,9 +17,9 @@ from broadsheet.console import InputError
 from broadsheet.curate import Shot, TablePreprocessor
 from broadsheet.curate.tables import parsing
 from broadsheet.curate.tables.batches import batches
-from broadsheet.curate.tables.messages import Prompt
+from broadsheet.curate.tables.messages import TablePrompt
 from broadsheet.curate.tables.peers import CosineThreshold, Majority, Neighbours, SimilarityRegression, sides_of_cell
-from broadsheet.curate.tables.records import contextualize, pairs, records
+from broadsheet.curate.tables.records import contextualize, pairs_of, records
 from broadsheet.curate.tables.scoring import agreement, balanced_accuracy, f1, imputed
 from broadsheet.curate.tables.tasks import EntityMatching, ErrorDetection, Imputation
 from broadsheet.teacher import Completion, Teacher
@@ -290,7 +290,7 @@ def test_the_messages_stand_in_the_papers_order():
         Shot({"city": "rmoe"}, True, "The city should be\nrome."),
         Shot({"city": "oslo"}, "No.", "The city is right."),
     ]
-    [system, *examples, asked] = Prompt(ErrorDetection(column="city"), shots).numbered(["first", "second"])
+    [system, *examples, asked] = TablePrompt(ErrorDetection(column="city"), shots).numbered(["first", "second"])
     text = system["content"]
     parts = ["database engineer", "attribute city holds an error", "two lines: first the reason", "name the attribute"]
     assert [text.index(part) for part in parts] == sorted(text.index(part) for part in parts)
@@ -304,10 +304,10 @@ def test_the_messages_stand_in_the_papers_order():
     assert examples[1]["content"] == "Answer 1: The city should be rome.\nyes", "the reason comes first, on one line"
     assert examples[3]["content"].endswith("\nno")
     assert asked == {"role": "user", "content": "Question 1: first\nQuestion 2: second"}
-    alone = Prompt(EntityMatching(), reasons=False).alone("question")
+    alone = TablePrompt(EntityMatching(), reasons=False).alone("question")
     assert [message["role"] for message in alone] == ["system", "user"]
     assert "reason" not in alone[0]["content"]
-    assert "name the attribute" not in Prompt(Imputation(column="city")).numbered(["q"])[0]["content"]
+    assert "name the attribute" not in TablePrompt(Imputation(column="city")).numbered(["q"])[0]["content"]
 
 
 @pytest.mark.parametrize("cell", NASTY)
@@ -368,9 +368,9 @@ def test_attributes_of_two_schemas_are_matched_each_with_each():
 
 def test_pairs_are_read_from_tables_and_from_pairs():
     frame = pd.DataFrame({"id": [1], "left_name": ["a"], "left_x": [1], "right_name": ["b"], "right_x": [2]})
-    assert pairs(frame) == [({"name": "a", "x": 1}, {"name": "b", "x": 2})]
-    assert pairs([{"ltable_a": 1, "rtable_a": 2}]) == [({"a": 1}, {"a": 2})]
-    assert pairs([({"a": 1}, {"a": 2})]) == [({"a": 1}, {"a": 2})]
+    assert pairs_of(frame) == [({"name": "a", "x": 1}, {"name": "b", "x": 2})]
+    assert pairs_of([{"ltable_a": 1, "rtable_a": 2}]) == [({"a": 1}, {"a": 2})]
+    assert pairs_of([({"a": 1}, {"a": 2})]) == [({"a": 1}, {"a": 2})]
 
 
 def test_both_orders_are_asked_and_weighed():
@@ -399,7 +399,9 @@ def test_answers_are_compared_by_their_log_probabilities(tiny_model, tiny_tokeni
     method = TablePreprocessor(teacher, scorer="log-probabilities")
     found = method.detect_errors(TABLE[:5], "city", columns=["name"])
     task = ErrorDetection(["name"], "city")
-    own = teacher.score([Prompt(task, reasons=False).alone(task.question(row)) for row in TABLE[:5]], ["yes", "no"])
+    own = teacher.score(
+        [TablePrompt(task, reasons=False).alone(task.question(row)) for row in TABLE[:5]], ["yes", "no"]
+    )
     odds = own[:, 0] - own[:, 1]
     assert [answer.score for answer in found] == pytest.approx(odds.tolist(), abs=1e-5)
     assert found.values == (odds > 0).tolist()

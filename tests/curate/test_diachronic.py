@@ -41,7 +41,7 @@ from broadsheet.curate.periods.planting import RENAMED, SWAPPED, planted
 from broadsheet.curate.periods.recipe import DiachronicRecipe
 from broadsheet.curate.periods.slices import Period, beyond, periods
 from broadsheet.curate.periods.splits import LEFT, SPLITS, WordBudgetSplit, assigned, fill, paragraphs
-from broadsheet.curate.periods.training import Recipe
+from broadsheet.curate.periods.training import PeriodRecipe
 from broadsheet.training.fit import fit
 from broadsheet.training.scratch import Size
 
@@ -675,8 +675,8 @@ def test_teachers_have_seeds_of_their_own_and_the_student_alone_decays(tmp_path,
         (out / "training.json").touch()
 
     monkeypatch.setattr("broadsheet.training.scratch.SIZES", {"0.4M": Size(1, 16, 2)})
-    monkeypatch.setattr(Recipe, "fit", trained)
-    monkeypatch.setattr(Recipe, "load", lambda self, folder, device=None: SimpleNamespace(model=None))
+    monkeypatch.setattr(PeriodRecipe, "fit", trained)
+    monkeypatch.setattr(PeriodRecipe, "load", lambda self, folder, device=None: SimpleNamespace(model=None))
     small = {"size": "0.4M", "vocabulary": 300, "length": 32}
     Diachronic().train(["text"], tmp_path / "a", seed=4, **small)
     Diachronic(teachers=0).train(["text"], tmp_path / "b", **small)

@@ -39,7 +39,7 @@ from broadsheet.curate.languages import tasks
 from broadsheet.curate.languages.measures import ENGLISH, counted, measures, merged
 from broadsheet.curate.languages.recipe import FineWeb2Recipe
 from broadsheet.curate.languages.rehydration import SIZE, copies, removal, weights
-from broadsheet.curate.languages.thresholds import Distribution, adapt, confidence
+from broadsheet.curate.languages.thresholds import ValueCounts, adapt, confidence
 from broadsheet.curate.languages.wordlists import affinity_words, contamination, names_language, stop_words
 from broadsheet.curate.words import WORDS
 
@@ -51,30 +51,30 @@ values = st.lists(st.floats(0, 50).map(lambda x: round(x, 3)), min_size=2, max_s
 
 @given(st.lists(st.floats(0, 1), min_size=1), st.floats(0, 0.2))
 def test_confidence_lies_between_its_bounds_and_moves_with_the_scores(scores, more):
-    found = confidence(Distribution.of(scores))
+    found = confidence(ValueCounts.of(scores))
     assert 0.3 <= found <= 0.9
     raw = float(np.median(scores) - np.std(scores))
     assert found == pytest.approx(min(0.9, max(0.3, raw)), abs=1e-9)
-    moved = confidence(Distribution.of([score + more for score in scores]), -9, 9)
-    assert moved == pytest.approx(confidence(Distribution.of(scores), -9, 9) + more, abs=1e-9)
+    moved = confidence(ValueCounts.of([score + more for score in scores]), -9, 9)
+    assert moved == pytest.approx(confidence(ValueCounts.of(scores), -9, 9) + more, abs=1e-9)
 
 
 @pytest.mark.parametrize(("score", "expected"), [(0.1, 0.3), (0.5, 0.5), (1.0, 0.9)])
 def test_scores_that_are_all_alike_are_their_own_threshold_within_the_bounds(score, expected):
-    assert confidence(Distribution.of([score] * 7)) == expected
+    assert confidence(ValueCounts.of([score] * 7)) == expected
 
 
 @given(values, st.floats(-5, 60))
 @pytest.mark.parametrize("method", ["English", "MeanStd", "Quantile", "MedianRatio"])
 def test_english_keeps_its_own_threshold(method, english, threshold):
-    told = Distribution.of(english)
+    told = ValueCounts.of(english)
     assume(told.std > 1e-3 and told.median > 1e-3)
     assert adapt(method, told, told, threshold) == pytest.approx(threshold, abs=1e-6, rel=1e-6)
 
 
 @given(values)
 def test_a_tenth_is_removed_by_10tail(target):
-    told = Distribution.of(target)
+    told = ValueCounts.of(target)
     low, high = (adapt("10Tail", told, told, 0.0, least) for least in (True, False))
     for removed in (np.less(target, low).mean(), np.greater(target, high).mean()):
         assert removed <= 0.1 + 1 / len(target) + 1e-9
@@ -87,12 +87,12 @@ def test_quantile_removes_the_same_share_of_both():
     drawn = np.random.default_rng(0)
     english, target = drawn.normal(5, 1, 4000), drawn.gamma(2, 3, 4000)
     for threshold in (4.0, 6.0):
-        found = adapt("Quantile", Distribution.of(english), Distribution.of(target), threshold)
+        found = adapt("Quantile", ValueCounts.of(english), ValueCounts.of(target), threshold)
         assert (target > found).mean() == pytest.approx((english > threshold).mean(), abs=2e-3)
 
 
 def test_a_threshold_beyond_all_of_english_is_as_far_beyond_all_of_the_language():
-    english, target = Distribution.of([1, 2, 3]), Distribution.of([10, 20])
+    english, target = ValueCounts.of([1, 2, 3]), ValueCounts.of([10, 20])
     assert adapt("Quantile", english, target, 3.5) == 20.5
     assert adapt("Quantile", english, target, 0.25) == pytest.approx(9.25)
 
@@ -100,8 +100,8 @@ def test_a_threshold_beyond_all_of_english_is_as_far_beyond_all_of_the_language(
 @given(values, st.integers(1, 5))
 def test_counted_values_are_those_of_single_documents(target, times):
     single, counts = (
-        Distribution.of(target * times),
-        Distribution.counted({repr(v): n * times for v, n in Counter(target).items()}),
+        ValueCounts.of(target * times),
+        ValueCounts.counted({repr(v): n * times for v, n in Counter(target).items()}),
     )
     for share in (0, 0.1, 0.33, 0.5, 1):
         assert counts.quantile(share) == pytest.approx(np.quantile(target * times, share), abs=1e-9)
@@ -111,7 +111,11 @@ def test_counted_values_are_those_of_single_documents(target, times):
 
 
 def test_what_cannot_be_carried_over_is_refused():
-    some, none, alike = Distribution.of([1.0, 2.0]), Distribution.of([]), Distribution.of([0.0, 0.0])
+    some, none, alike = (
+        ValueCounts.of([1.0, 2.0]),
+        ValueCounts.of([]),
+        ValueCounts.of([0.0, 0.0]),
+    )
     for english, target in ((none, some), (some, none)):
         with pytest.raises(InputError, match="without documents"):
             adapt("MeanStd", english, target, 1)
@@ -255,7 +259,8 @@ def test_a_longer_list_never_drops_more(listed, more, texts):
         return {each.id for each in PrecisionFilter({"xx": some}).run(documents)}
 
     assert kept(listed) <= kept(listed | {more})
-    assert contamination(texts, listed) == pytest.approx(1 - len(kept(listed)) / len(texts) if texts else 0)
+    share = contamination([("xx", text) for text in [*texts]] + [("yy", "a")], {"xx": listed})
+    assert share == {"xx": pytest.approx(1 - len(kept(listed)) / len(texts) if texts else 0)}
 
 
 def test_an_empty_document_stays_only_by_its_address():

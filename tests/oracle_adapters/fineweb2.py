@@ -4,7 +4,7 @@ from typing import Any
 
 from broadsheet.curate.languages import tasks
 from broadsheet.curate.languages.rehydration import copies, weights
-from broadsheet.curate.languages.thresholds import Distribution, adapt, confidence
+from broadsheet.curate.languages.thresholds import ValueCounts, adapt, confidence
 from broadsheet.curate.languages.wordlists import affinity_words
 from broadsheet.curate.minhash import match_probability
 
@@ -25,7 +25,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
             by_size = {int(size): times for size, times in case["weights"].items()}
             return {"copies": [copies(size, by_size) for size in case["sizes"]]}
         case "lid_threshold":
-            return {"threshold": confidence(Distribution.of(case["scores"]))}
+            return {"threshold": confidence(ValueCounts.of(case["scores"]))}
         case "affinity_wordlist":
             return {
                 "words": affinity_words(
@@ -35,7 +35,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         case "minhash_match_probability":
             return {"probability": match_probability(case["jaccard"], case["buckets"], case["hashes_per_bucket"])}
         case "adapt_threshold":
-            english, target = (Distribution.of(case[f"{name}_values"]) for name in ("english", "target"))
+            english, target = (ValueCounts.of(case[f"{name}_values"]) for name in ("english", "target"))
             return {"threshold": adapt(case["method"], english, target, case["english_threshold"])}
         case "monotonicity":
             return {"value": tasks.monotonicity(case["steps"], case["scores_per_model"])}

@@ -122,14 +122,14 @@ def map_corpus(
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turn what the file system refuses into an InputError."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or error
         raise InputError(
-            f"cannot write {path}: {reason}; make room and repeat (lines are kept), or choose another --out"
+            f"cannot write {path}: {reason}; make room and repeat (what is done is kept), or choose another --out"
         ) from None
 
 
@@ -141,7 +141,7 @@ def _alone(out: Path, partial: Path) -> Iterator[None]:
     if out.is_dir():
         raise InputError(f"{out} is a folder; --out takes the name of a file")
     lock = FileLock(f"{partial}.lock")
-    with _writing(out):
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
@@ -172,7 +172,7 @@ def _claim(out: Path, partial: Path, config: dict[str, Any], force: bool) -> Non
     if out.exists() and not force and not recorded.get("forced"):
         raise InputError(f"{out} exists; choose another --out, or --force to replace it")
     if not going_on:
-        with _writing(partial):
+        with writing(partial):
             partial.unlink(missing_ok=True)
             with atomic_write(_record(partial)) as file:
                 json.dump(config | {"forced": force}, file)
@@ -223,7 +223,7 @@ def _resume(partial: Path, documents: Iterator[Identified], batch_size: int) -> 
         raise InputError(
             f"{kept - matching:,} of {kept:,} lines of {partial} are not the corpus's documents; --force starts over"
         )
-    with _writing(partial):
+    with writing(partial):
         os.truncate(partial, end)
     if kept:
         say(f"{partial}: resuming after {kept:,} documents")
@@ -243,7 +243,7 @@ def _append(descriptor: int, partial: Path, batch: Sequence[Identified], results
     if len(results) != len(batch):
         raise ValueError(f"got {len(results)} results for {len(batch)} documents; expected one each")
     lines = memoryview(b"".join(_line(document.id, result) for document, result in zip(batch, results, strict=True)))
-    with _writing(partial):
+    with writing(partial):
         while lines:
             lines = lines[os.write(descriptor, lines) :]
 
@@ -259,7 +259,7 @@ def _line(identifier: str, result: Mapping[str, Any]) -> bytes:
 
 
 def _finish(out: Path, partial: Path) -> None:
-    with _writing(out):
+    with writing(out):
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(out)

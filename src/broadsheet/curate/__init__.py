@@ -29,7 +29,7 @@ _exports = Exports(
         "periods.splits": ("WordBudgetSplit",),
         "readable": ("Readable",),
         "running": ("Ranks",),
-        "tables.asking": ("Answer", "Answers"),
+        "tables.asking": ("TableAnswer", "TableAnswers"),
         "tables.messages": ("Shot",),
         "tables.steps": ("DropErrors", "FillGaps"),
         "targets.exchanges": ("Exchange", "ExchangeReader"),

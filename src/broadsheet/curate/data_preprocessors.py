@@ -12,10 +12,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from broadsheet.console import InputError
-from broadsheet.curate.tables.asking import Answer, Answers, Scoring, Writing
+from broadsheet.curate.tables.asking import ScoredAnswers, TableAnswer, TableAnswers, WrittenAnswers
 from broadsheet.curate.tables.batches import Batching
-from broadsheet.curate.tables.messages import Prompt, Shot
-from broadsheet.curate.tables.records import Pair, Record, check_columns, pairs, records, text_of
+from broadsheet.curate.tables.messages import Shot, TablePrompt
+from broadsheet.curate.tables.records import Pair, Record, check_columns, pairs_of, records, text_of
 from broadsheet.curate.tables.tasks import EntityMatching, ErrorDetection, Imputation, SchemaMatching, Task
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class TablePreprocessor:
         shots: Sequence[Shot] = (),
         batch_size: int | None = None,
         batching: Batching | None = None,
-    ) -> Answers:
+    ) -> TableAnswers:
         """Whether the value of `column` is wrong, for each row.
 
         Args:
@@ -132,7 +132,7 @@ class TablePreprocessor:
         batching: Batching | None = None,
         every: bool = False,
         choices: Sequence[str] = (),
-    ) -> Answers:
+    ) -> TableAnswers:
         """The value of `column` for each row: those that are there as they are, the missing ones as the model says.
 
         Args:
@@ -156,7 +156,7 @@ class TablePreprocessor:
             choices=choices or [value for value in given if value],
         )
         told = dict(zip(places, asked, strict=True))
-        answers = [told.get(place, Answer(value, "given", requests=0)) for place, value in enumerate(given)]
+        answers = [told.get(place, TableAnswer(value, "given", requests=0)) for place, value in enumerate(given)]
         return replace(asked, answers=answers)
 
     def match_schemas(
@@ -168,7 +168,7 @@ class TablePreprocessor:
         shots: Sequence[Shot] = (),
         batch_size: int | None = None,
         batching: Batching | None = None,
-    ) -> Answers:
+    ) -> TableAnswers:
         """Whether attributes of two tables mean the same: each of `a` with each of `b`, `b` running faster.
 
         Args:
@@ -191,7 +191,7 @@ class TablePreprocessor:
         batching: Batching | None = None,
         kind: str = "entity",
         both_orders: bool = False,
-    ) -> Answers:
+    ) -> TableAnswers:
         """Whether two records are the same entity, for each pair.
 
         Args:
@@ -205,14 +205,14 @@ class TablePreprocessor:
         Raises:
             InputError: no pairs, no such column, or an example that is none; and what the teacher raises.
         """
-        both = _pairs(pairs)
+        both = pairs_of(pairs)
         task = EntityMatching(columns, kind)
         found = self._match(task, both, shots, batch_size, batching)
         if not both_orders:
             return found
         turned = self._match(task, [(right, left) for left, right in both], shots, batch_size, batching)
         answers = [self._both(one, other) for one, other in zip(found, turned, strict=True)]
-        return Answers(answers, found.requests + turned.requests)
+        return TableAnswers(answers, found.requests + turned.requests)
 
     # How they are asked
 
@@ -225,7 +225,7 @@ class TablePreprocessor:
         batch_size: int | None = None,
         batching: Batching | None = None,
         choices: Sequence[str] = (),
-    ) -> Answers:
+    ) -> TableAnswers:
         """The answers to a task's questions about records or pairs, in their order.
 
         Raises:
@@ -233,16 +233,18 @@ class TablePreprocessor:
         """
         self._check(shots, paired=isinstance(task, SchemaMatching | EntityMatching))
         scored = self.scorer == "log-probabilities"
-        prompt = Prompt(task, tuple(shots), self.reasons and not scored)
+        prompt = TablePrompt(task, tuple(shots), self.reasons and not scored)
         changed = {"batch_size": batch_size, "batching": batching}
         way = replace(self, **{name: value for name, value in changed.items() if value is not None})  # type: ignore[arg-type]
         if not about:
-            return Answers([])
-        asking = Scoring(self.threshold, choices) if scored else way._writing()
+            return TableAnswers([])
+        asking = ScoredAnswers(self.threshold, choices) if scored else way._writing()
         return asking.ask(self._teacher, prompt, [task.question(each) for each in about])
 
-    def _writing(self) -> Writing:
-        return Writing(self.batch_size, self.batching, self.encoder, self.temperature, self.answer_tokens, self.seed)
+    def _writing(self) -> WrittenAnswers:
+        return WrittenAnswers(
+            self.batch_size, self.batching, self.encoder, self.temperature, self.answer_tokens, self.seed
+        )
 
     def _match(
         self,
@@ -251,11 +253,11 @@ class TablePreprocessor:
         shots: Sequence[Shot],
         batch_size: int | None,
         batching: Batching | None,
-    ) -> Answers:
+    ) -> TableAnswers:
         check_columns(_given(task.columns), [side for pair in both for side in pair], "a record")
         return self.ask(task, both, shots, batch_size=batch_size, batching=batching)
 
-    def _both(self, one: Answer, other: Answer) -> Answer:
+    def _both(self, one: TableAnswer, other: TableAnswer) -> TableAnswer:
         """One answer of two, asked in both orders; failed where either is."""
         score = (one.score + other.score) / 2
         yes = score > self.threshold if self.scorer == "log-probabilities" else bool(one.value and other.value)
@@ -291,10 +293,6 @@ def _given(columns: Collection[str] | None) -> Collection[str]:
     if isinstance(columns, str):
         raise InputError(f"got columns={columns!r}; expected a list of names")
     return columns or ()
-
-
-def _pairs(given: Any) -> list[Pair]:
-    return pairs(given)
 
 
 def _attributes(schema: Any) -> list[Record]:

@@ -117,14 +117,14 @@ class Diachronic:
             out: a folder.
             seed: of the student; the teachers' follow from it.
             device: by default CUDA, where it is there.
-            recipe: fields of `periods.training.Recipe`: size, vocabulary, length, steps or epochs, batch, …
+            recipe: fields of `periods.training.PeriodRecipe`: size, vocabulary, length, steps or epochs, batch, …
 
         Raises:
             InputError: a field is out of range, or the texts are too short for two rows.
         """
-        from broadsheet.curate.periods.training import DONE, Recipe, on_device
+        from broadsheet.curate.periods.training import DONE, PeriodRecipe, on_device
 
-        how, folder = Recipe(**recipe), Path(out)
+        how, folder = PeriodRecipe(**recipe), Path(out)
         if not (folder / DONE).exists():
             tokenizer = how.tokenizer(texts)
             beside = folder.with_name(f"{folder.name}.teachers")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import json
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -179,6 +180,39 @@ def told(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 # Statistics in two passes: each rank writes its own, then they are merged.
+
+
+class RankStatistics(PipelineStep):
+    """The first of two passes: what a rank finds in its documents, as `<folder>/<rank>.json`. Documents pass through.
+
+    A subclass gives `empty` and `note`; `parts` reads what all ranks wrote.
+
+    Args:
+        folder: for the ranks' files.
+    """
+
+    type = "📊 - STATS"
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+
+    def empty(self) -> Any:
+        """The statistics of no document: a dictionary, or a list, of JSON values."""
+        return {}
+
+    @abstractmethod
+    def note(self, found: Any, document: Document) -> None:
+        """Add a document to the statistics."""
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        found = self.empty()
+        for document in data:
+            with self.track_time():
+                self.note(found, document)
+            self.stat_update("total")
+            yield document
+        write_part(self.folder, rank, found)
 
 
 def write_part(folder: str | Path, rank: int, value: Any) -> None:

@@ -21,7 +21,7 @@ from broadsheet.console import InputError
 from broadsheet.curate.base import Decision, Step
 from broadsheet.curate.languages.lid import DEFAULT, Languages
 from broadsheet.curate.languages.measures import DUPLICATE, ENGLISH, TOP
-from broadsheet.curate.languages.thresholds import Distribution, Method, adapt, confidence
+from broadsheet.curate.languages.thresholds import Method, ValueCounts, adapt, confidence
 from broadsheet.curate.languages.wordlists import affinity_words, stop_words
 from broadsheet.curate.words import WORDS
 
@@ -82,8 +82,8 @@ class FineWeb2:
     """Clean text of any language: which documents count as of it, and what a good one looks like, told by its own text.
 
     Use when: a corpus holds other languages than English, or English beside others. Filters that were made for English
-    drop Chinese for its long words and keep Telugu's junk; here each threshold is placed as English's is in English.
-    Prefer the English thresholds, `UNADAPTED`, for English alone: adapted ones then are the same.
+    drop Chinese for its short words and Telugu for its long ones; here each threshold stands where English's stands in
+    English. Prefer the English thresholds, `UNADAPTED`, for English alone: adapted ones then are the same.
 
     Inputs: documents with `metadata["language"]` and `["language_score"]`, which `Identify` adds; statistics of each
     language by `measures.LanguageStatistics`, on text like Wikipedia or on the corpus itself.
@@ -91,14 +91,14 @@ class FineWeb2:
     does all passes.
 
     Args:
-        low, high: what a language's confidence threshold lies between (§3.1).
+        low, high: what a language's confidence threshold lies between (Sec. 3.1).
         quality, gopher, repetition: how thresholds are carried over from English: line punctuation and line breaks;
-            word lengths and words with letters; repeated lines and n-grams (§3.4: 10Tail, Quantile, MeanStd).
+            word lengths and words with letters; repeated lines and n-grams (Sec. 3.4: 10Tail, Quantile, MeanStd).
         least: documents of a language, below which its statistics say too little.
         percentile, affinity: of a word list: how frequent a word is in its language, and what share of its occurrences
-            are in it (§3.6).
-        contaminated: the share of documents without a word of their list, above which the list filters (§3.6).
-        most: how often a document is repeated at most (§3.5).
+            are in it (Sec. 3.6).
+        contaminated: the share of documents without a word of their list, above which the list filters (Sec. 3.6).
+        most: how often a document is repeated at most (Sec. 3.5).
 
     Example:
         >>> from broadsheet.curate import FineWeb2
@@ -106,7 +106,7 @@ class FineWeb2:
         >>> round(FineWeb2().confidence(scores)["fr"], 3)
         0.785
 
-    Source: arXiv:2506.20920, §3; authors' code huggingface/fineweb-2.
+    Source: arXiv:2506.20920, Sec. 3; authors' code huggingface/fineweb-2.
     """
 
     paper: ClassVar[str] = "fineweb2"
@@ -134,7 +134,7 @@ class FineWeb2:
         Args:
             scores: by language, how many documents have which score.
         """
-        return {name: confidence(Distribution.counted(each), self.low, self.high) for name, each in scores.items()}
+        return {name: confidence(ValueCounts.counted(each), self.low, self.high) for name, each in scores.items()}
 
     def thresholds(
         self,
@@ -151,8 +151,8 @@ class FineWeb2:
         Args:
             statistics: by language, of its reference: text like Wikipedia.
             english: of English, of such text too.
-            own, own_english: of the corpus itself, for what repeats (§3.4). Where English or the language has too few
-                documents there, those of the reference, of both: only text of one kind can be compared.
+            own, own_english: of the corpus itself, for what repeats (Sec. 3.4). Where English or the language has too
+                few documents there, those of the reference, of both: only text of one kind can be compared.
 
         Raises:
             InputError: English has too few documents; how many are needed is said.
@@ -184,7 +184,7 @@ class FineWeb2:
                 method, source = self.quality, 0
             elif name in ("min_avg_word_length", "max_avg_word_length", "alpha_words"):
                 method, source = self.gopher, 0
-            reference, target = (Distribution.counted(each[source]["measures"][name]) for each in (english, told))
+            reference, target = (ValueCounts.counted(each[source]["measures"][name]) for each in (english, told))
             if method == "MeanStd" and (not reference.std or (threshold < reference.mean) is not least):
                 method = "English"
             values[name] = max(0.0, adapt(method, reference, target, threshold, least))

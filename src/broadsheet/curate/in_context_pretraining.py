@@ -327,7 +327,7 @@ class InContextPretrainingRecipe(CurateRecipe):
     embed: str = option(
         "tfidf",
         "What documents are compared by: tfidf; default, a folder or a .gguf file, the mean of a language model's "
-        "hidden states; resource:minilm, a folder or a hub id of sentence-transformers.",
+        "hidden states; resource:minilm, or a folder of sentence-transformers.",
         metavar="MODEL",
     )
 

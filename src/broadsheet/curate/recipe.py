@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from broadsheet.apply.base import Build, Source
-from broadsheet.apply.corpus import Summary
+from broadsheet.apply.corpus import Summary, writing
 from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.options import option
@@ -116,7 +116,7 @@ class CurateRecipe(Build):
             "rows": fingerprint(corpus.identity()),
             "tasks": tasks,
         }
-        with workdir(out, config, finished=COUNTS, force=force, kind="corpus") as work:
+        with writing(out), workdir(out, config, finished=COUNTS, force=force, kind="corpus") as work:
             passes = Passes(work, tasks, self.workers)
             try:
                 found = self.curate(source, passes)

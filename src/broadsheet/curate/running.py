@@ -82,11 +82,9 @@ class Ranks(PipelineExecutor):
                 "resumes; fewer --workers need less memory"
             ) from None
         except OSError as error:
-            if error.filename and not str(error.filename).startswith(str(self.folder.parent)) and not error.errno:
-                raise
             raise InputError(
-                f"cannot write {error.filename or self.folder}: {error.strerror or error}; make room and repeat: what "
-                "is done is kept"
+                f"{self.name or 'pipeline'} stopped at {error.filename or self.folder}: {error.strerror or error}; "
+                "make room and repeat: what is done is kept"
             ) from None
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:

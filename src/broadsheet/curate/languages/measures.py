@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from datatrove.data import Document
-from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.gopher_repetition_filter import (
     find_all_duplicate,
     find_duplicates,
@@ -22,7 +21,7 @@ from datatrove.pipeline.filters.gopher_repetition_filter import (
 from datatrove.utils.text import PUNCTUATION_SET, TERMINAL_PUNCTUATION
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from broadsheet.curate.files import write_part
+from broadsheet.curate.files import RankStatistics
 from broadsheet.curate.words import WORDS
 
 TOP, DUPLICATE = (2, 3, 4), (5, 6, 7, 8, 9, 10)  # n of the n-grams
@@ -67,7 +66,7 @@ def measures(text: str, words: list[str]) -> dict[str, float]:
     }
 
 
-class LanguageStatistics(PipelineStep):
+class LanguageStatistics(RankStatistics):
     """The first pass of fitting thresholds: for each language, how many documents have which figures and words.
 
     Writes `<folder>/<rank>.json`; `merged` adds the ranks up. Documents pass through.
@@ -78,24 +77,17 @@ class LanguageStatistics(PipelineStep):
         field: of the metadata, that holds the language.
     """
 
-    type = "📊 - STATS"
     name = "statistics of languages"
 
     def __init__(self, folder: str | Path, words: WordTokenizer = WORDS, field: str = "language") -> None:
-        super().__init__()
-        self.folder, self.words, self.field = Path(folder), words, field
+        super().__init__(folder)
+        self.words, self.field = words, field
 
-    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        found: dict[str, dict[str, Any]] = {}
-        for document in data:
-            with self.track_time():
-                count(found.setdefault(document.metadata[self.field], empty()), document.text, self.words)
-            self.stat_update("total")
-            yield document
-        write_part(self.folder, rank, found)
+    def note(self, found: Any, document: Document) -> None:
+        count(found.setdefault(document.metadata[self.field], empty()), document.text, self.words)
 
 
-class LanguageScores(PipelineStep):
+class LanguageScores(RankStatistics):
     """The first pass of a confidence cut: how many documents of each language have which score.
 
     Writes `<folder>/<rank>.json`. Documents pass through.
@@ -104,20 +96,11 @@ class LanguageScores(PipelineStep):
         folder: for the ranks' counts.
     """
 
-    type = "📊 - STATS"
     name = "scores of languages"
 
-    def __init__(self, folder: str | Path) -> None:
-        super().__init__()
-        self.folder = Path(folder)
-
-    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        found: dict[str, Counter[str]] = {}
-        for document in data:
-            score = f"{document.metadata['language_score']:.{DIGITS}f}"
-            found.setdefault(document.metadata["language"], Counter())[score] += 1
-            yield document
-        write_part(self.folder, rank, found)
+    def note(self, found: Any, document: Document) -> None:
+        score = f"{document.metadata['language_score']:.{DIGITS}f}"
+        found.setdefault(document.metadata["language"], Counter())[score] += 1
 
 
 def counted(texts: Iterable[tuple[str, str]], words: WordTokenizer = WORDS) -> dict[str, dict[str, Any]]:

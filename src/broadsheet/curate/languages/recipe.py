@@ -159,28 +159,22 @@ class FineWeb2Recipe(CurateRecipe):
         work = passes.folder
         steps: list[Any] = [ShardReader(work / "unique"), ClusterSizes(work / "came"), AdaptedFilters(thresholds)]
         if self.precision:
-            steps.append(PrecisionFilter(self._lists(method, told, work, passes.tasks)))
+            steps.append(PrecisionFilter(self._lists(method, told, work)))
         passes.run("4 filters", [*steps, ClusterSizes(work / "stayed"), Finish(), ShardWriter(work / "kept")])
         for language, each in thresholds.items():
             if each.documents:
                 say(f"{language}: thresholds from {each.documents:,} documents")
 
-    def _lists(self, method: FineWeb2, told: Statistics, work: Path, tasks: int) -> dict[str, list[str]]:
+    def _lists(self, method: FineWeb2, told: Statistics, work: Path) -> dict[str, list[str]]:
         """Word lists of the languages that need one: whose documents often hold none of its words."""
         from broadsheet.curate.files import in_order, once
-        from broadsheet.curate.words import WORDS
+        from broadsheet.curate.languages.wordlists import contamination
 
         def made() -> dict[str, list[str]]:
-            lists = {name: frozenset(words) for name, words in method.word_lists(told).items()}
-            total: Counter[str] = Counter()
-            without: Counter[str] = Counter()
-            for document in in_order(work / "unique"):
-                language = document.metadata["language"]
-                if language in lists:
-                    total[language] += 1
-                    without[language] += lists[language].isdisjoint(WORDS.word_tokenize(document.text))
-            needed = [name for name in lists if without[name] > method.contaminated * total[name]]
-            return {name: sorted(lists[name]) for name in needed}
+            lists = method.word_lists(told)
+            unique = ((each.metadata["language"], each.text) for each in in_order(work / "unique"))
+            shares = contamination(unique, lists)
+            return {name: words for name, words in lists.items() if shares[name] > method.contaminated}
 
         return once(work / "lists.json", made)
 

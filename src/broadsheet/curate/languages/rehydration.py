@@ -1,4 +1,4 @@
-"""How often a document is repeated, by how seldom its duplicates are removed by filters (FineWeb2, §3.5).
+"""How often a document is repeated, by how seldom its duplicates are removed by filters (FineWeb2, Sec. 3.5).
 
 Knows: sizes of clusters of duplicates, how many of each size filters removed. Does not know: filters.
 """
@@ -9,14 +9,13 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from broadsheet.curate.files import write_part
+from broadsheet.curate.files import RankStatistics
 
 SIZE = "minhash_cluster_size"
 _TAIL = 0.001  # of documents: those with the largest clusters count as one size
@@ -85,27 +84,18 @@ def removal(before: Mapping[int, int], after: Mapping[int, int]) -> tuple[list[i
     return sizes, rates, 1 - sum(stayed.values()) / total if total else 0.0
 
 
-class ClusterSizes(PipelineStep):
+class ClusterSizes(RankStatistics):
     """Count documents by language and cluster size: before the filters, and after them. Documents pass through.
 
     Args:
         folder: for the ranks' counts.
     """
 
-    type = "📊 - STATS"
     name = "cluster sizes"
 
-    def __init__(self, folder: str | Path) -> None:
-        super().__init__()
-        self.folder = Path(folder)
-
-    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        found: dict[str, Counter[int]] = {}
-        for document in data:
-            size = int(document.metadata.get(SIZE, 1))
-            found.setdefault(document.metadata.get("language", ""), Counter())[size] += 1
-            yield document
-        write_part(self.folder, rank, found)
+    def note(self, found: Any, document: Document) -> None:
+        size = int(document.metadata.get(SIZE, 1))
+        found.setdefault(document.metadata.get("language", ""), Counter())[size] += 1
 
 
 def sizes_of(ranks: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, Counter[int]]:

@@ -1,4 +1,4 @@
-"""Which tests tell small models apart while they are trained: the four criteria of FineTasks (FineWeb2, §2.3).
+"""Which tests tell small models apart while they are trained: the four criteria of FineTasks (FineWeb2, Sec. 2.3).
 
 Knows: scores by step, model and seed. Does not know: tests, models.
 """

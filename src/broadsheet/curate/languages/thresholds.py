@@ -1,4 +1,4 @@
-"""Thresholds of one language carried over to another: English's, the same place, the same share, a tail (FineWeb2, §3).
+"""Thresholds of one language carried over to another: English's, the same place, the same share, a tail (FineWeb2).
 
 Knows: values of a measure over documents, of English and of another language. Does not know: measures, filters.
 
@@ -21,7 +21,7 @@ TAIL = 0.1  # of documents, that 10Tail removes
 
 
 @dataclass(frozen=True)
-class Distribution:
+class ValueCounts:
     """The values that documents have, each with how many have it.
 
     Args:
@@ -33,12 +33,12 @@ class Distribution:
     counts: NDArray[np.int64]
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> Distribution:
+    def of(cls, values: Iterable[float]) -> ValueCounts:
         """That of a value for each document."""
         return cls(*np.unique(np.asarray(list(values), float), return_counts=True))
 
     @classmethod
-    def counted(cls, counts: Mapping[str, int]) -> Distribution:
+    def counted(cls, counts: Mapping[str, int]) -> ValueCounts:
         """That of a JSON object, value to documents."""
         pairs = sorted((float(value), count) for value, count in counts.items())
         return cls(np.array([value for value, _ in pairs]), np.array([count for _, count in pairs], np.int64))
@@ -82,7 +82,7 @@ class Distribution:
         return float(place / max(1, len(self) - 1))
 
 
-def adapt(method: Method, english: Distribution, target: Distribution, threshold: float, least: bool = False) -> float:
+def adapt(method: Method, english: ValueCounts, target: ValueCounts, threshold: float, least: bool = False) -> float:
     """English's threshold on a measure, for another language.
 
     Args:
@@ -121,6 +121,6 @@ def adapt(method: Method, english: Distribution, target: Distribution, threshold
     raise InputError(f"got the method {method!r}; expected English, MeanStd, Quantile, 10Tail or MedianRatio")
 
 
-def confidence(scores: Distribution, low: float = 0.3, high: float = 0.9) -> float:
+def confidence(scores: ValueCounts, low: float = 0.3, high: float = 0.9) -> float:
     """The score from which a document counts as of its language: max(low, min(high, median − std))."""
-    return max(low, min(high, scores.median - scores.std))  # §3.1
+    return max(low, min(high, scores.median - scores.std))  # Sec. 3.1

@@ -1,4 +1,4 @@
-"""Words that belong to a language: its stop words, and a list by which foreign text is told (FineWeb2, §3.4, §3.6).
+"""Words that belong to a language: its stop words, and a list by which foreign text is told (Sec. 3.4, 3.6).
 
 Knows: words and how often they occur in which language. Does not know: thresholds, clusters.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from datatrove.data import Document
@@ -51,10 +51,23 @@ def affinity_words(
     )
 
 
-def contamination(texts: Sequence[str], words: Collection[str], tokenizer: WordTokenizer = WORDS) -> float:
-    """The share of a language's texts that hold no word of its list."""
-    listed = set(words)
-    return sum(listed.isdisjoint(tokenizer.word_tokenize(text)) for text in texts) / len(texts) if texts else 0.0
+def contamination(
+    texts: Iterable[tuple[str, str]], lists: Mapping[str, Collection[str]], tokenizer: WordTokenizer = WORDS
+) -> dict[str, float]:
+    """By language, the share of its texts that hold no word of its list; 0 where there are none.
+
+    Args:
+        texts: (language, text) pairs; read once.
+        lists: words of each language.
+    """
+    listed = {language: frozenset(words) for language, words in lists.items()}
+    total: Counter[str] = Counter()
+    without: Counter[str] = Counter()
+    for language, text in texts:
+        if language in listed:
+            total[language] += 1
+            without[language] += listed[language].isdisjoint(tokenizer.word_tokenize(text))
+    return {language: without[language] / max(1, total[language]) for language in listed}
 
 
 class PrecisionFilter(Step):

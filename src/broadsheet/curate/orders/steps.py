@@ -35,7 +35,7 @@ VECTORS, DOCUMENTS = "vectors", "documents"
 _PATH, _DROPPED, _FACTS = "path.npy", "dropped.npz", "order.json"
 
 
-class Found(Protocol):
+class FoundOrder(Protocol):
     """An order of documents, as `in_context_pretraining.DocumentOrder`."""
 
     @property
@@ -54,7 +54,7 @@ class Found(Protocol):
 class Orders(Protocol):
     """What orders documents of which no text is at hand, as `InContextPretraining`."""
 
-    def arrange(self, vectors: Matrix, digests: NDArray[np.uint64], heads: Sequence[str]) -> Found: ...
+    def arrange(self, vectors: Matrix, digests: NDArray[np.uint64], heads: Sequence[str]) -> FoundOrder: ...
 
 
 class OrderDocuments(PipelineStep):

@@ -31,7 +31,7 @@ _TERMS = 2**20  # columns that words are hashed to
 _BUDGET = 8192  # padded tokens of a batch
 
 
-class Encoder(ABC):
+class DocumentEncoder(ABC):
     """A way to make vectors of documents, in two parts: each document alone, then all of a corpus."""
 
     @abstractmethod
@@ -48,7 +48,7 @@ class Encoder(ABC):
         return self.together(self.encode(texts))
 
 
-class TfIdf(Encoder):
+class TfIdf(DocumentEncoder):
     """Words, weighed by how few documents hold them: 1 + ln of their count, times the inverse document frequency.
 
     Needs no model. Words are hashed, so that ranks need not agree on a vocabulary first.
@@ -75,7 +75,7 @@ class TfIdf(Encoder):
 
 
 @dataclass
-class HiddenStates(Encoder):
+class HiddenStates(DocumentEncoder):
     """The mean of a causal language model's last hidden states over the first tokens of a document.
 
     Args:
@@ -122,13 +122,13 @@ class HiddenStates(Encoder):
 
 
 @dataclass
-class Sentences(Encoder):
-    """A model of sentence-transformers, by its folder or name: contriever, MiniLM, what `broadsheet.embed` saves, …
+class Sentences(DocumentEncoder):
+    """A model of sentence-transformers, by its folder: contriever, MiniLM, what `broadsheet.embed` saves, …
 
     No code of the model's own is run, and weights are read from safetensors alone.
 
     Args:
-        spec: `resource:minilm`, a folder, or a hub id.
+        spec: `resource:minilm`, or a folder.
         device: chosen by default.
     """
 
@@ -148,13 +148,13 @@ class Sentences(Encoder):
             raise InputError(
                 f"{self.spec} needs sentence-transformers: pip install -e '.[search]', or --embed tfidf"
             ) from None
-        for each in folder.rglob("config.json") if folder.is_dir() else ():
+        for each in folder.rglob("config.json"):
             check_config(each.parent)
         weights = {"use_safetensors": True, "attn_implementation": "sdpa"}
         try:
             with quiet():
                 return SentenceTransformer(
-                    str(folder) if folder.is_dir() else self.spec,
+                    str(folder),
                     device=self.device,
                     trust_remote_code=False,
                     model_kwargs=weights,
@@ -170,7 +170,7 @@ class Sentences(Encoder):
 
 
 @dataclass
-class Function(Encoder):
+class Function(DocumentEncoder):
     """Any function of texts, as the `encode` of an embedder.
 
     Args:
@@ -192,11 +192,11 @@ class Function(Encoder):
         return found
 
 
-def encoder(of: str | Callable[[list[str]], Any] = "tfidf", device: str | None = None) -> Encoder:
+def encoder(of: str | Callable[[list[str]], Any] = "tfidf", device: str | None = None) -> DocumentEncoder:
     """A way to make vectors: `"tfidf"`, a model by name, or a function.
 
     Args:
-        of: a folder or name of sentence-transformers (`resource:minilm`, a hub id); a causal language model, as
+        of: a folder of sentence-transformers, or `resource:minilm`; a causal language model, as
             `default`, a folder or a `.gguf` file, whose hidden states are averaged; or texts to an array.
         device: where a model runs.
 
@@ -205,7 +205,7 @@ def encoder(of: str | Callable[[list[str]], Any] = "tfidf", device: str | None =
     """
     from broadsheet.data import resources
 
-    if isinstance(of, Encoder):
+    if isinstance(of, DocumentEncoder):
         return of
     if callable(of):
         return Function(of)
@@ -214,10 +214,10 @@ def encoder(of: str | Callable[[list[str]], Any] = "tfidf", device: str | None =
     folder = resources.local(of)
     if of == "default" or folder.suffix == ".gguf" or (folder.is_dir() and not (folder / "modules.json").is_file()):
         return HiddenStates(of, device=device)
-    if not folder.is_dir() and (folder.exists() or of.count("/") != 1 or of.startswith((".", "~", "/"))):
+    if not folder.is_dir():
         raise InputError(
-            f"got the embedder {of}; expected tfidf, default, a model's folder, a .gguf file, resource:minilm, or a "
-            "hub id org/name"
+            f"got the embedder {of}; expected tfidf, default, a model's folder, a .gguf file, or resource:minilm: save "
+            "a model of the hub to a folder first"
         )
     return Sentences(of, device)
 
@@ -275,7 +275,7 @@ class StoredVectors:
     """What all ranks of `DocumentVectors` wrote, in the order of the corpus.
 
     Args:
-        rows: (documents, dimensions), as `Encoder.encode` gave them.
+        rows: (documents, dimensions), as `DocumentEncoder.encode` gave them.
         places, digests, heads: (documents,) each.
     """
 

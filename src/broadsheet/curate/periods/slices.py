@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from datatrove.data import Document
-from datatrove.pipeline.base import PipelineStep
 
 from broadsheet.console import InputError
 from broadsheet.curate.base import Decision, Step
-from broadsheet.curate.files import PLACE, write_part
+from broadsheet.curate.files import PLACE, RankStatistics
 from broadsheet.curate.periods.dating import YEAR, year_of_date
 
 PERIOD = "period"
@@ -103,7 +102,7 @@ class SliceByDate(Step):
         return True
 
 
-class Works(PipelineStep):
+class Works(RankStatistics):
     """The first pass of the limit by author: which works there are. Documents pass through.
 
     Writes `<folder>/<rank>.json`: for each document its place, author, title, period and year.
@@ -113,22 +112,19 @@ class Works(PipelineStep):
         title, author: fields of the metadata.
     """
 
-    type = "📊 - STATS"
     name = "works"
 
     def __init__(self, folder: str | Path, title: str = "title", author: str = "author") -> None:
-        super().__init__()
-        self.folder, self.title, self.author = Path(folder), title, author
+        super().__init__(folder)
+        self.title, self.author = title, author
 
-    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        found = []
-        for document in data:
-            told = document.metadata
-            author, title = (str(told.get(name) or "") for name in (self.author, self.title))
-            found.append([told[PLACE], author, title or document.id, told[PERIOD], told[YEAR]])
-            self.stat_update("total")
-            yield document
-        write_part(self.folder, rank, found)
+    def empty(self) -> Any:
+        return []
+
+    def note(self, found: Any, document: Document) -> None:
+        told = document.metadata
+        author, title = (str(told.get(name) or "") for name in (self.author, self.title))
+        found.append([told[PLACE], author, title or document.id, told[PERIOD], told[YEAR]])
 
 
 def beyond(works: Iterable[Sequence[Any]], most: int, seed: int = 0) -> dict[int, str]:

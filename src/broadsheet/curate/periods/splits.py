@@ -19,7 +19,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from broadsheet.console import InputError
-from broadsheet.curate.files import PLACE, write_part
+from broadsheet.curate.files import PLACE, RankStatistics
 from broadsheet.curate.periods.slices import PERIOD
 
 Level = Literal["paragraph", "work"]
@@ -57,7 +57,7 @@ def fill(words: Sequence[int], budgets: Sequence[int]) -> list[list[int]]:
     return taken
 
 
-class ParagraphWords(PipelineStep):
+class ParagraphWords(RankStatistics):
     """The first pass of a split: how many words each paragraph has. Documents pass through.
 
     Writes `<folder>/<rank>.json`: for each document its place, its period, and the words of its paragraphs.
@@ -66,21 +66,14 @@ class ParagraphWords(PipelineStep):
         folder: for the ranks' counts.
     """
 
-    type = "📊 - STATS"
     name = "words of paragraphs"
 
-    def __init__(self, folder: str | Path) -> None:
-        super().__init__()
-        self.folder = Path(folder)
+    def empty(self) -> Any:
+        return []
 
-    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        found = []
-        for document in data:
-            words = [each.count(" ") + 1 for each in paragraphs(document.text)]
-            found.append([document.metadata[PLACE], document.metadata[PERIOD], words])
-            self.stat_update("total")
-            yield document
-        write_part(self.folder, rank, found)
+    def note(self, found: Any, document: Document) -> None:
+        words = [each.count(" ") + 1 for each in paragraphs(document.text)]
+        found.append([document.metadata[PLACE], document.metadata[PERIOD], words])
 
 
 def assigned(

@@ -21,7 +21,7 @@ DONE = "training.json"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PeriodRecipe:
     """How a model is trained: the same for teachers and students.
 
     Args:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from broadsheet.console import InputError
 from broadsheet.curate.tables import parsing
 from broadsheet.curate.tables.batches import batches
-from broadsheet.curate.tables.messages import Prompt
+from broadsheet.curate.tables.messages import TablePrompt
 
 if TYPE_CHECKING:
     from typing import Any
@@ -25,7 +25,7 @@ Status = Literal["answered", "retried", "failed", "given"]
 
 
 @dataclass(frozen=True)
-class Answer:
+class TableAnswer:
     """What came of one question.
 
     Attributes:
@@ -55,14 +55,14 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Answers(Sequence[Answer]):
+class TableAnswers(Sequence[TableAnswer]):
     """An answer for each row, or pair, of what was asked, in its order.
 
     Attributes:
         requests: to the model.
     """
 
-    answers: Sequence[Answer]
+    answers: Sequence[TableAnswer]
     requests: int = 0
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class Answers(Sequence[Answer]):
 
 
 @dataclass(frozen=True)
-class Writing:
+class WrittenAnswers:
     """Answers that the model writes, several questions to a request.
 
     Args:
@@ -124,10 +124,10 @@ class Writing:
     answer_tokens: int = 64
     seed: int = 0
 
-    def ask(self, teacher: Teacher, prompt: Prompt, questions: Sequence[str]) -> Answers:
+    def ask(self, teacher: Teacher, prompt: TablePrompt, questions: Sequence[str]) -> TableAnswers:
         """Ask in batches; then once more, alone, what could not be read; what cannot be read then has failed."""
         cut = batches(questions, self.batch_size, self.batching, self.seed, self.encoder)
-        found: list[Answer | None] = [None] * len(questions)
+        found: list[TableAnswer | None] = [None] * len(questions)
         for places, completion in zip(cut, self._chat(teacher, prompt, questions, cut, self.seed), strict=True):
             for place, answer in zip(places, _read(prompt, completion, len(places)), strict=True):
                 found[place] = answer
@@ -148,10 +148,10 @@ class Writing:
                 first_prompt_tokens=before.first_prompt_tokens,
                 requests=2,
             )
-        return Answers(first, len(cut) + len(again))
+        return TableAnswers(first, len(cut) + len(again))
 
     def _chat(
-        self, teacher: Teacher, prompt: Prompt, questions: Sequence[str], cut: Sequence[Sequence[int]], seed: int
+        self, teacher: Teacher, prompt: TablePrompt, questions: Sequence[str], cut: Sequence[Sequence[int]], seed: int
     ) -> list[Completion]:
         if not cut:
             return []
@@ -161,7 +161,7 @@ class Writing:
         return [answer for [answer] in answers]
 
 
-def _read(prompt: Prompt, completion: Completion, asked: int) -> list[Answer]:
+def _read(prompt: TablePrompt, completion: Completion, asked: int) -> list[TableAnswer]:
     """The answers to the questions of one request, failed where there is none."""
     said = parsing.split(completion.text, asked, cut=completion.finish_reason == "length")
     read, written = (
@@ -174,14 +174,14 @@ def _read(prompt: Prompt, completion: Completion, asked: int) -> list[Answer]:
         told = said.get(number)
         value = None if told is None else parsing.yes_no(told.answer) if yes_no else parsing.value(told.answer, column)
         if told is None or value is None:
-            found.append(Answer(False if yes_no else "", "failed", **spent))  # type: ignore[arg-type]
+            found.append(TableAnswer(False if yes_no else "", "failed", **spent))  # type: ignore[arg-type]
         else:
-            found.append(Answer(value, reason=told.reason, **spent))  # type: ignore[arg-type]
+            found.append(TableAnswer(value, reason=told.reason, **spent))  # type: ignore[arg-type]
     return found
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScoredAnswers:
     """Answers by their log-probabilities, each question alone and without a reason; nothing is written or parsed. Ours.
 
     Args:
@@ -192,7 +192,7 @@ class Scoring:
     threshold: float = 0.0
     choices: Sequence[str] = ()
 
-    def ask(self, teacher: Teacher, prompt: Prompt, questions: Sequence[str]) -> Answers:
+    def ask(self, teacher: Teacher, prompt: TablePrompt, questions: Sequence[str]) -> TableAnswers:
         """The more probable of yes and no, or the most probable of the choices.
 
         Raises:
@@ -202,15 +202,15 @@ class Scoring:
         if not choices:
             raise InputError("got no values to choose among; expected some, or answers that the model writes")
         if not questions:
-            return Answers([])
+            return TableAnswers([])
         before = teacher.usage.prompt_tokens
         scores = teacher.score([prompt.alone(question) for question in questions], choices)
         spent = (teacher.usage.prompt_tokens - before) / len(questions)
         if prompt.task.yes_no:
             odds = scores[:, 0] - scores[:, 1]
-            made = [Answer(bool(each > self.threshold), score=float(each)) for each in odds]
+            made = [TableAnswer(bool(each > self.threshold), score=float(each)) for each in odds]
         else:
-            made = [Answer(choices[int(row.argmax())], score=float(row.max())) for row in scores]
-        return Answers(
+            made = [TableAnswer(choices[int(row.argmax())], score=float(row.max())) for row in scores]
+        return TableAnswers(
             [replace(answer, prompt_tokens=spent, first_prompt_tokens=spent) for answer in made], len(questions)
         )

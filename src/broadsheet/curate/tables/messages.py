@@ -34,7 +34,7 @@ class Shot:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class TablePrompt:
     """How questions of a task are asked.
 
     Args:

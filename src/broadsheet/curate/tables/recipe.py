@@ -21,7 +21,7 @@ from broadsheet.options import option
 
 if TYPE_CHECKING:
     from broadsheet.curate.data_preprocessors import TablePreprocessor
-    from broadsheet.curate.tables.asking import Answers
+    from broadsheet.curate.tables.asking import TableAnswers
     from broadsheet.curate.tables.messages import Shot
 
 
@@ -132,8 +132,8 @@ class DataPreprocessorsRecipe(Map):
         sides: Sequence[Any] = about if self.column else _pairs(about, str(self.shots))
         return [Shot(side, each.answer, each.reason) for side, each in zip(sides, found, strict=True)]
 
-    def _ask(self, cells: list[dict[str, Any]]) -> Answers:
-        from broadsheet.curate.tables.records import pairs
+    def _ask(self, cells: list[dict[str, Any]]) -> TableAnswers:
+        from broadsheet.curate.tables.records import pairs_of
         from broadsheet.curate.tables.tasks import EntityMatching, SchemaMatching
 
         asking, shots = self.preprocessor, self._shots
@@ -146,7 +146,7 @@ class DataPreprocessorsRecipe(Map):
         if self.task == "impute":
             return asking.impute(cells, str(self.column), columns=chosen, shots=shots, choices=self.choices)
         task = EntityMatching(chosen, self.kind) if self.task == "entities" else SchemaMatching(chosen)
-        return asking.ask(task, pairs(cells), shots)
+        return asking.ask(task, pairs_of(cells), shots)
 
     def _check_columns(self, known: Sequence[str], where: str) -> None:
         """See that the columns that are named stand in the table.
@@ -173,10 +173,10 @@ def _pairs(cells: Sequence[Mapping[str, Any]], where: str) -> list[Any]:
     Raises:
         InputError: a row has none; the file is named.
     """
-    from broadsheet.curate.tables.records import pairs
+    from broadsheet.curate.tables.records import pairs_of
 
     try:
-        return pairs(list(cells))
+        return pairs_of(list(cells))
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 

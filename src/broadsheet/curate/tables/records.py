@@ -56,7 +56,7 @@ def records(table: Any) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in rows]
 
 
-def pairs(table: Any) -> list[Pair]:
+def pairs_of(table: Any) -> list[Pair]:
     """Pairs of records: given as pairs, or as rows with columns `left_…` and `right_…` (or `ltable_…`, `rtable_…`).
 
     Raises:

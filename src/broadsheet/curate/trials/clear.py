@@ -17,6 +17,7 @@ from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, quiet
 from broadsheet.curate.clear import LOG_PROBABILITY, PMI, Clear, Scores, auto_correct, auto_filter
 from broadsheet.curate.confidence import TOKEN_F1, Floats
+from broadsheet.curate.targets.answers import AnswerLoss, AnswerRows
 from broadsheet.curate.targets.exchanges import Exchange
 from broadsheet.curate.trials.planted import planted
 from broadsheet.models import adapters
@@ -24,7 +25,6 @@ from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
 from broadsheet.teacher import Teacher
 from broadsheet.teacher.local import Local
-from broadsheet.training.answers import AnswerLoss, Answers
 from broadsheet.training.fit import fit
 from broadsheet.training.trainer import TrainOutput
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
@@ -246,7 +246,7 @@ class ClearTrial(TrainedTrial):
     def _fitted(self, rows: Sequence[Exchange], seed: int, out: Path, rate: float) -> TrainOutput:
         """An adapter trained on rows into a folder; the model is as it was afterwards."""
         model, tokenizer = self.loaded
-        made = Answers.of(Local(model, tokenizer), [each.prompt for each in rows], [each.target for each in rows])
+        made = AnswerRows.of(Local(model, tokenizer), [each.prompt for each in rows], [each.target for each in rows])
         try:
             return fit(
                 model, made, AnswerLoss(int(tokenizer.pad_token_id)), out, method="lora", lora_rank=self.lora_rank,

@@ -14,7 +14,7 @@ from broadsheet.cache import fingerprint
 from broadsheet.console import quiet
 from broadsheet.curate.data_preprocessors import TablePreprocessor
 from broadsheet.curate.tables.batches import batches
-from broadsheet.curate.tables.messages import Prompt
+from broadsheet.curate.tables.messages import TablePrompt
 from broadsheet.curate.tables.peers import CosineThreshold, Majority, Neighbours, SimilarityRegression, sides_of_cell
 from broadsheet.curate.tables.scoring import agreement, balanced_accuracy, f1, same_value
 from broadsheet.curate.tables.tasks import EntityMatching, ErrorDetection, Imputation, Task
@@ -47,7 +47,7 @@ _SIZES = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
-class Row:
+class CaseRow:
     """What an arm made of a case."""
 
     value: bool | str
@@ -57,7 +57,7 @@ class Row:
     twice: bool = False  # it was asked again, alone
 
 
-Answering = Callable[[str, Sequence[PlantedCase]], list[Row]]
+Answering = Callable[[str, Sequence[PlantedCase]], list[CaseRow]]
 
 
 @dataclass
@@ -200,12 +200,12 @@ class DataPreprocessorsTrial(Trial):
         ]
 
     def _asked(self, method: TablePreprocessor, shots: int) -> Answering:
-        def answer(name: str, cases: Sequence[PlantedCase]) -> list[Row]:
+        def answer(name: str, cases: Sequence[PlantedCase]) -> list[CaseRow]:
             examples = self._planted[name].shots[:shots]
             with quiet():
                 found = method.ask(TASKS[name], [case.about for case in cases], examples)
             return [
-                Row(each.value, each.tokens, each.first_prompt_tokens, each.status == "failed", each.requests > 1)
+                CaseRow(each.value, each.tokens, each.first_prompt_tokens, each.status == "failed", each.requests > 1)
                 for each in found
             ]
 
@@ -222,14 +222,14 @@ class DataPreprocessorsTrial(Trial):
             with quiet():
                 return method.ask(TASKS[name], [case.about for case in cases], made.shots, choices=choices)
 
-        def answer(name: str, cases: Sequence[PlantedCase]) -> list[Row]:
+        def answer(name: str, cases: Sequence[PlantedCase]) -> list[CaseRow]:
             if name in BALANCED and name not in thresholds:
                 some = self._planted[name].labelled
                 thresholds[name] = best_threshold(
                     [bool(case.gold) for case in some], [each.score for each in ask(name, some)]
                 )
             return [
-                Row(each.score > thresholds[name] if name in BALANCED else each.value, each.tokens, each.tokens)
+                CaseRow(each.score > thresholds[name] if name in BALANCED else each.value, each.tokens, each.tokens)
                 for each in ask(name, cases)
             ]
 
@@ -238,11 +238,11 @@ class DataPreprocessorsTrial(Trial):
     def _fitted(self, kind: str) -> Answering:
         fitted: dict[str, Any] = {}
 
-        def answer(name: str, cases: Sequence[PlantedCase]) -> list[Row]:
+        def answer(name: str, cases: Sequence[PlantedCase]) -> list[CaseRow]:
             if name not in fitted:
                 some = self._planted[name].labelled
                 fitted[name] = _fit(kind, name, _seen(name, some), [case.gold for case in some])
-            return [Row(value) for value in fitted[name].predict(_seen(name, cases))]
+            return [CaseRow(value) for value in fitted[name].predict(_seen(name, cases))]
 
         return answer
 
@@ -346,7 +346,7 @@ class DataPreprocessorsTrial(Trial):
 
 def prompt_tokens(teacher: Teacher, task: Task, made: PlantedTask, size: int) -> float:
     """Prompt tokens of a row, with so many rows a request."""
-    prompt = Prompt(task, made.shots)
+    prompt = TablePrompt(task, made.shots)
     questions = [task.question(case.about) for case in made.asked]
     whole = len(questions) // size * size or len(questions)
     batches = [prompt.numbered(questions[start : start + size]) for start in range(0, whole, size)]

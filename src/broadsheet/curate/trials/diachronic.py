@@ -20,7 +20,7 @@ from broadsheet.curate.periods.change import WordReadings
 from broadsheet.curate.periods.counts import CountModel, counted, later_words, symbols, trend
 from broadsheet.curate.periods.planting import RENAMED, SWAPPED, Planted, planted
 from broadsheet.curate.periods.reading import PeriodModel
-from broadsheet.curate.periods.training import DONE, Recipe, on_device
+from broadsheet.curate.periods.training import DONE, PeriodRecipe, on_device
 from broadsheet.data import corpora
 from broadsheet.options import option
 from broadsheet.training.scratch import SIZES, SplitTexts, apart
@@ -218,8 +218,8 @@ class DiachronicTrial(TrainedTrial):
     def also_compare(self) -> Sequence[tuple[str, str]]:
         return [(PLAIN, OURS), (TUNED, PLAIN)]
 
-    def _recipe(self, rate: float, steps: int | None = None) -> Recipe:
-        return Recipe(
+    def _recipe(self, rate: float, steps: int | None = None) -> PeriodRecipe:
+        return PeriodRecipe(
             self.size,
             self.vocabulary,
             self.length,
@@ -260,7 +260,7 @@ class DiachronicTrial(TrainedTrial):
         out = self.run_folder(name, seed) / str(place)
         return self._made(name, place, seed, out, self._recipe(self._rates[name]))
 
-    def _made(self, name: str, place: int, seed: int, out: Path, recipe: Recipe) -> PeriodModel:
+    def _made(self, name: str, place: int, seed: int, out: Path, recipe: PeriodRecipe) -> PeriodModel:
         if not (out / DONE).exists():
             say(f"training: {name}, {self._names[place]}, seed {seed}")
             texts, weight_decay, objective = self._held[place].train, 0.0, None

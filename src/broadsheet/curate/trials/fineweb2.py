@@ -160,12 +160,12 @@ class FineWeb2Trial(Laboratory):
 
     def claims(self) -> list[Claim]:
         claims = [
-            Claim(RIGHT, ENGLISH, OURS, "adapted filters suit a language better than English's (§3.4)", least=0.02),
-            Claim(LOSS, RAW, OURS, "filtering improves all nine languages (§4)", least=LEAST),
+            Claim(RIGHT, ENGLISH, OURS, "adapted filters suit a language better than English's (Sec. 3.4)", least=0.02),
+            Claim(LOSS, RAW, OURS, "filtering improves all nine languages (Sec. 4)", least=LEAST),
             Claim(LOSS, ENGLISH, OURS, "a model learns more from adapted filters than from English's", least=LEAST),
         ]
         if not self.quick:
-            claims.append(Claim(LOSS, OURS, REPEATED, "rehydration lifts it further (§3.5)", least=LEAST))
+            claims.append(Claim(LOSS, OURS, REPEATED, "rehydration lifts it further (Sec. 3.5)", least=LEAST))
         return claims
 
     # Tasks

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answers(Sequence[tuple[tuple[int, ...], tuple[int, ...]]]):
+class AnswerRows(Sequence[tuple[tuple[int, ...], tuple[int, ...]]]):
     """Rows of two parts, both token ids: a prompt, and the answer with the token that ends it.
 
     Args:
@@ -31,7 +31,7 @@ class Answers(Sequence[tuple[tuple[int, ...], tuple[int, ...]]]):
     rows: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
     @classmethod
-    def of(cls, by: Local, prompts: Sequence[Any], answers: Sequence[str]) -> Answers:
+    def of(cls, by: Local, prompts: Sequence[Any], answers: Sequence[str]) -> AnswerRows:
         """Conversations and their answers as a teacher of this model reads them, when it scores or generates.
 
         Args:
@@ -65,7 +65,7 @@ class AnswerLoss(Objective):
         pad: the token that fills rows up on the right, where no token looks.
 
     Example:
-        fit(model, Answers.of(Local(model, tokenizer), prompts, answers), AnswerLoss(tokenizer.pad_token_id), out)
+        fit(model, AnswerRows.of(Local(model, tokenizer), prompts, answers), AnswerLoss(tokenizer.pad_token_id), out)
     """
 
     def __init__(self, pad: int = 0) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from broadsheet.curate.targets.answers import AnswerLoss, AnswerRows
 from broadsheet.teacher import Teacher
 from broadsheet.teacher.local import Local
-from broadsheet.training.answers import AnswerLoss, Answers
 from broadsheet.training.fit import fit
 
 PROMPTS, ANSWERS = ["Hello?", "One, two"], ["Yes.", "three, and four, and five"]
@@ -17,7 +17,7 @@ PROMPTS, ANSWERS = ["Hello?", "One, two"], ["Yes.", "three, and four, and five"]
 def test_a_row_is_what_a_teacher_scores(home, tiny_model, tiny_tokenizer, chat):
     model, tokenizer = tiny_model(), tiny_tokenizer(chat=chat)
     local = Local(model, tokenizer)
-    rows = Answers.of(local, [[{"role": "user", "content": text}] for text in PROMPTS], ANSWERS)
+    rows = AnswerRows.of(local, [[{"role": "user", "content": text}] for text in PROMPTS], ANSWERS)
     assert all(answer[-1] == tokenizer.eos_token_id for _, answer in rows)
     open_ended = [(prompt, answer[:-1]) for prompt, answer in rows]
     losses = [
@@ -29,7 +29,7 @@ def test_a_row_is_what_a_teacher_scores(home, tiny_model, tiny_tokenizer, chat):
 
 def test_rows_beside_change_no_loss_and_prompts_are_not_asked(tiny_model, tiny_tokenizer):
     model = tiny_model()
-    rows = Answers.of(Local(model, tiny_tokenizer()), PROMPTS, ANSWERS)
+    rows = AnswerRows.of(Local(model, tiny_tokenizer()), PROMPTS, ANSWERS)
     loss = AnswerLoss(2)
     alone = [loss.loss(model, loss.collate([(0, row)]), torch.Generator()) for row in rows]
     together = loss.collate(list(enumerate(rows)))
@@ -41,7 +41,7 @@ def test_rows_beside_change_no_loss_and_prompts_are_not_asked(tiny_model, tiny_t
 def test_adapters_learn_the_answers_alike_from_the_same_seed(tiny_model, tiny_tokenizer):
     def trained(seed: int) -> tuple[float, list[torch.Tensor]]:
         model = tiny_model()
-        rows = Answers.of(Local(model, tiny_tokenizer()), PROMPTS * 4, ANSWERS * 4)
+        rows = AnswerRows.of(Local(model, tiny_tokenizer()), PROMPTS * 4, ANSWERS * 4)
         done = fit(
             model, rows, AnswerLoss(2), method="lora", lora_rank=4, steps=12, batch_size=4, learning_rate=1e-2,
             autocast="none", seed=seed,
