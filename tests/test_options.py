@@ -22,6 +22,7 @@ class Sizes(Options):
     limit: int | None = option(None, "At most; no limit where not given.", least=1)
     lengths: tuple[int, ...] = option((1, 2), "Lengths.", quick=(1,), least=1)
     temperatures: tuple[float, ...] = option((1.0, 0.8), "Temperatures.")
+    share: float = option(0.5, "A share.", least=0, most=0.9)
     parts: tuple[str, ...] = option((), "Parts.", choices=("a", "b"))
     tune: Literal["lora", "full"] = option("lora", "What is trained.")
     documents: int | Literal["all"] = option(100, "Documents, or all.", least=1)
@@ -78,6 +79,8 @@ def test_each_kind_is_parsed(arguments, name, value):
         (["--pairs", "many"], "got --pairs 'many'; expected a whole number"),
         (["--pairs", "2.5"], "got --pairs '2.5'; expected a whole number"),
         (["--pairs", "0"], "got --pairs 0; expected 2 or more"),
+        (["--share", "1"], "got --share 1; expected 0.9 or less"),
+        (["--share", "nan"], "got --share nan; expected 0 or more"),
         (["--pairs"], "got --pairs without a value; expected a whole number"),
         (["--pairs", "--quick"], "got --pairs without a value"),
         (["--rate", "-1"], "got --rate -1; expected 0 or more"),

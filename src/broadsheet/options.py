@@ -31,6 +31,7 @@ class Option:
     help: str
     quick: Any = MISSING
     least: float | None = None
+    most: float | None = None
     choices: tuple[str, ...] = ()
     metavar: str = ""
 
@@ -41,6 +42,7 @@ def option(
     *,
     quick: Any = MISSING,
     least: float | None = None,
+    most: float | None = None,
     choices: Iterable[str] = (),
     metavar: str = "",
 ) -> Any:
@@ -50,7 +52,7 @@ def option(
         default: the value where none is given; `None` where there is none.
         help: one or two short sentences, for users: what it is, its unit, the paper's value.
         quick: the default instead, where the class has `quick=True`.
-        least: the smallest number that is allowed.
+        least, most: the smallest and the largest number that is allowed.
         choices: the words that are allowed; a `Literal` annotation gives them by itself.
         metavar: what stands for the value in help; by default from the annotation.
 
@@ -60,7 +62,7 @@ def option(
             quick: bool = option(False, "Fewer items.")
             pairs: int = option(300, "Pairs of texts.", quick=30, least=2)
     """
-    kept = Option(default, help, quick, least, tuple(choices), metavar)
+    kept = Option(default, help, quick, least, most, tuple(choices), metavar)
     return field(default=None, metadata={_METADATA: kept})  # filled in by `Options.__post_init__`
 
 
@@ -72,7 +74,7 @@ class Options:
         lacks: inherited options that a subclass does not have; they are refused, and not listed.
 
     Raises:
-        InputError: a value is below `least`, or none of `choices`; an option that it lacks was given.
+        InputError: a value is below `least`, above `most`, or none of `choices`; an option that it lacks was given.
     """
 
     lacks: ClassVar[tuple[str, ...]] = ()
@@ -109,8 +111,11 @@ def _check(name: str, value: Any, said: Option, choices: Sequence[str]) -> None:
     if len(set(each)) < len(each):
         raise InputError(f"got {flag(name)} {_text(value)}; expected each value once")
     for one in each:
-        if isinstance(one, int | float) and not isinstance(one, bool) and said.least is not None and one < said.least:
-            raise InputError(f"got {flag(name)} {one:g}; expected {said.least:g} or more")
+        if isinstance(one, int | float) and not isinstance(one, bool):
+            if said.least is not None and not one >= said.least:
+                raise InputError(f"got {flag(name)} {one:g}; expected {said.least:g} or more")
+            if said.most is not None and not one <= said.most:
+                raise InputError(f"got {flag(name)} {one:g}; expected {said.most:g} or less")
         if isinstance(one, str) and choices and one not in choices:
             raise InputError(f"got {flag(name)} {one!r}; expected one of {', '.join(choices)}")
 
@@ -161,7 +166,7 @@ class FormField:
         kind: `"switch"`, `"whole"` (a whole number), `"number"`, `"choice"` (one of the words), `"choices"` (some of
             them).
         choices: the words.
-        least: the smallest number that is allowed.
+        least, most: the smallest and the largest number that is allowed.
         default, quick: as text, without and with `quick`; empty where there is none.
         help: what it is.
     """
@@ -170,6 +175,7 @@ class FormField:
     kind: str
     choices: tuple[str, ...]
     least: float | None
+    most: float | None
     default: str
     quick: str
     help: str
@@ -190,7 +196,7 @@ def form(kind: type, skip: Iterable[str] = ()) -> list[FormField]:
         if not of:
             continue
         shown = ["" if value is None or value is MISSING else _text(value) for value in (said.default, said.quick)]
-        found.append(FormField(each.name, of, choices, said.least, shown[0], shown[1], said.help))
+        found.append(FormField(each.name, of, choices, said.least, said.most, shown[0], shown[1], said.help))
     return found
 
 

@@ -224,6 +224,8 @@ def test_what_is_not_there_is_named_with_what_is_near(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty holds no rows; expected files that end in"):
         read(tmp_path / "empty", Note)
+    with pytest.raises(InputError, match=r"^cannot read n{200}…: File name too long$"):
+        read("n" * 5_000 + ".jsonl", Note)
     with pytest.raises(InputError, match="expected 'stop' or 'skip'"):
         read(tmp_path / "pairs.jsonl", Note, on_error="ignore")  # type: ignore[arg-type]
 

@@ -19,6 +19,16 @@ from broadsheet.console import InputError
 from broadsheet.serve.trials import jobs
 from broadsheet.serve.trials.jobs import Job, Jobs
 
+MISSES_ONE = """
+import sys, time
+print("begun", file=sys.stderr, flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("missed", file=sys.stderr, flush=True)
+time.sleep(60)
+"""
+
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Jobs, Path]]:
@@ -66,6 +76,20 @@ def test_one_can_be_stopped_whether_it_runs_or_waits(made: tuple[Jobs, Path]) ->
     wait(lambda: not [job for job in all_jobs if job.state in ("waiting", "running")])
     assert {job.state for job in all_jobs} == {"stopped"}
     assert second.process is None
+
+
+def test_one_that_has_missed_the_interrupt_is_interrupted_again(
+    made: tuple[Jobs, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_jobs, _ = made
+    monkeypatch.setattr(jobs, "_AGAIN", 0.3)
+    (tmp_path / "program.py").write_text(MISSES_ONE)
+    job = all_jobs.start(["lastde"])
+    wait(lambda: all_jobs.lines(job.id) == ["begun"])
+    all_jobs.stop(job.id)
+    wait(lambda: not job.lives)
+    assert all_jobs.lines(job.id)[1] == "missed"
+    assert all_jobs.get(job.id).state == "stopped"
 
 
 def test_what_ran_when_the_server_ended_is_told_as_stopped(made: tuple[Jobs, Path]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from broadsheet.console import InputError
@@ -55,7 +57,7 @@ def test_each_trial_takes_what_its_form_offers(paper):
     assert offered == form(kind, skip=("quick", "seed")), "run python docs/generate.py"
     asked = {}
     for each in offered:
-        number = f"{max(16, each.least or 0):g}"
+        number = f"{min(max(16, each.least or 0), math.inf if each.most is None else each.most):g}"
         asked[each.name] = [{"switch": "yes", "whole": number, "number": number}.get(each.kind) or each.choices[0]]
     words = OFFERS.arguments(paper, asked)[1:]
     for name, value in pairs(words).items():

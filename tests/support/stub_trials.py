@@ -101,7 +101,7 @@ def _standing_in(program: Path, text: str) -> Callable[..., Any]:
 
 def wait(holds: Callable[[], bool]) -> None:
     """Until it holds, or the test has failed."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.01)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 MAX_LINE = 1 << 26  # bytes of a line: what is longer is no row, and would not fit into memory with what is made of it
 _SAVE = "save it as UTF-8"
+_SHOWN = 200  # characters of a name that is wrong
 
 Layout = Callable[[Sequence[str]], "Sequence[str] | None"]
 
@@ -135,7 +136,11 @@ class FileSource(RowSource):
 
     def __init__(self, spec: str, *, documents: bool = False, form: str = "") -> None:
         self.spec, self.form = spec, form
-        self.root, self.files = _find_files(local(spec), documents, bool(form))
+        try:
+            self.root, self.files = _find_files(local(spec), documents, bool(form))
+        except OSError as error:  # a name that is too long, a folder that may not be looked into
+            name = spec if len(spec) <= _SHOWN else spec[:_SHOWN] + "…"
+            raise InputError(f"cannot read {name}: {error.strerror or error}") from None
 
     def identity(self) -> dict[str, Any]:
         return {"files": [[self._name(path), path.stat().st_size] for path in self.files]}

@@ -107,7 +107,7 @@ class DetectTrial(Trial):
     temperatures: tuple[float, ...] = option(
         (1.0, 0.8), "At which the scoring model writes: the paper's setting, which decides the headline, and others."
     )
-    top_p: float = option(1.0, "Of the sampling.", least=0)
+    top_p: float = option(1.0, "Of the sampling.", least=0, most=1)
     reference: str | None = option(
         None, "What Fast-DetectGPT, Binoculars and Lastde++ compare with or sample from.", metavar="MODEL"
     )

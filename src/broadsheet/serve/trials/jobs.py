@@ -30,6 +30,7 @@ from broadsheet.console import InputError
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 _LINES = 20  # of what a trial has said, that are told
 _POLL = 0.2  # seconds between two looks at what is no child of this process
+_AGAIN = 5.0  # seconds after which what was stopped and lives on is told again
 _CLOCK = 2.0  # seconds by which the machine's clock may have been set since a process began
 
 
@@ -118,9 +119,8 @@ class Jobs:
             runs = job.state == "running" and job.lives
             if runs or job.state == "waiting":
                 self._keep(job, "stopped")
-            if runs and job.process is not None:
-                with suppress(ProcessLookupError):
-                    os.killpg(job.process.pid, signal.SIGINT)
+            if runs:
+                _interrupt(job)
         return job
 
     def resume(self, name: str) -> Job:
@@ -250,7 +250,7 @@ class Jobs:
         assert job.process is not None
         with self._changed:
             self._running = job
-        status = _end(job.process)
+        status = _end(job)
         with self._changed:
             self._running = None
             if self.get(job.id).state == "running":
@@ -284,10 +284,30 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def _end(process: psutil.Process) -> int | None:
-    """Wait for a process's end; its status, or None where it is no child of this one."""
-    if isinstance(process, psutil.Popen):
-        return process.wait()
+def _interrupt(job: Job) -> None:
+    assert job.process is not None
+    with suppress(ProcessLookupError):
+        os.killpg(job.process.pid, signal.SIGINT)
+
+
+def _end(job: Job) -> int | None:
+    """Wait for the end of a job's process; its status, or None where it is no child of this one.
+
+    Python passes over an interrupt that comes while it runs a callback, such as an object's `__del__`: one that was
+    stopped and lives on is interrupted again.
+    """
+    process = job.process
+    assert process is not None
+    told = time.monotonic()
     while _lives(process):
-        time.sleep(_POLL)
-    return None
+        if isinstance(process, psutil.Popen):
+            with suppress(psutil.TimeoutExpired):
+                return process.wait(_POLL)
+        else:
+            time.sleep(_POLL)
+        if job.state != "stopped":
+            told = time.monotonic()
+        elif time.monotonic() - told > _AGAIN:
+            _interrupt(job)
+            told = time.monotonic()
+    return process.wait() if isinstance(process, psutil.Popen) else None

@@ -50,7 +50,7 @@ class Offers:
         if _single("quick", form) == _ON:
             given.append("--quick")
         if seed := _single("seed", form):
-            given += ["--seed", _number("seed", seed, FormField("seed", "whole", (), 0, "", "", ""))]
+            given += ["--seed", _number("seed", seed, FormField("seed", "whole", (), 0, None, "", "", ""))]
         for name in form:
             if name not in ("model", "data", "quick", "seed"):
                 if name not in known:
@@ -112,7 +112,9 @@ def _number(name: str, value: str, field: FormField) -> str:
     except ValueError:
         number = math.nan
     least = -_MOST if field.least is None else field.least
-    if not (math.isfinite(number) and least <= number <= _MOST):
-        whole = "a whole number" if field.kind == "whole" else "a number"
-        raise InputError(f"got {name} {value!r}; expected {whole}" + f" from {least:g}" * (field.least is not None))
+    most = _MOST if field.most is None else min(field.most, _MOST)
+    if not (math.isfinite(number) and least <= number <= most):
+        told = "a whole number" if field.kind == "whole" else "a number"
+        told += f" from {least:g}" * (field.least is not None) + f" to {most:g}" * (field.most is not None)
+        raise InputError(f"got {name} {value!r}; expected {told}")
     return str(number)

@@ -60,7 +60,7 @@ class LLMPrunerTrial(TrainedTrial):
     of_training: ClassVar[tuple[str, ...]] = ()
 
     texts: int = option(100, "Held-out documents, of which the first 800 characters are asked.", quick=12, least=3)
-    ratio: float = option(0.25, "Share of each layer's units that is removed.", least=0)
+    ratio: float = option(0.25, "Share of each layer's units that is removed.", least=0, most=0.95)
     samples: int = option(10, "Texts that gradients are taken of.", quick=4, least=1)
     window: int = option(128, "Tokens of each of them.", quick=64, least=2)
     steps: int = option(100, "Of the LoRA training that repairs a model.", quick=4, least=3)

@@ -45,7 +45,7 @@ class LossReweightingTrial(LabTrial):
     paper: ClassVar[str] = "loss_reweighting"
     title: ClassVar[str] = "Loss-based reweighting: less weight for what is learnt already"
 
-    boilerplate: float = option(0.5, "Share of the training text that is boilerplate.", least=0)
+    boilerplate: float = option(0.5, "Share of the training text that is boilerplate.", least=0, most=0.95)
     burn_in: int | None = option(None, "Steps before which all weigh the same; by default a fifteenth.", least=0)
 
     def question(self) -> str:

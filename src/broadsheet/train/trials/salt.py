@@ -34,7 +34,7 @@ class SALTTrial(LabTrial):
     title: ClassVar[str] = "SALT: a small model teaches a larger one, at first"
 
     teacher: str = option("0.4M", "Size of the teacher, in weights.", choices=tuple(SIZES))
-    taught: float = option(0.17, "Share of the steps that it teaches.", least=0)
+    taught: float = option(0.17, "Share of the steps that it teaches.", least=0, most=1)
 
     def question(self) -> str:
         return (

@@ -36,8 +36,8 @@ class TokenCrisisTrial(LabTrial):
     paper: ClassVar[str] = "token_crisis"
     title: ClassVar[str] = "The token crisis: what reading the same text again costs, and what dropout mends"
 
-    unique: float = option(0.05, "Share of the text that is read again and again.", least=0)
-    start: float = option(0.3, "Share of the steps after which dropstage begins.", least=0)
+    unique: float = option(0.05, "Share of the text that is read again and again.", least=0, most=0.95)
+    start: float = option(0.3, "Share of the steps after which dropstage begins.", least=0, most=1)
 
     def check(self) -> None:
         super().check()
