@@ -9,6 +9,8 @@ _exports = Exports(
     __name__,
     {
         "base": ("Step",),
+        "cards.overlap": ("BenchmarkOverlap",),
+        "cards.records": ("CatalogueRecord", "catalogue"),
         "confidence": ("NLI", "TokenF1"),
         "files": ("CorpusReader", "ShardReader", "ShardWriter", "Examples"),
         "fineweb2": ("AdaptedFilters", "Confident", "Finish", "Identify", "LanguageThresholds"),

@@ -21,6 +21,7 @@ import xxhash
 from datatrove.data import Document
 from datatrove.pipeline.dedup.minhash import (
     MinhashConfig,
+    MinhashDedupBuckets,
     MinhashDedupCluster,
     MinhashDedupFilter,
     MinhashDedupSignature,
@@ -67,6 +68,21 @@ def _simplified(text: str) -> bytes:
     return b" ".join(_NUMBERS.sub(b"0", text.lower().encode()).translate(_SPACED).split())
 
 
+def plain_words(text: str) -> list[bytes]:
+    """The words of a text without case, punctuation and numbers: those that `Signatures` reads by default."""
+    if text.isascii():
+        return _simplified(text).split()
+    return [word.encode() for word in WORDS.word_tokenize(simplified(text))]
+
+
+def grams(words: Sequence[bytes], n: int) -> list[bytes]:
+    """Each n words in a row, joined by spaces; none where there are fewer."""
+    joined = b" ".join(words)  # of which an n-gram is a slice
+    ends = list(accumulate(map(len, words)))
+    begins = [0, *ends]
+    return [joined[a + i : b + i + n - 1] for i, a, b in zip(count(), begins, ends[n - 1 :], strict=False)]
+
+
 class Signatures(MinhashDedupSignature):
     """datatrove's first pass: a signature of each document, for `MinhashDedupBuckets` and those after it.
 
@@ -105,19 +121,11 @@ class Signatures(MinhashDedupSignature):
         return np.array(self._shingles(text), np.uint64).reshape(-1, 1)
 
     def _shingles(self, text: str) -> list[int]:
-        n = self.config.n_grams
-        if self._plain_words and text.isascii():
-            joined = _simplified(text)
-            words = joined.split()
+        if self._plain_words:
+            words = plain_words(text)
         else:
-            found = self.word_tokenizer.word_tokenize(self._simplify(text))
-            joined, words = " ".join(found).encode(), [word.encode() for word in found]
-        # An n-gram joined by spaces is a slice of all words joined by them.
-        ends = list(accumulate(map(len, words)))
-        begins = [0, *ends]
-        slices = zip(count(), begins, ends[n - 1 :], strict=False)
-        pieces = [joined[begin + i : end + i + n - 1] for i, begin, end in slices]
-        return [*map(self._digest, pieces)]
+            words = [word.encode() for word in self.word_tokenizer.word_tokenize(self._simplify(text))]
+        return [*map(self._digest, grams(words, self.config.n_grams))]
 
     def signatures(self, texts: Iterable[str], within: Sequence[str] = ()) -> tuple[Hashes, list[int]]:
         """Signatures of the texts that have shingles, (texts, hashes), and which texts these are.
@@ -285,6 +293,26 @@ class NearDuplicates(MinhashDedupFilter):
     def stat_update(self, *labels: str, value: int = 1, unit: str | None = None) -> None:
         why = [f"dropped_{self.reason}"] if "dropped" in labels else []
         super().stat_update(*labels, *why, value=value, unit=unit)
+
+
+def cluster(signatures: Signatures, work: Path, **others: Any) -> FirstOfCluster:
+    """datatrove's second pass and ours for its third, over the signatures of all ranks.
+
+    Args:
+        signatures: whose files stand.
+        work: for `buckets`, and for `clusters`, which `NearDuplicates` reads.
+        others: as of `FirstOfCluster`.
+
+    Returns:
+        The last step, whose `stats` tell what it found.
+    """
+    number = signatures.config.num_buckets
+    for bucket in range(number):
+        buckets = MinhashDedupBuckets(str(signatures.folder), str(work / "buckets"), config=signatures.config)
+        buckets.run(None, bucket, number)
+    last = FirstOfCluster(work / "buckets", work / "clusters", signatures.folder, config=signatures.config, **others)
+    last.run()
+    return last
 
 
 def match_probability(similarity: float, buckets: int = 14, hashes: int = 8) -> float:

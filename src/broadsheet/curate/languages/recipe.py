@@ -104,12 +104,10 @@ class FineWeb2Recipe(CurateRecipe):
         return asked
 
     def _deduplicate(self, passes: Passes, least: Mapping[str, float]) -> None:
-        from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
-
         from broadsheet.curate.files import ShardReader, ShardWriter, once
         from broadsheet.curate.fineweb2 import Confident
         from broadsheet.curate.languages.measures import LanguageStatistics
-        from broadsheet.curate.minhash import FirstOfCluster, NearDuplicates, Signatures
+        from broadsheet.curate.minhash import NearDuplicates, Signatures, cluster
         from broadsheet.curate.running import without_logs
 
         work = passes.folder
@@ -118,11 +116,7 @@ class FineWeb2Recipe(CurateRecipe):
         passes.run("2 signatures", [ShardReader(work / "identified"), Confident(least), signatures, sure])
 
         def clusters() -> bool:
-            count = signatures.config.num_buckets
-            for bucket in range(count):
-                MinhashDedupBuckets(str(work / "signatures"), str(work / "buckets")).run(None, bucket, count)
-            first = FirstOfCluster(work / "buckets", work / "clusters", work / "signatures", save_cluster_size=True)
-            first.run()
+            cluster(signatures, work, save_cluster_size=True)
             return True
 
         with without_logs():
