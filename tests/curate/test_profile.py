@@ -359,7 +359,7 @@ def test_a_size_stands_beside_those_in_the_same_unit_alone(corpus, tmp_path):
     assert standing(found, columns.PREFERENCE, records) == ""
 
 
-def test_the_command_tells_writes_and_refuses(run, corpus, tmp_path):
+def test_the_command_tells_writes_and_refuses(run, corpus, tmp_path, home):
     folder = tmp_path / "set"
     folder.mkdir()
     write(folder / "rows.jsonl", corpus)
@@ -389,3 +389,6 @@ def test_the_command_tells_writes_and_refuses(run, corpus, tmp_path):
         assert message in error
     status, _, error = run("profile", str(tmp_path / "nothing.jsonl"))
     assert (status, error.count("\n")) == (2, 1)
+    (tmp_path / "bad.jsonl").write_text("[1]\n")
+    assert run("profile", str(tmp_path / "bad.jsonl"))[0] == 2
+    assert not list((home / "profiles").iterdir()), "nothing is left behind"

@@ -65,9 +65,14 @@ def profile(
     profiler.check(declared, family or "")
     settings = {"near": near, "benchmark": benchmark, "tokenizer": tokenizer, "text_field": text_field}
     work = home() / "profiles" / _key(data, settings, workers)
-    found = profiler.measure(
-        data, work, benchmark=benchmark, tokenizer=tokenizer, text_field=text_field, tasks=workers, workers=workers
-    )
+    try:
+        found = profiler.measure(
+            data, work, benchmark=benchmark, tokenizer=tokenizer, text_field=text_field, tasks=workers, workers=workers
+        )
+    except InputError:
+        if not any(work.glob("passes/completions/*")):
+            shutil.rmtree(work, ignore_errors=True)  # there is nothing to resume
+        raise
     shutil.rmtree(work, ignore_errors=True)
     filled = profiler.fill(found, declared, family or "")
     seconds = time.perf_counter() - started
