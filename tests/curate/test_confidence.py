@@ -24,7 +24,7 @@ from broadsheet.curate.confidence import (
     reflections,
     samples,
 )
-from broadsheet.models.classifiers import load_classifier
+from broadsheet.models.kinds import load_classifier
 from broadsheet.teacher import Teacher
 from broadsheet.teacher.local import Local
 

@@ -119,5 +119,5 @@ def test_words_are_kept_with_their_white_space():
 
 def test_an_absent_fill_model_is_one_line(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match="cannot load the fill model /nowhere"):
+    with pytest.raises(InputError, match="unknown model from sequence to sequence '/nowhere'"):
         T5Fill("/nowhere")

@@ -734,6 +734,37 @@ def test_hub_model_is_announced_fetched_and_then_local(fake_hub: tuple, tmp_path
     check_folder(folder)
 
 
+def test_modules_of_sentence_transformers_are_fetched_where_they_are_asked_for(fake_hub: tuple, tmp_path: Path) -> None:
+    address, repositories, _ = fake_hub
+    rows = [
+        {"path": "", "type": "x.Transformer"},
+        {"path": "1_Pooling", "type": "x.Pooling"},
+        {"path": "2", "type": "x.Normalize"},
+    ]
+    repositories["org/sentences"] = repositories["org/tiny"] | {
+        "modules.json": json.dumps(rows).encode(),
+        "1_Pooling/config.json": b"{}",
+        "onnx/config.json": b"not wanted",
+        "2_Dense/pytorch_model.bin": b"not wanted",
+    }
+    settings = {"HF_ENDPOINT": address}
+    told = hub_call(
+        "print(hub.has('org/sentences', 'modules.json'), hub.has('org/tiny', 'modules.json'))", tmp_path, **settings
+    )
+    assert told.stdout.strip() == "True False"
+    plain = Path(hub_call("print(hub.folder('org/sentences'))", tmp_path, **settings).stdout.strip())
+    assert not (plain / "1_Pooling").exists()
+    whole = hub_call("print(hub.folder('org/sentences', below=True))", tmp_path, **settings)
+    assert whole.stderr.startswith("downloading org/sentences from the hub: ")
+    names = {path.relative_to(plain).as_posix() for path in Path(whole.stdout.strip()).rglob("*") if path.is_file()}
+    assert "1_Pooling/config.json" in names
+    assert not [name for name in names if name.startswith(("onnx", "2_Dense"))]
+    again = hub_call("print(hub.folder('org/sentences', below=True))", tmp_path, HF_HUB_OFFLINE="1")
+    assert (again.stdout, again.stderr) == (whole.stdout, ""), "what is there is not fetched again"
+    refused = hub_call("hub.folder('org/tiny', below=True)", tmp_path, **settings).stdout
+    assert refused.startswith("InputError: org/tiny is no model of sentence-transformers")
+
+
 def test_hub_models_that_are_refused(fake_hub: tuple, tmp_path: Path) -> None:
     address, repositories, asked = fake_hub
     files = repositories["org/tiny"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError
 from broadsheet.models import token_budget_batches
 
 SpanFill = Callable[[Sequence[str], int], Sequence[str | None]]
@@ -74,17 +74,9 @@ class T5Fill:
     """
 
     def __init__(self, model: str, device: str | None = None, token_budget: int = 4096):
-        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+        from broadsheet.models.kinds import load_seq2seq
 
-        say(f"loading the fill model {model} (from the hub unless it is a folder or cached)")
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-            self.model = AutoModelForSeq2SeqLM.from_pretrained(
-                model, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
-            )
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot load the fill model {model}: {str(error).splitlines()[0]}") from None
-        self.model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model, self.tokenizer = load_seq2seq(model, device=device)
         self.token_budget = token_budget
 
     def __call__(self, masked: Sequence[str], seed: int) -> list[str | None]:

@@ -19,7 +19,8 @@ from broadsheet.console import InputError, say
 from broadsheet.data import resources
 from broadsheet.embed.modules.encoder import Attention, CausalEncoder
 from broadsheet.embed.modules.template import PROMPT_EOL, Template
-from broadsheet.models import card, reading
+from broadsheet.models import card, hub
+from broadsheet.models.sentences import MODULES, load_sentences
 
 if TYPE_CHECKING:
     import torch
@@ -250,19 +251,11 @@ def load(source: str | Path, *, device: str | None = None, dtype: str | torch.dt
         load("runs/gem").encode_query("what is a monad")
     """
     folder = resources.local(source)
-    if not (folder / "modules.json").is_file():
+    if not (folder / MODULES).is_file():
         if folder.is_dir() or str(source) == "default" or folder.suffix == ".gguf":
             return baseline("mean", str(source), device=device, dtype=dtype)
         if folder.exists():
             raise InputError(f"{source} is a file; an embedder is a folder or a model's name")
-    if folder.is_dir():
-        source = folder
-    options: dict[str, Any] = {"model_kwargs": {"dtype": dtype}} if dtype is not None else {}
-    try:
-        with reading.quiet():
-            return Embedder(str(source), device=device, trust_remote_code=False, **options).eval()
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{source} cannot be read as an embedder: {reason}") from None
+        if hub.is_id(str(source)) and not hub.has(str(source), MODULES):
+            return baseline("mean", str(source), device=device, dtype=dtype)
+    return load_sentences(source, Embedder, device=device, dtype=dtype)

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from broadsheet.console import InputError, say
-from broadsheet.models.safefiles import WEIGHTS, WEIGHTS_INDEX, check_config, weight_files
+from broadsheet.models.safefiles import WEIGHTS, WEIGHTS_INDEX, check_config, read_list, weight_files
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt"]
 _UNWANTED = ["*/*", "consolidated*"]  # subfolders hold other formats; `consolidated` repeats the weights
+_UNWANTED_BELOW = ["[!0-9]*/*", "*/*/*", "consolidated*"]  # modules of sentence-transformers lie in 1_Pooling, 2_Dense
+_MODULES = "modules.json"
 
 
 class Cached(NamedTuple):
@@ -43,10 +45,14 @@ def is_id(spec: str) -> bool:
     return _ID.fullmatch(spec) is not None
 
 
-def folder(spec: str) -> Path:
+def folder(spec: str, *, below: bool = False) -> Path:
     """The local folder of the hub repository `spec`, fetched if the local hub cache does not hold it whole.
 
     Only top-level safetensors, JSON and tokenizer files are fetched, and only after the config has been checked.
+
+    Args:
+        spec: `org/name` or `org/name@revision`.
+        below: fetch those in subfolders too, where a model of sentence-transformers has its modules.
 
     Raises:
         InputError: the hub cannot be reached, has no such repository or revision, or refuses access; the repository has
@@ -55,10 +61,13 @@ def folder(spec: str) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
 
     repository, _, revision = spec.partition("@")
-    if local := _local(repository, revision or "main"):
+    unwanted = _UNWANTED_BELOW if below else _UNWANTED
+    if (local := _local(repository, revision or "main", unwanted)) and not (below and _parts_missing(local)):
         return local
     with _hub_errors(spec):
-        files = _listing(repository, revision or "main")
+        files = _listing(repository, revision or "main", unwanted)
+        if below and _MODULES not in files:
+            raise InputError(f"{spec} is no model of sentence-transformers: it has no {_MODULES}")
         if WEIGHTS not in files and WEIGHTS_INDEX not in files:
             raise InputError(
                 f"{spec} has no safetensors weights on the hub; choose a model that has, or convert it first"
@@ -68,9 +77,22 @@ def folder(spec: str) -> Path:
         with _bars_on_terminals_only():
             return Path(
                 snapshot_download(
-                    repository, revision=revision or "main", allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+                    repository, revision=revision or "main", allow_patterns=_WANTED, ignore_patterns=unwanted
                 )
             )
+
+
+def has(spec: str, file: str) -> bool:
+    """Whether a hub repository has that file; asked at the hub where the local cache does not hold the repository.
+
+    Raises:
+        InputError: the hub cannot be reached, has no such repository or revision, or refuses access.
+    """
+    repository, _, revision = spec.partition("@")
+    if local := _local(repository, revision or "main"):
+        return (local / file).is_file()
+    with _hub_errors(spec):
+        return file in _listing(repository, revision or "main")
 
 
 def config_folder(spec: str) -> Path:
@@ -108,7 +130,17 @@ def cached() -> list[Cached]:
     return sorted(found)
 
 
-def _local(repository: str, revision: str) -> Path | None:
+def _parts_missing(folder: Path) -> bool:
+    """Whether a model of sentence-transformers lacks `modules.json` or the config of a module."""
+    path = folder / _MODULES
+    rows = read_list(path) if path.is_file() else []
+    places = [
+        row.get("path") for row in rows if isinstance(row, dict) and not str(row.get("type")).endswith("Normalize")
+    ]
+    return not places or not all((folder / str(place) / "config.json").is_file() for place in places)
+
+
+def _local(repository: str, revision: str, unwanted: list[str] = _UNWANTED) -> Path | None:
     """The repository's folder in the local hub cache, if everything needed to load it is there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -119,7 +151,7 @@ def _local(repository: str, revision: str) -> Path | None:
                 repository,
                 revision=revision,
                 allow_patterns=_WANTED,
-                ignore_patterns=_UNWANTED,
+                ignore_patterns=unwanted,
                 local_files_only=True,
             )
         )
@@ -130,14 +162,14 @@ def _local(repository: str, revision: str) -> Path | None:
     return folder if has_tokenizer and (folder / "config.json").is_file() else None
 
 
-def _listing(repository: str, revision: str) -> dict[str, int]:
+def _listing(repository: str, revision: str, unwanted: list[str] = _UNWANTED) -> dict[str, int]:
     """The wanted files of a repository on the hub and their sizes in bytes."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import filter_repo_objects
 
     info = HfApi().model_info(repository, revision=revision, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    return {name: sizes[name] for name in filter_repo_objects(sizes, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)}
+    return {name: sizes[name] for name in filter_repo_objects(sizes, allow_patterns=_WANTED, ignore_patterns=unwanted)}
 
 
 @contextmanager

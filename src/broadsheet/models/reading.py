@@ -57,23 +57,43 @@ def classifier_from_folder(
     Raises:
         InputError: see `safefiles.check_folder`; transformers knows no such classifier; weights are missing.
     """
-    from transformers import (
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-        AutoModelForSequenceClassification,
-    )
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification
 
-    check_folder(folder)
-    config = read_json(folder / "config.json")
-    model_type = config.get("model_type")
-    if (known := _config_class(model_type)) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise InputError(f"{folder / 'config.json'}: model_type {model_type!r} is not one that classifies sequences")
-    attention = "sdpa" if MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[known]._supports_sdpa else "eager"
-    with quiet():
-        reader = AutoModelForSequenceClassification
-        model, tokenizer = _read(folder, str(folder), device, reader=reader, dtype=dtype, attn_implementation=attention)
+    model, tokenizer = _of_kind(
+        folder, AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        "one that classifies sequences", device, dtype,
+    )  # fmt: skip
     if model.config.pad_token_id is None:  # decoders read the class at the last token that is no padding
         model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
+
+
+def seq2seq_from_folder(
+    folder: Path, *, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Read a folder of a model from sequence to sequence, such as T5; as safely as `from_folder`.
+
+    Raises:
+        InputError: see `safefiles.check_folder`; transformers knows no such model; weights are missing.
+    """
+    from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoModelForSeq2SeqLM
+
+    known = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    return _of_kind(folder, AutoModelForSeq2SeqLM, known, "one from sequence to sequence", device, dtype)
+
+
+def _of_kind(
+    folder: Path, reader: Any, known: Any, wanted: str, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Read a folder by a class of transformers, which knows such configs as `known` maps."""
+    check_folder(folder)
+    config = read_json(folder / "config.json")
+    model_type = config.get("model_type")
+    if (kind := _config_class(model_type)) not in known:
+        raise InputError(f"{folder / 'config.json'}: model_type {model_type!r} is not {wanted}")
+    attention = "sdpa" if known[kind]._supports_sdpa else "eager"
+    with quiet():
+        return _read(folder, str(folder), device, reader=reader, dtype=dtype, attn_implementation=attention)
 
 
 def from_gguf(
@@ -116,7 +136,7 @@ def _read(
     **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     known = AutoModelForCausalLM if reader is None else reader
     safely: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "gguf_file": gguf_file}
@@ -129,7 +149,10 @@ def _read(
         raise
     except Exception as error:  # a foreign file can be wrong in any way: transformers raises whatever it trips over
         reason = " ".join(str(error).split())[:300]
-        wanted = "causal language model" if known is not AutoModelForSequenceClassification else "classifier"
+        wanted = {
+            "AutoModelForSequenceClassification": "classifier",
+            "AutoModelForSeq2SeqLM": "model from sequence to sequence",
+        }.get(known.__name__, "causal language model")
         raise InputError(f"cannot read {source} as a {wanted}: {reason}") from error
     # transformers fills weights that it does not find with random numbers
     if missing := sorted(loading["missing_keys"]):
@@ -172,6 +195,22 @@ def _attention(model_type: str) -> str:
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
     return "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]._supports_sdpa else "eager"
+
+
+def attention_of_base(config: dict[str, Any]) -> str:
+    """The same for a model without a head.
+
+    Raises:
+        InputError: transformers knows no such model.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_MAPPING
+
+    model_type = config.get("model_type")
+    if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_MAPPING:
+        raise InputError(f"model_type {model_type!r} is not one that transformers knows (its own code is never run)")
+    kinds = MODEL_MAPPING[CONFIG_MAPPING[model_type]]
+    first = kinds[0] if isinstance(kinds, list | tuple) else kinds
+    return "sdpa" if first._supports_sdpa else "eager"
 
 
 def _mend_splitting(tokenizer: PreTrainedTokenizerBase, header: GGUFHeader, file: Path) -> None:

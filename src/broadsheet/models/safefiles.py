@@ -67,14 +67,30 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
     return _json_object(path.read_bytes(), str(path))
 
 
+def read_list(path: Path, limit: int = JSON_LIMIT) -> list[Any]:
+    """The JSON list in `path`, as `read_json` reads an object."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; a model of sentence-transformers has modules.json and their folders")
+    if (size := path.stat().st_size) > limit:
+        raise InputError(f"{path} is {size:,} bytes long; a file of this kind has at most {limit:,}")
+    value = _json(path.read_bytes(), str(path))
+    if not isinstance(value, list):
+        raise InputError(f"{path} holds a JSON {type(value).__name__}; expected a list")
+    return value
+
+
 def _json_object(text: bytes, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError covers undecodable bytes and overlong integers
-        raise InputError(f"{name} is not JSON ({str(error).splitlines()[0]}); get the file again") from None
+    value = _json(text, name)
     if not isinstance(value, dict):
         raise InputError(f"{name} holds a JSON {type(value).__name__}; expected an object")
     return value
+
+
+def _json(text: bytes, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError covers undecodable bytes and overlong integers
+        raise InputError(f"{name} is not JSON ({str(error).splitlines()[0]}); get the file again") from None
 
 
 def check_safetensors(path: Path) -> None:

@@ -128,7 +128,7 @@ class Sentences(DocumentEncoder):
     No code of the model's own is run, and weights are read from safetensors alone.
 
     Args:
-        spec: `resource:minilm`, or a folder.
+        spec: `resource:minilm`, a folder, or a hub id.
         device: chosen by default.
     """
 
@@ -137,33 +137,15 @@ class Sentences(DocumentEncoder):
 
     @cached_property
     def _model(self) -> Any:
-        from broadsheet.data import resources
-        from broadsheet.models.reading import quiet
-        from broadsheet.models.safefiles import check_config
+        from broadsheet.models.sentences import load_sentences
 
-        folder = resources.local(self.spec)
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
             raise InputError(
                 f"{self.spec} needs sentence-transformers: pip install -e '.[search]', or --embed tfidf"
             ) from None
-        for each in folder.rglob("config.json"):
-            check_config(each.parent)
-        weights = {"use_safetensors": True, "attn_implementation": "sdpa"}
-        try:
-            with quiet():
-                return SentenceTransformer(
-                    str(folder),
-                    device=self.device,
-                    trust_remote_code=False,
-                    model_kwargs=weights,
-                ).eval()
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            if isinstance(error, InputError):
-                raise
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{self.spec} cannot be read as an encoder of documents: {reason}") from None
+        return load_sentences(self.spec, SentenceTransformer, device=self.device)
 
     def encode(self, texts: Sequence[str]) -> Matrix:
         return np.asarray(self._model.encode(list(texts), show_progress_bar=False), np.float32)

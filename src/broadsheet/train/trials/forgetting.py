@@ -63,7 +63,7 @@ class ForgettingTrial(LabTrial):
     length: int = option(128, "Tokens of a row.", quick=128, least=8)
     people: int = option(16, "Of the made-up world.", quick=4, least=4)
     versions: int = option(8, "Texts about each of them, which are learnt, and then to be forgotten.", least=2)
-    taught: float = option(0.2, "Share of the first training that is of that world.", quick=0.5, least=0, most=1)
+    taught: float = option(0.5, "Share of the first training that is of that world.", least=0, most=1)
     relearning: int = option(20, "Steps on the text afterwards, by which it comes back.", quick=6, least=1)
 
     # What is learnt, and what is asked
