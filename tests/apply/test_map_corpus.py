@@ -142,14 +142,30 @@ def test_another_corpus_is_refused(tmp_path, corpus):
     out = tmp_path / "out.jsonl"
     cut_off(corpus, out)
     before = corpus.read_bytes()
-    corpus.write_bytes(before.replace(b'"d5"', b'"e5"'))
-    with pytest.raises(InputError, match=r"1 of 70 lines of .* are not the corpus's documents; --force"):
-        run(corpus, out)
-    corpus.write_bytes(before + b'{"text": "one more"}\n')
-    with pytest.raises(InputError, match="begun with another corpus"):
-        run(corpus, out)
+    rows = [json.loads(line) for line in before.splitlines()]
+    turned = [row | {"text": row["text"].swapcase()} for row in rows]
+    others = {
+        "an id": before.replace(b'"d5"', b'"e5"'),
+        "a row more": before + b'{"text": "one more"}\n',
+        "other texts in place": "".join(json.dumps(row) + "\n" for row in turned).encode(),
+    }
+    assert len(others["other texts in place"]) == len(before), "name and size are the same"
+    for what, content in others.items():
+        corpus.write_bytes(content)
+        with pytest.raises(InputError, match="begun with another corpus"):
+            run(corpus, out)
+        assert content != before, what
     corpus.write_bytes(before)
     assert run(corpus, out).resumed == 70
+
+
+def test_lines_of_other_documents_are_refused(tmp_path, corpus):
+    out = tmp_path / "out.jsonl"
+    cut_off(corpus, out)
+    partial = tmp_path / "out.jsonl.partial"
+    partial.write_bytes(partial.read_bytes().replace(b'"d5"', b'"e5"'))
+    with pytest.raises(InputError, match=r"1 of 70 lines of .* are not the corpus's documents; --force"):
+        run(corpus, out)
 
 
 def test_without_its_record_a_partial_file_is_refused(tmp_path, corpus):

@@ -98,7 +98,7 @@ def _declared(text: str) -> tuple[str, str]:
 
 
 def _key(data: str, settings: dict[str, Any], workers: int) -> str:
-    """The name of the folder that a run works in: the same for the same rows, by names and sizes, and settings."""
+    """The name of the folder that a run works in: the same for the same rows and settings."""
     from broadsheet.cache import fingerprint
     from broadsheet.console import quiet
     from broadsheet.data import corpora

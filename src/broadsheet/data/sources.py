@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from io import BufferedIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 MAX_LINE = 1 << 26  # bytes of a line: what is longer is no row, and would not fit into memory with what is made of it
 _SAVE = "save it as UTF-8"
+_LARGE = 1 << 31  # bytes of data, from which it is said that they are read once more
+_told: set[Path] = set()  # of which it was said
 _SHOWN = 200  # characters of a name that is wrong
 
 Layout = Callable[[Sequence[str]], "Sequence[str] | None"]
@@ -92,7 +95,10 @@ class RowSource(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What tells these rows from others without reading them, as plain JSON: names and sizes, or a commit."""
+        """What tells these rows from others, as plain JSON: names, sizes and digests of files, or a commit.
+
+        A run that was cut off resumes over the same rows alone: two files of one name and size may differ within.
+        """
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -143,11 +149,17 @@ class FileSource(RowSource):
             raise InputError(f"cannot read {name}: {error.strerror or error}") from None
 
     def identity(self) -> dict[str, Any]:
-        return {"files": [[self._name(path), path.stat().st_size] for path in self.files]}
+        """Names, sizes and SHA-256, so every byte is read, once in a process."""
+        sizes = [path.stat().st_size for path in self.files]
+        if sum(sizes) > _LARGE and self.files[0] not in _told:
+            _told.add(self.files[0])
+            say(f"reading {self.spec} once, {_in_bytes(sum(sizes))}, to know it again")
+        return {
+            "files": [[self._name(path), size, _digest(path)] for path, size in zip(self.files, sizes, strict=True)]
+        }
 
     def fingerprint(self) -> str:
-        """Over each file's name, size and SHA-256, so every byte is read."""
-        return fingerprint([[self._name(path), path.stat().st_size, sha256_file(path)] for path in self.files])
+        return fingerprint(self.identity()["files"])
 
     def describe(self) -> str:
         size = _in_bytes(sum(path.stat().st_size for path in self.files))
@@ -172,6 +184,17 @@ class FileSource(RowSource):
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
+
+
+def _digest(path: Path) -> str:
+    about = path.stat()
+    return _digest_of(path, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _digest_of(path: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file, read again once its size or its time has changed."""
+    return sha256_file(path)
 
 
 class HubSource(RowSource):
