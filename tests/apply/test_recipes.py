@@ -132,7 +132,7 @@ def test_out_is_never_the_data(recipe, rows, force, monkeypatch):
     before = rows.read_bytes()
     monkeypatch.chdir(rows.parent)
     for spec, out in ((str(rows), rows), (rows.name, rows), (f"./{rows.name}", Path(rows.name))):
-        with pytest.raises(InputError, match=r"--out .*rows\.jsonl is the data itself; choose another --out"):
+        with pytest.raises(InputError, match=r"--out .*rows\.jsonl is .*rows\.jsonl, which is read; choose another"):
             recipe.run(Source(spec), out, force=force)
     assert rows.read_bytes() == before
 

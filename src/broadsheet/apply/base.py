@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,6 +19,7 @@ from broadsheet.apply.corpus import Summary, map_corpus
 from broadsheet.console import InputError, say
 from broadsheet.data import corpora
 from broadsheet.data.corpora import Corpus, Document
+from broadsheet.data.sources import keep_inputs
 from broadsheet.methods import ForPaper
 from broadsheet.options import option
 
@@ -74,8 +75,7 @@ class Recipe(ForPaper):
         Raises:
             InputError: an option, the data or the model cannot be used; `out` is the data, or stands finished.
         """
-        if out.exists() and Path(source.spec).expanduser().exists() and out.samefile(Path(source.spec).expanduser()):
-            raise InputError(f"--out {out} is the data itself; choose another --out")
+        keep_inputs(out, source.spec, *(getattr(self, each.name) for each in fields(self)))
         return self.apply(source, out, force)
 
     @abstractmethod

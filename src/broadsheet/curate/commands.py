@@ -56,7 +56,10 @@ def profile(
     from broadsheet.curate.cards.card import card as made
     from broadsheet.curate.cards.card import declared_in
     from broadsheet.curate.datasets_survey import Profiler
+    from broadsheet.data.sources import keep_inputs
 
+    if card is not None:
+        keep_inputs(card, data, benchmark)
     if card is not None and card.exists() and not force:
         raise InputError(f"{card} exists; choose another --card, or --force to replace it")
     declared = declared_in(Path(data).expanduser()) if Path(data).expanduser().is_dir() else {}

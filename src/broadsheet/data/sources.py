@@ -128,6 +128,29 @@ def is_rows(spec: str) -> bool:
     return spec.startswith("hf:") or local(spec).is_file()
 
 
+def keep_inputs(out: Path, *inputs: object) -> None:
+    """Refuse an output that is one of the inputs, or a folder that holds one: `--force` would destroy it.
+
+    Args:
+        out: where something will be written.
+        inputs: names of files, folders, models or data; what is no path that exists is passed over.
+
+    Raises:
+        InputError: it is, or does.
+    """
+    target = Path(out).expanduser().resolve()
+    for each in inputs:
+        if not isinstance(each, str | Path) or not str(each) or str(each).startswith(("resource:", "hf:")):
+            continue
+        try:
+            path = Path(each).expanduser().resolve()
+            held = path.exists() and path.is_relative_to(target)
+        except OSError:
+            continue  # a name that is too long is no path
+        if held:
+            raise InputError(f"--out {out} {'is' if path == target else 'holds'} {each}, which is read; choose another")
+
+
 def named(folder: Path, stem: str) -> Path | None:
     """The file of rows of this name in a folder, whatever its format; None where there is none."""
     return next((path for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()), None)

@@ -88,9 +88,11 @@ def _listen_all(
     max_tokens: int,
     scale: float,
 ) -> None:
+    from broadsheet.data.sources import keep_inputs
     from broadsheet.hear import listening
     from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 
+    keep_inputs(out, batch, model)
     requests = listening.Requests(batch, on_error)
     found = SalmonnForConditionalGeneration.from_pretrained(model, device=place[0], dtype=place[1])
     done = listening.listen_all(

@@ -47,8 +47,10 @@ def rerank(
     dtype: Dtype = None,
 ) -> None:
     """Rerank what a search found: a BEIR folder into a TREC run, requests into what rank_llm reads back."""
+    from broadsheet.data.sources import keep_inputs
     from broadsheet.rank import reranking
 
+    keep_inputs(out, data, first_stage, reranker)
     made = _load(reranker, device, dtype, window=window, step=step)
     options: dict[str, Any] = {"first_stage": first_stage, "words": words, "on_error": on_error, "force": force}
     done = reranking.rerank(data, out, made, candidates=candidates, **options)
@@ -81,11 +83,12 @@ def label(
     dtype: Dtype = None,
 ) -> None:
     """Label whole lists for `apply fullrank`: all documents ordered by several passes of windows that are compared."""
-    from broadsheet.data.sources import is_rows
+    from broadsheet.data.sources import is_rows, keep_inputs
     from broadsheet.rank import reranking
     from broadsheet.rank.list_source import ListSource
     from broadsheet.rank.training.rows import read_rows, training_rows
 
+    keep_inputs(out, data, first_stage, reranker)
     if is_rows(data):
         rows = read_rows(data, on_error)[:lists]
     else:

@@ -133,9 +133,11 @@ def encode(
     if not (slash and part.isdecimal() and parts.isdecimal()):
         raise InputError(f"got --shard {shard!r}; expected a share, from 0, and their number, such as 0/4")
     from broadsheet.data import corpora
+    from broadsheet.data.sources import keep_inputs
     from broadsheet.embed.base import load
     from broadsheet.search.encoding.streaming import encode_corpus
 
+    keep_inputs(out, data, embedder)
     made = load(embedder, device=device, dtype=dtype)
     if length:
         made.max_seq_length = length
