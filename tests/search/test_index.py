@@ -451,7 +451,78 @@ def test_damage_is_named_and_mended_with_one_command(tmp_path, what, harm, capsy
     said = capsys.readouterr().err
     assert ("lost" in said) == bool(lost)
     assert ("back" in said) == bool(back)
+    aside = folder / f"lost-{manifest.generation + 1}.jsonl"
+    assert aside.exists() == (what == "vectors"), "texts are whole, and nothing embeds them again"
+    if aside.exists():
+        rows = [json.loads(line) for line in aside.read_text().splitlines()]
+        assert {row["id"] for row in rows} == lost
+        aside.unlink()
     assert _named(folder)
+
+
+def test_one_wrong_digit_in_the_manifest_loses_no_document(tmp_path, capsys):
+    folder = tmp_path / "index"
+    made(folder, 40, graph_from=1000).add(documents(10, 40), vectors(50)[40:])
+    before, text = state(folder), (folder / store.NAME).read_text()
+    keep = tmp_path / "keep"
+    shutil.copytree(folder, keep)
+    begin, end = text.index('"segments"'), text.index('"deleted"')
+    places = [i for i in range(begin, end) if text[i] in "0123456789"][::7]
+    assert len(places) > 20
+    for place in places:
+        shutil.rmtree(folder)
+        shutil.copytree(keep, folder)
+        wrong = text[:place] + ("1" if text[place] != "1" else "2") + text[place + 1 :]
+        (folder / store.NAME).write_text(wrong)
+        VectorIndex.rebuild(folder)
+        assert state(folder) == before, f"{wrong[place - 30 : place + 10]!r}"
+        VectorIndex.open(folder).check()
+
+
+def test_the_copy_is_checked_and_made_anew(tmp_path):
+    folder = tmp_path / "index"
+    made(folder, 20)
+    (folder / store.COPY).write_text((folder / store.COPY).read_text().replace('"generation": ', '"generation": 1'))
+    with pytest.raises(InputError, match=r"index\.copy\.json is damaged: it does not say what index\.json says"):
+        VectorIndex.open(folder).check()
+    (folder / store.COPY).unlink()
+    with pytest.raises(InputError, match=r"index\.copy\.json is damaged: it is missing"):
+        VectorIndex.open(folder).check()
+    VectorIndex.rebuild(folder).check()
+    VectorIndex.open(folder).check()
+
+
+@pytest.mark.parametrize("at", [0.3, 0.6, 0.999])
+def test_documents_that_verify_by_themselves_are_kept(tmp_path, capsys, at):
+    """Three blocks of documents, of which a flipped byte harms one, or the end of the file, which harms none."""
+    folder = tmp_path / "index"
+    index = made(folder, 600)
+    before = state(folder)
+    path = folder / index.manifest.segments[0].documents.name
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * at)] ^= 0xFF
+    path.write_bytes(data)
+    VectorIndex.rebuild(folder)
+    left = state(folder)
+    assert set(left) <= set(before)
+    assert len(left) >= 600 - documents_file.BLOCK, "one block at most is lost"
+    assert left == {name: before[name] for name in left}, "each with its own vector"
+    assert ("are lost" in capsys.readouterr().err) == (len(left) < 600)
+    hits = VectorIndex.open(folder).search(vectors(600)[-5:], 1)
+    assert [hit[0].id for hit in hits] == [f"d{i}" for i in range(595, 600) if f"d{i}" in left] or len(left) < 600
+
+
+def test_a_search_notices_damaged_vectors(tmp_path):
+    folder = tmp_path / "index"
+    index = made(folder, 30)
+    path = folder / index.manifest.segments[0].vectors.name
+    sound = path.read_bytes()
+    for at in range(128, len(sound), len(sound) // 40):
+        data = bytearray(sound)
+        data[at] ^= 0x40
+        path.write_bytes(data)
+        with pytest.raises(InputError, match="its contents are not what was written"):
+            VectorIndex.open(folder).search(vectors(30)[:1], 3)
 
 
 def test_a_damaged_byte_never_makes_another_text(tmp_path):

@@ -19,11 +19,15 @@ from broadsheet.search.graph import Neighbours
 from broadsheet.search.keywords import Keywords
 from broadsheet.search.store import Manifest, Segment
 
+_READ_WHOLE = 1 << 28  # bytes of vectors that are read at once to see that they are what was written
 BLOCK = 8192  # rows at a time: some 20 MB at usual dimensions
 
 
 class Contents:
-    """What `manifest` names in `folder`. Sizes are verified at once; checksums of small files as they are opened.
+    """What `manifest` names in `folder`. Sizes are verified at once, and vectors whole where they are 256 MB or less.
+
+    Checksums of the other files are verified as they are opened. Larger vectors are verified by `check` alone, since to
+    read them all would take longer than a search.
 
     Raises:
         InputError: a file is damaged; it is named.
@@ -33,6 +37,9 @@ class Contents:
         self.folder = folder
         self.manifest = manifest
         store.verify(folder, manifest.files(), whole=False)
+        stored = [segment.vectors for segment in manifest.segments]
+        if sum(file.bytes for file in stored) <= _READ_WHOLE:
+            store.verify(folder, stored, whole=True)
         self.vectors = [_vectors(folder, segment, self.dimensions) for segment in manifest.segments]
         self._firsts = np.array([segment.first for segment in manifest.segments], np.int64)
 

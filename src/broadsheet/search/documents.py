@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,51 @@ def _batch(block: list[Document], schema: pa.Schema) -> pa.RecordBatch:
         pa.array([content_hash(document) for document in block], pa.binary(_HASH)),
     ]
     return pa.record_batch(columns, schema=schema)
+
+
+def salvage(path: Path) -> tuple[list[int], list[Document]]:
+    """What is left of a damaged file: the numbers of the rows whose documents are as they were written, and these.
+
+    Each document is verified by its own hash; blocks that cannot be read are passed over. Where the end of the file is
+    damaged, its blocks are read from the beginning.
+    """
+    rows: list[int] = []
+    found: list[Document] = []
+    for number, batch in _blocks(path):
+        for place, row in enumerate(zip(*(column.to_pylist() for column in batch.columns), strict=True)):
+            with suppress(ValueError, TypeError, AttributeError):
+                document = _verified(*row)
+                rows.append(number * BLOCK + place)
+                found.append(document)
+    return rows, found
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The blocks of a damaged file that can be read, by their numbers."""
+    import pyarrow as pa
+    from pyarrow import ipc
+
+    strange = (pa.ArrowException, OSError, ValueError)
+    try:
+        data = pa.memory_map(str(path)).read_buffer()
+    except strange:
+        return
+    try:
+        file = ipc.open_file(data)
+        blocks = file.num_record_batches
+    except strange:
+        with suppress(*strange, StopIteration):
+            stream = ipc.open_stream(data.slice(8))  # a file is a stream between its mark and its footer
+            for number in count():
+                batch = stream.read_next_batch()
+                batch.validate(full=True)
+                yield number, batch
+        return
+    for number in range(blocks):
+        with suppress(*strange):
+            batch = file.get_batch(number)
+            batch.validate(full=True)
+            yield number, batch
 
 
 class Documents:

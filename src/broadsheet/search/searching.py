@@ -227,6 +227,7 @@ class Searchable:
         """
         contents = self._contents
         store.verify(self.folder, contents.manifest.files(), whole=True)
+        store.check_copy(self.folder, contents.manifest)
         if contents.size < 2:
             raise InputError(f"{self.folder} holds {contents.size} documents; a recall needs 2 at least")
         given = queries is not None

@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from broadsheet.cache import atomic_write, sha256_file
 from broadsheet.console import InputError
 
@@ -170,18 +172,48 @@ def read(folder: Path) -> Manifest:
 
 
 def read_copy(folder: Path) -> Manifest:
-    """The manifest, from its copy where the first cannot be read.
+    """The manifest that the files agree with: `index.json`, or its copy where that has fewer faults.
 
     Raises:
-        InputError: neither can.
+        InputError: neither can be read.
     """
-    found: Manifest | str = "both are missing"
+    why, found = "both are missing", []
     for path in (folder / NAME, folder / COPY):
-        if path.is_file() and isinstance(found := _parse(path), Manifest):
-            return found
-    raise InputError(
-        f"neither {folder / NAME} nor {COPY} can be read ({found}); index the documents anew into another folder"
-    )
+        if not path.is_file():
+            continue
+        if isinstance(told := _parse(path), Manifest):
+            found.append(told)
+        else:
+            why = told
+    if not found:
+        raise InputError(
+            f"neither {folder / NAME} nor {COPY} can be read ({why}); index the documents anew into another folder"
+        )
+    if len(found) == 1 or found[0] == found[1]:
+        return found[0]
+    return min(found, key=lambda each: _faults(folder, each))  # the first, where they are alike
+
+
+def _faults(folder: Path, manifest: Manifest) -> int:
+    """How many entries of a manifest are not as it says."""
+    firsts = np.cumsum([0, *(segment.rows for segment in manifest.segments)])[:-1]
+    apart = sum(segment.first != first for segment, first in zip(manifest.segments, firsts, strict=True))
+    return apart + sum(fault(folder, file, whole=True) is not None for file in manifest.files())
+
+
+def check_copy(folder: Path, manifest: Manifest) -> None:
+    """See that `index.copy.json` says what `manifest` says.
+
+    Raises:
+        InputError: it is missing, damaged, or another's.
+    """
+    path = folder / COPY
+    if not path.is_file():
+        raise damaged(path, "it is missing")
+    if isinstance(told := _parse(path), str):
+        raise damaged(path, told)
+    if told != manifest:
+        raise damaged(path, f"it does not say what {NAME} says")
 
 
 def _parse(path: Path) -> Manifest | str:
@@ -201,10 +233,8 @@ def _parse(path: Path) -> Manifest | str:
 
 def damaged(path: Path, reason: str) -> InputError:
     """The one line about a file that cannot be used."""
-    return InputError(
-        f"{path} is damaged: {reason}; `broadsheet index {path.parent if path.name == NAME else _root(path)} --rebuild`"
-        " makes it anew from the rest"
-    )
+    folder = path.parent if path.name in (NAME, COPY) else _root(path)
+    return InputError(f"{path} is damaged: {reason}; `broadsheet index {folder} --rebuild` makes it anew from the rest")
 
 
 def _root(path: Path) -> Path:

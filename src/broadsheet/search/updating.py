@@ -6,6 +6,7 @@ calls brings vectors), commands. Everything here runs under the index's lock.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -106,20 +107,22 @@ def renew(contents: Contents) -> Contents:
 def repair(folder: Path, manifest: Manifest, embed: Callable[[list[str]], Floats] | None) -> Contents:
     """Make a sound index of what is left of one: graph and keywords anew, damaged vectors embedded again.
 
-    Documents whose file is damaged are lost, and so are vectors that nothing can embed again; that is reported.
+    Documents are lost where they are not what was written, each by its own hash, and where nothing can embed them
+    again; that is reported, and the latter are written beside the index. What was there is removed after the new state
+    counts.
     """
     dead = _readable_deletions(folder, manifest)
     segments: list[Segment] = []
     deleted: list[Rows] = []
     first = 0
     for segment in manifest.segments:
-        mended = _mended(folder, manifest, segment, embed)
+        mended, kept = _mended(folder, manifest, segment, embed)
         if mended is None:
             continue
         segments.append(replace(mended, first=first))
-        mine = dead[(dead >= segment.first) & (dead < segment.first + segment.rows)]
-        deleted.append(mine - segment.first + first)
-        first += segment.rows
+        mine = dead[(dead >= segment.first) & (dead < segment.first + segment.rows)] - segment.first
+        deleted.append(np.flatnonzero(np.isin(kept, mine)) + first)
+        first += mended.rows
     whole = replace(manifest, segments=tuple(segments), deleted=None, graph=None, keywords=(), keyword_rows=0)
     rows = np.concatenate([*deleted, _superseded(Contents(folder, whole))]) if segments else np.zeros(0, np.int64)
     return _committed(folder, _with_deleted(folder, whole, rows))
@@ -138,25 +141,68 @@ def _readable_deletions(folder: Path, manifest: Manifest) -> Rows:
 
 def _mended(
     folder: Path, manifest: Manifest, segment: Segment, embed: Callable[[list[str]], Floats] | None
-) -> Segment | None:
-    """The segment with sound files; None where it is lost."""
-    again = "repeat `broadsheet index DATA --out` to add them again"
-    if reason := store.fault(folder, segment.documents, whole=True):
-        say(f"{folder / segment.documents.name}: {reason}; its {segment.rows:,} documents are lost: {again}")
-        return None
-    reason = store.fault(folder, segment.vectors, whole=True)
-    if not reason:
-        return segment
-    if embed is None:
-        say(f"{folder / segment.vectors.name}: {reason}; its {segment.rows:,} documents are lost: add them again")
-        return None
-    say(f"{folder / segment.vectors.name}: {reason}; its {segment.rows:,} documents are embedded again")
-    path = (folder / segment.documents.name).parent / f"vectors-{manifest.generation + 1}.npy"
-    texts = (document.text for document in documents.Documents(folder / segment.documents.name))
+) -> tuple[Segment | None, Rows]:
+    """The segment with sound files, None where nothing is left of it; and which of its rows these are."""
+    name, again = folder / segment.documents.name, "repeat `broadsheet index DATA --out` to add them again"
+    reason = store.fault(folder, segment.documents, whole=True)
+    if reason is None:
+        kept, count = np.arange(len(documents.Documents(name))), len(documents.Documents(name))
+    else:
+        found, texts = documents.salvage(name)
+        kept, count = np.array(found, np.int64), segment.rows
+        lost = count - len(found)
+        say(
+            f"{name}: {reason}; "
+            + (f"{lost:,} of its {count:,} documents are lost: {again}" if lost else "all are whole")
+        )
+        if not found:
+            return None, kept
+        path = name.parent / f"documents-{manifest.generation + 1}.arrow"
+        documents.write(path, texts)
+        segment = replace(segment, documents=store.stored(folder, path))
+        name = path
+    segment = replace(segment, rows=len(kept))
+    vectors = folder / segment.vectors.name
+    why = store.fault(folder, segment.vectors, whole=True) or _unlike(
+        vectors, (count, int(manifest.embedder["dimensions"]))
+    )
+    if why is None and reason is None:
+        return segment, kept
+    if why and embed is None:
+        aside = folder / f"lost-{manifest.generation + 1}.jsonl"
+        _write_aside(aside, documents.Documents(name))
+        say(f"{vectors}: {why}; its {len(kept):,} documents are lost: nothing embeds them; their texts are in {aside}")
+        return None, kept
+    path = vectors.parent / f"vectors-{manifest.generation + 1}.npy"
+    if why:
+        say(f"{vectors}: {why}; its {len(kept):,} documents are embedded again")
+        blocks = _embedded(name, len(kept), embed)
+    else:
+        stored = np.load(vectors, mmap_mode="r", allow_pickle=False)
+        blocks = (stored[kept[start : start + BLOCK]] for start in range(0, len(kept), BLOCK))
+    write_vectors(path, blocks, len(kept), int(manifest.embedder["dimensions"]), manifest.settings["dtype"])
+    return replace(segment, vectors=store.stored(folder, path)), kept
+
+
+def _unlike(path: Path, shape: tuple[int, int]) -> str | None:
+    """What is wrong with the shape of a file of vectors; None if nothing is."""
+    found = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    return None if found == shape else f"it has the shape {found}, expected {shape}"
+
+
+def _embedded(path: Path, rows: int, embed: Callable[[list[str]], Floats] | None) -> Iterator[Floats]:
+    assert embed is not None
+    texts = (document.text for document in documents.Documents(path))
     batches = iter(lambda: list(islice(texts, documents.BLOCK)), [])
-    blocks = (embed(batch) for batch in track(batches, "embedding", -(-segment.rows // documents.BLOCK)))
-    write_vectors(path, blocks, segment.rows, int(manifest.embedder["dimensions"]), manifest.settings["dtype"])
-    return replace(segment, vectors=store.stored(folder, path))
+    yield from (embed(batch) for batch in track(batches, "embedding", -(-rows // documents.BLOCK)))
+
+
+def _write_aside(path: Path, found: Iterable[Document]) -> None:
+    """Documents as rows that can be indexed again, after those that are there."""
+    before = path.read_text("utf-8") if path.exists() else ""
+    with atomic_write(path) as file:
+        file.write(before)
+        file.writelines(json.dumps({"id": each.id, "text": each.text}, ensure_ascii=False) + "\n" for each in found)
 
 
 def _superseded(contents: Contents) -> Rows:
