@@ -132,6 +132,13 @@ def test_sizes_are_read_as_they_were_written(value, unit):
     assert found.value == pytest.approx(value, rel=1e-9)
 
 
+def test_a_size_is_written_with_the_largest_unit_that_fits():
+    assert str(Size(1e6, "bytes")) == "1 MB"
+    assert str(Size(999_999, "bytes")) == "999.999 KB"
+    assert str(Size(1e9, "tokens")) == "1B tokens"
+    assert str(Size(1034, "instances")) == "1,034 instances"
+
+
 def test_no_size_is_none_and_nonsense_is_refused():
     assert parse_size("-") is None
     assert parse_size(" ") is None

@@ -21,8 +21,9 @@ from broadsheet.curate.cards import columns
 from broadsheet.curate.cards.card import card, declared_in, standing
 from broadsheet.curate.cards.overlap import BenchmarkIndex
 from broadsheet.curate.cards.records import CatalogueRecord
-from broadsheet.curate.cards.steps import CharacterStats, added
+from broadsheet.curate.cards.steps import SURE, CharacterStats, Measure, added, tables_of
 from broadsheet.curate.datasets_survey import DIMENSIONS, Profile
+from broadsheet.curate.languages.lid import Languages
 
 GERMAN = (
     "Der Fluss fließt langsam durch die kleine Stadt, und am Abend sitzen die Menschen am Ufer. "
@@ -116,6 +117,17 @@ def test_a_corpus_of_one_language_never_becomes_multi_by_noise(tmp_path):
     assert found.table("languages")["und"] == 3, "too short to tell"
 
 
+def test_a_language_that_is_not_sure_is_not_told(tmp_path):
+    class Unsure(Languages):
+        def best(self, texts):
+            return [("de", SURE - 0.01 if "maybe" in text else SURE) for text in texts]
+
+    step = Measure(tmp_path / "a", lid=Unsure())
+    rows = [Document(f"{ENGLISH} {word}", word, metadata={"row": {}, "split": "all"}) for word in ("maybe", "surely")]
+    list(step.run(rows))
+    assert tables_of(tmp_path / "a", 1)["languages"] == {"de": 1, "und": 1}
+
+
 def test_every_dimension_is_measured_declared_or_unknown(corpus, tmp_path):
     profiler = Profiler(near=False)
     found = profiler.measure(write(tmp_path / "a.jsonl", corpus))
@@ -193,24 +205,28 @@ def test_a_traditional_set_tells_splits_labels_and_what_train_shares_with_test(t
     folder = tmp_path / "ner"
     folder.mkdir()
     made = [
-        {"text": f"{varied(ENGLISH, i)} {i}", "entities": [{"start": 0, "end": 3, "label": "B-PER"}, {"label": "LOC"}]}
+        {
+            "text": f"{varied(ENGLISH, i)} {i}",
+            "entities": [{"start": 0, "label": "B-PER"}, {"label": "LOC"}, {"label": "O"}],
+        }
         for i in range(30)
     ]
-    write(folder / "train.jsonl", made[:20])
+    signs = {"text": "!!!", "entities": []}
+    write(folder / "train.jsonl", [*made[:20], signs])
     again = [
         {**made[0], "text": made[0]["text"].upper() + "!"},
         {**made[1], "text": made[1]["text"].replace(" 1", " 77")},
     ]
-    write(folder / "test.jsonl", [*made[20:25], *again])
-    write(folder / "validation.jsonl", made[25:])
+    write(folder / "test.jsonl", [*made[20:25], *again, signs])
+    write(folder / "validation.jsonl", [*made[25:], made[2]])
     found = Profiler(near=False).measure(str(folder))
     told = {each.dimension.name: each for each in Profiler().fill(found)}
     assert found.family == columns.TRADITIONAL
-    assert told["size"].value == "20/5/7/32"
+    assert told["size"].value == "21/6/8/35"
     assert told["number of entity categories"].value == "2"
     assert told["number of entity categories"].note == "LOC, PER"
     assert told["number of relationship categories"].how == "unknown"
-    assert found.shared == 2, "case, signs and numbers do not matter"
+    assert found.shared == 3, "case, signs and numbers do not matter, and a row without words is no row shared"
 
 
 @pytest.mark.parametrize(
@@ -274,6 +290,7 @@ def test_rows_that_cannot_be_read_are_counted_and_pass_no_further(tmp_path):
     assert found.instances == 2
     assert found.total("unreadable") == 4
     assert found.total("empty") == 1
+    assert found.total("languages") == 1, "an empty row is of no language"
     path.write_text("[1]\n")
     with pytest.raises(InputError, match=r"holds no row that can be read \(1: not a JSON object\)"):
         Profiler().measure(str(path))
@@ -281,7 +298,7 @@ def test_rows_that_cannot_be_read_are_counted_and_pass_no_further(tmp_path):
 
 def test_an_item_is_held_where_its_words_stand_in_a_row(tmp_path):
     words = [f"word{chr(97 + i)}" for i in range(20)]
-    items = [" ".join(words), " ".join(words[:9]), "too short to look for", " ".join(reversed(words))]
+    items = [" ".join(words), " ".join(words[:9]), " ".join(words[10:17]), " ".join(reversed(words))]
     index = BenchmarkIndex(write(tmp_path / "items.jsonl", [{"text": item} for item in items]))
     assert (index.items, index.short) == (4, 1)
     assert index.found_in("x " + " ".join(words[3:16]) + " y") == {0}, "13 of its words"

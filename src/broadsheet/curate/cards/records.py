@@ -51,7 +51,7 @@ class Size:
         name = max((each for each in names if _SCALES[each] <= self.value), key=_SCALES.__getitem__, default="")
         if self.unit == "bytes":
             return f"{self.value / _SCALES[name]:.15g} {name}B"
-        whole = self.value < 1e6 and self.value.is_integer()
+        whole = self.value < 1e6 and self.value == int(self.value)
         return f"{self.value:,.0f} {self.unit}" if whole else f"{self.value / _SCALES[name]:.15g}{name} {self.unit}"
 
 
