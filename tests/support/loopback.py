@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -47,6 +48,36 @@ def slow(seconds: float) -> Fault:
         drop()(handler)
 
     return wait
+
+
+def drip(seconds: float, pieces: int = 1000) -> Fault:
+    """Begin an answer and send a byte of it now and then, so often that no read times out."""
+
+    def send(handler: _Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(pieces))
+        handler.end_headers()
+        with suppress(OSError):
+            for _ in range(pieces):
+                handler.wfile.write(b" ")
+                handler.wfile.flush()
+                time.sleep(seconds)
+
+    return send
+
+
+def encoded(coding: str, payload: bytes) -> Fault:
+    """Answer 200 with a body in that encoding."""
+
+    def send(handler: _Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Encoding", coding)
+        handler.send_header("Content-Length", str(len(payload)))
+        handler.end_headers()
+        with suppress(OSError):
+            handler.wfile.write(payload)
+
+    return send
 
 
 def call(action: Callable[[], None]) -> Fault:

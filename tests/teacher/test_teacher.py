@@ -1,19 +1,22 @@
 """The teacher over HTTP, against a real server on loopback: answers, faults, cache, budget, scores from an endpoint."""
 
+import base64
+import gzip
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 from forks import begin
-from loopback import Loopback, body, call, drop, slow, status
+from loopback import Loopback, body, call, drip, drop, encoded, slow, status
 
 from broadsheet.console import InputError
-from broadsheet.teacher import Budget, BudgetExhausted, Teacher, TokenLogprob
+from broadsheet.teacher import Budget, BudgetExhausted, Teacher, TokenLogprob, bounds
 from broadsheet.teacher.calibrate import batch_median, content_free
 
 KEY = "sk-very-secret-0123456789"
@@ -181,6 +184,72 @@ def test_retry_after_is_honoured_and_a_long_one_is_said(monkeypatch):
     ):
         load(server).chat(["a"])
     assert len(server.requests) == 1
+
+
+def test_an_answer_that_drips_is_given_up_in_time():
+    begun = time.monotonic()
+    with Loopback(faults=[drip(0.02)] * 2) as server:
+        assert load(server, timeout=0.3, retries=2).chat(["a"])
+    assert time.monotonic() - begun < 10, "a byte now and then holds nobody"
+    with Loopback(faults=[drip(0.02)] * 9) as server, pytest.raises(InputError, match=r"no answer within 0\.3 s"):
+        load(server, timeout=0.3, retries=1).chat(["a"])
+
+
+def test_an_answer_that_is_too_large_or_compressed_is_not_read(monkeypatch):
+    monkeypatch.setattr("broadsheet.teacher.endpoint.bounded", lambda seconds: bounds.bounded(seconds, 10_000))
+    with (
+        Loopback(faults=[body("[" + " " * 20_000)] * 9) as server,
+        pytest.raises(InputError, match="more than 10,000 bytes"),
+    ):
+        load(server, retries=1).chat(["a"])
+    bomb = gzip.compress(b" " * 5_000_000)
+    with Loopback(faults=[encoded("gzip", bomb)] * 9) as server, pytest.raises(InputError, match="a body in 'gzip'"):
+        load(server, retries=1).chat(["a"])
+    with Loopback() as server:
+        load(server).chat(["a"])
+        assert server.bodies
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        json.dumps({"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 1e300}}),
+        json.dumps({"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": -1}}),
+        '{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": NaN}}',
+        '{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1000000000}}',
+    ],
+    ids=["deep", "1e300 tokens", "fewer than none", "no number", "a thousand million"],
+)
+def test_an_absurd_body_is_tried_again_and_costs_nothing(text):
+    with Loopback(faults=[body(text)]) as server:
+        teacher = load(server)
+        assert teacher.chat(["a"])
+        assert len(server.requests) == 2
+        assert teacher.usage.prompt_tokens < 100
+
+
+def test_half_a_surrogate_pair_in_an_answer_harms_nothing(tmp_path):
+    answer = '{"choices": [{"message": {"content": "a \\ud83d b \\u00e9 \\ud83d\\ude00"}}]}'
+    with Loopback(faults=[body(answer)]) as server:
+        first = load(server, cache=True).chat(["a"])
+        again = load(server, cache=True).chat(["a"])
+        assert len(server.requests) == 1, "it was kept"
+    assert first[0][0].text == "a \ufffd b é 😀"
+    assert again[0][0].text == first[0][0].text
+
+
+def test_an_answer_that_says_the_key_is_kept_without_it(tmp_path):
+    key = "sk-0123456789abcdef"
+    hidden = base64.b64encode(f"Bearer {key}".encode()).decode()
+    answer = json.dumps({"choices": [{"message": {"content": f"you sent {key}, or {hidden}"}}]})
+    with Loopback(faults=[body(answer)]) as server:
+        said = load(server, key=key, cache=True).chat(["a"])
+    assert said[0][0].text.startswith("you sent ***, or ")
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert kept, "it is in the cache"
+    assert key.encode() not in kept
+    assert hidden.encode() not in kept
 
 
 def test_giving_up_names_the_last_fault():

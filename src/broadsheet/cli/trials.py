@@ -12,6 +12,7 @@ import typer
 
 from broadsheet.cli.root import EXTRA, OwnOptions, app, own_options, writable
 from broadsheet.console import InputError, say
+from broadsheet.redaction import from_environment, redacted, redacted_values
 
 if TYPE_CHECKING:
     from broadsheet.trial.results import TrialResult
@@ -129,8 +130,9 @@ def _measured(
     if record:
         _check_strength(trial)
     result = _tried(trial)
-    result.command = shlex.join(["broadsheet", *without_files(sys.argv[1:]), *spelled])
-    result.options = trial.given()
+    words, secrets = ["broadsheet", *without_files(sys.argv[1:]), *spelled], from_environment()
+    result.command = redacted(shlex.join(words), secrets)
+    result.options = redacted_values(trial.given(), secrets)
     result.title = row.title if row else result.title
     if made := replay.trained(trial.given()):
         result.provenance["trained"] = made

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +21,10 @@ from urllib.parse import urlsplit
 import openai
 
 from broadsheet.console import InputError, say
+from broadsheet.redaction import redacted, redacted_values
 from broadsheet.teacher import protocol
 from broadsheet.teacher.base import Completion, Meter, Prompt, Sampling, Score, ScoreJob, TeacherJob
+from broadsheet.teacher.bounds import HEADERS, bounded
 from broadsheet.teacher.store import digest
 
 T = TypeVar("T")
@@ -29,6 +32,9 @@ R = TypeVar("R")
 
 _TOP = 20  # the most alternatives per token that the protocol lets one ask for
 _LONGEST_WAIT = 120.0  # seconds
+
+
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: no text holds it, and no file keeps it
 
 
 class _RejectedError(InputError):
@@ -56,7 +62,8 @@ class Endpoint:
         url: the base URL, most often ending in /v1; by default `$OPENAI_BASE_URL`, else OpenAI's.
         key: by default `$OPENAI_API_KEY`. It is never written to logs, caches or errors.
         concurrency: requests in flight at once.
-        timeout: seconds without an answer after which a request counts as lost.
+        timeout: seconds without an answer, and seconds that an answer may take to come, after which a request counts
+            as lost.
         retries: tries after the first.
         backoff: seconds before the first retry.
         extra: fields to add to each request's body, or to remove where the value is None; part of the cache key. For
@@ -95,8 +102,10 @@ class Endpoint:
         self.retries = retries
         self.backoff = backoff
         self.extra = dict(extra or {})
-        transport = openai.DefaultHttpxClient(trust_env=self._trusts_proxies)
-        self._client = openai.OpenAI(**self._connection, http_client=transport)
+        transport = openai.DefaultHttpxClient(
+            trust_env=self._trusts_proxies, event_hooks={"response": [bounded(timeout)]}
+        )
+        self._client = openai.OpenAI(**self._connection, http_client=transport, default_headers=HEADERS)
         self._jitter = random.Random()
         self._resume = 0.0  # no request before this time.monotonic(): the server has asked for a pause
         self._many = True  # until the server has shown that it ignores or refuses n
@@ -228,7 +237,7 @@ class Endpoint:
             meter.start()
             status, lasting, retry_after = 0, False, None
             try:
-                answer = json.loads(self._client.post(path, cast_to=str, body=body))
+                answer = self._read(self._client.post(path, cast_to=str, body=body))
                 self._book(answer, meter)
                 return parse(answer)
             except openai.APIStatusError as error:
@@ -242,7 +251,7 @@ class Endpoint:
                 problem = f"the connection failed ({self.clean(str(error.__cause__ or error))})"
             except InputError:
                 raise
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
                 problem = f"a body that does not follow the protocol ({self.clean(repr(error))})"
             # Raised outside the handlers: their exceptions carry the request, and with it the key.
             if lasting:
@@ -254,6 +263,13 @@ class Endpoint:
             f"{self.url}, model {self.model!r}: no answer in {self.retries + 1} tries, the last: {problem}; "
             "run again when it is well, what was answered is kept"
         )
+
+    def _read(self, body: str) -> dict[str, Any]:
+        """The JSON of a body, without the key, should the server say it; half a surrogate pair becomes U+FFFD."""
+        if "\\u" in body:
+            body = _HALF.sub("\ufffd", json.dumps(json.loads(body), ensure_ascii=False))
+        found: dict[str, Any] = redacted_values(json.loads(body), [self._key])
+        return found
 
     def _book(self, answer: dict[str, Any], meter: Meter) -> None:
         counts = protocol.usage(answer)
@@ -280,8 +296,7 @@ class Endpoint:
 
     def clean(self, text: str) -> str:
         """`text` on one line, not too long, without the key."""
-        line = " ".join(text.split())
-        line = line.replace(self._key, "***") if self._key else line
+        line = " ".join(redacted(text, [self._key]).split())
         return line if len(line) <= 300 else line[:300] + " …"
 
 

@@ -13,11 +13,18 @@ from typing import Any
 from broadsheet.console import InputError
 from broadsheet.teacher.base import Completion, Score, TokenLogprob
 
+_MOST_TOKENS = 100_000_000  # of one request: no model reads or writes so many
+
 
 def usage(body: dict[str, Any]) -> tuple[int, int] | None:
     """Prompt and completion tokens, or None where the server does not count them."""
     counts = body.get("usage")
-    return (int(counts["prompt_tokens"]), int(counts.get("completion_tokens") or 0)) if counts else None
+    if not counts:
+        return None
+    found = int(counts["prompt_tokens"]), int(counts.get("completion_tokens") or 0)
+    if not all(0 <= count <= _MOST_TOKENS for count in found):
+        raise ValueError(f"usage of {found[0]:.3g} and {found[1]:.3g} tokens")
+    return found
 
 
 def completions(body: dict[str, Any]) -> list[Completion]:
