@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
+from kills import Killed, dying
 
-from broadsheet.cache import atomic_folder, atomic_write, fingerprint, home, locked, sha256_file
+from broadsheet.cache import (
+    atomic_folder,
+    atomic_write,
+    fingerprint,
+    home,
+    locked,
+    replace_folder,
+    restore_folder,
+    sha256_file,
+)
 from broadsheet.console import InputError, progress, say, track
 
 
@@ -45,6 +58,53 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         raise RuntimeError
     assert path.read_text() == "first"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_what_stands_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, exchanges):
+    """Killed at each of its file operations: what stood there is there, or what is new, never a half of either."""
+    if not exchanges:
+        monkeypatch.setattr("broadsheet.cache._exchange", lambda one, other: False)
+    names = [str(i) for i in range(4)]
+
+    def begin(folder: Path) -> Path:
+        for name in ("old", "new"):
+            (folder / name).mkdir(parents=True)
+            for file in names:
+                (folder / name / file).write_text(name)
+        return folder / "old"
+
+    with dying(tmp_path / "counted") as death:
+        replace_folder(tmp_path / "counted" / "new", begin(tmp_path / "counted"))
+    at, seen = 0, set()
+    for at in range(death.count):
+        path = begin(tmp_path / f"killed{at}")
+        with dying(path.parent, at), suppress(Killed):
+            replace_folder(path.parent / "new", path)
+        if exchanges:
+            assert path.exists(), "it is never missing"
+        restore_folder(path)
+        told = {file.read_text() for file in path.iterdir()}
+        assert len(told) == 1, "of one of them alone"
+        assert sorted(file.name for file in path.iterdir()) == names
+        seen |= told
+    assert seen == ({"new"} if exchanges else {"old", "new"}), "an exchange is one step"
+    assert at > 3
+
+
+def test_a_folder_takes_the_place_of_nothing_or_of_a_file(tmp_path):
+    for before in (None, "file"):
+        made, path = tmp_path / "made", tmp_path / "path"
+        made.mkdir()
+        (made / "a").write_text("1")
+        if before:
+            shutil.rmtree(path)
+            path.write_text("x")
+        replace_folder(made, path)
+        assert [file.name for file in path.iterdir()] == ["a"]
+        assert not made.exists()
+    restore_folder(path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["path"]
 
 
 def test_a_failed_folder_leaves_what_was_there(tmp_path):

@@ -7,6 +7,7 @@ which the next run removes.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from broadsheet.console import InputError, say
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 def home() -> Path:
@@ -103,8 +106,42 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
+        replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(made: Path, path: Path) -> None:
+    """Put a finished folder in the place of what stands at `path`, of which nothing is half there at any moment.
+
+    Where the system can exchange two names in one step, `path` is never missing either. Elsewhere a process killed
+    within leaves what stood there beside it, as `.<name>.replaced`, and `restore_folder` puts it back.
+    """
+    aside = path.with_name(f".{path.name}.replaced")
+    if path.is_file():
+        path.unlink()
+    if not path.exists():
+        made.rename(path)
+    elif _exchange(made, path):
+        shutil.rmtree(made)
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        made.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def restore_folder(path: Path) -> None:
+    """Undo what a process left that was killed in `replace_folder`."""
+    aside = path.with_name(f".{path.name}.replaced")
+    if aside.exists() and not path.exists():
+        aside.rename(path)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    return bool(call(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)

@@ -14,6 +14,7 @@ from datatrove.data import Document
 from datatrove.pipeline.stats import DocStats
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from broadsheet.console import InputError
 from broadsheet.curate import Profiler
@@ -104,17 +105,20 @@ def test_the_counts_of_a_union_are_the_sums(corpus, tmp_path):
 
 
 def test_a_corpus_of_one_language_never_becomes_multi_by_noise(tmp_path):
-    rows = [{"text": varied(ENGLISH, i)} for i in range(97)] + [{"text": varied(GERMAN, i)} for i in range(3)]
-    rows += [{"text": "ok"}, {"text": "12 - 34"}, {"text": "def f(x): pass"}]
+    """A language counts by its share of the text, not of the rows, and what is of none is no language."""
+    rows = [{"text": varied(ENGLISH, i)} for i in range(97)] + [{"text": f"{GERMAN[:60]} {i}"} for i in range(8)]
+    rows += [{"text": f"{i} 1234567890 " * 20} for i in range(20)] + [{"text": "ok"}, {"text": "def f(x): pass"}]
     profiler = Profiler(near=False)
     found = profiler.measure(write(tmp_path / "a.jsonl", rows))
     told = {each.dimension.name: each for each in profiler.fill(found)}
+    assert found.table("languages")["de"] > 0.05 * 97, "of the rows it would be enough"
+    assert found.languages["und"] > 0.05
     assert told["language"].value == "EN"
-    assert "de 3" in told["language"].note, "it is told nevertheless"
+    assert "de 2" in told["language"].note, "it is told nevertheless"
     strict = Profiler(near=False, least=0.02)
     again = strict.measure(write(tmp_path / "b.jsonl", rows))
     assert {each.dimension.name: each.value for each in strict.fill(again)}["language"] == "Multi (2)"
-    assert found.table("languages")["und"] == 3, "too short to tell"
+    assert found.table("languages")["und"] == 22, "numbers, and what is too short to tell"
 
 
 def test_a_language_that_is_not_sure_is_not_told(tmp_path):
@@ -315,6 +319,14 @@ def test_an_item_is_held_where_its_words_stand_in_a_row(tmp_path):
 
 
 def test_tokens_are_counted_by_the_tokenizer_that_is_named(tiny_folder, tiny_tokenizer, corpus, tmp_path):
+    """Without those that it puts before each text."""
+    begins = tiny_tokenizer()
+    mark = begins.eos_token
+    begins.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{mark} $A", special_tokens=[(mark, begins.convert_tokens_to_ids(mark))]
+    )
+    begins.save_pretrained(tiny_folder)
+    assert len(begins("a")["input_ids"]) == 1 + len(tiny_tokenizer()("a", add_special_tokens=False)["input_ids"])
     data = write(tmp_path / "a.jsonl", corpus[:5])
     found = Profiler(near=False).measure(data, tokenizer=str(tiny_folder))
     expected = sum(len(tiny_tokenizer()(row["text"], add_special_tokens=False)["input_ids"]) for row in corpus[:5])

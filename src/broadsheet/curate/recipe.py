@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from broadsheet.apply.base import Build, Source
 from broadsheet.apply.corpus import Summary, writing
-from broadsheet.cache import atomic_write, fingerprint
+from broadsheet.cache import atomic_write, fingerprint, replace_folder
 from broadsheet.console import InputError, say
 from broadsheet.options import option
 from broadsheet.training.workdir import workdir
@@ -139,9 +139,7 @@ class CurateRecipe(Build):
                 json.dump(
                     {"documents": kept, "written": written, "settings": self.settings(), "steps": told}, file, indent=1
                 )
-            if out.exists():
-                shutil.rmtree(out)
-            made.rename(out)
+            replace_folder(made, out)
             shutil.rmtree(work)
         seconds = time.perf_counter() - started
         copies = f", {written:,} with copies" if written != kept else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from broadsheet.cache import atomic_write
+from broadsheet.cache import atomic_write, restore_folder
 from broadsheet.console import InputError
 
 
@@ -62,9 +62,7 @@ def workdir(
     folder = target.with_name(f"{target.name}.partial")
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / finished).exists()):
         raise InputError(f"{target} exists and is no saved {kind}; choose another out")
-    replacing = (folder / "replacing").exists()  # the run that was cut off had force=True
-    if target.exists() and any(target.iterdir()) and not (force or replacing):
-        raise InputError(f"{target} is finished; choose another out, or force=True to replace it")
+    _check_unfinished(target, folder, force)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{folder}.lock")
@@ -74,12 +72,21 @@ def workdir(
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}; choose another out") from None
     try:
+        restore_folder(target)
+        _check_unfinished(target, folder, force)
         _claim(folder, json.loads(json.dumps(config)), force, mutable_keys, fingerprints)
         yield folder
     finally:
         lock.release()
         if not folder.exists():
             Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _check_unfinished(target: Path, folder: Path, force: bool) -> None:
+    """Raise InputError where a finished result stands that is not to be replaced."""
+    replacing = (folder / "replacing").exists()  # the run that was cut off had force=True
+    if target.exists() and any(target.iterdir()) and not (force or replacing):
+        raise InputError(f"{target} is finished; choose another out, or force=True to replace it")
 
 
 def _claim(

@@ -77,9 +77,7 @@ class Partial:
                 shutil.rmtree(whole, ignore_errors=True)
                 whole.mkdir()
                 merge(self.shards, whole)
-            if self.out.exists():
-                self.out.rename(self.folder / "replaced")
-            whole.rename(self.out)
+            cache.replace_folder(whole, self.out)
             shutil.rmtree(self.folder)
         self.folder.with_name(f"{self.folder.name}.lock").unlink(missing_ok=True)
         return True
@@ -97,6 +95,7 @@ class Partial:
             ) from None
 
     def _claim(self, force: bool) -> None:
+        cache.restore_folder(self.out)
         stands = self._stamp()
         if stands is None and self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise InputError(f"{self.out} exists and has no {self.last}; choose another name")

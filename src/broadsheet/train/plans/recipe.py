@@ -6,7 +6,6 @@ Knows: a corpus's size, a model's config, plans. Does not know: weights; nothing
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +74,6 @@ class MegatronRecipe(Build):
         runnable, why = _first(plans, accelerate_yaml)
         if runnable:
             files["accelerate.yaml"] = runnable
-        if out.exists():
-            shutil.rmtree(out) if out.is_dir() else out.unlink()
         with atomic_folder(out) as folder:
             for name, text in files.items():
                 (folder / name).write_text(text, encoding="utf-8")
