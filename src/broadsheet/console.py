@@ -33,16 +33,22 @@ class InputError(ValueError):
     """
 
 
-def at_least(least: float, options: object, *names: str) -> None:
-    """See that attributes of `options` are no smaller.
+def within(options: object, **ranges: tuple[float | None, float | None]) -> None:
+    """See that attributes of `options` are numbers within their bounds; a bound of None is none, and NaN is no number.
 
     Raises:
-        InputError: one is; it is named as on the command line.
+        InputError: one is not; it is named.
+
+    Example:
+        within(self, gamma=(0, 1), seed=(0, None))
     """
-    for name in names:
-        if getattr(options, name) < least:
-            option = name.strip("_").replace("_", "-")
-            raise InputError(f"got --{option} {getattr(options, name):g}; expected {least:g} or more")
+    for name, (least, most) in ranges.items():
+        value = getattr(options, name)
+        if value is None or ((least is None or value >= least) and (most is None or value <= most) and value == value):
+            continue
+        wanted = f"{least:g} to {most:g}" if least is not None and most is not None else None
+        wanted = wanted or (f"{least:g} or more" if least is not None else "a number")
+        raise InputError(f"got {name.strip('_')} {value}; expected {wanted}")
 
 
 def stderr() -> Console:

@@ -19,7 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from broadsheet.console import InputError
 from broadsheet.curate import Profiler
 from broadsheet.curate.cards import columns
-from broadsheet.curate.cards.card import card, declared_in, standing
+from broadsheet.curate.cards.card import card, declared_in, header, standing
 from broadsheet.curate.cards.overlap import BenchmarkIndex
 from broadsheet.curate.cards.records import CatalogueRecord
 from broadsheet.curate.cards.steps import SURE, CharacterStats, Measure, added, tables_of
@@ -142,7 +142,7 @@ def test_every_dimension_is_measured_declared_or_unknown(corpus, tmp_path):
     assert (told["domain"].value, told["domain"].how) == ("unknown", "unknown")
     assert (told["language"].value, told["language"].how) == ("Multi (2)", "measured")
     assert told["language"].note.endswith("declared: EN"), "what is measured stands"
-    assert told["size"].value.endswith("KB")
+    assert told["size"].value == f"{found.total('bytes') / 1000:.3g} KB"
     assert told["source"].value == "site0.org, site2.org, site1.org", "the most frequent first"
     for how in ("measured", "declared"):
         assert all(each.value != "unknown" for each in filled if each.how == how)
@@ -263,6 +263,18 @@ def test_all_texts_of_a_row_count_where_none_is_the_text():
     assert columns.text_of({"text": None, "other": "x"}, "text") == "x"
 
 
+def test_what_rows_name_of_a_license_goes_behind_what_is_declared(tmp_path):
+    rows = [{"text": ENGLISH, "license": name, "url": "https://a.org/x"} for name in ("MIT", "MIT", "GPL-3.0")]
+    found = Profiler(near=False).measure(write(tmp_path / "a.jsonl", rows))
+    seen = {each.dimension.name: each for each in Profiler().fill(found)}
+    assert (seen["license"].value, seen["license"].how) == ("MIT, GPL-3.0", "measured")
+    told = {each.dimension.name: each for each in Profiler().fill(found, {"license": "cc0-1.0", "source": "a crawl"})}
+    assert (told["license"].value, told["license"].how, told["license"].note) == (
+        "cc0-1.0", "declared", "rows name MIT, GPL-3.0",
+    )  # fmt: skip
+    assert (told["source"].value, told["source"].note) == ("a crawl", "rows name a.org")
+
+
 def test_licenses_are_those_that_rows_name():
     assert columns.licenses({"license": "MIT"}, "") == {"MIT"}
     assert columns.licenses({"max_stars_repo_licenses": ["MIT", "BSD-3-Clause"]}, "") == {"MIT", "BSD-3-Clause"}
@@ -354,7 +366,9 @@ def test_the_card_is_one_that_the_hub_reads(corpus, tmp_path):
     from huggingface_hub import DatasetCard
 
     profiler = Profiler()
+    corpus[0] |= {"x|y": 1, "license": "GPL-3.0"}
     found = profiler.measure(write(tmp_path / "a|b.jsonl", corpus))
+    assert "license" not in header(found, profiler.fill(found)), "what a row names is not the license of the whole"
     text = card(found, profiler.fill(found, {"license": "MIT & CC0-1.0", "name": "Rivers"}))
     read = DatasetCard(text).data.to_dict()
     assert read == {
@@ -365,6 +379,7 @@ def test_the_card_is_one_that_the_hub_reads(corpus, tmp_path):
     assert all(line.replace("\\|", "").count("|") in (3, 5) for line in table), "no cell breaks its row"
     assert "| 11 | domain | unknown | unknown |" in table
     assert "# Rivers" in text
+    assert "| `x\\|y` | 1 number |" in table
 
 
 def test_a_folders_card_declares(tmp_path):
@@ -382,9 +397,9 @@ def test_a_size_stands_beside_those_in_the_same_unit_alone(corpus, tmp_path):
     section = ("Pre-training Corpora",)
     records = [
         CatalogueRecord(str(i), "-", fields={"Size": size}, section=section)
-        for i, size in enumerate(["1 KB", "2 TB", "1 T Tokens", "-"])
+        for i, size in enumerate(["1 KB", "2 KB", "2 TB", "1 T Tokens", "-"])
     ]
-    assert standing(found, columns.PRETRAINING, records) == "larger than 1 of the catalogue's 2 of its family"
+    assert standing(found, columns.PRETRAINING, records) == "larger than 2 of the catalogue's 3 of its family"
     assert standing(found, columns.PREFERENCE, records) == ""
 
 

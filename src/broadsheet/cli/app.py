@@ -24,6 +24,7 @@ from broadsheet.page.discovery import left_out, packages
 __all__ = ["app", "apply", "compare", "guides", "main", "models", "new", "papers", "peers", "show", "trials", "whole"]
 
 # Packages that whole stages are built on, and the extra that brings each; what one option needs says so itself.
+_LONGEST = 2_000  # characters of a line that says what is wrong
 _EXTRAS = {"sentence_transformers": "embed", "peft": "embed", "datasets": "embed", "faiss": "search", "bm25s": "search"}
 _EXTRAS |= {"lxml": "page", "bibtexparser": "page", "pylatexenc": "page", "httpcore2": "page"}
 _EXTRAS |= {"soundfile": "hear", "soxr": "hear", "onnxruntime": "hear", "jiwer": "hear"}
@@ -63,10 +64,14 @@ def main() -> None:
     try:
         run = narrowed(sys.argv[1]) if sys.argv[1:] else None
         (run or whole())(prog_name="broadsheet")
-    except (InputError, FileNotFoundError, PermissionError) as error:
+    except (
+        InputError,
+        OSError,
+    ) as error:  # a disk that is full, a name that is too long, a folder that may not be read
         if os.environ.get("BROADSHEET_DEBUG"):
             raise
-        print(f"broadsheet: {' '.join(str(error).split())}", file=sys.stderr)
+        line = " ".join(str(error).split())
+        print(f"broadsheet: {line if len(line) <= _LONGEST else line[:_LONGEST] + '…'}", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, say, within
 from broadsheet.curate.confidence import (
     FORMS,
     TOKEN_F1,
@@ -188,6 +188,7 @@ class Clear:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        within(self, eta=(0, 1), seed=(0, None))
         if self.by not in (CONFIDENCE, LOG_PROBABILITY, PMI):
             raise InputError(f"got by {self.by!r}; expected {CONFIDENCE}, {PMI} or {LOG_PROBABILITY}")
         if self.asks not in ("text", "letters"):

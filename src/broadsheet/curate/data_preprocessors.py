@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from broadsheet.console import InputError
+from broadsheet.console import InputError, within
 from broadsheet.curate.tables.asking import ScoredAnswers, TableAnswer, TableAnswers, WrittenAnswers
 from broadsheet.curate.tables.batches import Batching
 from broadsheet.curate.tables.messages import Shot, TablePrompt
@@ -79,6 +79,7 @@ class TablePreprocessor:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        within(self, temperature=(0, None), threshold=(None, None), seed=(0, None))
         for name, kind in (("scorer", Scorer), ("batching", Batching)):
             if getattr(self, name) not in get_args(kind):
                 raise InputError(

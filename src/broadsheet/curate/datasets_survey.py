@@ -35,12 +35,14 @@ class Dimension:
         name: by which a value is declared.
         families: of datasets that it describes.
         measured: whether rows tell it; else it is declared, or unknown.
+        partly: rows tell what they name of it, which is not the whole: what is declared goes before.
     """
 
     number: int
     name: str
     families: tuple[str, ...] = FAMILIES
     measured: bool = False
+    partly: bool = False
 
 
 DIMENSIONS = (
@@ -49,11 +51,11 @@ DIMENSIONS = (
     Dimension(3, "release time"),
     Dimension(4, "size", measured=True),
     Dimension(5, "public", _MADE),
-    Dimension(6, "license", measured=True),
+    Dimension(6, "license", measured=True, partly=True),
     Dimension(7, "language", measured=True),
     Dimension(8, "construction method", _MADE),
     Dimension(9, "category", (PRETRAINING,)),
-    Dimension(10, "source", (PRETRAINING, INSTRUCTION, PREFERENCE), measured=True),
+    Dimension(10, "source", (PRETRAINING, INSTRUCTION, PREFERENCE), measured=True, partly=True),
     Dimension(11, "domain", (PRETRAINING, INSTRUCTION, PREFERENCE)),
     Dimension(12, "instruction category", (INSTRUCTION, PREFERENCE)),
     Dimension(13, "preference evaluation method", (PREFERENCE,), measured=True),
@@ -276,8 +278,8 @@ class Profiler:
 
         Args:
             profile: what was measured.
-            declared: values by the names of dimensions. What is measured stands; a declared value that differs is told
-                in the note.
+            declared: values by the names of dimensions. What is measured stands, and a declared value that differs is
+                told in the note; but rows name licenses and hosts in part only, so there what is declared stands.
             family: the dataset's, where its columns do not tell it rightly.
 
         Raises:
@@ -296,6 +298,8 @@ class Profiler:
 
 
 def _filled(dimension: Dimension, value: str, note: str, declared: str) -> Filled:
+    if value and dimension.partly and declared:
+        return Filled(dimension, declared, "declared", f"rows name {value}")
     if value:
         if declared and declared != value:
             note = "; ".join(filter(None, [note, f"declared: {declared}"]))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, say, within
 from broadsheet.curate.periods.slices import periods
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class Diachronic:
     weight_decay: float = 5.0
 
     def __post_init__(self) -> None:
+        within(self, min_occurrence=(1, None), weight_decay=(0, None))
         periods(self.bounds)
         if self.works < 1 or self.train_words < 1 or min(self.test_words, self.dev_words, self.teachers) < 0:
             raise InputError(

@@ -17,7 +17,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter, get_filter_result
 from datatrove.pipeline.formatters import FTFYFormatter, PIIFormatter
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from broadsheet.console import InputError
+from broadsheet.console import InputError, within
 from broadsheet.curate.base import Decision, Step
 from broadsheet.curate.languages.lid import DEFAULT, Languages
 from broadsheet.curate.languages.measures import DUPLICATE, ENGLISH, TOP
@@ -123,6 +123,7 @@ class FineWeb2:
     most: int = 10
 
     def __post_init__(self) -> None:
+        within(self, percentile=(0, 100), affinity=(0, 1), contaminated=(0, 1))
         if not 0 <= self.low <= self.high <= 1:
             raise InputError(f"got low {self.low} and high {self.high}; expected 0 ≤ low ≤ high ≤ 1")
         if self.least < 1 or self.most < 1:

@@ -17,7 +17,7 @@ from scipy import sparse
 
 from broadsheet.apply.base import Source
 from broadsheet.apply.corpus import Summary
-from broadsheet.console import InputError, at_least, say
+from broadsheet.console import InputError, say, within
 from broadsheet.curate.orders.neighbours import EXACT, NONE, Edges, Matrix, NeighbourGraph, Places, cosine, nearest
 from broadsheet.curate.recipe import CurateRecipe, Passes
 from broadsheet.options import option
@@ -98,7 +98,7 @@ class InContextPretraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(1, self, "k", "nprobe")
+        within(self, k=(1, None), nprobe=(1, None), exact_up_to=(0, None), seed=(0, None))
         if self.walk not in ("paper", "released"):
             raise InputError(f"got walk {self.walk!r}; expected 'paper' or 'released'")
         for name in ("duplicate", "like_last"):

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar, Literal
 
-from broadsheet.console import InputError
+from broadsheet.console import InputError, within
 from broadsheet.decode.draft import Draft
 from broadsheet.decode.offers import weigh
 from broadsheet.decode.table import TrigramTable
@@ -100,6 +100,16 @@ class ADED(TableDrafter):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        within(
+            self,
+            increment=(0, None),
+            cap=(0, None),
+            iterations=(0, None),
+            c1=(0, None),
+            c2=(0, None),
+            prefixes=(1, None),
+            seed=(0, None),
+        )
         if not isinstance(self.depth, int) or self.depth < 1:
             raise InputError(f"got depth {self.depth!r}; expected a whole number from 1")
         if self.reward not in ("sum", "authors"):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from broadsheet.console import within
 from broadsheet.detect.base import OnePassDetector, standard_score
 from broadsheet.detect.reading import Need, TokenScores
 
@@ -156,6 +157,9 @@ class Lastde(OnePassDetector):
     scales: int = 5
     aggregation: Aggregation = "std"
 
+    def __post_init__(self) -> None:
+        within(self, seed=(0, None), window=(1, None), bins_per_token=(1, None), scales=(1, None))
+
     @property
     def min_tokens(self) -> int:
         return self.scales + self.window + 1
@@ -220,6 +224,9 @@ class LastdePP(Lastde):
     bins_per_token: float = 8
     scales: int = 15
     n_samples: int = 100
+
+    def __post_init__(self) -> None:
+        within(self, seed=(0, None), window=(1, None), bins_per_token=(1, None), scales=(1, None), n_samples=(1, None))
 
     def statistic(self, reading: TokenScores) -> float:
         assert reading.samples is not None

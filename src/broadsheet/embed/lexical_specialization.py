@@ -22,7 +22,7 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch import Tensor, nn
 
 from broadsheet.cache import fingerprint
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, say, within
 from broadsheet.embed.base import Embedder, embedder
 from broadsheet.embed.data.lexicon import WordPair, check_words, without
 from broadsheet.embed.fitting import TrainOutput, fit
@@ -302,6 +302,9 @@ class LexicalSpecialization:
     similarity: Similarity = "cos"
     alpha: float = 0.5
     gather_across_devices: bool = False
+
+    def __post_init__(self) -> None:
+        within(self, temperature=(1e-6, None), alpha=(0, 1))
 
     def embedder(self, model: Any = "default", *, template: Template | None = None, **settings: Any) -> Embedder:
         """A causal LM that embeds words by the mean of their subwords.

@@ -19,7 +19,7 @@ from sentence_transformers.base.losses.merged_forward import embed_columns
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, normalize
 
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, say, within
 from broadsheet.embed.base import Embedder, embedder
 from broadsheet.embed.data.groups import GroupConfig, Groups, build_groups
 from broadsheet.embed.data.task_sampler import OneTaskBatchSampler
@@ -281,6 +281,9 @@ class LLMEmbedder:
     group_size: int = 8
     temperature: float = 0.01
     gather_across_devices: bool = False
+
+    def __post_init__(self) -> None:
+        within(self, group_size=(1, None), temperature=(1e-6, None))
 
     def embedder(self, model: Any = "default", pooling: Any = "mean", **settings: Any) -> Embedder:
         """A causal LM with the task prompts and unit vectors, to be trained; `settings` as in `embed.embedder`."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from broadsheet import models
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, say, within
 from broadsheet.embed.base import Embedder, embedder, load
 from broadsheet.embed.losses.settings import constructor_settings
 from broadsheet.embed.modules.asymmetric import AsymmetricEncoder
@@ -308,6 +308,7 @@ class LLMQL:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        within(self, mini_batch_size=(0, None), seed=(0, None))
         check_settings(self.corruption, self.reverse, self.labels, self.max_target)
         if not self.scale > 0 or self.mini_batch_size < 0:
             raise InputError(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from broadsheet.console import InputError
+from broadsheet.console import InputError, within
 from broadsheet.training.mixing import Mixture
 from broadsheet.training.schedules import LearningRate
 
@@ -167,6 +167,9 @@ class ContinualPretraining:
     warmup: float = 0.01
     replay: float = 0.05
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        within(self, max_lr=(0, None), min_lr=(0, None), warmup=(0, 1), replay=(0, 1), seed=(0, None))
 
     def schedule(self, steps: int) -> Rewarmed:
         """The learning rate of a training of so many steps."""

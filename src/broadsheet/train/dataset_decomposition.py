@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from broadsheet.cache import fingerprint
-from broadsheet.console import InputError
+from broadsheet.console import InputError, within
 
 # By how many buckets there are, the shortest first: how likely each is to be drawn.
 CURRICULA: dict[str, Callable[[int], list[float]]] = {
@@ -353,6 +353,9 @@ class DatasetDecomposition:
     cycles: int = 8
     randomize: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        within(self, low=(0, None), high=(0, None), cycles=(1, None), seed=(0, None))
 
     def rows(self, documents: Sequence[Sequence[int]], tokens: int, *, epochs: int = 1, parts: int = 1) -> BatchRows:
         """A whole training's batches, in their order.

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from broadsheet.console import InputError
+from broadsheet.console import InputError, within
 from broadsheet.models import surgery
 from broadsheet.models.surgery import ATTENTION, MLP, Block, Part
 
@@ -182,6 +182,7 @@ class LLMPruner:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        within(self, seed=(0, None))
         if not 0 <= self.ratio < 1:
             raise InputError(f"got ratio {self.ratio}; expected a share from 0 to below 1")
         if self.criterion not in CRITERIA or self.scope not in ("layer", "model"):

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from broadsheet.console import InputError, say
+from broadsheet.console import InputError, say, within
 from broadsheet.train.base import LossMethod
 from broadsheet.training.distributed import world
 from broadsheet.training.losses import sequence_losses, shifted
@@ -117,6 +117,7 @@ class LossReweighting(LossMethod):
     _told: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        within(self, delta=(0, None), burn_in=(0, None))
         sample_weights(torch.zeros(1), self.strategy, self.r, self.delta, self.clip)
 
     def loss(self, logits: Tensor, labels: Tensor, inputs: Mapping[str, Any]) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from broadsheet.console import InputError
+from broadsheet.console import InputError, within
 from broadsheet.train.base import LossMethod
 from broadsheet.train.experts import layouts, routing
 from broadsheet.train.experts.routers import BIAS, Watch, experts, in_float32, install
@@ -85,6 +85,7 @@ class Upcycling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        within(self, noise=(0, None), seed=(0, None))
         if not 1 <= self.top_k <= self.experts or self.experts < 2:
             raise InputError(
                 f"got experts {self.experts}, top_k {self.top_k}; expected 2 experts or more, and a top_k of 1 to all"
@@ -262,6 +263,7 @@ class ExpertBalance(LossMethod):
     _undo: ExitStack = field(default_factory=ExitStack, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        within(self, balance=(0, None), z=(0, None), importance=(0, None), speed=(0, None))
         weights = {name: getattr(self, name) for name in ("balance", "z", "importance", "speed")}
         if min(weights.values()) < 0:
             raise InputError(f"got {', '.join(f'{n} {v}' for n, v in weights.items())}; expected numbers from 0")

@@ -64,8 +64,8 @@ def read_qrels(path: Path, queries: Collection[str] | None = None, documents: Co
     missing: set[str] = set()
     for number, (query, _, document, relevance) in _lines(path, 4, "query 0 document relevance"):
         value = _number(relevance, path, number)
-        if value != int(value):
-            raise InputError(f"{path}:{number}: relevance is {relevance!r}; expected a whole number")
+        if value != int(value) or abs(value) >= 1 << 53:
+            raise InputError(f"{path}:{number}: relevance is {relevance[:40]!r}; expected a whole number")
         if queries is not None and query not in queries:
             strangers.add(query)
             continue
