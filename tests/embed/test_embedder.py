@@ -133,6 +133,28 @@ def test_texts_without_tokens_get_one(tiny_model: Any, tiny_tokenizer: Any) -> N
     assert all(torch.isfinite(each).all() for each in vectors(encoder, ["", "abc"]))
 
 
+def test_a_huge_text_is_cut_as_a_long_one(
+    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read of ten million characters is what is read of a hundred thousand, and costs as much."""
+    lm, tokenizer = tiny_model(), tiny_tokenizer()
+    encoder = CausalEncoder(lm, tokenizer, max_seq_length=40)
+    long = "a bad cab fed a deep lion. " * 4_000
+    seen: list[int] = []
+    read = type(tokenizer).__call__
+
+    def counted(self: Any, text: Any, *others: Any, **more: Any) -> Any:
+        seen.append(sum(map(len, [text] if isinstance(text, str) else text)))
+        return read(self, text, *others, **more)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    [huge], [shorter] = encoder.rows([long * 100]), encoder.rows([long])
+    assert huge == shorter
+    assert len(huge) == 40
+    assert encoder.truncated_ == 2
+    assert 0 < sum(seen) < 20_000, "characters that were tokenized, of ten million"
+
+
 def test_a_text_over_the_limit_can_be_an_error(tiny_model: Any, tiny_tokenizer: Any) -> None:
     encoder = CausalEncoder(tiny_model(), tiny_tokenizer(), max_seq_length=8, truncate="error")
     with pytest.raises(InputError, match=r"text 2 has 30 tokens, the limit is 8"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import math
 import os
 import shutil
 import socket
@@ -27,7 +28,7 @@ from model_files import write_gguf, write_wheel
 
 from broadsheet import models
 from broadsheet.console import InputError
-from broadsheet.models import embedded, hub, reading, wheels
+from broadsheet.models import embedded, hub, reading, tokens, wheels
 from broadsheet.models.safefiles import check_folder, check_safetensors, read_gguf
 from broadsheet.models.tokens import token_id
 
@@ -230,6 +231,46 @@ def test_headers_that_would_fill_memory(tiny_folder: Path, tmp_path: Path) -> No
     os.truncate(tiny_folder / "model.safetensors", 200_000_000)
     with pytest.raises(InputError, match="its header claims 150,000,000 bytes, at most 100,000,000 fit"):
         models.load(tiny_folder)
+
+
+def test_a_shape_of_many_numbers_and_a_config_of_many_layers_cost_nothing(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def product(numbers: Any) -> int:
+        assert len(numbers) <= 64, "a product of so many numbers takes a minute"
+        return math.prod(numbers)
+
+    monkeypatch.setattr("broadsheet.models.safefiles.math", SimpleNamespace(prod=product))
+    path = tiny_folder / "model.safetensors"
+    header, data = header_of(path)
+    name = next(each for each in header if each != "__metadata__")
+    for shape in ([10**18] * 200_000, [1 << 200], [2] * 65):
+        wrong = {**header, name: {**header[name], "shape": shape}}
+        write_safetensors(path, wrong, data)
+        with pytest.raises(InputError, match="is not consistent"):
+            models.load(tiny_folder)
+    write_safetensors(path, header, data)
+    edit_json(tiny_folder / "config.json", num_hidden_layers=100_000)
+    with pytest.raises(InputError, match=r"asks for 100,000 layers, and its weights are \d+ tensors"):
+        models.load(tiny_folder)
+
+
+def test_the_head_of_a_text_has_the_first_tokens_of_the_whole(tiny_tokenizer: Callable) -> None:
+    tokenizer = tiny_tokenizer()
+    for text in (
+        "a bad cab fed a deep lion. " * 4000,
+        "a" * 90_000,
+        " " * 90_000 + "cab",
+        "é漢\n" * 30_000,
+        "short",
+        "",
+    ):
+        found = tokens.head(tokenizer, text, 20)
+        assert text.startswith(found)
+        whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer(found, add_special_tokens=False)["input_ids"][:20] == whole[:20]
+        assert len(found) < max(20_000, len(text) / 2) or len(whole) < 100
+    assert tokens.head(tokenizer, "short", 20) == "short"
 
 
 def test_gguf_that_is_no_model(tmp_path: Path) -> None:

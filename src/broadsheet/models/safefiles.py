@@ -26,6 +26,7 @@ GGUF_TEXT_LIMIT = 100_000_000  # bytes of strings in the whole header; the same 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
+_DIMENSIONS = 64  # of a tensor, at most: PyTorch's own limit
 _SAFETENSORS_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
@@ -93,10 +94,13 @@ def _json(text: bytes, name: str) -> Any:
         raise InputError(f"{name} is not JSON ({str(error).splitlines()[0]}); get the file again") from None
 
 
-def check_safetensors(path: Path) -> None:
+def check_safetensors(path: Path) -> int:
     """Check that a safetensors file is whole: its header fits, and its tensors fill the file exactly.
 
     Reads the header only, so it takes milliseconds for a file of any size.
+
+    Returns:
+        The number of its tensors.
 
     Raises:
         InputError: the file is cut off, header-bloated or not safetensors.
@@ -116,13 +120,14 @@ def check_safetensors(path: Path) -> None:
         end = stop
     if end != size - 8 - length:
         raise _damaged(path, "safetensors", f"its tensors need {end:,} bytes and it has {size - 8 - length:,}")
+    return len(spans)
 
 
 def _tensor_span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     """The byte range of one tensor of a safetensors header."""
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]} if (
-            0 <= start <= stop and all(type(n) is int and n >= 0 for n in shape)
+            0 <= start <= stop and len(shape) <= _DIMENSIONS and all(type(n) is int and 0 <= n < 1 << 63 for n in shape)
         ):
             bits = _SAFETENSORS_BITS.get(dtype)
             if bits is None or math.prod(shape) * bits == (stop - start) * 8:
@@ -281,8 +286,13 @@ def check_folder(folder: Path) -> None:
         InputError: as `check_config`; weights are missing or damaged.
     """
     check_config(folder)
-    for file in weight_files(folder):
-        check_safetensors(file)
+    tensors = sum(check_safetensors(file) for file in weight_files(folder))
+    config = read_json(folder / "config.json")
+    for part in (config, *(each for each in config.values() if isinstance(each, dict))):
+        layers = part.get("num_hidden_layers")
+        if isinstance(layers, int) and layers > max(tensors, 1):
+            told = f"its config asks for {layers:,} layers, and its weights are {tensors:,} tensors"
+            raise InputError(f"{folder}: {told}; they do not belong together")
 
 
 def check_config(folder: Path) -> None:

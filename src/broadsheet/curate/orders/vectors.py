@@ -96,9 +96,11 @@ class HiddenStates(DocumentEncoder):
 
     def encode(self, texts: Sequence[str]) -> Matrix:
         from broadsheet.models import halve_on_oom, token_budget_batches
+        from broadsheet.models.tokens import head
 
         model, tokenizer = self._loaded
-        rows = tokenizer(list(texts), truncation=True, max_length=self.tokens)["input_ids"]
+        beginnings = [head(tokenizer, text, self.tokens) for text in texts]
+        rows = tokenizer(beginnings, truncation=True, max_length=self.tokens)["input_ids"]
         found = np.zeros((len(rows), model.config.hidden_size), np.float32)
         read = [i for i, row in enumerate(rows) if row]
         for batch in token_budget_batches([len(rows[i]) for i in read], _BUDGET):

@@ -22,7 +22,7 @@ from broadsheet.embed.modules.layers import LeftEarly, decoder_layers, leave_aft
 from broadsheet.embed.modules.template import Template
 from broadsheet.models import adapters
 from broadsheet.models.attention import causal_in_blocks
-from broadsheet.models.tokens import token_id
+from broadsheet.models.tokens import head, token_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -159,6 +159,8 @@ class CausalEncoder(InputModule):
         """
         if not texts:
             return []
+        if self.max_seq_length is not None and self.truncate == "cut":
+            texts = [head(self.tokenizer, text, self.max_seq_length) for text in texts]
         before = self.template.prefix + (prompt or "")
         whole = [before + self.template.text(text) + self.template.suffix for text in texts]
         encoded = self.tokenizer(whole, return_attention_mask=False, verbose=False)
