@@ -492,6 +492,38 @@ def test_an_arm_that_is_trained_is_trained_from_several_seeds():
     assert [arm.runs for arm in seeded(construct(SeededTrial, {"quick": True})).arms] == [1, 1]
 
 
+def test_all_is_trained_before_anything_is_kept_in_memory_and_a_training_that_fails_is_tried_once():
+    class Told(SeededTrial):
+        def arms(self) -> list[ModelArm]:
+            self.log: list[str] = []
+            arms = []
+            for name in ("plain", "Alpha", "broken"):
+
+                def train(seed: int, folder: Path, name: str = name) -> None:
+                    self.log.append("train")
+                    if name == "broken":
+                        raise RuntimeError("no memory left")
+                    folder.mkdir(parents=True)
+                    (folder / "training.json").write_text('{"step_seconds": [0.01]}')
+
+                def load(folder: Path) -> float:
+                    self.log.append("load")
+                    return 1.0
+
+                role: Any = "baseline" if name == "plain" else None
+                arms.append(self.trained(name, train, load, role, paper="" if role else "alpha"))
+            return arms
+
+        def claims(self) -> list[Claim]:
+            return [Claim("score", "plain", "Alpha")]
+
+    trial = Told(runs=2)
+    result = seeded(trial)
+    assert trial.log == ["train"] * 6 + ["load"] * 4
+    assert {arm.name: arm.status for arm in result.arms} == {"plain": "ok", "Alpha": "ok", "broken": "failed"}
+    assert "no memory left" in next(arm.error for arm in result.arms if arm.name == "broken")
+
+
 def test_the_time_of_training_is_compared_seed_by_seed():
     [time] = [c for c in seeded(SeededTrial()).comparisons if c.metric == TRAINING]
     assert time.difference.estimate == pytest.approx(2.0, rel=0.02)

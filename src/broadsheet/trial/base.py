@@ -50,6 +50,7 @@ class ModelArm:
         make: loads, trains or builds it, when it is first asked for.
         by_seed: for an arm that is trained: a seed to its `make`. It takes part with as many training runs as the
             trial's `--runs`, and `make` is that of the first. `TrainedTrial.trained` makes such arms.
+        train: for such an arm: trains it from a seed where that is not done, and keeps nothing in memory.
         role: `"baseline"` for one arm; `"sibling"` and `"peer"` as in `Arm`. None: `"method"` where it is of the paper
             that is tried, else `"sibling"`.
         description: one line.
@@ -62,6 +63,7 @@ class ModelArm:
     description: str = ""
     paper: str = ""
     by_seed: Callable[[int], Callable[[], Any]] | None = field(default=None, repr=False)
+    train: Callable[[int], None] | None = field(default=None, repr=False)
 
     @classmethod
     def of(

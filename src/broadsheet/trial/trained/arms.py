@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 
 from broadsheet.console import duration, say
 from broadsheet.options import option
-from broadsheet.trial.base import ModelArm, Trial
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome, Trial
 from broadsheet.trial.claims import JudgedClaim
 from broadsheet.trial.sampling import MIN_RUNS, MOST_RUNS, seconds_of
 from broadsheet.trial.stats import Floats
@@ -67,22 +68,45 @@ class TrainedTrial(Trial):
             done: the file that a finished folder holds.
         """
 
-        def by_seed(seed: int) -> Callable[[], Any]:
-            folder = self.run_folder(name, seed)
+        failed: dict[int, Exception] = {}
 
+        def ready(seed: int) -> None:
+            folder = self.run_folder(name, seed)
+            if seed in failed:
+                raise failed[seed]
+            if (folder / done).exists():
+                return
+            say(f"training: {name}" + f", seed {seed}" * (self._runs > 1))
+            try:
+                made = train(seed, folder)
+            except Exception as error:
+                failed[seed] = error
+                raise
+            if getattr(made, "finished", True) is False:
+                raise KeyboardInterrupt  # its checkpoint is kept, and the trial resumes there
+            del made
+            gc.collect()
+
+        def by_seed(seed: int) -> Callable[[], Any]:
             def make() -> Any:
-                if not (folder / done).exists():
-                    say(f"training: {name}" + f", seed {seed}" * (self._runs > 1))
-                    made = train(seed, folder)
-                    if getattr(made, "finished", True) is False:
-                        raise KeyboardInterrupt  # its checkpoint is kept, and the trial resumes there
-                    del made
-                    gc.collect()
-                return load(folder)
+                ready(seed)
+                return load(self.run_folder(name, seed))
 
             return make
 
-        return ModelArm(name, by_seed(self.seed), role, description, paper, by_seed)
+        return ModelArm(name, by_seed(self.seed), role, description, paper, by_seed, ready)
+
+    def _run(self, arms: Sequence[ModelArm], tasks: Sequence[EvalTask], claims: Sequence[Claim]) -> Outcome:
+        """As any trial does, once all is trained: what takes its turns in memory is not there while others are trained.
+
+        What an arm's training raises, it raises again where it is made, and fails alone.
+        """
+        for seed in self.seeds:
+            for arm in arms:
+                if arm.train is not None:
+                    with suppress(Exception):
+                        arm.train(seed)
+        return super()._run(arms, tasks, claims)
 
     def run_folder(self, name: str, seed: int) -> Path:
         """Where the training run of the arm `name` from that seed is kept; that of the trial's own seed is `folder`."""
