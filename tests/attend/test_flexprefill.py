@@ -444,7 +444,7 @@ def test_flex_that_does_not_compile_is_said(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    "options", [{"gamma": 1.0}, {"min_budget": 80}, {"block_size": 40}, {"gamma": 1.5, "segment": 12}]
+    "options", [{"gamma": 1.0}, {"min_budget": 80}, {"block_size": 40}, {"gamma": 1.0, "segment": 12}]
 )
 def test_nothing_to_leave_out_is_full_attention(model, options: dict) -> None:
     tokens = ids(80)
@@ -635,7 +635,10 @@ def test_a_mask_of_ones_own_is_refused(model) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gamma": 0.0}, "gamma=0.0 .expected more than 0"),
+        ({"gamma": 0.0}, "gamma=0.0 .expected more than 0, to 1"),
+        ({"gamma": 2.0}, "gamma=2.0 .expected more than 0, to 1"),
+        ({"gamma": math.nan}, "gamma=nan"),
+        ({"tau": math.nan}, "tau=nan"),
         ({"tau": -1.0}, "tau=-1.0"),
         ({"block_size": 0}, "block_size=0"),
         ({"min_budget": 9, "max_budget": 8}, "max_budget=8 .expected at least min_budget"),

@@ -65,8 +65,9 @@ def test_what_is_there_is_neither_replaced_nor_done_again(data, backend, tmp_pat
         applied(data, out, method="clear(filter=0.9)")
     assert rows_of(out) == first
     assert {row["action"] for row in applied(data, out, force=True, method="clear(filter=9.0)")} == {"dropped"}
+    (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match="is a folder"):
-        applied(data, tmp_path)
+        applied(data, tmp_path / "folder")
 
 
 def test_a_run_that_ends_in_the_middle_goes_on_there_under_the_same_settings(data, backend, tmp_path):

@@ -122,7 +122,7 @@ def test_corrected_targets_are_trained_on_beside_what_was_kept(trial, monkeypatc
 def test_too_few_rows_and_odd_options_are_refused(data, model, tmp_path):
     with pytest.raises(InputError, match="expected 10 rows or more"):
         ClearTrial(data=data, model=model, **{**TINY, "texts": 50}).tasks()
-    with pytest.raises(InputError, match="expected a share below 1"):
+    with pytest.raises(InputError, match=r"expected 0\.9 or less"):
         ClearTrial(noise=1.0)
     with pytest.raises(InputError, match="lr"):
         ClearTrial(lr=-1.0)

@@ -98,7 +98,7 @@ def test_what_is_saved_is_an_ordinary_model_that_has_learnt(paper, options, give
         ("salt", [], "SALT needs --teacher MODEL"),
         ("moe_survey", ["--top-k", "5"], "expected 2 experts or more"),
         ("moe_survey", ["--layers", "3"], "at most 2, which the model has"),
-        ("moe_survey", ["--method", "ExpertBalance(z=-1)"], "expected numbers from 0"),
+        ("moe_survey", ["--method", "ExpertBalance(z=-1)"], "got z -1; expected 0 or more"),
         ("token_crisis", ["--method", "DropStage(rate=2)"], "expected 0 to below 1"),
         ("continual_pretraining", ["--old", "nowhere"], "nowhere"),
         ("unlearning_whp", ["--dictionary", "nowhere.json"], "cannot read the dictionary nowhere.json"),

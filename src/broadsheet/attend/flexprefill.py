@@ -24,7 +24,7 @@ from broadsheet.attend.base import ModelLayout, PostRopeAttention
 from broadsheet.attend.kernels.blocksparse import blocks_attention, flex_attention
 from broadsheet.attend.kernels.padding import MaskReader, by_equal_lengths, stock_attention
 from broadsheet.attend.kernels.softmax import attention_logits, attention_part
-from broadsheet.console import InputError, within
+from broadsheet.console import InputError
 
 Rounding = Literal["paper", "code"]
 Backend = Literal["auto", "blocks", "flex"]
@@ -231,15 +231,12 @@ class FlexPrefill(PostRopeAttention):
     query_aware_: dict[int, float] = field(default_factory=dict, init=False, repr=False, compare=False)
     _masks: MaskReader = field(default_factory=MaskReader, init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        within(self, gamma=(0, 1), tau=(0, None), block_size=(1, None), min_budget=(0, None))
-
     def check(self, layout: ModelLayout) -> None:
         """Refuse hyperparameters out of range, and a backend that the model's device does not have."""
         wrong = [
             f"{name}={getattr(self, name)!r} (expected {expected})"
             for name, expected, right in (
-                ("gamma", "more than 0", self.gamma > 0),
+                ("gamma", "more than 0, to 1", 0 < self.gamma <= 1),
                 ("tau", "at least 0", self.tau >= 0),
                 ("block_size", "at least 1 token", self.block_size >= 1),
                 ("min_budget", "at least 0 tokens", self.min_budget >= 0),

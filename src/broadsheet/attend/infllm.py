@@ -30,7 +30,7 @@ from broadsheet.attend.kernels.buffers import moved
 from broadsheet.attend.kernels.joint import Keys, attend_jointly, how_often
 from broadsheet.attend.kernels.softmax import attention_logits, shared_mask
 from broadsheet.attend.memory import Bytes, Layer, State
-from broadsheet.console import InputError, within
+from broadsheet.console import InputError
 
 _MOST_QUERIES = 256  # read at once, unless a block or execution block ends before
 _FEWEST_QUERIES = 32  # read at once, so that matrix products are efficient
@@ -109,17 +109,6 @@ class InfLLM(PreRopeAttention):
     per_head: bool = False
     offload: bool | Literal["auto"] = "auto"
     max_cached_blocks: int | None = None
-
-    def __post_init__(self) -> None:
-        within(
-            self,
-            n_local=(1, None),
-            n_init=(0, None),
-            block_size=(1, None),
-            top_k=(0, None),
-            representatives=(1, None),
-            execution_block=(1, None),
-        )
 
     @property
     def reach(self) -> int:

@@ -24,7 +24,7 @@ from broadsheet.attend.base import ModelLayout, PreRopeAttention
 from broadsheet.attend.kernels.buffers import append, empty
 from broadsheet.attend.kernels.softmax import Part, attention_part, merge_parts
 from broadsheet.attend.memory import Layer, State
-from broadsheet.console import InputError, within
+from broadsheet.console import InputError
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -89,9 +89,6 @@ class LongHeads(PreRopeAttention):
     chunk_size: int = 256
     attention_length: int = 4096
     begin: int | None = None
-
-    def __post_init__(self) -> None:
-        within(self, chunk_size=(1, None), attention_length=(1, None))
 
     @property
     def reach(self) -> int:

@@ -158,7 +158,7 @@ class Lastde(OnePassDetector):
     aggregation: Aggregation = "std"
 
     def __post_init__(self) -> None:
-        within(self, seed=(0, None), window=(1, None), bins_per_token=(1, None), scales=(1, None))
+        within(self, seed=(0, None), window=(1, None), bins_per_token=(0, None), scales=(1, None))
 
     @property
     def min_tokens(self) -> int:
@@ -226,7 +226,7 @@ class LastdePP(Lastde):
     n_samples: int = 100
 
     def __post_init__(self) -> None:
-        within(self, seed=(0, None), window=(1, None), bins_per_token=(1, None), scales=(1, None), n_samples=(1, None))
+        within(self, seed=(0, None), window=(1, None), bins_per_token=(0, None), scales=(1, None), n_samples=(1, None))
 
     def statistic(self, reading: TokenScores) -> float:
         assert reading.samples is not None

@@ -304,7 +304,7 @@ class LexicalSpecialization:
     gather_across_devices: bool = False
 
     def __post_init__(self) -> None:
-        within(self, temperature=(1e-6, None), alpha=(0, 1))
+        within(self, temperature=(1e-6, None), alpha=(-1, None))
 
     def embedder(self, model: Any = "default", *, template: Template | None = None, **settings: Any) -> Embedder:
         """A causal LM that embeds words by the mean of their subwords.

@@ -85,18 +85,13 @@ class Upcycling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        within(self, noise=(0, None), seed=(0, None))
+        within(self, layers=(1, None), noise=(0, None), drop=(0, 1), seed=(0, None))
         if not 1 <= self.top_k <= self.experts or self.experts < 2:
             raise InputError(
                 f"got experts {self.experts}, top_k {self.top_k}; expected 2 experts or more, and a top_k of 1 to all"
             )
         if self.router not in SAVABLE:
             raise InputError(f"got the router {self.router!r}; expected one of {', '.join(SAVABLE)}")
-        if not 0 <= self.drop <= 1 or self.noise < 0 or (self.layers is not None and self.layers < 1):
-            raise InputError(
-                f"got drop {self.drop}, noise {self.noise}, layers {self.layers}; expected a share, a number from 0, "
-                "and 1 layer or more"
-            )
 
     @property
     def exact(self) -> bool:
@@ -264,9 +259,6 @@ class ExpertBalance(LossMethod):
 
     def __post_init__(self) -> None:
         within(self, balance=(0, None), z=(0, None), importance=(0, None), speed=(0, None))
-        weights = {name: getattr(self, name) for name in ("balance", "z", "importance", "speed")}
-        if min(weights.values()) < 0:
-            raise InputError(f"got {', '.join(f'{n} {v}' for n, v in weights.items())}; expected numbers from 0")
 
     @property
     def entropy(self) -> float:

@@ -218,6 +218,11 @@ class FineWeb2Trial(Laboratory):
         return {**super().setting(), **told}
 
     def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
+        if claim.metric == RIGHT:
+            return (
+                "10Tail drops a tenth of a language's documents by construction, and here half of them were clean; the "
+                "English arm had each language's stop words, without which it keeps nothing."
+            )
         if claim.arm == REPEATED:
             return "Copies stand for how often the web repeats a page; here duplicates were planted at random."
         return "Its gains are of models of 1.5B weights on 30 billion tokens of the web, which is dirtier than this."

@@ -41,8 +41,8 @@ class TokenCrisisTrial(LabTrial):
 
     def check(self) -> None:
         super().check()
-        if not 0 < self.unique < 1:
-            raise InputError(f"got --unique {self.unique:g}; expected more than 0 and less than 1")
+        if not self.unique > 0:
+            raise InputError(f"got --unique {self.unique:g}; expected more than 0")
 
     def question(self) -> str:
         return (
