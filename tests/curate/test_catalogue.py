@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from broadsheet.console import InputError
 from broadsheet.curate.cards.records import (
     CatalogueRecord,
-    Size,
+    DatasetSize,
     as_row,
     catalogue,
     parse_catalogue,
@@ -59,7 +59,7 @@ def test_a_page_is_read_record_by_record_whatever_stands_between():
     assert first.construction == ("HG", "MC")
     assert first.links == {"Paper": "https://a.org/p.pdf", "Github1": "https://b.org/x?row=0"}
     assert first.section == ("Evaluation Datasets", "Exam")
-    assert first.size == Size(1034, "instances")
+    assert first.size == DatasetSize(1034, "instances")
     assert (second.name, second.released, second.public, second.construction) == ("Second", "2019", "", ())
     assert second.links == {"Website": "www.c.org", "Dataset": "https://c.org"}, "over two lines"
     assert second.size is None, "its last size is not told"
@@ -126,17 +126,17 @@ def test_a_size_keeps_its_unit_and_prefixes_are_decimal(text, value, unit):
 
 @given(st.integers(0, 10**18).map(float), st.sampled_from(["bytes", "tokens", "instances"]))
 def test_sizes_are_read_as_they_were_written(value, unit):
-    found = parse_size(str(Size(value, unit)))
+    found = parse_size(str(DatasetSize(value, unit)))
     assert found is not None
     assert found.unit == unit
     assert found.value == pytest.approx(value, rel=1e-9)
 
 
 def test_a_size_is_written_with_the_largest_unit_that_fits():
-    assert str(Size(1e6, "bytes")) == "1 MB"
-    assert str(Size(999_999, "bytes")) == "999.999 KB"
-    assert str(Size(1e9, "tokens")) == "1B tokens"
-    assert str(Size(1034, "instances")) == "1,034 instances"
+    assert str(DatasetSize(1e6, "bytes")) == "1 MB"
+    assert str(DatasetSize(999_999, "bytes")) == "999.999 KB"
+    assert str(DatasetSize(1e9, "tokens")) == "1B tokens"
+    assert str(DatasetSize(1034, "instances")) == "1,034 instances"
 
 
 def test_no_size_is_none_and_nonsense_is_refused():

@@ -15,8 +15,8 @@ from scripted import Scripted, scripted
 from broadsheet.console import InputError
 from broadsheet.curate import Clear, ClearFilter, ClearScores, ExchangeReader, Ranks, ShardReader, ShardWriter
 from broadsheet.curate.clear import auto_correct, auto_filter, combined
-from broadsheet.curate.confidence import consistency, letters
 from broadsheet.curate.files import in_order
+from broadsheet.curate.targets.confidence import consistency, letters
 from broadsheet.curate.targets.steps import threshold
 from broadsheet.teacher import Teacher
 from broadsheet.teacher.local import Local

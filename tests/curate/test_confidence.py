@@ -13,7 +13,7 @@ from scripted import scripted
 
 from broadsheet.console import InputError
 from broadsheet.curate import NLI, TokenF1
-from broadsheet.curate.confidence import (
+from broadsheet.curate.targets.confidence import (
     as_text,
     contradictions,
     contradictor,
@@ -24,7 +24,7 @@ from broadsheet.curate.confidence import (
     reflections,
     samples,
 )
-from broadsheet.models.kinds import load_classifier
+from broadsheet.models.loading import load_classifier
 from broadsheet.teacher import Teacher
 from broadsheet.teacher.local import Local
 

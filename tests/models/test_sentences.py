@@ -22,7 +22,7 @@ from broadsheet import embed
 from broadsheet.console import InputError
 from broadsheet.curate.orders.vectors import Sentences
 from broadsheet.detect.fill import T5Fill
-from broadsheet.models.kinds import load_classifier, load_seq2seq
+from broadsheet.models.loading import load_classifier, load_seq2seq
 from broadsheet.models.sentences import load_sentences
 
 KERNEL = "evil/kernel"
@@ -190,7 +190,7 @@ def test_other_kinds_are_read_by_their_own_loaders_alone(tiny_folder):
 
 # Where the library reads models of others. What is added here has to make the checks of `models.safefiles` first.
 READERS = {
-    "models/reading.py", "models/adapters.py", "models/sentences.py", "models/kinds.py",
+    "models/reading.py", "models/adapters.py", "models/sentences.py",
     "hear/encoders/whisper.py", "hear/encoders/beats.py", "hear/processing.py",
     "attend/peers/kvpress_runner.py",  # a program of its own, in another environment, of a folder that was checked
     "evaluate/loogle_lm_eval/task.py",  # a tokenizer that the reader of lm-eval names

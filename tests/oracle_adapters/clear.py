@@ -3,7 +3,7 @@
 from typing import Any
 
 from broadsheet.curate.clear import auto_correct, auto_filter, combined
-from broadsheet.curate.confidence import VALUES, consistency
+from broadsheet.curate.targets.confidence import VALUES, consistency
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:

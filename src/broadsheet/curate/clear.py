@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from broadsheet.console import InputError, say, within
-from broadsheet.curate.confidence import (
+from broadsheet.curate.targets.confidence import (
     FORMS,
     TOKEN_F1,
     Asks,

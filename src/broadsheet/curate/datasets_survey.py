@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal
 from broadsheet.console import InputError
 from broadsheet.curate.cards import columns
 from broadsheet.curate.cards.columns import EVALUATION, FAMILIES, INSTRUCTION, PREFERENCE, PRETRAINING, TRADITIONAL
-from broadsheet.curate.cards.overlap import WORDS, Overlap
-from broadsheet.curate.cards.records import Language, Size
+from broadsheet.curate.cards.overlap import WORDS, HeldItems
+from broadsheet.curate.cards.records import DatasetSize, Language
 from broadsheet.curate.cards.steps import QUALITY, UNDETERMINED
 from broadsheet.curate.languages.thresholds import ValueCounts
 
@@ -109,7 +109,7 @@ class Profile:
     shared: int
     least: float
     tokenizer: str = ""
-    overlap: Overlap | None = None
+    overlap: HeldItems | None = None
 
     def table(self, name: str) -> Counter[str]:
         """Counts by key; empty where there are none."""
@@ -353,7 +353,7 @@ def _size(profile: Profile, family: str) -> tuple[str, str]:
 
 def _rounded(value: float, unit: str) -> str:
     """A size to three digits, whole numbers below a million as they are."""
-    return str(Size(float(value) if unit != "bytes" and value < 1e6 else float(f"{value:.3g}"), unit))
+    return str(DatasetSize(float(value) if unit != "bytes" and value < 1e6 else float(f"{value:.3g}"), unit))
 
 
 def _language(profile: Profile) -> tuple[str, str]:

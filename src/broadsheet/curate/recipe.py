@@ -106,7 +106,6 @@ class CurateRecipe(Build):
 
     def apply(self, source: Source, out: Path, force: bool) -> Summary:
         from broadsheet.curate.files import in_order
-        from broadsheet.curate.report import page
 
         corpus, started = source.corpus(), time.perf_counter()
         tasks = self.tasks or self.workers
@@ -162,3 +161,27 @@ def _why(counts: Sequence[StepCounts]) -> str:
         return "it holds no documents"
     most = ", ".join(f"{n:,} dropped as {reason} ({name})" for n, reason, name in sorted(found, reverse=True)[:3])
     return f"{most}; loosen what drops most"
+
+
+def page(title: str, source: str, kept: int, written: int, counts: Sequence[StepCounts]) -> str:
+    """What became of a corpus as one HTML page: what each step dropped or changed, why, and which; it loads nothing.
+
+    Args:
+        title: what curated the corpus.
+        source: the corpus, as it was named.
+        kept: documents that stay.
+        written: these with their copies.
+        counts: of all steps, in their order.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    read = next((int(each.totals["documents"]) for each in counts if "documents" in each.totals), 0)
+    steps = [
+        each for each in counts if each.by_reason("dropped") or each.by_reason("changed") or each.totals.get("total")
+    ]
+    pages = Environment(
+        loader=PackageLoader("broadsheet.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return pages.get_template("curation.html.jinja").render(
+        title=title, source=source, kept=kept, written=written, read=read, steps=steps
+    )

@@ -74,7 +74,7 @@ class T5Fill:
     """
 
     def __init__(self, model: str, device: str | None = None, token_budget: int = 4096):
-        from broadsheet.models.kinds import load_seq2seq
+        from broadsheet.models.loading import load_seq2seq
 
         self.model, self.tokenizer = load_seq2seq(model, device=device)
         self.token_budget = token_budget

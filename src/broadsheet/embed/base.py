@@ -258,4 +258,4 @@ def load(source: str | Path, *, device: str | None = None, dtype: str | torch.dt
             raise InputError(f"{source} is a file; an embedder is a folder or a model's name")
         if hub.is_id(str(source)) and not hub.has(str(source), MODULES):
             return baseline("mean", str(source), device=device, dtype=dtype)
-    return load_sentences(source, Embedder, device=device, dtype=dtype)
+    return load_sentences(folder if folder.is_dir() else source, Embedder, device=device, dtype=dtype)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from broadsheet.console import InputError
-from broadsheet.data import resources
 from broadsheet.models import hub, reading
 from broadsheet.models.loading import device_of, dtype_of
 from broadsheet.models.safefiles import check_config, check_folder, check_safetensors, read_json, read_list
@@ -33,7 +32,7 @@ def load_sentences(spec: str | Path, kind: type[T], *, device: str | None = None
     """Read a model of sentence-transformers.
 
     Args:
-        spec: a folder with `modules.json`, `resource:minilm`, or a hub id `org/name[@revision]` of such a repository.
+        spec: a folder with `modules.json`, or a hub id `org/name[@revision]` of such a repository.
         kind: `SentenceTransformer`, or a class below it.
         device, dtype: as in `models.load`; without a dtype, the folder's own.
 
@@ -72,7 +71,7 @@ def sentences_folder(spec: str | Path) -> Path:
     Raises:
         InputError: there is none of that name.
     """
-    folder = resources.local(spec)
+    folder = Path(spec).expanduser()
     if folder.is_dir():
         return folder
     name = str(spec)

@@ -14,7 +14,7 @@ import yaml
 
 from broadsheet.console import InputError
 from broadsheet.curate.cards.columns import EVALUATION, INSTRUCTION, PREFERENCE, PRETRAINING, TRADITIONAL
-from broadsheet.curate.cards.records import CatalogueRecord, Size
+from broadsheet.curate.cards.records import CatalogueRecord, DatasetSize
 from broadsheet.curate.cards.steps import QUALITY
 from broadsheet.curate.datasets_survey import UNKNOWN, Filled, Profile
 
@@ -143,7 +143,11 @@ def _share(count: int, of: int) -> str:
 
 def standing(profile: Profile, family: str, records: Iterable[CatalogueRecord]) -> str:
     """How the dataset's size stands beside a catalogue's of its family, told in the same unit; empty where none is."""
-    own = Size(profile.total("bytes"), "bytes") if family == PRETRAINING else Size(profile.instances, "instances")
+    own = (
+        DatasetSize(profile.total("bytes"), "bytes")
+        if family == PRETRAINING
+        else DatasetSize(profile.instances, "instances")
+    )
     sizes = [
         each.size for each in records if each.section[:1] == (SECTIONS[family],) and each.size and each.size.value > 0
     ]

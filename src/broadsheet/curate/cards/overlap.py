@@ -96,10 +96,10 @@ class BenchmarkOverlap(RankStatistics):
             found.setdefault("documents", Counter())["hold an item"] += 1
             found.setdefault("items", Counter()).update(map(str, held))
 
-    def result(self, ranks: int) -> Overlap:
+    def result(self, ranks: int) -> HeldItems:
         """What all ranks found."""
         told = added(parts(self.folder, ranks))
-        return Overlap(
+        return HeldItems(
             self.benchmark,
             self.words,
             self.index.items,
@@ -110,7 +110,7 @@ class BenchmarkOverlap(RankStatistics):
 
 
 @dataclass(frozen=True)
-class Overlap:
+class HeldItems:
     """What a dataset holds of a benchmark.
 
     Args:

@@ -35,7 +35,7 @@ _MULTI = re.compile(r"Multi(?:\s*\(\s*(?P<count>\d+)\s*\))?")
 
 
 @dataclass(frozen=True)
-class Size:
+class DatasetSize:
     """How large a dataset is. Units are never converted into each other: bytes are not tokens.
 
     Args:
@@ -55,7 +55,7 @@ class Size:
         return f"{self.value:,.0f} {self.unit}" if whole else f"{self.value / _SCALES[name]:.15g}{name} {self.unit}"
 
 
-def parse_size(text: str) -> Size | None:
+def parse_size(text: str) -> DatasetSize | None:
     """A size as catalogues write it: `2.5 TB`, `30.4 T Tokens`, `110K instances`, `364K`; None for `-`.
 
     Raises:
@@ -69,9 +69,9 @@ def parse_size(text: str) -> Size | None:
         raise InputError(f"got the size {text[:60]!r}; expected a number and a unit, as in 2.5 TB or 110K instances")
     value = float(found["number"].replace(",", "")) * _SCALES[found["scale"]]
     if found["bytes"] or (found["scale"] == "B" and found["unit"] is None and not found["bytes"]):
-        return Size(value if found["bytes"] else value / _SCALES["B"], "bytes")
+        return DatasetSize(value if found["bytes"] else value / _SCALES["B"], "bytes")
     unit = (found["unit"] or "instances").strip().lower()
-    return Size(value, {"instance": "instances", "token": "tokens", "byte": "bytes"}.get(unit, unit))
+    return DatasetSize(value, {"instance": "instances", "token": "tokens", "byte": "bytes"}.get(unit, unit))
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class CatalogueRecord:
         return parse_language(self.language)
 
     @property
-    def size(self) -> Size | None:
+    def size(self) -> DatasetSize | None:
         """Of `Size`, or the last of `Train/Dev/Test/All Size`; None where it is not told, or is no size."""
         told = self.fields.get("Size") or self.fields.get("Train/Dev/Test/All Size", UNKNOWN).rpartition("/")[2]
         try:

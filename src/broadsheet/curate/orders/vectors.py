@@ -139,6 +139,7 @@ class Sentences(DocumentEncoder):
 
     @cached_property
     def _model(self) -> Any:
+        from broadsheet.data import resources
         from broadsheet.models.sentences import load_sentences
 
         try:
@@ -147,7 +148,7 @@ class Sentences(DocumentEncoder):
             raise InputError(
                 f"{self.spec} needs sentence-transformers: pip install -e '.[search]', or --embed tfidf"
             ) from None
-        return load_sentences(self.spec, SentenceTransformer, device=self.device)
+        return load_sentences(resources.local(self.spec), SentenceTransformer, device=self.device)
 
     def encode(self, texts: Sequence[str]) -> Matrix:
         return np.asarray(self._model.encode(list(texts), show_progress_bar=False), np.float32)

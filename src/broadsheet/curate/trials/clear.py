@@ -16,8 +16,8 @@ import numpy as np
 from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, quiet
 from broadsheet.curate.clear import LOG_PROBABILITY, PMI, Clear, Scores, auto_correct, auto_filter
-from broadsheet.curate.confidence import TOKEN_F1, Floats
 from broadsheet.curate.targets.answers import AnswerLoss, AnswerRows
+from broadsheet.curate.targets.confidence import TOKEN_F1, Floats
 from broadsheet.curate.targets.exchanges import Exchange
 from broadsheet.curate.trials.planted import planted
 from broadsheet.models import adapters

@@ -168,7 +168,7 @@ class NLI:
     @classmethod
     def load(cls, spec: str, device: str | None = None) -> NLI:
         """A model by name: a folder or a hub id, read as safely as any."""
-        from broadsheet.models.kinds import load_classifier
+        from broadsheet.models.loading import load_classifier
 
         model, tokenizer = load_classifier(spec, device=device)
         return cls(model, tokenizer, name=spec)
