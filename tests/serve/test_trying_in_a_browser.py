@@ -269,12 +269,12 @@ def test_a_server_that_does_not_answer_is_told_and_asked_again(browser: Any, try
     for _ in range(2):  # refused, and refused again
         with page.expect_event("requestfinished", lambda request: "/events" in request.url):
             page.clock.fast_forward(11_000)
-        assert lost.is_visible()
+        expect(lost).to_be_visible()
     page.unroute("**/events?*")
     trying.paced.let(1)
     page.clock.fast_forward(11_000)
     expect(page.locator("#arms")).to_contain_text("0.51")
-    assert not lost.is_visible()
+    expect(lost).to_be_hidden()
     page.context.close()
 
 
