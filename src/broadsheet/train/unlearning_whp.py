@@ -87,13 +87,12 @@ class WhosHarryPotter:
     Example:
         from transformers import Trainer, TrainingArguments
 
-        from broadsheet import models
-        from broadsheet.models import adapters
+        from broadsheet.models import adapters, load
         from broadsheet.train import LossMethod, MethodObjective, WhosHarryPotter
         from broadsheet.training.fit import fit
         from broadsheet.training.scratch import TokenBlocks, joined
 
-        model, tokenizer = models.load("default", dtype="float32")
+        model, tokenizer = load("default", dtype="float32")
         book = ["Marl Venn kept the lamps of Oster. Nobody in Oster thanked Marl Venn. " * 20]
         plain = TokenBlocks(joined(book, tokenizer), 64)
         fit(model, plain, MethodObjective(LossMethod()), steps=2, batch_size=2, method="lora")  # the reinforced model
