@@ -22,7 +22,7 @@ from broadsheet.curate.cards import columns
 from broadsheet.curate.cards.card import card, declared_in, header, standing
 from broadsheet.curate.cards.overlap import BenchmarkIndex
 from broadsheet.curate.cards.records import CatalogueRecord
-from broadsheet.curate.cards.steps import SURE, CharacterStats, Measure, added, tables_of
+from broadsheet.curate.cards.steps import SURE, CharacterStats, Measure, RowReader, added, tables_of
 from broadsheet.curate.datasets_survey import DIMENSIONS, Profile
 from broadsheet.curate.languages.lid import Languages
 
@@ -249,6 +249,14 @@ def test_a_traditional_set_tells_splits_labels_and_what_train_shares_with_test(t
 )
 def test_a_file_or_a_column_names_the_split(name, row, split):
     assert columns.split_of(name, row) == split
+
+
+def test_the_name_of_a_document_is_no_split(tmp_path):
+    for name in ("test.txt", "train.txt", "notes.txt"):
+        (tmp_path / name).write_text(ENGLISH)
+    assert Profiler(near=False).measure(str(tmp_path)).table("instances") == {"all": 3}
+    read = RowReader("pydocs:stdlib")._document(0, "unittest.test", {"text": ENGLISH})
+    assert read.metadata["split"] == "all"
 
 
 def test_all_texts_of_a_row_count_where_none_is_the_text():

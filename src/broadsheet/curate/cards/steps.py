@@ -84,6 +84,9 @@ class RowReader(PipelineStep):
         yield from rows
 
     def _document(self, place: int, name: str, row: Any) -> Document:
+        place_of_split = name
+        if isinstance(row, Text) or pydocs.is_pydocs(self.spec):
+            place_of_split = ""  # the name of a document is no name of a split
         if isinstance(row, Text):
             row = {self.text_field: str(row)}
         bad, text = "", ""
@@ -95,7 +98,7 @@ class RowReader(PipelineStep):
             bad = "half a surrogate pair"
         if bad:
             return Document("", name, metadata={PLACE: place, BAD: bad})
-        return Document(text, name, metadata={PLACE: place, ROW: row, SPLIT: columns.split_of(name, row)})
+        return Document(text, name, metadata={PLACE: place, ROW: row, SPLIT: columns.split_of(place_of_split, row)})
 
 
 class CharacterStats(DocStats):
@@ -123,7 +126,6 @@ class Measure(RankStatistics):
     Args:
         folder: for the ranks' files.
         tokenizer: counts tokens: called with a text, it gives a list of them; None: none are counted.
-        text_field: whose columns are not counted as labels.
         lid: of languages; by default fastText's 176.
     """
 

@@ -18,18 +18,17 @@ from broadsheet.curate.datasets_survey import Profile, Profiler
 from broadsheet.curate.trials.planted_sets import PlantedSet, passages, planted
 from broadsheet.data import corpora
 from broadsheet.options import option
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
+from broadsheet.trial.base import EvalTask, LazyModel, ModelArm, Trial
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.examples import most_apart
 from broadsheet.trial.results import ArmResult, Example
-from broadsheet.trial.verdicts import Comparison
 
 if TYPE_CHECKING:
     from broadsheet.teacher import Teacher
 
 SAMPLE, ALL = "a hundred rows", "all rows"
 EXACT, GUESSED = "all rows, equal texts alone", "a hundred rows, languages guessed by the model"
-LANGUAGES, DUPLICATES, HELD = "error, languages", "error, duplicates", "error, benchmark"
+ERRORS = LANGUAGES, DUPLICATES, HELD = "error, languages", "error, duplicates", "error, benchmark"
 SECONDS = Metric("seconds", higher_is_better=False, scale="ratio", unit="s")
 _SAMPLE = 100
 _READ = 100  # characters of a row that the model reads
@@ -50,8 +49,7 @@ class DatasetsSurveyTrial(Trial):
     Small datasets of one to four languages are made of a handbook's translations, with copies of rows and with items of
     a benchmark in them. What is true of each is known. The same figures are taken over all rows; over a hundred drawn
     ones, as a maintainer looks at some; with equal texts alone as duplicates, as a viewer counts them; and with
-    languages named by the model. The survey measures nothing itself: what is claimed is what its dimensions presume,
-    that a dataset can be described rightly.
+    languages named by the model. The survey measures nothing and claims no effect, so no claim is judged here.
     """
 
     paper: ClassVar[str] = "datasets_survey"
@@ -112,21 +110,9 @@ class DatasetsSurveyTrial(Trial):
             ModelArm(GUESSED, self._guessed, "sibling", "the most probable name of a language, row by row"),
         ]
 
-    def claims(self) -> list[Claim]:
-        told = "what is measured over all rows is true of the data"
-        return [
-            Claim(LANGUAGES, SAMPLE, ALL, told, least=0.01),
-            Claim(
-                DUPLICATES,
-                SAMPLE,
-                ALL,
-                "and duplicates are not in a sample, their originals are not either",
-                least=0.05,
-            ),
-            Claim(HELD, SAMPLE, ALL, "nor are the benchmark's items", least=0.05),
-            Claim(DUPLICATES, EXACT, ALL, "near duplicates have to be looked for", least=0.05),
-            Claim(LANGUAGES, GUESSED, ALL, "what can be measured, no model needs to guess", least=0.05),
-        ]
+    def also_compare(self) -> list[tuple[str, str]]:
+        """The survey claims no effect, so nothing is judged as its claim: these are compared, and no more."""
+        return [(SAMPLE, ALL), (EXACT, ALL), (GUESSED, ALL)]
 
     def _profiler(self, **given: Any) -> Profiler:
         return self.configured(Profiler, **given)
@@ -204,15 +190,6 @@ class DatasetsSurveyTrial(Trial):
             }
             found.append(Example(about.replace("%", " %"), shown))
         return found
-
-    def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
-        return (
-            f"The datasets hold {self.rows} rows, of which a hundred are a large part; of a million they are none, and "
-            "what is missed of duplicates grows with that. More: --rows 4000."
-        )
-
-
-ERRORS = (LANGUAGES, DUPLICATES, HELD)
 
 
 def _measured(profiler: Profiler, planted: PlantedSet) -> Profile:
