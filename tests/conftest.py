@@ -135,6 +135,16 @@ def tiny_folder(tmp_path: Path, tiny_model: Callable, tiny_tokenizer: Callable) 
 
 
 @pytest.fixture(scope="session")
+def endless_folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable, tiny_tokenizer: Callable) -> Path:
+    """The folder `tiny` of a model without an end of text: what it writes ends at a limit alone. Do not change it."""
+    folder, tokenizer = tmp_path_factory.mktemp("endless") / "tiny", tiny_tokenizer()
+    tiny_model(max_position_embeddings=8192, eos_token_id=None).save_pretrained(folder)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable, tiny_tokenizer: Callable) -> Path:
     """A tiny model as a GGUF file with Q8_0 weights, as llama.cpp's converter would write it. Do not change it."""
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"

@@ -24,11 +24,11 @@ from broadsheet.trial.results import TrialResult
 KEY = "k" * 24
 
 
-def test_a_signal_is_followed_by_503_the_rest_of_the_answers_and_the_end(tiny_folder: Path, tmp_path: Path) -> None:
-    with served(tmp_path, "--model", str(tiny_folder), BROADSHEET_SERVE_KEYS=KEY) as (process, server):
+def test_a_signal_is_followed_by_503_the_rest_of_the_answers_and_the_end(endless_folder: Path, tmp_path: Path) -> None:
+    with served(tmp_path, "--model", str(endless_folder), BROADSHEET_SERVE_KEYS=KEY) as (process, server):
         assert server.ask("/v1/models")[0] == 401
         status, listed = server.ask("/v1/models", authorization=f"Bearer {KEY}")
-        assert (status, [each["id"] for each in listed["data"]]) == (200, [tiny_folder.name])
+        assert (status, [each["id"] for each in listed["data"]]) == (200, [endless_folder.name])
         text, statuses = stream_until_signal(process, server, KEY)
         assert 503 in statuses
         assert b"data: [DONE]" in text
@@ -37,9 +37,8 @@ def test_a_signal_is_followed_by_503_the_rest_of_the_answers_and_the_end(tiny_fo
         assert KEY not in process.stderr.read()
 
 
-def test_a_second_signal_ends_it_at_once(tiny_folder: Path, tiny_model: Any, tmp_path: Path) -> None:
-    tiny_model(max_position_embeddings=8192).save_pretrained(tiny_folder)  # its stream outlasts two signals
-    with served(tmp_path, "--model", str(tiny_folder), BROADSHEET_SERVE_KEYS=KEY) as (process, server):
+def test_a_second_signal_ends_it_at_once(endless_folder: Path, tmp_path: Path) -> None:
+    with served(tmp_path, "--model", str(endless_folder), BROADSHEET_SERVE_KEYS=KEY) as (process, server):
         text, _ = stream_until_signal(process, server, KEY, (process.pid, signal.SIGTERM), tokens=8000)
         assert b"[DONE]" not in text
         assert process.wait(30) not in (0, -signal.SIGKILL)

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import psutil
 import pytest
@@ -24,13 +25,11 @@ Server = tuple["subprocess.Popen[str]", Running]
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory, tiny_model, tiny_tokenizer) -> Iterator[Server]:
+def two(tmp_path_factory: pytest.TempPathFactory, endless_folder: Path) -> Iterator[Server]:
     """A server of two workers, on a tiny model."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
     keys = f"{KEY}\n{SLOW} requests=1"
-    with served(folder, "--model", str(folder), "--workers", "2", BROADSHEET_SERVE_KEYS=keys) as started:
+    home = tmp_path_factory.mktemp("two")
+    with served(home, "--model", str(endless_folder), "--workers", "2", BROADSHEET_SERVE_KEYS=keys) as started:
         yield started
 
 

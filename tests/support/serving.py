@@ -126,7 +126,7 @@ def stream_until_signal(
 
     Args:
         then: (process, signal), sent once the server has said that it is closing.
-        tokens: of the stream.
+        tokens: of the stream. Serve a model without an end of text: another may draw it before the signals come.
     """
     host, port = server.url.removeprefix("http://").split(":")
     body = json.dumps({"prompt": "the", "max_tokens": tokens, "stream": True, "stop": ["never"]})
