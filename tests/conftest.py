@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizers libra
 
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
-pytest_plugins = ["suite"]
+pytest_plugins = ["attacks", "suite"]
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

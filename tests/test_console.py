@@ -22,10 +22,12 @@ from broadsheet.took import Took
         (4.6e-6, "4.6 µs"),
         (0.00461, "4.61 ms"),
         (0.919, "919 ms"),
+        (0.9997, "1 s"),
         (2.345, "2.35 s"),
         (99, "99 s"),
         (720, "12 min"),
         (36000, "10 h"),
+        (4e6, "1111 h"),
     ],
 )
 def test_a_duration_is_said_in_three_figures_at_most(seconds, said):

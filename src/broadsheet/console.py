@@ -92,8 +92,10 @@ def where(failure: BaseException) -> str:
 def duration(seconds: float) -> str:
     """Seconds in human units, with at most three figures: `"4.6 ms"`, `"2.3 s"`, `"12 min"`, `"3.4 h"`."""
     units = (("µs", 1e-6, 1e-3), ("ms", 1e-3, 1.0), ("s", 1.0, 100.0), ("min", 60.0, 6000.0), ("h", 3600.0, math.inf))
+    seconds = float(f"{seconds:.3g}")  # first, or 999.9 ms would be 1e+03 ms
     unit, size = next((unit, size) for unit, size, most in units if seconds < most)
-    return f"{seconds / size:.3g} {unit}"
+    value = seconds / size
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
 @contextmanager

@@ -1,0 +1,105 @@
+"""Every recipe and command is killed at operations of its files: the same command then ends as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kills import Killed, dying
+from workshop import COMMANDS, RECIPES, Workshop, run
+
+from broadsheet.page.papers import ours
+
+FEW, MANY = 1, 25  # kills of each, in `make test` and in `make attack`
+KEPT = ("encode", "index")  # folders that are written in place, and say themselves whether they are whole
+# In names of fields that no two runs share.
+_TIMED = ("seconds", "minutes", "created", "date", "docs/s", "resumed_from")
+_TIMES = re.compile(r"[\d.,]+ (?:ms|s|min|h)\b|<!-- .* -->")  # in prose
+
+
+def timeless(value: Any) -> Any:
+    """The same JSON without what tells of the run alone."""
+    if isinstance(value, dict):
+        return {key: timeless(each) for key, each in value.items() if not any(word in key for word in _TIMED)}
+    return [timeless(each) for each in value] if isinstance(value, list) else value
+
+
+def content(path: Path, root: str) -> dict[str, Any]:
+    """What a result holds, by file: arrays as they are, texts without times and without the folder's own name."""
+    found = {}
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if not file.is_file() or file.suffix == ".lock":
+            continue
+        name = str(file.relative_to(path)) if path.is_dir() else ""
+        data = file.read_bytes()
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            found[name] = tensors(data) or data
+        else:
+            text = text.replace(root, "ROOT")
+            rows = text.splitlines() if ".jsonl" in file.name else [text]
+            try:
+                found[name] = [timeless(json.loads(row)) for row in rows]
+            except ValueError:
+                found[name] = _TIMES.sub("", text)
+    return found
+
+
+def tensors(data: bytes) -> dict[str, Any] | None:
+    """What a safetensors file holds, whose header is in any order; None where it is none."""
+    length = int.from_bytes(data[:8], "little")
+    if not data[8 : 8 + length].startswith(b"{"):
+        return None
+    header = json.loads(data[8 : 8 + length])
+    rest = data[8 + length :]
+    return {
+        name: each if name == "__metadata__" else (each["dtype"], each["shape"], rest[slice(*each["data_offsets"])])
+        for name, each in header.items()
+    }
+
+
+def points(number: int, wanted: int, name: str) -> list[int]:
+    """So many of the operations, evenly over all of them; one alone lies somewhere by the name, as the seed."""
+    shift = np.random.default_rng(list(name.encode())).random()
+    return sorted({int((i + shift) * number / wanted) for i in range(wanted)})
+
+
+def test_each_recipe_on_the_page_is_attacked() -> None:
+    assert set(RECIPES) == {paper.id for paper in ours() if paper.apply}
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", [*RECIPES, *COMMANDS])
+def test_a_kill_loses_nothing(name: str, workshop: Workshop, tmp_path: Path, home: Path, attack: Any) -> None:
+    def place(which: str) -> Path:
+        folder = tmp_path / which
+        folder.mkdir()
+        return folder / "out"
+
+    whole = place("whole")
+    with dying(tmp_path) as life:
+        ended = run(workshop.words(name, whole))
+    assert ended.status == 0, ended.error
+    expected = content(whole, str(whole.parent))
+    assert expected
+    for at in points(life.count, attack.of(FEW, MANY), name):
+        shutil.rmtree(home, ignore_errors=True)
+        out = place(f"killed-at-{at}")
+        with pytest.raises(Killed), dying(tmp_path, at):
+            run(workshop.words(name, out))
+        finished = content(out, str(out.parent)) == expected
+        assert finished or not out.exists() or name in KEPT, "half of a result has its name"
+        again = run(workshop.words(name, out))
+        assert (again.status == 0) or finished, again.error
+        now = content(out, str(out.parent))
+        assert now.keys() == expected.keys()
+        for file, was in expected.items():
+            assert now[file] == was, f"{file}, killed at {at} of {life.count}"
+        attack.count("kills", name)
+        shutil.rmtree(out.parent)

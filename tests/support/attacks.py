@@ -1,0 +1,67 @@
+"""How large an attack is, and what came of it: `--attack` makes all of it, and records the figures for the docs.
+
+Knows: counts that tests note, by kind and target, across workers. Does not know: what any attack does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+_NOTE = "attack"
+
+
+class Attack:
+    """Given to a test by the fixture `attack`."""
+
+    def __init__(self, whole: bool, note: Callable[[str, object], None]) -> None:
+        self.whole = whole
+        self._note = note
+
+    def of(self, few: int, many: int) -> int:
+        """`few` in every run of the tests, `many` in an attack."""
+        return many if self.whole else few
+
+    def count(self, kind: str, target: str, number: int = 1) -> None:
+        """Note that so many attacks of a kind were withstood."""
+        self._note(_NOTE, [kind, target, number])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--attack", action="store_true", help="make whole attacks (minutes), and record their figures")
+
+
+class Record:
+    """On the process that sees all reports: adds up what was withstood, and which tests failed."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.failed: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.append(report.nodeid)
+        if report.when == "call":
+            for name, noted in report.user_properties:
+                if name == _NOTE:
+                    kind, target, number = noted
+                    self.counts[kind, target] += number
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        from broadsheet.page import evidence
+
+        if not self.counts or session.testscollected == 0:
+            return
+        kinds: dict[str, dict[str, int]] = {}
+        for (kind, target), number in sorted(self.counts.items()):
+            kinds.setdefault(kind, {})[target] = number
+        record: dict[str, Any] = {"kinds": kinds, "failed": sorted(set(self.failed))}
+        evidence.record("attack.benchmark", record | {"provenance": evidence.provenance(seed=0)}, evidence.folder())
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--attack") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Record(), "attack record")
