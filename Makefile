@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+MINIMUM := .venv-minimum
 
 export TOKENIZERS_PARALLELISM ?= false
 
 # Debian's programs that speak and make sounds: data to learn hearing from needs no download.
 SPEECH := flite sox espeak-ng
 
-.PHONY: help demo demo-hear test lint format docs evidence bench clean speech postgres
+.PHONY: help demo demo-hear test attack test-minimum lint format docs evidence bench clean speech postgres
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +28,14 @@ demo-hear: $(VENV)/.installed-hear speech  ## teach the built-in model to hear, 
 # A worker a core. `make test PAPER=gem` runs what tests one paper.
 test: $(VENV)/.installed-dev speech postgres  ## unit tests, the default model on real text, the numeric oracles; PAPER=gem: one paper's
 	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder --budget $(if $(PAPER),--paper $(PAPER))
+
+# A smaller part of each attack is in `make test`. All of it takes half an hour on two cores.
+attack: $(VENV)/.installed-dev speech  ## kill, feed and damage all commands at many places, and record the figures
+	$(BIN)/python -m pytest -n auto --dist loadgroup --attack tests/attack tests/models/test_sentences.py
+	$(BIN)/python docs/generate.py
+
+test-minimum: $(MINIMUM)/.installed  ## the tests again, with the oldest versions that pyproject.toml allows
+	$(MINIMUM)/bin/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder $(if $(PAPER),--paper $(PAPER))
 
 lint: $(VENV)/.installed-dev  ## formatting, lint, types, one-way imports
 	$(BIN)/ruff format --check .
@@ -65,7 +74,7 @@ bench: $(VENV)/.installed-dev speech  ## measure speed ratios side by side
 	$(BIN)/python benchmarks/train.py
 
 clean:  ## remove what the other commands made here; the model cache stays
-	rm -rf $(VENV) build dist site runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(MINIMUM) build dist site runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("broadsheet needs Python 3.11 or newer, got " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -85,6 +94,13 @@ $(VENV)/.installed-hear: pyproject.toml | $(VENV)/bin/python
 	@echo "installing broadsheet with ears into $(VENV) …"
 	@$(PIP) install --quiet --editable '.[hear]'
 	@touch $@ $(VENV)/.installed
+
+$(MINIMUM)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(MINIMUM)
+	@echo "installing the oldest versions into $(MINIMUM) …"
+	@$(MINIMUM)/bin/python -m pip install --quiet uv
+	@$(MINIMUM)/bin/uv pip install --quiet --python $(MINIMUM)/bin/python --resolution lowest-direct --editable '.[dev]'
+	@touch $@
 
 speech:
 	@for program in $(SPEECH); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \

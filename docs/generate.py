@@ -497,6 +497,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "marks of guide": guides.marks,
     "ways of guide": guides.ways,
     "rates of verdicts": speeds.verdict_rates,
+    "attacks": speeds.attacks,
     "layouts on clusters": plans.clusters,
     "layouts of the paper": plans.published,
 }

@@ -380,6 +380,26 @@ def verdict_rates() -> str:
     return "\n\n".join([_benchmark(found, "verdicts"), said, table(header, rows)])
 
 
+def attacks() -> str:
+    """What `make attack` recorded: how many of each kind were withstood, and what was not."""
+    found = evidence.read("attack.benchmark")
+    if found is None:
+        return "Nothing is recorded yet. `make attack` records it."
+    rows = [
+        (
+            kind,
+            f"{sum(targets.values()):,}",
+            f"{len(targets):,}",
+            ", ".join(f"{name} {n}" for name, n in targets.items()),
+        )
+        for kind, targets in found["kinds"].items()
+    ]
+    failed = found["failed"]
+    said = f"Not withstood: {', '.join(f'`{each}`' for each in failed)}." if failed else "All were withstood."
+    header = ("attack", "withstood", "commands, formats and roads")
+    return "\n\n".join([_benchmark(found, "attack"), said, table(header, rows)])
+
+
 def _benchmark(found: dict, name: str) -> str:
     made = found["provenance"]
     machine, versions = made["machine"], made["versions"]

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from broadsheet import console
-from broadsheet.console import duration, progress, track
+from broadsheet.console import duration, plain, progress, track
 from broadsheet.took import Took
 
 
@@ -112,3 +112,9 @@ def test_ctrl_c_says_that_a_trial_stopped_and_how_to_go_on(tmp_path):
     assert running.returncode == 130
     assert "stopped; what is finished is kept, and the same command goes on from there" in err
     assert "Traceback" not in err
+
+
+def test_what_would_move_a_terminal_is_spelt_out():
+    assert plain("a\x1b[2J\x07\x00 b") == r"a\x1b[2J\x07\x00 b"
+    assert plain("\u202egnirts \ud800") == r"\u202egnirts \ud800"
+    assert plain("12\u202f% of é,\n\tand 字") == "12\u202f% of é,\n\tand 字"

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+import unicodedata
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -79,8 +80,16 @@ def quiet() -> Iterator[None]:
 def say(message: str) -> None:
     """Print one plain line on stderr."""
     if not getattr(_silent, "on", False):
-        print(message, file=sys.stderr, flush=True)
+        print(plain(message), file=sys.stderr, flush=True)
         events.tell("said", text=message)
+
+
+_UNSEEN = ("Cc", "Cf", "Cs")  # Unicode's classes of controls, of formats, and of halves of a pair
+
+
+def plain(text: str) -> str:
+    """A text as a terminal may show it: what would move its cursor, ring, or turn letters around is spelt out."""
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in _UNSEEN and c not in "\n\t" else c for c in text)
 
 
 def where(failure: BaseException) -> str:

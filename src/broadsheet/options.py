@@ -8,6 +8,7 @@ The same metadata serves `broadsheet try ID --help`, `broadsheet show ID`, the t
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -18,6 +19,7 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_o
 from broadsheet.console import InputError
 
 T = TypeVar("T")
+MOST_SEED = 2**31 - 1  # what every library takes, a few more added for further runs
 _METADATA = "option"
 _TRUE, _FALSE = ("true", "yes", "1", "on"), ("false", "no", "0", "off")
 _KINDS = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "true or false"}
@@ -112,6 +114,8 @@ def _check(name: str, value: Any, said: Option, choices: Sequence[str]) -> None:
         raise InputError(f"got {flag(name)} {_text(value)}; expected each value once")
     for one in each:
         if isinstance(one, int | float) and not isinstance(one, bool):
+            if not math.isfinite(one):
+                raise InputError(f"got {flag(name)} {one:g}; expected a finite number")
             if said.least is not None and not one >= said.least:
                 raise InputError(f"got {flag(name)} {one:g}; expected {said.least:g} or more")
             if said.most is not None and not one <= said.most:

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from kills import Killed, dying
-from workshop import COMMANDS, RECIPES, Workshop, run
+from workshop import COMMANDS, KEPT, RECIPES, Workshop, run
 
 from broadsheet.page.papers import ours
 
-FEW, MANY = 1, 25  # kills of each, in `make test` and in `make attack`
-KEPT = ("encode", "index")  # folders that are written in place, and say themselves whether they are whole
+FEW, MANY = 1, 12  # kills of each, in `make test` and in `make attack`
 # In names of fields that no two runs share.
 _TIMED = ("seconds", "minutes", "created", "date", "docs/s", "resumed_from")
 _TIMES = re.compile(r"[\d.,]+ (?:ms|s|min|h)\b|<!-- .* -->")  # in prose
@@ -77,20 +76,13 @@ def test_each_recipe_on_the_page_is_attacked() -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", [*RECIPES, *COMMANDS])
 def test_a_kill_loses_nothing(name: str, workshop: Workshop, tmp_path: Path, home: Path, attack: Any) -> None:
-    def place(which: str) -> Path:
-        folder = tmp_path / which
-        folder.mkdir()
-        return folder / "out"
-
-    whole = place("whole")
-    with dying(tmp_path) as life:
-        ended = run(workshop.words(name, whole))
-    assert ended.status == 0, ended.error
-    expected = content(whole, str(whole.parent))
+    whole = workshop.made(name)
+    expected = content(whole.out, str(whole.out.parent))
     assert expected
-    for at in points(life.count, attack.of(FEW, MANY), name):
+    for at in points(whole.operations, attack.of(FEW, MANY), name):
         shutil.rmtree(home, ignore_errors=True)
-        out = place(f"killed-at-{at}")
+        out = tmp_path / f"killed-at-{at}" / "out"
+        out.parent.mkdir()
         with pytest.raises(Killed), dying(tmp_path, at):
             run(workshop.words(name, out))
         finished = content(out, str(out.parent)) == expected
@@ -100,6 +92,6 @@ def test_a_kill_loses_nothing(name: str, workshop: Workshop, tmp_path: Path, hom
         now = content(out, str(out.parent))
         assert now.keys() == expected.keys()
         for file, was in expected.items():
-            assert now[file] == was, f"{file}, killed at {at} of {life.count}"
+            assert now[file] == was, f"{file}, killed at {at} of {whole.operations}"
         attack.count("kills", name)
         shutil.rmtree(out.parent)

@@ -163,12 +163,13 @@ FAULTS = [
 
 @pytest.mark.parametrize("road", ROADS)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_what_is_not_safe_or_not_whole_is_refused_on_every_road(folder, fault, road):
+def test_what_is_not_safe_or_not_whole_is_refused_on_every_road(folder, fault, road, attack):
     told = fault(folder)
     with pytest.raises(InputError, match=told) as refused:
         ROADS[road](str(folder))
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 600
+    attack.count("model folders", road)
 
 
 def test_names_of_nothing_are_refused():
@@ -191,7 +192,7 @@ def test_other_kinds_are_read_by_their_own_loaders_alone(tiny_folder):
 # Where the library reads models of others. What is added here has to make the checks of `models.safefiles` first.
 READERS = {
     "models/reading.py", "models/adapters.py", "models/sentences.py",
-    "hear/encoders/whisper.py", "hear/encoders/beats.py", "hear/processing.py",
+    "models/tokens.py", "hear/encoders/whisper.py", "hear/encoders/beats.py",
     "attend/peers/kvpress_runner.py",  # a program of its own, in another environment, of a folder that was checked
     "evaluate/loogle_lm_eval/task.py",  # a tokenizer that the reader of lm-eval names
 }  # fmt: skip

@@ -30,6 +30,12 @@ class Attack:
         self._note(_NOTE, [kind, target, number])
 
 
+@pytest.fixture
+def attack(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Attack:
+    """How much is to be done, and a note of what was."""
+    return Attack(request.config.getoption("--attack"), record_property)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--attack", action="store_true", help="make whole attacks (minutes), and record their figures")
 
@@ -58,8 +64,9 @@ class Record:
         kinds: dict[str, dict[str, int]] = {}
         for (kind, target), number in sorted(self.counts.items()):
             kinds.setdefault(kind, {})[target] = number
-        record: dict[str, Any] = {"kinds": kinds, "failed": sorted(set(self.failed))}
-        evidence.record("attack.benchmark", record | {"provenance": evidence.provenance(seed=0)}, evidence.folder())
+        record: dict[str, Any] = {"command": "make attack", "kinds": kinds, "failed": sorted(set(self.failed))}
+        record["provenance"] = evidence.provenance(seed=0)
+        evidence.record("attack.benchmark", record, evidence.folder())
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from unittest.mock import patch
+
+from kills import dying
 
 TEXTS = 24
 LETTERS = 500  # of a text
@@ -24,7 +27,7 @@ _FURTHER = f"{_TRAINED} --tune full --length 16"
 _RANKED = f"{_TRAINED} --lists 4 --sizes 2,3"
 _EARS = "--encoders speech-embedding --hidden 64 --layers 1 --activate no"
 
-# The words after the data; {model}, {teacher}, {old} and {words} are in the workshop.
+# The words after the data; {model}, {teacher}, {old}, {rows} and {words} are in the workshop.
 RECIPES: Mapping[str, str] = {
     "aded": "--model {model}",
     "clear": "--model {model} --by PMI",
@@ -34,7 +37,7 @@ RECIPES: Mapping[str, str] = {
     "data_preprocessors": "--model {model} --task impute --column label --columns text",
     "dataset_decomposition": f"{_FURTHER} --shortest 4",
     "diachronic": "--bounds 1800,1850,1900",
-    "fineweb2": "--tasks 2 --method FineWeb2(low=0,high=0)",
+    "fineweb2": "--tasks 2 --method FineWeb2(low=0,high=0,least=5) --english {rows}",
     "first": _RANKED,
     "fullrank": _RANKED,
     "gem": f"{_TRAINED} --length 16",
@@ -53,7 +56,7 @@ RECIPES: Mapping[str, str] = {
     "token_crisis": f"{_FURTHER} --method DropStage(rate=0.3)",
     "token_prepending": "--model {model}",
     "ullme": f"{_TRAINED} --length 16",
-    "unlearning_whp": f"{_FURTHER} --dictionary {{words}} --retain {{old}} --reinforce 2 --limit 6",
+    "unlearning_whp": f"{_FURTHER} --dictionary {{words}} --retain {{old}} --reinforce 1 --limit 4 --epochs 1",
 }
 
 # Commands beside `apply` that read data and write a result.
@@ -63,6 +66,8 @@ COMMANDS: Mapping[str, str] = {
     "profile": "profile {data} --card {out}",
     "label": "label {data} --out {out} --reranker {model}",
 }
+
+KEPT = ("encode", "index")  # of these: folders that are written in place, and say themselves whether they are whole
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,14 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class Made:
+    """What a command wrote, and at how many operations of files it could have been killed."""
+
+    out: Path
+    operations: int
+
+
+@dataclass(frozen=True)
 class Workshop:
     """A folder with what the commands read.
 
@@ -83,6 +96,22 @@ class Workshop:
     """
 
     folder: Path
+    _made: dict[tuple[str, ...], Made] = field(default_factory=dict)
+
+    def made(self, name: str, *more: str) -> Made:
+        """What a command writes where nothing disturbs it, once for all tests.
+
+        Args:
+            more: words after the command's own.
+        """
+        if (name, *more) not in self._made:
+            place = self.folder / "made" / "-".join((name, *more))
+            place.mkdir(parents=True)
+            with patch.dict(os.environ, BROADSHEET_HOME=str(place / "home")), dying(place) as life:
+                ended = run([*self.words(name, place / "out"), *more])
+            assert ended.status == 0, ended.error
+            self._made[name, *more] = Made(place / "out", life.count)
+        return self._made[name, *more]
 
     @property
     def rows(self) -> Path:
@@ -99,7 +128,7 @@ class Workshop:
         """
         form = COMMANDS.get(name) or f"apply {name} {{data}} --out {{out}} {RECIPES[name]}"
         data = data or (self.folder / "clips" if name == "salmonn" else self.rows)
-        places = {"words": self.folder / "dictionary.json"}
+        places = {"words": self.folder / "dictionary.json", "rows": self.rows}
         places |= {each: self.folder / each for each in ("model", "teacher", "old")}
         return [word.format(data=data, out=out, **places) for word in form.split()]
 
@@ -116,9 +145,10 @@ def build(folder: Path, tiny_model: Callable, tiny_tokenizer: Callable) -> Works
         wrong = [texts[(i + k) % TEXTS] for k in (1, 2, 3)]
         row = {
             "id": f"d{i}", "text": text, "year": 1801 + 4 * i, "prompt": f"Where is n{i}?", "completion": text,
-            "query": f"where is n{i}", "positive": text, "negatives": wrong,
-            "label": ["red", "blue"][i % 2], "sentence1": text, "sentence2": wrong[0], "score": i % 5, "answers": [f"n{i}"],
-            "word1": f"one{i}", "word2": f"two{i}", "documents": [text, *wrong], "labels": [3, 2, 1, 0], "ranking": [0, 1, 2, 3],
+            "query": f"where is n{i}", "positive": text, "negatives": wrong, "answers": [f"n{i}"],
+            "label": ["red", "blue"][i % 2], "sentence1": text, "sentence2": wrong[0], "score": i % 5,
+            "word1": f"one{i}", "word2": f"two{i}",
+            "documents": [text, *wrong], "labels": [3, 2, 1, 0], "ranking": [0, 1, 2, 3],
         }  # fmt: skip
         rows.append(row)
     write(folder / "rows.jsonl", rows)

@@ -21,7 +21,7 @@ from broadsheet.data import corpora
 from broadsheet.data.corpora import Corpus, Document
 from broadsheet.data.sources import keep_inputs
 from broadsheet.methods import ForPaper
-from broadsheet.options import option
+from broadsheet.options import MOST_SEED, option
 
 if TYPE_CHECKING:
     from broadsheet.models import Loaded
@@ -62,7 +62,7 @@ class Recipe(ForPaper):
     writes: ClassVar[Literal["file", "folder"]] = "folder"
 
     model: str = option("default", "`default`, a hub id, a folder, or a .gguf file.", metavar="MODEL")
-    seed: int = option(0, "Of sampling, order and initial weights.", least=0)
+    seed: int = option(0, "Of sampling, order and initial weights.", least=0, most=MOST_SEED)
     device: str | None = option(None, "Where the model runs; chosen by default.", metavar="NAME")
     dtype: str | None = option(None, "Of the model; chosen by default.", metavar="NAME")
     method: str | None = option(

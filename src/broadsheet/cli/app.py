@@ -10,15 +10,17 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
 from copy import copy
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 
 import typer
 
 from broadsheet.cli import apply, compare, guides, models, new, papers, peers, show, trials
 from broadsheet.cli.root import app
-from broadsheet.console import InputError
+from broadsheet.console import InputError, plain
 from broadsheet.page.discovery import left_out, packages
 
 __all__ = ["app", "apply", "compare", "guides", "main", "models", "new", "papers", "peers", "show", "trials", "whole"]
@@ -70,8 +72,14 @@ def main() -> None:
     ) as error:  # a disk that is full, a name that is too long, a folder that may not be read
         if os.environ.get("BROADSHEET_DEBUG"):
             raise
-        line = " ".join(str(error).split())
+        line = plain(" ".join(str(error).split()))
         print(f"broadsheet: {line if len(line) <= _LONGEST else line[:_LONGEST] + '…'}", file=sys.stderr)
+        sys.exit(2)
+    except RecursionError as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        if Path(place.filename).parent.name != "json" or os.environ.get("BROADSHEET_DEBUG"):
+            raise
+        print("broadsheet: a file of JSON that was read is nested too deeply: it is damaged", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])

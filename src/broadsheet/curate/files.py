@@ -118,9 +118,47 @@ def line(document: Document) -> str:
 
 
 def _documents(path: Path) -> Iterator[Document]:
-    with path.open(encoding="utf-8") as file:
-        for row in file:
-            yield Document(**json.loads(row))
+    return (document(path, row) for row in rows_of(path))
+
+
+def document(path: Path, row: Any) -> Document:
+    """What a line of a shard holds.
+
+    Raises:
+        InputError: it is no document.
+    """
+    try:
+        return Document(**row)
+    except TypeError:
+        raise damaged(path) from None
+
+
+def rows_of(path: Path) -> Iterator[Any]:
+    """The JSON values of a file's lines.
+
+    Raises:
+        InputError: one is none.
+    """
+    with path.open("rb") as file:
+        for text in file:
+            yield parsed(path, text)
+
+
+def parsed(path: Path, text: bytes) -> Any:
+    """A JSON value that we wrote.
+
+    Raises:
+        InputError: it is none any more.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise damaged(path) from None
+
+
+def damaged(path: Path) -> InputError:
+    """What is said of a file that was written whole and is no longer."""
+    return InputError(f"{path} is damaged: start over with --force, or in another folder")
 
 
 def in_order(folder: Path) -> Iterator[Document]:
@@ -172,11 +210,7 @@ class Examples:
 def told(folder: Path) -> Iterator[dict[str, Any]]:
     """What the `Examples` of a step hold, over all ranks, in the order of the corpus."""
 
-    def rows(path: Path) -> Iterator[dict[str, Any]]:
-        with path.open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
-
-    return heapq.merge(*map(rows, sorted(folder.glob("*.jsonl"))), key=lambda row: row["place"])
+    return heapq.merge(*map(rows_of, sorted(folder.glob("*.jsonl"))), key=lambda row: row["place"])
 
 
 # Statistics in two passes: each rank writes its own, then they are merged.
@@ -244,5 +278,5 @@ def once(path: Path, make: Callable[[], T]) -> T:
         with atomic_write(path) as file:
             json.dump(value, file)
         return value
-    made: T = json.loads(path.read_text(encoding="utf-8"))
+    made: T = parsed(path, path.read_bytes())
     return made

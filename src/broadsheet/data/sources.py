@@ -19,6 +19,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 MAX_LINE = 1 << 26  # bytes of a line: what is longer is no row, and would not fit into memory with what is made of it
 _SAVE = "save it as UTF-8"
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that may be half of a pair
 _LARGE = 1 << 31  # bytes of data, from which it is said that they are read once more
 _told: set[Path] = set()  # of which it was said
 _SHOWN = 200  # characters of a name that is wrong
@@ -138,12 +140,12 @@ def keep_inputs(out: Path, *inputs: object) -> None:
     Raises:
         InputError: it is, or does.
     """
-    target = Path(out).expanduser().resolve()
+    target = Path(os.path.realpath(Path(out).expanduser()))  # unlike `resolve`, no error at a link to itself
     for each in inputs:
         if not isinstance(each, str | Path) or not str(each) or str(each).startswith(("resource:", "hf:")):
             continue
         try:
-            path = Path(each).expanduser().resolve()
+            path = Path(os.path.realpath(Path(each).expanduser()))
             held = path.exists() and path.is_relative_to(target)
         except OSError:
             continue  # a name that is too long is no path
@@ -361,11 +363,22 @@ def _json(file: BufferedIOBase, layout: Layout | None) -> Iterator[tuple[int, An
 
 def _parse(text: bytes) -> Any:
     try:
-        return json.loads(text.decode("utf-8"))
+        found = json.loads(text.decode("utf-8"))
     except UnicodeDecodeError:
         return InvalidRow("not UTF-8", _SAVE)
     except (ValueError, RecursionError):  # a number of more than 4,300 digits is a plain ValueError
         return InvalidRow("not JSON")
+    if not _SURROGATE.search(text):
+        return found
+    return [_writable(row) for row in found] if isinstance(found, list) else _writable(found)
+
+
+def _writable(row: Any) -> Any:
+    """The row, where it can be written again: half a surrogate pair, which only an escape can spell, cannot."""
+    for name, value in row.items() if isinstance(row, dict) else [("", row)]:
+        if not is_unicode(name + json.dumps(value, ensure_ascii=False)):
+            return InvalidRow(f"field {name!r} holds half a surrogate pair" if name else "half a surrogate pair")
+    return row
 
 
 def _text(file: BufferedIOBase, layout: Layout | None) -> Iterator[tuple[int, Any]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from broadsheet import models
 from broadsheet.console import say
 from broadsheet.decode.ngram import NgramDrafter
+from broadsheet.models.tokens import rendered
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -106,9 +107,7 @@ def show(console: Console, *, model: str = "default", tokens: int = 80, requests
 def _prompt(tokenizer: Any, request: str) -> Any:
     if tokenizer.chat_template is None:
         return tokenizer(f"{request}\n\n", return_tensors="pt").input_ids
-    chat = tokenizer.apply_chat_template(
-        [{"role": "user", "content": request}], add_generation_prompt=True, tokenize=False
-    )
+    chat = rendered(tokenizer, [{"role": "user", "content": request}])
     return tokenizer(chat, return_tensors="pt", add_special_tokens=False).input_ids
 
 

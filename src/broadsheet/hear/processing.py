@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, BatchFeature
+from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from broadsheet.console import InputError, say
@@ -168,13 +168,14 @@ class SalmonnProcessor(ProcessorMixin):
             InputError: the folder holds none.
         """
         from broadsheet.models.safefiles import read_json
+        from broadsheet.models.tokens import read_tokenizer
 
         path = Path(folder) / "processor_config.json"
         if not path.is_file():
             raise InputError(f"{folder} holds no processor_config.json; expected a folder of a trained model")
         settings = read_json(path)
         names = ("encoders", "window_seconds", "stride_seconds", "num_queries", "template")
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = read_tokenizer(folder)
         return cls(tokenizer, **{name: settings[name] for name in names})
 
     def save_pretrained(self, folder: Any, **others: Any) -> None:

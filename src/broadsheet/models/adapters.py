@@ -17,6 +17,7 @@ from broadsheet.models.loading import fingerprint
 from broadsheet.models.loading import load as load_model
 from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import check_safetensors, read_json
+from broadsheet.models.tokens import read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -154,10 +155,7 @@ def load(folder: Path, options: dict[str, Any], base: str | None = None) -> tupl
     model.base_ = found
     if not (folder / "tokenizer_config.json").is_file():
         return model.eval(), tokenizer
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    return model.eval(), tokenizer
+    return model.eval(), read_tokenizer(folder)
 
 
 def check(folder: Path) -> None:

@@ -1,8 +1,15 @@
-"""Tokens without more work than they are worth: an id by its string, the beginning of a text that holds so many."""
+"""Tokenizers read and used safely, from a folder and by a chat template; tokens without more work than they are worth.
+
+Knows: tokenizers of transformers. Does not know: models.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from broadsheet.console import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,3 +42,37 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
     if found is None or tokenizer.convert_ids_to_tokens(found) != token:
         return None
     return int(found)
+
+
+def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies in a folder: no code of its own is run, and nothing is fetched.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # a foreign file can be wrong in any way: transformers raises whatever it trips over
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"cannot read the tokenizer in {folder}: {reason}") from error
+    return found
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Mapping[str, str]], **options: Any) -> str:
+    """A conversation as the chat template writes it, up to where an answer begins.
+
+    Args:
+        options: the template's own, which another template passes over.
+
+    Raises:
+        InputError: the template is damaged, or refuses the conversation.
+    """
+    try:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options))
+    except Exception as error:  # templates refuse by raising whatever they like
+        name = tokenizer.name_or_path or "the tokenizer"
+        raise InputError(f"the chat template of {name} refuses the conversation: {error}") from None

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jinja2.exceptions import TemplateError
 
 from broadsheet import models
 from broadsheet.console import InputError, say
+from broadsheet.models.tokens import rendered
 from broadsheet.teacher.base import Completion, Meter, Prompt, Sampling, Score, ScoreJob, TeacherJob
 from broadsheet.teacher.live import LiveBatch, Row, TokenReader
 
@@ -175,11 +175,7 @@ class Local:
         if isinstance(prompt, str):
             ids = self.encode(prompt, special=True)
         elif self.has_template:
-            try:
-                text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-            except TemplateError as error:
-                raise InputError(f"the chat template of {self._name} refuses the conversation: {error}") from None
-            ids = self.encode(text)  # the template has written the special tokens
+            ids = self.encode(rendered(self.tokenizer, prompt))  # the template has written the special tokens
         else:
             turns = [f"{message['role'].capitalize()}: {message['content']}\n" for message in prompt]
             ids = self.encode("".join(turns) + "Assistant:", special=True)

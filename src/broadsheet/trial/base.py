@@ -23,7 +23,7 @@ import numpy as np
 from broadsheet.cache import atomic_write, fingerprint, home
 from broadsheet.console import InputError, duration, say
 from broadsheet.methods import ForPaper
-from broadsheet.options import option
+from broadsheet.options import MOST_SEED, option
 from broadsheet.page.evidence import provenance, versions
 from broadsheet.took import Took
 from broadsheet.trial.claims import Claim, JudgedClaim, judge
@@ -183,7 +183,7 @@ class Trial(ForPaper):
         metavar="DATA",
     )
     quick: bool = option(False, "Fewer items: minutes instead of tens of minutes.")
-    seed: int = option(0, "Of sampling, shuffling, training and the bootstrap.", least=0)
+    seed: int = option(0, "Of sampling, shuffling, training and the bootstrap.", least=0, most=MOST_SEED)
     device: str | None = option(None, "Where models run; chosen by default.", metavar="NAME")
     dtype: str | None = option(None, "Of the models; chosen by default.", metavar="NAME")
     margin: tuple[str, ...] = option(

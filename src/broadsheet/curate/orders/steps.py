@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from broadsheet.cache import atomic_write
 from broadsheet.console import InputError
 from broadsheet.curate.base import Decision, Step
-from broadsheet.curate.files import PLACE
+from broadsheet.curate.files import PLACE, document, parsed
 from broadsheet.curate.orders.neighbours import Matrix, cosine
 from broadsheet.curate.orders.vectors import StoredVectors, encoder
 
@@ -115,7 +115,8 @@ def facts(folder: str | Path) -> dict[str, Any]:
     Raises:
         InputError: it has not run there.
     """
-    found: dict[str, Any] = json.loads(_file(folder, _FACTS).read_text(encoding="utf-8"))
+    path = _file(folder, _FACTS)
+    found: dict[str, Any] = parsed(path, path.read_bytes())
     return found
 
 
@@ -173,7 +174,8 @@ class PathReader(PipelineStep):
                 number, begin = where[0][place], where[1][place]
                 files[number].seek(int(begin))
                 self.stat_update("documents")
-                yield Document(**json.loads(files[number].readline()))
+                name = Path(files[number].name)
+                yield document(name, parsed(name, files[number].readline()))
         finally:
             for file in files:
                 file.close()

@@ -19,7 +19,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from broadsheet.console import InputError
-from broadsheet.curate.files import PLACE, RankStatistics
+from broadsheet.curate.files import PLACE, RankStatistics, parsed
 from broadsheet.curate.periods.slices import PERIOD
 
 Level = Literal["paragraph", "work"]
@@ -147,9 +147,8 @@ class WordBudgetSplit(PipelineStep):
                 yield Document(text, f"{document.id}#{i}", metadata=metadata)
 
     def _read(self) -> Mapping[str, list[list[int]]]:
-        import json
-
         if isinstance(self.places, Mapping):
             return self.places
-        read: dict[str, list[list[int]]] = json.loads(Path(self.places).read_text(encoding="utf-8"))
+        path = Path(self.places)
+        read: dict[str, list[list[int]]] = parsed(path, path.read_bytes())
         return read

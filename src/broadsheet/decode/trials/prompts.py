@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from broadsheet.console import InputError
 from broadsheet.data.corpora import Document
+from broadsheet.models.tokens import rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,4 +91,4 @@ def _tokens(text: str, kind: Kind, tokenizer: PreTrainedTokenizerBase) -> list[i
     if tokenizer.chat_template is None:
         return ids(f"{request}\n\n")
     chat = [{"role": "user", "content": request}]
-    return ids(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    return ids(rendered(tokenizer, chat))

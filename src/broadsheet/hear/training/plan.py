@@ -5,6 +5,7 @@ Knows: folders of made data, files of rows, whether audio can be read. Does not 
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +49,7 @@ def open_data(data: str, *, on_error: OnError = "stop", **others: Any) -> Data:
     """
     if data.startswith("hf:"):
         return Data(data, data, on_error)
-    path = Path(data).expanduser().resolve()
+    path = Path(os.path.realpath(Path(data).expanduser()))
     if path.is_dir() and any(named(path, stem) for stem in FILES.values()):
         return Data(data, path, on_error)
     file = named(path, "train") or path

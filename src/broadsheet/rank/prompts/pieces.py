@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from broadsheet.console import InputError
+from broadsheet.models.tokens import rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,7 +73,7 @@ class Pieces:
             return f"{bos if begins else ''}{system}\n\n", plain_tail
         try:
             text = self._render([{"role": "system", "content": system}, {"role": "user", "content": _USER}])
-        except Exception:  # templates refuse a role by raising whatever they like
+        except InputError:  # many refuse the role
             text = ""
         if system not in text:
             text = self._render([{"role": "user", "content": f"{system}\n {_USER}"}])
@@ -86,7 +87,4 @@ class Pieces:
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         # Models that think before they answer are told not to; other templates ignore the setting.
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        return str(text)
+        return rendered(self.tokenizer, messages, enable_thinking=False)
