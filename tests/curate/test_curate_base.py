@@ -151,6 +151,13 @@ def test_shards_are_read_back_as_they_were(corpus, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@pytest.mark.parametrize("line", [b"{half", b"\xff", b"12", b"[" * 100_000, b'{"no": "document"}'])
+def test_a_shard_that_was_damaged_is_told_in_a_line(tmp_path, line):
+    (tmp_path / "00000.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(InputError, match=r"00000\.jsonl is damaged: start over with --force"):
+        list(in_order(tmp_path))
+
+
 def test_files_are_named_after_metadata_and_an_empty_rank_leaves_an_empty_shard(tmp_path):
     documents = [Document("a", "1", metadata={"language": "de"}), Document("b", "2", metadata={"language": "en"})]
     list(ShardWriter(tmp_path, "${language}/${rank}.jsonl").run(documents, 3))
@@ -183,3 +190,6 @@ def test_what_lies_between_passes_is_made_once(tmp_path):
     for _ in range(2):
         assert once(tmp_path / "value.json", lambda: made.append(1) or [1, 2]) == [1, 2]
     assert made == [1]
+    (tmp_path / "value.json").write_bytes(b"[1, ")
+    with pytest.raises(InputError, match=r"value\.json is damaged"):
+        once(tmp_path / "value.json", list)

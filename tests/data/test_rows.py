@@ -108,6 +108,8 @@ FAULTS = {
     b'{"text": " \\n"}': ("an empty text", "give each row one"),
     b'{"body": 7}': ("field 'body' is not a string", ""),
     b'{"text": "\\ud800"}': ("field 'text' holds half a surrogate pair", ""),
+    b'{"text": "a", "other": {"deep": ["\\uDFFF"]}}': ("field 'other' holds half a surrogate pair", ""),
+    b'"\\ud800"': ("half a surrogate pair", ""),
     b'{"text": "\xff"}': ("not UTF-8", "save it as UTF-8"),
     b'{"text": "a", "score": "high"}': ("field 'score' is not a number", ""),
     b'{"text": "a", "score": NaN}': ("field 'score' is not a number", ""),

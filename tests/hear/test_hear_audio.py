@@ -152,6 +152,12 @@ def cut_flac(path: Path) -> Path:
     return path
 
 
+def cut_wav(path: Path) -> Path:
+    written(path, tone(1, 16_000))
+    path.write_bytes(path.read_bytes()[:-2])
+    return path
+
+
 def with_text(path: Path) -> Path:
     path.write_text("this is not audio\n" * 100)
     return path
@@ -176,6 +182,7 @@ def with_text(path: Path) -> Path:
             r"a.wav: float samples up to 12,345; expected \[-1, 1\]: divide by 32768",
         ),
         (lambda folder: cut_flac(folder / "a.flac"), "a.flac is damaged"),
+        (lambda folder: cut_wav(folder / "a.wav"), "a.wav is cut off"),
     ],
 )
 def test_unusable_files_are_refused_in_one_line(tmp_path: Path, make: Any, message: str) -> None:
@@ -258,3 +265,11 @@ def test_no_wave_has_no_pieces() -> None:
     for wave, seconds in [(torch.empty(0), 30.0), (torch.zeros(2, 5), 30.0), (torch.zeros(5), 0.0)]:
         with pytest.raises(InputError, match="got"):
             audio.pieces(wave, seconds)
+
+
+def test_a_stream_whose_header_could_not_know_its_length_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.wav", tone(1, 16_000))
+    whole = path.read_bytes()
+    place = whole.index(b"data") + 4
+    path.write_bytes(whole[:place] + b"\xff\xff\xff\xff" + whole[place + 4 :])
+    assert len(audio.read(path)) == 16_000

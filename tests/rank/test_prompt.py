@@ -76,6 +76,9 @@ def test_a_template_that_hides_the_user_is_refused(tiny_tokenizer):
     tokenizer.chat_template = "{{ messages[0]['content'][:20] }}"
     with pytest.raises(InputError, match="chat template"):
         Prompter(tokenizer)
+    tokenizer.chat_template = "{% for"
+    with pytest.raises(InputError, match="the chat template of the tokenizer refuses"):
+        Prompter(tokenizer)
 
 
 def test_text_of_users_never_becomes_a_control_token(prompter):

@@ -296,6 +296,7 @@ def indexed(tmp_path_factory, tiny_model: Callable, tiny_tokenizer: Callable) ->
         (["search", "nowhere", "words"], "no index at nowhere"),
         (["search", ".", "words"], "holds no index.json"),
         (["search", "index", " "], "empty query"),
+        (["search", "index", "half \udcff"], "is not UTF-8"),
         (["search", "corpus.jsonl", "words"], "is no index"),
         (["search", "index", "words", "--embedder", "other"], "this embedder is another"),
         (["search", "index", "words", "--embedder", "wide"], "64 dimensions"),

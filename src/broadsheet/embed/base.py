@@ -89,7 +89,9 @@ class Embedder(SentenceTransformer):
         truncate_dim: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As `SentenceTransformer.encode`, in batches of a token budget: the same vectors to 1e-5, whatever the batch.
+        """As `SentenceTransformer.encode`, in batches of a token budget.
+
+        Whatever the batch, vectors are the same to 2e-6 of their largest entry, in float32.
 
         `batch_size`, if given, is the largest number of texts in a batch. Anything but plain encoding of texts (token
         embeddings, other precisions, several devices) is left to sentence-transformers. The number of texts that were

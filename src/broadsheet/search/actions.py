@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from broadsheet.console import InputError, say
 from broadsheet.data.corpora import Corpus
+from broadsheet.data.sources import is_unicode
 from broadsheet.search import store
 from broadsheet.search.searching import Check, Hit, Mode
 from broadsheet.search.vectorindex import Change, VectorIndex
@@ -75,7 +76,13 @@ def rebuild(folder: Path, embedder: str | None = None) -> VectorIndex:
 
 
 def search(index: VectorIndex, query: str, k: int, mode: Mode | None, exact: bool) -> list[Hit]:
-    """The hits for one query; by default hybrid, or dense where the index has no keywords."""
+    """The hits for one query; by default hybrid, or dense where the index has no keywords.
+
+    Raises:
+        InputError: the query is no text: bytes that a shell passed on as they were.
+    """
+    if not is_unicode(query):
+        raise InputError(f"the query {query!r} is not UTF-8")
     if mode is None:
         mode = "hybrid" if index.manifest.settings["keywords"] else "dense"
     hits = index.search([query], k, mode=mode, exact=exact)[0]

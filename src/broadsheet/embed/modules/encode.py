@@ -58,8 +58,8 @@ def encode_texts(
         progress: show a bar on stderr.
 
     Returns:
-        (texts, dimensions), in the order of `texts`, on the embedder's device and in its dtype. In float32 the same to
-        1e-5 whatever the batches.
+        (texts, dimensions), in the order of `texts`, on the embedder's device and in its dtype. In float32 the same
+        whatever the batches, to 2e-6 of a vector's largest entry.
 
     Raises:
         InputError: a text is too long and the encoder's `truncate` is `"error"`.

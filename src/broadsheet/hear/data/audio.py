@@ -164,6 +164,9 @@ def _blocks(path: Path, max_seconds: float | None) -> Iterator[Samples]:
         raise InputError(f"{path} holds no samples; expected audio of any length")
 
 
+_UNKNOWN = 0x7FFF0000  # bytes of sound in a header, from which it stands for none that is known
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
@@ -173,6 +176,8 @@ def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path} {what}; expected an audio file (WAV, FLAC, OGG, MP3)")
+    if _cut_off(path):
+        raise InputError(f"{path} is cut off: it has less sound than its header says; get the file again")
     # soundfile asks for the details of a headerless file with a TypeError
     try:
         file = soundfile.SoundFile(path)
@@ -183,6 +188,23 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
         except soundfile.LibsndfileError as error:
             raise InputError(f"{path} is damaged ({error}); get the file again, or {_REMEDY}") from None
+
+
+def _cut_off(path: Path) -> bool:
+    """Whether a WAV file ends before its samples do, of which libsndfile says nothing.
+
+    A program that writes to a pipe cannot know the size beforehand, and gives one of 2 GB or more.
+    """
+    with path.open("rb") as file:
+        begins = file.read(12)
+        if begins[:4] != b"RIFF" or begins[8:] != b"WAVE":
+            return False
+        while len(chunk := file.read(8)) == 8:
+            size = int.from_bytes(chunk[4:], "little")
+            if chunk[:4] == b"data":
+                return size < _UNKNOWN and file.tell() + size > path.stat().st_size
+            file.seek(size + size % 2, 1)
+    return False
 
 
 def _first_channel(file: Any, frames: int | None) -> Iterator[Samples]:
