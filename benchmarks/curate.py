@@ -2,10 +2,11 @@
 
 1. *Signatures.* The same documents by datatrove's first MinHash pass with its own English words (spaCy) and with ours,
    by `Signatures`, and by rensa over the same words; and how many planted near copies each finds (bands of 14 × 8).
-2. *Filters.* datatrove's own, with spaCy's words and with ours.
+2. *Filters.* datatrove's own, with spaCy's words and with ours; and ours, which decide alike.
 3. *Steps.* What a document costs in each step of a pipeline.
 4. *Processes.* The same pipeline in one process, and in two.
-5. *A stream.* The most memory that a pipeline takes for a quarter of a stream, and for all of it.
+5. *A profile.* Seconds of `broadsheet profile` for 100 MB of rows, with and without a search for near copies.
+6. *A stream.* The most memory that a pipeline takes for a quarter of a stream, and for all of it.
 
 Ratios are of processor time in turns. `--record` keeps the result as evidence/curate.benchmark.json. Needs
 `pip install -e '.[curate,bench]'`.
@@ -37,19 +38,21 @@ from broadsheet.curate import (
     CorpusReader,
     Finish,
     Identify,
+    Profiler,
     Ranks,
     Readable,
     ShardWriter,
     Signatures,
 )
 from broadsheet.curate.fineweb2 import UNADAPTED
+from broadsheet.curate.languages.gopher import GopherQuality, GopherRepetition
 from broadsheet.curate.minhash import simplified
 from broadsheet.curate.running import without_logs
 from broadsheet.curate.words import WORDS
 from broadsheet.data import corpora
 from broadsheet.page import evidence
 
-SPACY, OURS = "datatrove, spaCy's words", "broadsheet"
+SPACY, SAME, OURS = "datatrove, spaCy's words", "datatrove, our words", "broadsheet"
 
 
 def documents(texts: Iterable[str]) -> list[Document]:
@@ -135,13 +138,13 @@ def recall(texts: Sequence[str], digest: Callable[[str], np.ndarray]) -> float:
 
 def filters(texts: Sequence[str], rounds: int) -> list[dict[str, Any]]:
     rows = []
-    for kind in (GopherQualityFilter, GopherRepetitionFilter):
+    for kind, ours in ((GopherQualityFilter, GopherQuality), (GopherRepetitionFilter, GopherRepetition)):
         long = [text for text in texts if len(text.split()) >= 50]
 
         def judged(step: Any) -> Callable[[Sequence[str]], None]:
             return lambda some: [step.filter(each) for each in documents(some)] and None
 
-        ways = {SPACY: judged(kind()), OURS: judged(kind(language=WORDS))}
+        ways = {SPACY: judged(kind()), SAME: judged(kind(language=WORDS)), OURS: judged(ours(language=WORDS))}
         spent = in_turns(ways, long, rounds, few=[SPACY])
         rows += [
             {
@@ -198,6 +201,23 @@ def processes(data: str, rounds: int) -> list[float]:
     return ratio(spent[1], spent[2])
 
 
+def profiles(data: str, megabytes: float) -> dict[str, float]:
+    """Seconds of processor time for 100 MB, by what is looked for."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path, size = Path(folder) / "rows.jsonl", 0
+        with path.open("wb") as file:
+            for document in corpora.load(data):
+                size += file.write(json.dumps({"id": document.id, "text": document.text}).encode() + b"\n")
+                if size > 1e6 * megabytes:
+                    break
+        for name, near in (("all", True), ("without near copies", False)):
+            begun = time.process_time()
+            Profiler(near=near).measure(str(path), Path(folder) / name)
+            found[name] = 1e8 * (time.process_time() - begun) / size
+    return found
+
+
 def stream(texts: Sequence[str], count: int) -> list[dict[str, float]]:
     """The most memory of a process of its own, for a part of a stream and for all of it."""
     rows = []
@@ -235,6 +255,8 @@ def main() -> None:
     parser.add_argument("--data", default="pydocs:stdlib")
     parser.add_argument("--documents", type=int, default=4_000, help="of the data, in the timed parts")
     parser.add_argument("--stream", type=int, default=1_000_000, help="documents of the stream; 0: none")
+    parser.add_argument("--profiled", default="pydocs", help="the data of the profile")
+    parser.add_argument("--megabytes", type=float, default=20, help="of it, at most")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
@@ -260,6 +282,9 @@ def main() -> None:
         print(f"  {row['step']:26} {told(row['documents/s'], 0)}")
     twice = processes(arguments.data, max(2, arguments.rounds // 2))
     print(f"two processes are {told(twice)} times as fast as one")
+    described = profiles(arguments.profiled, arguments.megabytes)
+    for name, seconds in described.items():
+        print(f"a profile, {name}: {seconds:,.0f} s for 100 MB")
     flat = stream(texts, arguments.stream) if arguments.stream else []
     for row in flat:
         print(f"  {row['documents']:,} documents: {row['peak_mb']:,.0f} MB at most, {row['seconds']:,.0f} s")
@@ -269,6 +294,7 @@ def main() -> None:
             "filters": filtered,
             "steps": single,
             "processes": twice,
+            "profile": described,
             "stream": flat,
             "command": " ".join(["python", *sys.argv]),
             "provenance": evidence.provenance(data=arguments.data, seed=0),

@@ -49,6 +49,50 @@ def _times(found: Sequence[float] | None) -> str:
     return f"{found[0]:.2f} [{found[1]:.2f}–{found[2]:.2f}]" if found else "–"
 
 
+def curate_speed() -> str:
+    """What `benchmarks/curate.py` recorded: signatures and filters beside others', steps, profiles, memory."""
+    found = evidence.read("curate.benchmark")
+    if found is None:
+        return "Nothing is recorded yet. `python benchmarks/curate.py --record` records it."
+    signed = [
+        (row["way"], _rate(row["documents/s"]), _times(row["times"]), _percent(row["recall"]))
+        for row in found["signatures"]
+    ]
+    filtered = [
+        (row["filter"].removesuffix("Filter"), row["way"], _rate(row["documents/s"]), _times(row["times"]))
+        for row in found["filters"]
+    ]
+    single = [(row["step"], _rate(row["documents/s"])) for row in found["steps"]]
+    described = ", ".join(f"{seconds:,.0f} s ({name})" for name, seconds in found["profile"].items())
+    said = [
+        f"Two processes take a pipeline through in 1 / {_times(found['processes'])} of the time of one.",
+        f"`broadsheet profile` takes {described} of a processor for 100 MB of rows.",
+        *(
+            f"{row['documents']:,} documents of a stream: {row['peak_mb']:,.0f} MB of memory at most."
+            for row in found["stream"]
+        ),
+    ]
+    return "\n\n".join(
+        [
+            _benchmark(found, "curate"),
+            "MinHash signatures, documents a second of one processor:",
+            table(("by", "documents/s", "broadsheet is so many times as fast", "near copies found"), signed),
+            "Gopher's filters, which decide alike where the words are the same:",
+            table(("filter", "by", "documents/s", "broadsheet is so many times as fast"), filtered),
+            table(("step", "documents/s"), single),
+            "\n".join(f"- {each}" for each in said),
+        ]
+    )
+
+
+def _rate(found: Sequence[float]) -> str:
+    return f"{found[0]:,.0f} [{found[1]:,.0f}–{found[2]:,.0f}]"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
 def attend_speed() -> str:
     """What `benchmarks/attend.py` recorded: each method's attention beside full attention's and the floor."""
     found = evidence.read("attend.benchmark")

@@ -14,6 +14,7 @@ _exports = Exports(
         "files": ("CorpusReader", "ShardReader", "ShardWriter", "Examples"),
         "fineweb2": ("AdaptedFilters", "Confident", "Finish", "Identify", "LanguageThresholds"),
         "in_context_pretraining": ("DocumentOrder",),
+        "languages.gopher": ("GopherQuality", "GopherRepetition"),
         "languages.lid": ("Languages",),
         "languages.rehydration": ("Rehydrate",),
         "languages.wordlists": ("PrecisionFilter",),

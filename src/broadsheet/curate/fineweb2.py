@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from datatrove.data import Document
-from datatrove.pipeline.filters import FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter
+from datatrove.pipeline.filters import FineWebQualityFilter
 from datatrove.pipeline.filters.base_filter import BaseFilter, get_filter_result
 from datatrove.pipeline.formatters import FTFYFormatter, PIIFormatter
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from broadsheet.console import InputError, within
 from broadsheet.curate.base import Decision, Step
+from broadsheet.curate.languages.gopher import GopherQuality, GopherRepetition
 from broadsheet.curate.languages.lid import DEFAULT, Languages
 from broadsheet.curate.languages.measures import DUPLICATE, ENGLISH, TOP
 from broadsheet.curate.languages.thresholds import Method, ValueCounts, adapt, confidence
@@ -48,7 +49,7 @@ class LanguageThresholds:
         """datatrove's three filters with these values; what the paper turns off is off."""
         value = self.values
         return [
-            GopherRepetitionFilter(
+            GopherRepetition(
                 dup_line_frac=value["dup_line"],
                 dup_para_frac=0,
                 dup_line_char_frac=0,
@@ -57,7 +58,7 @@ class LanguageThresholds:
                 dup_n_grams=tuple((n, value[f"dup_{n}"]) for n in DUPLICATE),
                 language=words,
             ),
-            GopherQualityFilter(
+            GopherQuality(
                 min_avg_word_length=value["min_avg_word_length"],
                 max_avg_word_length=value["max_avg_word_length"],
                 max_non_alpha_words_ratio=value["alpha_words"],  # in truth the least share of words with a letter

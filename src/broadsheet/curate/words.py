@@ -9,6 +9,7 @@ punctuation too, and Gopher's rules then drop what they keep with these words. F
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from datatrove.utils.text import TERMINAL_PUNCTUATION
 from datatrove.utils.word_tokenizers import WordTokenizer
@@ -32,8 +33,14 @@ class Words(WordTokenizer):
         ['It', 'isn', 't', '3', '5', 'km']
     """
 
+    def __init__(self, language: str = "any language") -> None:
+        super().__init__(language)
+        self._latest: tuple[str, list[str]] = ("", [])
+
     def word_tokenize(self, text: str) -> list[str]:
-        return _WORD.findall(text)
+        if text is not self._latest[0]:  # the filters of a pipeline ask one after the other
+            self._latest = (text, _WORD.findall(text))
+        return self._latest[1].copy()
 
     def sent_tokenize(self, text: str) -> list[str]:
         return [text[begin:end].strip() for begin, end in self.span_tokenize(text) if text[begin:end].strip()]
@@ -43,6 +50,9 @@ class Words(WordTokenizer):
         ends += [len(text)] if not ends or ends[-1] < len(text) else []
         return list(zip([0, *ends[:-1]], ends, strict=True))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_latest": ("", [])}
+
     def __eq__(self, other: object) -> bool:
         return type(other) is Words
 
@@ -50,4 +60,4 @@ class Words(WordTokenizer):
         return hash(Words)
 
 
-WORDS = Words("any language")
+WORDS = Words()
