@@ -19,6 +19,7 @@ from broadsheet.cache import (
     fingerprint,
     home,
     locked,
+    remove_folder,
     replace_folder,
     restore_folder,
     sha256_file,
@@ -141,6 +142,27 @@ COUNTER = textwrap.dedent(
             path.write_text(str(value + 1))
     """
 )
+
+
+def test_a_folder_is_removed_whole_or_not_at_all(tmp_path):
+    def filled(name: str) -> Path:
+        folder = tmp_path / name / "work"
+        folder.mkdir(parents=True)
+        for i in range(3):
+            (folder / f"{i}.json").write_text("{}")
+        return folder
+
+    counted = filled("counted")
+    with dying(counted.parent) as life:
+        remove_folder(counted)
+    assert life.count > 4
+    for at in range(life.count):
+        folder = filled(f"killed{at}")
+        with dying(folder.parent, at), suppress(Killed):
+            remove_folder(folder)
+        assert not folder.exists() or len(list(folder.iterdir())) == 3
+        remove_folder(folder)
+        assert not list(folder.parent.iterdir())
 
 
 def test_the_lock_keeps_processes_apart(tmp_path):

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -136,6 +136,18 @@ def restore_folder(path: Path) -> None:
     aside = path.with_name(f".{path.name}.replaced")
     if aside.exists() and not path.exists():
         aside.rename(path)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, of which nothing is half there at any moment: it first loses its name. None there is no error.
+
+    A process killed within leaves it beside, as `.<name>.removed`, until the next time.
+    """
+    aside = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from test_inputs_of_all import limited, one_line
-from workshop import RECIPES, run
+from workshop import RECIPES, Workshop, run
 
+from broadsheet.apply.base import Recipe
 from broadsheet.options import FormField, flag, form
 from broadsheet.page import discovery
 from broadsheet.page.papers import get_recipe, get_trial, ours
@@ -31,6 +33,11 @@ def wrong(field: FormField) -> Iterator[str]:
             yield str(int(field.most) + 1)
     elif field.kind == "choice":
         yield from ("", "nowhere", field.choices[0].upper() + "!")
+
+
+def recipe_class(paper: str) -> type[Recipe]:
+    found: type[Recipe] = discovery.load(get_recipe(paper)[1])
+    return found
 
 
 def nowhere(kind: type) -> list[str]:
@@ -66,7 +73,7 @@ def asked(words: list[str], options: list[FormField], home: Path, name: str, att
 def test_of_a_recipe(paper: str, tmp_path: Path, home, attack) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a"}\n')
-    kind = discovery.load(get_recipe(paper)[1])
+    kind = recipe_class(paper)
     words = ["apply", paper, str(rows), "--out", str(tmp_path / "out"), *nowhere(kind)]
     asked(words, form(kind), home, f"apply {paper}", attack)
 
@@ -76,3 +83,17 @@ def test_of_a_trial(paper: str, tmp_path: Path, home, attack) -> None:
     kind = discovery.load(get_trial(paper)[1])
     words = ["try", paper, "--out", str(tmp_path), "--data", "nowhere", *nowhere(kind)]
     asked(words, form(kind), home, f"try {paper}", attack)
+
+
+@pytest.mark.parametrize("paper", RECIPES)
+def test_the_example_of_a_recipe_gives_what_it_does_not_run_without(paper: str, workshop: Workshop, tmp_path, home):
+    needs = recipe_class(paper).needs.split()
+    words = workshop.words(paper, tmp_path / "out")
+    if not needs:
+        asked_for = re.compile(r"needs --|expected --")
+        assert not asked_for.search(run([*words[:5], *nowhere(recipe_class(paper))]).error)
+        return
+    place = words.index(needs[0])
+    ended = run([*words[:place], *words[place + 2 :]])
+    assert ended.status == 2
+    assert needs[0] in ended.error

@@ -37,7 +37,7 @@ RECIPES: Mapping[str, str] = {
     "data_preprocessors": "--model {model} --task impute --column label --columns text",
     "dataset_decomposition": f"{_FURTHER} --shortest 4",
     "diachronic": "--bounds 1800,1850,1900",
-    "fineweb2": "--tasks 2 --method FineWeb2(low=0,high=0,least=5) --english {rows}",
+    "fineweb2": "--tasks 2 --precision --rehydrate --method FineWeb2(low=0,high=0,least=5) --english {rows}",
     "first": _RANKED,
     "fullrank": _RANKED,
     "gem": f"{_TRAINED} --length 16",

@@ -57,9 +57,11 @@ class Recipe(ForPaper):
 
     Attributes:
         writes: what `--out` becomes.
+        needs: options without which it does not run, as its example gives them: `--teacher small`.
     """
 
     writes: ClassVar[Literal["file", "folder"]] = "folder"
+    needs: ClassVar[str] = ""
 
     model: str = option("default", "`default`, a hub id, a folder, or a .gguf file.", metavar="MODEL")
     seed: int = option(0, "Of sampling, order and initial weights.", least=0, most=MOST_SEED)

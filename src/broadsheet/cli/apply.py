@@ -19,7 +19,8 @@ class _Recipes(OwnOptions):
 
     def example(self, name: str, kind: type) -> str:
         file = getattr(kind, "writes", "folder") == "file"
-        return f"broadsheet apply {name} corpus.jsonl --out {'out.jsonl' if file else f'runs/{name}'}"
+        needs = getattr(kind, "needs", "")
+        return f"broadsheet apply {name} corpus.jsonl --out {'out.jsonl' if file else f'runs/{name}'} {needs}".rstrip()
 
 
 @app.command(cls=_Recipes, context_settings=EXTRA, epilog="Example: broadsheet apply lastde corpus.jsonl --out s.jsonl")

@@ -49,10 +49,9 @@ def profile(
 
     A README.md in a folder of data declares its name and license. A run that was killed resumes.
     """
-    import shutil
     import time
 
-    from broadsheet.cache import atomic_write, home
+    from broadsheet.cache import atomic_write, home, remove_folder
     from broadsheet.curate.cards.card import card as made
     from broadsheet.curate.cards.card import declared_in
     from broadsheet.curate.datasets_survey import Profiler
@@ -74,9 +73,9 @@ def profile(
         )
     except InputError:
         if not any(work.glob("passes/completions/*")):
-            shutil.rmtree(work, ignore_errors=True)  # there is nothing to resume
+            remove_folder(work)  # there is nothing to resume
         raise
-    shutil.rmtree(work, ignore_errors=True)
+    remove_folder(work)
     filled = profiler.fill(found, declared, family or "")
     seconds = time.perf_counter() - started
     if card is not None:

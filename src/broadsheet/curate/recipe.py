@@ -6,7 +6,6 @@ Knows: passes over ranks, the folder's files. Does not know: any rule.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from broadsheet.apply.base import Build, Source
 from broadsheet.apply.corpus import Summary, writing
-from broadsheet.cache import atomic_write, fingerprint, replace_folder
+from broadsheet.cache import atomic_write, fingerprint, remove_folder, replace_folder
 from broadsheet.console import InputError, say
 from broadsheet.options import option
 from broadsheet.training.workdir import workdir
@@ -121,13 +120,13 @@ class CurateRecipe(Build):
                 found = self.curate(source, passes)
             except InputError:
                 if not any(work.glob("passes/*/completions/*")):
-                    shutil.rmtree(work)  # there is nothing to resume
+                    remove_folder(work)  # there is nothing to resume
                 raise
             made = work / "result"
             made.mkdir(exist_ok=True)
             kept, written = self.write(in_order(found) if isinstance(found, Path) else found, made, passes)
             if not written:
-                shutil.rmtree(work)
+                remove_folder(work)
                 raise InputError(f"nothing is left of {source.spec}: {_why(passes.counts)}")
             with atomic_write(made / REASONS) as file:
                 file.writelines(passes.reasons())
@@ -139,7 +138,7 @@ class CurateRecipe(Build):
                     {"documents": kept, "written": written, "settings": self.settings(), "steps": told}, file, indent=1
                 )
             replace_folder(made, out)
-            shutil.rmtree(work)
+            remove_folder(work)
         seconds = time.perf_counter() - started
         copies = f", {written:,} with copies" if written != kept else ""
         say(f"{out}: {kept:,} documents stay{copies}, {seconds:,.1f} s; why the others went: {out / REPORT}")

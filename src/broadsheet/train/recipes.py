@@ -167,6 +167,7 @@ class CriticalMixtureRatioRecipe(BesideOldText):
     """Train all weights on new and old texts, at the ratio that short runs tell."""
 
     paper: ClassVar[str] = "cmr"
+    needs: ClassVar[str] = "--old old.jsonl"
 
     probe: int = option(60, "Steps of each of the short runs.", least=12)
     ratios: tuple[float, ...] = option((0.125, 0.25, 0.5, 0.75, 1.0), "Shares of new text in the short runs.")
@@ -301,6 +302,7 @@ class SALTRecipe(FurtherTraining):
     """Train on texts, where a smaller model of the same tokenizer teaches at first."""
 
     paper: ClassVar[str] = "salt"
+    needs: ClassVar[str] = "--teacher runs/small"
 
     teacher: str | None = option(None, "The smaller model: a folder or a hub id; needed.", metavar="MODEL")
     taught: float = option(0.17, "Share of the steps that it teaches.", least=0)

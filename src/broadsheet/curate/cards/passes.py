@@ -5,10 +5,10 @@ Knows: steps, ranks, files between them. Does not know: dimensions, cards.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
+from broadsheet.cache import remove_folder
 from broadsheet.console import InputError
 from broadsheet.curate.cards.overlap import BenchmarkOverlap
 from broadsheet.curate.cards.steps import Fingerprints, Measure, RowReader, doublets, tables_of
@@ -53,7 +53,7 @@ def measured(
     Ranks(steps, folder / "passes", tasks, workers, "rows").run()
     tables = tables_of(folder / "measures", tasks)
     if not tables.get("instances"):
-        shutil.rmtree(folder)  # there is nothing to resume
+        remove_folder(folder)  # there is nothing to resume
         why = ", ".join(f"{count:,}: {reason}" for reason, count in tables.get("unreadable", {}).items())
         raise InputError(f"{data} holds no row that can be read" + f" ({why})" * bool(why))
 

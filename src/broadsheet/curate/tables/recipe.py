@@ -53,6 +53,7 @@ class DataPreprocessorsRecipe(Map):
     """
 
     paper: ClassVar[str] = "data_preprocessors"
+    needs: ClassVar[str] = "--column kind"
     lacks: ClassVar[tuple[str, ...]] = ("seed",)
 
     batch: int = option(32, "Rows read at once; requests are made up of them.", least=1)

@@ -6,7 +6,6 @@ Knows: the two passes, files. Does not know: what confidence is.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from broadsheet.apply.base import Recipe, Source
 from broadsheet.apply.corpus import Summary
-from broadsheet.cache import atomic_write, fingerprint
+from broadsheet.cache import atomic_write, fingerprint, remove_folder
 from broadsheet.console import InputError, say
 from broadsheet.data import pydocs
 from broadsheet.options import option
@@ -116,7 +115,7 @@ class ClearRecipe(Recipe):
                 for document in in_order(done):
                     file.write(_row(document.metadata))
                     counts[document.metadata["action"]] += 1
-            shutil.rmtree(work)
+            remove_folder(work)
         counts["dropped"] = len(read) - counts["kept"] - counts["corrected"]
         say(f"{clear.title}: {_told(read)}")
         seconds = time.perf_counter() - started

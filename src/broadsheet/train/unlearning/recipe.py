@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from broadsheet.apply.base import Source
 from broadsheet.apply.corpus import Summary
-from broadsheet.cache import fingerprint
+from broadsheet.cache import fingerprint, remove_folder
 from broadsheet.console import InputError, say
 from broadsheet.options import option
 from broadsheet.train.recipes import FurtherTraining
@@ -80,8 +80,10 @@ class WhosHarryPotterRecipe(FurtherTraining):
         rows = GenericLabels.load(kept, made_of)
         if rows is None:
             say(f"the reinforced model: {self.reinforce} epochs on the documents")
-            rows = self._labels(method, texts, runs / f"reinforced-{fingerprint(made_of)}")
+            reinforced = runs / f"reinforced-{fingerprint(made_of)}"
+            rows = self._labels(method, texts, reinforced)
             rows.save(kept, made_of)
+            remove_folder(reinforced)
         say(
             f"labels: {len(rows):,} blocks; {rows.changed:.0%} of the labels are others than the text's tokens, and "
             f"{1 - rows.asked:.0%} of the tokens have none".replace("%", " %")
@@ -101,9 +103,7 @@ class WhosHarryPotterRecipe(FurtherTraining):
         return self.settings(steps=None, epochs=self.reinforce, drop_last=False)
 
     def _labels(self, method: Any, texts: Sequence[str], folder: Path) -> GenericLabels:
-        """The labels, by a reinforced model that is trained into the folder, or was; it is removed afterwards."""
-        import shutil
-
+        """The labels, by a reinforced model that is trained into the folder, or was."""
         from broadsheet import models
         from broadsheet.models import adapters
         from broadsheet.train.base import LossMethod, MethodObjective
@@ -134,7 +134,6 @@ class WhosHarryPotterRecipe(FurtherTraining):
             adapters.attach(learner, folder, self.model)
         rows: GenericLabels = method.rows(texts, tokenizer, learner, None if lora else model, self.length)
         adapters.remove(model)
-        shutil.rmtree(folder, ignore_errors=True)
         return rows
 
     # What is exchanged, and what is measured
