@@ -31,7 +31,7 @@ test: $(VENV)/.installed-dev speech postgres  ## unit tests, the default model o
 
 # A smaller part of each attack is in `make test`. All of it takes half an hour on two cores.
 attack: $(VENV)/.installed-dev speech  ## kill, feed and damage all commands at many places, and record the figures
-	$(BIN)/python -m pytest -n auto --dist loadgroup --attack tests/attack tests/models/test_sentences.py
+	$(BIN)/python benchmarks/attack.py --record
 	$(BIN)/python docs/generate.py
 
 test-minimum: $(MINIMUM)/.installed  ## the tests again, with the oldest versions that pyproject.toml allows

@@ -80,7 +80,7 @@ def test_each_kind_is_parsed(arguments, name, value):
         (["--pairs", "2.5"], "got --pairs '2.5'; expected a whole number"),
         (["--pairs", "0"], "got --pairs 0; expected 2 or more"),
         (["--share", "1"], "got --share 1; expected 0.9 or less"),
-        (["--share", "nan"], "got --share nan; expected 0 or more"),
+        (["--share", "nan"], "got --share nan; expected a finite number"),
         (["--pairs"], "got --pairs without a value; expected a whole number"),
         (["--pairs", "--quick"], "got --pairs without a value"),
         (["--rate", "-1"], "got --rate -1; expected 0 or more"),

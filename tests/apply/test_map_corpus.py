@@ -302,7 +302,7 @@ def test_an_empty_corpus_gives_an_empty_file(tmp_path, capsys):
 
 def test_odd_values_are_written_as_json(tmp_path):
     corpus, out = tmp_path / "corpus.jsonl", tmp_path / "out.jsonl"
-    ids = ["half \ud800", "ünï\u2028\n", '"quoted"\\']
+    ids = ["\x00", "ünï\u2028\n", '"quoted"\\']
     corpus.write_text("".join(json.dumps({"id": id, "text": ""}) + "\n" for id in ids))
     values = [{"a": float("nan"), "b": float("-inf")}, {"a": 1e-300, "b": "é"}, {"a": "\udfff", "b": [True]}]
 

@@ -13,6 +13,11 @@ from kills import Killed, dying
 from test_inputs_of_all import limited, one_line
 from workshop import Ended, Workshop, run
 
+from broadsheet.console import InputError
+from broadsheet.decode.table import TrigramTable
+from broadsheet.page import evidence
+from broadsheet.serve.models import winning
+
 FEW, MANY = 2, 40  # damages of each format, in `make test` and in `make attack`
 
 
@@ -25,10 +30,12 @@ class Format:
         reads: the words of another one, that reads it: {it}, {out}, {rows} and {clip} are filled in.
         told: it knows its files by their digests, so that what is read is what was written, or it is told.
         more: words of the command that writes.
+        call: reads it instead of a command.
     """
 
     by: str
     reads: str
+    call: Callable[[Path], object] | None = None
     told: bool = False
     more: tuple[str, ...] = ()
 
@@ -45,6 +52,8 @@ FORMATS = {
     "experts": Format("moe_survey", "apply lastde {rows} --out {out} --model {it}"),
     "ears": Format("salmonn", "hear listen {clip} What? --model {it} --max-tokens 4"),
     "scores": Format("lastde", "compare {it} {whole}"),
+    "drafts": Format("aded", "", call=lambda it: TrigramTable.load(it)),
+    "report": Format("", "", call=lambda it: winning.of(it)),
 }
 
 
@@ -99,10 +108,16 @@ def copied(path: Path, to: Path) -> Path:
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_damaged_is_told_in_a_line(name: str, workshop: Workshop, tmp_path: Path, home, attack) -> None:
     form = FORMATS[name]
-    whole = workshop.made(form.by, *form.more).out
+    whole = workshop.made(form.by, *form.more).out if form.by else evidence.folder() / "lastde.json"
     places = {"whole": whole, "rows": workshop.rows, "clip": workshop.folder / "clips" / "audio" / "0.wav"}
 
     def read(it: Path, out: Path) -> Ended:
+        if form.call:
+            try:
+                form.call(it)
+            except InputError as error:
+                return Ended(2, "", f"broadsheet: {error}\n")
+            return Ended(0, "", "")
         return run([each.format(it=it, out=out, **places) for each in form.reads.split()])
 
     sound = read(whole, tmp_path / "read")

@@ -220,9 +220,8 @@ def test_five_to_try_are_printed_and_all_where_asked_for(run):
 
 
 def test_a_refuted_paper_is_printed_last_with_its_warning(run, monkeypatch):
-    verdict = papers.Paper.verdict.fget
     monkeypatch.setattr(
-        papers.Paper, "verdict", property(lambda paper: "refuted here" if paper.id == "llm2llm" else verdict(paper))
+        papers.Paper, "verdict", property(lambda paper: "refuted here" if paper.id == "llm2llm" else "open")
     )
     _, out, _ = run("advise", "--goal", "classify", "--labels", "some", "--all")
     assert "refuted here, by the trial recorded: `broadsheet show llm2llm`" in lines_of(out, "llm2llm")

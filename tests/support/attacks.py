@@ -1,4 +1,4 @@
-"""How large an attack is, and what came of it: `--attack` makes all of it, and records the figures for the docs.
+"""How large an attack is, and what came of it: `--attack` makes all of it, `--record-attack` records the figures.
 
 Knows: counts that tests note, by kind and target, across workers. Does not know: what any attack does.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+COMMAND = "python benchmarks/attack.py --record"
 _NOTE = "attack"
 
 
@@ -37,7 +38,8 @@ def attack(request: pytest.FixtureRequest, record_property: Callable[[str, objec
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--attack", action="store_true", help="make whole attacks (minutes), and record their figures")
+    parser.addoption("--attack", action="store_true", help="make whole attacks (minutes)")
+    parser.addoption("--record-attack", action="store_true", help="record their figures as evidence")
 
 
 class Record:
@@ -64,11 +66,11 @@ class Record:
         kinds: dict[str, dict[str, int]] = {}
         for (kind, target), number in sorted(self.counts.items()):
             kinds.setdefault(kind, {})[target] = number
-        record: dict[str, Any] = {"command": "make attack", "kinds": kinds, "failed": sorted(set(self.failed))}
+        record: dict[str, Any] = {"command": COMMAND, "kinds": kinds, "failed": sorted(set(self.failed))}
         record["provenance"] = evidence.provenance(seed=0)
         evidence.record("attack.benchmark", record, evidence.folder())
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--attack") and not hasattr(config, "workerinput"):
+    if config.getoption("--record-attack") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Record(), "attack record")

@@ -59,15 +59,49 @@ RECIPES: Mapping[str, str] = {
     "unlearning_whp": f"{_FURTHER} --dictionary {{words}} --retain {{old}} --reinforce 1 --limit 4 --epochs 1",
 }
 
-# Commands beside `apply` that read data and write a result.
+# Commands beside `apply` that read data.
 COMMANDS: Mapping[str, str] = {
+    "compare": "compare {rows} {data}",
+    "hear listen": "hear listen --batch {data} --out {out} --model {ears} --max-tokens 4",
+    "page add": "page add {data} --store {out} --at 2026-01-01",
+    "rerank": "rerank {data} --out {out} --reranker {model}",
     "encode": "encode {data} --out {out} --embedder {model}",
     "index": "index {data} --out {out} --embedder {model}",
     "profile": "profile {data} --card {out}",
     "label": "label {data} --out {out} --reranker {model}",
 }
 
-KEPT = ("encode", "index")  # of these: folders that are written in place, and say themselves whether they are whole
+# Commands that read none, or what others read.
+NO_DATA: Mapping[str, str] = {
+    "advise": "facts, which it asks for",
+    "datasets": "our catalogue, or a page of the same form",
+    "demo": "nothing",
+    "guide llm-or-tuned": "nothing",
+    "guide long-context": "the config of a model",
+    "hear activate": "what `apply salmonn` wrote, and clips",
+    "hear make-data": "nothing",
+    "hear picture": "our catalogue",
+    "map": "our catalogue",
+    "mcp": "requests of an agent",
+    "models": "the cache",
+    "new": "nothing",
+    "page digest": "the store",
+    "page export": "the store",
+    "page list": "the store",
+    "page search": "the store",
+    "page similar": "the store",
+    "page sync": "sources online, each read as `page add` reads a file",
+    "papers": "our catalogue",
+    "peer": "our lists",
+    "push": "what a training wrote",
+    "search": "an index",
+    "serve": "reports of trials, and models",
+    "show": "our catalogue",
+    "study": "data as `try` does",
+    "try": "data by the readers of the recipes",
+}
+UNKILLED = ("compare", "page add")  # one writes nothing, the other into a database, which has tests of its own
+KEPT = ("encode", "index", "page add")  # of these: what is written in place, and says itself whether it is whole
 
 
 @dataclass(frozen=True)
@@ -118,6 +152,12 @@ class Workshop:
         """24 rows that have the columns of every method."""
         return self.folder / "rows.jsonl"
 
+    def data(self, name: str) -> Path:
+        """What a command reads."""
+        others = {"salmonn": "clips", "hear listen": "clips/stage1.jsonl"}
+        others |= {"rerank": "requests.jsonl", "page add": "papers.jsonl"}
+        return self.folder / others.get(name, "rows.jsonl")
+
     def words(self, name: str, out: Path, data: Path | str | None = None) -> list[str]:
         """A command's words.
 
@@ -127,8 +167,10 @@ class Workshop:
             data: what it reads; the workshop's by default.
         """
         form = COMMANDS.get(name) or f"apply {name} {{data}} --out {{out}} {RECIPES[name]}"
-        data = data or (self.folder / "clips" if name == "salmonn" else self.rows)
+        data = data or self.data(name)
         places = {"words": self.folder / "dictionary.json", "rows": self.rows}
+        if "{ears}" in form:
+            places["ears"] = self.made("salmonn").out
         places |= {each: self.folder / each for each in ("model", "teacher", "old")}
         return [word.format(data=data, out=out, **places) for word in form.split()]
 
@@ -152,6 +194,14 @@ def build(folder: Path, tiny_model: Callable, tiny_tokenizer: Callable) -> Works
         }  # fmt: skip
         rows.append(row)
     write(folder / "rows.jsonl", rows)
+    requests = [
+        {"query": {"qid": f"q{i}", "text": f"where is n{i}"},
+         "candidates": [{"docid": f"d{k}", "score": -k, "doc": {"text": texts[k]}} for k in range(4)]}
+        for i in range(6)
+    ]  # fmt: skip
+    write(folder / "requests.jsonl", requests)
+    papers = [{"id": f"2404.0000{i}", "title": f"On n{i}", "abstract": text} for i, text in enumerate(texts[:6])]
+    write(folder / "papers.jsonl", papers)
     (folder / "old").mkdir()
     for i, text in enumerate(old):
         (folder / "old" / f"{i}.txt").write_text(text.upper())  # so that what is learnt of it can be told apart

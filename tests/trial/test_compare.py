@@ -239,6 +239,7 @@ def test_without_ir_measures_the_remedy_is_named(monkeypatch):
         (b'{"id": 1, "s": 1}\n{"id": 2}\n', "2: 's' is None; expected a number"),
         (b'{"id": 1, "s": 1}\n{"id": 2, "s": "1"}\n', "2: 's' is '1'"),
         (b'{"id": 1, "s": 1}\n{"id": 2, "s": NaN}\n', "2: the score of '2' is not finite"),
+        (b'{"id": 1, "s": 1}\n{"id": 2, "s": 1' + b"0" * 400 + b"}\n", "2: the score of '2' is not finite"),
         (b'{"id": 1, "s": 1}\n{"id": [2], "s": 1}\n', r"2: the id 'id' is \[2\]"),
         (b'{"name": "x", "s": 1}\n', "no id among name, s; .*--id-field"),
         (b'{"id": 1, "s": "high"}\n', "1: no number among id, s"),

@@ -114,6 +114,7 @@ class Upcycling:
         given = layouts.config_of(config, of, self.experts, self.top_k, first, self.router != "switch")
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # a shared expert without units
+            torch.manual_seed(self.seed)  # whose gate stays as it is drawn
             mixture = AutoModelForCausalLM.from_config(
                 given, attn_implementation=config._attn_implementation or "sdpa", dtype=dense.dtype
             )

@@ -224,8 +224,13 @@ def _rows(source: RowSource) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _number(value: Any) -> float | None:
-    """A JSON number, true or false as a float; None for anything else."""
-    return float(value) if isinstance(value, bool | int | float) else None
+    """A JSON number, true or false as a float, infinite where none is so large; None for anything else."""
+    if not isinstance(value, bool | int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _number_in_text(text: str) -> float | None:
