@@ -20,14 +20,14 @@ from broadsheet.page.papers import ours
 
 FEW, MANY = 1, 12  # kills of each, in `make test` and in `make attack`
 # In names of fields that no two runs share.
-_TIMED = ("seconds", "minutes", "created", "date", "docs/s", "resumed_from")
+_TIMED = {"seconds", "minutes", "created", "date", "docs/s", "resumed_from"}
 _TIMES = re.compile(r"[\d.,]+ (?:ms|s|min|h)\b|<!-- .* -->")  # in prose
 
 
 def timeless(value: Any) -> Any:
     """The same JSON without what tells of the run alone."""
     if isinstance(value, dict):
-        return {key: timeless(each) for key, each in value.items() if not any(word in key for word in _TIMED)}
+        return {key: timeless(each) for key, each in value.items() if not _TIMED & {key, *re.split("[_ ]", key)}}
     return [timeless(each) for each in value] if isinstance(value, list) else value
 
 

@@ -87,6 +87,13 @@ def test_repetition_is_decided_alike(text, language, lines, paragraphs, line_let
     assert GopherRepetition(**options).filter(document) == GopherRepetitionFilter(**options).filter(document)
 
 
+def test_a_huge_text_is_left_to_datatrove_so_that_memory_stays_small(monkeypatch):
+    monkeypatch.setattr(gopher, "NGrams", None)
+    document = Document("word " * 250_000, "1")
+    assert len(document.text) > gopher._LONGEST
+    assert GopherRepetition(language=WORDS).filter(document) == (False, "top_2_gram")
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", "ab", "", "ba"]), max_size=40), st.integers(1, 5))
 def test_what_is_counted_is_the_same(given_words, n):
