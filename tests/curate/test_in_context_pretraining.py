@@ -458,6 +458,16 @@ def test_a_corpus_becomes_its_documents_in_order_the_same_for_any_ranks(tmp_path
     assert "metadata" not in (tmp_path / "out1/documents.jsonl").read_text()
 
 
+def test_documents_that_a_model_reads_in_part_are_counted(tiny_folder, tmp_path, capsys):
+    texts = [f"a red sea number {i} " * (200 if i % 4 == 0 else 2) for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    recipe = InContextPretrainingRecipe(embed=str(tiny_folder))
+    recipe.apply(Source(str(tmp_path / "rows.jsonl")), tmp_path / "out", force=False)
+    assert "3 documents are longer than" in capsys.readouterr().err
+    steps = json.loads((tmp_path / "out" / "counts.json").read_text())["steps"]
+    assert [step["cut"] for step in steps if "cut" in step] == [3]
+
+
 def test_what_cannot_be_is_refused_before_anything_is_read(tmp_path):
     spec, _, _ = corpus(tmp_path)
     for given, said in (
@@ -504,6 +514,16 @@ def test_a_folder_of_sentence_transformers_makes_vectors_and_fetches_no_kernel(t
     assert isinstance(by, Sentences)
     texts = ["one text", "another, longer text", ""]
     assert by.encode(texts) == pytest.approx(whole.encode(texts), abs=1e-5)
+    assert by.cut == 0
+    by._model.max_seq_length = 8
+    long = [
+        "one two three four five six seven eight nine ten " * 9_000,
+        "one",
+        "one two three four five six seven eight",
+    ]
+    whole.max_seq_length = 8
+    assert by.encode(long) == pytest.approx(whole.encode(long), abs=1e-5)
+    assert by.cut == sum(len(ids) > 8 for ids in whole.tokenizer(long, verbose=False)["input_ids"]) > 0
     config = tmp_path / "saved" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "attn_implementation": "some/kernel"}))
     with pytest.raises(InputError, match="some/kernel"):

@@ -14,6 +14,7 @@ from datatrove.data import Document
 from datatrove.pipeline.stats import DocStats
 from hypothesis import given
 from hypothesis import strategies as st
+from kills import Killed, dying
 from tokenizers.processors import TemplateProcessing
 
 from broadsheet.console import InputError
@@ -444,3 +445,22 @@ def test_the_command_tells_writes_and_refuses(run, corpus, tmp_path, home):
     (tmp_path / "bad.jsonl").write_text("[1]\n")
     assert run("profile", str(tmp_path / "bad.jsonl"))[0] == 2
     assert not list((home / "profiles").iterdir()), "nothing is left behind"
+
+
+def test_a_profile_whose_earlier_work_is_damaged_says_so_and_then_starts_over(run, corpus, tmp_path, home):
+    data = write(tmp_path / "rows.jsonl", corpus)
+    run("profile", data)  # what is cached once is there
+    with dying(home) as life:
+        assert run("profile", data)[0] == 0
+    with pytest.raises(Killed), dying(home, 2 * life.count // 3):
+        run("profile", data)
+    parts = [path for path in (home / "profiles").rglob("*.json") if path.stat().st_size]
+    assert parts, "the kill left what can be resumed"
+    for path in parts:
+        path.write_bytes(path.read_bytes()[:5])
+    status, _, error = run("profile", data)
+    assert (status, error.count("\n")) == (2, 1)
+    assert error.rstrip().endswith("run the same command again")
+    status, told, error = run("profile", data)
+    assert status == 0, error
+    assert "Multi (2)" in told

@@ -55,6 +55,7 @@ def profile(
     from broadsheet.curate.cards.card import card as made
     from broadsheet.curate.cards.card import declared_in
     from broadsheet.curate.datasets_survey import Profiler
+    from broadsheet.curate.files import DamagedError
     from broadsheet.data.sources import keep_inputs
 
     if card is not None:
@@ -71,6 +72,9 @@ def profile(
         found = profiler.measure(
             data, work, benchmark=benchmark, tokenizer=tokenizer, text_field=text_field, tasks=workers, workers=workers
         )
+    except DamagedError as error:
+        remove_folder(work)
+        raise InputError(f"{error}; it is removed: run the same command again") from None
     except InputError:
         if not any(work.glob("passes/completions/*")):
             remove_folder(work)  # there is nothing to resume

@@ -27,7 +27,12 @@ from broadsheet.data import corpora
 from broadsheet.data.rows import OnError
 
 PLACE = "place"  # in a document's metadata: its number in the corpus, from 0
+CUT = "cut"  # of a step's counts: documents of which only the beginning was read
 T = TypeVar("T")
+
+
+class DamagedError(InputError):
+    """A file that was written whole is so no longer. Who started the work says how to start over."""
 
 
 class CorpusReader(PipelineStep):
@@ -125,7 +130,7 @@ def document(path: Path, row: Any) -> Document:
     """What a line of a shard holds.
 
     Raises:
-        InputError: it is no document.
+        DamagedError: it is no document.
     """
     try:
         return Document(**row)
@@ -137,7 +142,7 @@ def rows_of(path: Path) -> Iterator[Any]:
     """The JSON values of a file's lines.
 
     Raises:
-        InputError: one is none.
+        DamagedError: one is none.
     """
     with path.open("rb") as file:
         for text in file:
@@ -148,7 +153,7 @@ def parsed(path: Path, text: bytes) -> Any:
     """A JSON value that we wrote.
 
     Raises:
-        InputError: it is none any more.
+        DamagedError: it is none any more.
     """
     try:
         return json.loads(text)
@@ -156,9 +161,9 @@ def parsed(path: Path, text: bytes) -> Any:
         raise damaged(path) from None
 
 
-def damaged(path: Path) -> InputError:
+def damaged(path: Path) -> DamagedError:
     """What is said of a file that was written whole and is no longer."""
-    return InputError(f"{path} is damaged: start over with --force, or in another folder")
+    return DamagedError(f"{path} is damaged")
 
 
 def in_order(folder: Path) -> Iterator[Document]:
@@ -259,7 +264,7 @@ def parts(folder: str | Path, ranks: int) -> list[Any]:
     """What all ranks wrote, in their order.
 
     Raises:
-        InputError: one is missing or damaged; nothing is guessed.
+        DamagedError: one is missing or damaged; nothing is guessed.
     """
     found = []
     for rank in range(ranks):
@@ -267,7 +272,7 @@ def parts(folder: str | Path, ranks: int) -> list[Any]:
         try:
             found.append(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError):
-            raise InputError(f"{path} is missing or damaged: run rank {rank} of {ranks} again") from None
+            raise DamagedError(f"{path} is missing or damaged: run rank {rank} of {ranks} again") from None
     return found
 
 

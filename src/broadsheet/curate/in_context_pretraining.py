@@ -327,7 +327,7 @@ class InContextPretrainingRecipe(CurateRecipe):
     embed: str = option(
         "tfidf",
         "What documents are compared by: tfidf; default, a folder or a .gguf file, the mean of a language model's "
-        "hidden states; resource:minilm, or a folder of sentence-transformers.",
+        "hidden states; resource:minilm, or a folder of sentence-transformers. A model may read the beginning alone.",
         metavar="MODEL",
     )
 
@@ -338,7 +338,7 @@ class InContextPretrainingRecipe(CurateRecipe):
         return "In-context pretraining: each document beside its nearest"
 
     def curate(self, source: Source, passes: Passes) -> Iterator[Document]:
-        from broadsheet.curate.files import CorpusReader, ShardReader, ShardWriter
+        from broadsheet.curate.files import CUT, CorpusReader, ShardReader, ShardWriter
         from broadsheet.curate.orders.steps import DOCUMENTS, VECTORS, OnPath, OrderDocuments, PathReader, facts
         from broadsheet.curate.orders.vectors import DocumentVectors
 
@@ -351,6 +351,8 @@ class InContextPretrainingRecipe(CurateRecipe):
         passes.counts += merge.counts
         passes.run("what is left out", [ShardReader(made / DOCUMENTS), OnPath(order)])
         found = facts(order)
+        if cut := sum(int(each.totals.get(CUT, 0)) for each in passes.counts):
+            say(f"{cut:,} documents are longer than {self.embed} reads: they were compared by their beginning")
         if found["kept"] > 1:
             say(
                 f"cosine of a document and the next: {found['cosine']:.3f}, in random order "

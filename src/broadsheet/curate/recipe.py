@@ -104,6 +104,14 @@ class CurateRecipe(Build):
         raise NotImplementedError  # a rank opens the corpus itself
 
     def apply(self, source: Source, out: Path, force: bool) -> Summary:
+        from broadsheet.curate.files import DamagedError
+
+        try:
+            return self._applied(source, out, force)
+        except DamagedError as error:
+            raise InputError(f"{error}: start over with --force, or in another folder") from None
+
+    def _applied(self, source: Source, out: Path, force: bool) -> Summary:
         from broadsheet.curate.files import in_order
 
         corpus, started = source.corpus(), time.perf_counter()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +28,7 @@ from loguru import logger
 
 from broadsheet.cache import atomic_write
 from broadsheet.console import InputError, progress, silence
-from broadsheet.curate.files import Examples, parts, told
+from broadsheet.curate.files import CUT, Examples, parts, told
 
 _TOLD = ("documents", "total", "forwarded", "dropped")
 
@@ -62,6 +63,7 @@ class Ranks(PipelineExecutor):
 
         Raises:
             InputError: as the steps raise it; a worker was killed; the disk is full. What is done is kept.
+            KeyboardInterrupt: Ctrl-C was pressed, which ends the workers too; what is done is kept.
         """
         missing = self.get_incomplete_ranks()
         try:
@@ -143,7 +145,8 @@ def without_logs() -> Iterator[None]:
 
 
 def _silent() -> None:
-    """A worker tells nothing: what it did is in its counts."""
+    """A worker tells nothing, not even that it was interrupted: what it did is in its counts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     silence()
     logger.disable("datatrove")
 
@@ -155,7 +158,8 @@ class StepCounts:
     Args:
         stage: of the pipeline it is in.
         name: of the step.
-        totals: `total`, `forwarded`, `changed`, `dropped`, and these by reason, as `dropped_REASON`.
+        totals: `documents` read, `cut` ones, `total`, `forwarded`, `changed`, `dropped`, and the last two by reason,
+            as `dropped_REASON`.
         seconds: that its own work took, over all ranks.
         excerpts: by reason, a few documents: id and beginning.
     """
@@ -179,7 +183,7 @@ class StepCounts:
             "step": self.name,
             **{
                 label: int(self.totals[label])
-                for label in ("documents", "total", "forwarded", "dropped")
+                for label in ("documents", CUT, "total", "forwarded", "dropped")
                 if label in self.totals
             },
             "dropped by": self.by_reason("dropped"),

@@ -22,7 +22,7 @@ from scipy import sparse
 from broadsheet.cache import atomic_write
 from broadsheet.console import InputError
 from broadsheet.curate.base import batches
-from broadsheet.curate.files import PLACE
+from broadsheet.curate.files import CUT, PLACE, DamagedError
 from broadsheet.curate.orders.neighbours import Matrix
 
 HEAD = 100  # characters of a document that are kept beside its vector
@@ -32,7 +32,13 @@ _BUDGET = 8192  # padded tokens of a batch
 
 
 class DocumentEncoder(ABC):
-    """A way to make vectors of documents, in two parts: each document alone, then all of a corpus."""
+    """A way to make vectors of documents, in two parts: each document alone, then all of a corpus.
+
+    Attributes:
+        cut: documents so far of which only the first tokens were read.
+    """
+
+    cut = 0
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> Matrix:
@@ -100,6 +106,8 @@ class HiddenStates(DocumentEncoder):
 
         model, tokenizer = self._loaded
         beginnings = [head(tokenizer, text, self.tokens) for text in texts]
+        rows = tokenizer(beginnings, verbose=False)["input_ids"]
+        self.cut += sum(len(row) > self.tokens for row in rows)
         rows = tokenizer(beginnings, truncation=True, max_length=self.tokens)["input_ids"]
         found = np.zeros((len(rows), model.config.hidden_size), np.float32)
         read = [i for i, row in enumerate(rows) if row]
@@ -127,7 +135,8 @@ class HiddenStates(DocumentEncoder):
 class Sentences(DocumentEncoder):
     """A model of sentence-transformers, by its folder: contriever, MiniLM, what `broadsheet.embed` saves, …
 
-    No code of the model's own is run, and weights are read from safetensors alone.
+    No code of the model's own is run, and weights are read from safetensors alone. A document is read as far as the
+    model's own limit, which may be short: 256 tokens for `resource:minilm`.
 
     Args:
         spec: `resource:minilm`, a folder, or a hub id.
@@ -151,6 +160,12 @@ class Sentences(DocumentEncoder):
         return load_sentences(resources.local(self.spec), SentenceTransformer, device=self.device)
 
     def encode(self, texts: Sequence[str]) -> Matrix:
+        from broadsheet.models.tokens import head
+
+        tokenizer, limit = self._model.tokenizer, self._model.max_seq_length
+        if limit is not None:
+            texts = [head(tokenizer, text, limit) for text in texts]
+            self.cut += sum(len(row) > limit for row in tokenizer(texts, verbose=False)["input_ids"])
         return np.asarray(self._model.encode(list(texts), show_progress_bar=False), np.float32)
 
 
@@ -238,6 +253,7 @@ class DocumentVectors(PipelineStep):
             about += [(each.metadata[PLACE], digest(each.text), each.text[:HEAD]) for each in documents]
             self.stat_update("documents", value=len(documents))
             yield from documents
+        self.stat_update(CUT, value=by.cut)
         if not found:  # the others tell the dimensions
             found = [np.zeros((0, 0), np.float32)]
         thin = sparse.issparse(found[0])
@@ -274,7 +290,7 @@ class StoredVectors:
         """Read them.
 
         Raises:
-            InputError: a rank's are missing or damaged.
+            DamagedError: a rank's are missing or damaged.
         """
         rows, parts = [], []
         for rank in range(ranks):
@@ -285,7 +301,7 @@ class StoredVectors:
                 thin = Path(f"{path}.npz").exists()
                 found = sparse.csr_array(sparse.load_npz(f"{path}.npz")) if thin else np.load(f"{path}.npy")
             except (OSError, ValueError, KeyError, EOFError):
-                raise InputError(f"{path}.* are missing or damaged: run rank {rank} of {ranks} again") from None
+                raise DamagedError(f"{path}.* are missing or damaged: run rank {rank} of {ranks} again") from None
             if len(about["places"]):
                 rows.append(found)
                 parts.append(about)
