@@ -14,8 +14,10 @@ import pytest
 import torch
 from forks import context
 
+from broadsheet import models
 from broadsheet.cli import main
 from broadsheet.console import InputError
+from broadsheet.data import corpora
 from broadsheet.train.layout_runs import Layout, Measures, ShortRun, run_layout
 from broadsheet.train.trials import megatron_530b as trials
 from broadsheet.train.trials.megatron_530b import (
@@ -163,10 +165,8 @@ class Words:
 
 @pytest.fixture
 def words(monkeypatch):
-    class Loaded:
-        tokenizer = Words()
-
-    monkeypatch.setattr("broadsheet.models.load", lambda name: Loaded())
+    monkeypatch.setattr("broadsheet.models.embedded.folder", lambda: Path("default"))
+    monkeypatch.setattr("broadsheet.models.tokens.read_tokenizer", {Path("default"): Words()}.get)
 
 
 def test_a_plan_for_a_corpus_is_a_table_and_files(data, words, tmp_path, capsys):
@@ -190,6 +190,16 @@ def test_a_plan_for_a_corpus_is_a_table_and_files(data, words, tmp_path, capsys)
     applied(data, *common, "--force", "--mesh", "2,2,4")
     assert "pp 2 · dp 2 · tp 4" in capsys.readouterr().out
     assert not (out / "accelerate.yaml").exists(), "which has no stages"
+
+
+def test_a_model_that_is_here_counts_by_its_own_tokenizer(data, tiny_folder, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("broadsheet.models.embedded.folder", lambda: pytest.fail("nothing is fetched for this"))
+    applied(data, "--model", str(tiny_folder), "--gpus", "1", "--out", str(tmp_path / "plan"))
+    assert "as this model cuts texts" in " ".join(capsys.readouterr().out.split())
+    tokenizer = models.load(tiny_folder).tokenizer
+    texts = [document.text for document in corpora.load(data)]
+    counted = sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) + len(texts)
+    assert json.loads((tmp_path / "plan" / "plan.json").read_text())["tokens"] == counted
 
 
 @pytest.mark.parametrize(

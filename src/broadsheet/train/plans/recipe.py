@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,6 +21,8 @@ from broadsheet.data.corpora import Corpus
 from broadsheet.options import option
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from broadsheet.train.megatron_530b import ParallelPlanner, Plan
     from broadsheet.training.layouts.shapes import Shape
 
@@ -114,17 +117,27 @@ class MegatronRecipe(Build):
                 sample.append(document.text)
         if not letters:
             raise InputError(f"got {documents} documents without a letter; expected texts to train on")
-        from broadsheet import models
-
-        # Another model's tokenizer may lie beside weights that nobody wants to fetch for this.
-        by = models.load("default").tokenizer
-        counted = sum(len(ids) for ids in by(sample, add_special_tokens=False)["input_ids"])
+        counted = sum(len(ids) for ids in self._tokenizer(sample, add_special_tokens=False)["input_ids"])
         return documents, counted * letters / sum(map(len, sample)) + documents
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's own where its folder holds one; of others, no more is fetched for this: the default model's."""
+        from broadsheet.models import embedded
+        from broadsheet.models.tokens import read_tokenizer
+
+        return read_tokenizer(self._own or embedded.folder())
+
+    @property
+    def _own(self) -> Path | None:
+        folder = Path(self.model).expanduser()
+        return folder if (folder / "tokenizer.json").is_file() else None
 
     def _lasting(self, plan: Plan, tokens: float) -> str:
         steps = max(1, round(tokens * self.epochs / (self.batch * self.length)))
+        cuts = "this model" if self._own else "the default model"
         return fill(
-            f"About {tokens:,.0f} tokens, as the default model cuts texts, read {self.epochs} "
+            f"About {tokens:,.0f} tokens, as {cuts} cuts texts, read {self.epochs} "
             f"time{'s' * (self.epochs > 1)}: {steps:,} step{'s' * (steps > 1)} of {self.batch} × {self.length:,}, "
             f"{duration(steps * plan.seconds)}. Seconds are estimates, to compare layouts by.",
             80,
