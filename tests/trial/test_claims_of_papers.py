@@ -74,9 +74,20 @@ def test_effects_are_the_papers_figures_in_the_unit_of_the_metric() -> None:
     assert effects(gem[:2]) == pytest.approx(
         {"Spearman": (68.42 - 33.32) / 100, "nDCG@10": (25.6 - 4.38) / 100}, abs=1e-3
     )
-    assert effects(FirstTrial().claims()) == {"nDCG@10": None, "lists/s": pytest.approx(1 / (1 - 0.5))}
+    half = pytest.approx(1 / (1 - 0.5))
+    assert effects(FirstTrial(reranker="folder").claims()) == {"nDCG@10": None, "lists/s": half}
+    first = FirstTrial().claims()
+    assert [claim.effect for claim in first[1:]] == [
+        pytest.approx((54.3 - 52.3) / 100), pytest.approx((54.3 - 51.7) / 100), half
+    ]  # fmt: skip
+    assert first[0].margin, "it may be no better than a written order, and only faster"
     ranked = {"nDCG@10": pytest.approx((72.55 - 70.34) / 100), "lists/s": pytest.approx(1 / (1 - 0.293), abs=5e-3)}
-    assert effects(FullRankTrial().claims()) == ranked
+    assert effects(FullRankTrial(reranker="folder").claims()) == ranked
+    assert [claim.effect for claim in FullRankTrial().claims()] == [
+        *list(ranked.values())[:1],
+        0.007,
+        ranked["lists/s"],
+    ]
     assert effects(AdedTrial().claims()) == {"tokens/s": 1.9, "tokens per forward": None}
     assert effects(LLMEmbedderTrial(encoder="folder").claims()[:1]) == {
         "log-likelihood": pytest.approx(math.log(6.134 / 6.097), abs=1e-4)
