@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broadsheet.console import InputError
-from broadsheet.training.workdir import workdir
+from broadsheet.training.workdir import starting_over, workdir
 
 MADE = {"rate": 1e-3, "minutes": 5, "sizes": (2, 4), "model": "0123", "objective": {"name": "a"}}
 OPTIONS = {"finished": "done.json", "mutable_keys": ["minutes"], "kind": "embedder"}
@@ -24,17 +24,41 @@ def test_a_folder_is_resumed_with_the_same_settings_alone(tmp_path):
         (folder / "kept").touch()
     with workdir(out, MADE | {"minutes": 9}, **OPTIONS) as folder:
         assert (folder / "kept").exists()
-    with pytest.raises(InputError, match=r"other model; rate 0\.001, now 0\.1: resume"):
+    with pytest.raises(InputError, match=r"other model; rate 0\.001, now 0\.1, and resumes"):
         workdir(out, MADE | {"model": "89ab", "rate": 0.1}, **OPTIONS).__enter__()
-    with pytest.raises(InputError, match="other model '0123', now '89ab': resume"):
+    with pytest.raises(InputError, match="other model '0123', now '89ab', and resumes"):
         workdir(out, MADE | {"model": "89ab"}, fingerprints=(), **OPTIONS).__enter__()
-    with pytest.raises(InputError, match=r"other objective\.name 'a', now 'b'; objective\.size None, now 3: resume"):
+    with pytest.raises(InputError, match=r"other objective\.name 'a', now 'b'; objective\.size None, now 3,"):
         workdir(out, MADE | {"objective": {"name": "b", "size": 3}}, **OPTIONS).__enter__()
     with workdir(out, MADE | {"rate": 0.1}, force=True, **OPTIONS) as folder:
         assert not (folder / "kept").exists()
     (folder / "settings.json").write_text("{")
     with pytest.raises(InputError, match=r"settings\.json is damaged"):
         workdir(out, MADE, **OPTIONS).__enter__()
+
+
+def test_what_was_begun_otherwise_or_is_damaged_is_begun_anew_where_its_owner_says_so(tmp_path, capsys):
+    out = tmp_path / "out"
+    with workdir(out, MADE, **OPTIONS) as folder:
+        (folder / "kept").touch()
+    with starting_over():
+        with workdir(out, MADE, **OPTIONS):
+            assert (folder / "kept").exists(), "the same is resumed"
+        with workdir(out, MADE | {"rate": 0.1}, **OPTIONS):
+            assert not (folder / "kept").exists()
+        assert "was begun with other rate 0.001, now 0.1" in capsys.readouterr().err
+        (folder / "settings.json").write_text("{")
+        (folder / "kept").touch()
+        with workdir(out, MADE, **OPTIONS):
+            assert not (folder / "kept").exists()
+        assert "settings.json is damaged; it is begun anew" in capsys.readouterr().err
+        (out).mkdir()
+        (out / "done.json").touch()
+        with pytest.raises(InputError, match="is finished"):
+            workdir(out, MADE, **OPTIONS).__enter__()
+    (out / "done.json").unlink()
+    with pytest.raises(InputError, match="begun with other rate"):
+        workdir(out, MADE | {"rate": 0.1}, **OPTIONS).__enter__()
 
 
 def test_a_finished_out_is_replaced_when_forced_also_after_the_forced_run_was_cut_off(tmp_path):

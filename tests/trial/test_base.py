@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 import pytest
 
 from broadsheet.cache import home
+from broadsheet.cli.trials import check_arms
 from broadsheet.console import InputError
 from broadsheet.options import construct, option
+from broadsheet.training.workdir import workdir
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.results import Example
@@ -200,6 +202,24 @@ def test_finish_removes_the_folder_and_nothing_else():
     trial.finish()
 
 
+def test_what_another_version_began_to_train_does_not_stop_a_trial(tmp_path):
+    class Training(ToyTrial):
+        rate = 1
+
+        def setting(self) -> dict[str, str]:
+            with workdir(tmp_path / "arm", {"rate": self.rate}, finished="done.json"):
+                return dict(super().setting())
+
+    first = Training().for_paper("alpha")
+    first.run()
+    again = Training().for_paper("alpha")
+    again.rate = 2
+    assert again.run().arms
+    with pytest.raises(InputError, match="begun with other rate"):
+        workdir(tmp_path / "arm", {"rate": 3}, finished="done.json").__enter__()
+    first.finish()
+
+
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"n": 12}, {"quick": True}, {"method": "alpha(shift=5)"}])
 def test_another_setting_is_not_resumed_from_what_is_kept(changed):
     one, other = ToyTrial().for_paper("alpha"), ToyTrial(**changed).for_paper("alpha")
@@ -353,6 +373,9 @@ def test_a_model_that_cannot_be_loaded_fails_its_arm_alone(monkeypatch):
     result = tried("alpha")
     assert {arm.name: arm.status for arm in result.arms} == {"plain": "ok", "Alpha": "ok", "Beta": "failed"}
     assert "no such file" in result.arms[2].error
+    check_arms(result)  # what failed is in no claim
+    with pytest.raises(InputError, match=r"nothing is recorded, as arms of claims failed: Beta: .*no such file"):
+        check_arms(tried("beta"))
 
 
 def test_a_claim_that_is_not_shown_gets_a_note_with_the_trials_reason(monkeypatch):

@@ -145,6 +145,7 @@ def _measured(
     else:
         report.terminal(result, written=written, full=full)
     if record:
+        check_arms(result)
         if row is not None and row.kind == "method" and not any(claim.kind == "claim" for claim in result.judged):
             raise InputError(f"nothing is recorded: the trial of {paper} names no claim of the paper ({entry})")
         where = row.evidence_folder if row else evidence.folder()
@@ -187,6 +188,17 @@ def _check_strength(trial: Any) -> None:
         raise InputError(
             f"got --runs {trial.runs} with --record; recorded evidence trains each arm from at least {MIN_RUNS} seeds"
         )
+
+
+def check_arms(result: TrialResult) -> None:
+    """See that what claims compare ran.
+
+    Raises:
+        InputError: an arm failed; what is finished is kept.
+    """
+    named = {name for claim in result.judged for name in (claim.baseline, claim.arm)}
+    if failed := [f"{arm.name}: {arm.error}" for arm in result.arms if arm.name in named and arm.status == "failed"]:
+        raise InputError(f"nothing is recorded, as arms of claims failed: {'; '.join(failed)}")
 
 
 def _check_oracles(paper: Any) -> None:

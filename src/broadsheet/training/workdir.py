@@ -9,12 +9,25 @@ import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from broadsheet.cache import atomic_write, restore_folder
-from broadsheet.console import InputError
+from broadsheet.console import InputError, say
+
+_starting_over: ContextVar[bool] = ContextVar("starting_over", default=False)
+
+
+@contextmanager
+def starting_over() -> Iterator[None]:
+    """Within it, what was begun otherwise is begun anew, and not refused: for folders whose owner has no `force`."""
+    token = _starting_over.set(True)
+    try:
+        yield
+    finally:
+        _starting_over.reset(token)
 
 
 @contextmanager
@@ -98,22 +111,29 @@ def _claim(
         InputError: it was begun from other settings or data, or what it was begun from is unreadable.
     """
     path = folder / "settings.json"
-    if force or not path.exists():
+    why = None if force or not path.exists() else _unfit(path, config, mutable_keys, fingerprints)
+    if why and not _starting_over.get():
+        raise InputError(f"{why}; start over with force=True")
+    if why:
+        say(f"{why}; it is begun anew")
+    if why or force or not path.exists():
         shutil.rmtree(folder, ignore_errors=True)
         with atomic_write(path) as file:
             json.dump(config, file)
         if force:
             (folder / "replacing").touch()
-        return
+
+
+def _unfit(
+    path: Path, config: dict[str, Any], mutable_keys: Collection[str], fingerprints: Collection[str]
+) -> str | None:
+    """Why what was begun cannot be resumed; None where it can."""
     try:
         before = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
-        raise InputError(f"{path} is damaged; force=True starts over") from None
-    changes = differences(before, config, mutable_keys, fingerprints)
-    if changes:
-        raise InputError(
-            f"{folder} was begun with other {'; '.join(changes)}: resume with the same, or start over with force=True"
-        )
+        return f"{path} is damaged"
+    changes = "; ".join(differences(before, config, mutable_keys, fingerprints))
+    return f"{path.parent} was begun with other {changes}, and resumes with the same alone" if changes else None
 
 
 def differences(

@@ -26,6 +26,7 @@ from broadsheet.methods import ForPaper
 from broadsheet.options import MOST_SEED, option
 from broadsheet.page.evidence import provenance, versions
 from broadsheet.took import Took
+from broadsheet.training.workdir import starting_over
 from broadsheet.trial.claims import Claim, JudgedClaim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.examples import together
@@ -319,6 +320,10 @@ class Trial(ForPaper):
         Raises:
             InputError: an option, a model or the data cannot be used.
         """
+        with starting_over():  # a training that another version began is of no use
+            return self._tried_whole()
+
+    def _tried_whole(self) -> TrialResult:
         seconds_of(self.budget), margins(self.margin)  # refused before any data is read
         tasks = list(self.tasks())
         facts = {
