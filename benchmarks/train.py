@@ -9,6 +9,8 @@
    it says was kept beforehand.
 3. *Pruning.* The default model and the same without a quarter of its MLP channels, in turns: reading 512 tokens, and
    writing 32 after 16.
+4. *Processes.* `fit` in one process, and in two and four under torchrun, each with one thread and rows of its own: what
+   they read together, over what one reads. No more than the machine's cores can be gained.
 
 `--record` keeps the result as evidence/train.benchmark.json.
 """
@@ -17,6 +19,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -212,6 +216,26 @@ def pruned(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+# Processes
+
+
+def processes(of: str, data: str, steps: int, rounds: int) -> list[dict[str, Any]]:
+    """Tokens that several processes read in a second, together, and over what one reads."""
+    words = ["--way", "fit", "--size", of, "--data", data, "--steps", str(steps)]
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONWARNINGS": "ignore"}
+    rates: dict[int, list[float]] = {1: [], 2: [], 4: []}
+    for turn in range(rounds):
+        for count in [*rates][turn % 3 :] + [*rates][: turn % 3]:
+            run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), __file__, *words]
+            ran = subprocess.run([sys.executable, *run], check=True, capture_output=True, text=True, env=surroundings)
+            read = [json.loads(each)["tokens/s"] for each in re.findall(r"\{[^{}]*\}", ran.stdout)]  # maybe on one line
+            assert len(read) == count, ran.stdout
+            rates[count].append(sum(read))
+    return [
+        {"processes": count, "tokens/s": ends(rate), "times": ratio(rate, rates[1])} for count, rate in rates.items()
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="1M")
@@ -238,9 +262,19 @@ def main() -> None:
     print("the default model without a quarter of its MLP channels is so many times as fast")
     for row in cut:
         print(f"  {row['what']:26} {told(row['times'], 3)}")
+    several = processes(arguments.size, arguments.data, arguments.steps, max(3, arguments.rounds // 2))
+    print(f"own tokens a second of several processes of one thread, on {os.cpu_count()} cores")
+    for row in several:
+        print(f"  {row['processes']:<4} {told(row['tokens/s'], 0)}; {told(row['times'])} of one's")
     if arguments.record:
         facts = {"data": arguments.data, "seed": 0}
-        result = {"laboratory": found, "methods": rows, "pruned": cut, "command": " ".join(["python", *sys.argv])}
+        result = {
+            "laboratory": found,
+            "methods": rows,
+            "pruned": cut,
+            "processes": several,
+            "command": " ".join(["python", *sys.argv]),
+        }
         print(
             evidence.record(
                 "train.benchmark", {**result, "provenance": evidence.provenance(**facts)}, evidence.folder()

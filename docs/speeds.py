@@ -32,6 +32,9 @@ def train_speed() -> str:
     ]
     added = [(row["method"], _times(row["times"])) for row in found["methods"]]
     cut = [(row["what"], _times(row["times"])) for row in found["pruned"]]
+    several = [
+        (f"{row['processes']}", _rate(row["tokens/s"]), _times(row["times"])) for row in found.get("processes", [])
+    ]
     return "\n\n".join(
         [
             _benchmark(found, "train"),
@@ -41,6 +44,8 @@ def train_speed() -> str:
             table(("method", "a step's time over a plain step's"), added),
             "The default model without a quarter of its MLP channels, beside the whole one:",
             table(("what", "so many times as fast"), cut),
+            "Processes of one thread, each with rows of its own:",
+            table(("processes", "tokens of texts a second, together", "over one process"), several),
         ]
     )
 
