@@ -64,10 +64,14 @@ class RerankerTrial(Trial):
     )
     split: str = option("test", "Of the BEIR folder's qrels.", metavar="NAME")
 
-    def ordering(self, block_size: int = 5) -> EvalTask:
-        """Lists to put in order; kept as `lists_`."""
+    def ordering(self, block_size: int = 5, most: int = MOST_LISTS) -> EvalTask:
+        """Lists to put in order; kept as `lists_`.
+
+        Args:
+            most: that are asked, where the claims decide how many.
+        """
         source = ListSource(self.data, self.words, self.titles, self.first_stage or "", self.split, self.seed)
-        wanted = MOST_LISTS if self.queries is None else 0 if self.queries == "all" else int(self.queries)
+        wanted = most if self.queries is None else 0 if self.queries == "all" else int(self.queries)
         decided = self.queries is None
         items = self.lists_ = source.test(wanted, self.candidates, found=not self.unanswerable, at_most=decided)
         return EvalTask(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from broadsheet import models
 from broadsheet.options import option
 from broadsheet.rank.trials.base import FIRST_STAGE, bias, changed, orders_of, reranking
-from broadsheet.rank.trials.teaching import TrainedRerankerTrial
+from broadsheet.rank.trials.teaching import MOST_TRAINED, TrainedRerankerTrial
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm
 from broadsheet.trial.verdicts import Comparison
@@ -54,7 +54,7 @@ class FirstTrial(TrainedRerankerTrial):
         return f"Is the first token of {self.model_name}'s ranking as good an order as the whole of it, and faster?"
 
     def tasks(self) -> list[EvalTask]:
-        return [self.ordering()]
+        return [self.ordering() if self.reranker else self.ordering(most=MOST_TRAINED)]
 
     @cached_property
     def tried_reranker(self) -> ListwiseReranker:

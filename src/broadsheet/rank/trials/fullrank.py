@@ -21,7 +21,7 @@ from broadsheet.rank.fullrank import multipass_calls
 from broadsheet.rank.order import run_lockstep, windows
 from broadsheet.rank.trials.base import FIRST_STAGE
 from broadsheet.rank.trials.bias import kendall
-from broadsheet.rank.trials.teaching import TrainedRerankerTrial
+from broadsheet.rank.trials.teaching import MOST_TRAINED, TrainedRerankerTrial
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.results import Curve
 from broadsheet.trial.verdicts import Comparison
@@ -80,7 +80,7 @@ class FullRankTrial(TrainedRerankerTrial):
         )
 
     def tasks(self) -> list[EvalTask]:
-        return [self.ordering(block_size=4)]
+        return [self.ordering(4) if self.reranker else self.ordering(4, MOST_TRAINED)]
 
     @cached_property
     def _sliding(self) -> ListwiseReranker:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 RATES = (3e-5, 1e-4)  # that each arm's learning rate is chosen from
 _EASY, _DEEP, _EASY_RATE = "easy lists", 1000, {"full": 1e-4, "lora": 1e-3}
+MOST_TRAINED = 300  # lists that are asked of each training run, where the claims decide how many
 _DEV = 0.1  # of the training lists, to choose them on
 
 
