@@ -143,3 +143,30 @@ def test_the_mean_over_layers_is_not_the_pool():
     skewed = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert float(balance_over_layers(skewed, skewed)) == 2.0
     assert float(balance_over_layers(skewed, skewed, hf_compat=True)) == float(balance_over_layers(even, even)) == 1.0
+
+
+def test_a_soft_mixture_is_means_of_what_experts_make_of_means_of_tokens():
+    torch.manual_seed(0)
+    x, phi, weights = torch.randn(7, 5), torch.randn(5, 3, 2), torch.randn(3, 5, 5)
+
+    def experts(slots: torch.Tensor) -> torch.Tensor:
+        assert slots.shape == (3, 2, 5)
+        return torch.tanh(slots @ weights)
+
+    found = routing.soft_mixture(x, phi, experts)
+    logits = x @ phi.flatten(1)  # a column a slot, the slots of an expert side by side
+    want = torch.zeros(7, 5)
+    for slot in range(6):
+        dispatched = logits[:, slot].exp() / logits[:, slot].exp().sum()
+        made = torch.tanh((dispatched[:, None] * x).sum(0) @ weights[slot // 2])
+        share = logits[:, slot].exp() / logits.exp().sum(1)
+        want += share[:, None] * made
+    assert torch.allclose(found, want, atol=1e-5)
+    asked = torch.tensor([True] * 5 + [False] * 2)
+    padded = routing.soft_mixture(x, phi, experts, asked)
+    assert torch.allclose(padded[:5], routing.soft_mixture(x[:5], phi, experts), atol=1e-6), "padding changes nothing"
+    same = routing.soft_mixture(torch.ones(4, 5), phi, lambda slots: slots)
+    assert torch.allclose(same, torch.ones(4, 5), atol=1e-6), "means of equal tokens are such a token"
+    later = x.clone()
+    later[-1] += 1
+    assert not torch.allclose(routing.soft_mixture(later, phi, experts)[0], found[0]), "it is not causal"

@@ -8,6 +8,7 @@ Shapes: T tokens, E experts, k of them for a token; `asked` is a (T,) mask, Fals
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +133,32 @@ def chosen_tokens(probs: Tensor, factor: float, tokens: int | None = None) -> Te
     if not 1 <= count <= tokens:
         raise InputError(f"{experts} experts would take {count} of {tokens} tokens each; expected 1 to {tokens}")
     return probs.topk(count, 0).indices.T
+
+
+def soft_mixture(
+    hidden: Tensor, slots: Tensor, experts: Callable[[Tensor], Tensor], asked: Tensor | None = None
+) -> Tensor:
+    """Soft mixture (Puigcerver et al., 2023): slots are means of tokens, tokens means of what experts make of slots.
+
+    It is no router: no token is sent anywhere, nothing is dropped, and all of it is differentiable. As expert choice it
+    leaks the future into causal models: each slot is a mean over all tokens, those to come too.
+
+    Args:
+        hidden: (T, d) x, the tokens of one sequence.
+        slots: (d, E, P) Φ, for P slots of each expert.
+        experts: (E, P, d) slots, those of each expert together, to what it makes of them, in that shape.
+        asked: tokens that take part; the others' outputs are of no use.
+
+    Returns:
+        (T, d).
+    """
+    logits = torch.einsum("td,dep->tep", _wide(hidden), _wide(slots))
+    closed = logits if asked is None else logits.masked_fill(~asked[:, None, None], -math.inf)
+    dispatch = closed.softmax(0)  # D: over tokens
+    combine = logits.flatten(1).softmax(-1).view_as(logits)  # C: over slots
+    filled = torch.einsum("tep,td->epd", dispatch, _wide(hidden))  # slots = Dᵀ x
+    made = experts(filled.to(hidden.dtype))
+    return torch.einsum("tep,epd->td", combine, _wide(made)).to(hidden.dtype)  # y = C f(slots)
 
 
 # Capacity
