@@ -124,7 +124,7 @@ def test_broadsheet_asks_vllm_where_it_listens_and_for_its_model(compose):
     asked = dict(zip(theirs["command"][::2], theirs["command"][1::2], strict=True))
     read = options(ours["command"])
     assert ours["environment"]["OPENAI_BASE_URL"] == f"http://{SERVER}:{asked['--port']}/v1"
-    assert read["model"] == [f"endpoint:{asked['--model']}"]
+    assert list(read["model"]) == [f"endpoint:{asked['--model']}"]
     assert ours["ports"] == [f"127.0.0.1:8000:{read['port']}"]
     assert ours["depends_on"][SERVER] == {"condition": "service_healthy"}
     assert f":{asked['--port']}/health" in theirs["healthcheck"]["test"][-1]

@@ -226,7 +226,10 @@ def test_two_workers_report_what_each_paper_took(folder):
 
 def test_one_paper_runs_alone(folder):
     status, lines = run(folder, "--paper", "gem")
-    assert (status, lines[-1].split(" in ")[0].strip("= ")) == (1, "1 failed, 6 passed, 4 deselected")
+    assert status == 1
+    assert (
+        lines[-1].split(" in ")[0].strip("= ").startswith("1 failed, 6 passed, 4 deselected")
+    )  # perhaps with warnings
     assert not any("seconds a paper" in line for line in lines)
 
 

@@ -7,6 +7,7 @@ import math
 import signal
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def test_the_record_says_what_was_done_and_from_what(tmp_path: Path, monkeypatch
     assert record["settings"]["learning_rate"] == 1e-2
     assert (record["steps"], record["examples"], record["history"]) == (8, 32, done.history)
     assert record["command"] == "broadsheet apply 'two words'"
-    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["torch"] == version("torch")
     assert len(record["rows"]) == len(record["model"]) == 16
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "own", "training.json"]
     assert done.last_loss == done.history[-1]["loss"]

@@ -24,11 +24,11 @@ def test_a_folder_is_resumed_with_the_same_settings_alone(tmp_path):
         (folder / "kept").touch()
     with workdir(out, MADE | {"minutes": 9}, **OPTIONS) as folder:
         assert (folder / "kept").exists()
-    with pytest.raises(InputError, match=r"other model; rate 0\.001, now 0\.1, and resumes"):
+    with pytest.raises(InputError, match=r"other model; rate 0\.001, now 0\.1: resume"):
         workdir(out, MADE | {"model": "89ab", "rate": 0.1}, **OPTIONS).__enter__()
-    with pytest.raises(InputError, match="other model '0123', now '89ab', and resumes"):
+    with pytest.raises(InputError, match="other model '0123', now '89ab': resume"):
         workdir(out, MADE | {"model": "89ab"}, fingerprints=(), **OPTIONS).__enter__()
-    with pytest.raises(InputError, match=r"other objective\.name 'a', now 'b'; objective\.size None, now 3,"):
+    with pytest.raises(InputError, match=r"other objective\.name 'a', now 'b'; objective\.size None, now 3:"):
         workdir(out, MADE | {"objective": {"name": "b", "size": 3}}, **OPTIONS).__enter__()
     with workdir(out, MADE | {"rate": 0.1}, force=True, **OPTIONS) as folder:
         assert not (folder / "kept").exists()
@@ -51,7 +51,7 @@ def test_what_was_begun_otherwise_or_is_damaged_is_begun_anew_where_its_owner_sa
         (folder / "kept").touch()
         with workdir(out, MADE, **OPTIONS):
             assert not (folder / "kept").exists()
-        assert "settings.json is damaged; it is begun anew" in capsys.readouterr().err
+        assert "settings.json is damaged: it is begun anew" in capsys.readouterr().err
         (out).mkdir()
         (out / "done.json").touch()
         with pytest.raises(InputError, match="is finished"):

@@ -113,9 +113,9 @@ def _claim(
     path = folder / "settings.json"
     why = None if force or not path.exists() else _unfit(path, config, mutable_keys, fingerprints)
     if why and not _starting_over.get():
-        raise InputError(f"{why}; start over with force=True")
+        raise InputError(f"{why}, or start over with force=True")
     if why:
-        say(f"{why}; it is begun anew")
+        say(f"{why.rpartition(': ')[0]}: it is begun anew")
     if why or force or not path.exists():
         shutil.rmtree(folder, ignore_errors=True)
         with atomic_write(path) as file:
@@ -127,13 +127,13 @@ def _claim(
 def _unfit(
     path: Path, config: dict[str, Any], mutable_keys: Collection[str], fingerprints: Collection[str]
 ) -> str | None:
-    """Why what was begun cannot be resumed; None where it can."""
+    """Why what was begun cannot be resumed, and after a colon what can be; None where it is resumed."""
     try:
         before = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
-        return f"{path} is damaged"
+        return f"{path} is damaged: choose another out"
     changes = "; ".join(differences(before, config, mutable_keys, fingerprints))
-    return f"{path.parent} was begun with other {changes}, and resumes with the same alone" if changes else None
+    return f"{path.parent} was begun with other {changes}: resume with the same" if changes else None
 
 
 def differences(

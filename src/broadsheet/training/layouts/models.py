@@ -199,7 +199,7 @@ class Pipeline:
         losses: list[Tensor] = []
         first, last = self.number == 0, self.number == self.stages - 1
         self._schedule.step(
-            *([ids] if first else []), target=labels if last else None, losses=losses if last else None,
+            *([ids.contiguous()] if first else []), target=labels if last else None, losses=losses if last else None,
             return_outputs=False,
         )  # fmt: skip
         self._reduce_tied()
