@@ -35,3 +35,20 @@ def model(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> Path:
     tiny_model(max_position_embeddings=4096).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def taught_collection(tmp_path: Path) -> Path:
+    """Sixteen queries to train on and eight to test, over thirty documents; two are judged in both splits."""
+    draw = random.Random(1)
+    folder = tmp_path / "taught"
+    (folder / "qrels").mkdir(parents=True)
+    documents = {f"d{i}": " ".join(draw.choices(WORDS, k=6)) + f" n{i}" for i in range(30)}
+    queries = {f"q{i}": f"{documents[f'd{i}'].split()[0]} n{i}" for i in range(24)}
+    for name, texts in (("corpus", documents), ("queries", queries)):
+        lines = [json.dumps({"_id": key, "text": text}) + "\n" for key, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    for split, numbers in (("train", range(18)), ("test", range(16, 24))):
+        lines = [f"q{i}\td{i}\t1\n" for i in numbers]
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
+    return folder

@@ -266,10 +266,10 @@ def test_several_passes_beat_one_sweep_and_are_exact_without_noise():
 
 
 @pytest.fixture
-def pg_rank(options: dict[str, Any]) -> dict[str, Any]:
+def pg_rank(options: dict[str, Any], taught_collection: Path) -> dict[str, Any]:
     pytest.importorskip("sentence_transformers")
-    given = {key: options[key] for key in ("model", "data", "queries", "candidates")}
-    return {**given, "lists": 10, "batch": 4, "steps": 3, "runs": 2}
+    given = {key: options[key] for key in ("model", "queries", "candidates")}
+    return {**given, "data": str(taught_collection), "lists": 10, "batch": 4, "steps": 3, "runs": 2}
 
 
 def test_every_loss_trains_the_same_scorer_on_the_same_lists(pg_rank, monkeypatch):

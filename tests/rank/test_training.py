@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -187,6 +188,13 @@ def test_ranks_of_a_part_are_its_own():
     assert item.order == [2, 1, 0]
     unnamed = ListDataset([{"query": "q", "documents": WORDS[:4], "ranking": [2]}], shuffle=0)[0]
     assert unnamed.ranks == [1, 1, 0, 1]
+
+
+def test_a_part_of_a_whole_ranking_holds_its_best_as_often_as_any_other():
+    row = {"query": "q", "documents": WORDS, "ranking": [*range(8)]}
+    parts = ListDataset([row], sizes=(4, 4), shuffle=0, epochs=400)
+    held = Counter(document for i in range(400) for document in parts[i].documents)
+    assert all(150 < held[word] < 250 for word in WORDS)
 
 
 def test_lists_without_a_difference_are_left_out(capsys):

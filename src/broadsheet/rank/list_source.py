@@ -80,6 +80,10 @@ class ListSource:
 
         A BEIR folder's `train` split is read, or the split named if that is not `test`.
 
+        Args:
+            depth: how deep the first stage's list goes from which wrong candidates are drawn; by default they are its
+                best.
+
         Raises:
             InputError: there are none.
         """
@@ -89,12 +93,14 @@ class ListSource:
         beir = Beir(local(self.data), self.words)
         run = read_run(Path(self.run)) if self.run else None
         split = "train" if self.split == "test" else self.split
-        found = [each for each in beir.lists(split, candidates=candidates, run=run) if each.found]
+        found = [each for each in beir.lists(split, candidates=max(depth, candidates), run=run) if each.found]
         if not found:
             raise InputError(
                 f"{self.data}: no query of the split {split!r} has a relevant document among its candidates"
             )
         random.Random(self.seed).shuffle(found)
+        if depth > candidates:
+            found = [_thinned(each, candidates, self.seed) for each in found[:lists]]
         return Lists(found[:lists], beir.describe(), fingerprint([beir.fingerprint(), self.run]))
 
     def _documentation(self) -> tuple[Documentation, corpora.Corpus]:
@@ -102,6 +108,14 @@ class ListSource:
             raise InputError("--run ranks the documents of a BEIR folder: give that as the data")
         corpus = corpora.load(self.data)
         return Documentation(corpus, words=self.words, titles=self.titles, seed=self.seed), corpus
+
+
+def _thinned(whole: RankList, candidates: int, seed: int) -> RankList:
+    """A list with its best right passages, and of the others so many as there is room for, in their order."""
+    right = [i for i, label in enumerate(whole.labels) if label > 0][: candidates - 1]
+    wrong = [i for i, label in enumerate(whole.labels) if label <= 0]
+    room = min(candidates - len(right), len(wrong))
+    return whole.reordered(sorted([*right, *random.Random(f"{seed}/{whole.id}").sample(wrong, room)]))
 
 
 @dataclass(frozen=True)

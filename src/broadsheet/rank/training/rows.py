@@ -183,8 +183,10 @@ class ListDataset:
         )
 
     def _subset(self, whole: ListItem, size: int, draw: random.Random) -> list[int]:
-        """`size` documents in their order; with one of the best ranks that are there, and one of another rank."""
+        """`size` documents in their order; where some are alike, with one of the best and one of another rank."""
         indices = range(len(whole.documents))
+        if self.negatives == "random" and len(set(whole.ranks)) == len(indices):
+            return sorted(draw.sample(indices, size))
         best = draw.choice([i for i in indices if whole.ranks[i] == min(whole.ranks)])
         others = [i for i in indices if whole.ranks[i] != whole.ranks[best]]
         forced = {best, others[0] if self.negatives == "first" else draw.choice(others)}

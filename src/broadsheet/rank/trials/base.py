@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from broadsheet import models
+from broadsheet.console import InputError
+from broadsheet.data.pydocs import is_pydocs
 from broadsheet.data.retrieval.metrics import MEASURES, evaluate_lists
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
@@ -89,6 +91,22 @@ class RerankerTrial(Trial):
             pilot=PILOT if decided else 0,
             examples=examples,
         )
+
+    def training_lists(self, lists: int, candidates: int, depth: int = 0) -> list[RankList]:
+        """At most so many lists to train on, of queries that `ordering` does not ask: of other packages, or of the
+        split `train`.
+
+        Args:
+            depth: how deep the first stage goes from which wrong passages are drawn.
+
+        Raises:
+            InputError: there are none; that split is the one that is asked.
+        """
+        if self.split == "train" and not is_pydocs(self.data):
+            raise InputError("got --split train, on which the arms are trained; expected another split")
+        source = ListSource(self.data, self.words, self.titles, self.first_stage or "", "train", self.seed)
+        asked = {each.query for each in self.lists_.lists}
+        return [each for each in source.train(lists, candidates, depth).lists if each.query not in asked]
 
     def arm(self, arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
         """The first stage's order, or a reranker's."""
@@ -263,7 +281,8 @@ def account(arms: Sequence[ArmResult], lists: Sequence[RankList]) -> list[str]:
         said = f"{arm.name}: nothing to find among the candidates"
         if found:
             among = float(np.mean([arm.samples["nDCG@10"][i] for i in found]))
-            said = f"{arm.name}: nDCG@10 {among:.3f} over the {len(found)} queries whose right passage was found"
+            run = " in its first training run" if arm.runs > 1 else ""
+            said = f"{arm.name}: nDCG@10 {among:.3f}{run} over the {len(found)} queries whose right passage was found"
         if "calls" in arm.samples and arm.items_per_second:
             mean = {name: float(np.mean(arm.samples[name])) for name in _COUNTS}
             said += (

@@ -21,7 +21,6 @@ from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, say, track
 from broadsheet.data.retrieval.metrics import evaluate_lists
 from broadsheet.options import option
-from broadsheet.rank.list_source import ListSource
 from broadsheet.rank.trials.base import FIRST_STAGE, RerankerTrial
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Outputs
@@ -90,8 +89,7 @@ class PGRankTrial(RerankerTrial, TrainedTrial):
     def tasks(self) -> list[EvalTask]:
         asked = self.ordering()
         if not self.after:
-            source = ListSource(self.data, self.words, self.titles, self.first_stage or "", self.split, self.seed)
-            found = source.train(self.lists, self.candidates).lists
+            found = self.training_lists(self.lists, self.candidates)
             if len(found) < 2 * self.batch:
                 raise InputError(f"{self.data} gives {len(found)} training lists; expected {2 * self.batch} at least")
             held = max(1, int(_DEV * len(found)))

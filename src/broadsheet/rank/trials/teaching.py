@@ -1,6 +1,6 @@
 """What trials share that train rerankers: lists in a teacher's whole order, a rate for each loss, runs from seeds.
 
-Knows: lists, an embedder as teacher, `rank.fit`. Does not know: which losses a paper compares, how models are read.
+Knows: lists, an embedder as teacher, `rank.fit`. Does not know: which losses a paper compares.
 """
 
 from __future__ import annotations
@@ -8,22 +8,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from broadsheet.cache import atomic_write, fingerprint, remove_folder
+from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.data import resources
 from broadsheet.data.retrieval.metrics import evaluate_lists
 from broadsheet.options import option
-from broadsheet.rank.list_source import ListSource
 from broadsheet.rank.prompts.prompt import document_text
 from broadsheet.rank.training.rows import training_rows
-from broadsheet.rank.trials.base import RerankerTrial, training
+from broadsheet.rank.trials.base import RerankerTrial, changed, training
 from broadsheet.trial.base import ModelArm
 from broadsheet.trial.trained.arms import TrainedTrial
 
@@ -33,10 +32,31 @@ if TYPE_CHECKING:
     from broadsheet.rank.training.objective import ListLoss
     from broadsheet.training.trainer import TrainOutput
 
-RATES = (3e-5, 1e-4)  # that each arm's learning rate is chosen from
-_EASY, _DEEP, _EASY_RATE = "easy lists", 1000, {"full": 1e-4, "lora": 1e-3}
+# Learning rates that each arm's is chosen from.
+RATES = {"full": (2e-5, 5e-5, 1.2e-4), "lora": (2e-4, 5e-4, 1.2e-3)}
 MOST_TRAINED = 300  # lists that are asked of each training run, where the claims decide how many
-_DEV = 0.1  # of the training lists, to choose them on
+_EASY, _DEEP, _EASY_RATE = "easy lists", 1000, {"full": 1e-4, "lora": 1e-3}
+_DEV = 0.1  # of the training lists, to choose rates on
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What an arm is trained by, and how it is then read.
+
+    Args:
+        loss: on lists.
+        reading: the reranker's settings, `decode="first_token"`, …
+        passages: of each list so many, drawn anew each time, and so many more lists a step; by default all.
+    """
+
+    loss: ListLoss
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    passages: int | None = None
+
+    @property
+    def training(self) -> str:
+        """What the trained weights hang on, in a line: arms that are read otherwise alone share it."""
+        return f"{self.loss!r}, {self.passages or 'all'} passages"
 
 
 @dataclass
@@ -47,26 +67,29 @@ class TrainedRerankerTrial(RerankerTrial, TrainedTrial):
     learnt, as from the papers' GPT-4: the right ones first, then the others by how near an embedder finds them.
 
     A small model has to learn first that the answer is the name of a passage. So all arms go on from one model, which
-    has read easy lists: a right passage and one to three of the first stage's first thousand.
+    has read easy lists, a right passage and one to three of the first stage's first thousand, and has learnt on them
+    both to write the order and to have it in the first identifier's logits.
     """
 
     reranker: str | None = option(
-        None, "One that is trained (`broadsheet apply first`), to be tried as it is: none is trained here.",
-        metavar="FOLDER",
-    )  # fmt: skip
-    easy: int = option(
-        7000, "Easy lists that all arms begin with, for a small model; 0: the model as it came.", quick=8, least=0
+        None, "One that is trained, to be tried as it is: nothing is trained here.", metavar="FOLDER"
     )
-    lists: int = option(1000, "To train on, a tenth of them to choose learning rates on.", quick=20, least=10)
+    queries: int | Literal["all"] | None = option(
+        None,
+        f"Lists; `all` of a BEIR folder; by default as many as the claims need, after a pilot, and {MOST_TRAINED} at "
+        "most where arms are trained.",
+        quick=12,
+        least=1,
+    )
+    easy: int = option(7000, "Easy lists that all arms begin with, at most; 0: the model as it came.", quick=8, least=0)
+    lists: int = option(1000, "To train on, at most, a tenth of them to choose learning rates on.", quick=20, least=10)
     steps: int = option(100, "Of training.", quick=2, least=1)
     batch: int = option(8, "Lists of a step.", quick=2, least=1)
     learning_rate: float | None = option(
-        None, "By default the better of 3e-5 and 1e-4 for each arm, on lists that no test asks.", quick=5e-5, least=0
+        None, "By default the best of three for each arm, on lists that no arm learns.", quick=5e-5, least=0
     )
-    tune: Literal["lora", "full"] = option("full", "Train adapters (at rates such as 5e-4), or all weights.")
-    brief: bool = option(
-        True, "Few words around the passages in prompts, for a small model; without: the paper's prompt."
-    )
+    tune: Literal["lora", "full"] = option("full", "Train adapters, or all weights.")
+    brief: bool = option(True, "Without: the paper's prompt, in place of few words around the passages.")
     teacher: str = option(
         "resource:minilm",
         "An embedder of sentence-transformers that orders the passages which are wrong; none: they are alike.",
@@ -74,169 +97,16 @@ class TrainedRerankerTrial(RerankerTrial, TrainedTrial):
         metavar="MODEL",
     )
 
-    @property
-    def _teacher(self) -> str | None:
-        return None if self.teacher == "none" else self.teacher
-
-    @cached_property
-    def _source(self) -> ListSource:
-        return ListSource(self.data, self.words, self.titles, self.first_stage or "", self.split, self.seed)
+    # Lists
 
     @cached_property
     def _learnt(self) -> tuple[list[RankList], list[RankList]]:
         """Lists to train on, and those to choose learning rates on."""
-        found = self._source.train(self.lists, self.candidates).lists
+        found = self.training_lists(self.lists, self.candidates)
         held = max(1, int(_DEV * len(found)))
         if len(found) - held < self.batch:
             raise InputError(f"{self.data} gives {len(found)} training lists; expected {self.batch + held} at least")
         return found[held:], found[:held]
-
-    def training_facts(self) -> dict[str, Any]:
-        """What a training depends on besides the options."""
-        return {"training data": fingerprint([each.id for part in self._learnt for each in part])}
-
-    def training_setting(self) -> dict[str, str]:
-        """How the arms were trained."""
-        rates = ", ".join(f"{rate:g} ({name})" for name, rate in self._rates.items())
-        first = {"first stage of training": training(str(self._begun)).get("training", "")} if self.easy else {}
-        return first | {
-            "training": f"{self.steps} steps of {self.batch} of {len(self._learnt[0]):,} lists, "
-            f"{'all weights' if self.tune == 'full' else 'LoRA'}, learning rates {rates}; right passages first, the "
-            + (f"others as {self._teacher} orders them" if self._teacher else "others alike")
-        }
-
-    @cached_property
-    def _rates(self) -> dict[str, float]:
-        return {}
-
-    def learning(
-        self,
-        name: str,
-        loss: ListLoss,
-        role: Literal["baseline", "sibling", "peer"] | None = None,
-        description: str = "",
-        paper: str = "",
-        train_on: int | None = None,
-        **reading: Any,
-    ) -> ModelArm:
-        """An arm: the model trained with a loss, at the rate that orders the held lists best.
-
-        Args:
-            name, role, description, paper: as in `ModelArm`.
-            train_on: so many passages of each list, drawn anew each time; all of them by default.
-            reading: the reranker's settings, `decode="first_token"`, …
-        """
-        train = partial(self._fitted, loss, train_on, reading)
-        self._rates[name] = self._rate(name, train, reading)
-
-        def run(seed: int, out: Path) -> TrainOutput | None:
-            tuned = self._tuning_folder(name, self._rates[name])
-            if seed == self.seed and (tuned / "training.json").exists():
-                tuned.replace(out)
-                return None
-            return train(self._rates[name], seed, out)
-
-        return self.trained(name, run, partial(self._read, reading), role, description, paper)
-
-    def reading(
-        self, trained: ModelArm, name: str, role: Any = None, description: str = "", paper: str = "", **reading: Any
-    ) -> ModelArm:
-        """Another arm of the same training runs: what was trained is read under other settings."""
-
-        def by_seed(seed: int) -> Any:
-            def make() -> ListwiseReranker:
-                assert trained.train is not None
-                trained.train(seed)
-                return self._read(reading, self.run_folder(trained.name, seed))
-
-            return make
-
-        return ModelArm(name, by_seed(self.seed), role, description, paper, by_seed, trained.train)
-
-    def _read(self, reading: Mapping[str, Any], folder: Path) -> ListwiseReranker:
-        return self.load(str(folder), **reading)
-
-    def taught(self, name: str, **reading: Any) -> ListwiseReranker:
-        """A model under these trials' prompts."""
-        from broadsheet.rank.prompts.prompt import BRIEF
-
-        return self.load(name, **reading, **({"prompt": BRIEF} if self.brief else {}))
-
-    @cached_property
-    def _begun(self) -> Path | str:
-        """The model that all arms go on from."""
-        from broadsheet.rank.first import FIRST
-        from broadsheet.rank.training.fitting import fit
-
-        if not self.easy:
-            return self.model
-        folder = self.folder(_EASY)
-        if not (folder / "training.json").exists():
-            say(f"training: {_EASY}")
-            rows = training_rows(self._source.train(self.easy, self.candidates, _DEEP).lists, order="first_stage")
-            for row in rows:
-                del row["ranking"]  # its labels say all that is learnt
-            done = fit(
-                self.taught(self.model, decode="first_token"),
-                rows,
-                FIRST(kind="softmax", lm=False),
-                folder,
-                lists_per_step=self.batch,
-                sizes=(2, min(4, self.candidates)),
-                minutes=None,
-                epochs=1,
-                learning_rate=_EASY_RATE[self.tune],
-                method=self.tune,
-                seed=self.seed,
-            )
-            if not done.finished:
-                raise KeyboardInterrupt
-        return folder
-
-    def _fitted(
-        self, loss: ListLoss, train_on: int | None, reading: Mapping[str, Any], rate: float, seed: int, out: Path
-    ) -> TrainOutput:
-        from broadsheet.rank.training.fitting import fit
-
-        sizes = None if train_on is None else (train_on, train_on)
-        return fit(
-            self.taught(str(self._begun), **reading),
-            self._rows,
-            loss,
-            out,
-            lists_per_step=self.batch,
-            sizes=sizes,
-            steps=self.steps,
-            minutes=None,
-            epochs=math.ceil(self.steps * self.batch / len(self._rows)),
-            learning_rate=rate,
-            method=self.tune,
-            seed=seed,
-        )
-
-    def _tuning_folder(self, name: str, rate: float) -> Path:
-        return self.folder(f"tuning of {name}, {rate:g}")
-
-    def _rate(self, name: str, train: Any, reading: Mapping[str, Any]) -> float:
-        """The rate given, or the one that orders the held lists best; the training run of the best one is kept."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        held = self._learnt[1]
-
-        def score(rate: float) -> float:
-            out = self._tuning_folder(name, rate)
-            if not (out / "training.json").exists() and not train(rate, self.seed, out).finished:
-                raise KeyboardInterrupt
-            ranked = self._read(reading, out).rank_batch(
-                [each.query for each in held], [each.documents for each in held]
-            )
-            ids = [[each.ids[hit["corpus_id"]] for hit in hits] for each, hits in zip(held, ranked, strict=True)]
-            return float(np.mean(evaluate_lists(held, ids)["nDCG@10"]))
-
-        best = self.tuned(name, RATES, score, on=f"{len(held)} lists that are not trained on")
-        for rate in set(RATES) - {best}:
-            remove_folder(self._tuning_folder(name, rate))
-        return best
 
     @cached_property
     def _rows(self) -> list[dict[str, Any]]:
@@ -254,6 +124,169 @@ class TrainedRerankerTrial(RerankerTrial, TrainedTrial):
             {"query": each.query, "documents": list(each.documents), "ranking": ranking}
             for each, ranking in zip(lists, kept, strict=True)
         ]
+
+    @property
+    def _teacher(self) -> str | None:
+        return None if self.teacher == "none" else self.teacher
+
+    def training_facts(self) -> dict[str, Any]:
+        """What a training depends on besides the options."""
+        return {"training data": fingerprint([each.id for part in self._learnt for each in part])}
+
+    def training_setting(self) -> dict[str, str]:
+        """How the arms were trained."""
+        rates = ", ".join(f"{rate:g} ({name})" for name, rate in self._rates.items())
+        first = {_EASY: training(str(self._begun)).get("training", "")} if self.easy else {}
+        return first | {
+            "training": f"{self.steps} steps of {self.batch} of {len(self._learnt[0]):,} lists, "
+            f"{'all weights' if self.tune == 'full' else 'LoRA'}, learning rates {rates}; right passages first, the "
+            + (f"others as {self._teacher} orders them" if self._teacher else "others alike")
+        }
+
+    # Arms
+
+    def learning(
+        self,
+        name: str,
+        lesson: Lesson,
+        role: Literal["baseline", "sibling", "peer"] | None = None,
+        description: str = "",
+        paper: str = "",
+    ) -> ModelArm:
+        """An arm that is trained by a lesson, at the rate by which it orders the held lists best.
+
+        Arms whose lessons differ in their reading alone share what they have in common of their runs.
+        """
+
+        def run(seed: int, out: Path) -> TrainOutput | None:
+            rate = self._rates[name] = self._rate(name, lesson)
+            folder, done = self._fitted(lesson, rate, seed)
+            if done is not None and not done.finished:
+                return done
+            out.symlink_to(folder.name, target_is_directory=True)  # other arms may have the same
+            return None
+
+        def load(folder: Path) -> ListwiseReranker:
+            self._rates[name] = self._rate(name, lesson)  # also where another process has trained it
+            return changed(self._model(folder), **lesson.reading)
+
+        return self.trained(name, run, load, role, description, paper)
+
+    def reading(
+        self, trained: ModelArm, name: str, role: Any = None, description: str = "", paper: str = "", **reading: Any
+    ) -> ModelArm:
+        """Another arm of the same training runs: what was trained is read under other settings."""
+
+        def by_seed(seed: int) -> Any:
+            def make() -> ListwiseReranker:
+                assert trained.train is not None
+                trained.train(seed)
+                return changed(self._model(self.run_folder(trained.name, seed)), **reading)
+
+            return make
+
+        return ModelArm(name, by_seed(self.seed), role, description, paper, by_seed, trained.train)
+
+    def begun(self, **reading: Any) -> ListwiseReranker:
+        """The model that all arms go on from."""
+        return changed(self._model(self._begun), **reading) if self.easy else self.taught(self.model, **reading)
+
+    def taught(self, name: str, **reading: Any) -> ListwiseReranker:
+        """A model under these trials' prompts."""
+        from broadsheet.rank.prompts.prompt import BRIEF
+
+        return self.load(name, **reading, **({"prompt": BRIEF} if self.brief else {}))
+
+    def _model(self, folder: Path) -> ListwiseReranker:
+        """What was trained into a folder, in memory once for all arms that read it."""
+        folder = folder.resolve()
+        if folder not in self._models:
+            self._models[folder] = self.load(str(folder))
+        return self._models[folder]
+
+    @cached_property
+    def _models(self) -> dict[Path, ListwiseReranker]:
+        return {}
+
+    # Training
+
+    @cached_property
+    def _rates(self) -> dict[str, float]:
+        return {}
+
+    @cached_property
+    def _begun(self) -> Path:
+        """The folder of the model that all arms go on from, trained on easy lists."""
+        from broadsheet.rank.first import FIRST
+        from broadsheet.rank.training.fitting import fit
+
+        folder = self.folder(_EASY)
+        if not (folder / "training.json").exists():
+            say(f"training: {_EASY}")
+            held = {each.id for each in self._learnt[1]}
+            lists = [each for each in self.training_lists(self.easy, self.candidates, _DEEP) if each.id not in held]
+            rows = training_rows(lists, order="first_stage")
+            for row in rows:
+                del row["ranking"]  # its labels say all that is learnt
+            done = fit(
+                self.taught(self.model, decode="first_token"),
+                rows,
+                FIRST(kind="softmax"),
+                folder,
+                lists_per_step=self.batch,
+                sizes=(2, min(4, self.candidates)),
+                minutes=None,
+                epochs=1,
+                learning_rate=_EASY_RATE[self.tune],
+                method=self.tune,
+                seed=self.seed,
+            )
+            if not done.finished:
+                raise KeyboardInterrupt
+        return folder
+
+    def _fitted(self, lesson: Lesson, rate: float, seed: int) -> tuple[Path, TrainOutput | None]:
+        """The folder of a training run, which is trained where it is not there, and then what came of it."""
+        from broadsheet.rank.training.fitting import fit
+
+        out = self.folder(f"{lesson.training}, rate {rate:g}, seed {seed}")
+        if (out / "training.json").exists():
+            return out, None
+        start = self.load(str(self._begun), **lesson.reading) if self.easy else self.begun(**lesson.reading)
+        # A window's twin sees as many passages a step: so many more lists, of so many fewer.
+        more = 1 if lesson.passages is None else max(1, round(self.candidates / lesson.passages))
+        each = self.batch * more
+        return out, fit(
+            start,
+            self._rows,
+            lesson.loss,
+            out,
+            lists_per_step=each,
+            sizes=None if lesson.passages is None else (lesson.passages, lesson.passages),
+            steps=self.steps,
+            minutes=None,
+            epochs=math.ceil(self.steps * each / len(self._rows)),
+            learning_rate=rate,
+            method=self.tune,
+            seed=seed,
+        )
+
+    def _rate(self, name: str, lesson: Lesson) -> float:
+        """The rate given, or the one by which a run of the trial's own seed orders the held lists best."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        held = self._learnt[1]
+
+        def score(rate: float) -> float:
+            folder, done = self._fitted(lesson, rate, self.seed)
+            if done is not None and not done.finished:
+                raise KeyboardInterrupt
+            reader = self.load(str(folder), **lesson.reading)
+            ranked = reader.rank_batch([each.query for each in held], [each.documents for each in held])
+            ids = [[each.ids[hit["corpus_id"]] for hit in hits] for each, hits in zip(held, ranked, strict=True)]
+            return float(np.mean(evaluate_lists(held, ids)["nDCG@10"]))
+
+        return self.tuned(name, RATES[self.tune], score, on=f"{len(held)} lists that no arm learns")
 
 
 def rankings(lists: Sequence[RankList], teacher: str, device: str | None = None) -> list[list[int]]:
