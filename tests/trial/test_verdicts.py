@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import stdtrit
 from scipy.stats import binom
 
 from broadsheet.console import InputError
@@ -18,7 +19,7 @@ from broadsheet.trial.claims import Claim, JudgedClaim, judge, outcome, words
 from broadsheet.trial.power import drawn_reach, known_reach, needed, rate_growth
 from broadsheet.trial.sampling import PilotSampling
 from broadsheet.trial.sentences import sentence
-from broadsheet.trial.stats import Interval, bootstrap, interval, mean, wobble
+from broadsheet.trial.stats import Interval, bootstrap, interval, joined_freedom, mean, wobble
 from broadsheet.trial.verdicts import Comparison, compare_samples, compare_seconds, holm, verdict
 
 REPETITIONS = 200
@@ -152,6 +153,22 @@ def test_two_runs_of_equal_spread_count_as_welch_and_satterthwaite_say():
     draws = bootstrap(lambda w: w.sum(1) * 0 + 5, 50, runs=runs)
     assert draws.freedom == pytest.approx(4)  # nothing comes from the items
     assert draws.run_error == pytest.approx(math.sqrt(2 / 3))
+
+
+def test_three_runs_beside_what_is_not_trained_call_no_more_than_they_should():
+    rng, draws, items = np.random.default_rng(0), 40_000, 100
+    chosen, error = rng.normal(0, 0.115, draws), 0.115**2 * rng.chisquare(items - 1, draws) / (items - 1)
+    runs = rng.normal(0, 0.5, (draws, 3))
+    of_runs = runs.var(1, ddof=1) / 3
+    reach = stdtrit(joined_freedom((error, items - 1), [(of_runs, 2)]), 0.975) * np.sqrt(error + of_runs)
+    assert 0.035 < np.mean(np.abs(chosen + runs.mean(1)) > reach) < 0.055  # by Welch and Satterthwaite alone .080
+
+
+def test_freedom_is_that_of_the_items_where_runs_do_not_differ_and_of_the_runs_where_items_do_not():
+    assert joined_freedom((1.0, 99), []) == 99
+    assert joined_freedom((1.0, 99), [(0.0, 2)]) == 99
+    assert joined_freedom((0.0, 99), [(1.0, 2)]) == pytest.approx(2)
+    assert 2 < joined_freedom((1.0, 99), [(1.0, 2)]) < joined_freedom((1.0, 99), [(0.5, 2)]) < 99
 
 
 # ---- what could have been seen

@@ -12,7 +12,15 @@ from functools import lru_cache
 
 import numpy as np
 
-from broadsheet.trial.stats import CONFIDENCE, MIN_UNITS, POWER, Floats, power_factor, resampled_weights
+from broadsheet.trial.stats import (
+    CONFIDENCE,
+    MIN_UNITS,
+    POWER,
+    Floats,
+    joined_freedom,
+    power_factor,
+    resampled_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -128,12 +136,7 @@ def _sides(parts: Sequence[tuple[Floats, int]], skew: Floats) -> tuple[Floats, F
     from scipy.special import stdtrit
 
     total = np.sum([part for part, _ in parts], axis=0)
-    joined: Floats | int = parts[0][1]
-    if len(parts) > 1:
-        below = np.sum([part**2 / freedom for part, freedom in parts], axis=0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            joined = np.where(below > 0, total**2 / below, joined)
-    t = stdtrit(joined, (1 + CONFIDENCE) / 2)
+    t = stdtrit(joined_freedom(parts[0], parts[1:]), (1 + CONFIDENCE) / 2)
     bend = (2 * t * t + 1) / 6
     ends = [(t + np.maximum(0, sign * skew) * bend) * np.sqrt(total) for sign in (-1, 1)]
     return ends[0], ends[1]
@@ -232,12 +235,9 @@ def needed(
         return Needed(None)
 
     def seen(n: int, k: int) -> bool:
-        parts = [(unit_error * math.sqrt(units / n), n - 1.0)]
-        if run_error:
-            parts.append((run_error * math.sqrt(runs / k), 2.0 * (k - 1)))
-        total = sum(error**2 for error, _ in parts)
-        below = sum(error**4 / freedom for error, freedom in parts)
-        return power_factor(total**2 / below if below else n - 1) * math.sqrt(total) <= reach
+        own, repeated = unit_error**2 * units / n, run_error**2 * runs / k
+        freedom = joined_freedom((own, n - 1.0), [(repeated, 2.0 * (k - 1))] if run_error else [])
+        return power_factor(float(freedom)) * math.sqrt(own + repeated) <= reach
 
     return Needed(
         _least(lambda n: seen(n, runs), MIN_UNITS), _least(lambda k: seen(units, k), 2) if run_error else None

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -78,12 +79,9 @@ class Draws:
 
     @cached_property
     def freedom(self) -> float:
-        """Degrees of freedom of `standard_error`, by Welch and Satterthwaite."""
-        parts = [(self.unit_error**2, self.units - 1)]
-        parts += [(float(run.var(ddof=1)) / len(run), len(run) - 1) for run in self.runs]
-        total = sum(part for part, _ in parts)
-        below = sum(part**2 / freedom for part, freedom in parts if freedom)
-        return total**2 / below if below > 0 else float(self.units - 1)
+        """Degrees of freedom of `standard_error`, as `joined_freedom` has them."""
+        runs = [(float(run.var(ddof=1)) / len(run), len(run) - 1) for run in self.runs]
+        return float(joined_freedom((self.unit_error**2, self.units - 1), runs))
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
         """At each end the wider of two readings of the same resamples.
@@ -354,6 +352,30 @@ def spread(*stacks: Floats, statistic: Statistic = mean) -> list[Floats]:
         for stack in stacks
         if len(stack) > 1
     ]
+
+
+def joined_freedom(units: tuple[Any, float], runs: Sequence[tuple[Any, float]]) -> Floats:
+    """Degrees of freedom of a sum of squared standard errors: of the choice of units, and of training runs.
+
+    Those of several arms' runs by Welch and Satterthwaite. Of runs and units by Cochran and Cox (1950): Student's
+    quantile is the mean of both, weighed by their squared errors. By Welch and Satterthwaite alone too much is called
+    where two degrees of freedom bear most of the error: 8 % for 5 %, of three runs beside an arm that is not trained.
+
+    Args:
+        units, runs: a squared standard error, or an array of them, and its degrees of freedom.
+    """
+    from scipy.special import stdtridf, stdtrit
+
+    own, freedom = np.asarray(units[0], dtype=np.float64), float(units[1])
+    if not runs:
+        return np.full(own.shape, freedom)
+    level = (1 + CONFIDENCE) / 2
+    repeated = np.sum([part for part, _ in runs], axis=0)
+    below = np.sum([np.square(part) / each for part, each in runs], axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        joined = np.square(repeated) / below
+        t = (own * stdtrit(freedom, level) + repeated * stdtrit(joined, level)) / (own + repeated)
+        return np.where(below > 0, stdtridf(level, t), freedom)
 
 
 def checked(values: ArrayLike, name: str = "values") -> Floats:
