@@ -32,7 +32,7 @@ import numpy as np
 
 from broadsheet.page import evidence
 from broadsheet.trial.claims import Claim
-from broadsheet.trial.sampling import PilotSampling
+from broadsheet.trial.sampling import PILOT, PilotSampling
 from broadsheet.trial.stats import Floats, auroc, power_factor, spearman, tpr_at_fpr
 from broadsheet.trial.verdicts import Comparison, compare_samples, compare_seconds
 
@@ -242,7 +242,7 @@ def _after_pilot(
             clusters = documents[:items] if block > 1 else None
             return compare(first[:items], second[:items] + effect, clusters=clusters, counted="documents")
 
-        plan = PilotSampling([Claim("m", "A", "B", effect=target(n))], "items", 1, most, None).plan
+        plan = PilotSampling([Claim("m", "A", "B", effect=target(n))], "items", PILOT, most, None).plan
         with contextlib.redirect_stderr(io.StringIO()):  # it says what it decides
             taken = plan.decide([asked(plan.pilot)], plan.pilot, 0.0)
         return asked(taken)
