@@ -20,6 +20,7 @@ from datatrove.pipeline.filters import GopherQualityFilter
 from broadsheet.console import InputError
 from broadsheet.curate import CorpusReader, Ranks, ShardReader, ShardWriter, Step, Words
 from broadsheet.curate.files import Examples, in_order, once, parts, write_part
+from broadsheet.curate.recipe import remedied
 
 TEXTS = [f"Text number {i} of the corpus, the one that is read and that we have with us." for i in range(20)]
 
@@ -237,3 +238,15 @@ def test_what_lies_between_passes_is_made_once(tmp_path):
     (tmp_path / "value.json").write_bytes(b"[1, ")
     with pytest.raises(InputError, match=r"value\.json is damaged"):
         once(tmp_path / "value.json", list)
+
+
+def test_a_damaged_working_file_is_told_with_what_can_be_done(tmp_path):
+    (tmp_path / "00000.jsonl").write_text("{half\n")
+
+    @remedied()
+    def reads() -> None:
+        list(in_order(tmp_path))
+
+    for _ in range(2):  # as often as it is called
+        with pytest.raises(InputError, match=r"00000\.jsonl is damaged: start over with --force, or in another folder"):
+            reads()

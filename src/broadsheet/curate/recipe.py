@@ -9,6 +9,7 @@ import json
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -59,6 +60,17 @@ class Passes:
                 yield json.dumps({"id": row["id"], "pass": folder.parts[-3], "reason": row["reason"]}) + "\n"
 
 
+@contextmanager
+def remedied() -> Iterator[None]:
+    """Within it, a working file that is damaged is told with what a user can do."""
+    from broadsheet.curate.files import DamagedError
+
+    try:
+        yield
+    except DamagedError as error:
+        raise InputError(f"{error}: start over with --force, or in another folder") from None
+
+
 @dataclass
 class CurateRecipe(Build):
     """A corpus to a folder: `documents.jsonl`, `reasons.jsonl`, `counts.json` and `report.html`. Give `curate`.
@@ -103,15 +115,8 @@ class CurateRecipe(Build):
     def build(self, corpus: Any, out: Path, force: bool) -> Summary:
         raise NotImplementedError  # a rank opens the corpus itself
 
+    @remedied()
     def apply(self, source: Source, out: Path, force: bool) -> Summary:
-        from broadsheet.curate.files import DamagedError
-
-        try:
-            return self._applied(source, out, force)
-        except DamagedError as error:
-            raise InputError(f"{error}: start over with --force, or in another folder") from None
-
-    def _applied(self, source: Source, out: Path, force: bool) -> Summary:
         from broadsheet.curate.files import in_order
 
         corpus, started = source.corpus(), time.perf_counter()

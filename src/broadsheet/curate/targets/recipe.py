@@ -17,6 +17,7 @@ from broadsheet.apply.base import Recipe, Source
 from broadsheet.apply.corpus import Summary
 from broadsheet.cache import atomic_write, fingerprint, remove_folder
 from broadsheet.console import InputError, say
+from broadsheet.curate.recipe import remedied
 from broadsheet.data import pydocs
 from broadsheet.options import option
 from broadsheet.training.workdir import workdir
@@ -70,6 +71,7 @@ class ClearRecipe(Recipe):
         self.check_calls()
         return made
 
+    @remedied()
     def apply(self, source: Source, out: Path, force: bool) -> Summary:
         try:
             return self._written(source, out, force)

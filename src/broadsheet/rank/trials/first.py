@@ -16,7 +16,6 @@ from broadsheet.rank.trials.base import FIRST_STAGE, bias, changed, orders_of, r
 from broadsheet.rank.trials.teaching import MOST_TRAINED, Lesson, TrainedRerankerTrial
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.engine import Arm
-from broadsheet.trial.verdicts import Comparison
 
 if TYPE_CHECKING:
     from broadsheet.rank.base import ListwiseReranker
@@ -43,6 +42,7 @@ class FirstTrial(TrainedRerankerTrial):
 
     paper: ClassVar[str] = "first"
     stage: ClassVar[str] = "rank"
+    trained_on: ClassVar[str] = "a model of 7 billion parameters on 40,000 lists of 20, three times"
     title: ClassVar[str] = "Rank: the right passages first"
 
     candidates: int = option(10, "In a list, the best of the first stage.", quick=5, least=2)
@@ -195,11 +195,3 @@ class FirstTrial(TrainedRerankerTrial):
             run = "" if self.reranker else " (in the first training runs)"
             notes.append(f"{MAIN} and {writes} put the same passage first for {sum(same)} of {len(same)} queries{run}.")
         return notes
-
-    def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
-        if self.reranker or claim.metric != "nDCG@10":
-            return ""
-        return (
-            "It tunes a model of 7 billion parameters on 40,000 lists of 20, three times; here one reads "
-            f"{self.steps * self.batch:,} lists of {self.candidates}."
-        )

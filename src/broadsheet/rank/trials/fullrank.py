@@ -25,7 +25,6 @@ from broadsheet.rank.trials.bias import kendall
 from broadsheet.rank.trials.teaching import MOST_TRAINED, Lesson, TrainedRerankerTrial
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.results import Curve
-from broadsheet.trial.verdicts import Comparison
 
 if TYPE_CHECKING:
     from broadsheet.rank.base import ListwiseReranker
@@ -51,6 +50,7 @@ class FullRankTrial(TrainedRerankerTrial):
     """
 
     paper: ClassVar[str] = "fullrank"
+    trained_on: ClassVar[str] = "a model of 7 billion parameters on 1,000 lists of 100, four times"
     title: ClassVar[str] = "Rank: all candidates at once, or in windows"
 
     decode: Literal["permutation", "first_token"] = option(
@@ -152,14 +152,6 @@ class FullRankTrial(TrainedRerankerTrial):
 
     def also_compare(self) -> list[tuple[str, str]]:
         return [(FIRST_STAGE, FULL)]
-
-    def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
-        if self.reranker or claim.metric != "nDCG@10":
-            return ""
-        return (
-            "It tunes a model of 7 billion parameters on 1,000 lists of 100, four times; here one reads "
-            f"{self.steps * self.batch:,} lists of {self.candidates}."
-        )
 
     def figures(self, outcome: Outcome) -> list[Curve]:
         self._curve, self._noise = noisy_labels(self.seed)

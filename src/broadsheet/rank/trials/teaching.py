@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -23,8 +23,9 @@ from broadsheet.options import option
 from broadsheet.rank.prompts.prompt import document_text
 from broadsheet.rank.training.rows import training_rows
 from broadsheet.rank.trials.base import RerankerTrial, changed, training
-from broadsheet.trial.base import ModelArm
+from broadsheet.trial.base import Claim, ModelArm, Outcome
 from broadsheet.trial.trained.arms import TrainedTrial
+from broadsheet.trial.verdicts import Comparison
 
 if TYPE_CHECKING:
     from broadsheet.data.retrieval.lists import RankList
@@ -70,6 +71,8 @@ class TrainedRerankerTrial(RerankerTrial, TrainedTrial):
     has read easy lists, a right passage and one to three of the first stage's first thousand, and has learnt on them
     both to write the order and to have it in the first identifier's logits.
     """
+
+    trained_on: ClassVar[str] = ""  # of the paper: a model, and on what
 
     reranker: str | None = option(
         None, "One that is trained, to be tried as it is: nothing is trained here.", metavar="FOLDER"
@@ -142,6 +145,11 @@ class TrainedRerankerTrial(RerankerTrial, TrainedTrial):
             f"{'all weights' if self.tune == 'full' else 'LoRA'}, learning rates {rates}; right passages first, the "
             + (f"others as {self._teacher} orders them" if self._teacher else "others alike")
         }
+
+    def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
+        if self.reranker or claim.metric != "nDCG@10":
+            return ""
+        return f"It tunes {self.trained_on}; here one reads {self.steps * self.batch:,} lists of {self.candidates}."
 
     # Arms
 

@@ -1,6 +1,7 @@
-"""Routers by name, how even their load is, and the losses that keep it even: what works on router logits alone.
+"""Routers by name, how even their load is, and the losses that keep it even: what works on router logits.
 
-Knows: (tokens, experts) logits. Does not know: models, layers, optimizers. Softmax is computed in float32 at least.
+Knows: (tokens, experts) logits; of the soft mixture, tokens and slots. Does not know: models, layers, optimizers.
+Softmax is computed in float32 at least.
 
 Shapes: T tokens, E experts, k of them for a token; `asked` is a (T,) mask, False for padding.
 """
