@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -164,6 +165,8 @@ def test_several_claims_are_counted_and_those_that_are_not_shown_are_named():
     assert "Of the paper's 2 claims 1 is shown and 1 is refuted here (score over other)." in str(TrialAnswer(result))
     both = tried(claims=(claims[0], Claim("score", "plain", "other", effect=0.5)))
     assert "Both claims of the paper are shown." in str(TrialAnswer(both))
+    both.judged = [replace(claim, verdict="open", trained_once=True) for claim in both.judged]
+    assert "score over plain): arms were trained from one seed." in str(TrialAnswer(both))
 
 
 def test_what_failed_or_is_a_demonstration_comes_before_other_notes():

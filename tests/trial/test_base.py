@@ -614,7 +614,7 @@ def test_a_budget_for_a_fixed_number_of_items_is_refused():
 def test_one_training_run_has_no_noise_floor_so_its_time_is_not_compared():
     result = seeded(SeededTrial(runs=1))
     assert not [c for c in result.comparisons if c.metric == TRAINING]
-    assert [claim.verdict for claim in result.judged] == ["shown", "open"]
+    assert [(claim.verdict, claim.trained_once) for claim in result.judged] == [("open", True), ("open", False)]
 
 
 def test_a_trial_says_what_it_will_do_and_how_long_that_took_before(capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -398,6 +399,29 @@ def test_without_a_figure_the_least_that_would_matter_is_looked_for():
     comparison = made(0.0)
     [open_claim] = judge([given], [comparison])
     assert "would show the least that would matter, 0.1 four times in five" in words(open_claim, comparison)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "trained", "verdict"),
+    [
+        (made(0.5), (), "shown"),
+        (made(0.5), ("B",), "open"),
+        (made(0.5), ("A",), "open"),
+        (made(0.5), ("C",), "shown"),
+        (made(-0.5), ("B",), "open"),
+        (replace(made(0.5), runs=(2, 2)), ("B",), "shown"),
+        (replace(made(0.5), runs=(1, 2)), ("B",), "shown"),  # the baseline is not trained
+        (compare_seconds(np.arange(20, 32), [9.0] * 12, metric="m", baseline="A", arm="B"), ("B",), "shown"),
+    ],
+)
+def test_one_training_run_decides_no_claim_but_of_times(comparison, trained, verdict):
+    [claim] = judge([Claim("m", "A", "B", effect=1.1)], [comparison], trained)
+    assert claim.verdict == verdict
+    assert claim.trained_once == (verdict == "open")
+    if claim.trained_once:
+        assert words(claim, comparison) == (
+            "open: trained once, and another seed may say something else; --runs 3 asks 3"
+        )
 
 
 def test_open_says_what_would_decide_and_so_much_would():

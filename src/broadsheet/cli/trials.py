@@ -181,7 +181,7 @@ def _check_strength(trial: Any) -> None:
     Raises:
         InputError: arms are trained from fewer than three seeds.
     """
-    from broadsheet.trial.sampling import MIN_RUNS
+    from broadsheet.trial.claims import MIN_RUNS
     from broadsheet.trial.trained.arms import TrainedTrial
 
     if isinstance(trial, TrainedTrial) and trial.runs is not None and trial.runs < MIN_RUNS:

@@ -127,7 +127,8 @@ class TrialAnswer:
             named = listed([f"{claim.metric} over {claim.baseline}" for claim in those])
             named = f" ({named})" if verdict != "shown" and len(those) < 3 else ""
             if len(those) == len(found):
-                return f"{every} claims of the paper are {verdict}{named}."
+                once = ": arms were trained from one seed" * all(claim.trained_once for claim in those)
+                return f"{every} claims of the paper are {verdict}{named}{once}."
             if those:
                 parts.append(f"{len(those)} {'is' if len(those) == 1 else 'are'} {verdict}{named}")
         return f"Of the paper's {len(found)} claims {listed(parts)}."

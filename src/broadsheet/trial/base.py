@@ -344,7 +344,7 @@ class Trial(ForPaper):
         while True:
             outcome = self._run(arms, tasks, claims)
             outcome.comparisons.extend(self._training(arms))
-            judged = judge(claims, outcome.comparisons)
+            judged = judge(claims, outcome.comparisons, [arm.name for arm in arms if arm.by_seed])
             if not self._extended(judged, time.monotonic() - begin):
                 break
         if not resumed:

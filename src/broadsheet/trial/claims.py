@@ -6,16 +6,17 @@ Knows: comparisons. Does not know: how they were measured, or what a metric mean
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from broadsheet.trial.power import needed
 from broadsheet.trial.stats import CONFIDENCE
-from broadsheet.trial.verdicts import Comparison, holm
+from broadsheet.trial.verdicts import TIMED, Comparison, holm
 
 Kind = Literal["claim", "control"]
 ClaimVerdict = Literal["shown", "refuted here", "open"]
+MIN_RUNS = 3  # training runs of an arm in recorded evidence
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class JudgedClaim(Claim):
         tested: claims that were tested together; 0 for a control, and in results of before they were.
         needed_units, needed_runs: where open, what would show `target` with 80 % power: units (items, or what
             `Comparison.counted` says) with the training runs there are, or training runs with the units there are.
+        trained_once: an arm was trained, and from one seed alone: open, since another seed may say something else.
     """
 
     verdict: ClaimVerdict = "open"
@@ -65,6 +67,7 @@ class JudgedClaim(Claim):
     tested: int = 0
     needed_units: int | None = None
     needed_runs: int | None = None
+    trained_once: bool = False
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -72,8 +75,14 @@ class JudgedClaim(Claim):
         return self.metric, self.baseline, self.arm
 
 
-def judge(claims: Sequence[Claim], comparisons: Sequence[Comparison]) -> list[JudgedClaim]:
-    """What the comparisons make of the claims. Claims to win are corrected together; all others stand alone."""
+def judge(
+    claims: Sequence[Claim], comparisons: Sequence[Comparison], trained: Collection[str] = ()
+) -> list[JudgedClaim]:
+    """What the comparisons make of the claims. Claims to win are corrected together; all others stand alone.
+
+    Args:
+        trained: names of the arms that are trained: one training run of these decides no claim, but of times.
+    """
     found = {(c.metric, c.baseline, c.arm): c for c in comparisons}
     of = [found.get((claim.metric, claim.baseline, claim.arm)) for claim in claims]
     tested = [i for i, claim in enumerate(claims) if claim.kind == "claim" and claim.margin is None]
@@ -81,8 +90,18 @@ def judge(claims: Sequence[Claim], comparisons: Sequence[Comparison]) -> list[Ju
     judged = []
     for i, (claim, comparison) in enumerate(zip(claims, of, strict=True)):
         p_value = corrected.get(i) if comparison is not None and comparison.p_value is not None else None
-        judged.append(_judged(claim, comparison, p_value, len(tested) if claim.kind == "claim" else 0))
+        one = _judged(claim, comparison, p_value, len(tested) if claim.kind == "claim" else 0)
+        if comparison is not None and _trained_once(comparison, trained):
+            one = replace(one, verdict="open", needed_units=None, needed_runs=None, trained_once=True)
+        judged.append(one)
     return judged
+
+
+def _trained_once(comparison: Comparison, trained: Collection[str]) -> bool:
+    if comparison.verdict == "not measured" or comparison.test == TIMED:
+        return False
+    arms = (comparison.baseline, comparison.arm)
+    return any(name in trained and runs < 2 for name, runs in zip(arms, comparison.runs, strict=True))
 
 
 def _judged(claim: Claim, comparison: Comparison | None, p_value: float | None, tested: int) -> JudgedClaim:
@@ -167,6 +186,8 @@ def words(claim: JudgedClaim, comparison: Comparison | None) -> str:
         return "shown"
     if comparison is None or comparison.verdict == "not measured":
         return f"{claim.verdict}: not measured"
+    if claim.trained_once:
+        return f"open: trained once, and another seed may say something else; --runs {MIN_RUNS} asks {MIN_RUNS}"
     if claim.verdict == "open" and comparison.at_chance:
         return f"open: it is at chance, where guessing gives {comparison.chance:g}"
     if claim.target is None:
@@ -185,7 +206,7 @@ def words(claim: JudgedClaim, comparison: Comparison | None) -> str:
             return f"{claim.verdict}: it is {'no ' * (claim.verdict == 'shown')}worse by more than {size}"
     if claim.verdict == "refuted here":
         return f"refuted here: the interval excludes {whose} {size}"
-    counted = comparison.counted or ("blocks" if comparison.test == "paired t on log ratios" else "items")
+    counted = comparison.counted or ("blocks" if comparison.test == TIMED else "items")
     if claim.needed_units is None and claim.needed_runs is None:
         return f"open: no number of {counted} would show {whose} {size} here"
     would = [f"{claim.needed_units:,} {counted}"] if claim.needed_units is not None else []

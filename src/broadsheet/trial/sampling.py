@@ -18,7 +18,6 @@ from broadsheet.trial.stats import MIN_UNITS
 from broadsheet.trial.verdicts import Comparison
 
 MOST_RUNS = 6  # that are made by default
-MIN_RUNS = 3  # training runs of an arm in recorded evidence
 PILOT = 30  # items of a pilot, where one of them costs little
 
 

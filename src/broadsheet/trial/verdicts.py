@@ -38,6 +38,7 @@ from broadsheet.trial.stats import (
 Scale = Literal["difference", "ratio"]
 Verdict = Literal["helps", "hurts", "no measurable difference", "not measured"]
 
+TIMED = "paired t on log ratios"  # the test of timed blocks
 _NO_WIDTH = 1e-9  # of the difference: rounding
 _TELLING = 6  # units that must differ before their signs can tell anything: 2 · ½⁶ < 5 % < 2 · ½⁵
 
@@ -367,7 +368,7 @@ def compare_seconds(
         arm=arm,
         difference=difference,
         scale="ratio",
-        test="paired t on log ratios",
+        test=TIMED,
         n=n,
         noise_floor=noise_floor,
         minimum_detectable_effect=_exp(detectable),

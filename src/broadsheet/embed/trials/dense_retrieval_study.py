@@ -113,7 +113,11 @@ class DenseRetrievalStudyTrial(TrainedTrial):
             arms=arms,
             comparisons=comparisons,
             item="query",
-            judged=judge([c for c in made.claims if (c.metric, c.baseline, c.arm) in made_of], comparisons),
+            judged=judge(
+                [claim for claim in made.claims if (claim.metric, claim.baseline, claim.arm) in made_of],
+                comparisons,
+                trained=[row.name for row in made.rows if row.step],
+            ),
             figures=[curve] if (curve := _curve(made, arms)) else [],
             examples=self._examples(made, records),
             notes=[*made.notes, *_notes(made, arms, comparisons, records)],

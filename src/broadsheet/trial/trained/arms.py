@@ -20,8 +20,8 @@ import numpy as np
 from broadsheet.console import duration, say
 from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome, Trial
-from broadsheet.trial.claims import JudgedClaim
-from broadsheet.trial.sampling import MIN_RUNS, MOST_RUNS, seconds_of
+from broadsheet.trial.claims import MIN_RUNS, JudgedClaim
+from broadsheet.trial.sampling import MOST_RUNS, seconds_of
 from broadsheet.trial.stats import Floats
 from broadsheet.trial.verdicts import Comparison, compare_seconds
 
