@@ -19,10 +19,23 @@ from datatrove.pipeline.filters import GopherQualityFilter
 
 from broadsheet.console import InputError
 from broadsheet.curate import CorpusReader, Ranks, ShardReader, ShardWriter, Step, Words
+from broadsheet.curate.base import batches
 from broadsheet.curate.files import Examples, in_order, once, parts, write_part
 from broadsheet.curate.recipe import remedied
 
 TEXTS = [f"Text number {i} of the corpus, the one that is read and that we have with us." for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("size", "characters", "lengths"),
+    [(3, 10**6, [3, 3, 1]), (7, 10**6, [7]), (3, 10, [2, 2, 2, 1]), (3, 1, [1] * 7), (1, 9, [1] * 7)],
+)
+def test_batches_end_at_so_many_documents_or_characters(size, characters, lengths):
+    documents = [Document("a text", str(i)) for i in range(7)]
+    found = list(batches(iter(documents), size, characters))
+    assert [len(batch) for batch in found] == lengths
+    assert [each for batch in found for each in batch] == documents
+    assert not list(batches([], size))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -91,6 +92,16 @@ def test_quantile_removes_the_same_share_of_both():
         assert (target > found).mean() == pytest.approx((english > threshold).mean(), abs=2e-3)
 
 
+def test_of_documents_that_are_alike_half_lie_below_their_value():
+    english, target = ValueCounts.of([1, 2, 2, 2, 3]), ValueCounts.of(range(9))
+    assert english.share(2) == 0.5
+    assert adapt("Quantile", english, target, 2) == 4
+
+
+def test_medianratio_keeps_the_ratio_to_the_median():
+    assert adapt("MedianRatio", ValueCounts.of([1, 2, 9]), ValueCounts.of([5, 6, 7]), 4) == 12
+
+
 def test_a_threshold_beyond_all_of_english_is_as_far_beyond_all_of_the_language():
     english, target = ValueCounts.of([1, 2, 3]), ValueCounts.of([10, 20])
     assert adapt("Quantile", english, target, 3.5) == 20.5
@@ -130,17 +141,17 @@ def test_what_cannot_be_carried_over_is_refused():
 
 # What filters measure
 
-pieces = st.lists(
-    st.sampled_from(["one", "two", "three.", "a", "12", "#", "\n", "\n\n", "- x", "naïve", "…", "long" * 4]),
-    min_size=1,
-    max_size=80,
+piece = st.sampled_from(
+    ["one", "two", "three.", "a", "12", "b2", "#", "\n", "\n\n", "\n   \n", "- x", "naïve", "…", "_", "long" * 4]
 )
+repeated = st.tuples(st.lists(piece, min_size=1, max_size=12), st.integers(2, 6)).map(lambda each: each[0] * each[1])
+pieces = st.lists(piece, min_size=1, max_size=80) | repeated
 
 
 @given(pieces)
 def test_figures_are_those_that_datatroves_filters_compare(chosen):
     """With the threshold at a figure the document passes; a little beyond it, it is dropped for that."""
-    text = " ".join(chosen)
+    text = re.sub(" ?\n ?", "\n", " ".join(chosen))
     told = measures(text, WORDS.word_tokenize(text))
     assume(told)
     lenient = {name: (-1.0 if least else 1e9) for name, (_, least) in ENGLISH.items()}
@@ -247,6 +258,7 @@ def test_stop_words_are_frequent_words_and_at_least_eight():
     assert stop_words(counts, share=0.1) == ["de", "la", *[f"mot{c}" for c in "abcdef"]]
     assert stop_words(counts, share=0.0, least=0)[-1] == "et"
     assert "12" not in stop_words(counts)
+    assert stop_words({"a": 10, "b": 90}, share=0.1, least=0) == ["b", "a"], "exactly that share is enough"
 
 
 words = st.lists(st.sampled_from("abcdefgh"), max_size=12).map(" ".join)
@@ -272,6 +284,12 @@ def test_an_empty_document_stays_only_by_its_address():
     kept = list(PrecisionFilter({"sw": ["na"]}, {"sw": ["swahili", ".ke"]}).run(documents))
     assert [each.id for each in kept] == ["named", "other"]
     assert kept[0].metadata["wordlist_ratio"] == 0
+
+
+def test_the_ratio_of_listed_words_is_of_different_words():
+    document = Document("na na na hii sasa", "0", metadata={"language": "sw"})
+    [kept] = PrecisionFilter({"sw": ["na", "kwa"]}).run([document])
+    assert kept.metadata["wordlist_ratio"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(
@@ -313,6 +331,11 @@ def test_copies_lie_between_one_and_the_most(pairs, overall, most):
     assert next(iter(found)) == sizes[0]
     if most == 1 or (len(set(rates)) == 1 and rates[0] >= overall):
         assert {copies(size, found) for size in sizes} == {1}
+
+
+def test_the_size_that_is_removed_least_is_read_most_and_others_in_a_line_to_the_overall_rate():
+    assert weights([1, 2, 3, 4], [0.6, 0.5, 0.4, 0.2], 0.5, most=10, window=1) == {1: 1, 3: 4, 4: 10}
+    assert weights([1, 2], [0.3, 0.3], 0.3) == {1: 1}
 
 
 def test_smoothing_lifts_a_size_between_sizes_that_are_seldom_removed():

@@ -29,6 +29,7 @@ TEXTS = [
     "", "one two three four", "one two three four five", "The dog, 3.5 years old, sleeps; it's 7,000 days late!",
     "Der Hund schläft auf dem Sofa — größer als die Katze, cafe\u0301 und café.",
     "日本語のテキストを単語に分ける。そして",
+    "1\u03012 one two\x00three \x1c four \x85 five six seven", "1,2,3 one_two three four five six",
     "a b c d e f g h " * 40, "١٢٣٫٥ كلمات عربية مع أرقام هنا الآن",
 ]  # fmt: skip
 
@@ -74,6 +75,19 @@ def test_signatures_are_datatroves_byte_for_byte(tmp_path, config):
     assert ours == theirs
     assert len(ours) == config.num_buckets
     assert not list((tmp_path / "ours").glob(".*"))
+
+
+def test_a_text_among_others_has_the_shingles_that_it_has_alone(tmp_path):
+    for n in (1, 2, 5):
+        signer = Signatures(tmp_path, MinhashConfig(n_grams=n))
+        hashes, text = signer._shingles([*TEXTS, ""])
+        alone = [signer.get_shingles(each)[:, 0] for each in [*TEXTS, ""]]
+        assert hashes.tolist() == np.concatenate(alone).tolist()
+        assert text.tolist() == np.repeat(np.arange(len(alone)), [*map(len, alone)]).tolist()
+        assert len(alone[0]) == 0
+    for nothing in ([], [""], ["", "one two"]):
+        found, numbers = signer.signatures(nothing)
+        assert (found.shape, len(numbers)) == ((0, 112), 0)
 
 
 def test_the_same_with_the_words_of_another_tokenizer(tmp_path):
@@ -126,8 +140,8 @@ def test_similar_documents_are_found_as_often_as_the_formula_says(tmp_path, monk
         for _ in range(300):
             shared = round(400 * 2 * similarity / (1 + similarity))
             both = drawn.integers(0, 2**63, 800 - shared, dtype=np.uint64)
-            one, other = ([int(each) for each in some] for some in (both[:400], both[400 - shared :]))
-            monkeypatch.setattr(signer, "_shingles", {"one": one, "other": other}.get)
+            shingles = np.concatenate([both[:400], both[400 - shared :]])
+            monkeypatch.setattr(signer, "_shingles", lambda _, all=shingles: (all, np.repeat([0, 1], 400)))
             found, _ = signer.signatures(["one", "other"])
             met += bool((found[0].reshape(14, 8) == found[1].reshape(14, 8)).all(1).any())
         assert low < met / 300 < high

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from itertools import islice
 from typing import Any
 
 from datatrove.data import Document
@@ -73,8 +73,15 @@ class Step(BaseFilter):
                 yield from kept
 
 
-def batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    """Documents, so many at once."""
-    source = iter(documents)
-    while batch := list(islice(source, size)):
+def batches(documents: Iterable[Document], size: int, characters: float = math.inf) -> Iterator[list[Document]]:
+    """Documents, so many at once; fewer where their texts come to so many characters."""
+    batch: list[Document] = []
+    length = 0
+    for document in documents:
+        batch.append(document)
+        length += len(document.text)
+        if len(batch) == size or length >= characters:
+            yield batch
+            batch, length = [], 0
+    if batch:
         yield batch

@@ -12,7 +12,8 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, chain, count
+from functools import cache
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -38,49 +39,77 @@ from broadsheet.curate.words import WORDS
 
 Hashes = NDArray[np.uint64]
 PRIME = np.uint64(2**61 - 1)
-_BATCH = 512  # documents at once: their shingles fit the processor's cache
+_BATCH, _CHARACTERS = 512, 1 << 18  # documents at once, and of their texts: the shingles fit the processor's cache
 _PLAIN = TextNormConfig()
 _NUMBERS = re.compile(rb"[0-9]+(?:[.,][0-9]+)?")  # the ASCII of `NUMBERS_PATTERN`
+_END = b"\xff"  # of a text among others: no byte of UTF-8
+_BETWEEN = b" " + _END + b" "
+_PUNCTUATION = frozenset(map(chr, PUNCTUATION_TRANS))
 _SPACED = bytes(PUNCTUATION_TRANS.get(each, each) if each < 128 else each for each in range(256))
-
-
-class _Marks(dict[int, Any]):
-    """For `str.translate`: combining marks away, all else as it is."""
-
-    def __missing__(self, point: int) -> Any:
-        found = self[point] = None if unicodedata.category(chr(point)) == "Mn" else point
-        return found
-
-
-_MARKS = _Marks()
 
 
 def simplified(text: str) -> str:
     """A text as datatrove's `simplify_text` makes it by default; the same, but quick where it is ASCII."""
     if text.isascii():
-        return _simplified(text).decode()
-    text = NUMBERS_PATTERN.sub("0", text.lower()).translate(PUNCTUATION_TRANS)
-    return unicodedata.normalize("NFD", " ".join(text.split())).translate(_MARKS).strip()
+        return _simplified(text.encode()).decode()
+    text = NUMBERS_PATTERN.sub("0", text.lower())
+    for mark in _PUNCTUATION.intersection(
+        text
+    ):  # few, and each is found at once; `str.translate` looks at every letter
+        text = text.replace(mark, " ")
+    text = unicodedata.normalize("NFD", " ".join(text.split()))
+    for mark in filter(_combining, set(text)):
+        text = text.replace(mark, "")
+    return text.strip()
 
 
-def _simplified(text: str) -> bytes:
-    """The same of ASCII: what is left are letters, digits and single spaces."""
-    return b" ".join(_NUMBERS.sub(b"0", text.lower().encode()).translate(_SPACED).split())
+@cache
+def _combining(letter: str) -> bool:
+    return unicodedata.category(letter) == "Mn"
+
+
+def _simplified(text: bytes) -> bytes:
+    """The same of ASCII: what is left are letters, digits and single spaces. Other bytes stay as they are."""
+    return b" ".join(_NUMBERS.sub(b"0", text.lower()).translate(_SPACED).split())
 
 
 def plain_words(text: str) -> list[bytes]:
     """The words of a text without case, punctuation and numbers: those that `Signatures` reads by default."""
     if text.isascii():
-        return _simplified(text).split()
+        return _simplified(text.encode()).split()
     return [word.encode() for word in WORDS.word_tokenize(simplified(text))]
+
+
+def _joined(texts: Sequence[str]) -> bytes:
+    """The words of texts as `plain_words` gives them, with single spaces between, and `_END` after each text.
+
+    Those of ASCII are simplified all at once.
+    """
+    simple = iter(_simplified(_BETWEEN.join(text.encode() for text in texts if text.isascii())).split(_END))
+    plain = (next(simple).strip() if text.isascii() else b" ".join(plain_words(text)) for text in texts)
+    return b" ".join(part for each in plain for part in (each, _END) if part)
+
+
+def _plain_grams(texts: Sequence[str], n: int) -> tuple[list[bytes], NDArray[np.int64]]:
+    """Each n words in a row of each text, as `grams` of its `plain_words` gives them, and the number of its text."""
+    if not texts:
+        return [], np.zeros(0, np.int64)
+    joined = _joined(texts)
+    letters = np.frombuffer(joined, np.uint8)
+    spaces = np.flatnonzero(letters == ord(" "))
+    begins, ends = np.r_[0, spaces + 1], np.r_[spaces, len(joined)]
+    text = np.cumsum(letters[begins] == _END[0])  # the number of the text that a word is of; of its end, the next
+    whole = np.flatnonzero(text[: max(0, len(text) - n + 1)] == text[n - 1 :])
+    whole = whole[letters[begins[whole]] != _END[0]]
+    spans = zip(begins[whole].tolist(), ends[whole + n - 1].tolist(), strict=True)
+    return [joined[a:b] for a, b in spans], text[whole]
 
 
 def grams(words: Sequence[bytes], n: int) -> list[bytes]:
     """Each n words in a row, joined by spaces; none where there are fewer."""
     joined = b" ".join(words)  # of which an n-gram is a slice
-    ends = list(accumulate(map(len, words)))
-    begins = [0, *ends]
-    return [joined[a + i : b + i + n - 1] for i, a, b in zip(count(), begins, ends[n - 1 :], strict=False)]
+    begins = list(accumulate([len(word) + 1 for word in words], initial=0))
+    return [joined[a : b - 1] for a, b in zip(begins, begins[n:], strict=False)]
 
 
 class Signatures(MinhashDedupSignature):
@@ -118,30 +147,33 @@ class Signatures(MinhashDedupSignature):
 
     def get_shingles(self, text: str) -> Hashes:
         """(shingles, 1) hashes of a text's n-grams."""
-        return np.array(self._shingles(text), np.uint64).reshape(-1, 1)
+        return self._shingles([text])[0].reshape(-1, 1)
 
-    def _shingles(self, text: str) -> list[int]:
+    def _shingles(self, texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
+        """(shingles,) hashes of the n-grams of all texts, and the number of the text that each is of."""
+        n = self.config.n_grams
         if self._plain_words:
-            words = plain_words(text)
+            found, text = _plain_grams(texts, n)
         else:
-            words = [word.encode() for word in self.word_tokenizer.word_tokenize(self._simplify(text))]
-        return [*map(self._digest, grams(words, self.config.n_grams))]
+            words = self.word_tokenizer.word_tokenize
+            of_text = [grams([word.encode() for word in words(self._simplify(text))], n) for text in texts]
+            found = [*chain.from_iterable(of_text)]
+            text = np.repeat(np.arange(len(texts)), np.array([*map(len, of_text)], np.int64))
+        return np.fromiter(map(self._digest, found), np.uint64, len(found)), text
 
-    def signatures(self, texts: Iterable[str], within: Sequence[str] = ()) -> tuple[Hashes, list[int]]:
+    def signatures(self, texts: Sequence[str], within: Sequence[str] = ()) -> tuple[Hashes, NDArray[np.int64]]:
         """Signatures of the texts that have shingles, (texts, hashes), and which texts these are.
 
         Args:
             within: a name for each text; those under different names are not alike.
         """
-        rows = [(number, found) for number, found in enumerate(map(self._shingles, texts)) if found]
-        if not rows:
-            return np.zeros((0, self.num_hashes), np.uint64), []
-        starts = np.cumsum([0, *(len(found) for _, found in rows)])[:-1]
-        shingles = np.fromiter(chain.from_iterable(found for _, found in rows), np.uint64)
+        shingles, text = self._shingles(texts)
+        numbers, starts = np.unique(text, return_index=True)
+        if not len(numbers):
+            return np.zeros((0, self.num_hashes), np.uint64), numbers
         if within:
-            salts = np.array([xxhash.xxh64_intdigest(within[number]) for number, _ in rows], np.uint64)
-            shingles ^= np.repeat(salts, [len(found) for _, found in rows])
-        signature = np.empty((self.num_hashes, len(rows)), np.uint64)
+            shingles ^= np.array([xxhash.xxh64_intdigest(name) for name in within], np.uint64)[text]
+        signature = np.empty((self.num_hashes, len(numbers)), np.uint64)
         product, high = np.empty_like(shingles), np.empty_like(shingles)
         factors, terms = (each[0] for each in self.parameters)
         for i in range(self.num_hashes):  # h = ((a x + b) mod 2^64) mod (2^61 - 1)
@@ -155,7 +187,7 @@ class Signatures(MinhashDedupSignature):
             if self.config.hash_config.precision == 32:
                 np.bitwise_and(product, np.uint64(0xFFFFFFFF), out=product)
             np.minimum.reduceat(product, starts, out=signature[i])
-        return np.ascontiguousarray(signature.T), [number for number, _ in rows]
+        return np.ascontiguousarray(signature.T), numbers
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         buckets, per = self.config.num_buckets, self.config.hashes_per_bucket
@@ -167,14 +199,14 @@ class Signatures(MinhashDedupSignature):
         files = [path.open("wb") for path in raw]
         try:
             begin = 0
-            for batch in batches(data, _BATCH):
+            for batch in batches(data, _BATCH, _CHARACTERS):
                 with self.track_time("batch"):
                     names = [str(document.metadata[self.within]) for document in batch] if self.within else []
-                    found, numbers = self.signatures((document.text for document in batch), names)
+                    found, numbers = self.signatures([document.text for document in batch], names)
                     for number, file in enumerate(files):
                         some = np.empty(len(found), record)
                         some["hashes"] = found[:, number * per : (number + 1) * per]
-                        some["document"] = np.array(numbers, np.uint32) + np.uint32(begin)
+                        some["document"] = numbers + begin
                         file.write(some.tobytes())
                 self.stat_update("total", value=len(batch))
                 self.stat_update("signed", value=len(numbers))
