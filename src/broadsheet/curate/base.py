@@ -8,9 +8,9 @@ Knows: documents, decisions, reasons. Does not know: any rule, files, executors.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections import Counter
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
