@@ -189,32 +189,36 @@ def pipeline(data: str, folder: Path, tasks: int, workers: int) -> None:
     Ranks([*line, ShardWriter(folder / "kept")], folder / "work", tasks, workers, "pipeline").run()
 
 
-def processes(data: str, rounds: int) -> list[float]:
+def written(data: str, megabytes: float, folder: Path) -> Path:
+    """The first documents of the data, as JSON lines."""
+    path, size = folder / "rows.jsonl", 0
+    with path.open("wb") as file:
+        for document in corpora.load(data):
+            size += file.write(json.dumps({"id": document.id, "text": document.text}).encode() + b"\n")
+            if size > 1e6 * megabytes:
+                break
+    return path
+
+
+def processes(rows: Path, rounds: int) -> list[float]:
     """How many times as fast two processes are as one, by the clock."""
     spent: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
         for workers, seconds in spent.items():
             with tempfile.TemporaryDirectory() as folder:
                 begun = time.perf_counter()
-                pipeline(data, Path(folder), 2, workers)
+                pipeline(str(rows), Path(folder), 2, workers)
                 seconds.append(time.perf_counter() - begun)
     return ratio(spent[1], spent[2])
 
 
-def profiles(data: str, megabytes: float) -> dict[str, float]:
+def profiles(rows: Path) -> dict[str, float]:
     """Seconds of processor time for 100 MB, by what is looked for."""
     found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path, size = Path(folder) / "rows.jsonl", 0
-        with path.open("wb") as file:
-            for document in corpora.load(data):
-                size += file.write(json.dumps({"id": document.id, "text": document.text}).encode() + b"\n")
-                if size > 1e6 * megabytes:
-                    break
-        for name, near in (("all", True), ("without near copies", False)):
-            begun = time.process_time()
-            Profiler(near=near).measure(str(path), Path(folder) / name)
-            found[name] = 1e8 * (time.process_time() - begun) / size
+    for name, near in (("all", True), ("without near copies", False)):
+        begun = time.process_time()
+        Profiler(near=near).measure(str(rows))
+        found[name] = 1e8 * (time.process_time() - begun) / rows.stat().st_size
     return found
 
 
@@ -255,7 +259,7 @@ def main() -> None:
     parser.add_argument("--data", default="pydocs:stdlib")
     parser.add_argument("--documents", type=int, default=4_000, help="of the data, in the timed parts")
     parser.add_argument("--stream", type=int, default=1_000_000, help="documents of the stream; 0: none")
-    parser.add_argument("--profiled", default="pydocs", help="the data of the profile")
+    parser.add_argument("--whole", default="pydocs", help="the data of the profile, and of one process and two")
     parser.add_argument("--megabytes", type=float, default=20, help="of it, at most")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--record", action="store_true")
@@ -280,9 +284,11 @@ def main() -> None:
         print(f"  {row['filter']:24} {row['way']:26} {told(row['documents/s'], 0):26} {told(row['times'])}")
     for row in single:
         print(f"  {row['step']:26} {told(row['documents/s'], 0)}")
-    twice = processes(arguments.data, max(2, arguments.rounds // 2))
-    print(f"two processes are {told(twice)} times as fast as one")
-    described = profiles(arguments.profiled, arguments.megabytes)
+    with tempfile.TemporaryDirectory() as folder, without_logs():
+        rows = written(arguments.whole, arguments.megabytes, Path(folder))
+        twice = processes(rows, max(3, arguments.rounds // 2))
+        print(f"two processes are {told(twice)} times as fast as one")
+        described = profiles(rows)
     for name, seconds in described.items():
         print(f"a profile, {name}: {seconds:,.0f} s for 100 MB")
     flat = stream(texts, arguments.stream) if arguments.stream else []

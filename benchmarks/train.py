@@ -151,6 +151,8 @@ def methods(of: str, data: str, rounds: int) -> list[dict[str, Any]]:
         "salt, taught by 0.4M": SALT(teacher, steps=10**6),
         "salt, what 0.4M says kept": SALT(steps=10**6),
         "salt, afterwards": SALT(teacher, steps=0),
+        "token_crisis, before its start": DropStage(0.1, start=10**6),
+        "token_crisis, attention left out": DropStage(0.1, attention=False),
         "token_crisis": DropStage(0.1),
     }
     steppers = {
@@ -262,7 +264,7 @@ def main() -> None:
     print("the default model without a quarter of its MLP channels is so many times as fast")
     for row in cut:
         print(f"  {row['what']:26} {told(row['times'], 3)}")
-    several = processes(arguments.size, arguments.data, arguments.steps, max(3, arguments.rounds // 2))
+    several = processes(arguments.size, arguments.data, arguments.steps, max(5, arguments.rounds // 2))
     print(f"own tokens a second of several processes of one thread, on {os.cpu_count()} cores")
     for row in several:
         print(f"  {row['processes']:<4} {told(row['tokens/s'], 0)}; {told(row['times'])} of one's")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from broadsheet.train import SALT
 from broadsheet.train.salt import learnable, select
-from broadsheet.training.losses import teacher_losses, token_losses
+from broadsheet.training.losses import taught_losses, token_losses
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -27,12 +27,13 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     teacher, _ = _asked(case["teacher_logits"], case["labels"])
     salt = SALT(_Teacher(teacher), steps=1, omega=case["omega"], temperature=case["tau"])
     total, count = salt.loss(logits, labels, {})
-    hard = token_losses(logits, labels)[0][0]
-    soft = teacher_losses(logits[:, :-1], teacher[:, :-1], case["tau"])[0]
+    mixed, soft = (
+        taught_losses(logits, labels, teacher, weight, case["tau"])[0][0] for weight in (case["omega"], 1.0)
+    )
     return {
-        "hard_ce": hard.tolist(),
+        "hard_ce": token_losses(logits, labels)[0][0].tolist(),
         "soft_ce": soft.tolist(),
-        "token_loss": ((1 - case["omega"]) * hard + case["omega"] * soft).tolist(),
+        "token_loss": mixed.tolist(),
         "mean_loss": float(total / count),
     }
 

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn.functional import one_hot, softmax
+from torch.nn.functional import one_hot, pad, softmax
 
 from broadsheet.console import InputError
 from broadsheet.train import SALT, LossMethod
 from broadsheet.train.salt import learnable, learnable_scores, select
-from broadsheet.training.losses import TopK, teacher_losses, token_losses
+from broadsheet.training.losses import TopK, taught_losses, token_losses
 
 
 @pytest.fixture
@@ -60,25 +60,38 @@ def test_a_teacher_that_is_the_student_or_certain_changes_what_it_must(asked):
     torch.testing.assert_close(logits.grad, torch.zeros_like(logits), atol=1e-8, rtol=0)
     certain = 1e4 * one_hot(labels[:, 1:].clamp(min=0), 20).double()
     hard, counts = token_losses(logits, labels)
-    torch.testing.assert_close(teacher_losses(logits[:, :-1], certain)[counts], hard[counts])
+    torch.testing.assert_close(taught_losses(logits, labels, pad(certain, (0, 0, 0, 1)))[0], hard)
 
 
 def test_the_whole_vocabulary_kept_is_the_teacher_and_fewer_share_what_is_left(asked):
-    logits, _, inputs, teacher = asked
-    said = teacher(**inputs).logits.detach()
-    whole = teacher_losses(logits, said, 0.25)
-    torch.testing.assert_close(teacher_losses(logits, TopK.of(said, 20), 0.25), whole, atol=1e-6, rtol=1e-6)
-    few = TopK.of(said, 3)
-    by_hand = -(softmax(few.log_probs, -1) * torch.log_softmax(logits, -1).gather(-1, few.ids)).sum(-1)
-    torch.testing.assert_close(teacher_losses(logits, few), by_hand)
+    logits, labels, inputs, teacher = asked
+    said, few = teacher(**inputs).logits.detach(), TopK.of(teacher(**inputs).logits.detach(), 3)
+    hard, counts = token_losses(logits, labels)
+    log_p = torch.log_softmax(logits, -1)
+    by_hand = -(softmax(said / 0.25, -1) * log_p).sum(-1)[:, :-1] * counts
+    by_three = -(softmax(few.log_probs, -1) * log_p.gather(-1, few.ids)).sum(-1)[:, :-1] * counts
+    for weight in (1.0, 0.3, 0.0):
+        for told in (said, TopK.of(said, 20)):
+            losses, mask = taught_losses(logits, labels, told, weight, 0.25)
+            torch.testing.assert_close(losses, (1 - weight) * hard + weight * by_hand, atol=1e-6, rtol=1e-6)
+            assert torch.equal(mask, counts)
+        torch.testing.assert_close(
+            taught_losses(logits, labels, few, weight)[0], (1 - weight) * hard + weight * by_three
+        )
 
 
-def test_a_long_text_costs_the_same_part_by_part(monkeypatch, asked):
-    logits, _, inputs, teacher = asked
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_is_kept_and_what_is_said_give_the_gradient_of_the_sum(asked, kept):
+    logits, labels, inputs, teacher = asked
     said = teacher(**inputs).logits.detach()
-    whole = teacher_losses(logits, said)
-    monkeypatch.setattr("broadsheet.training.losses.CHUNK", 5)
-    torch.testing.assert_close(teacher_losses(logits, said), whole)
+    told = TopK.of(said, 20) if kept else said
+    taught_losses(logits, labels, told, 0.4, 0.5)[0].sum().backward()
+    found = logits.grad.clone()
+    again = logits.detach().requires_grad_()
+    hard, counts = token_losses(again, labels)
+    soft = -(softmax(said / 0.5, -1) * torch.log_softmax(again, -1)).sum(-1)[:, :-1]
+    (0.6 * hard + 0.4 * soft * counts).sum().backward()
+    torch.testing.assert_close(found, again.grad, atol=1e-6, rtol=1e-5)
 
 
 def test_it_teaches_for_its_steps_and_is_let_go_of(asked):
@@ -128,7 +141,9 @@ def test_noise_scores_nothing_and_the_highest_are_chosen(tiny, rows):
 def test_what_cannot_be_is_refused(asked):
     logits, labels, inputs, _ = asked
     with pytest.raises(InputError, match="same tokenizer"):
-        teacher_losses(logits, torch.zeros(2, 12, 24))
+        taught_losses(logits, labels, torch.zeros(2, 12, 24))
+    with pytest.raises(InputError, match="temperature of 0"):
+        taught_losses(logits, labels, logits.detach(), temperature=0.0)
     with pytest.raises(InputError, match="no teacher at step 0"):
         SALT(steps=1).loss(logits, labels, inputs)
     for fields in ({"omega": 1.5}, {"temperature": 0.0}, {"steps": 5, "decay": 3}):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from broadsheet.console import InputError
 from broadsheet.train.base import LossMethod
-from broadsheet.training.losses import TopK, teacher_losses, token_losses
+from broadsheet.training.losses import TopK, taught_losses, token_losses
 
 OFFLINE = ("teacher_ids", "teacher_log_probs")
 
@@ -88,11 +88,11 @@ class SALT(LossMethod):
         return self.omega * (self.decay - step) / (self.decay - self.steps)
 
     def loss(self, logits: Tensor, labels: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, int]:
-        losses, asked = token_losses(logits, labels)
         omega = self.weight(self.step)
         if omega:
-            soft = teacher_losses(logits[:, :-1], self._says(inputs)[:, :-1], self.temperature)
-            losses = (1 - omega) * losses + omega * soft * asked
+            losses, asked = taught_losses(logits, labels, self._says(inputs), omega, self.temperature)
+        else:
+            losses, asked = token_losses(logits, labels)
         return losses.sum(), int(asked.sum())
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:

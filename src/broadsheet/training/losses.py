@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy, log_softmax, pad, softmax
 from broadsheet.console import InputError
 
 IGNORED = -100
-CHUNK = 256  # positions whose distributions over the vocabulary are held at once
 
 
 def shifted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,20 +74,25 @@ class TopK:
         return TopK(self.ids[part], self.log_probs[part])
 
 
-def teacher_losses(logits: Tensor, teacher: Tensor | TopK, temperature: float = 1.0) -> Tensor:
-    """−Σ q log p at each position, in nats: the cross-entropy of a student p with what a teacher q expects.
+def taught_losses(
+    logits: Tensor, labels: Tensor, teacher: Tensor | TopK, weight: float = 1.0, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """(1 − ω)(−log p of each next token) + ω(−Σ q log p), in nats: of a label, and of what a teacher q expects instead.
 
-    It differs from the Kullback–Leibler divergence by the teacher's entropy, which the student cannot change. The
-    student stands at temperature 1. Positions are taken a part at a time, so that of the teacher's distribution no more
-    is held at once.
+    The second part differs from the Kullback–Leibler divergence by the teacher's entropy, which the student cannot
+    change. The student p stands at temperature 1. The sum is one cross-entropy, with (1 − ω) label + ω q, so that the
+    vocabulary is gone over once.
 
     Args:
         logits: (batch, length, vocabulary) of the student.
-        teacher: logits of the same shape, or their `TopK`, among which q is then shared out; no gradient goes there.
+        labels: (batch, length), unshifted; `IGNORED` where nothing is asked.
+        teacher: logits of the student's shape, or their `TopK`, among which q is then shared out; no gradient goes
+            there.
+        weight: ω.
         temperature: that the teacher's logits are divided by: below 1 sharpens.
 
     Returns:
-        (batch, length).
+        losses (batch, length − 1), 0 where nothing is asked, and the mask of the others.
 
     Raises:
         InputError: the vocabularies differ, or the temperature is not above 0.
@@ -100,16 +104,19 @@ def teacher_losses(logits: Tensor, teacher: Tensor | TopK, temperature: float = 
             f"the teacher's logits are {tuple(teacher.shape)}, the student's {tuple(logits.shape)}; expected the same "
             "tokenizer, vocabulary and tokens"
         )
-    parts = range(0, logits.shape[1], CHUNK)
-    return torch.cat([_expected(logits[:, i : i + CHUNK], teacher[:, i : i + CHUNK], temperature) for i in parts], 1)
-
-
-def _expected(logits: Tensor, teacher: Tensor | TopK, temperature: float) -> Tensor:
-    log_p = log_softmax(_wide(logits), -1)
-    if isinstance(teacher, TopK):
+    wide = _wide(logits)
+    targets = pad(labels[:, 1:], (0, 1), value=IGNORED)
+    asked, label = targets != IGNORED, targets.clamp(min=0)[..., None]
+    if isinstance(teacher, TopK):  # −Σ q log p = −log p(label) + z(label) − Σ q z, since q sums to 1
+        losses = cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED)
         q = softmax(_wide(teacher.log_probs.detach()) / temperature, -1)
-        return -(q * log_p.gather(-1, teacher.ids)).sum(-1)
-    return -(softmax(_wide(teacher.detach()) / temperature, -1) * log_p).sum(-1)
+        z = wide.gather(-1, torch.cat([teacher.ids, label], -1))
+        losses = losses.view_as(targets) + weight * (z[..., -1] - (q * z[..., :-1]).sum(-1))
+    else:
+        q = weight * softmax(_wide(teacher.detach()) / temperature, -1)
+        q.scatter_add_(-1, label, q.new_full(label.shape, 1 - weight))
+        losses = cross_entropy(wide.flatten(0, 1), q.flatten(0, 1).to(wide.dtype), reduction="none").view_as(targets)
+    return torch.where(asked, losses, 0.0)[:, :-1], asked[:, :-1]
 
 
 def _wide(values: Tensor) -> Tensor:
