@@ -27,9 +27,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     teacher, _ = _asked(case["teacher_logits"], case["labels"])
     salt = SALT(_Teacher(teacher), steps=1, omega=case["omega"], temperature=case["tau"])
     total, count = salt.loss(logits, labels, {})
-    mixed, soft = (
-        taught_losses(logits, labels, teacher, weight, case["tau"])[0][0] for weight in (case["omega"], 1.0)
-    )
+    mixed, soft = (taught_losses(logits, labels, teacher, weight, case["tau"])[0][0] for weight in (case["omega"], 1.0))
     return {
         "hard_ce": token_losses(logits, labels)[0][0].tolist(),
         "soft_ce": soft.tolist(),
