@@ -183,6 +183,14 @@ def _loosened(filters):
     return repetition, gopher, fineweb
 
 
+@pytest.mark.parametrize(("copies", "reason"), [(2, None), (3, "char_dup_ratio")])
+def test_a_tenth_of_the_characters_may_stand_in_lines_that_repeat(copies, reason):
+    lines = [f"This is the line with number {i} among all of them." for i in range(10, 30)]
+    quality = UNADAPTED.filters()[-1]
+    document = Document("\n".join([*lines, *lines[:1] * copies]), "0")
+    assert get_filter_result(quality.filter(document)) == (reason is None, reason)
+
+
 def test_statistics_of_ranks_add_up_to_those_of_all():
     texts = [("de", "Der Hund schläft.\nDer Hund schläft."), ("de", "Die Katze."), ("fr", "Le chien dort."), ("de", "")]
     whole = counted(texts)
@@ -307,6 +315,14 @@ def test_the_ratio_of_listed_words_is_of_different_words():
 )
 def test_an_address_names_a_language_by_its_code_or_name(url, expected):
     assert names_language(url, "sw", ["swahili", ".ke"]) is expected
+
+
+def test_only_languages_with_documents_enough_have_a_list_and_all_count():
+    told = {
+        "aa": {"documents": 3, "words": {"own": 9, "shared": 9}},
+        "bb": {"documents": 2, "words": {"shared": 9, "theirs": 9}},
+    }
+    assert FineWeb2(least=3, percentile=0).word_lists(told) == {"aa": ["own"]}
 
 
 def test_affinity_is_the_share_of_a_words_occurrences():

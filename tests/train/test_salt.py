@@ -59,7 +59,7 @@ def test_a_teacher_that_is_the_student_or_certain_changes_what_it_must(asked):
     mean(SALT(steps=1, omega=1.0, temperature=1.0), logits, labels, given).backward()
     torch.testing.assert_close(logits.grad, torch.zeros_like(logits), atol=1e-8, rtol=0)
     certain = 1e4 * one_hot(labels[:, 1:].clamp(min=0), 20).double()
-    hard, counts = token_losses(logits, labels)
+    hard, _ = token_losses(logits, labels)
     torch.testing.assert_close(taught_losses(logits, labels, pad(certain, (0, 0, 0, 1)))[0], hard)
 
 
