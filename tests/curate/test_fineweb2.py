@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,13 @@ def test_a_tenth_of_the_characters_may_stand_in_lines_that_repeat(copies, reason
     quality = UNADAPTED.filters()[-1]
     document = Document("\n".join([*lines, *lines[:1] * copies]), "0")
     assert get_filter_result(quality.filter(document)) == (reason is None, reason)
+
+
+def test_documents_that_are_all_alike_stay_though_statistics_are_rounded():
+    told = counted([("xx", "One line that ends.\nAnother one.\nNo end here")] * 60)["xx"]  # two thirds are 0.6667
+    [found] = FineWeb2().thresholds({"xx": told}, told).values()
+    assert found.values["line_punct"] <= 2 / 3 < found.values["line_punct"] + 2e-4
+    assert found.values["new_line"] >= 2 / 9 > found.values["new_line"] - 2e-4
 
 
 def test_statistics_of_ranks_add_up_to_those_of_all():
@@ -549,6 +557,60 @@ def test_the_same_documents_stay_whatever_the_ranks_and_one_of_each_cluster(corp
     report = (tmp_path / "out1" / "report.html").read_text()
     assert "near duplicate" in report
     assert "documents stay, " in report, "and copies are told apart"
+
+
+@pytest.fixture
+def curated(monkeypatch, english, tmp_path) -> Callable[..., tuple[list[str], dict[str, str]]]:
+    """Curates (language, text) pairs, each known to be of its language: ids that stay, and reasons of the others."""
+    labels: dict[str, str] = {}
+
+    class Known:
+        def __init__(self, path: str, k: int) -> None: ...
+
+        def scores(self, texts: list[str]) -> list[list[tuple[str, float]]]:
+            return [[(labels[text], 0.99)] for text in texts]
+
+    monkeypatch.setattr("broadsheet.curate.languages.lid.Languages", Known)
+
+    def curate(texts: list[tuple[str, str]], **options: object) -> tuple[list[str], dict[str, str]]:
+        labels.update({text: language for language, text in texts})
+        path, out = tmp_path / "texts.jsonl", tmp_path / "out"
+        rows = ({"id": f"{language}{i}", "text": text} for i, (language, text) in enumerate(texts))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        FineWeb2Recipe(english=english, **options).run(Source(str(path)), out)
+        told = [json.loads(row) for row in (out / "reasons.jsonl").read_text().splitlines()]
+        stay = [json.loads(row)["id"] for row in (out / "documents.jsonl").read_text().splitlines()]
+        return stay, {row["id"]: row["reason"] for row in told}
+
+    return curate
+
+
+def test_a_document_is_no_copy_of_one_in_another_language(curated):
+    texts = [(name, f"{written('de', i)}\n{name}") for name in ("de", "fr") for i in range(50)]
+    _, reasons = curated(texts)
+    assert "near_duplicate" not in reasons.values()
+
+
+def test_words_of_a_language_are_asked_for_where_many_documents_have_none(curated):
+    def with_word(language: str, word: str, i: int) -> tuple[str, str]:
+        return language, written(language, i).replace(" ", f" {word} ", 12)
+
+    without = [("fr", written("fr", 90 + i)) for i in range(15)] + [("de", written("de", 90 + i)) for i in range(3)]
+    texts = [with_word("fr", "surtout", i) for i in range(60)] + [with_word("de", "besonders", i) for i in range(60)]
+    _, reasons = curated(without + texts, precision=True, method="fineweb2(percentile=99)")
+    dropped = {name for name, reason in reasons.items() if reason == "no_word_of_the_language"}
+    assert dropped == {f"fr{i}" for i in range(15)}, "of German documents too few have none"
+
+
+def test_a_language_of_few_documents_takes_the_thresholds_of_a_reference(curated, tmp_path):
+    reference = tmp_path / "reference.jsonl"
+    rows = [{"language": name, "text": written(name, 300 + i)} for name in ("en", "fr") for i in range(60)]
+    reference.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [("fr", written("fr", i)) for i in range(5)]
+    with pytest.raises(InputError, match="fr: 5 documents"):
+        curated(texts, languages="fr")
+    stay, _ = curated(texts, languages="fr", reference=str(reference))
+    assert stay
 
 
 @pytest.mark.real

@@ -21,7 +21,7 @@ from broadsheet.console import InputError, within
 from broadsheet.curate.base import Decision, Step
 from broadsheet.curate.languages.gopher import GopherQuality, GopherRepetition
 from broadsheet.curate.languages.lid import DEFAULT, Languages
-from broadsheet.curate.languages.measures import DUPLICATE, ENGLISH, TOP
+from broadsheet.curate.languages.measures import DUPLICATE, ENGLISH, ROUNDED, TOP
 from broadsheet.curate.languages.thresholds import Method, ValueCounts, adapt, confidence
 from broadsheet.curate.languages.wordlists import affinity_words, stop_words
 from broadsheet.curate.words import WORDS
@@ -189,7 +189,9 @@ class FineWeb2:
             reference, target = (ValueCounts.counted(each[source]["measures"][name]) for each in (english, told))
             if method == "MeanStd" and (not reference.std or (threshold < reference.mean) is not least):
                 method = "English"
-            values[name] = max(0.0, adapt(method, reference, target, threshold, least))
+            rounded = 0.0 if method == "English" else ROUNDED  # so that who has the figure itself stays
+            found = adapt(method, reference, target, threshold, least)
+            values[name] = max(0.0, found - rounded if least else found + rounded)
         return LanguageThresholds(values, stop_words(told[0]["words"]), told[0]["documents"])
 
     def word_lists(self, statistics: Mapping[str, Statistics]) -> dict[str, list[str]]:

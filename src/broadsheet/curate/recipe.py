@@ -60,6 +60,10 @@ class Passes:
                 yield json.dumps({"id": row["id"], "pass": folder.parts[-3], "reason": row["reason"]}) + "\n"
 
 
+class UnsuitedError(InputError):
+    """The options cannot be had of this corpus: other ones are due, so nothing that was done is worth resuming."""
+
+
 @contextmanager
 def remedied() -> Iterator[None]:
     """Within it, a working file that is damaged is told with what a user can do."""
@@ -131,8 +135,8 @@ class CurateRecipe(Build):
             passes = Passes(work, tasks, self.workers)
             try:
                 found = self.curate(source, passes)
-            except InputError:
-                if not any(work.glob("passes/*/completions/*")):
+            except InputError as error:
+                if isinstance(error, UnsuitedError) or not any(work.glob("passes/*/completions/*")):
                     remove_folder(work)  # there is nothing to resume
                 raise
             made = work / "result"

@@ -26,6 +26,7 @@ from broadsheet.curate.words import WORDS
 
 TOP, DUPLICATE = (2, 3, 4), (5, 6, 7, 8, 9, 10)  # n of the n-grams
 DIGITS = 4  # that values are rounded to in statistics
+ROUNDED = 0.51 * 10**-DIGITS  # the most that a value is off by that
 _ENDS = tuple(TERMINAL_PUNCTUATION)
 _BREAKS = re.compile("\n+")
 

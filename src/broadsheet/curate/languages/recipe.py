@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from broadsheet.apply.base import Source
 from broadsheet.console import InputError, say
-from broadsheet.curate.recipe import CurateRecipe, Passes
+from broadsheet.curate.recipe import CurateRecipe, Passes, UnsuitedError
 from broadsheet.options import option
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class FineWeb2Recipe(CurateRecipe):
         """The languages that are kept.
 
         Raises:
-            InputError: one that was asked for is not there, or has too few documents.
+            UnsuitedError: one that was asked for is not there, or has too few documents.
         """
         if self.languages is None:
             return set(scores)
@@ -97,7 +97,7 @@ class FineWeb2Recipe(CurateRecipe):
         for language in sorted(asked):
             found = sum(scores.get(language, {}).values())
             if found < method.least and not self.reference:
-                raise InputError(
+                raise UnsuitedError(
                     f"{language}: {found} documents, of which thresholds are made; expected {method.least} or more: "
                     "name others by --reference, or leave it out of --languages"
                 )
@@ -140,7 +140,10 @@ class FineWeb2Recipe(CurateRecipe):
         english, own_english = (each.get("en", each.get("eng", {"documents": 0})) for each in (told, own))
         if english["documents"] < method.least:
             english = counted(("en", document.text) for document in corpora.load(self.english))["en"]
-        return method.thresholds(told, english, own, own_english)
+        try:
+            return method.thresholds(told, english, own, own_english)
+        except InputError as error:
+            raise UnsuitedError(str(error)) from None
 
     def _filter(
         self, passes: Passes, method: FineWeb2, thresholds: Mapping[str, LanguageThresholds], told: Statistics
