@@ -613,6 +613,18 @@ def test_a_language_of_few_documents_takes_the_thresholds_of_a_reference(curated
     assert stay
 
 
+def test_what_repeats_is_told_by_the_corpus_and_lines_and_words_by_the_reference(curated, tmp_path, monkeypatch):
+    reference, asked = tmp_path / "reference.jsonl", []
+    rows = [{"language": name, "text": written(name, 300 + i)} for name in ("en", "fr") for i in range(55)]
+    reference.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = FineWeb2.thresholds
+    monkeypatch.setattr(FineWeb2, "thresholds", lambda self, *told: asked.append(told) or plain(self, *told))
+    curated([(name, written(name, i)) for name in ("en", "fr") for i in range(60)], reference=str(reference))
+    [(told, english, own, own_english)] = asked
+    assert {name: each["documents"] for name, each in told.items()} == {"en": 55, "fr": 55}
+    assert (english["documents"], own_english["documents"], own["fr"]["documents"]) == (55, 60, 60)
+
+
 @pytest.mark.real
 def test_a_run_that_is_killed_gives_the_same_when_it_is_repeated(corpus, english, tmp_path):
     FineWeb2Recipe(english=english, tasks=2).run(Source(str(corpus)), tmp_path / "whole")

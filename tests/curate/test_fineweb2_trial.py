@@ -11,7 +11,9 @@ from datatrove.utils.text import TERMINAL_PUNCTUATION
 
 from broadsheet.console import InputError
 from broadsheet.curate.fineweb2 import FineWeb2
+from broadsheet.curate.languages.recipe import FineWeb2Recipe
 from broadsheet.curate.trials.fineweb2 import ENGLISH, JUNK, OURS, RAW, REPEATED, RIGHT, FineWeb2Trial, junk
+from broadsheet.data import corpora
 from broadsheet.trial.trained.laboratory import LOSS
 
 TINY = {"texts": 6, "steps": 12, "batch": 4, "length": 32, "vocabulary": 300, "size": "0.4M", "runs": 1, "lr": 1e-2}
@@ -47,6 +49,29 @@ def test_pages_are_told_from_junk_and_models_learn_from_what_stays(data):
     assert len({values[name][LOSS] for name in (RAW, OURS)}) == 2, "they learnt from other texts"
     assert result.setting[f"kept by {RAW}"].startswith("a page 100%")
     assert {claim.arm for claim in trial.claims()} == {OURS}
+
+
+@pytest.mark.real
+def test_reference_corpus_and_held_out_pages_share_none_and_arms_differ_in_thresholds_and_copies(
+    data, tmp_path, monkeypatch
+):
+    trial = FineWeb2Trial(data=data, quick=True, languages=2, **TINY)
+    trial.prepare(corpora.load(data))
+    parts = [
+        {row["text"] for row in trial._reference if row["language"] != "en"},
+        {page.text for page in trial._pages if page.good},
+        {*trial.held.tuning, *trial.held.held_out},
+    ]
+    assert all(parts)
+    assert len(set.union(*parts)) == sum(map(len, parts))
+    made = {}
+    trial.workdir = tmp_path / "work"
+    for name in (ENGLISH, OURS, REPEATED):
+        monkeypatch.setattr(FineWeb2Recipe, "run", lambda self, *_, name=name: made.setdefault(name, self))
+        trial._curated(name)
+    assert {name: recipe.rehydrate for name, recipe in made.items()} == {ENGLISH: False, OURS: False, REPEATED: True}
+    assert {name: recipe.method.count("English") for name, recipe in made.items()} == {ENGLISH: 3, OURS: 0, REPEATED: 0}
+    assert made[OURS].reference == made[ENGLISH].reference
 
 
 def test_the_whole_trial_claims_for_the_paper_alone(data):
