@@ -72,6 +72,12 @@ def test_reference_corpus_and_held_out_pages_share_none_and_arms_differ_in_thres
     assert {name: recipe.rehydrate for name, recipe in made.items()} == {ENGLISH: False, OURS: False, REPEATED: True}
     assert {name: recipe.method.count("English") for name, recipe in made.items()} == {ENGLISH: 3, OURS: 0, REPEATED: 0}
     assert made[OURS].reference == made[ENGLISH].reference
+    out = trial._curated(OURS)
+    out.mkdir(parents=True)
+    (out / "documents.jsonl").write_text('{"id": "a", "text": "A."}\n')
+    told = [{"id": "b", "reason": "near_duplicate"}, {"id": "c", "reason": "dup_line_frac"}]
+    (out / "reasons.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    assert trial._stays(OURS) == {"a", "b"}, "a copy of what stays is no loss"
 
 
 def test_the_whole_trial_claims_for_the_paper_alone(data):
