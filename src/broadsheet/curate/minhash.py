@@ -53,9 +53,8 @@ def simplified(text: str) -> str:
     if text.isascii():
         return _simplified(text.encode()).decode()
     text = NUMBERS_PATTERN.sub("0", text.lower())
-    for mark in _PUNCTUATION.intersection(
-        text
-    ):  # few, and each is found at once; `str.translate` looks at every letter
+    # Of many signs few are in a text, and each is found at once; `str.translate` looks at every letter.
+    for mark in _PUNCTUATION.intersection(text):
         text = text.replace(mark, " ")
     text = unicodedata.normalize("NFD", " ".join(text.split()))
     for mark in filter(_combining, set(text)):
