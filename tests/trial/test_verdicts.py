@@ -420,7 +420,7 @@ def test_one_training_run_decides_no_claim_but_of_times(comparison, trained, ver
     assert claim.trained_once == (verdict == "open")
     if claim.trained_once:
         assert words(claim, comparison) == (
-            "open: trained once, and another seed may say something else; --runs 3 asks 3"
+            "open: trained once, and another seed may say something else; --runs 3 trains 3 times"
         )
 
 

@@ -187,7 +187,7 @@ def words(claim: JudgedClaim, comparison: Comparison | None) -> str:
     if comparison is None or comparison.verdict == "not measured":
         return f"{claim.verdict}: not measured"
     if claim.trained_once:
-        return f"open: trained once, and another seed may say something else; --runs {MIN_RUNS} asks {MIN_RUNS}"
+        return f"open: trained once, and another seed may say something else; --runs {MIN_RUNS} trains {MIN_RUNS} times"
     if claim.verdict == "open" and comparison.at_chance:
         return f"open: it is at chance, where guessing gives {comparison.chance:g}"
     if claim.target is None:
