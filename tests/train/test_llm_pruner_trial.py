@@ -78,6 +78,17 @@ def test_a_repaired_model_is_read_back_as_it_was_trained(given, tmp_path):
     assert not all(torch.equal(a, b) for a, b in zip(made.parameters(), cut.parameters(), strict=True))
 
 
+def test_its_training_begins_where_its_seed_says_whatever_was_drawn_before(given, tmp_path):
+    trial = LLMPrunerTrial(**given)
+    trial.tasks()
+    folders = [tmp_path / "one", tmp_path / "other", tmp_path / "third"]
+    for folder, seed in zip(folders, (0, 0, 1), strict=True):
+        trial._train("param_first", seed, trial.steps, 1e-2, folder)
+        torch.rand(3)
+    one, other, third = [(folder / "adapter_model.safetensors").read_bytes() for folder in folders]
+    assert one == other != third
+
+
 def test_each_rate_is_chosen_from_as_many(given, tmp_path):
     trial = LLMPrunerTrial(**{**given, "lr": None})
     trial.tasks()

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+import torch
 
 from broadsheet.cache import home
 from broadsheet.cli.trials import check_arms
@@ -285,6 +287,32 @@ def test_a_training_that_was_stopped_stops_the_trial_and_its_checkpoint_stays():
     again = LearntTrial().for_paper("alpha")
     again.run()
     assert again.trained_ == stopped.trained_, "the same folder"
+
+
+def test_what_a_training_draws_depends_on_its_seed_alone(tmp_path):
+    """A trial that was killed has drawn less before: its trainings are the same all the same."""
+
+    def drawn(before: int, seed: int) -> list[float]:
+        trial, found = LearntTrial().for_paper("alpha"), []
+        trial.workdir = tmp_path / f"{before} {seed}"
+
+        def draw(*_: Any) -> float:
+            found.extend([random.random(), float(np.random.rand()), float(torch.rand(()))])
+            return 0.0
+
+        torch.rand(before), np.random.rand(before), [random.random() for _ in range(before)]
+        trial.tuned("Alpha", ["one setting"], draw, on="other pairs")
+        arm = trial.trained("Alpha", draw, Alpha, paper="alpha")
+        assert arm.train is not None
+        state = torch.get_rng_state()
+        arm.train(seed)
+        assert torch.equal(torch.get_rng_state(), state), "who draws next is not disturbed"
+        return found
+
+    first, later, other = drawn(0, 4), drawn(3, 4), drawn(0, 5)
+    assert first == later
+    assert first[:3] == other[:3], "tuning is from the trial's own seed"
+    assert not set(first[3:]) & set(other[3:])
 
 
 def test_an_arm_is_made_once_for_all_tasks_and_dropped(monkeypatch):

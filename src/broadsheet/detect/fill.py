@@ -13,6 +13,7 @@ import torch
 
 from broadsheet.console import InputError
 from broadsheet.models import token_budget_batches
+from broadsheet.models.seeds import seeded
 
 SpanFill = Callable[[Sequence[str], int], Sequence[str | None]]
 
@@ -86,9 +87,7 @@ class T5Fill:
             inputs = self.tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt").to(
                 self.model.device
             )
-            # generate() draws from the global generator: fork it, so that nothing else is disturbed or disturbs it.
-            with torch.random.fork_rng(), torch.inference_mode():
-                torch.manual_seed(seed)
+            with seeded(seed), torch.inference_mode():
                 output = self.model.generate(**inputs, do_sample=True, top_p=1.0, max_new_tokens=150)
             for i, generated in zip(batch, self.tokenizer.batch_decode(output, skip_special_tokens=False), strict=True):
                 text = generated.replace(self.tokenizer.pad_token, "").replace(self.tokenizer.eos_token, "")

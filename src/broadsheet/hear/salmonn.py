@@ -31,6 +31,7 @@ from broadsheet.hear.processing import SalmonnProcessor
 from broadsheet.hear.windows import Windows
 from broadsheet.models import adapters
 from broadsheet.models.pushing import push_saved
+from broadsheet.models.seeds import seeded
 
 RATE = 50.0  # frames per second that encoders are synchronised to
 
@@ -275,8 +276,7 @@ class SalmonnForConditionalGeneration(AudioLanguageModel):
             InputError: a part cannot be had, or settings do not fit.
         """
         loaded = models.load(llm, device=device, dtype=dtype)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             config = SalmonnConfig(llm, encoders, **settings)
             return cls(config, (loaded.model, loaded.tokenizer), features=features)
 

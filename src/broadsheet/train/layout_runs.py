@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from broadsheet.models.seeds import seeded
 from broadsheet.training.layouts.ranks import RankGrid
 from broadsheet.training.losses import token_losses
 
@@ -53,8 +54,7 @@ class ShortRun:
         """A new one; the same weights for the same seed."""
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             return LlamaForCausalLM(LlamaConfig(**self.config, attn_implementation="sdpa"))
 
 

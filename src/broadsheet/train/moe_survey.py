@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from broadsheet.console import InputError, within
+from broadsheet.models.seeds import seeded
 from broadsheet.train.base import LossMethod
 from broadsheet.train.experts import layouts, routing
 from broadsheet.train.experts.routers import BIAS, Watch, experts, in_float32, install
@@ -112,9 +113,8 @@ class Upcycling:
         if first < 0:
             raise InputError(f"got layers {self.layers}; expected at most {count}, which the model has")
         given = layouts.config_of(config, of, self.experts, self.top_k, first, self.router != "switch")
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        with seeded(self.seed), warnings.catch_warnings():  # the shared expert's gate stays as it is drawn
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # a shared expert without units
-            torch.manual_seed(self.seed)  # whose gate stays as it is drawn
             mixture = AutoModelForCausalLM.from_config(
                 given, attn_implementation=config._attn_implementation or "sdpa", dtype=dense.dtype
             )

@@ -7,18 +7,15 @@ Knows: HF `Trainer` through the parts of `broadsheet.training`, and the order in
 from __future__ import annotations
 
 import json
-import random
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import TrainingArguments, integrations
@@ -29,6 +26,7 @@ from broadsheet.models import adapters, card
 from broadsheet.models import fingerprint as model_fingerprint
 from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import read_json
+from broadsheet.models.seeds import seeded
 from broadsheet.page.evidence import versions
 from broadsheet.training import memory, weights
 from broadsheet.training.distributed import entered_by_first, is_first, wait_for_all
@@ -186,7 +184,7 @@ def fit(
     with entered_by_first(place) as folder:
         arguments.output_dir = str(folder)
         with (
-            _seeded(config.seed),
+            seeded(config.seed),
             weights.trained(model, config.method, config.lora_rank),
             weights.autocast(model, config.autocast) as dtype,
             memory.kept(),
@@ -364,16 +362,3 @@ def _command() -> str | None:
     if program.name != "broadsheet" and program.parts[-2:] != ("broadsheet", "__main__.py"):
         return None
     return shlex.join(["broadsheet", *sys.argv[1:]])
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """The global generators begin at `seed` inside, and are as they were afterwards: dropout and new weights draw."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
+from broadsheet.models.seeds import seeded
 from broadsheet.training.losses import token_losses
 
 if TYPE_CHECKING:
@@ -65,8 +66,7 @@ class Size:
             eos_token_id=0,
             pad_token_id=0,
         )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             return LlamaForCausalLM(config)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from broadsheet.cache import atomic_write, fingerprint, home
 from broadsheet.console import InputError, duration, say
 from broadsheet.methods import ForPaper
+from broadsheet.models.seeds import seeded
 from broadsheet.options import MOST_SEED, option
 from broadsheet.page.evidence import provenance, versions
 from broadsheet.took import Took
@@ -301,7 +302,8 @@ class Trial(ForPaper):
         scores: list[float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         for setting in settings[len(scores) :]:
             say(f"tuning: {name}, {setting}")
-            scores.append(float(score(setting)))
+            with seeded(self.seed):
+                scores.append(float(score(setting)))
             with atomic_write(path) as file:
                 json.dump(scores, file)
         best = settings[int(np.argmax(scores))]

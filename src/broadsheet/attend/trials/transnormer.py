@@ -29,6 +29,7 @@ from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.data import corpora
 from broadsheet.models.safefiles import read_json
+from broadsheet.models.seeds import seeded
 from broadsheet.options import option
 from broadsheet.training.fit import fit
 from broadsheet.training.objective import Objective
@@ -384,8 +385,7 @@ class TransNormerTrial(TrainedTrial):
         Raises:
             InputError: the loss is not finite.
         """
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             model = make().to(self._device)
         return fit(
             model,

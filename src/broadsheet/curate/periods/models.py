@@ -14,6 +14,7 @@ from torch.nn.functional import kl_div, log_softmax, softmax
 
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
+from broadsheet.models.seeds import seeded
 from broadsheet.training.losses import token_losses
 from broadsheet.training.objective import NextTokens
 from broadsheet.training.scratch import SIZES, size
@@ -87,8 +88,7 @@ def new_model(name: str, vocabulary: int, length: int, seed: int) -> LlamaForCau
         bos_token_id=1,
         eos_token_id=2,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         return LlamaForCausalLM(config)
 
 

@@ -10,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from broadsheet.console import InputError, progress
 from broadsheet.hear.data.rows import AudioRow, write_rows
 from broadsheet.hear.prompts import instruction
 from broadsheet.hear.training.fitting import fit
+from broadsheet.models.seeds import seeded
 from broadsheet.training.trainer import TrainOutput
 
 if TYPE_CHECKING:
@@ -52,8 +51,7 @@ def write_stories(
     """
     written: list[AudioRow] = []
     settings = {**_SAMPLING, "max_new_tokens": max_new_tokens, **generation}
-    with model.scale_lora(factor), torch.random.fork_rng(), progress("writing stories", total=len(rows)) as bar:
-        torch.manual_seed(seed)
+    with model.scale_lora(factor), seeded(seed), progress("writing stories", total=len(rows)) as bar:
         for row in rows:
             asked = row.instruction or instruction(row.task or "story")
             for _ in range(tries):

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from broadsheet.console import InputError
 from broadsheet.hear.data.rows import AudioRow
+from broadsheet.models.seeds import seeded
 from broadsheet.training.fit import TrainOutput, fit
 from broadsheet.training.objective import Objective
 
@@ -111,8 +112,7 @@ def warm_start(
     vocabulary = sorted({token for answer in answers for token in answer})
     place = {token: index for index, token in enumerate(vocabulary)}
     targets = [torch.tensor([place[token] for token in answer]) for answer in answers]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         reader = TokenCTC(model.get_input_embeddings().weight[vocabulary]).to(model.device)
     warmed = fit(
         nn.ModuleList([model.synchronised, model.connector, reader]),

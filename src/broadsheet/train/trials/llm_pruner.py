@@ -223,9 +223,9 @@ class LLMPrunerTrial(TrainedTrial):
 
     def _train(self, criterion: str | None, seed: int, steps: int, rate: float, out: Path | None, **more: Any) -> Any:
         model = self._cut(criterion, seed)
-        adapters.add(model, 8)  # r = 8, α = 16, as the authors set them
         done = fit(
             model, self._blocks, MethodObjective(LossMethod()), out, steps=steps, batch_size=self.batch, method="lora",
+            lora_rank=8,  # and α = 16, as the authors set them
             learning_rate=rate, seed=seed, save=lambda folder: adapters.save(model, folder, str(self.model)), **more,
         )  # fmt: skip
         return done if out else model

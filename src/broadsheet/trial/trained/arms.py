@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from broadsheet.console import duration, say
+from broadsheet.models.seeds import seeded
 from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome, Trial
 from broadsheet.trial.claims import MIN_RUNS, JudgedClaim
@@ -78,7 +79,8 @@ class TrainedTrial(Trial):
                 return
             say(f"training: {name}" + f", seed {seed}" * (self._runs > 1))
             try:
-                made = train(seed, folder)
+                with seeded(seed):
+                    made = train(seed, folder)
             except Exception as error:
                 failed[seed] = error
                 raise
