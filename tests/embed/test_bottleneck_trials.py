@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 from small_docs import documentation
-from training_runs import differ
+from training_runs import differ, weights
 
 from broadsheet.console import InputError
 from broadsheet.embed.data import tasks
 from broadsheet.embed.trials import gem as gem_trial
 from broadsheet.embed.trials import llm_ql as llm_ql_trial
 from broadsheet.embed.trials.gem import GEMTrial, perplexities
-from broadsheet.embed.trials.llm_ql import LLMQLTrial
+from broadsheet.embed.trials.llm_ql import LONGER, MAIN, OPEN, PLAIN, LLMQLTrial
 from broadsheet.trial.results import ArmResult
 from broadsheet.trial.stats import Interval
 
@@ -98,20 +98,56 @@ def test_llm_ql_before_equal_contrastive_steps(options: dict[str, Any], collecti
     if source == "collection":
         options["data"] = str(collection)
     runs = 2 if source == "collection" else 1
-    trial = LLMQLTrial(**options, longer=source == "pydocs", learning_rate=1e-2, ql_learning_rate=1e-2, runs=runs)
+    # As with --quick, but the contrastive rate is chosen for each arm where documentation is trained on.
+    options |= {"quick": False, "steps": 3, "ql_steps": 3, "batch": 4, "queries": 10, "passages": 40, "words": 15}
+    rate = None if source == "pydocs" else 1e-2
+    trial = LLMQLTrial(**options, learning_rate=rate, ql_learning_rate=1e-2, runs=runs)
     result = trial.run()
-    names = [llm_ql_trial.UNTRAINED, llm_ql_trial.PLAIN, llm_ql_trial.OPEN, llm_ql_trial.MAIN]
-    names += [llm_ql_trial.LONGER] * (source == "pydocs")
+    names = [llm_ql_trial.UNTRAINED, PLAIN, OPEN, MAIN, LONGER]
     assert [arm.name for arm in result.arms] == names
     assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
     told = {(c.metric, c.baseline, c.arm) for c in result.comparisons}
-    assert {*result.claims, ("nDCG@10", llm_ql_trial.OPEN, llm_ql_trial.MAIN)} <= told
+    assert set(result.claims) == {("nDCG@10", PLAIN, MAIN), ("nDCG@10", OPEN, MAIN)}
+    assert {*result.claims, ("nDCG@10", LONGER, MAIN)} <= told
     trained = [note for note in result.notes if ": trained in" in note]
     assert sum("query likelihood: trained in 3 steps of 4" in note for note in trained) == 2
     assert sum("contrast: trained in 3 steps of 4" in note for note in trained) >= 3
     assert any("times as long" in note for note in result.notes)
-    assert runs == 1 or differ(trial, llm_ql_trial.PLAIN, llm_ql_trial.OPEN, llm_ql_trial.MAIN)
+    assert runs == 1 or differ(trial, PLAIN, OPEN, MAIN)
+    tuned = {f"tuning of {name}" for name in (PLAIN, OPEN, MAIN)}
+    assert tuned <= set(result.setting) if rate is None else not tuned & set(result.setting)
+    left = [each.name for each in trial.workdir.iterdir() if each.is_dir()]
+    assert len(left) == runs * (len(names) - 1 + 2), "of each arm a run, and of two a first stage; none of rates"
     trial.finish()
+
+
+def test_what_llm_ql_learns_first_is_the_same_for_every_rate(options: dict[str, Any], tmp_path: Path) -> None:
+    trial = LLMQLTrial(**options, ql_learning_rate=1e-2, runs=1)
+    trial.tasks()
+    trial.workdir = tmp_path / "work"
+    trial.arms()
+    first = weights(trial._first(MAIN, 0))
+    assert first == weights(trial._first(MAIN, 0)), "trained once"
+    assert first != weights(trial._first(OPEN, 0))
+    for rate in (1e-2, 1e-3):
+        trial._contrast(MAIN, rate, 0, trial.workdir / f"{rate}")
+    assert first == weights(trial._first(MAIN, 0))
+    assert len({*map(tuple, (weights(trial.workdir / f"{rate}") for rate in (1e-2, 1e-3)))}) == 2
+
+
+def test_passages_that_are_trained_on_choose_no_rate(options: dict[str, Any]) -> None:
+    trial = LLMQLTrial(**options, runs=1)
+    trial.tasks()
+    trained = {pair["positive"] for pair in trial._pairs}
+    task = trial.tuning(trained)
+    asked = {task.corpus[query.id] for query in task.queries}
+    searched = tasks.retrieval("pydocs", 10, 40, words=15)
+    assert asked
+    assert not asked & trained
+    assert not set(task.corpus) & set(searched.corpus), "nor does what the test searches"
+    every = [entry.text for entry in tasks.documentation(15).entries]
+    with pytest.raises(InputError, match="train on fewer"):
+        trial.tuning(every)
 
 
 def test_bad_options_are_named(options: dict[str, Any]) -> None:

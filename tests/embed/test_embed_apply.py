@@ -21,11 +21,13 @@ from broadsheet.embed.data import teacher_scores as taught
 from broadsheet.embed.data.lexicon import WordPair
 from broadsheet.embed.data.tasks import sts
 from broadsheet.embed.data.teacher_scores import scored
+from broadsheet.embed.data.writing import PROMPT
 from broadsheet.embed.llm_ql import LLMQL
 from broadsheet.embed.modules.eol import variant
 from broadsheet.embed.recipes import LLMQLRecipe
 from broadsheet.embed.sweep import sweep
 from broadsheet.embed.token_prepending import TokenPrepending
+from broadsheet.embed.ullme import keep_scores
 from broadsheet.options import construct
 from broadsheet.page import discovery
 from broadsheet.search.commands import encode
@@ -107,6 +109,23 @@ def test_each_method_trains_an_embedder_that_is_also_a_language_model(
     assert record["settings"]["method"] == ("full" if method == "lexical_specialization" else "lora")
     with pytest.raises(InputError, match="exists; choose another --out"):
         run(method, files[method], tmp_path / "out", model=model, length=128, **options)
+
+
+def test_grl_s_teacher_may_be_what_the_model_found_likely_before(
+    files: dict[str, str], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+
+    def keep(embedder: Any, items: Any, prompt: str) -> Any:
+        asked.append(prompt)
+        return keep_scores(embedder, items, prompt)
+
+    monkeypatch.setattr("broadsheet.embed.ullme.keep_scores", keep)
+    monkeypatch.setattr("broadsheet.embed.ullme.read_written", None)  # training reads nothing for it
+    for name, prompt in (("kept", ""), ("other", ", prompt='Say of {query}:'")):
+        method = f"grl(generation=None, generator=kept{prompt})"
+        assert run("ullme", files["ullme"], tmp_path / name, model=model, method=method).finished
+    assert asked == [PROMPT, "Say of {query}:"]
 
 
 def test_an_adapter_can_be_kept_apart(files: dict[str, str], model: str, tmp_path: Path):

@@ -15,7 +15,7 @@ from broadsheet.embed.data.writing import PROMPT, PassageWriter, mean_log_probs,
 from broadsheet.embed.fitting import fit
 from broadsheet.embed.losses.contrastive import info_nce
 from broadsheet.embed.losses.ntxent import minus_distances, nt_xent
-from broadsheet.embed.ullme import GRL
+from broadsheet.embed.ullme import GRL, keep_scores
 from broadsheet.models import adapters
 
 ITEMS = [
@@ -322,7 +322,77 @@ def test_agreement_trains_the_embedding_alone_while_the_generator_is_detached(ma
         objective = GRL(model, weights=TERMS["consistency"], detach_generator=detach).double()
         read = objective.read(model, batch := objective.collate(ITEMS))
         read |= {name: read[name].detach() for name in ("query", "passage")}
-        assert objective._consistency(read, batch["counts"]).requires_grad == moved
+        means = read["sums"] / read["tokens"]
+        assert objective._consistency(read, means, batch["counts"]).requires_grad == moved
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("generation", ["sigmoid", "ipo", "sft", None])
+def test_candidates_that_teach_and_do_not_learn_are_read_without_a_gradient(made, monkeypatch, generation, chunk_size):
+    """And the gradients are those of reading all with one."""
+    model = made()
+    objective = GRL(model, generation=generation, chunk_size=chunk_size).double()
+    learnt: list[int] = []
+    through = objective._through
+
+    def watched(function: Any, ids: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        learnt.append(len(ids) if getattr(function, "func", None) is read_written else 0)
+        return through(function, ids, other)
+
+    monkeypatch.setattr(objective, "_through", watched)
+    terms, row = gradients(objective, model)
+    assert sum(learnt) == {None: 0, "sft": 3}.get(generation, 6), "of nine candidates"
+    monkeypatch.setattr(objective, "_learnt", torch.ones_like)
+    again, whole = gradients(objective, model)
+    assert terms == pytest.approx(again, abs=1e-9)
+    torch.testing.assert_close(row, whole, atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "ipo"])
+def test_the_reference_reads_the_two_passages_that_are_compared(made, monkeypatch, kind):
+    model = made()
+    objective = GRL(model, generation=kind).double()
+    read: list[int] = []
+    referred = objective._referred
+    monkeypatch.setattr(objective, "_referred", lambda *given: (read.append(len(given[1])), referred(*given))[1])
+    value = gradients(objective, model)[0]["generation"]
+    assert read == [6], "of nine candidates"
+
+    def sums(item: dict[str, Any]) -> torch.Tensor:
+        pairs = [(item["query"], text) for text in (item["positive"], item["negatives"][0])]
+        ids, labels = PassageWriter(model.encoder).batch(pairs)
+        found = read_written(model.encoder.model, ids, labels)
+        return (found / (labels != -100).sum(1) if kind == "ipo" else found).detach()
+
+    margins = []
+    for item in ITEMS:
+        policy = sums(item)
+        with adapters.disabled(model.encoder.model):
+            known = sums(item)
+        margins.append((policy[0] - policy[1]) - (known[0] - known[1]))
+    h = torch.stack(margins)
+    expected = -torch.nn.functional.logsigmoid(0.1 * h) if kind == "sigmoid" else (h - 5) ** 2
+    assert value == pytest.approx(expected.mean().item(), abs=1e-9)
+
+
+def test_kept_scores_teach_what_the_model_itself_would_and_cost_no_reading(made, monkeypatch):
+    model = made()
+    settings: dict[str, Any] = {"generation": None, "weights": (0.7, 1.0, 1.3)}
+    live, live_row = gradients(GRL(model, **settings).double(), model)
+    items = keep_scores(model, ITEMS)
+    kept = GRL(model, generator="kept", **settings).double()
+    monkeypatch.setattr("broadsheet.embed.ullme.read_written", None)
+    terms, row = gradients(kept, model, items)
+    assert terms == pytest.approx(live, rel=1e-5)
+    torch.testing.assert_close(row, live_row, atol=1e-5, rtol=1e-4)
+    other = [{**item, "teacher_scores": item["teacher_scores"][::-1]} for item in items]
+    assert gradients(kept, model, other)[0]["consistency"] != pytest.approx(terms["consistency"])
+    assert gradients(GRL(model, generator="kept", chunk_size=1, **settings).double(), model, items)[0] == pytest.approx(
+        terms, abs=1e-6
+    )
+    for wrong in (ITEMS, [{**ITEMS[0], "teacher_scores": [1.0]}]):
+        with pytest.raises(InputError, match="expected a score for each"):
+            kept.collate(wrong)
 
 
 # What is evaluated
@@ -390,6 +460,8 @@ def test_what_cannot_be_is_refused_in_one_line(made):
         ({"consistency": "both"}, "got consistency 'both'"),
         ({"contrastive": "triplet"}, "got contrastive 'triplet'"),
         ({"reference": "base"}, "got reference 'base'"),
+        ({"generator": "none"}, "got generator 'none'"),
+        ({"generator": "kept", "detach_generator": False}, "trains none"),
         ({"generation": "kto_pair", "reference": "free"}, "kto_pair compares with a reference"),
         ({"weights": (0, 0, 0)}, "got weights"),
         ({"temperature": 0}, "got temperature 0"),

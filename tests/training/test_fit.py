@@ -184,6 +184,8 @@ def test_ctrl_c_stops_after_the_step_and_the_call_resumes(tmp_path: Path, capsys
     rest = fit(resumed, points(), Squares(), tmp_path / "out", **QUICK)
     assert (rest.finished, rest.resumed_from, rest.steps) == (True, 3, 8)
     assert same(whole, resumed)
+    with pytest.raises(KeyboardInterrupt):  # without a folder there is nothing to resume
+        fit(Line(), points(), Interrupting(3), **QUICK)
 
 
 def test_a_loss_that_is_not_finite_ends_with_one_line() -> None:

@@ -23,6 +23,7 @@ _exports = Exports(
         "modules.encoder": ("CausalEncoder",),
         "modules.eol": ("TemplateMean",),
         "modules.template": ("PROMPT_EOL", "Template"),
+        "ullme": ("keep_scores",),
     },
 )
 __all__ = _exports.names

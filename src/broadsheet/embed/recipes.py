@@ -148,7 +148,8 @@ class UllmeRecipe(FurtherRecipe, PairRecipe):
 
     def train(self, source: Source, out: Path, force: bool) -> TrainOutput:
         from broadsheet.embed import fit
-        from broadsheet.embed.ullme import GRL
+        from broadsheet.embed.data.writing import PROMPT
+        from broadsheet.embed.ullme import GRL, keep_scores
 
         items = self.pairs(source)
         paired = all(item["negatives"] for item in items)
@@ -157,6 +158,8 @@ class UllmeRecipe(FurtherRecipe, PairRecipe):
         if not paired and fields["generation"] == "sft":
             say("not every row has negatives: the generation loss is that of the positive alone (sft)")
         made = self.start()
+        if fields.get("generator") == "kept":
+            items = keep_scores(made, items, fields.get("prompt", PROMPT))
         return fit(made, items, GRL(made, **fields), out, **self.fit_settings(force))
 
 

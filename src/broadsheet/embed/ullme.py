@@ -11,16 +11,18 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, normalize
 
 from broadsheet import models
 from broadsheet.console import InputError
-from broadsheet.embed.data.writing import PROMPT, PassageWriter, read_written, token_counts
-from broadsheet.embed.losses.contrastive import ContrastiveObjective, ContrastKind
+from broadsheet.embed.data.writing import PROMPT, PassageWriter, mean_log_probs, read_written, token_counts
+from broadsheet.embed.losses.contrastive import ContrastiveObjective, ContrastKind, Item, checked
 from broadsheet.embed.losses.settings import constructor_settings
 from broadsheet.models import adapters
+from broadsheet.models.seeds import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,11 +46,12 @@ class GRL(ContrastiveObjective):
     training, and is discarded: the unprojected vector is evaluated and saved, and the KL uses it too.
 
     Use when: a model has to embed and still generate, or rankings by the generator are good enough to teach the
-        embedding. Training reads each candidate once as an embedder and once as a generator (and without gradient as
-        the reference): about three times the work of the contrastive part alone.
+        embedding. Training reads each candidate once as an embedder and once as a generator, and the two that are
+        compared without gradient as the reference: about three times the work of the contrastive part alone. With
+        `generator="kept"` and `generation=None` it is no more than that part.
     Prefer a plain contrastive loss when: only the embedding is wanted, and time is short.
     Inputs: items `{"query": str, "positive": str, "negatives": [str, …]}`; negatives may be missing where the
-        generation loss is "sft" or None.
+        generation loss is "sft" or None. With `generator="kept"` also `"teacher_scores"`, as `keep_scores` adds them.
     Relation: contrastive part = NT-Xent over the pooled set of queries, positives and negatives, by Euclidean distance
         of unit vectors (the authors' code) or cosine; or InfoNCE. Generation = supervised, or DPO and its relatives
         with the first negative as the rejected text.
@@ -65,6 +68,8 @@ class GRL(ContrastiveObjective):
         temperature: τ of the contrastive loss and of P_rt. The authors: 0.05.
         generation_temperature: of P_gen, over mean log-probabilities per token. The authors: 1.
         detach_generator: whether the KL trains the embedding alone, as in the code; False trains both.
+        generator: "live": the model that is trained gives P_gen, as in the paper; "kept": the items' `teacher_scores`
+            do, so that nothing is read for it.
         beta, label_smoothing: of the preference loss. The authors: 0.1, 0.
         reference: "adapter": the model with its LoRA adapter switched off; "free": none; or a frozen model.
         prompt: stands before a passage that is generated; `{query}` is replaced.
@@ -101,6 +106,7 @@ class GRL(ContrastiveObjective):
         temperature: float = 0.05,
         generation_temperature: float = 1.0,
         detach_generator: bool = True,
+        generator: Literal["live", "kept"] = "live",
         beta: float = 0.1,
         label_smoothing: float = 0.0,
         reference: Literal["adapter", "free"] | PreTrainedModel = "adapter",
@@ -124,6 +130,11 @@ class GRL(ContrastiveObjective):
         self.consistency = _one_of("consistency", consistency, (*get_args(Direction), None))
         if isinstance(reference, str):
             _one_of("reference", reference, ("adapter", "free"))
+        self.generator = _one_of("generator", generator, ("live", "kept"))
+        if generator == "kept" and not detach_generator:
+            raise InputError(
+                "what is kept of a generator trains none; expected detach_generator=True, or generator='live'"
+            )
         if generation == "kto_pair" and isinstance(reference, str) and reference == "free":
             raise InputError("kto_pair compares with a reference model; expected reference 'adapter' or a model")
         if len(weights) != 3 or min(weights) < 0 or not any(weights):
@@ -160,6 +171,18 @@ class GRL(ContrastiveObjective):
 
     # Items to tensors
 
+    def collate(self, items: Sequence[Item | tuple[int, Item]]) -> dict[str, Tensor]:
+        """As `ContrastiveObjective`; with kept scores also `teacher_scores`, (P,), of all passages.
+
+        Raises:
+            InputError: as there; or an item lacks negatives or scores that the losses need.
+        """
+        batch = super().collate(items)
+        if self._agrees and self.generator == "kept":
+            given = [_scores_of(item[1] if isinstance(item, tuple) else item) for item in items]
+            batch["teacher_scores"] = torch.tensor([score for scores in given for score in scores])
+        return batch
+
     def collate_rows(self, rows: Sequence[tuple[str, list[str]]]) -> dict[str, Tensor]:
         """As `ContrastiveObjective`, and with W the generated passages of all queries together:
 
@@ -186,9 +209,14 @@ class GRL(ContrastiveObjective):
         return self.generation not in (None, "sft") and self.weights[1] > 0
 
     @property
+    def _agrees(self) -> bool:
+        """Whether L_KL counts."""
+        return self.consistency is not None and self.weights[2] > 0
+
+    @property
     def _all(self) -> bool:
         """Whether all candidates are generated."""
-        return self.consistency is not None and self.weights[2] > 0
+        return self._agrees and self.generator == "live"
 
     @property
     def _writes(self) -> bool:
@@ -212,23 +240,44 @@ class GRL(ContrastiveObjective):
                 terms["contrastive"] = self.contrast(*projected, batch)  # L_CL
             if self.generation is not None and self.weights[1]:
                 terms["generation"] = self._generation(read, batch["written"])  # L_DPO
-            if self._all:
-                terms["consistency"] = self._consistency(read, batch["counts"])  # L_KL
+            if self._agrees:
+                kept = batch.get("teacher_scores")
+                means = read["sums"] / read["tokens"] if kept is None else kept
+                terms["consistency"] = self._consistency(read, means, batch["counts"])  # L_KL
             weights = dict(zip(("contrastive", "generation", "consistency"), self.weights, strict=True))
             loss = cast(Tensor, sum(weights[name] * term for name, term in terms.items()))  # Σ λ L
             return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
     def read_chunk(self, embedder: Embedder, chunk: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Also `sums`, `tokens` and `reference`, (W,): Σ log p of each generated passage, its tokens, Σ log p_ref."""
+        """Also `sums` and `tokens`, (W,): Σ log p of each generated passage, and its tokens; and where passages are
+        compared `reference`, (2 · queries,): Σ log p_ref of each query's chosen and rejected one.
+        """
         parts = super().read_chunk(embedder, chunk)
         if self._writes:
-            ids, labels = chunk["written_input_ids"], chunk["written_labels"]
-            read = partial(read_written, embedder.encoder.model, autocast=embedder.encoder.autocast)
-            parts["sums"] = self._through(read, ids, labels)
+            ids, labels, counts = (chunk[f"written{part}"] for part in ("_input_ids", "_labels", ""))
+            place = torch.arange(len(ids), device=ids.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+            compared = place < 1 + self._pairs  # the chosen passage, and the rejected one
+            parts["sums"] = self._written(embedder, ids, labels, self._learnt(compared))
             parts["tokens"] = token_counts(labels)
             if self._pairs and self.reference != "free":
-                parts["reference"] = self._referred(embedder, ids, labels)
+                parts["reference"] = self._referred(embedder, ids[compared], labels[compared])
         return parts
+
+    def _learnt(self, compared: Tensor) -> Tensor:
+        """(W,), which generated passages a loss trains the generator on; the others are read without a gradient."""
+        if self._all and not self.detach_generator:
+            return torch.ones_like(compared)
+        return compared if self.generation is not None and self.weights[1] else torch.zeros_like(compared)
+
+    def _written(self, embedder: Embedder, ids: Tensor, labels: Tensor, learnt: Tensor) -> Tensor:
+        """(W,) Σ log p of each generated passage."""
+        read = partial(read_written, embedder.encoder.model, autocast=embedder.encoder.autocast)
+        if learnt.all():
+            return self._through(read, ids, labels)
+        with torch.no_grad():
+            others = read(ids[~learnt], labels[~learnt])
+        sums = others.new_zeros(len(ids)).index_put((~learnt,), others)
+        return sums.index_put((learnt,), self._through(read, ids[learnt], labels[learnt])) if learnt.any() else sums
 
     @torch.no_grad()
     def _referred(self, embedder: Embedder, ids: Tensor, labels: Tensor) -> Tensor:
@@ -258,34 +307,62 @@ class GRL(ContrastiveObjective):
         rejected = chosen + 1
         by_token = self.generation == "ipo"
         policy = means if by_token else read["sums"]
-        known = read.get("reference")
-        if known is not None and by_token:
-            known = known / read["tokens"]
+        known: Sequence[Tensor | None] = (None, None)
+        if "reference" in read:
+            known = read["reference"].view(-1, 2).unbind(1)
+            if by_token:
+                known = [each / read["tokens"][place] for each, place in zip(known, (chosen, rejected), strict=True)]
         return preference_loss(
             policy[chosen],
             policy[rejected],
-            None if known is None else known[chosen],
-            None if known is None else known[rejected],
+            *known,
             kind=cast(Preference, self.generation),
             beta=self.beta,
             label_smoothing=self.label_smoothing,
         ).mean()
 
-    def _consistency(self, read: Mapping[str, Tensor], counts: Tensor) -> Tensor:
-        """L_KL over each query's candidates U; `counts` (batch,) of them."""
+    def _consistency(self, read: Mapping[str, Tensor], means: Tensor, counts: Tensor) -> Tensor:
+        """L_KL over each query's candidates U; `means` (P,) log-probabilities a token, `counts` (batch,) candidates."""
         passages = read["passage"].split(counts.tolist())
         cosines = [normalize(p, dim=-1) @ normalize(q, dim=-1) for q, p in zip(read["query"], passages, strict=True)]
-        means = (read["sums"] / read["tokens"]).split(counts.tolist())
         pad = nn.utils.rnn.pad_sequence
         return consistency_kl(
             pad(cosines, batch_first=True),  # (batch, candidates)
-            pad(list(means), batch_first=True),
+            pad(list(means.split(counts.tolist())), batch_first=True),
             temperature=self.temperature,
             generation_temperature=self.generation_temperature,
             direction=cast(Direction, self.consistency),
             detach=self.detach_generator,
             mask=torch.arange(int(counts.max()), device=counts.device)[None, :] < counts[:, None],
         ).mean()
+
+
+def keep_scores(
+    embedder: Embedder, items: Sequence[Item], prompt: str = PROMPT, *, batch_tokens: int = 2048
+) -> list[dict[str, Any]]:
+    """The items with `teacher_scores`: how likely the model, as it is now, finds each passage, the positive first.
+
+    A mean log-probability a token, in nats: P_gen before its softmax.
+
+    Args:
+        prompt: as in `GRL`.
+        batch_tokens: of a forward pass, padding included.
+
+    Raises:
+        InputError: an item without query or positive.
+
+    Example:
+        items = keep_scores(model, items)
+        fit(model, items, GRL(model, generation=None, generator="kept"), "runs/kept", steps=80, batch_size=8)
+    """
+    rows = [checked(item) for item in items]
+    pairs = [(query, text) for query, passages in rows for text in passages]
+    likely = mean_log_probs(embedder.encoder, pairs, prompt, batch_tokens=batch_tokens).tolist()
+    ends = np.cumsum([len(passages) for _, passages in rows]).tolist()
+    return [
+        {**item, "teacher_scores": likely[end - len(passages) : end]}
+        for item, (_, passages), end in zip(items, rows, ends, strict=True)
+    ]
 
 
 def preference_loss(
@@ -388,6 +465,16 @@ def consistency_kl(
     return (terms if mask is None else terms.masked_fill(~mask, 0.0)).sum(-1)
 
 
+def _scores_of(item: Item) -> list[float]:
+    scores, passages = item.get("teacher_scores"), checked(item)[1]
+    if not isinstance(scores, Sequence) or len(scores) != len(passages):
+        raise InputError(
+            f"got an item with {len(passages)} passages and teacher_scores {scores!r}; expected a score for each, as "
+            "keep_scores adds them"
+        )
+    return [float(score) for score in scores]
+
+
 def _one_of(name: str, value: Any, known: Sequence[Any]) -> Any:
     if value not in known:
         raise InputError(f"got {name} {value!r}; expected one of {', '.join(map(str, known))}")
@@ -398,7 +485,6 @@ def _projector(embedder: Embedder, seed: int) -> nn.Sequential:
     width = embedder.get_embedding_dimension()
     if not width:
         raise InputError("the embedder does not tell the width of its vectors; train with projector=False")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         made = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
     return made.to(embedder.encoder.device)

@@ -152,7 +152,7 @@ def fit(
         objective: an `Objective`; or, for a `SentenceTransformer`, a loss of sentence-transformers built around it.
         out: the folder where the trained model will stand. `<out>.partial` holds checkpoints until then; the same call
             resumes from the newest complete one, with the result of an uninterrupted run bit for bit (as long as
-            `minutes` do not decide). None: nothing is written.
+            `minutes` do not decide). None: nothing is written, so that Ctrl-C ends it as any program.
         config, settings: a `FitConfig`, and fields of it by name.
         save: writes the model's own files into an empty folder; by default its `save_pretrained`, or its weights as
             safetensors. `training.json` comes beside them, and a model card, unless somebody's own stands in `out`.
@@ -195,6 +195,8 @@ def fit(
             finally:
                 if isinstance(objective, Objective):
                     objective.release(model)
+            if not done and out is None:
+                raise KeyboardInterrupt  # nothing is kept to resume, and half a training is no result
             output = TrainOutput.of(trainer, run, done)
             if done and config.merge:
                 adapters.merge(weights.language_model(model))

@@ -308,7 +308,9 @@ class TransNormerTrial(TrainedTrial):
         def score(rate: float) -> float:
             out = self.folder(f"tuning of {name}, {rate:g}")
             if not (out / "training.json").exists():
-                self._train(make, rate, max(10, self.steps // 3), self.seed, out)
+                done = self._train(make, rate, max(10, self.steps // 3), self.seed, out)
+                if not done.finished:
+                    raise KeyboardInterrupt
             model = make()
             model.load_state_dict(load_file(out / "model.safetensors"))
             return -float(read(model.to(self._device).eval(), self._texts.tuning, 1).mean())

@@ -239,6 +239,8 @@ def _chunks(batch: Mapping[str, Tensor], size: int | None) -> Iterator[dict[str,
             # The prompt of a written text has no labels and stands first.
             columns = slice(0 if kind == "written" else int(used[0]), int(used[-1]) + 1)
             chunk[f"{kind}_input_ids"], chunk[marks[kind]] = ids[:, columns], marked[:, columns]
+        if "written" in batch:
+            chunk["written"] = batch["written"][start : start + (size or queries)]
         yield chunk
 
 

@@ -5,7 +5,7 @@ Knows: embedders, the stage's tasks, `Trial`. Does not know: any paper.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from broadsheet.cache import atomic_write, fingerprint
+from broadsheet.data import corpora
+from broadsheet.data.pydocs import is_pydocs
 from broadsheet.data.retrieval.metrics import evaluate
 from broadsheet.embed.data import tasks
 from broadsheet.embed.data.tasks import (
@@ -77,6 +79,34 @@ class EmbedderTrial(Trial):
         from broadsheet.embed.base import load
 
         return load(folder, dtype=self.dtype)
+
+    def tuning(self, trained: Collection[str]) -> RetrievalTask:
+        """What learning rates are chosen by: documentation that is neither asked nor among the passages `trained`."""
+        data = self.data if is_pydocs(self.data) else "pydocs"
+        return tasks.tuning(100, 300, words=self.words, seed=self.seed, data=data, without=trained)
+
+    def found(self, task: RetrievalTask, model: SentenceTransformer) -> float:
+        """The mean nDCG@10 of an embedder on a task."""
+        vectors = _unit(model.encode_document(list(task.corpus.values()), show_progress_bar=False))
+        judged = _judged(task, task.queries, _order(model, task.queries, vectors), ["nDCG@10"])
+        return float(np.mean(judged["nDCG@10"]))
+
+
+@dataclass
+class GeneratingTrial(EmbedderTrial):
+    """The base of trials whose embedders still generate, and which ask what that has lost."""
+
+    elsewhere: str | None = option(
+        None, "Texts of another kind, whose perplexity shows what generation forgets.", metavar="DATA"
+    )
+
+    def written(self, passages: Sequence[str]) -> list[EvalTask]:
+        """Perplexity of held-out passages, and of as many texts of `--elsewhere`."""
+        asked = [perplexity_task(passages)]
+        if self.elsewhere:
+            others = [document.text for document in corpora.load(self.elsewhere).take(len(passages), self.seed)]
+            asked.append(perplexity_task(others, "elsewhere", f"texts of {self.elsewhere}"))
+        return asked
 
 
 def number(count: Count) -> int:
@@ -170,7 +200,7 @@ def retrieval_task(task: RetrievalTask) -> EvalTask:
     The corpus is encoded once, while the arm is prepared (its seconds are among those of preparing), and its vectors
     are kept, so that a trial that was stopped need not encode it again.
     """
-    names, texts = list(task.corpus), list(task.corpus.values())
+    texts = list(task.corpus.values())
     measures = [metric.of or metric.name for metric in RETRIEVAL]
 
     def arm(arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
@@ -181,12 +211,8 @@ def retrieval_task(task: RetrievalTask) -> EvalTask:
             vectors[:] = [_kept(kept, lambda: _unit(made.encode_document(texts, show_progress_bar=False)))]
 
         def run(block: Sequence[Query]) -> Outputs:
-            queries = _unit(model().encode_query([query.text for query in block], show_progress_bar=False))
-            order = np.argsort(-(queries @ vectors[0].T), axis=1, kind="stable")[:, :_DEPTH]
-            rankings = {query.id: [names[i] for i in row] for query, row in zip(block, order, strict=True)}
-            values = evaluate(rankings, {query.id: task.qrels[query.id] for query in block}, measures)
-            judged = {measure: [values[measure][query.id] for query in block] for measure in measures}
-            return {**judged, _FIRST: [int(row[0]) for row in order]}
+            order = _order(model(), block, vectors[0])
+            return {**_judged(task, block, order, measures), _FIRST: [int(row[0]) for row in order]}
 
         return Arm(arm.name, run, description=arm.description, prepare=prepare)
 
@@ -200,6 +226,20 @@ def retrieval_task(task: RetrievalTask) -> EvalTask:
         fingerprint=task.fingerprint(),
         examples=partial(_found, task),
     )
+
+
+def _order(model: SentenceTransformer, asked: Sequence[Query], vectors: Floats) -> Any:
+    """(queries, depth) places of the passages with these vectors, the nearest first."""
+    queries = _unit(model.encode_query([query.text for query in asked], show_progress_bar=False))
+    return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :_DEPTH]
+
+
+def _judged(task: RetrievalTask, asked: Sequence[Query], order: Any, measures: Sequence[str]) -> dict[str, list[float]]:
+    """Each measure of each query's ranking, (queries, depth) places in the corpus."""
+    names = list(task.corpus)
+    rankings = {query.id: [names[i] for i in row] for query, row in zip(asked, order, strict=True)}
+    values = evaluate(rankings, {query.id: task.qrels[query.id] for query in asked}, measures)
+    return {measure: [values[measure][query.id] for query in asked] for measure in measures}
 
 
 def _found(task: RetrievalTask, queries: Sequence[Query], arms: Mapping[str, ArmResult]) -> list[Example]:

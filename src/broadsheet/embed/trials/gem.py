@@ -16,11 +16,10 @@ import numpy as np
 from broadsheet import models
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, say
-from broadsheet.data import corpora
 from broadsheet.data.pydocs import is_pydocs
 from broadsheet.data.resources import local
 from broadsheet.embed.data import tasks
-from broadsheet.embed.trials.base import EmbedderTrial, perplexity_task, retrieval_task, sts_task, training_note
+from broadsheet.embed.trials.base import GeneratingTrial, retrieval_task, sts_task, training_note
 from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
 from broadsheet.trial.results import ArmResult
@@ -39,7 +38,7 @@ _OTHER_SEEDS = 1000  # between the seeds of the two phases
 
 
 @dataclass
-class GEMTrial(EmbedderTrial, TrainedTrial):
+class GEMTrial(GeneratingTrial, TrainedTrial):
     """Can a causal LM learn to embed from plain texts, with a token of its own for that, and go on generating?
 
     GEM is trained on passages without queries or labels: first next tokens through the bottleneck, then contrast
@@ -63,9 +62,6 @@ class GEMTrial(EmbedderTrial, TrainedTrial):
         quick=1e-4,
         least=0,
     )
-    elsewhere: str | None = option(
-        None, "Texts of another kind, whose perplexity shows what generation forgets.", metavar="DATA"
-    )
     tune: Literal["lora", "full"] = option("lora", "Train adapters, or all weights (at rates such as 1e-4 and 1e-5).")
     specials: int = option(1, "Special tokens.", least=1)
     init: Literal["mean", "end"] = option("mean", "What the special tokens begin as.")
@@ -80,11 +76,7 @@ class GEMTrial(EmbedderTrial, TrainedTrial):
         self._texts = self._training_texts(set(search.corpus))
         held_out = sorted(search.corpus, key=lambda name: fingerprint([self.seed, "perplexity", name]))
         passages = [search.corpus[name] for name in held_out[: 8 if self.quick else 60]]
-        asked = [*alike, retrieval_task(search), perplexity_task(passages)]
-        if self.elsewhere:
-            others = [document.text for document in corpora.load(self.elsewhere).take(len(passages), self.seed)]
-            asked.append(perplexity_task(others, "elsewhere", f"texts of {self.elsewhere}"))
-        return asked
+        return [*alike, retrieval_task(search), *self.written(passages)]
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "training data": fingerprint(self._texts)}
@@ -208,24 +200,22 @@ class GEMTrial(EmbedderTrial, TrainedTrial):
         data = self.data if is_pydocs(self.data) else "pydocs"
         pairs = tasks.documented_pairs(200, False, self.seed, data)
 
-        def score(rate: float) -> float:
-            out = self.folder(f"tuning of {name}, {rate:g}")
-            if not (out / "training.json").exists() and not self._contrast(name, rate, self.seed, out).finished:
-                raise KeyboardInterrupt
+        def score(out: Path) -> float:
             task = sts_task(pairs)
             arm = ModelArm(name, partial(self.load, out))
             values: Any = task.arm(arm, LazyModel(arm.make), out).run(pairs)
             return float(spearman(np.asarray(values["similarity"]), np.ones((1, len(pairs))))[0])
 
-        return self.tuned(name, RATES, score, on="200 summaries and bodies that no test asks about")
+        def train(rate: float, out: Path) -> TrainOutput:
+            return self._contrast(name, rate, self.seed, out)
+
+        return self.best_rate(name, RATES, train, score, on="200 summaries and bodies that no test asks about")
 
     def _train(self, name: str, seed: int, out: Path) -> TrainOutput | None:
         """An arm's training run; that of the trial's own seed may stand from the choice of rates."""
         if name == NTP:
             return self._second(0.0, self.learning_rate, seed, out)
-        tuned = self.folder(f"tuning of {name}, {self._rates[name]:g}")
-        if seed == self.seed and (tuned / "training.json").exists():
-            tuned.replace(out)
+        if self.take_best(name, self._rates[name], seed, out):
             return None
         return self._contrast(name, self._rates[name], seed, out)
 
