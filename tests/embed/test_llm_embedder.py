@@ -75,6 +75,12 @@ def test_a_teacher_sure_of_the_first_key_makes_the_graded_loss_infonce(batch):
     assert alone.item() == pytest.approx(expected.item(), abs=1e-12)
 
 
+def test_a_temperature_sharpens_the_grades(batch):
+    query, keys, teacher = batch
+    assert loss(batch, teacher_temperature=0.1).item() == pytest.approx(loss((query, keys, teacher * 10)).item())
+    assert loss(batch, teacher_temperature=0.1).item() != pytest.approx(loss(batch).item())
+
+
 def test_one_key_a_query_makes_the_graded_loss_infonce_and_kl_zero(batch):
     query, keys, teacher = batch
     one = (query, keys[:, :1], teacher[:, :1])

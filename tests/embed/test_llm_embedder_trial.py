@@ -5,24 +5,27 @@ import json
 import numpy as np
 import pytest
 from shown import shown
+from small_docs import documentation
 from training_runs import differ
 
 from broadsheet.console import InputError
 from broadsheet.data.corpora import Document
+from broadsheet.embed.data import tasks
 from broadsheet.embed.data.chunks import Continuation, continuations
-from broadsheet.embed.trials.llm_embedder import (
-    BASE,
+from broadsheet.embed.data.doc_tasks import answers
+from broadsheet.embed.llm_embedder import TASKS
+from broadsheet.embed.trials import llm_embedder as trials
+from broadsheet.embed.trials.fetching import (
+    ANSWERS,
     BEST,
-    GRADED,
-    INFONCE,
-    KL,
     NOTHING,
     RANDOM,
+    TEXT,
     WORDS,
-    LLMEmbedderTrial,
     Scored,
     fetching_arm,
 )
+from broadsheet.embed.trials.llm_embedder import BASE, INFONCE, KL, MAIN, SWEPT, LLMEmbedderTrial
 from broadsheet.trial.base import LazyModel, ModelArm
 
 
@@ -115,26 +118,94 @@ def test_trial_runs_and_its_yardsticks_bound_it(tmp_path, tiny_folder, monkeypat
     rows = [{"id": d.id, "text": d.text, "package": d.metadata["package"]} for d in documents(60)]
     (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     sizes = {"queries": 6, "train": 8, "chunk": 30, "output": 8}
-    data = {"model": str(tiny_folder), "data": str(tmp_path / "texts.jsonl"), "dtype": "float32"}
+    data = {"model": str(tiny_folder), "data": str(tmp_path / "texts.jsonl"), "dtype": "float32", "encoder": "model"}
     trial = LLMEmbedderTrial(quick=True, runs=2, **data, **sizes)
     result = trial.run()
-    assert [arm.name for arm in result.arms] == [BASE, INFONCE, KL, GRADED, NOTHING, RANDOM, WORDS, BEST]
+    assert [arm.name for arm in result.arms] == [BASE, INFONCE, MAIN, NOTHING, RANDOM, WORDS, BEST]
+    assert set(result.claims) == {("log-likelihood", baseline, MAIN) for baseline in (BASE, INFONCE)}
+    assert {claim.kind for claim in result.judged} == {"claim", "control"}, "mean pooling is no trained retriever"
     assert all(arm.status == "ok" for arm in result.arms), [arm.error for arm in result.arms]
     likelihood = {arm.name: np.array(arm.samples["log-likelihood"]) for arm in result.arms}
     assert all((likelihood[BEST] >= likelihood[name] - 1e-9).all() for name in likelihood if name != NOTHING)
     assert result.arms[-1].samples["nDCG@10"] == [1.0] * 6
     for example in shown(result):
         assert "[what follows]" in example.item
-        assert set(example.answers) == {BASE, INFONCE, KL, GRADED, RANDOM, WORDS}
+        assert set(example.answers) == {BASE, INFONCE, MAIN, RANDOM, WORDS}
         most = float(example.expected.removeprefix("Most: ").partition(",")[0])
         assert all(float(answer.partition(" ")[0]) <= most for answer in example.answers.values())
-    assert sum("trained in 2 steps" in note for note in result.notes) == 3
-    assert differ(trial, INFONCE, KL, GRADED)
-    assert trial.run().arms[3].samples == result.arms[3].samples  # goes on from what is kept
+    assert sum("trained in 2 steps" in note for note in result.notes) == 2
+    assert differ(trial, INFONCE, MAIN)
+    assert trial.run().arms[2].samples == result.arms[2].samples  # goes on from what is kept
+    trial.finish()
+
+
+def test_answers_are_asked_for_with_the_right_body_among_the_candidates(monkeypatch):
+    monkeypatch.setattr(tasks, "documentation", documentation)
+    entries = {entry.id: entry for entry in documentation(12).entries}
+    asked = {test: answers(12, 4, test=test, words=12) for test in (False, True)}
+    assert len(asked[True]) == 12
+    for cases in asked.values():
+        for case in cases:
+            entry = entries[case.id]
+            assert entry.title in case.query
+            assert case.output == entry.summary
+            assert case.keys[case.right] == entry.text
+            assert len(set(case.keys)) == 4
+    assert not {entries[case.id].package for case in asked[True]} & {entries[case.id].package for case in asked[False]}
+
+
+def test_of_answers_the_right_body_is_the_label_and_stands_first():
+    scored = Scored(Continuation("1", "q", "o", ("a", "b", "c"), 1), [-1.0, -2.0, -3.0], -4.0)
+    assert (scored.best, scored.right) == (0, 1)
+    row = trials._row(ANSWERS, scored)
+    assert (row["pos"], row["neg"], row["teacher_scores"]) == (["b"], ["a", "c"], [-2.0, -1.0, -3.0])
+    text = Scored(Continuation("1", "q", "o", ("a", "b", "c")), [-1.0, -2.0, -3.0], -4.0)
+    assert (text.right, trials._row(TEXT, text)["history"]) == (0, ["a", "b", "c"])
+
+
+def test_each_arm_is_taught_as_it_says(tiny_folder):
+    trial = LLMEmbedderTrial(model=str(tiny_folder), encoder="model", teacher_scores_margin=0.1)
+    taught = {name: trial._taught_by(name, 0.3).tasks for name in (INFONCE, KL, MAIN, SWEPT)}
+    losses = {name: (each["lrlm"].distill, each["qa"].distill) for name, each in taught.items()}
+    assert losses == {INFONCE: ("none", "none"), KL: ("kl", "kl"), MAIN: ("kl", "graded"), SWEPT: ("kl", "graded")}
+    assert taught[MAIN]["lrlm"].teacher_temperature == 0.1
+    assert taught[SWEPT]["qa"].teacher_temperature == 0.3
+    assert {each["lrlm"].group.teacher_scores_margin for each in taught.values()} == {0.1}
+    assert taught[MAIN]["qa"].group.stable_distill
+    paper = TASKS["lrlm"], TASKS["qa"]
+    assert (paper[0].distill, paper[0].teacher_temperature, paper[0].group.teacher_scores_margin) == ("kl", 0.1, 0.1)
+    assert (paper[1].distill, paper[1].teacher_temperature, paper[1].group) == ("graded", 1.0, taught[MAIN]["qa"].group)
+
+
+def test_both_tasks_are_trained_and_asked_and_rates_and_grades_are_chosen(tmp_path, tiny_folder, monkeypatch):
+    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(tasks, "documentation", documentation)
+    made, load = documents(60), trials.corpora.load
+    monkeypatch.setattr(trials.corpora, "load", lambda spec: load(spec) if str(spec).endswith("jsonl") else made)
+    monkeypatch.setattr(trials, "_TUNING", 4)
+    sizes = {"queries": 5, "train": 8, "candidates": 4, "chunk": 30, "output": 8, "group": 3, "steps": 2, "batch": 4}
+    trial = LLMEmbedderTrial(
+        model=str(tiny_folder), dtype="float32", encoder="model", teacher_scores_margin=0.0, words=12, runs=1, **sizes
+    )
+    result = trial.run()
+    assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
+    assert [arm.name for arm in result.arms][:5] == [BASE, INFONCE, KL, MAIN, SWEPT]
+    names = {"log-likelihood", "nDCG@10", "log-likelihood of answers", "nDCG@10 of answers"}
+    assert all(set(arm.values) == names for arm in result.arms)
+    assert {(c.metric, c.baseline) for c in result.judged} == {
+        (metric, baseline) for metric in ("log-likelihood", "log-likelihood of answers") for baseline in (BASE, INFONCE)
+    }
+    assert {f"tuning of {name}" for name in (INFONCE, KL, MAIN, SWEPT)} <= set(result.setting)
+    best = next(arm for arm in result.arms if arm.name == BEST)
+    assert best.values["log-likelihood of answers"].estimate >= max(
+        arm.values["log-likelihood of answers"].estimate for arm in result.arms if arm.name != NOTHING
+    )
+    assert sum("What there is to gain in" in note for note in result.notes) == 2
+    assert sum("[answer]" in example.item for example in shown(result)) >= 1
     trial.finish()
 
 
 def test_options_that_cannot_be_are_said(tiny_folder):
     for options in ({"candidates": 1}, {"train": 2, "batch": 4}, {"steps": 0}):
         with pytest.raises(InputError, match="expected"):
-            LLMEmbedderTrial(model=str(tiny_folder), quick=True, **options)
+            LLMEmbedderTrial(model=str(tiny_folder), quick=True, encoder="model", **options)

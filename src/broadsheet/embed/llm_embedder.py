@@ -51,7 +51,7 @@ class GradedDistillLoss(nn.Module):
 
     With S = cos(query, key) / τ over the keys of all queries, and own keys numbered from the positive on:
 
-        graded  Σ_g w_g · ( −log softmax_{j ∉ {own keys before g}} S )[own key g],   w = softmax(teacher scores)
+        graded  Σ_g w_g · ( −log softmax_{j ∉ {own keys before g}} S )[own key g],   w = softmax(teacher / τ_teacher)
         kl      KL( softmax(teacher / τ_teacher) ‖ softmax(S / τ_student) ) over the query's own keys
         none    ( −log softmax S )[positive], which is InfoNCE
 
@@ -76,7 +76,8 @@ class GradedDistillLoss(nn.Module):
             is not weighted.
         distill_weight: of the distillation beside InfoNCE.
         temperature: τ of cosines (0.01).
-        teacher_temperature, student_temperature: of `"kl"`.
+        teacher_temperature: of the teacher's scores; the paper's is 1 for `"graded"`, 0.1 for `"kl"`.
+        student_temperature: of `"kl"`.
         gather_across_devices: the keys of all processes are negatives, and gradients reach all of them: the result is
             that of one process with the whole batch. (The authors' code divides gradients by the number of processes.)
 
@@ -157,7 +158,7 @@ class GradedDistillLoss(nn.Module):
                 got = None if labels is None else tuple(labels.shape)
                 raise InputError(f"got teacher scores {got}; expected ({count}, {size}), one for each key")
             distilled = (
-                graded_distillation(scores, own, labels)
+                graded_distillation(scores, own, labels / self.teacher_temperature)
                 if self.distill == "graded"
                 else kl_distillation(scores.gather(1, own), labels, self.student_temperature, self.teacher_temperature)
             )
@@ -176,8 +177,8 @@ class GradedDistillLoss(nn.Module):
 def graded_distillation(scores: Tensor, own: Tensor, teacher: Tensor) -> Tensor:
     """Stabilised distillation: every key in turn is the positive, against lower own keys and all other queries' keys.
 
-    A ListMLE with weights and in-batch negatives. The teacher's scores are used without a temperature: a language
-    model's mean log-likelihoods differ little, and their weights are then nearly equal.
+    A ListMLE with weights and in-batch negatives. A language model's mean log-likelihoods differ little: without a
+    temperature, as in the paper, their weights are nearly equal.
 
     Args:
         scores: S, (batch, keys).

@@ -31,19 +31,21 @@ _CHARACTERS = 2.5  # a token has at least, on average; a document with fewer is 
 
 @dataclass(frozen=True)
 class Continuation:
-    """A chunk, the text right after it, and candidates that might predict that text.
+    """A text, the output that should follow it, and candidates that might make that likelier.
 
     Args:
         id: of the document.
-        query: the chunk; output: the text after it.
+        query: a chunk of it; output: the text right after that.
         keys: candidate chunks, best first by BM25: of the document's earlier ones at most half, the others of other
             documents.
+        right: the candidate that is known to be right, by its place; None where nobody knows.
     """
 
     id: str
     query: str
     output: str
     keys: tuple[str, ...]
+    right: int | None = None
 
 
 class _Chunked(NamedTuple):

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
+from broadsheet.data.retrieval.search import BM25
 from broadsheet.embed.data import tasks
+from broadsheet.embed.data.chunks import Continuation
 from broadsheet.embed.data.tasks import Query, RetrievalTask
 
 if TYPE_CHECKING:
     from broadsheet.data.retrieval.documentation import DocPassage, Documentation
+    from broadsheet.data.retrieval.lists import RankList
 
 TASKS = {
     "summary": "the summary of a docstring finds its body",
@@ -54,7 +57,7 @@ def examples(
     title = {entry.id: entry.title for entry in docs.entries}
     found: list[tuple[str, str, str, list[str]]] = []
     for each in docs.train(n, candidates=1 + negatives, depth=max(20, 1 + negatives)):
-        right = next(i for i, label in enumerate(each.labels) if label > 0)
+        right = _right(each)
         wrong = [str(text) for i, text in enumerate(each.documents) if i != right]
         if len(wrong) == negatives:
             found.append((each.query, title[each.id], str(each.documents[right]), wrong))
@@ -73,6 +76,42 @@ def examples(
         {"query": name if task == "name" else summary, "positive": right, "negatives": wrong}
         for summary, name, right, wrong in found
     ]
+
+
+def answers(
+    n: int,
+    candidates: int,
+    *,
+    test: bool,
+    words: int = 40,
+    seed: int = 0,
+    data: str = "pydocs",
+) -> list[Continuation]:
+    """Questions what a function or class does, with its summary as the answer and bodies to find it in.
+
+    Args:
+        n: the number of questions; of the packages that are trained on the largest number.
+        candidates: bodies of each, the right one among them: those that BM25 finds for the answer, in the order that it
+            gives them for the question.
+        test: of held-out packages, or of the others.
+        words: of a body, at most.
+        seed, data: as in `examples`.
+
+    Raises:
+        InputError: the held-out packages have fewer.
+    """
+    docs = tasks.documentation(words, seed, data)
+    lists = docs.answerable(n, candidates)[0] if test else docs.train(n, candidates)
+    named = {entry.id: f"{entry.title} of {entry.package}" for entry in docs.entries}
+    found = []
+    for each in lists:
+        if len(each.documents) == candidates:
+            asked, bodies = f"What does {named[each.id]} do?", [str(text) for text in each.documents]
+            ranked = BM25(bodies).search([asked], candidates)[0][0]
+            order = list(dict.fromkeys([*ranked, *range(candidates)]))  # those that share no word stand behind
+            keys = tuple(bodies[i] for i in order)
+            found.append(Continuation(each.id, asked, each.query, keys, order.index(_right(each))))
+    return found
 
 
 def question(
@@ -105,6 +144,10 @@ def question(
         {name: {name: 1} for name in wanted},
         f"{TASKS[task]}: {len(wanted)} queries, {len(kept):,} passages of packages held out from training",
     )
+
+
+def _right(found: RankList) -> int:
+    return next(i for i, label in enumerate(found.labels) if label > 0)
 
 
 def _asking(task: str, entry: DocPassage) -> str:

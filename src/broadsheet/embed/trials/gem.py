@@ -209,7 +209,7 @@ class GEMTrial(GeneratingTrial, TrainedTrial):
         def train(rate: float, out: Path) -> TrainOutput:
             return self._contrast(name, rate, self.seed, out)
 
-        return self.best_rate(name, RATES, train, score, on="200 summaries and bodies that no test asks about")
+        return self.best_run(name, RATES, train, score, on="200 summaries and bodies that no test asks about")
 
     def _train(self, name: str, seed: int, out: Path) -> TrainOutput | None:
         """An arm's training run; that of the trial's own seed may stand from the choice of rates."""

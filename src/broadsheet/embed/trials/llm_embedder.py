@@ -1,13 +1,13 @@
-"""Try LLM-Embedder: is what an embedder fetches what makes the next text likelier, once a language model taught it so?
+"""Try LLM-Embedder: is what an embedder fetches what makes the output likelier, once a language model taught it so?
 
-Knows: long documents, the scorer, the losses. No labels are needed: the text itself says what follows.
+Knows: long documents, documentation, the scorer, the losses. Text itself says what follows it, and the summary of a
+docstring what its body says.
 """
 
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,27 @@ from broadsheet.apply.corpus import map_corpus
 from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.data import corpora
+from broadsheet.data.pydocs import is_pydocs
 from broadsheet.embed.data.chunks import Continuation, continuations
+from broadsheet.embed.data.doc_tasks import answers
 from broadsheet.embed.trials.base import training_note
+from broadsheet.embed.trials.fetching import (
+    ANSWERS,
+    BEST,
+    NOTHING,
+    RANDOM,
+    TEXT,
+    WORDS,
+    YARDSTICKS,
+    Kind,
+    Scored,
+    examples_of,
+    fetching_arm,
+    yardstick,
+)
 from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
-from broadsheet.trial.engine import Arm, Metric, Outputs
-from broadsheet.trial.examples import ending, excerpt, most_apart
-from broadsheet.trial.results import ArmResult, Example
+from broadsheet.trial.engine import Arm
 from broadsheet.trial.trained.arms import TrainedTrial
 
 if TYPE_CHECKING:
@@ -34,83 +48,77 @@ if TYPE_CHECKING:
 
     from broadsheet.data.corpora import Document
     from broadsheet.embed.data.feedback import LikelihoodScorer
-    from broadsheet.embed.llm_embedder import LLMEmbedder
+    from broadsheet.embed.llm_embedder import Distill, LLMEmbedder
 
-BASE, INFONCE, KL, GRADED = "untrained", "InfoNCE", "KL distillation", "graded distillation"
-NOTHING, RANDOM, WORDS, BEST = "no chunk", "random chunk", "BM25's first", "the teacher's best"
-METRICS = [Metric("log-likelihood", unit="nats/token"), Metric("nDCG@10", bounds=(0, 1))]
-# How each trained embedder is taught.
-TAUGHT = {
-    INFONCE: ("none", "the teacher's best as a hard label"),
-    KL: ("kl", "the teacher's distribution over a query's keys, temperature 0.1"),
-    GRADED: ("graded", "the teacher's order, against other queries' keys too"),
+BASE, INFONCE, KL = "untrained", "InfoNCE", "KL distillation"
+MAIN, SWEPT = "LLM-Embedder", "LLM-Embedder, grades sharpened"
+# How each trained embedder is taught: the distillation of running text and of answers.
+TAUGHT: dict[str, tuple[Distill, Distill, str]] = {
+    INFONCE: ("none", "none", "hard labels: the teacher's best for running text, the right body for answers"),
+    KL: ("kl", "kl", "the teacher's distribution over a query's keys, temperature 0.1"),
+    MAIN: ("kl", "graded", "the paper's: KL for running text; for answers the teacher's order, temperature 1"),
+    SWEPT: ("kl", "graded", "the same, the temperature of answers' grades chosen"),
 }
-# What fetches without an embedder.
-YARDSTICKS = {
-    NOTHING: "the query alone; its empty ranking counts 0",
-    RANDOM: "of the candidates",
-    WORDS: "the candidates as they were found",
-    BEST: "the most there is to gain",
-}
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A continuation, and how likely the language model finds it with each candidate, and with none."""
-
-    case: Continuation
-    scores: list[float]
-    alone: float
-
-    @property
-    def best(self) -> int:
-        """The candidate that helps most."""
-        return int(np.argmax(self.scores))
+RATES = {"full": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3)}  # that each arm's is chosen from
+TEMPERATURES = (0.3, 0.1, 0.03)  # of the grades, that SWEPT's is chosen from
+LEAST = 0.02  # nats a token of an answer
+_TUNING = 60  # queries of each kind
+_OWN = "model"  # in the place of an encoder
 
 
 @dataclass
 class LLMEmbedderTrial(TrainedTrial):
-    """Chunks of long documents: does an embedder taught by a language model fetch what that model predicts better with?
+    """Does an embedder that a language model has taught fetch what that model predicts better with?
 
-    A query is a chunk, the wanted output the text right after it, and the candidates are earlier chunks of the document
-    and chunks of others, found by BM25. The model's mean log-likelihood of the output given each candidate teaches, on
-    training documents, three embedders for equal steps: by the best candidate as a hard label (InfoNCE), by KL, and by
-    the graded loss. On documents of other packages it is then asked how likely the output is with the chunk that each
-    puts first. With no chunk, a random one, and the best one there is, the scale is known.
+    Running text: a query is a chunk of a long document, the wanted output the text right after it, the candidates
+    earlier chunks of the document and chunks of others. Answers: a query asks what a function does, the output is its
+    summary, the candidates are bodies of docstrings. BM25 finds the candidates. The model's mean log-likelihood of the
+    output given each candidate teaches, on training documents and each task with its own loss, embedders for equal
+    steps: by hard labels, by KL, as the paper does, and so with sharper grades. Each has its best learning rate. On
+    packages that no training saw it is then asked how likely the output is with the candidate that each puts first.
+    With none, a random one, and the best one there is, the scale is known. Data other than pydocs ask for running text
+    alone.
     """
 
     paper: ClassVar[str] = "llm_embedder"
-    title: ClassVar[str] = "LLM-Embedder: fetch what makes the next text likelier"
+    title: ClassVar[str] = "LLM-Embedder: fetch what makes the output likelier"
 
-    queries: int = option(64, "In the test.", quick=12, least=1)
-    train: int = option(96, "Queries to train on.", quick=16, least=1)
+    queries: int = option(300, "In the test, of each kind.", quick=12, least=1)
+    train: int = option(500, "Queries to train on, of each kind.", quick=16, least=1)
     candidates: int = option(8, "Of a query.", quick=4, least=2)
     chunk: int = option(64, "Tokens of a chunk (the paper: 128).", least=1)
-    output: int = option(24, "Tokens of the output (the paper: 128).", least=1)
-    encoder: str | None = option(
-        None,
-        "The embedder, as a sentence-transformers folder; the model's own mean pooling by default.",
-        metavar="FOLDER",
+    output: int = option(24, "Tokens of running text's output (the paper: 128).", least=1)
+    words: int = option(40, "Of a body that may hold the answer.", least=1)
+    encoder: str = option(
+        "resource:minilm",
+        "The embedder: a folder of sentence-transformers, a resource, or `model` for the model's own mean pooling.",
+        metavar="NAME",
     )
     layer: int | None = option(
         None, "That mean pooling reads and training reaches; by default a third of the model's.", least=1
     )
-    group: int = option(5, "Keys of a query in training, the positive included (the paper: 8).", quick=3, least=2)
-    steps: int = option(24, "Of training, each arm.", quick=2, least=1)
-    batch: int = option(8, "Queries of a step.", quick=4, least=1)
+    group: int = option(8, "Keys of a query in training, the positive included.", quick=3, least=2)
+    steps: int = option(60, "Of training, each arm.", quick=2, least=1)
+    batch: int = option(16, "Queries of a step.", quick=4, least=1)
     teacher_scores_margin: float = option(
-        0.0, "Leave out training queries whose candidates differ by less, in nats (the paper: 0.1).", least=0
+        0.1, "Leave out queries of running text whose candidates differ by less, in nats.", quick=0.0, least=0
     )
     temperature: float = option(0.01, "τ of cosines.", least=1e-6)
-    learning_rate: float | None = option(None, "By default 2e-4 for adapters, 2e-5 for all weights.", least=0)
-    tune: Literal["lora", "full"] = option("lora", "Train adapters, or all weights, as is done with --encoder.")
+    learning_rate: float | None = option(
+        None,
+        f"By default the best of {', '.join(f'{rate:g}' for rate in RATES['full'])} for each arm (of adapters ten "
+        "times that), by other queries of the training packages.",
+        quick=3e-5,
+        least=0,
+    )
+    tune: Literal["lora", "full"] = option("lora", "Of `--encoder model`: train adapters, or all weights.")
 
     def check(self) -> None:
         if self.train < self.batch:
             raise InputError(f"got --train {self.train} for a --batch of {self.batch}; expected a batch at least")
 
     def question(self) -> str:
-        return f"Does {self.model_name} predict text better from chunks fetched by an embedder that it has taught?"
+        return f"Does {self.model_name} predict better from what is fetched by an embedder that it has taught?"
 
     def tasks(self) -> list[EvalTask]:
         from broadsheet.embed.modules.layers import decoder_layers
@@ -118,36 +126,42 @@ class LLMEmbedderTrial(TrainedTrial):
         self._scorer: LikelihoodScorer | None = self._load_scorer()
         self._depth = len(decoder_layers(self._scorer.model))
         self._dtype, self._place = str(self._scorer.model.dtype).removeprefix("torch."), str(self._scorer.model.device)
-        self._cases = {test: self._cut(self._scorer, test) for test in (False, True)}
-        return [
-            EvalTask(
-                "fetching",
-                range(len(self._cases[True])),
-                METRICS,
-                self._arm,
-                item="query",
-                about=f"{self.data}: {len(self._cases[False])} queries to train on, {len(self._cases[True])} of other "
-                "packages or documents",
-                fingerprint=fingerprint([[asdict(case) for case in cases] for cases in self._cases.values()]),
-                block_size=8,
-                examples=self._fetched,
-            )
-        ]
+        self._kinds = [TEXT, *([ANSWERS] if is_pydocs(self.data) else [])]
+        self._cases = {(kind, test): self._cut(kind, test) for kind in self._kinds for test in (False, True)}
+        return [self._task(kind) for kind in self._kinds]
+
+    def _task(self, kind: Kind) -> EvalTask:
+        train, test = self._cases[kind, False], self._cases[kind, True]
+        return EvalTask(
+            "running text" if kind is TEXT else "answers",
+            range(len(test)),
+            kind.measured(),
+            partial(self._arm, kind),
+            item="query",
+            about=f"{self.data}: {len(train)} queries to train and tune on, {len(test)} of other packages or documents",
+            fingerprint=fingerprint([[asdict(case) for case in cases] for cases in (train, test)]),
+            block_size=8,
+            examples=lambda asked, arms: examples_of(self._asked[kind], kind.shown, asked, arms),
+        )
 
     def facts(self) -> dict[str, Any]:
         assert self._scorer
         known = {"model": {"name": self.model, "fingerprint": models.fingerprint(self._scorer.model)}}
-        if self.encoder:
+        if self.encoder != _OWN:
             known["encoder"] = {"name": self.encoder, "fingerprint": _fingerprint(self._start())}
         return known
 
     def setting(self) -> Mapping[str, Any]:
         return {
-            "embedder": self.encoder or f"mean pooling of the same model, layer {self._layer}",
-            "candidates": f"{self.candidates} chunks of {self.chunk} tokens, at most half from the same document; the "
-            f"output is {self.output} tokens",
-            "training": f"{self.steps} steps of {self.batch} queries with {self.group} keys each, temperature "
-            f"{self.temperature:g}, margin {self.teacher_scores_margin:g}",
+            "embedder": f"mean pooling of the same model, layer {self._layer}"
+            if self.encoder == _OWN
+            else self.encoder,
+            "candidates": f"{self.candidates}; of running text chunks of {self.chunk} tokens, at most half from the "
+            f"same document, before an output of {self.output} tokens; of answers bodies of at most {self.words} words",
+            "training": f"{self.steps} steps of {self.batch} queries with {self.group} keys each, one task a step, "
+            f"temperature {self.temperature:g}, margin {self.teacher_scores_margin:g}, learning rate "
+            + ", ".join(f"{rate:g} ({name})" for name, rate in self._rates.items()),
+            "grades": f"temperature {self._sharpened:g} ({SWEPT})",
             "dtype": self._dtype,
             "device": self._place,
         }
@@ -157,52 +171,73 @@ class LLMEmbedderTrial(TrainedTrial):
         from broadsheet.embed.llm_embedder import LLMEmbedder
 
         assert self._scorer
-        self._taught = self._score(self._scorer, self._cases[False], "train")
-        self._asked = self._score(self._scorer, self._cases[True], "test")
+        scored = {(kind, test): self._score(kind, test) for kind, test in self._cases}
         self._scorer = None  # its memory is free for training
+        self._asked = {kind: scored[kind, True] for kind in self._kinds}
+        # Others of the training packages choose the rates.
+        self._taught = {kind: scored[kind, False][: self.train] for kind in self._kinds}
+        self._held = {kind: scored[kind, False][self.train :] or self._taught[kind] for kind in self._kinds}
+        # For running text alone KL is the paper's.
+        names = (INFONCE, KL, MAIN) if ANSWERS in self._kinds else (INFONCE, MAIN)
+        self._rates = {name: self._rate(name) for name in names}
+        self._sharpened = 1.0
         made = [ModelArm(BASE, self._start, "baseline", "as it is, without task prompts")]
-        for name, (distill, about) in TAUGHT.items():
-            paper = LLMEmbedder.paper if name == GRADED else ""
-            made.append(self.trained(name, partial(self._train, distill), load, None, about, paper))
+        if ANSWERS in self._kinds:
+            self._rates[SWEPT], self._sharpened = self._rates[MAIN], self._sharpness()
+        for name in self._rates:
+            paper = LLMEmbedder.paper if name == MAIN else ""
+            role: Any = "sibling" if name == SWEPT else None
+            made.append(self.trained(name, partial(self._train, name), load, role, TAUGHT[name][-1], paper))
         return [*made, *(ModelArm(name, lambda: None, description=about) for name, about in YARDSTICKS.items())]
 
     def claims(self) -> list[Claim]:
         # The paper starts from BGE, a trained retriever; the model's own mean pooling is an untrained one.
-        kind: Literal["claim", "control"] = "claim" if self.encoder else "control"
+        kind: Literal["claim", "control"] = "control" if self.encoder == _OWN else "claim"
         # Long-range language modelling: a perplexity of 6.134 with BGE, 6.097 with LLM-Embedder: ln 6.134 − ln 6.097.
-        likelier = 0.0060
-        return [
-            Claim("log-likelihood", BASE, GRADED, "what it fetches makes the output likelier", likelier, kind),
-            Claim("log-likelihood", INFONCE, GRADED, "the teacher's grades teach more than its best alone"),
-            Claim("nDCG@10", BASE, GRADED, "it fetches what the teacher finds best", kind=kind),
+        likelier, fetched = 0.0060, "what it fetches makes {} likelier (Tables: {})"
+        taught = "the model's likelihoods teach more than hard labels"
+        text, answers = TEXT.metrics[0], ANSWERS.metrics[0]
+        claims = [
+            Claim(text, BASE, MAIN, fetched.format("the text", "perplexity 6.134 → 6.097"), likelier, kind),
+            Claim(text, INFONCE, MAIN, taught, least=likelier),
         ]
+        if ANSWERS in self._kinds:
+            claims += [
+                Claim(answers, BASE, MAIN, fetched.format("answers", "PopQA 0.449 → 0.505"), kind=kind, least=LEAST),
+                Claim(answers, INFONCE, MAIN, taught, least=LEAST),
+            ]
+        return claims
 
     def also_compare(self) -> list[tuple[str, str]]:
-        return [(KL, GRADED), (NOTHING, BASE), (RANDOM, BASE), (WORDS, GRADED), (GRADED, BEST)]
+        pairs = [(NOTHING, BASE), (RANDOM, BASE), (WORDS, MAIN), (MAIN, BEST)]
+        return [(KL, MAIN), (SWEPT, MAIN), *pairs] if ANSWERS in self._kinds else pairs
 
     def notes(self, outcome: Outcome) -> list[str]:
-        taught, asked, usable = self._taught, self._asked, outcome.usable
-        spread = float(np.mean([max(s.scores) - min(s.scores) for s in taught]))
-        weights = [np.exp(s.scores) / np.exp(s.scores).sum() for s in taught]
-        gain = float(np.mean([max(s.scores) - s.alone for s in asked]))
-        notes = [
-            f"What there is to gain: the best of {self.candidates} candidates makes the output {gain:.3f} nats a token "
-            f"likelier than no chunk. Best and worst candidate differ by {spread:.3f} nats on average in training, so "
-            f"the graded loss, which takes the scores without a temperature, gives the best key a weight of "
-            f"{np.mean([row.max() for row in weights]):.2f} where {1 / self.candidates:.2f} would be even."
-        ]
-        if {BASE, BEST, NOTHING} <= usable.keys():
-            mean = {name: float(np.mean(arm.samples["log-likelihood"])) for name, arm in usable.items()}
-            low, high = mean[NOTHING], mean[BEST]
-            shares = [
-                f"{name} {(mean[name] - low) / (high - low):.0%}"
-                for name in (BASE, INFONCE, KL, GRADED, WORDS, RANDOM)
-                if name in mean and high > low
-            ]
-            notes.append(f"Share of that gain that is reached: {', '.join(shares)}.".replace("-", "−"))
+        notes = [note for kind in self._kinds for note in self._gains(kind, outcome)]
         return notes + [
             training_note(name, self.folder(name)) for name in TAUGHT if (self.folder(name) / "training.json").exists()
         ]
+
+    def _gains(self, kind: Kind, outcome: Outcome) -> list[str]:
+        """What there is to gain in a task, and how much of it each arm reaches."""
+        taught, asked = self._taught[kind], self._asked[kind]
+        spread = float(np.mean([max(s.scores) - min(s.scores) for s in taught]))
+        weights = [np.exp(s.scores) / np.exp(s.scores).sum() for s in taught]
+        gain = float(np.mean([max(s.scores) - s.alone for s in asked]))
+        what = "running text" if kind is TEXT else "answers"
+        notes = [
+            f"What there is to gain in {what}: the best of {self.candidates} candidates makes the output {gain:.3f} "
+            f"nats a token likelier than none. Best and worst differ by {spread:.3f} nats on average in training: "
+            f"without a temperature the best has a weight of {np.mean([row.max() for row in weights]):.2f}, where "
+            f"{1 / self.candidates:.2f} would be even."
+        ]
+        name = kind.metrics[0]
+        mean = {arm: each.values[name].estimate for arm, each in outcome.usable.items() if name in each.values}
+        if {BEST, NOTHING} <= mean.keys() and mean[BEST] > mean[NOTHING]:
+            low, high = mean[NOTHING], mean[BEST]
+            shares = [f"{arm} {(mean[arm] - low) / (high - low):.0%}" for arm in mean if arm not in (BEST, NOTHING)]
+            notes.append(f"Share of that gain that is reached in {what}: {', '.join(shares)}.".replace("-", "−"))
+        return notes
 
     # What is asked
 
@@ -215,11 +250,16 @@ class LLMEmbedderTrial(TrainedTrial):
         model = loaded.model if fast is None else loaded.model.to(fast)
         return LikelihoodScorer(model, loaded.tokenizer, spec=self.model)
 
-    def _cut(self, scorer: LikelihoodScorer, test: bool) -> list[Continuation]:
+    def _cut(self, kind: Kind, test: bool) -> list[Continuation]:
+        """The queries of a task for the test, or for training and tuning."""
+        assert self._scorer
+        wanted = self.queries if test else self.train + (_TUNING if self.learning_rate is None else 0)
+        if kind is ANSWERS:
+            return answers(wanted, self.candidates, test=test, words=self.words, seed=self.seed, data=self.data)
         return continuations(
             corpora.load(self.data),
-            scorer.tokenizer,
-            self.queries if test else self.train,
+            self._scorer.tokenizer,
+            wanted,
             test=test,
             chunk=self.chunk,
             output=self.output,
@@ -227,10 +267,12 @@ class LLMEmbedderTrial(TrainedTrial):
             seed=self.seed,
         )
 
-    def _score(self, scorer: LikelihoodScorer, cases: Sequence[Continuation], name: str) -> list[Scored]:
+    def _score(self, kind: Kind, test: bool) -> list[Scored]:
         """Every candidate of every case scored; what an interrupted run has scored is kept."""
         from broadsheet.embed.data.feedback import ScoreRequest
 
+        assert self._scorer
+        cases, scorer, name = self._cases[kind, test], self._scorer, f"{kind.task}-{'test' if test else 'train'}"
         asked, scored = self.workdir / f"{name}.jsonl", self.workdir / f"{name}-scored.jsonl"
         if not scored.exists():
             with atomic_write(asked) as file:
@@ -238,39 +280,20 @@ class LLMEmbedderTrial(TrainedTrial):
 
             def score(batch: list[Document]) -> list[dict[str, Any]]:
                 given = [(doc.text, doc.metadata["output"], [*doc.metadata["keys"], None]) for doc in batch]
-                found = scorer.score_batch([ScoreRequest(*each, task="lrlm") for each in given])
+                found = scorer.score_batch([ScoreRequest(*each, task=kind.task) for each in given])
                 return [{"scores": row[:-1], "alone": row[-1]} for row in found]
 
-            say(f"{self.model} scores {len(cases) * (self.candidates + 1):,} continuations to {name}")
+            say(f"{self.model} scores {len(cases) * (self.candidates + 1):,} outputs: {name}")
             map_corpus(corpora.load(asked), scored, score, batch_size=8, settings=scorer.settings())
         rows = [json.loads(line) for line in scored.read_text(encoding="utf-8").splitlines()]
         return [Scored(case, row["scores"], row["alone"]) for case, row in zip(cases, rows, strict=True)]
-
-    def _fetched(self, asked: Sequence[int], arms: Mapping[str, ArmResult]) -> list[Example]:
-        """Queries with the chunk that each arm fetches, and how likely that makes what follows."""
-        known = {name: arm for name, arm in arms.items() if name not in (NOTHING, BEST)}
-        fetched = [{name: int(arm.samples["fetched"][i]) for name, arm in known.items()} for i in range(len(asked))]
-        found = []
-        for place in most_apart([{name: str(chunk) for name, chunk in row.items()} for row in fetched]):
-            scored = self._asked[asked[place]]
-            told = {
-                name: f"{scored.scores[chunk] - scored.alone:+.2f} nats a token, by: {excerpt(scored.case.keys[chunk])}"
-                for name, chunk in fetched[place].items()
-            }
-            best = (
-                f"Most: {scored.scores[scored.best] - scored.alone:+.2f}, by: {excerpt(scored.case.keys[scored.best])}"
-            )
-            found.append(
-                Example(f"{ending(scored.case.query)}\n[what follows] {excerpt(scored.case.output)}", told, best)
-            )
-        return found
 
     # The embedders
 
     def _start(self) -> SentenceTransformer:
         from broadsheet.embed.base import embedder, load
 
-        if self.encoder:
+        if self.encoder != _OWN:
             return load(self.encoder, device=self.device)
         loaded = models.load(self.model, device=self.device, dtype="float32")
         return embedder(loaded, "mean", layer=self._layer, normalize=True)
@@ -279,92 +302,97 @@ class LLMEmbedderTrial(TrainedTrial):
     def _layer(self) -> int:
         return self.layer or max(1, self._depth // 3)
 
-    def _taught_by(self, distill: Any) -> LLMEmbedder:
+    @property
+    def _whole(self) -> bool:
+        """Whether all weights are trained."""
+        return self.tune == "full" or self.encoder != _OWN
+
+    def _rate(self, name: str) -> float:
+        """The learning rate given, or the one by which the arm's embedder fetches best."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        rates = RATES["full" if self._whole else "lora"]
+
+        def train(rate: float, out: Path) -> Any:
+            return self._fit(name, rate, 1.0, self.seed, out)
+
+        return self.best_run(name, rates, train, self._fetches, on=self._other)
+
+    def _sharpness(self) -> float:
+        """The temperature of the grades by which an embedder, at the paper's best rate, fetches best."""
+        if self.learning_rate is not None:
+            return TEMPERATURES[1]
+
+        def train(temperature: float, out: Path) -> Any:
+            return self._fit(SWEPT, self._rates[MAIN], temperature, self.seed, out)
+
+        return self.best_run(SWEPT, TEMPERATURES, train, self._fetches, on=self._other)
+
+    @property
+    def _other(self) -> str:
+        return f"{sum(map(len, self._held.values()))} other queries"
+
+    def _fetches(self, folder: Path) -> float:
+        """The mean log-likelihood with what a trained embedder puts first, over other queries of all tasks."""
+        from broadsheet.embed.base import load
+
+        model = LazyModel(partial(load, folder))
+        found: list[float] = []
+        for kind, held in self._held.items():
+            arm = fetching_arm(ModelArm("tuning", model), model, held, task=kind.task)
+            values: Any = arm.run(range(len(held)))
+            found.append(float(np.mean(values["log-likelihood"])))
+        return float(np.mean(found))
+
+    def _taught_by(self, name: str, temperature: float) -> LLMEmbedder:
         from broadsheet.embed.data.groups import GroupConfig
         from broadsheet.embed.llm_embedder import LLMEmbedder, Task
 
-        group = GroupConfig(
-            select_positive="teacher",
-            teacher_scores_margin=self.teacher_scores_margin or None,
-            stable_distill=distill == "graded",
-        )
-        weight = 0.2 if distill == "none" else 0.0
-        task = Task(group, distill, weight, teacher_temperature=0.1 if distill == "kl" else 1.0)
-        return LLMEmbedder({"lrlm": task}, self.group, self.temperature)
+        of_text, of_answers, _ = TAUGHT[name]
+        chosen = GroupConfig(select_positive="teacher", teacher_scores_margin=self.teacher_scores_margin or None)
+        labelled = GroupConfig(stable_distill=of_answers == "graded")
 
-    def _train(self, distill: str, seed: int, out: Path) -> Any:
-        rows = [
-            {"query": s.case.query, "task": "lrlm", "history": list(s.case.keys), "teacher_scores": s.scores}
-            for s in self._taught
-        ]
-        whole = self.tune == "full" or bool(self.encoder)
-        return self._taught_by(distill).fit(
+        def task(group: GroupConfig, distill: Distill) -> Task:
+            sharp = {"kl": 0.1, "graded": temperature}.get(distill, 1.0)
+            return Task(group, distill, 0.2 if distill == "none" else 0.0, teacher_temperature=sharp)
+
+        tasks: dict[str, Task] = {TEXT.task: task(chosen, of_text), ANSWERS.task: task(labelled, of_answers)}
+        return LLMEmbedder(tasks, self.group, self.temperature)
+
+    def _train(self, name: str, seed: int, out: Path) -> Any:
+        temperature = self._sharpened if name == SWEPT else 1.0
+        chosen = temperature if name == SWEPT else self._rates[name]
+        if self.take_best(name, chosen, seed, out):
+            return None
+        return self._fit(name, self._rates[name], temperature, seed, out)
+
+    def _fit(self, name: str, rate: float, temperature: float, seed: int, out: Path) -> Any:
+        rows = [_row(kind, each) for kind, taught in self._taught.items() for each in taught]
+        return self._taught_by(name, temperature).fit(
             self._start(),
             rows,
             out,
             steps=self.steps,
             batch_size=self.batch,
-            method="full" if whole else "lora",
-            learning_rate=self.learning_rate,
-            merge=not whole,
+            method="full" if self._whole else "lora",
+            learning_rate=rate,
+            merge=not self._whole,
             seed=seed,
         )
 
-    def _arm(self, arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
+    def _arm(self, kind: Kind, arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
         if arm.name in YARDSTICKS:
-            return _yardstick(arm, self._asked, self.seed)
-        return fetching_arm(arm, model, self._asked, task="" if arm.name == BASE else "lrlm")
+            return yardstick(arm, self._asked[kind], self.seed)
+        return fetching_arm(arm, model, self._asked[kind], task="" if arm.name == BASE else kind.task)
 
 
-def fetching_arm(arm: ModelArm, model: LazyModel, asked: Sequence[Scored], *, task: str = "") -> Arm:
-    """Places in `asked` to the log-likelihood with the candidate put first, and nDCG@10 of the teacher's best.
-
-    Args:
-        task: whose prompts the embedder is given; none by default.
-    """
-
-    def encode(texts: list[str], side: str) -> Any:
-        prompt = f"{task}-{side}" if task else None
-        vectors = np.asarray(model().encode(texts, prompt_name=prompt, show_progress_bar=False), dtype=np.float64)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-    def run(block: Sequence[int]) -> Outputs:
-        keys = list(dict.fromkeys(key for i in block for key in asked[i].case.keys))
-        where = {key: place for place, key in enumerate(keys)}
-        queries, vectors = encode([asked[i].case.query for i in block], "query"), encode(keys, "key")
-        orders = [
-            np.argsort(-(vectors[[where[key] for key in asked[i].case.keys]] @ query), kind="stable").tolist()
-            for i, query in zip(block, queries, strict=True)
-        ]
-        return _outputs([asked[i] for i in block], orders)
-
-    return Arm(arm.name, run, description=arm.description, prepare=model.prepare)
-
-
-def _outputs(asked: Sequence[Scored], orders: Sequence[Sequence[int]]) -> Outputs:
-    places = [list(order).index(each.best) for each, order in zip(asked, orders, strict=True)]
-    return {
-        "fetched": [int(order[0]) for order in orders],
-        "log-likelihood": [each.scores[order[0]] for each, order in zip(asked, orders, strict=True)],
-        "nDCG@10": [1 / np.log2(2 + place) if place < 10 else 0.0 for place in places],
-    }
-
-
-def _yardstick(arm: ModelArm, asked: Sequence[Scored], seed: int) -> Arm:
-    """An arm that fetches without an embedder: nothing, anything, what shares words, or what is best."""
-
-    def order(each: Scored) -> list[int]:
-        count = len(each.scores)
-        if arm.name == RANDOM:
-            return random.Random(f"{seed}/{each.case.id}").sample(range(count), count)
-        return list(range(count)) if arm.name == WORDS else sorted(range(count), key=lambda i: -each.scores[i])
-
-    def run(block: Sequence[int]) -> Outputs:
-        if arm.name == NOTHING:
-            return {"log-likelihood": [asked[i].alone for i in block], "nDCG@10": [0.0] * len(block)}
-        return _outputs([asked[i] for i in block], [order(asked[i]) for i in block])
-
-    return Arm(arm.name, run, description=arm.description)
+def _row(kind: Kind, scored: Scored) -> dict[str, Any]:
+    """A query as `LLMEmbedder.fit` takes it: with its candidates, or with the right one before the others."""
+    keys, scores, right = list(scored.case.keys), list(scored.scores), scored.case.right
+    row = {"query": scored.case.query, "task": kind.task}
+    if right is None:
+        return {**row, "history": keys, "teacher_scores": scores}
+    return {**row, "pos": [keys.pop(right)], "neg": keys, "teacher_scores": [scores.pop(right), *scores]}
 
 
 def _fingerprint(model: SentenceTransformer) -> str:

@@ -176,7 +176,7 @@ class LLMQLTrial(EmbedderTrial, TrainedTrial):
         def score(out: Path) -> float:
             return self.found(task, self.load(out))
 
-        return self.best_rate(name, RATES, train, score, on=task.about)
+        return self.best_run(name, RATES, train, score, on=task.about)
 
     def _train(self, name: str, seed: int, out: Path) -> TrainOutput | None:
         if self.take_best(name, self._rates[name], seed, out):

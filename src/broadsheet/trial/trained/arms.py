@@ -99,49 +99,50 @@ class TrainedTrial(Trial):
 
         return ModelArm(name, by_seed(self.seed), role, description, paper, by_seed, ready)
 
-    def best_rate(
+    def best_run(
         self,
         name: str,
-        rates: Sequence[float],
+        settings: Sequence[float],
         train: Callable[[float, Path], Any],
         score: Callable[[Path], float],
         *,
         on: str,
         done: str = "training.json",
     ) -> float:
-        """The learning rate by which an arm comes out best, of whole training runs from the trial's own seed.
+        """The setting, such as a learning rate, by which an arm comes out best, of whole training runs.
 
-        The best one's run is kept, for `take_best` to make the arm's own; the others are removed.
+        They are from the trial's own seed. The best one is kept, for `take_best` to make the arm's own; the others are
+        removed.
 
         Args:
-            train: with a rate, into the folder it is given.
+            train: with a setting, into the folder it is given.
             score: of the folder of a trained model, higher is better, on data that the test does not use.
             name, on, done: as in `tuned` and `trained`.
         """
 
-        def run(rate: float) -> float:
-            folder = self._tuning_run(name, rate)
-            if not (folder / done).exists() and getattr(train(rate, folder), "finished", True) is False:
+        def run(setting: float) -> float:
+            folder = self._tuning_run(name, setting)
+            if not (folder / done).exists() and getattr(train(setting, folder), "finished", True) is False:
                 raise KeyboardInterrupt
             gc.collect()
             return score(folder)
 
-        best = self.tuned(name, rates, run, on=on)
-        for rate in rates:
-            if rate != best:
-                shutil.rmtree(self._tuning_run(name, rate), ignore_errors=True)
+        best = self.tuned(name, settings, run, on=on)
+        for setting in settings:
+            if setting != best:
+                shutil.rmtree(self._tuning_run(name, setting), ignore_errors=True)
         return best
 
-    def take_best(self, name: str, rate: float, seed: int, out: Path) -> bool:
-        """Whether the run that `best_rate` kept is that of this seed: then it now stands in `out`."""
-        folder = self._tuning_run(name, rate)
+    def take_best(self, name: str, setting: float, seed: int, out: Path) -> bool:
+        """Whether the run that `best_run` kept is that of this seed: then it now stands in `out`."""
+        folder = self._tuning_run(name, setting)
         if seed != self.seed or not folder.exists():
             return False
         folder.replace(out)
         return True
 
-    def _tuning_run(self, name: str, rate: float) -> Path:
-        return self.folder(f"tuning of {name}, {rate:g}")
+    def _tuning_run(self, name: str, setting: float) -> Path:
+        return self.folder(f"tuning of {name}, {setting:g}")
 
     def _run(self, arms: Sequence[ModelArm], tasks: Sequence[EvalTask], claims: Sequence[Claim]) -> Outcome:
         """As any trial does, once all is trained: what takes its turns in memory is not there while others are trained.
