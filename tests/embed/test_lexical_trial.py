@@ -10,15 +10,16 @@ from training_runs import differ
 
 from broadsheet.console import InputError
 from broadsheet.embed.data.lexicon import WordPair
+from broadsheet.embed.data.word_splits import held, shuffled, split_lexicon
 from broadsheet.embed.lexical_specialization import LexicalSpecialization
 from broadsheet.embed.modules.word_layers import cut_behind, depth, layer_vectors
 from broadsheet.embed.trials.lexical_specialization import (
     LAST,
+    SHUFFLED,
     SPECIALISED,
     START,
     UNTOUCHED,
     LexicalTrial,
-    split_lexicon,
     words_arm,
 )
 from broadsheet.trial.base import LazyModel, ModelArm
@@ -155,34 +156,71 @@ def test_trial_runs_on_a_word_list(tmp_path, tiny_folder, monkeypatch):
     trial = LexicalTrial(
         model=str(tiny_folder),
         quick=True,
-        words=str(tmp_path / "words.tsv"),
+        words=(str(tmp_path / "words.tsv"),),
         queries=6,
         steps=2,
         runs=2,
+        layer=1,
         sts=str(tmp_path / "sts.tsv"),
     )
     result = trial.run()
-    assert [arm.name for arm in result.arms] == [UNTOUCHED, SPECIALISED, START, LAST]
+    beside = [] if trial._best == 1 else [START]
+    assert [arm.name for arm in result.arms] == [UNTOUCHED, SPECIALISED, SHUFFLED, *beside, LAST]
     assert all(arm.status == "ok" for arm in result.arms), [arm.error for arm in result.arms]
     assert {"MRR", "P@1", "cosine of unlike words", "Spearman"} <= set(result.arms[1].values)
-    assert any((c.metric, c.baseline, c.arm) == ("MRR", UNTOUCHED, SPECIALISED) for c in result.comparisons)
-    trained = result.arms[1].samples["cosine"], result.arms[2].samples["cosine"]
-    assert trained[0] != trained[1]  # the untouched arms have weights of their own
+    assert set(result.claims) == {("MRR", baseline, SPECIALISED) for baseline in (UNTOUCHED, SHUFFLED)}
+    cosines = [arm.samples["cosine"] for arm in result.arms]
+    assert cosines[0] != cosines[1] != cosines[2] != cosines[-1]  # the untouched arms have weights of their own
     found, *_ = shown(result)
     nearest = result.arms[0].samples["nearest"]
-    assert found.answers[UNTOUCHED][2:] in {trial._task.vocabulary[i] for i in nearest}
+    assert found.answers[UNTOUCHED][2:] in {next(iter(trial._asked.values())).vocabulary[i] for i in nearest}
     assert found.answers[UNTOUCHED].startswith("✓") == (found.answers[UNTOUCHED][2:] in found.expected)
     assert len(result.figures[0].x) == 3
-    assert differ(trial, SPECIALISED)
+    assert differ(trial, SPECIALISED, SHUFFLED)
     trial.finish()
+
+
+def test_several_lists_train_one_model_and_are_asked_apart(tmp_path, tiny_folder, monkeypatch):
+    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
+    lines = [f"{pair.first}\t{pair.second}\t{pair.label}" for pair in synonyms(30)]
+    (tmp_path / "words.tsv").write_text("\n".join(lines), encoding="utf-8")
+    translated = [f"w{i}a\teng\tf{i}\tfra\tt{i}" for i in range(30)]
+    (tmp_path / "french.tsv").write_text("\n".join(translated), encoding="utf-8")
+    lists = (str(tmp_path / "words.tsv"), str(tmp_path / "french.tsv"))
+    trial = LexicalTrial(model=str(tiny_folder), quick=True, words=lists, queries=4, steps=2, runs=1)
+    result = trial.run()
+    assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
+    assert {claim.metric for claim in result.judged} == {"MRR of words", "MRR of french"}
+    asked = held(trial._splits)
+    trained = {word for split in trial._splits.values() for pair in split.train for word in (pair.first, pair.second)}
+    assert not {word.casefold() for word in asked} & {word.casefold() for word in trained}
+    assert all(split.train for split in trial._splits.values())
+    assert sum("right answers on average" in note for note in result.notes) == 2
+    trial.finish()
+
+
+def test_shuffled_pairs_keep_their_words_and_languages_and_mean_nothing():
+    pairs = [WordPair(f"e{i}", f"f{i}", f"s{i // 2}", ("eng", "fra")) for i in range(40)]
+    pairs += [WordPair(f"d{i}", f"g{i}", f"d{i}", ("deu", "eng")) for i in range(40)]
+    made = shuffled(pairs, 1)
+    for languages in (("eng", "fra"), ("deu", "eng")):
+        before, after = ([pair for pair in some if pair.languages == languages] for some in (pairs, made))
+        for side in ("first", "second"):
+            assert sorted(getattr(p, side) for p in before) == sorted(getattr(p, side) for p in after)
+    assert len({pair.label for pair in made}) == 80
+    same = {(pair.first, pair.second) for pair in pairs} & {(pair.first, pair.second) for pair in made}
+    assert len(same) < 10
+    assert shuffled(pairs, 1) == made != shuffled(pairs, 2)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"words": "abbreviations", "data": "texts.jsonl"}, "spells out no abbreviations"),
-        ({"words": "wordnet:/nowhere"}, "apt install wordnet-base"),
-        ({"words": "a.tsv", "data": "mine.jsonl"}, "the data gives abbreviations alone"),
+        ({"words": ("abbreviations",), "data": "texts.jsonl"}, "spells out no abbreviations"),
+        ({"words": ("wordnet:/nowhere",)}, "apt install wordnet-base"),
+        ({"words": ("a.tsv",), "data": "mine.jsonl"}, "the data gives abbreviations alone"),
+        ({"words": ("a.tsv", "a.tsv")}, "expected each value once"),
+        ({"words": ()}, "expected one list at least"),
         ({"batch": 1}, "got --batch 1; expected 2 or more"),
     ],
 )

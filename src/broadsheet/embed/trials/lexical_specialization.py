@@ -5,10 +5,8 @@ Knows: word lists, their split, the layer that reads words best.
 
 from __future__ import annotations
 
-import random
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -23,6 +21,7 @@ from broadsheet.data.pydocs import is_pydocs
 from broadsheet.embed.data import lexicon
 from broadsheet.embed.data.lexicon import WordPair
 from broadsheet.embed.data.tasks import sts
+from broadsheet.embed.data.word_splits import Questions, Split, apart, held, shuffled, split_lexicon
 from broadsheet.embed.trials.base import sts_task, training_note
 from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
@@ -36,136 +35,47 @@ if TYPE_CHECKING:
 
     from broadsheet.embed.data.induction import BilingualLexiconInduction
 
-SPECIALISED = "specialised"
+SPECIALISED, SHUFFLED = "specialised", "specialised, pairs shuffled"
 UNTOUCHED, START, LAST = "untouched, best layer", "untouched, the layer trained", "untouched, last layer"
-METRICS = [
-    Metric("MRR", of="RR", bounds=(0, 1)),
-    Metric("P@1", binary=True, bounds=(0, 1)),
-    Metric("cosine of unlike words", of="cosine", higher_is_better=False, bounds=(-1, 1)),
-]
+LEAST = 0.02  # of MRR
 _USED = 4000  # synonym pairs of WordNet, the most used ones
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Words to look up, and the words that are searched.
-
-    Args:
-        pairs: (query, gold word), all that the lexicon knows of each query.
-        vocabulary: candidates.
-        same_language: the query is in the vocabulary too, and no candidate.
-    """
-
-    pairs: list[tuple[str, str]]
-    vocabulary: list[str]
-    same_language: bool
-
-    @property
-    def words(self) -> set[str]:
-        """What must not be trained on."""
-        return {word for pair in self.pairs for word in pair}
-
-    def task(self) -> BilingualLexiconInduction:
-        """As an evaluator."""
-        from broadsheet.embed.data.induction import BilingualLexiconInduction
-
-        return BilingualLexiconInduction(self.pairs, self.vocabulary, exclude_query=self.same_language)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Word pairs to train on, and questions for the choice of the layer and for the test, that share no word."""
-
-    train: list[WordPair]
-    dev: Questions = field(repr=False)
-    test: Questions = field(repr=False)
-
-
-def split_lexicon(
-    pairs: Sequence[WordPair], queries: int, dev: int, train: int, vocabulary: int, seed: int = 0
-) -> Split:
-    """Draw test queries, dev queries and training pairs; sets are drawn as a whole, one query each.
-
-    Args:
-        pairs: all of one lexicon; where languages are named, its first ones are those of the test.
-        queries, dev: how many words are looked up.
-        train: pairs to train on, at most. None holds a word of dev or test.
-        vocabulary: words that are searched, at most; in dev half of that.
-
-    Raises:
-        InputError: the lexicon is too small for that.
-    """
-    languages = pairs[0].languages
-    same = languages[0] == languages[1]
-    asked = [pair for pair in pairs if pair.languages == languages]
-    known: dict[str, dict[str, None]] = defaultdict(dict)
-    for pair in pairs:
-        if pair.languages == languages:
-            known[pair.first][pair.second] = None
-        if (pair.languages[1], pair.languages[0]) == languages:
-            known[pair.second][pair.first] = None
-    sets: dict[str, list[WordPair]] = defaultdict(list)
-    for pair in asked:
-        sets[pair.label].append(pair)
-    order = sorted(sets, key=lambda label: fingerprint([seed, label]))
-    if len(order) < queries + dev + 2:
-        raise InputError(f"the word list has {len(order):,} sets; {queries} + {dev} queries need more: ask for fewer")
-    generator = random.Random(f"{seed}/queries")
-    chosen = [generator.choice(sets[label]).first for label in order[: queries + dev]]
-    drawn = list(dict.fromkeys(chosen))
-    everything = list(
-        dict.fromkeys(word for pair in asked for word in ((pair.first, pair.second) if same else (pair.second,)))
-    )
-    everything.sort(key=lambda word: fingerprint([seed, word]))
-
-    def questions(words: Iterable[str], size: int) -> Questions:
-        gold = [(word, right) for word in words for right in known[word]]
-        needed = list(dict.fromkeys(right for _, right in gold))
-        return Questions(gold, list(dict.fromkeys([*needed, *everything]))[: max(size, len(needed))], same)
-
-    test = questions(drawn[:queries], vocabulary)
-    held = {word.casefold() for word in test.words}
-    # A dev question that shows a word of the test would choose the layer on it.
-    free = [word for word in drawn[queries:] if not {w.casefold() for w in (word, *known[word])} & held]
-    if not free:
-        raise InputError("every word to choose the layer on is in the test too; give more words, or fewer --queries")
-    tuning = questions(free, vocabulary // 2)
-    left, _ = lexicon.without(pairs, test.words | tuning.words)
-    left.sort(key=lambda pair: fingerprint([seed, pair.first, pair.second]))
-    if len(left) < 2:
-        raise InputError("no word pairs are left to train on; give more words, or fewer --queries")
-    return Split(left[:train], tuning, test)
 
 
 @dataclass
 class LexicalTrial(TrainedTrial):
     """Words and their synonyms or translations: does training on word sets help with words it has not seen?
 
-    Test words are looked up in a vocabulary by cosine; no pair with one of them is trained on. The plain baseline is
-    the untouched model at the layer that finds most for other words, the input embeddings being layer 0. The
-    specialised model is trained at, and read off, the best layer from 1, so that training has weights to change. How
-    near unlike words are shows whether the model has collapsed, and --sts what specialising costs on sentences.
+    Test words are looked up in a vocabulary by cosine; no pair with one of them is trained on, of whichever list. The
+    plain baseline is the untouched model at the layer that finds most for other words, the input embeddings being layer
+    0. The specialised model is trained at, and read off, the best layer from 1, so that training has weights to change;
+    another is trained as long on the same words paired by chance. How near unlike words are shows whether the model has
+    collapsed, and --sts what specialising costs on sentences. Several lists, such as synonyms and translations, train
+    one model and are asked apart.
     """
 
     paper: ClassVar[str] = "lexical_specialization"
     title: ClassVar[str] = "Words: the same meaning, nearest by"
 
-    words: str = option(
-        "abbreviations",
+    words: tuple[str, ...] = option(
+        ("abbreviations",),
         "A TSV of word pairs, `wordnet`, `freedict:eng-fra` and so on, or `abbreviations` of the data's texts and what "
-        "they stand for.",
-        metavar="NAME",
+        "they stand for; or several.",
+        metavar="NAME,…",
     )
     encoder: str | None = option(
         None, "A sentence-transformers encoder (multilingual, say) instead of the model.", metavar="FOLDER"
     )
-    pairs: int = option(2000, "To train on, at most.", quick=200, least=2)
+    pairs: int = option(4000, "Of each list, to train on, at most.", quick=200, least=2)
     queries: int | None = option(
-        None, "Words looked up in the test; by default 200 (with --quick 40), or a third of a small list.", least=1
+        None,
+        "Words of each list that are looked up; by default 400 (with --quick 40), or a third of a small list.",
+        least=1,
     )
     vocabulary: int = option(3000, "Words that are searched.", quick=300, least=2)
     first: int | None = option(
-        None, "Pairs of the list that are used, from its start; by default all, of WordNet the 4000 most used.", least=2
+        None,
+        f"Pairs of a list that are used, from its start; by default all, of WordNet the {_USED} most used.",
+        least=2,
     )
     steps: int = option(100, "Of training.", quick=8, least=1)
     batch: int = option(64, "Pairs of a batch (the paper: 256).", least=2)
@@ -180,8 +90,12 @@ class LexicalTrial(TrainedTrial):
     pairs_of_sts: int = option(300, "Sentence pairs of --sts.", quick=30, least=1)
 
     def check(self) -> None:
-        if not is_pydocs(self.data) and self.words != "abbreviations":
-            raise InputError(f"got --data {self.data} and --words {self.words}; the data gives abbreviations alone")
+        if not self.words:
+            raise InputError("got --words with nothing in it; expected one list at least")
+        if not is_pydocs(self.data) and "abbreviations" not in self.words:
+            raise InputError(
+                f"got --data {self.data} and --words {','.join(self.words)}; the data gives abbreviations alone"
+            )
 
     def question(self) -> str:
         name = self.encoder or self.model_name
@@ -192,13 +106,14 @@ class LexicalTrial(TrainedTrial):
         from broadsheet.embed.modules.word_layers import depth
 
         self._method = self.configured(LexicalSpecialization)
-        self._split = self._words()
+        self._splits = apart({name: self._words(name) for name in self.words})
         start = self._start()
-        task = self._task = self._split.test.task()
-        lexicon.check_words([*task.queries, *task.vocabulary], start.tokenizer)
+        self._asked = {name: split.test.task() for name, split in self._splits.items()}
+        for task in self._asked.values():
+            lexicon.check_words([*task.queries, *task.vocabulary], start.tokenizer)
         self._known, self._depth = _fingerprint(start), depth(start)
-        self._best, self._trained, self._curve = self._layers(start, self._split.dev)
-        asked = [words_task(task, asdict(self._split))]
+        self._best, self._trained, self._curve = self._layers(start)
+        asked = [words_task(task, asdict(self._splits[name]), self._called(name)) for name, task in self._asked.items()]
         if self.sts:
             asked.append(sts_task(sts(self.sts, self.pairs_of_sts, self.seed), self.sts))
         return asked
@@ -210,7 +125,8 @@ class LexicalTrial(TrainedTrial):
         method = self._method
         return {
             "model": self.encoder or self.model_name,
-            "lexicon": f"{self.words}: {len(self._split.train):,} pairs to train on, none with a word of the test",
+            "lexicon": "; ".join(f"{name}: {len(split.train):,} pairs" for name, split in self._splits.items())
+            + " to train on, none with a word of the test",
             "layers": f"{self._best} of {self._depth} read by the baseline, {self._trained} trained",
             "training": f"{self.steps} steps of {self.batch} pairs, {self.tune}, "
             f"learning rate {self._rate:g}, temperature {method.temperature:g}, similarity {method.similarity}",
@@ -226,52 +142,71 @@ class LexicalTrial(TrainedTrial):
         def back(folder: Path) -> SentenceTransformer:
             return load(folder, dtype=self.dtype)
 
-        about = f"trained on word sets, layer {self._trained}"
+        sets = [pair for split in self._splits.values() for pair in split.train]
+        paired, chance = partial(self._train, sets), partial(self._train, shuffled(sets, self.seed))
+        about, by_chance = "trained on word sets", "trained as long on the same words, paired by chance"
         return [
             untouched(UNTOUCHED, self._best, "baseline"),
-            self.trained(SPECIALISED, self._train, back, None, about, self._method.paper),
-            untouched(START, self._trained),
+            self.trained(SPECIALISED, paired, back, None, f"{about}, layer {self._trained}", self._method.paper),
+            self.trained(SHUFFLED, chance, back, "sibling", f"{by_chance}, layer {self._trained}"),
+            *([untouched(START, self._trained)] if self._trained != self._best else []),
             ModelArm(LAST, self._start, description="subword mean, as the model ends"),
         ]
 
     def claims(self) -> list[Claim]:
-        says = "specialising on word sets finds more for words it has not seen (abstract)"
-        return [Claim("MRR", UNTOUCHED, SPECIALISED, says)]
+        finds = "specialising on word sets finds more for words it has not seen (abstract)"
+        because = "because the words of a pair mean the same, and not since words are spread apart"
+        return [
+            Claim(f"MRR {self._called(name)}".strip(), baseline, SPECIALISED, says, least=LEAST)
+            for name in self.words
+            for baseline, says in ((UNTOUCHED, finds), (SHUFFLED, because))
+        ]
 
     def also_compare(self) -> list[tuple[str, str]]:
-        return [(START, SPECIALISED), (LAST, SPECIALISED)]
+        return [(LAST, SPECIALISED), *([(START, SPECIALISED)] if self._trained != self._best else [])]
+
+    def _called(self, name: str) -> str:
+        """What stands behind the metrics of a list; nothing where there is one."""
+        return "" if len(self.words) == 1 else f"of {Path(name).stem}"
 
     def figures(self, outcome: Outcome) -> list[Curve]:
         return [self._curve]
 
     def notes(self, outcome: Outcome) -> list[str]:
-        task, values, best, layer = self._task, self._curve.lines["untouched"], self._best, self._trained
-        right = float(np.mean([len(gold) for gold in task.gold]))
-        notes = [
-            f"A word has {right:.1f} right answers on average; P@1 by chance is {right / len(task.vocabulary):.4f}. "
-            f"{task.missing_} pairs had no word in the vocabulary.",
-            f"Layers were chosen on {len(self._split.dev.task().queries)} other words: the untouched model reads words "
+        values, best, layer = self._curve.lines["untouched"], self._best, self._trained
+        notes = []
+        for name, task in self._asked.items():
+            right = float(np.mean([len(gold) for gold in task.gold]))
+            notes.append(
+                f"{name}: a word has {right:.1f} right answers on average; P@1 by chance is "
+                f"{right / len(task.vocabulary):.4f}. {task.missing_} pairs had no word in the vocabulary."
+            )
+        others = sum(len(split.dev.task().queries) for split in self._splits.values())
+        notes += [
+            f"Layers were chosen on {others} other words: the untouched model reads words "
             f"best at layer {best} (MRR {values[best]:.3f} there; layer {layer}, which is trained, {values[layer]:.3f};"
             f" the last layer {values[-1]:.3f})."
             + " Layer 0 is the input embeddings: words one by one, without a model."
             * (best == 0),
         ]
-        folder = self.folder(SPECIALISED)
-        return [*notes, *([training_note(SPECIALISED, folder)] if (folder / "training.json").exists() else [])]
+        folders = {name: self.folder(name) for name in (SPECIALISED, SHUFFLED)}
+        return notes + [
+            training_note(name, each) for name, each in folders.items() if (each / "training.json").exists()
+        ]
 
     @property
     def _rate(self) -> float:
         return self.learning_rate or (2e-4 if self.tune == "lora" else 3e-5)
 
-    def _words(self) -> Split:
-        if self.words == "abbreviations":
+    def _words(self, name: str) -> Split:
+        if name == "abbreviations":
             pairs = lexicon.abbreviations(document.text for document in corpora.load(self.data))
         else:
-            pairs = lexicon.load(self.words)
-        pairs = pairs[: self.first or (_USED if self.words.startswith("wordnet") else None)]
+            pairs = lexicon.load(name)
+        pairs = pairs[: self.first or (_USED if name.startswith("wordnet") else None)]
         if not pairs:
             raise InputError(f"{self.data} spells out no abbreviations; give word pairs as --words FILE")
-        queries = self.queries or min(40 if self.quick else 200, max(1, len(pairs) // 3))
+        queries = self.queries or min(40 if self.quick else 400, max(1, len(pairs) // 3))
         return split_lexicon(pairs, queries, max(1, queries // 2), self.pairs, self.vocabulary, self.seed)
 
     def _start(self, *, own: bool = False) -> SentenceTransformer:
@@ -285,33 +220,22 @@ class LexicalTrial(TrainedTrial):
         made: SentenceTransformer = self._method.embedder(models.load(self.model, **place) if own else self.loaded)
         return made
 
-    def _layers(self, model: SentenceTransformer, dev: Questions) -> tuple[int, int, Curve]:
+    def _layers(self, model: SentenceTransformer) -> tuple[int, int, Curve]:
         """The layers whose words find most of the dev words, from 0 and from 1, the lowest of equals; and a figure."""
-        from broadsheet.embed.data.induction import induction_scores
-        from broadsheet.embed.modules.word_layers import layer_vectors
-
-        task = dev.task()
-        say(f"choosing layers on {len(task.queries)} words")
-        words = list(dict.fromkeys([*task.queries, *task.vocabulary]))
-        where = {word: i for i, word in enumerate(words)}
-        queries, vocabulary = ([where[word] for word in part] for part in (task.queries, task.vocabulary))
-        found: list[float | None] = [
-            induction_scores(task.ranks(vectors[queries], vectors[vocabulary]))["mrr"]
-            for vectors in layer_vectors(model, words)
-        ]
-        values = np.array(found, dtype=float)
+        values = np.mean([_found_by_layer(model, split.dev) for split in self._splits.values()], axis=0)
+        found: list[float | None] = values.tolist()
         title = "MRR of the untouched model by layer, on the words the layers are chosen on"
         curve = Curve(title, "layer", "MRR", [float(i) for i in range(len(found))], {"untouched": found})
         return int(values.argmax()), self.layer or 1 + int(values[1:].argmax()), curve
 
-    def _train(self, seed: int, out: Path) -> Any:
+    def _train(self, pairs: Sequence[WordPair], seed: int, out: Path) -> Any:
         from broadsheet.embed.modules.word_layers import cut_behind
 
         return self._method.fit(
             cut_behind(self._start(own=True), self._trained),
-            self._split.train,
+            pairs,
             out,
-            held_out=self._split.test.words | self._split.dev.words,
+            held_out=held(self._splits),
             batch_size=self.batch,
             steps=self.steps,
             method=self.tune,
@@ -320,16 +244,41 @@ class LexicalTrial(TrainedTrial):
         )
 
 
-def words_task(task: BilingualLexiconInduction, split: Mapping[str, Any]) -> EvalTask:
+def _found_by_layer(model: SentenceTransformer, dev: Questions) -> list[float]:
+    """The MRR of dev words by each layer of an untouched model."""
+    from broadsheet.embed.data.induction import induction_scores
+    from broadsheet.embed.modules.word_layers import layer_vectors
+
+    task = dev.task()
+    say(f"choosing layers on {len(task.queries)} words")
+    words = list(dict.fromkeys([*task.queries, *task.vocabulary]))
+    where = {word: i for i, word in enumerate(words)}
+    queries, vocabulary = ([where[word] for word in part] for part in (task.queries, task.vocabulary))
+    return [
+        induction_scores(task.ranks(vectors[queries], vectors[vocabulary]))["mrr"]
+        for vectors in layer_vectors(model, words)
+    ]
+
+
+def words_task(task: BilingualLexiconInduction, split: Mapping[str, Any], called: str = "") -> EvalTask:
     """Words to look up: reciprocal rank, P@1, and how near unlike words are.
 
     Args:
-        split: all words of the trial, for the fingerprint.
+        split: all words of the list, for the fingerprint.
+        called: put behind the task's and the metrics' names, where there are several lists.
     """
+
+    def metric(name: str, of: str, **settings: Any) -> Metric:
+        return Metric(f"{name} {called}".strip(), of=of, **settings)
+
     return EvalTask(
-        "words",
+        f"words {called}".strip(),
         range(len(task.queries)),
-        METRICS,
+        [
+            metric("MRR", "RR", bounds=(0, 1)),
+            metric("P@1", "P@1", binary=True, bounds=(0, 1)),
+            metric("cosine of unlike words", "cosine", higher_is_better=False, bounds=(-1, 1)),
+        ],
         lambda arm, model, kept: words_arm(arm, model, task),
         item="text",
         about=f"{len(task.queries)} words searched among {len(task.vocabulary):,}",
