@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from broadsheet.embed.losses.contrastive import info_nce
 from broadsheet.embed.losses.ntxent import minus_distances, nt_xent
 from broadsheet.embed.ullme import GRL, keep_scores
 from broadsheet.models import adapters
+from broadsheet.training import memory
 
 ITEMS = [
     {"query": "sort a list", "positive": "list.sort orders items in place.", "negatives": ["A tree grows.", "Rain."]},
@@ -100,8 +102,14 @@ def test_padding_changes_nothing_in_either_mode(made):
 # Chunks
 
 
+@pytest.fixture
+def full(monkeypatch):
+    """A machine whose memory is full: chunks are read again."""
+    monkeypatch.setattr(memory, "free", lambda device: 0)
+
+
 @pytest.mark.parametrize("term", [*TERMS, "all"])
-def test_every_term_has_the_gradients_of_the_whole_batch_in_chunks_of_any_size(made, term):
+def test_every_term_has_the_gradients_of_the_whole_batch_in_chunks_of_any_size(made, full, term):
     settings = {"weights": TERMS.get(term, (0.7, 1.3, 0.9)), "detach_generator": False}
     results = []
     for size in (None, 1, 2, 3):
@@ -123,7 +131,7 @@ def test_every_term_has_the_gradients_of_the_whole_batch_in_chunks_of_any_size(m
         *(("hinge", "gen-rt"), ("ipo", "rt-gen"), ("kto_pair", None), ("kto_pair", "gen-rt")),
     ],
 )
-def test_so_have_the_other_kinds_of_generation_and_agreement(made, generation, consistency):
+def test_so_have_the_other_kinds_of_generation_and_agreement(made, full, generation, consistency):
     results = []
     for size in (None, 1):
         model = made()
@@ -135,38 +143,60 @@ def test_so_have_the_other_kinds_of_generation_and_agreement(made, generation, c
     torch.testing.assert_close(results[1][1], results[0][1], atol=1e-8, rtol=1e-7)
 
 
-def test_a_chunk_that_is_read_again_draws_the_same_dropout(made, monkeypatch):
-    """Against the same chunks kept in memory, which draw once."""
-    results = []
-    for again in (True, False):
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_what_fits_in_memory_is_read_once_and_no_bit_of_a_gradient_depends_on_it(made, monkeypatch, share):
+    """Against the same chunks, all kept; what is read again draws the same dropout."""
+    results, reads = [], []
+    for most in (1.0, share):
         model = made(dropout=0.3, config={"attention_dropout": 0.2}).train()
+        model.encoder.model.register_forward_hook(lambda *_, most=most: reads.append(most))
         objective = GRL(model, chunk_size=1, detach_generator=False).double()
-        if not again:
-            monkeypatch.setattr(objective, "_through", lambda function, *tensors: function(*tensors))
-        results.append(gradients(objective, model, seed=7))
-    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-9, rtol=0)
+        batch = objective.collate(ITEMS)
+        tokens = most * sum(batch[f"{kind}_input_ids"].numel() for kind in ("query", "passage", "written"))
+        monkeypatch.setattr(objective, "_most_tokens", lambda *_, tokens=tokens: tokens)
+        results.append(gradients(objective, model, seed=7)[1])
+    assert torch.equal(*results)
+    once = 2 * len(ITEMS)  # what is written, by the model and by its reference
+    assert reads.count(1.0) == once
+    again = reads.count(share) - once
+    assert again == len(ITEMS) if share == 0 else 0 < again < len(ITEMS)
     still = made(config={"attention_dropout": 0.0})
     calm = gradients(GRL(still, chunk_size=1, detach_generator=False).double(), still)[1]
-    assert (results[0][1] - calm).abs().max() > 1e-3
+    assert (results[0] - calm).abs().max() > 1e-3, "dropout draws"
 
 
-def test_chunks_keep_no_activations_of_the_whole_batch(made, monkeypatch):
-    """What autograd holds after the forward pass does not grow with the model's depth."""
+def test_what_fits_is_seen_once_and_nothing_is_drawn_for_it(made, monkeypatch):
+    model = made(dropout=0.3).train()
+    objective = GRL(model, chunk_size=1, detach_generator=False).double()
+    batch = objective.collate(ITEMS)
+    monkeypatch.setattr(memory, "free", lambda device: 10**9)
+    torch.manual_seed(3)
+    first = objective.loss(model, batch)["loss"]
+    tokens = objective._fitting
+    monkeypatch.setattr(memory, "free", lambda device: 0)
+    torch.manual_seed(3)
+    assert objective.loss(model, batch)["loss"] == first
+    assert objective._fitting == tokens > 0
+    another = GRL(model, chunk_size=1).double()
+    another.loss(model, batch)
+    assert another._fitting == 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_what_is_kept_stays_within_half_of_the_memory_that_is_free(made, monkeypatch, share):
+    """What autograd holds after the forward pass; at 0 it does not grow with the model's depth."""
     held = {}
     for size in (None, 1):
         model = made(config={"num_hidden_layers": 4})
         objective = GRL(model, chunk_size=size).double()
         batch = objective.collate(ITEMS)
-        kept: list[int] = []
-
-        def count(tensor: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
-            kept.append(tensor.numel())
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            objective.loss(model, batch)
-        held[size] = sum(kept)
-    assert held[1] < held[None] / 10
+        work = partial(objective.loss, model, batch)
+        if size is not None:
+            monkeypatch.setattr(memory, "free", lambda device: 2 * share * held[None])
+            work()  # what fits is seen
+        held[size] = memory.for_backward(work, model.parameters())
+    assert held[1] < (share + 0.1) * held[None]
+    assert share == 0 or held[1] > 0.1 * held[None]
 
 
 # Terms

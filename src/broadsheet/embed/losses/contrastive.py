@@ -18,6 +18,8 @@ from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
 from broadsheet.embed.losses.ntxent import cosines, minus_distances, nt_xent, unit_rows
 from broadsheet.embed.losses.settings import constructor_settings
+from broadsheet.models.seeds import seeded
+from broadsheet.training import memory
 from broadsheet.training.distributed import gather_rows
 from broadsheet.training.objective import Objective
 
@@ -43,9 +45,9 @@ class ContrastiveObjective(Objective, nn.Module):
         temperature: τ.
         hard: of "ntxent-…", count only negatives that are at least this similar (cos) or at most this far (l2). None
             counts all.
-        chunk_size: queries whose texts are read at once; None: all. Chunks are read again during the backward pass,
-            with the same random numbers (a gradient cache, Gao et al. 2021), so that memory is that of one chunk, and
-            the gradients are those of the whole batch.
+        chunk_size: queries whose texts are read at once; None: all. The gradients are those of the whole batch. As many
+            chunks as fit in half of the memory that is free at first are kept for the backward pass; the others are
+            read again then, with the same random numbers (a gradient cache, Gao et al. 2021), which changes no bit.
         gather_across_devices: compare with the passages of all processes: the loss of one process with all rows.
 
     Raises:
@@ -78,6 +80,8 @@ class ContrastiveObjective(Objective, nn.Module):
         self.chunk_size = chunk_size
         self.gather_across_devices = gather_across_devices
         self._embedder = [embedder]  # in a list, so that it is no submodule
+        self._fitting: float | None = None  # tokens whose activations may be kept, known from the first step on
+        self._kept = True  # those of the chunk that is being read
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings, as a run records them."""
@@ -140,7 +144,10 @@ class ContrastiveObjective(Objective, nn.Module):
     def read(self, embedder: Embedder, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Vectors of `query` (batch, width) and `passage` (P, width), chunk by chunk, in float32 at least."""
         parts: dict[str, list[Tensor]] = {}
+        tokens = 0
         for chunk in _chunks(batch, self.chunk_size):
+            tokens += _tokens(chunk)
+            self._kept = self.chunk_size is None or tokens <= self._most_tokens(embedder, chunk)
             for name, values in self.read_chunk(embedder, chunk).items():
                 parts.setdefault(name, []).append(values if values.dtype == torch.float64 else values.float())
         return {name: torch.cat(values) for name, values in parts.items()}
@@ -156,9 +163,18 @@ class ContrastiveObjective(Objective, nn.Module):
             for kind in ("query", "passage")
         }
 
+    def _most_tokens(self, embedder: Embedder, chunk: Mapping[str, Tensor]) -> float:
+        """Tokens of a batch whose activations fit in half of the free memory, by what those of the first chunk take."""
+        if self._fitting is None and torch.is_grad_enabled():
+            room, self._kept = memory.free(chunk["query_input_ids"].device) / 2, True
+            with seeded(0):  # what is drawn meanwhile is drawn again
+                size = memory.for_backward(partial(self.read_chunk, embedder, chunk), embedder.parameters())
+            self._fitting = room / max(1, size) * _tokens(chunk)
+        return self._fitting or 0.0
+
     def _through(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """The function's value; with chunks the backward pass computes it again, with the same random numbers."""
-        if self.chunk_size is None or not torch.is_grad_enabled():
+        """The function's value; of a chunk that is not kept the backward pass computes it again."""
+        if self._kept or not torch.is_grad_enabled():
             return function(*tensors)
         return cast(Tensor, checkpoint(function, *tensors, use_reentrant=False))
 
@@ -242,6 +258,11 @@ def _chunks(batch: Mapping[str, Tensor], size: int | None) -> Iterator[dict[str,
         if "written" in batch:
             chunk["written"] = batch["written"][start : start + (size or queries)]
         yield chunk
+
+
+def _tokens(chunk: Mapping[str, Tensor]) -> int:
+    """Tokens of a chunk, its padding among them."""
+    return sum(ids.numel() for name, ids in chunk.items() if name.endswith("input_ids"))
 
 
 def _embed(embedder: Embedder, prompt: str | None, ids: Tensor, mask: Tensor) -> Tensor:
