@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from small_docs import documentation
+from small_docs import documentation, documents
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from broadsheet.console import InputError
@@ -30,6 +30,9 @@ from broadsheet.embed.dense_retrieval_study import (
     examples,
 )
 from broadsheet.embed.losses.contrastive import ContrastiveObjective, info_nce
+from broadsheet.embed.modules import from_scratch
+from broadsheet.training import memory
+from broadsheet.training.scratch import SIZES, Size
 
 
 @pytest.fixture
@@ -42,6 +45,16 @@ def study(monkeypatch, tmp_path, tiny_folder):
     )
     made.question = StudyQuestion(queries=12, passages=30, words=12, length=48)  # type: ignore[attr-defined]
     return made
+
+
+@pytest.fixture
+def scratch(study, monkeypatch):
+    """A recipe whose backbone is made from nothing in no time."""
+    monkeypatch.setattr(tasks, "_pydocs", lambda data: documents())
+    monkeypatch.setitem(SIZES, "0.4M", Size(1, 16, 2))
+    monkeypatch.setattr(from_scratch, "BATCH", 2)
+    monkeypatch.setattr(from_scratch, "LENGTH", 64)
+    return replace(study.recipe, backbone="scratch:0.4M", pretraining=3, steps=1)
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -136,6 +149,20 @@ def test_a_run_learns_at_the_recipe_s_temperature(study, tmp_path, temperature, 
     assert fitted.history[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("chunk", [0, 1, 2])
+def test_a_run_ends_alike_to_the_bit_whether_activations_fit_in_memory_or_not(study, tmp_path, monkeypatch, chunk):
+    recipe, folders = replace(study.recipe, steps=3, chunk=chunk), []
+    items = examples(recipe)
+    for room in (0, 1 << 40):
+        monkeypatch.setattr(memory, "free", lambda device, room=room: room)
+        folders.append(tmp_path / str(room))
+        study._fit(recipe, items, folders[-1])
+    first, second = ((folder / "last").rglob("*.safetensors") for folder in folders)
+    read = [(one.name, one.read_bytes() == other.read_bytes()) for one, other in zip(first, second, strict=True)]
+    assert read
+    assert all(same for _, same in read)
+
+
 # Asking
 
 
@@ -171,6 +198,79 @@ def test_what_is_asked_and_what_is_trained_on_share_no_package(study, task):
         assert item["positive"] not in item["negatives"]
         assert len(item["negatives"]) == 1
         assert not any(docs.held_out(of_text[text].package) for text in (item["positive"], *item["negatives"]))
+
+
+@pytest.mark.parametrize("task", ["summary", "name", "half"])
+def test_settings_are_chosen_by_what_is_neither_trained_on_nor_asked(study, task):
+    recipe = replace(study.recipe, tasks=(task,))
+    (tuning,) = study.tuning(recipe)
+    question = replace(study.question, task=task, queries=20, passages=0)
+    known = {item["positive"] for item in examples(recipe)}
+    assert len(known) == 15
+    assert not known & set(tuning.corpus.values())
+    assert not set(study.task(question).corpus) & set(tuning.corpus)
+    docs = documentation(12)
+    packages = {entry.id: entry.package for entry in docs.entries}
+    assert not any(docs.held_out(packages[name]) for name in tuning.corpus)
+    assert len(tuning.queries) > 50
+    assert all(tuning.qrels[query.id] == {query.id: 1} and query.id in tuning.corpus for query in tuning.queries)
+    with pytest.raises(InputError, match=r"all passages are trained on, .* give one with --learning-rate"):
+        doc_tasks.tuning(task, 5, 5, without=[*known, *tuning.corpus.values()], words=12)
+
+
+def test_a_score_is_that_of_the_trained_run_over_all_of_its_tasks_as_it_was_trained(study, monkeypatch):
+    recipe = replace(study.recipe, tasks=("summary", "name"), instructed=True)
+    asked = study.tuning(recipe)
+    assert [task.about.split(":")[0] for task in asked] == [doc_tasks.TASKS["summary"], doc_tasks.TASKS["name"]]
+    prompts = []
+
+    def answers(model, task):
+        prompts.append(model.prompts["query"])
+        return {"nDCG@10": [0.0, 1.0] if task is asked[0] else [0.2]}
+
+    monkeypatch.setattr(dense_retrieval_study, "answer", answers)
+    assert study.score(recipe, asked) == pytest.approx((0.5 + 0.2) / 2)
+    assert prompts == [SEEN[0]] * 2
+    study.score(replace(recipe, instructed=False), asked)
+    assert prompts[2:] == [""] * 2
+    assert study.trained(recipe).name == "last"
+
+
+def test_a_backbone_from_nothing_reads_the_packages_that_are_trained_on_alone(study, scratch, monkeypatch):
+    read = tasks.training_texts(12)
+    docs = documentation(12)
+    of_text = {document.text: document for document in documents()}
+    assert {of_text[text].id for text in read} == {e.id for e in docs.entries if not docs.held_out(e.package)}
+    assert 50 < len(read) < len(of_text)
+    given = []
+    monkeypatch.setattr(
+        dense_retrieval_study,
+        "pretrained",
+        lambda name, texts, *_, **more: (
+            given.append((name, texts, more)) or from_scratch.pretrained(name, texts, *_, **more)
+        ),
+    )
+    record = study.cell(StudyCell(scratch, 1, study.question))
+    assert given == [("scratch:0.4M", read, {"steps": 3, "seed": 0, "device": "cpu"})]
+    found = study.backbone(scratch)
+    assert record.model == f"scratch:0.4M {found.fingerprint}", "no path of this machine"
+    assert (found.depth, found.weights) == (1, record.parameters)
+    assert found.pretrained.tokens == 3 * 2 * 64
+    assert len(given) == 1, "it is asked for once"
+
+
+def test_backbones_from_nothing_are_made_by_what_decides_them(study, scratch, tmp_path):
+    cell = StudyCell(scratch, 1, study.question)
+    record = study.cell(cell)
+    made = list((tmp_path / "study").glob("backbone-*"))
+    assert Study(tmp_path / "study", device="cpu", dtype="float32").cell(cell) == record
+    assert list((tmp_path / "study").glob("backbone-*")) == made
+    assert Study(tmp_path / "other", device="cpu", dtype="float32").cell(cell).values == record.values
+    # Seeds of what follows share it; more steps and another split do not.
+    one = study.backbone(scratch)
+    assert study.backbone(replace(scratch, seed=5, learning_rate=1.0)) == one
+    assert study.backbone(replace(scratch, pretraining=4)) != one
+    assert study.backbone(replace(scratch, split=1)) != one
 
 
 def test_tasks_differ_in_what_asks_alone(study):

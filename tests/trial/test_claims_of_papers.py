@@ -28,7 +28,7 @@ from broadsheet.rank.trials.pg_rank import PGRankTrial
 from broadsheet.trial.base import Claim
 
 SOURCE = Path(broadsheet.__file__).parent
-AXES = Axes(("default",), {"default": (6, 30)})
+AXES = Axes(("small", "large"), {"small": (0,), "large": (0,)})
 
 
 def detect(setting: str) -> list[Claim]:
@@ -93,10 +93,12 @@ def test_effects_are_the_papers_figures_in_the_unit_of_the_metric() -> None:
         "log-likelihood": pytest.approx(math.log(6.134 / 6.097), abs=1e-4)
     }
     assert [claim.effect for claim in SALMONN] == [None, None, None, None, 1.0]
+    assert all(claim.effect or claim.least for preset in PRESETS for claim in study(preset))
+    assert {claim.least for claim in study("F")} == {0.02}
     found = {preset: study(preset)[0].effect for preset in "ABCDEF"}
     assert found == {
         "A": pytest.approx((49.5 - 43.3) / 100),
-        "B": None,
+        "B": pytest.approx((39.0 - 33.6) / 100),
         "C": pytest.approx((52.8 - 43.8) / 100),
         "D": pytest.approx((21.1 - 17.6) / 100),
         "E": pytest.approx(1.7 / 100),

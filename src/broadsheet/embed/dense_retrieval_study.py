@@ -30,7 +30,9 @@ from broadsheet.data.retrieval.metrics import evaluate
 from broadsheet.embed.data import doc_tasks, tasks
 from broadsheet.embed.losses.contrastive import ContrastiveObjective
 from broadsheet.embed.modules.encoder import context_length
+from broadsheet.embed.modules.from_scratch import Pretrained, is_scratch, pretrained
 from broadsheet.embed.modules.layers import decoder_layers
+from broadsheet.embed.modules.shallow import FirstLayers, parameters
 from broadsheet.page.evidence import versions
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from broadsheet.trial.stats import Floats
 
 _MOST = 4000  # examples of a task; longer runs see them again
+_TUNING = (200, 500)  # queries and passages to choose settings by, at most
 MEASURES = ("nDCG@10", "RR@10", "R@10", "R@100")
 # Dimension E: paraphrases that training draws from, and two that it never sees.
 SEEN = (
@@ -59,7 +62,8 @@ class StudyRecipe:
     """A model and its training; by default the study's recipe at a small scale.
 
     Args:
-        backbone: a name for `models.load`.
+        backbone: a name for `models.load`, or `scratch:SIZE`: a model pre-trained here on the training packages' texts.
+        pretraining: steps of that, see `modules.from_scratch`; the split is its seed.
         layers: number of first layers that are kept; 0 for all.
         pooling: "last-token" of an appended end-of-text token, as in the study; "mean", "weighted-mean".
         attention: "causal", as in the study, or "bidirectional".
@@ -70,7 +74,7 @@ class StudyRecipe:
         tasks: of training, see `doc_tasks.TASKS`; several give a joint run, with as many examples of each.
         words: of a passage. length: tokens of a text, at most.
         instructed: queries of training begin with one of `SEEN`, drawn by seed and index.
-        chunk: queries whose activations are kept at once; 0: all.
+        chunk: queries that are read at once; 0: all. See `ContrastiveObjective`.
         split: the seed of the data: which packages are for training and which for evaluation, and which examples. It
             must be the question's.
         seed: of order, adapters and instructions.
@@ -96,6 +100,7 @@ class StudyRecipe:
     split: int = 0
     seed: int = 0
     data: str = "pydocs"
+    pretraining: int = 600
 
     @property
     def total_steps(self) -> int:
@@ -165,6 +170,23 @@ class CellRecord:
     values: dict[str, list[float]] = field(repr=False)
 
 
+@dataclass(frozen=True)
+class StudyBackbone:
+    """A backbone as it is loaded.
+
+    Args:
+        source: what `models.load` takes.
+        depth: layers. weights: how many it has.
+        pretrained: what its pre-training was, of one that was made here.
+    """
+
+    source: str
+    fingerprint: str
+    depth: int
+    weights: int
+    pretrained: Pretrained | None = None
+
+
 class CheckpointedContrast(ContrastiveObjective):
     """The study's loss, as an objective that also writes the embedder at given steps of a run.
 
@@ -201,8 +223,9 @@ class Study:
     Inputs: cells, one by one; `broadsheet study dense_retrieval` evaluates whole axes of the grid and prints tables.
     Use when … a choice of backbone, size, pooling or data has to be made before a retriever is trained. For one choice
         between two methods a trial with its paired verdict tells more.
-    Relation: the paper compares backbones of many sizes and families under one recipe; here one model cut to its first
-        layers stands for smaller ones where no others are given.
+    Relation: the paper compares backbones of many sizes and families under one recipe. Here sizes are models given by
+        name, models pre-trained here on equal tokens (`scratch:1M`), or the first layers of one, which are no sizes in
+        the paper's sense.
 
     Args:
         folder: of runs and results; by default in the cache.
@@ -223,7 +246,7 @@ class Study:
         self.folder = home() / "study" if folder is None else folder
         self.device = device or None
         self.dtype = dtype or None
-        self._backbones: dict[str, tuple[str, int]] = {}
+        self._backbones: dict[tuple[Any, ...], StudyBackbone] = {}
         self._data: dict[tuple[int, int, str], str] = {}
         self._tasks: dict[StudyQuestion, RetrievalTask] = {}
 
@@ -314,9 +337,8 @@ class Study:
         """The recipe's embedder before training."""
         from broadsheet import models
         from broadsheet.embed.base import embedder
-        from broadsheet.embed.modules.shallow import FirstLayers
 
-        loaded = models.load(recipe.backbone, device=self.device, dtype=self.dtype)
+        loaded = models.load(self.backbone(recipe).source, device=self.device, dtype=self.dtype)
         end = loaded.tokenizer.eos_token
         if recipe.pooling == "last-token" and end is None:
             raise InputError(f"{recipe.backbone} has no end-of-text token to pool; expected pooling mean")
@@ -332,7 +354,6 @@ class Study:
 
     def _ask(self, cell: StudyCell, task: RetrievalTask) -> CellRecord:
         from broadsheet.embed.base import load
-        from broadsheet.embed.modules.shallow import parameters
 
         recipe, step = cell.recipe, cell.step
         run = {"tokens": 0, "seconds": 0.0, "peak_bytes": 0}
@@ -354,7 +375,7 @@ class Study:
         share = step / recipe.total_steps
         total, beyond = parameters(model.encoder.model)
         return CellRecord(
-            model=f"{recipe.backbone} {self.fingerprint(recipe.backbone)}",
+            model=f"{recipe.backbone} {self.backbone(recipe).fingerprint}",
             parameters=total,
             non_embedding=beyond,
             seed=recipe.seed,
@@ -368,32 +389,62 @@ class Study:
             values=values,
         )
 
-    def fingerprint(self, backbone: str) -> str:
-        """Of the backbone's weights."""
-        return self._known(backbone)[0]
+    def backbone(self, recipe: StudyRecipe) -> StudyBackbone:
+        """The recipe's backbone; one from nothing is pre-trained if it is not there.
 
-    def depth(self, backbone: str) -> int:
-        """How many layers it has."""
-        return self._known(backbone)[1]
-
-    def _known(self, backbone: str) -> tuple[str, int]:
+        Raises:
+            InputError: it cannot be loaded, or made.
+            KeyboardInterrupt: pre-training was stopped; the same call resumes it.
+        """
         from broadsheet import models
 
-        if backbone not in self._backbones:
-            loaded = models.load(backbone, device=self.device, dtype=self.dtype)
-            self._backbones[backbone] = loaded.fingerprint, len(decoder_layers(loaded.model))
-        return self._backbones[backbone]
+        made = (recipe.pretraining, recipe.words, recipe.split, recipe.data) if is_scratch(recipe.backbone) else ()
+        if (recipe.backbone, *made) not in self._backbones:
+            source, told = recipe.backbone, None
+            if made:
+                texts = tasks.training_texts(recipe.words, recipe.split, recipe.data)
+                folder, told = pretrained(
+                    source, texts, self.folder, steps=recipe.pretraining, seed=recipe.split, device=self.device
+                )
+                source = str(folder)
+            loaded = models.load(source, device=self.device, dtype=self.dtype)
+            weights, _ = parameters(loaded.model)
+            found = StudyBackbone(source, loaded.fingerprint, len(decoder_layers(loaded.model)), weights, told)
+            self._backbones[recipe.backbone, *made] = found
+        return self._backbones[recipe.backbone, *made]
+
+    def tuning(self, recipe: StudyRecipe) -> list[RetrievalTask]:
+        """What a recipe's settings are chosen by: queries of its tasks that neither it nor any question has seen.
+
+        Raises:
+            InputError: all passages of the packages that are trained on are trained on.
+        """
+        found = []
+        for task in recipe.tasks:
+            known = {item["positive"] for item in examples(replace(recipe, tasks=(task,)))}
+            found.append(
+                doc_tasks.tuning(task, *_TUNING, without=known, words=recipe.words, seed=recipe.split, data=recipe.data)
+            )
+        return found
+
+    def score(self, recipe: StudyRecipe, asked: Sequence[RetrievalTask]) -> float:
+        """Mean nDCG@10 of the trained recipe over tasks, with an instruction as in training."""
+        from broadsheet.embed.base import load
+
+        model = load(self.trained(recipe), device=self.device, dtype=self.dtype)
+        model.prompts = {"query": SEEN[0] if recipe.instructed else "", "document": ""}
+        return float(np.mean([np.mean(answer(model, task)["nDCG@10"]) for task in asked]))
 
     def _raw_key(self, recipe: StudyRecipe) -> list[Any]:
         """Everything that determines the raw model."""
         made = [recipe.layers, recipe.pooling, recipe.attention]
-        return [self.fingerprint(recipe.backbone), *made, self.device, self.dtype]
+        return [self.backbone(recipe).fingerprint, *made, self.device, self.dtype]
 
     def _run_key(self, recipe: StudyRecipe) -> list[Any]:
         data = (recipe.words, recipe.split, recipe.data)
         if data not in self._data:
             self._data[data] = tasks.documentation(*data).fingerprint()
-        return [self.fingerprint(recipe.backbone), asdict(recipe), self._data[data], self.device, self.dtype]
+        return [self.backbone(recipe).fingerprint, asdict(recipe), self._data[data], self.device, self.dtype]
 
     def _run_folder(self, recipe: StudyRecipe) -> Path:
         return self.folder / f"run-{fingerprint([versions(), self._run_key(recipe)])}"
@@ -434,6 +485,7 @@ def described(recipe: StudyRecipe) -> str:
     words = [recipe.backbone, f"first {recipe.layers} layers" if recipe.layers else "all layers"]
     for name, standard in asdict(StudyRecipe()).items():
         value = getattr(recipe, name)
-        if name not in ("backbone", "layers") and value != standard:
+        known = name in ("backbone", "layers") or (name == "pretraining" and not is_scratch(recipe.backbone))
+        if not known and value != standard:
             words.append(f"{name} {', '.join(value) if isinstance(value, tuple) else value}")
     return ", ".join(words)

@@ -8,6 +8,7 @@ Packages of training and of evaluation are those of `Documentation`: none is bot
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from broadsheet.cache import fingerprint
@@ -129,20 +130,57 @@ def question(
     low, high = _LONG if task == "long" else (0, words)
     docs = tasks.documentation(high, seed, data)
     asked = _long(docs, queries, low) if task == "long" else docs.pairs(queries, held_out=True)
-    texts = {
-        entry.id: _halves(entry.text)[1] if task == "half" else entry.text
-        for entry in docs.entries
-        if docs.held_out(entry.package) and len(entry.text.split()) >= low
-    }
+    able = [e for e in docs.entries if docs.held_out(e.package) and len(e.text.split()) >= low]
+    return _task(task, asked, able, passages, seed, "of packages held out from training")
+
+
+def tuning(
+    task: str,
+    queries: int,
+    passages: int,
+    *,
+    without: Collection[str],
+    words: int = 40,
+    seed: int = 0,
+    data: str = "pydocs",
+) -> RetrievalTask:
+    """A task of the packages that are trained on, to choose settings by: no evaluation has its queries or passages.
+
+    Args:
+        task: "summary", "name" or "half".
+        queries, passages: at most.
+        without: positives that are trained on, as `examples` gives them; none of them is searched.
+
+    Raises:
+        InputError: there is no other passage.
+    """
+    docs = tasks.documentation(words, seed, data)
+    known = set(without)
+    able = [e for e in docs.entries if not docs.held_out(e.package) and _found(task, e) not in known]
+    left = {entry.id for entry in able}
+    asked = [entry for entry in docs.pairs(len(docs.entries), held_out=False) if entry.id in left][:queries]
+    if not asked:
+        raise InputError(
+            "all passages are trained on, so none is left to choose a learning rate by; give one with --learning-rate, "
+            "or train on fewer"
+        )
+    return _task(task, asked, able, max(passages, len(asked)), seed, "of packages that are trained on")
+
+
+def _task(
+    task: str, asked: list[DocPassage], able: list[DocPassage], passages: int, seed: int, about: str
+) -> RetrievalTask:
+    """What is asked, over its own passages and others of those that may be searched."""
+    passage = {entry.id: _found(task, entry) for entry in able}
     wanted = [entry.id for entry in asked]
     # Ordered by hashed name: adding or removing a passage leaves the order of the others.
-    others = sorted(texts.keys() - set(wanted), key=lambda name: fingerprint([seed, name]))
+    others = sorted(passage.keys() - set(wanted), key=lambda name: fingerprint([seed, name]))
     kept = {*wanted, *(others[: max(0, passages - len(wanted))] if passages else others)}
     return RetrievalTask(
         [Query(entry.id, _asking(task, entry)) for entry in asked],
-        {name: text for name, text in texts.items() if name in kept},
+        {name: text for name, text in passage.items() if name in kept},
         {name: {name: 1} for name in wanted},
-        f"{TASKS[task]}: {len(wanted)} queries, {len(kept):,} passages of packages held out from training",
+        f"{TASKS[task]}: {len(wanted)} queries, {len(kept):,} passages {about}",
     )
 
 
@@ -152,6 +190,11 @@ def _right(found: RankList) -> int:
 
 def _asking(task: str, entry: DocPassage) -> str:
     return entry.title if task == "name" else _halves(entry.text)[0] if task == "half" else entry.summary
+
+
+def _found(task: str, entry: DocPassage) -> str:
+    """The text that is searched."""
+    return _halves(entry.text)[1] if task == "half" else entry.text
 
 
 def _halves(text: str) -> tuple[str, str]:

@@ -54,6 +54,7 @@ __all__ = [
     "retrieval",
     "sts",
     "training_pairs",
+    "training_texts",
     "tuning",
     "v_measure",
 ]
@@ -88,6 +89,18 @@ def _pydocs(data: str = "pydocs") -> corpora.Corpus:
 def documentation(words: int = 40, seed: int = 0, data: str = "pydocs") -> Documentation:
     """`pydocs` (or `pydocs:stdlib`) as passages of at most `words` words; read once for all tasks of a trial."""
     return Documentation(_pydocs(data), words=words, seed=seed)
+
+
+def training_texts(words: int = 40, seed: int = 0, data: str = "pydocs") -> list[str]:
+    """Whole docstrings of the packages that are trained on, to pre-train on.
+
+    Args:
+        words: of a passage; what nearly repeats another's first words, of whatever package, is left out.
+        seed: of the split. data: `pydocs`, or `pydocs:stdlib`.
+    """
+    docs = documentation(words, seed, data)
+    wanted = {entry.id for entry in docs.entries if not docs.held_out(entry.package)}
+    return [document.text for document in _pydocs(data) if document.id in wanted]
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,36 @@ Knows: presets, cells and their records, intervals and verdicts. Does not know: 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
+from broadsheet import models
+from broadsheet.cache import fingerprint, home
 from broadsheet.console import InputError, say
 from broadsheet.data.pydocs import is_pydocs
-from broadsheet.embed.dense_retrieval_study import CellRecord, Study, StudyCell, StudyQuestion, StudyRecipe
+from broadsheet.embed.dense_retrieval_study import (
+    CellRecord,
+    Study,
+    StudyBackbone,
+    StudyCell,
+    StudyQuestion,
+    StudyRecipe,
+)
+from broadsheet.embed.modules.from_scratch import BATCH, LENGTH
 from broadsheet.embed.trials.base import Count, number
+from broadsheet.embed.trials.study_notes import of_backbones, of_rates, of_table
 from broadsheet.embed.trials.study_presets import PRESETS, Axes, PresetRow, Table, table
 from broadsheet.options import option
-from broadsheet.page.evidence import provenance
+from broadsheet.page.evidence import provenance, versions
+from broadsheet.trial.base import Outcome
 from broadsheet.trial.claims import judge
 from broadsheet.trial.examples import excerpt, most_apart
 from broadsheet.trial.results import ArmResult, Curve, Example, TrialResult
+from broadsheet.trial.sampling import seconds_of
 from broadsheet.trial.stats import Floats, Interval, interval
 from broadsheet.trial.trained.arms import TrainedTrial
 from broadsheet.trial.verdicts import Comparison, compare_samples
@@ -28,6 +42,9 @@ from broadsheet.trial.verdicts import Comparison, compare_samples
 METRICS = {"nDCG@10": "nDCG@10", "RR@10": "RR@10", "Recall@10": "R@10", "Recall@100": "R@100"}
 _SEVERAL = ("nDCG@10", "RR@10")  # of a table that asks several questions
 _UNITS = (("B", 1e9), ("M", 1e6), ("k", 1e3))
+RATES = (3e-4, 1e-3, 3e-3)  # that each training's is chosen from; the first is the study's
+SIZES = ("scratch:1M", "scratch:3M", "scratch:10M")
+_OF_SIZE = ("A", "B", "C")  # tables that are about sizes
 
 
 @dataclass
@@ -36,18 +53,27 @@ class DenseRetrievalStudyTrial(TrainedTrial):
 
     Every cell is trained (or read back: cells are kept under the cache by all that decides them), asked the same
     queries, and recorded with its parameters, steps, tokens, time and memory. Training and asked packages are
-    different ones. Presets: A sizes in-domain, beside the raw models; B accuracy by steps of one run; C sizes on other
-    sets; D long passages, by tokens read; E with and without instruction; F joint and single-task training; `grid`
-    every combination of the axes below.
+    different ones. Each training takes the best of as many learning rates as every other. Presets: A sizes in-domain,
+    beside the raw models; B accuracy by steps of one run; C sizes on other sets; D long passages, by tokens read; E
+    with and without instruction; F joint and single-task training; `grid` every combination of the axes below.
     """
 
     paper: ClassVar[str] = "dense_retrieval_study"
     title: ClassVar[str] = "Dense retrieval"
 
     preset: str = option("A", "Which table.", choices=PRESETS)
-    backbones: tuple[str, ...] = option((), "Causal LMs, as --model takes them; by default that of --model.")
+    backbones: tuple[str, ...] = option(
+        (),
+        "Causal LMs, as --model takes them, or scratch:0.4M, scratch:1M, …: pre-trained here on equal tokens. By "
+        f"default that of --model; where neither is given, nor --layers, A, B and C take {', '.join(SIZES)}.",
+    )
+    pretraining: int = option(
+        StudyRecipe.pretraining, f"Steps of {BATCH} × {LENGTH} tokens of backbones from nothing.", quick=12, least=1
+    )
     layers: tuple[int, ...] = option(
-        (), "Depths of each backbone; by default a fifth, two fifths, three fifths, all.", least=1
+        (),
+        "Depths of each backbone; by default all of several; of one a fifth, two fifths, three fifths, all.",
+        least=1,
     )
     poolings: tuple[str, ...] = option(
         ("last-token",),
@@ -72,13 +98,23 @@ class DenseRetrievalStudyTrial(TrainedTrial):
     steps: int = option(25, "Of training.", quick=3, least=1)
     batch: int = option(32, "Queries of a step.", quick=4, least=1)
     negatives: int = option(1, "Hard negatives of a query.", least=0)
-    learning_rate: float = option(3e-4, "The study's.", least=0)
+    learning_rate: float | None = option(
+        None,
+        f"Of all trainings, {RATES[0]:g} in the study; by default the best of "
+        f"{', '.join(f'{rate:g}' for rate in RATES)} for each, on queries that no table asks.",
+        quick=RATES[1],
+        least=0,
+    )
     temperature: float = option(0.02, "The study's.", least=1e-6)
     words: int = option(24, "Of a passage.", quick=12, least=1)
     length: int = option(64, "Tokens of a text in training.", quick=48, least=1)
     queries: Count = option(100, "Asked.", quick=10, least=1)
     passages: Count = option(300, "Searched.", quick=40, least=1)
-    chunk: int = option(8, "Queries whose activations are kept at once; 0: all.", least=0)
+    chunk: int = option(
+        8,
+        "Queries that are read at once; 0: all. What does not fit in memory is read again for the gradients.",
+        least=0,
+    )
 
     def check(self) -> None:
         several = ("poolings", "attentions", "losses", "tunings", "instructions", "train_on", "sets", "cutoffs")
@@ -87,50 +123,80 @@ class DenseRetrievalStudyTrial(TrainedTrial):
                 raise InputError(f"got --{name.replace('_', '-')} with nothing in it; expected at least one value")
 
     def run(self) -> TrialResult:
-        """Train and ask the cells, compare, explain. Cells are kept one by one, so the base's work folder is not used.
+        """Train and ask the cells, compare, explain; more seeds follow where they would decide a claim.
 
         Raises:
             InputError: an option, a model or the data cannot be used.
         """
+        seconds_of(self.budget)  # refused before anything is trained
+        begin = time.monotonic()
         recipe, question = self._recipe(), self._question()
         self.study_ = Study(device=self.device or "", dtype=self.dtype or "")
-        made = table(self.preset, self._axes(), recipe, question)
-        arms, records, answers = self._arms(made)
-        comparisons = _comparisons(made, answers, self.seed)
-        made_of = {(c.metric, c.baseline, c.arm) for c in comparisons}
+        axes = self._axes()
+        made = table(self.preset, axes, recipe, question)
+        facts = {"seed": self.seed, **self._facts(axes, made)}
+        key = fingerprint([versions(), facts, self.given(), self.tried])
+        self.workdir = home() / "trials" / f"{self.tried}-{key}"  # the choice of rates
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        made = self._tuned_table(made)
+        while True:
+            arms, records, answers = self._arms(made)
+            comparisons = _comparisons(made, answers, self.seed)
+            judged = judge(made.claims, comparisons, trained=[row.name for row in made.rows if row.step])
+            if not self._extended(judged, time.monotonic() - begin):
+                break
         return TrialResult(
             paper=self.tried,
             title=f"{self.title}, table {self.preset}: {made.title}",
             question=made.question,
             setting={
-                "backbone": ", ".join(self.backbones) or self.model_name,
-                "recipe": f"{recipe.steps} steps of {recipe.batch} queries with {recipe.negatives} hard negatives, "
-                f"{recipe.loss} at τ = {recipe.temperature:g}, learning rate {recipe.learning_rate:g} falling to 0, "
-                f"{recipe.words} words a passage",
+                "backbone": ", ".join(map(models.title, axes.backbones)),
+                "recipe": self._told_of(recipe),
                 "asked": "; ".join(self._asked(made)),
                 "seeds": ", ".join(map(str, self.seeds)),
+                **self._told_of_tuning(),
             },
             arms=arms,
             comparisons=comparisons,
             item="query",
-            judged=judge(
-                [claim for claim in made.claims if (claim.metric, claim.baseline, claim.arm) in made_of],
-                comparisons,
-                trained=[row.name for row in made.rows if row.step],
-            ),
+            judged=judged,
             figures=[curve] if (curve := _curve(made, arms)) else [],
             examples=self._examples(made, records),
-            notes=[*made.notes, *_notes(made, arms, comparisons, records)],
+            notes=[
+                *made.notes,
+                *of_backbones(made, self._found(axes)),
+                *of_rates({name: kept["best"] for name, kept in self._tuning.items()}, RATES),
+                *of_table(made, comparisons, records),
+                *self._absent(judged, Outcome([], arms, comparisons)),
+            ],
             provenance=provenance(
-                seed=self.seed,
-                model={"name": self.model, "fingerprint": self.study_.fingerprint(self.model)},
-                data={"name": self.data, "fingerprint": self._data(made)},
-                cells={name: [_told(record) for record in each] for name, each in records.items()},
+                **facts, cells={name: [_told(record) for record in each] for name, each in records.items()}
             ),
         )
 
-    def finish(self) -> None:
-        """Nothing is removed: cells are kept for the other tables, and for the next run."""
+    def _tuned_table(self, made: Table) -> Table:
+        """The table with the best learning rate for each of its trainings; their whole runs are kept, and used."""
+        if self.learning_rate is not None:
+            return made
+        trained = list(dict.fromkeys(row.recipe for row in made.rows if row.step))
+        chosen = dict(zip(trained, map(self._best, trained, _names(trained)), strict=True))
+        return replace(made, rows=[replace(row, recipe=chosen.get(row.recipe, row.recipe)) for row in made.rows])
+
+    def _best(self, recipe: StudyRecipe, name: str) -> StudyRecipe:
+        asked = self.study_.tuning(recipe)
+
+        def score(rate: float) -> float:
+            return self.study_.score(replace(recipe, learning_rate=rate), asked)
+
+        return replace(recipe, learning_rate=self.tuned(name, RATES, score, on="; ".join(t.about for t in asked)))
+
+    def _told_of(self, recipe: StudyRecipe) -> str:
+        rate = "its own" if self.learning_rate is None else f"{self.learning_rate:g}"
+        return (
+            f"{recipe.steps} steps of {recipe.batch} queries with {recipe.negatives} hard negatives, "
+            f"{recipe.loss} at τ = {recipe.temperature:g}, learning rate {rate}, falling to 0, {recipe.words} words a "
+            f"passage, {recipe.length} tokens a text"
+        )
 
     def _recipe(self) -> StudyRecipe:
         first: dict[str, Any] = {
@@ -142,13 +208,14 @@ class DenseRetrievalStudyTrial(TrainedTrial):
         return StudyRecipe(
             backbone=self.model,
             temperature=self.temperature,
-            learning_rate=self.learning_rate,
+            learning_rate=RATES[0] if self.learning_rate is None else self.learning_rate,
             steps=self.steps,
             batch=self.batch,
             negatives=self.negatives,
             words=self.words,
             length=self.length,
             chunk=self.chunk,
+            pretraining=self.pretraining,
             split=self.seed,
             seed=self.seed,
             data=self._documentation,
@@ -171,16 +238,17 @@ class DenseRetrievalStudyTrial(TrainedTrial):
         """What is trained on, and searched by the tasks of documentation."""
         return self.data if is_pydocs(self.data) else "pydocs"
 
+    def _found(self, axes: Axes) -> dict[str, StudyBackbone]:
+        recipe = self._recipe()
+        return {name: self.study_.backbone(replace(recipe, backbone=name)) for name in axes.backbones}
+
     def _axes(self) -> Axes:
-        backbones = self.backbones or (self.model,)
-        depths = {name: self.study_.depth(name) for name in backbones}
-        given = tuple(sorted(self.layers))
-        layers = {name: given or _fifths(depth, quick=self.quick) for name, depth in depths.items()}
-        for name, depth in depths.items():
-            if layers[name][-1] > depth:
-                raise InputError(f"got --layers {','.join(map(str, self.layers))}; {name} has {depth}")
+        recipe = self._recipe()
+        found = {name: self.study_.backbone(replace(recipe, backbone=name)) for name in self._backbones()}
+        backbones = sorted(found, key=lambda name: found[name].weights)
+        layers = {name: self._layers(name, found[name].depth, several=len(found) > 1) for name in backbones}
         return Axes(
-            backbones,
+            tuple(backbones),
             layers,
             poolings=self.poolings,
             attentions=self.attentions,
@@ -190,6 +258,22 @@ class DenseRetrievalStudyTrial(TrainedTrial):
             sets=self.sets,
             cutoffs=tuple(sorted(self.cutoffs)),
             instructed=tuple(name == "with" for name in self.instructions),
+        )
+
+    def _backbones(self) -> tuple[str, ...]:
+        if self.backbones or self.layers or self.model != "default" or self.preset not in _OF_SIZE:
+            return self.backbones or (self.model,)
+        return SIZES[:2] if self.quick else SIZES
+
+    def _layers(self, name: str, depth: int, *, several: bool) -> tuple[int, ...]:
+        """Of a backbone, ascending; 0 for all layers of one among several."""
+        if self.layers and max(self.layers) > depth:
+            raise InputError(f"got --layers {','.join(map(str, self.layers))}; {name} has {depth}")
+        if not several:
+            return tuple(sorted(self.layers)) or _fifths(depth, quick=self.quick)
+        return (
+            *sorted(each for each in self.layers if each < depth),
+            *([0] if depth in (self.layers or [depth]) else []),
         )
 
     def _arms(self, made: Table) -> tuple[list[ArmResult], dict[str, list[CellRecord]], dict[str, dict[str, Floats]]]:
@@ -236,9 +320,27 @@ class DenseRetrievalStudyTrial(TrainedTrial):
         questions = {question for row in made.rows for question in row.questions.values()}
         return sorted({self.study_.task(question).about for question in questions})
 
-    def _data(self, made: Table) -> dict[str, str]:
+    def _facts(self, axes: Axes, made: Table) -> dict[str, Any]:
+        """Backbones and data."""
         questions = {question for row in made.rows for question in row.questions.values()}
-        return {question.task: self.study_.task(question).fingerprint() for question in questions}
+        asked = {question.task: self.study_.task(question).fingerprint() for question in questions}
+        backbones: dict[str, Any] = {}
+        for name, found in self._found(axes).items():
+            backbones[name] = {"fingerprint": found.fingerprint}
+            if found.pretrained is not None:
+                backbones[name]["pretrained"] = asdict(found.pretrained)
+        return {"models": backbones, "data": {"name": self.data, "fingerprint": asked}}
+
+
+def _names(recipes: Sequence[StudyRecipe]) -> list[str]:
+    """A name for each: where they differ from one another."""
+    fields = [asdict(recipe) for recipe in recipes]
+    varied = [name for name in fields[0] if len({repr(each[name]) for each in fields}) > 1]
+    return [
+        ", ".join(f"{name} {' and '.join(v) if isinstance(v := each[name], tuple) else v}" for name in varied)
+        or "all rows"
+        for each in fields
+    ]
 
 
 def _fifths(depth: int, *, quick: bool) -> tuple[int, ...]:
@@ -261,7 +363,11 @@ def _arm(row: PresetRow, records: list[CellRecord], answers: Mapping[str, Floats
     first = records[0]
     told = [_size(first), row.about]
     if row.step:
-        told.insert(1, f"{row.step} steps, {first.tokens:,} tokens, {first.seconds:,.0f} s")
+        told.insert(
+            1,
+            f"{row.step} steps, {first.tokens:,} tokens, {first.seconds:,.0f} s, "
+            f"learning rate {row.recipe.learning_rate:g}",
+        )
     spans = {
         name: interval(values if len(values) > 1 else values[0], runs=len(values) > 1, seed=seed)
         for name, values in answers.items()
@@ -288,6 +394,7 @@ def _comparisons(made: Table, answers: Mapping[str, Mapping[str, Floats]], seed:
     baseline = next(row.name for row in made.rows if row.role == "baseline")
     wanted = [(baseline, row.name) for row in made.rows if row.name != baseline]
     wanted += [pair for pair in made.pairs if pair not in wanted]
+    wanted += [pair for claim in made.claims if (pair := (claim.baseline, claim.arm)) not in wanted]
     return [
         compare_samples(values, answers[b][name], metric=name, baseline=a, arm=b, runs=True, bounds=(0, 1), seed=seed)
         for a, b in wanted
@@ -310,31 +417,6 @@ def _curve(made: Table, arms: Sequence[ArmResult]) -> Curve | None:
         return {name: [getattr(place.get((name, x)), end, None) for x in xs] for name in names}
 
     return Curve(title, axis, "nDCG@10", xs, drawn("estimate"), drawn("low"), drawn("high"), log_x=True)
-
-
-def _notes(
-    made: Table, arms: Sequence[ArmResult], comparisons: Sequence[Comparison], records: Mapping[str, list[CellRecord]]
-) -> list[str]:
-    """What the table could have seen, how seeds differ, whether training did anything, what is missing."""
-    notes = []
-    seen = [c.minimum_detectable_effect for c in comparisons if c.metric.startswith("nDCG@10") and c.n > 1]
-    if seen:
-        notes.append(
-            f"Power: with {comparisons[0].n} queries, a difference in nDCG@10 of {float(np.median(seen)):.3f} would be "
-            "found in four of five repetitions (the median over the pairs)."
-        )
-    spread = [
-        np.std([np.mean(r.values["nDCG@10"]) for r in each], ddof=1) for each in records.values() if len(each) > 1
-    ]
-    if spread:
-        notes.append(f"Between seeds, nDCG@10 has a standard deviation of {float(np.mean(spread)):.3f} on average.")
-    raw = [row.name for row in made.rows if row.step == 0]
-    by_pair = {(c.baseline, c.arm): c for c in comparisons if c.metric == "nDCG@10"}
-    for name in raw:
-        told = by_pair.get((name, name.removesuffix(", untrained")))
-        if told and told.verdict != "helps":
-            notes.append(f"Training did not measurably improve {told.arm} over the raw model: read its row with care.")
-    return notes
 
 
 def _told(record: CellRecord) -> dict[str, Any]:
