@@ -13,7 +13,7 @@ from small_docs import documents
 from broadsheet import models
 from broadsheet.console import InputError
 from broadsheet.embed.modules import from_scratch
-from broadsheet.embed.modules.from_scratch import Pretrained, _Pretraining, is_scratch, pretrained
+from broadsheet.embed.modules.from_scratch import Pretrained, _drawn, _Pretraining, is_scratch, pretrained
 from broadsheet.training.objective import NextTokens
 from broadsheet.training.scratch import SIZES, Size
 
@@ -110,6 +110,17 @@ def test_what_was_cut_off_goes_on_and_ends_alike(tmp_path: Path, monkeypatch: py
     assert len(calls) == 1 + 1 + 2 + 2 + 5, "no rate that was done is tried again"
     assert torch.equal(weights(again), weights(whole))
     assert (found.rate, found.loss) == (told.rate, told.loss)
+
+
+def test_no_more_is_drawn_than_is_read_and_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(from_scratch, "_LEAST", 3)
+    texts = [f"{i:02}" * 10 for i in range(20)]  # 20 characters each
+    assert len(_drawn(texts, 100, 0)) == 5
+    assert len(_drawn(texts, 101, 0)) == 6
+    assert len(_drawn(texts, 1, 0)) == 3
+    assert set(_drawn(texts, 10**6, 0)) == set(texts)
+    assert _drawn(texts, 100, 0) == _drawn(texts, 200, 0)[:5]
+    assert _drawn(texts, 100, 0) != _drawn(texts, 100, 1)
 
 
 def test_names(tmp_path: Path) -> None:

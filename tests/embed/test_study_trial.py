@@ -153,6 +153,24 @@ def test_each_training_takes_the_best_of_as_many_rates_and_that_run_is_the_table
     assert not any("that was tried" in note for note in middle.notes)
 
 
+def test_a_training_that_fails_is_a_failed_row_and_the_others_are_chosen_for(run, monkeypatch):
+    def score(self, recipe, asked):
+        self.raw(recipe)
+        return recipe.learning_rate
+
+    def raw(self, recipe, made=Study.raw):
+        if recipe.layers == 1:
+            raise InputError("no end-of-text token")
+        return made(self, recipe)
+
+    monkeypatch.setattr(Study, "score", score)
+    monkeypatch.setattr(Study, "raw", raw)
+    result = run(preset="A", **CHOSEN, layers=(1, 2), steps=1)
+    assert [arm.status for arm in result.arms] == ["failed", "ok", "failed", "ok"]
+    assert "no end-of-text token" in result.arms[0].error
+    assert [name for name in result.setting if name.startswith("tuning of ")] == ["tuning of layers 2"]
+
+
 def test_rates_that_were_scored_are_not_scored_again_after_a_kill(run, monkeypatch):
     scored = []
 

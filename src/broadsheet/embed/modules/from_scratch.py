@@ -6,11 +6,14 @@ Knows: texts, sizes, how a backbone is trained once and kept. Does not know: emb
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from broadsheet import models
 from broadsheet.cache import atomic_write, fingerprint
@@ -39,6 +42,7 @@ RATES = (1e-3, 3e-3, 6e-3)  # of AdamW, that each size's is chosen from
 BATCH, LENGTH = 16, 256  # rows of a step, tokens of a row
 _SHARE = 5  # a rate is chosen after a fifth of the steps
 _HELD_OUT, _TUNING = 200, 32  # documents
+_LEAST = 2000  # documents that are drawn
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Pretrained:
 
     Attributes:
         name: `scratch:SIZE`.
-        tokens: that it read, of `unique` that there are.
+        tokens: that it read, of `unique` that were drawn.
         rate: the learning rate that was chosen for it.
         loss: of `documents` that it did not read, in nats a byte.
         seconds: of its pre-training, the choice of a rate left out.
@@ -77,7 +81,7 @@ def pretrained(
 
     Args:
         name: `scratch:SIZE`, a size of `training.scratch`.
-        texts: to read, but for those that are held out.
+        texts: to draw from what is read, and what is held out.
         out: backbones stand in it, each in a folder named by all that it is made from.
         seed: of weights and order.
 
@@ -93,7 +97,7 @@ def pretrained(
     folder = out / f"backbone-{key}"
     record = folder / "backbone.json"
     if not record.exists():
-        training = _Pretraining(made, tuple(texts), folder, seed, place)
+        training = _Pretraining(made, _drawn(texts, 4 * steps * BATCH * LENGTH, seed), folder, seed, place)
         rate = training.rate(max(1, steps // _SHARE))
         say(f"pre-training: {name}, {steps:,} steps of {BATCH} × {LENGTH} tokens")
         training.run("model", steps, rate)
@@ -109,6 +113,13 @@ def pretrained(
         with atomic_write(record) as file:
             json.dump(asdict(told), file)
     return folder / "model", Pretrained(**read_json(record))
+
+
+def _drawn(texts: Sequence[str], characters: int, seed: int) -> tuple[str, ...]:
+    """Texts in random order that have as many characters together, where there are; a token has about three."""
+    order = random.Random(seed).sample(list(texts), len(texts))
+    ends = np.cumsum([len(text) for text in order])
+    return tuple(order[: max(_LEAST, int(np.searchsorted(ends, characters)) + 1)])
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,11 @@ class DenseRetrievalStudyTrial(TrainedTrial):
         def score(rate: float) -> float:
             return self.study_.score(replace(recipe, learning_rate=rate), asked)
 
-        return replace(recipe, learning_rate=self.tuned(name, RATES, score, on="; ".join(t.about for t in asked)))
+        try:
+            rate = self.tuned(name, RATES, score, on="; ".join(task.about for task in asked))
+        except InputError:  # its rows fail, and say why
+            return recipe
+        return replace(recipe, learning_rate=rate)
 
     def _told_of(self, recipe: StudyRecipe) -> str:
         rate = "its own" if self.learning_rate is None else f"{self.learning_rate:g}"

@@ -21,9 +21,9 @@ def of_backbones(made: Table, found: Mapping[str, StudyBackbone]) -> list[str]:
     if own:
         losses = ", ".join(f"{each.name} {each.loss:.3f} (learning rate {each.rate:g})" for each in own)
         notes.append(
-            f"Pre-trained here, once each: {own[0].tokens:,} tokens, of {own[0].unique:,} in the packages that are "
-            f"trained on. {own[0].documents} documents that were kept apart cost, in nats a byte: {losses}. Seeds are "
-            "those of the training after it."
+            f"Pre-trained here, once each: {own[0].tokens:,} tokens, of {own[0].unique:,} drawn from the packages that "
+            f"are trained on. {own[0].documents} documents that were kept apart cost, in nats a byte: {losses}. Seeds "
+            "are those of the training after it."
         )
     if len(found) > max(1, len(own)):
         notes.append("What backbones given by name were pre-trained on, and for how long, is not held fixed.")
