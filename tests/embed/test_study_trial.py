@@ -124,6 +124,16 @@ def test_so_are_those_of_steps_and_other_sets(preset):
     assert not PRESETS[preset](Axes(("one",), {"one": (2, 4)}), StudyRecipe(), StudyQuestion()).claims
 
 
+def test_what_is_claimed_is_compared_where_the_first_row_is_another():
+    axes = Axes(("small", "large"), {"small": (1, 0), "large": (1, 0)})
+    made = PRESETS["A"](axes, StudyRecipe(), StudyQuestion())
+    answers = {row.name: {"nDCG@10": np.linspace(0, 1, 12)[None]} for row in made.rows}
+    (claim,) = made.claims
+    assert claim.baseline != made.rows[0].name
+    compared = dense_retrieval_study._comparisons(made, answers, 0)
+    assert (claim.baseline, claim.arm) in {(each.baseline, each.arm) for each in compared}
+
+
 def test_each_training_takes_the_best_of_as_many_rates_and_that_run_is_the_table_s(run, whole, tmp_path, monkeypatch):
     best = {1: 3e-4, 2: 3e-3, 3: 1e-3}
     scored = []
