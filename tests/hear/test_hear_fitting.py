@@ -238,23 +238,23 @@ def test_activation_writes_at_half_scale_and_tunes_at_full(make: Make, rows: lis
     model = make()
     layer = model.llm.model.layers[0].self_attn.q_proj
     seen: list[float] = []
-    answer, prepared = model.answer, model.prepared
+    answers, prepared = model.answers, model.prepared
 
-    def telling(*args: Any, **named: Any) -> str:
+    def telling(requests: Any, **named: Any) -> list[str]:
         seen.append(layer.scaling["default"])
-        answer(*args, **{**named, "max_new_tokens": 2})
-        return "once upon a time there was a sound that went on and on for a very long time"
+        answers(requests, **{**named, "max_new_tokens": 2})
+        return ["once upon a time there was a sound that went on and on for a very long time"] * len(requests)
 
     def tuned(*args: Any, **named: Any) -> Any:
         if len(args) > 1:
             seen.append(layer.scaling["default"])
         return prepared(*args, **named)
 
-    model.answer, model.prepared = telling, tuned  # type: ignore[method-assign]
+    model.answers, model.prepared = telling, tuned  # type: ignore[method-assign]
     names = set(model.trained_parameters())
     fitted, told = activate(model, [replace(row, task="story", answer="") for row in rows[:3]], tmp_path / "active")
     assert (fitted.steps, fitted.examples) == (12, 12)
-    assert seen == [2.0] * 3 + [4.0] * 12
+    assert seen == [2.0] + [4.0] * 12, "three stories at once, then a step each"
     assert set(model.trained_parameters()) == names
     assert {row.instruction for row in told} == {INSTRUCTIONS["story"][0]}
     kept = read_rows(tmp_path / "active/stories.jsonl")
@@ -263,9 +263,45 @@ def test_activation_writes_at_half_scale_and_tunes_at_full(make: Make, rows: lis
 
 def test_stories_that_stay_short_are_said(make: Make, rows: list[AudioRow]) -> None:
     model = make()
-    model.answer = lambda *args, **named: "low"  # type: ignore[method-assign]
+    asked: list[int] = []
+
+    def short(requests: Any, **named: Any) -> list[str]:
+        asked.append(len(requests))
+        return ["low"] * len(requests) if len(asked) < 3 else ["low " * 20, *["low"] * (len(requests) - 1)]
+
+    model.answers = short  # type: ignore[method-assign]
     with pytest.raises(InputError, match="no story of 15 words"):
-        write_stories(model, [replace(rows[0], task="story")])
+        write_stories(model, [replace(rows[0], task="story")], tries=2)
+    asked[:] = [0, 0]
+    told = write_stories(model, [replace(row, task="story") for row in rows[:3]])
+    assert [(row.audio, row.answer) for row in told] == [(rows[i].audio, " ".join(["low"] * 20)) for i in range(3)]
+    assert asked[2:] == [3, 2, 1], "only those that are too short are written anew"
+
+
+def test_a_story_is_drawn_by_its_seed_and_clip_and_not_by_those_beside_it(make: Make, rows: list[AudioRow]) -> None:
+    model = make()
+    clips = [replace(row, task="story", answer="") for row in rows]
+
+    def told(some: list[AudioRow], **settings: Any) -> dict[tuple[str, ...], str]:
+        given = {"max_new_tokens": 12, "min_new_tokens": 12, "least_words": 1, **settings}
+        return {row.audio: row.answer for row in write_stories(model, some, **given)}
+
+    together = told(clips)
+    alone = {audio: story for clip in clips for audio, story in told([clip]).items()}
+    assert together == alone == told(clips[::-1])
+    assert len(set(together.values())) == len(clips)
+    other = told(clips, seed=1)
+    assert all(other[audio] != story for audio, story in together.items())
+    assert told(clips[:1], temperature=1e-4) == told(clips[:1], temperature=1e-4, seed=1), "hardly a draw"
+
+
+def test_a_draw_has_the_odds_of_the_softmax() -> None:
+    scores = torch.tensor([[2.0, 1.0, 0.0, -9.0]])
+    draws = activating._Draws([torch.Generator().manual_seed(0)], temperature=0.5, top_p=0.9)
+    chosen = torch.stack([draws(torch.zeros(1, 0, dtype=torch.long), scores).argmax() for _ in range(4000)])
+    shares = torch.bincount(chosen, minlength=4) / len(chosen)
+    odds = torch.tensor([4.0, 2.0]).softmax(0)  # what top_p leaves, at temperature ½
+    torch.testing.assert_close(shares, torch.tensor([*odds, 0, 0]), atol=0.02, rtol=0)
 
 
 def test_activation_is_an_ordinary_stage(make: Make, rows: list[AudioRow]) -> None:

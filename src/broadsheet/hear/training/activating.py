@@ -10,11 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, progress
 from broadsheet.hear.data.rows import AudioRow, write_rows
 from broadsheet.hear.prompts import instruction
 from broadsheet.hear.training.fitting import fit
-from broadsheet.models.seeds import seeded
 from broadsheet.training.trainer import TrainOutput
 
 if TYPE_CHECKING:
@@ -22,7 +26,8 @@ if TYPE_CHECKING:
 
 FACTOR = 0.5  # of the adapter's scaling while stories are written: 4 becomes 2
 STEPS = 12  # one story each
-_SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1}
+_PENALTY = 1.1  # of repetition
+_TOGETHER = 16  # stories that are written at once
 
 
 def write_stories(
@@ -34,38 +39,69 @@ def write_stories(
     least_words: int = 15,
     tries: int = 4,
     seed: int = 0,
+    temperature: float = 0.8,
+    top_p: float = 0.9,
     **generation: Any,
 ) -> list[AudioRow]:
     """Rows with the stories that the model writes about their clips at a weaker adapter.
 
+    They are written in batches, and each is drawn from a generator of its own, seeded by `seed`, the names of its clips
+    and what is asked: which rows stand beside it does not matter, but for rounding.
+
     Args:
         rows: whose audio and instruction count; an instruction that is missing is the task's fixed one.
         factor: of the adapter's scaling meanwhile.
-        max_new_tokens, generation: of `generate`; sampled by default, seeded.
+        max_new_tokens, generation: of `generate`, which picks the largest of what the draws have changed.
         least_words: a shorter story is written anew, at most `tries` times in all.
+        temperature, top_p: of the draws.
 
     Raises:
         InputError: no story came out long enough for any row.
 
     Source: arXiv:2310.13289, Sec. 3.2 (activation tuning).
     """
-    written: list[AudioRow] = []
-    settings = {**_SAMPLING, "max_new_tokens": max_new_tokens, **generation}
-    with model.scale_lora(factor), seeded(seed), progress("writing stories", total=len(rows)) as bar:
-        for row in rows:
-            asked = row.instruction or instruction(row.task or "story")
-            for _ in range(tries):
-                story = " ".join(model.answer(list(row.audio), asked, **settings).split())
-                if len(story.split()) >= least_words:
-                    written.append(replace(row, answer=story, instruction=asked))
-                    break
-            bar.advance(bar.task_ids[0])
-    if not written:
+    asked = [replace(row, instruction=row.instruction or instruction(row.task or "story")) for row in rows]
+    settings = {"repetition_penalty": _PENALTY, "max_new_tokens": max_new_tokens, **generation}
+    told: dict[int, str] = {}
+    with model.scale_lora(factor), progress("writing stories", total=len(rows)) as bar:
+        for attempt in range(tries):
+            left = [place for place in range(len(rows)) if place not in told]
+            for start in range(0, len(left), _TOGETHER):
+                places = left[start : start + _TOGETHER]
+                draws = _Draws([_generator(asked[place], seed, attempt) for place in places], temperature, top_p)
+                requests = [(list(asked[place].audio), asked[place].instruction) for place in places]
+                for place, answer in zip(
+                    places, model.answers(requests, logits_processor=[draws], **settings), strict=True
+                ):
+                    if len(answer.split()) >= least_words:
+                        told[place] = " ".join(answer.split())
+                        bar.advance(bar.task_ids[0])
+    if not told:
         raise InputError(
             f"no story of {least_words} words or more came out of {len(rows)} clips at {factor:g} of the adapter's "
             "scaling; give a smaller factor"
         )
-    return written
+    return [replace(asked[place], answer=told[place]) for place in sorted(told)]
+
+
+class _Draws(LogitsProcessor):
+    """Adds Gumbel noise of its own to each row's logits: the largest is then a draw from their softmax."""
+
+    def __init__(self, generators: Sequence[torch.Generator], temperature: float, top_p: float) -> None:
+        self.generators = generators
+        self.narrow = LogitsProcessorList([TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)])
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Logits (batch, vocabulary) to logits with noise."""
+        drawn = [torch.empty(scores.shape[1]).exponential_(generator=each) for each in self.generators]
+        narrowed: Tensor = self.narrow(input_ids, scores)
+        return narrowed - torch.stack(drawn).to(scores.device).log()
+
+
+def _generator(row: AudioRow, seed: int, attempt: int) -> torch.Generator:
+    """Of a row's draws."""
+    names = [Path(clip).name for clip in row.audio]
+    return torch.Generator().manual_seed(int(fingerprint([seed, names, row.instruction, attempt])[:15], 16))
 
 
 def activate(
