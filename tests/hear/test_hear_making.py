@@ -17,8 +17,19 @@ from hypothesis import strategies as st
 
 from broadsheet.console import InputError
 from broadsheet.hear.data import Made, dataset, grammar, make_data, tasks
+from broadsheet.hear.data.mixing import FLOOR
 from broadsheet.hear.data.sounds import BANDS, CAPTIONS, HELD_OUT, MUSIC, NAMES, STRUCK
-from broadsheet.hear.data.tasks import NUMBERS, TASKS, UNSEEN_ORDERS, WHAT_SAID, WHICH_SOUND, Maker, choices, deck
+from broadsheet.hear.data.tasks import (
+    NOISY,
+    NUMBERS,
+    TASKS,
+    UNSEEN_ORDERS,
+    WHAT_SAID,
+    WHICH_SOUND,
+    Maker,
+    choices,
+    deck,
+)
 from broadsheet.hear.data.voices import HARD_SPEEDS, RATES, SLOW
 
 SIZES = {"asr": 2, "sound": 2, "caption": 2, "count": 4, "voice": 2, "order": 2, "speech_sound": 4}
@@ -100,6 +111,8 @@ def test_each_file_holds_its_tasks_in_the_number_asked_for(made):
     assert Counter((row["split"], row["task"]) for row in rows_of(made, "hard")) == {
         ("slow", "asr"): 1,
         ("espeak", "asr"): 1,
+        ("noise", "asr"): 1,
+        ("noise", "sound"): 1,
     }
     assert [(row["task"], row["answer"]) for row in rows_of(made, "stories")] == [("story", "")] * 2
     assert {row["split"] for row in [*stage2, *rows_of(made, "stories")]} == {"train"}
@@ -163,9 +176,35 @@ def test_nothing_of_the_test_is_in_training(made):
 def test_rates_are_those_of_the_split(made):
     spoken = [(row["split"], row["about"]["speech"]["rate"]) for row in all_rows(made) if row["about"]["speech"]]
     low, high = RATES
-    assert all(low <= rate <= high < SLOW for split, rate in spoken if split in ("train", "test"))
+    assert all(low <= rate <= high < SLOW for split, rate in spoken if split in ("train", "test", "noise"))
     assert [rate for split, rate in spoken if split == "slow"] == [SLOW]
     assert all(HARD_SPEEDS[0] <= rate <= HARD_SPEEDS[1] for split, rate in spoken if split == "espeak")
+
+
+def test_noise_is_as_loud_as_the_row_says_and_nearly_as_loud_as_what_is_heard_in_it(made):
+    noisy = [row for row in rows_of(made, "hard") if row["split"] == "noise"]
+    assert [row["task"] for row in noisy] == ["asr", "sound"]
+    for row in noisy:
+        about = row["about"]
+        heard = about["speech"] or about["sounds"][0]
+        samples = samples_of(made.folder / row["audio"])
+        first, last = (round(16_000 * place) for place in (heard["offset"], heard["offset"] + heard["duration"]))
+        level = 20 * np.log10(np.concatenate([samples[:first], samples[last:]]).std())
+        # as a whole it may have been turned down, so as not to clip
+        assert about["noise"]["decibels"] - 6 < level < about["noise"]["decibels"] + 1
+        assert NOISY[0] - 0.1 <= heard["decibels"] - about["noise"]["decibels"] <= NOISY[1] + 0.1
+    quiet = [row for row in all_rows(made) if row["split"] != "noise" and row["task"] == "asr"]
+    assert all(row["about"]["noise"]["decibels"] < FLOOR[1] + 0.01 for row in quiet)
+
+
+def test_a_set_of_many_words_says_others(tmp_path):
+    sizes = {**TINY, "sound": 0, "asr": 12, "seed": 1}
+    made = make_data(tmp_path / "many", **sizes, many_words=True)
+    said = {word for row in rows_of(made, "stage2") for word in row["answer"].split()}
+    assert said <= set(grammar.vocabulary(many=True))
+    assert len(said - set(grammar.vocabulary())) > 10
+    with pytest.raises(InputError, match="many_words=True"):
+        make_data(tmp_path / "many", **sizes)
 
 
 def test_counted_sounds_are_heard_so_often(made):
@@ -177,7 +216,7 @@ def test_counted_sounds_are_heard_so_often(made):
 
 def test_a_sound_is_where_the_row_says_and_nothing_before_it(made):
     for row in all_rows(made):
-        if row["task"] != "sound":
+        if row["task"] != "sound" or row["split"] == "noise":
             continue
         samples, told = samples_of(made.folder / row["audio"]), row["about"]["sounds"][0]
         first, last = (round(16_000 * place) for place in (told["offset"], told["offset"] + told["duration"]))

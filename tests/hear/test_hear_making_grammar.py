@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broadsheet.hear.data import grammar
-from broadsheet.hear.data.sounds import NAMES
+from broadsheet.hear.data.sounds import CAPTIONS, NAMES
 
 WAYS = (None, *grammar.WAYS)
 
 
-@given(seed=st.integers(0, 2**32), way=st.sampled_from(WAYS), most=st.integers(4, 6))
-def test_a_drawn_sentence_is_of_the_grammar_and_held_out_in_the_way_asked_for(seed, way, most):
-    sentence = grammar.draw(np.random.default_rng(seed), way, most=most)
+@given(seed=st.integers(0, 2**32), way=st.sampled_from(WAYS), most=st.integers(4, 6), many=st.booleans())
+def test_a_drawn_sentence_is_of_the_grammar_and_held_out_in_the_way_asked_for(seed, way, most, many):
+    sentence = grammar.draw(np.random.default_rng(seed), way, most=most, many=many)
+    assert set(sentence.split()) <= set(grammar.vocabulary(many))
     assert len(list(grammar.parses(sentence))) == 1
     assert grammar.held_out(sentence) == way
     assert 3 <= len(sentence.split()) <= most
@@ -29,13 +30,21 @@ def test_other_text_is_not_of_the_grammar(text):
     assert not list(grammar.parses(text))
 
 
-def test_there_are_about_sixty_words_none_of_them_a_sound_and_over_a_hundred_thousand_sentences():
-    words = grammar.vocabulary()
-    assert 55 <= len(words) <= 70
-    assert not set(words) & set(NAMES)
+@pytest.mark.parametrize(("many", "least", "most"), [(False, 55, 70), (True, 390, 420)])
+def test_there_are_about_so_many_words_none_of_them_a_sound_and_over_a_hundred_thousand_sentences(many, least, most):
+    words = grammar.vocabulary(many)
+    assert least <= len(words) <= most
+    assert not set(words) & {word for told in (*NAMES, *CAPTIONS.values()) for word in told.split() if word != "the"}
     assert all(word.isascii() and word.isalpha() and word.islower() for word in words)
-    assert grammar.size() > 100_000
-    assert sum(len(words) for words in grammar.WORDS.values()) == len(words), "a word in two slots tells less"
+    assert grammar.size(many) > 100_000
+    assert sum(len(words) for words in grammar.words_of(many).values()) == len(words), "a word in two slots tells less"
+
+
+def test_what_few_words_hold_out_many_hold_out_too():
+    assert grammar.held_out_pairs() < grammar.held_out_pairs(many=True)
+    nouns = [noun for _, noun in grammar.held_out_pairs(many=True)]
+    assert sorted(nouns) == sorted((*grammar.MANY["who"], *grammar.MANY["what"]))
+    assert all(grammar.held_out(f"the {left} {right} cried") == "pair" for left, right in grammar.held_out_pairs(True))
 
 
 def test_every_word_of_a_held_out_pair_occurs_in_training_and_the_pair_never_does():

@@ -139,7 +139,10 @@ def make_data(
     speech_sound: Rows = 150,
     stories: Annotated[int, typer.Option(min=0, help="Clips to write stories about.")] = 12,
     test: Annotated[int, typer.Option(min=0, help="Held-out rows of asr and sound; half as many of the others.")] = 60,
-    hard: Annotated[int, typer.Option(min=0, help="Slow held-out rows, and as many by another program.")] = 30,
+    hard: Annotated[
+        int, typer.Option(min=0, help="Held-out rows of slow speech, and as many by another program and in noise.")
+    ] = 30,
+    many_words: Annotated[bool, typer.Option("--many-words", help="Some 400 words instead of some 60.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a set made with other settings.")] = False,
 ) -> None:
     """Make labelled clips to train and test on: speech by flite and espeak-ng, sounds by sox; nothing is downloaded.
@@ -150,7 +153,7 @@ def make_data(
 
     sizes = {"asr": asr, "sound": sound, "caption": caption, "count": count, "voice": voice, "order": order}
     sizes |= {"speech_sound": speech_sound, "stories": stories, "test": test, "hard": hard}
-    made = making.make_data(out, seed=seed, seconds=seconds, **sizes, force=force)
+    made = making.make_data(out, seed=seed, seconds=seconds, **sizes, many_words=many_words, force=force)
     for name, number in made.counts.items():
         print(f"{name:8}  {number:,}")
     say(f"train on it: broadsheet apply salmonn {out} --out runs/ears")

@@ -22,7 +22,7 @@ from broadsheet.hear.data.sounds import BANDS, NAMES
 from broadsheet.hear.data.tasks import TASKS, UNSEEN_ORDERS, Maker, choices
 from broadsheet.hear.data.voices import HARD_SPEEDS, RATES, SLOW, require, version
 
-FORMAT = 1  # of what is made: another number, other clips
+FORMAT = 2  # of what is made: another number, other clips
 STAGE1 = ("asr", "sound", "caption")
 FILES = ("stage1.jsonl", "stage2.jsonl", "stories.jsonl", "test.jsonl", "hard.jsonl")
 SHORTEST, LONGEST = 3.0, 30.0  # seconds of a clip: the longest pair of sounds takes 2.8
@@ -70,6 +70,7 @@ def make_data(
     stories: int = 12,
     test: int = 60,
     hard: int = 30,
+    many_words: bool = False,
     force: bool = False,
 ) -> Made:
     """Make a set of labelled clips of speech, sounds and mixtures, with what is held out from training beside it.
@@ -77,8 +78,9 @@ def make_data(
     In `out`: `audio/*.wav` (16 kHz mono, all of one length, names that say nothing); `stage1.jsonl` (asr, sound,
     caption); `stage2.jsonl` (every task); `stories.jsonl` (clips whose answers are yet to be written); `test.jsonl`
     (sentences, word pairs, orders of sounds and pitches that are not in training); `hard.jsonl` (speech that is slower
-    than any in training: split "slow"; and by espeak-ng: split "espeak"); `made.json` (settings, counts, versions,
-    SHA-256 of each file). The same seed, settings and programs give the same bytes. A killed run leaves no `out`.
+    than any in training: split "slow"; by espeak-ng: split "espeak"; speech and sounds that are up to 10 dB louder than
+    the noise: split "noise"); `made.json` (settings, counts, versions, SHA-256 of each file). The same seed, settings
+    and programs give the same bytes. A killed run leaves no `out`.
 
     Args:
         out: the folder; made anew.
@@ -87,7 +89,8 @@ def make_data(
         asr, sound, caption, count, voice, order, speech_sound: training rows of each task.
         stories: clips to write stories about.
         test: held-out rows of asr, and of sound; half as many of each other task.
-        hard: rows with the slow rate, and as many by espeak-ng.
+        hard: rows of speech with the slow rate, as many by espeak-ng, as many in noise, and as many of sounds in noise.
+        many_words: let sentences have some 400 different words instead of some 60.
         force: replace a set with other settings.
 
     Raises:
@@ -101,7 +104,7 @@ def make_data(
     sizes = {"asr": asr, "sound": sound, "caption": caption, "count": count, "voice": voice, "order": order}
     sizes |= {"speech_sound": speech_sound, "stories": stories, "test": test, "hard": hard}
     _check(seed, seconds, sizes)
-    settings = {"format": FORMAT, "seed": seed, "seconds": float(seconds), "sizes": sizes}
+    settings = {"format": FORMAT, "seed": seed, "seconds": float(seconds), "sizes": sizes, "many_words": many_words}
     with locked(out):
         if (done := _finished(out, settings, force)) is not None:
             return done
@@ -155,7 +158,7 @@ def _write(folder: Path, settings: dict[str, Any]) -> dict[str, int]:
     wanted = _plan(seed, sizes)
     with progress("making clips", total=len(wanted)) as bar:
         for want in wanted:
-            maker = makers.setdefault(want.split, Maker(seconds, want.split))
+            maker = makers.setdefault(want.split, Maker(seconds, want.split, settings["many_words"]))
             clip = maker.make(want.task, want.about, _generator(seed, want.split, want.task, want.index))
             raw = wav_bytes(clip.samples)
             name = hashlib.sha256(f"{seed} ".encode() + raw).hexdigest()[:16]
@@ -194,8 +197,8 @@ def _plan(seed: int, sizes: dict[str, int]) -> list[_Wanted]:
     add("stories.jsonl", "train", "story", sizes["stories"])
     for task in told:
         add("test.jsonl", "test", task, sizes["test"] if task in ("asr", "sound") else sizes["test"] // 2)
-    for split in ("slow", "espeak"):
-        add("hard.jsonl", split, "asr", sizes["hard"])
+    for split, task in (("slow", "asr"), ("espeak", "asr"), ("noise", "asr"), ("noise", "sound")):
+        add("hard.jsonl", split, task, sizes["hard"])
     return wanted
 
 
@@ -212,10 +215,10 @@ def _account(
         "audio": fingerprint(sorted(path.name for path in (folder / "audio").iterdir())),
         "sample_rate": SAMPLE_RATE,
         "programs": {program: version(program) for program in programs},
-        "speaking_rates": {"train and test": RATES, "slow": SLOW, "espeak": HARD_SPEEDS},
+        "speaking_rates": {"train, test and noise": RATES, "slow": SLOW, "espeak": HARD_SPEEDS},
         "sounds": {"names": NAMES, "semitones": BANDS},
         "held_out": {
-            "pairs": sorted(" ".join(pair) for pair in grammar.held_out_pairs()),
+            "pairs": sorted(" ".join(pair) for pair in grammar.held_out_pairs(settings["many_words"])),
             "share_of_sentences": grammar.HELD_OUT_SHARE,
             "orders": sorted(" then ".join(pair) for pair in UNSEEN_ORDERS),
         },

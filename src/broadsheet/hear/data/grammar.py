@@ -26,6 +26,51 @@ WORDS = {
     "where": ("kitchen", "garden", "market", "school", "river", "church", "forest", "station"),
     "when": ("today", "yesterday", "again", "often"),
 }
+# slot → further words, of a set with many: each one token too, and none of two slots.
+_MORE = {
+    "how": (
+        "brave calm clever cruel famous gentle hungry kind lazy lonely lucky nervous patient polite poor proud "
+        "rich rude sad shy silent strange strong tired weak wise"
+    ),
+    "who": (
+        "actor aunt baker boy brother captain clerk cook cousin dancer daughter dentist driver father friend "
+        "girl guard guest hunter judge lady lawyer leader maid monk neighbor nephew nurse painter pilot pirate "
+        "player poet priest prince prisoner pupil rider runner servant singer sister son student tailor thief "
+        "tourist uncle visitor widow wife winner witness woman worker writer camel cat cow dog donkey fox goat "
+        "lion monkey mouse pig rabbit sheep tiger wolf"
+    ),
+    "does": (
+        "arrived climbed danced dreamed escaped fell hesitated jumped listened nodded paused prayed returned "
+        "rested shouted sighed smiled stood stumbled swam vanished whispered"
+    ),
+    "acts": (
+        "admired borrowed bought broke buried burned chose collected covered described destroyed dragged drew "
+        "examined fixed folded forgot hated hid held hit ignored improved kept kicked lifted liked measured "
+        "moved needed noticed offered opened owned packed pulled pushed raised repaired sold stained touched "
+        "washed watched"
+    ),
+    "like": (
+        "ancient blue bright brown clean cold crooked damp dark dirty dusty empty expensive fancy flat fresh "
+        "golden gray hidden hollow huge narrow pink plain purple round sharp shiny silver simple small smooth "
+        "soft square thick thin tiny ugly warm wet white wide wooden yellow"
+    ),
+    "what": (
+        "anchor apple arrow axe bag ball banner barrel bench blanket book bowl box branch bread brush bucket "
+        "button cake camera card carpet carriage cart clock coat coin crown cup curtain desk dish door dress "
+        "egg fence flag flower fork gate glass glove hammer hat helmet jacket jar key ladder map mask medal "
+        "mirror nail necklace needle net newspaper oven paper pencil photo picture pillow pipe plate pot purse "
+        "ribbon ring rope rug saddle shelf shield shirt shoe shovel spoon statue stone stove sword tent ticket "
+        "towel toy tray tree trunk umbrella vase wagon wallet wheel"
+    ),
+    "by": "above below",
+    "where": (
+        "airport bakery bank barn beach bridge castle cave desert factory farm field fountain harbor hill "
+        "hospital hotel island lake library mill mountain museum office palace park prison stable street swamp "
+        "temple theater tower tunnel valley village wall"
+    ),
+    "when": "later sometimes twice soon",
+}
+MANY = {slot: (*words, *_MORE.get(slot, "").split()) for slot, words in WORDS.items()}
 # (slots, how often it is drawn beside the others): short ones are few, and would soon be drawn twice.
 TEMPLATES = (
     (("whose", "who", "does"), 1),
@@ -42,14 +87,24 @@ HELD_OUT_SHARE = 0.1  # of the sentences without a held-out pair
 WAYS = ("pair", "sentence")  # in which a sentence is held out
 
 
-def held_out_pairs() -> frozenset[tuple[str, str]]:
-    """Adjective and noun, one pair for every noun: each word occurs in training, the two together never do."""
+def held_out_pairs(many: bool = False) -> frozenset[tuple[str, str]]:
+    """Adjective and noun, one pair for every noun: each word occurs in training, the two together never do.
+
+    Those of many words hold those of few.
+    """
     return frozenset(
-        (WORDS[left][i % len(WORDS[left])], noun) for left, right in PAIRED for i, noun in enumerate(WORDS[right])
+        (WORDS[left][i % len(WORDS[left])], noun)
+        for left, right in PAIRED
+        for i, noun in enumerate(words_of(many)[right])
     )
 
 
-_PAIRS = held_out_pairs()
+def words_of(many: bool) -> dict[str, tuple[str, ...]]:
+    """slot → its words: some 60 in all, or some 400."""
+    return MANY if many else WORDS
+
+
+_PAIRS = held_out_pairs(many=True)
 
 
 def held_out(sentence: str) -> str | None:
@@ -66,35 +121,37 @@ def held_out(sentence: str) -> str | None:
     return "sentence" if first < HELD_OUT_SHARE * 2**32 else None
 
 
-def draw(rng: np.random.Generator, way: str | None = None, *, most: int = 6) -> str:
+def draw(rng: np.random.Generator, way: str | None = None, *, most: int = 6, many: bool = False) -> str:
     """A sentence, each word drawn evenly from its slot.
 
     Args:
         way: how it must be held out: "pair", "sentence", or None for a sentence of training.
         most: words.
+        many: draw from some 400 words instead of some 60.
     """
+    words = words_of(many)
     allowed = [(slots, often) for slots, often in TEMPLATES if len(slots) <= most]
     often = np.array([weight for _, weight in allowed], dtype=float)
     while True:
         slots = allowed[int(rng.choice(len(allowed), p=often / often.sum()))][0]
-        sentence = " ".join(WORDS[slot][int(rng.integers(len(WORDS[slot])))] for slot in slots)
+        sentence = " ".join(words[slot][int(rng.integers(len(words[slot])))] for slot in slots)
         if held_out(sentence) == way:
             return sentence
 
 
-def size() -> int:
+def size(many: bool = False) -> int:
     """How many sentences there are."""
-    return sum(math.prod(len(WORDS[slot]) for slot in slots) for slots, _ in TEMPLATES)
+    return sum(math.prod(len(words_of(many)[slot]) for slot in slots) for slots, _ in TEMPLATES)
 
 
-def vocabulary() -> list[str]:
+def vocabulary(many: bool = False) -> list[str]:
     """Every word, once."""
-    return list(dict.fromkeys(word for words in WORDS.values() for word in words))
+    return list(dict.fromkeys(word for words in words_of(many).values() for word in words))
 
 
 def parses(sentence: str) -> Iterator[tuple[str, ...]]:
     """The templates, as slots, that give this sentence: one for a sentence of the grammar, none for any other text."""
     words = sentence.split(" ")
     for slots, _ in TEMPLATES:
-        if len(slots) == len(words) and all(word in WORDS[slot] for word, slot in zip(words, slots, strict=True)):
+        if len(slots) == len(words) and all(word in MANY[slot] for word, slot in zip(words, slots, strict=True)):
             yield slots

@@ -32,6 +32,7 @@ ORDERS = tuple(permutations(NAMES, 2))
 STORIES = ("two sounds", "speech over a sound", "speech before a sound", "music and a sound")
 LEVELS = (-27.0, -15.0)  # dB below full scale of a sound or a voice
 BENEATH = (5.0, 13.0)  # dB by which a sound is quieter than the voice over it
+NOISY = (0.0, 10.0)  # dB by which a voice or a sound is louder than the noise of the split "noise"
 GAP = 0.2  # seconds between two sounds, at least
 TRIES = 40  # draws of a sentence before the clip is called too short
 
@@ -52,12 +53,14 @@ class Maker:
 
     Parameters:
         seconds: length of every clip.
-        split: "train", "test", "slow" (the held-out rate) or "espeak" (another program's voices).
+        split: "train", "test", "slow" (the held-out rate), "noise" (loud) or "espeak" (another program's voices).
+        many: whether sentences have some 400 different words instead of some 60.
         redrawn: how many sentences were drawn anew because they were too long for the clip.
     """
 
     seconds: float
     split: str
+    many: bool = False
     redrawn: int = 0
     _said: set[str] = field(default_factory=set)
 
@@ -114,6 +117,8 @@ class Maker:
             offsets or spread([seconds_of(samples) for samples, _ in heard], self.seconds, GAP, rng) if heard else []
         )
         tilt = round(float(rng.uniform(0, 1)), 3)
+        if self.split == "noise":
+            level = loudness(heard[0][0]) - rng.uniform(*NOISY)
         level = round(float(rng.uniform(*FLOOR)) if level is None else level, 2)
         floor = noise(round(self.seconds * SAMPLE_RATE), level, tilt, rng)
         told = [
@@ -136,7 +141,7 @@ class Maker:
     def _sentence(self, rng: np.random.Generator, way: str | None, most: int) -> str:
         """A sentence that is new in this split, as long as there are any."""
         for _ in range(TRIES):
-            sentence = grammar.draw(rng, way, most=most)
+            sentence = grammar.draw(rng, way, most=most, many=self.many)
             if sentence not in self._said:
                 break
         return sentence

@@ -30,7 +30,8 @@ MOST_CLOSED = 0.5  # of a story's words
 _FUNCTION = (
     "a an and are as at be been before behind but by did do does for from had has have he her his i if in into is it "
     "its me my near no not of on or our over she so some that the their them then there they this to under up was we "
-    "were what when where which who will with you your again often today yesterday"
+    "were what when where which who will with you your above below again later often sometimes soon today twice "
+    "yesterday"
 )
 _FUNCTION_WORDS = frozenset(_FUNCTION.split())
 
