@@ -81,6 +81,20 @@ def test_among_choices_it_takes_the_likeliest(cascade: Cascade) -> None:
         assert chosen[place] == among[likelihoods.index(max(likelihoods))]
 
 
+@torch.no_grad()
+def test_given_answers_are_weighed_after_the_transcript(cascade: Cascade) -> None:
+    texts = [("once upon a time", "a bell"), ("a horn blows", "the queen slept")]
+    found = cascade.nats([(noise(16_000 + i), ASKED) for i in range(2)], texts)
+    for place, pair in enumerate(texts):
+        chat = [{"role": "user", "content": f"Transcript: {16_000 + place}\n{ASKED}"}]
+        prompt = cascade.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        before = cascade.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        for text, lost in zip(pair, found[place], strict=True):
+            after = cascade.tokenizer(text, add_special_tokens=False)["input_ids"]
+            logits = cascade.model(torch.tensor([before + after])).logits[0, len(before) - 1 : -1].log_softmax(-1)
+            assert lost == pytest.approx(-float(logits.gather(1, torch.tensor(after)[:, None]).mean()), abs=1e-4)
+
+
 def test_silence_has_the_length_of_a_clip_and_nothing_else(tiny_model: Callable, tiny_tokenizer: Callable) -> None:
     model = tiny(tiny_model(max_position_embeddings=512), tiny_tokenizer())
     one, other = [(noise(16_000, seed), ASKED) for seed in (1, 2)]

@@ -11,6 +11,7 @@ from broadsheet.console import InputError
 from broadsheet.hear.data.rows import AudioRow
 from broadsheet.hear.trials.following import (
     FOLLOWED,
+    HEARD,
     NAMING,
     account,
     closed_share,
@@ -20,6 +21,9 @@ from broadsheet.hear.trials.following import (
     stories,
 )
 from broadsheet.hear.trials.metrics import (
+    HARD_SOUNDS,
+    HARD_SPEECH,
+    HARD_WER,
     OTHERS,
     SOUNDS,
     SPEECH,
@@ -207,4 +211,26 @@ def test_stories_are_asked_for_in_place_of_what_was_asked() -> None:
     judged = job.outputs(job.questions, [STORY, "two old kings " * 5])
     assert judged[FOLLOWED] == [1, 0]  # the clip's own sentence is no story, though it is not among the training's
     assert judged[NAMING] == [1, 1]
-    assert account(job, [STORY, "horn"]).startswith("1 follow, 1 name what is heard, ")
+    assert account(job, [STORY, "horn"]).startswith("1 follow, 1 name what is heard, 0.0 do both beyond chance, ")
+
+
+def test_a_story_counts_by_how_much_better_it_fits_its_clip_than_the_others() -> None:
+    heard = ["bell", "horn", "drum", "bell"]
+    several = [
+        AudioRow("sound", (f"{i}.wav",), name, more={"about": {"sounds": [{"name": name}]}})
+        for i, name in enumerate(heard)
+    ]
+    job = stories(questions(several), (), 40)
+    told = [STORY, STORY, STORY.replace("bell", "drum"), "bell"]  # the story is about a bell
+    judged = job.outputs(job.questions, told)
+    assert judged[HEARD] == pytest.approx([1 - 1 / 3, 0 - 2 / 3, 1, 0])  # the last does not follow
+    assert float(np.mean(job.outputs(job.questions, [STORY] * 4)[HEARD])) == pytest.approx(0), "all clips alike"
+
+
+def test_the_harder_test_has_metrics_of_its_own() -> None:
+    several = [*rows("asr", 2), *rows("sound", 2)]
+    speech, sounds = jobs(several, questions(several), 9, hard=True)
+    assert [metric.name for job in (speech, sounds) for metric in job.metrics] == [HARD_WER, HARD_SOUNDS]
+    assert speech.name == HARD_SPEECH
+    assert speech.outputs(speech.questions, ["answer", "answer 1"])["hard words"] == [(1, 2), (0, 2)]
+    assert sounds.outputs(sounds.questions, ["answer 0", "answer 0"])[HARD_SOUNDS] == [1, 0]

@@ -23,13 +23,24 @@ from training_runs import differ
 from broadsheet.console import InputError
 from broadsheet.hear import base
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
-from broadsheet.hear.trials import arms
+from broadsheet.hear.trials import arms, sets
 from broadsheet.hear.trials import salmonn as salmonn_trial
-from broadsheet.hear.trials.arms import ACTIVATED, CASCADE, MAIN, ONE, REHEARSED, SHUFFLED, SILENT, STACK
-from broadsheet.hear.trials.following import FOLLOWED, NAMING
-from broadsheet.hear.trials.metrics import OTHERS, SOUNDS, WER, HearTask, jobs
+from broadsheet.hear.trials.following import FOLLOWED, HEARD, NAMING
+from broadsheet.hear.trials.likelihoods import LIKELIER, LIKELIHOODS, RATIO, nats
+from broadsheet.hear.trials.metrics import HARD_SOUNDS, HARD_WER, OTHERS, SOUNDS, WER, HearTask, jobs
 from broadsheet.hear.trials.notes import beside, loss_curve
-from broadsheet.hear.trials.salmonn import CLAIMS, SalmonnTrial
+from broadsheet.hear.trials.roster import (
+    ACTIVATED,
+    CASCADE,
+    MAIN,
+    ONE,
+    REHEARSED,
+    SHUFFLED,
+    SILENT,
+    STACK,
+    WARM,
+)
+from broadsheet.hear.trials.salmonn import SalmonnTrial, claims_of
 from broadsheet.trial.examples import excerpt
 from broadsheet.trial.results import TrialResult
 from broadsheet.trial.stats import Interval
@@ -102,6 +113,11 @@ def write_set(folder: Path) -> Path:
             *(row("sound", answer, about=heard) for answer in ("bell", "horn", "bell")),
             *(row("count", answer) for answer in ("one", "two")),
             row("caption", "a horn blows"),
+            row("caption", "a bell rings"),
+        ],
+        "hard": [
+            *(row("asr", "the king sang", split=split) for split in ("slow", "slow", "slow", "espeak", "noise")),
+            *(row("sound", name, split="noise", about=heard) for name in ("bell", "horn")),
         ],
     }
     for name, rows in sets.items():
@@ -109,10 +125,10 @@ def write_set(folder: Path) -> Path:
     return folder
 
 
-def short_jobs(rows: Any, asked: Any, max_new_tokens: int) -> list[HearTask]:
+def short_jobs(rows: Any, asked: Any, max_new_tokens: int, hard: bool = False) -> list[HearTask]:
     """Answers of four tokens, in two turns of each arm: a random model never ends one by itself."""
     assert max_new_tokens > 8
-    return [replace(job, blocks=2) for job in jobs(rows, asked, 4)]
+    return [replace(job, blocks=2) for job in jobs(rows, asked, 4, hard)]
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +153,7 @@ def parts(
             "dtype": "float32",
             "stories": 2,
             "story_tokens": 4,
+            "hard": 2,
             **SIZES,
         }
 
@@ -151,23 +168,29 @@ def test_all_arms_are_asked_everything(tried: tuple[SalmonnTrial, TrialResult]) 
     _, result = tried
     assert [arm.name for arm in result.arms] == [STACK, MAIN, ACTIVATED, REHEARSED, SHUFFLED, ONE, SILENT, CASCADE]
     assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
-    assert all(set(arm.values) == {WER, SOUNDS, OTHERS, FOLLOWED, NAMING} for arm in result.arms)
+    asked = {WER, SOUNDS, OTHERS, HARD_WER, HARD_SOUNDS, FOLLOWED, NAMING, HEARD, RATIO, LIKELIER}
+    assert all(set(arm.values) == asked for arm in result.arms)
     assert {arm.role for arm in result.arms if arm.name in (MAIN, ACTIVATED)} == {"method"}
     assert result.arms[0].role == "baseline"
-    assert [arm.n_items for arm in result.arms] == [3 + 3 + 2 + 2] * 8
+    plain, hard, stories, captions = 3 + 3 + 2, 2 + 1 + 1 + 2, 2, 2
+    assert [arm.n_items for arm in result.arms] == [plain + hard + stories + captions] * 8
     told = {(c.metric, c.baseline, c.arm) for c in result.comparisons}
-    claims = [(claim.metric, claim.baseline, claim.arm) for claim in CLAIMS]
+    claims = [(claim.metric, claim.baseline, claim.arm) for claim in claims_of()]
     assert result.claims == claims
     assert set(claims) <= told
     assert {(FOLLOWED, MAIN, REHEARSED), (WER, ACTIVATED, REHEARSED)} <= told
-    assert {c.metric for c in result.comparisons if c.test == "exact McNemar"} == {SOUNDS, OTHERS, FOLLOWED, NAMING}
+    assert {c.metric for c in result.comparisons if c.test == "exact McNemar"} == {
+        *(SOUNDS, OTHERS, HARD_SOUNDS, FOLLOWED, NAMING, LIKELIER)
+    }
+    assert {claim.kind for claim in result.judged if claim.baseline == SHUFFLED} == {"control"}
+    assert all(claim.target for claim in result.judged if claim.kind == "claim"), "what is looked for is known"
     assert not next(c for c in result.comparisons if c.metric == WER).higher_is_better
     assert len([c for c in result.comparisons if (c.metric, c.arm) == ("clips/s", MAIN) and c.baseline == STACK]) == 1
 
 
 def test_the_examples_are_what_was_answered(tried: tuple[SalmonnTrial, TrialResult]) -> None:
     trial, result = tried
-    kept = {answer for job in trial.jobs_ for answer in result.arms[0].samples[f"{job.name}: answers"]}
+    kept = {answer for job in trial.jobs_ if job.texts for answer in result.arms[0].samples[f"{job.name}: answers"]}
     for example in shown(result):
         assert example.expected.startswith("Heard: ")
         assert example.answers[STACK] in {excerpt(answer) or "nothing" for answer in kept}
@@ -220,6 +243,10 @@ def test_the_notes_hold_controls_stories_training_and_memory(tried: tuple[Salmon
     assert "Memory of the whole process" in notes
     assert "Not scored: rows of caption" in notes
     assert "gain that the paper reports is absent" in notes
+    wer = {name: values[name][WER].estimate for name in (MAIN, SHUFFLED)}
+    assert f"has a WER of {wer[MAIN]:.2f}, and of {wer[SHUFFLED]:.2f} where it hears another clip" in notes
+    [note] = [note for note in result.notes if note.startswith("Perplexity of a story and of a caption")]
+    assert all(f"{name}: " in note for name in (MAIN, ACTIVATED, REHEARSED))
     assert [figure.title for figure in result.figures] == ["Training loss, stage 1", "Training loss, stage 2"]
     assert set(result.figures[0].lines) == {STACK, MAIN, ONE, SILENT}  # type: ignore[union-attr]
 
@@ -249,12 +276,95 @@ def test_stories_are_written_once_for_both_ways_of_learning_them(
     trial = Tried(**options)
     result = trial.run()
     assert {arm.name: arm.status for arm in result.arms} == dict.fromkeys([STACK, MAIN, ACTIVATED, REHEARSED], "ok")
-    assert written == [[""]] * 2, "once a training run"
+    assert written == [[""]] * 2 + [["", ""]] * 2, "once a training run, to learn and to weigh"
     assert sorted(learnt) == [(["once there was a bell"], 0)] * 2 + [(["once there was a bell"], 5)] * 2
     assert differ(trial, STACK, MAIN, ACTIVATED, REHEARSED)
     assert {arm.name: arm.samples for arm in Tried(**options).run().arms} == {
         arm.name: arm.samples for arm in result.arms
     }
+    trial.finish()
+
+
+def test_a_story_and_a_caption_are_weighed_by_all_arms_alike(tried: tuple[SalmonnTrial, TrialResult]) -> None:
+    trial, result = tried
+    job = next(job for job in trial.jobs_ if job.name == LIKELIHOODS)
+    [file] = trial.workdir.glob("told-*.jsonl")
+    told = {row["audio"][0]: row["answer"] for row in map(json.loads, file.read_text().splitlines())}
+    samples = {arm.name: arm.samples for arm in result.arms}
+    for name in (MAIN, ACTIVATED):
+        [folder] = {file.parent for file in trial.run_folder(name, 0).glob("stage[23]/config.json")}
+        model = SalmonnForConditionalGeneration.from_pretrained(folder, device="cpu")
+        requests = [(list(each.audio), "Write a story about the audio.") for each in job.questions]
+        stories = nats(model, requests, [told[each.audio[0]] for each in job.questions])
+        captions = nats(model, requests, [each.answer for each in job.questions])
+        weighed = [*zip(stories, captions, strict=True)]
+        assert samples[name][f"{LIKELIHOODS}: answers"] == [pytest.approx(pair, abs=1e-4) for pair in weighed]
+        assert samples[name][RATIO] == pytest.approx([np.exp(a - b) for a, b in weighed], rel=1e-3)
+        assert samples[name][LIKELIER] == [int(a < b) for a, b in weighed]
+    assert {row.answer for row in trial.rows_["test"] if row.task == "caption"} == {q.answer for q in job.questions}
+    assert samples[MAIN][RATIO] != samples[SHUFFLED][RATIO]
+
+
+def test_stories_count_only_for_a_run_that_hears(parts: dict[str, Any], tmp_path: Path) -> None:
+    trial = SalmonnTrial(**parts)
+    trial.tasks()
+    trial.workdir = tmp_path
+    jobs_ = {job.name: job for job in trial.jobs_}
+    speech, stories = (jobs_[name] for name in ("speech", "stories"))
+    story = "once upon a time the king heard a bell and a horn in the night and he never slept again until spring"
+    models = [SimpleNamespace(answers=lambda requests, **_: [story] * len(requests)) for _ in range(2)]
+    trial.models_ = dict(zip([arms.Run(MAIN, 0), arms.Run(MAIN, 1)], models, strict=True))
+    deaf, hears = models
+    hears.answers = lambda requests, **_: [q.answer for q in speech.questions]
+    for model in models:
+        trial._outputs(MAIN, model, speech, speech.questions)
+    hears.answers = deaf.answers
+    counted = trial._outputs(MAIN, hears, stories, stories.questions)
+    assert counted[HEARD] == stories.outputs(stories.questions, [story] * 2)[HEARD]
+    again = SalmonnTrial(**parts)  # goes on after a kill
+    again.workdir, again.models_, again.jobs_ = trial.workdir, trial.models_, trial.jobs_
+    for each in (trial, again):
+        assert each._outputs(MAIN, deaf, stories, stories.questions)[HEARD] == [0.0, 0.0]
+        assert each._outputs(MAIN, hears, stories, stories.questions) == counted
+    assert counted[FOLLOWED] == trial._outputs(MAIN, deaf, stories, stories.questions)[FOLLOWED] == [1, 1]
+
+
+def test_each_connector_has_the_rate_that_serves_clips_held_back(
+    parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, trained, weighed = arms.fit, [], []
+
+    def noted(model: Any, rows: Any, out: Path | None, **settings: Any) -> Any:
+        trained.append((model.config.connector, out is None, settings["learning_rate"], sets.clips_of(rows)))
+        model.rate = settings["learning_rate"]
+        return fit(model, rows, out, **settings)
+
+    def lost(model: Any, requests: Any, answers: Any) -> list[float]:
+        weighed.append({clip for clips, _ in requests for clip in clips})
+        wanted = 1e-4 if model.config.connector == "stack" else 1e-3
+        return [abs(np.log(model.rate / wanted))]
+
+    monkeypatch.setattr(arms, "fit", noted)
+    monkeypatch.setattr(arms, "nats", lost)
+    options = parts | {"quick": False, "runs": 1, "also": (), "stories": 0, "hard": 0, "warm_start_steps": 1, "test": 6}
+    trial = SalmonnTrial(**options)
+    result = trial.run()
+    assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
+    tuning = [(connector, rate) for connector, tuned, rate, _ in trained if tuned]
+    assert sorted(tuning) == sorted([(name, rate) for name in ("stack", "qformer") for rate in arms.RATES] * 2)
+    assert {(connector, rate) for connector, tuned, rate, _ in trained if not tuned} == {
+        ("stack", 1e-4),
+        ("qformer", 1e-3),
+    }
+    held = set.union(*weighed)
+    assert len(held) == 1
+    assert not any(held & clips for *_, clips in trained)
+    assert {name for name in result.setting if name.startswith("tuning of ")} == {
+        f"tuning of {way}{name}" for way in ("", WARM) for name in (STACK, MAIN)
+    }
+    trained.clear()
+    assert SalmonnTrial(**options).run().setting == result.setting
+    assert not trained, "what is tuned is kept"
     trial.finish()
 
 
@@ -287,12 +397,19 @@ def test_a_killed_trial_goes_on_with_the_next_stage(parts: dict[str, Any], monke
     with pytest.raises(KeyboardInterrupt):
         SalmonnTrial(**options).run()
     result = SalmonnTrial(**options).run()
-    assert [stage for _, stage in calls] == ["stage1", "stage2", "stage2", "stage1", "stage2"]
+    assert [stage for _, stage in calls] == ["stage1", "stage2", "stage2"] + ["stage1", "stage2"] * 3
     assert calls[1] == calls[2]
-    assert [arm.name for arm in result.arms] == [STACK, MAIN, SHUFFLED]
+    warm = [WARM + name for name in (STACK, MAIN, SHUFFLED)]
+    assert [arm.name for arm in result.arms] == [STACK, MAIN, SHUFFLED, *warm]
     assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
-    assert sum("warm start, which is not the paper's, 1 steps in" in note for note in result.notes) == 2
+    told = [note for note in result.notes if "warm start, which is not the paper's, 1 steps in" in note]
+    assert [note.split(":")[0] for note in told] == warm[:2], "the paper's own begin without"
     assert {arm for _, *arms in result.claims for arm in arms} == {STACK, MAIN, SHUFFLED}
+    assert {arm.role for arm in result.arms[3:]} == {"sibling"}, "and are not credited with it"
+    [note] = [note for note in result.notes if note.startswith("After the warm start, which is not the paper's: ")]
+    assert f"{HARD_WER}: " in note
+    assert f"{WARM}{MAIN}" in note
+    assert f"{WARM}{STACK}" in note
 
 
 def test_without_stories_that_come_out_one_arm_fails_and_keeps_its_claim(
@@ -305,7 +422,7 @@ def test_without_stories_that_come_out_one_arm_fails_and_keeps_its_claim(
     result = SalmonnTrial(**parts | {"also": ("activated",), "encoders": ("blocks",), "seed": 2, "stories": 1}).run()
     assert {arm.name: arm.status for arm in result.arms} == {STACK: "ok", MAIN: "ok", ACTIVATED: "failed"}
     assert "no story came out" in result.arms[2].error
-    assert (FOLLOWED, MAIN, ACTIVATED) in result.claims
+    assert (HEARD, MAIN, ACTIVATED) in result.claims
 
 
 def test_by_default_the_set_is_made_in_the_trials_folder(
@@ -317,16 +434,18 @@ def test_by_default_the_set_is_made_in_the_trials_folder(
         asked.append((out, sizes))
         return SimpleNamespace(folder=write_set(out))
 
-    monkeypatch.setattr(salmonn_trial, "make_data", make)
+    monkeypatch.setattr(sets, "make_data", make)
     trial = SalmonnTrial(**parts | {"data": "pydocs", "also": ("one", "cascade"), "encoders": ("blocks",), "test": 7})
     trial.tasks()
     [(folder, sizes)] = asked
     assert folder.parent.name == "trials"
-    assert {name: sizes[name] for name in ("seed", "test", "stories", "hard")} == {
+    assert {name: sizes[name] for name in ("seed", "test", "stories", "hard", "many_words", "asr")} == {
         "seed": 0,
         "test": 7,
         "stories": 1,
-        "hard": 0,
+        "hard": 2,
+        "many_words": True,
+        "asr": 24,
     }
     assert trial._chosen == [STACK, MAIN]  # one encoder, and none that transcribes
     trial.workdir = folder.parent / "none"
@@ -352,6 +471,7 @@ def test_a_control_is_said_with_its_distance() -> None:
         ({"steps1": 0}, "--steps1 0"),
         ({"batch": 0}, "--batch 0"),
         ({"stories": -2}, "--stories -2"),
+        ({"hard": -1}, "--hard -1"),
         ({"rehearsed": -1}, "--rehearsed -1"),
         ({"also": ("shuffled", "loud")}, "--also 'loud'"),
         ({"encoders": ("ears",)}, "audio encoder 'ears'"),

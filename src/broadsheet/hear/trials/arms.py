@@ -15,49 +15,29 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor
 
 from broadsheet import models
-from broadsheet.cache import atomic_write
+from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.clock import measure
 from broadsheet.console import say
 from broadsheet.hear import base
 from broadsheet.hear.data.rows import AudioRow, read_rows, write_rows
 from broadsheet.hear.data.tasks import WHAT_SAID
 from broadsheet.hear.encoders.audio_features import AudioFeatures
-from broadsheet.hear.prompts import INSTRUCTIONS
+from broadsheet.hear.prompts import INSTRUCTIONS, instruction
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
 from broadsheet.hear.training.activating import FACTOR, activate, write_stories
 from broadsheet.hear.training.fitting import TrainOutput, fit
 from broadsheet.hear.training.warm_start import warm_start
 from broadsheet.hear.trials.cascade import Cascade, ZeroFeatures
-from broadsheet.hear.trials.metrics import SPEECH, HearTask
+from broadsheet.hear.trials.likelihoods import nats
+from broadsheet.hear.trials.metrics import HARD_SPEECH, SPEECH, HearTask
 from broadsheet.hear.trials.peers import ExternalTranscriber
+from broadsheet.hear.trials.roster import ACTIVATED, CASCADE, MAIN, ONE, REHEARSED, SILENT, STACK, WARM, plain, way
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
 from broadsheet.trial.trained.arms import TrainedTrial
 
-STACK, MAIN, ACTIVATED, REHEARSED = "stack and linear", "SALMONN", "SALMONN, activated", "activated with rehearsal"
-SHUFFLED, ONE, COLD, SILENT, CASCADE = "shuffled audio", "one encoder", "no warm start", "text alone", "cascade"
-# By their names on the command line, those that may be left out.
-OPTIONAL = {
-    "activated": ACTIVATED,
-    "rehearsed": REHEARSED,
-    "shuffled": SHUFFLED,
-    "one": ONE,
-    "cold": COLD,
-    "text": SILENT,
-    "cascade": CASCADE,
-}
-ABOUT = {
-    STACK: "the frames of a window through one linear layer; all else is SALMONN's",
-    MAIN: "Q-Former, after stage 2, before activation",
-    ACTIVATED: "after stage 3: stories that SALMONN wrote at a weaker adapter",
-    REHEARSED: "the same stage 3 with rows of stage 2 beside each story, which is not the paper's",
-    SHUFFLED: "SALMONN, hearing another clip of the same task",
-    ONE: "SALMONN with the encoder for speech alone",
-    COLD: "SALMONN as the paper trains it, from random weights, for as many steps of stages 1 and 2",
-    SILENT: "SALMONN trained and asked with frames of zeros: what text and lengths give away",
-    CASCADE: "Whisper's transcript, read by the language model without an adapter",
-}
 STAGES = ("start", "stage1", "stage2", "stage3")
+RATES = (1e-4, 3e-4, 1e-3)  # of norms and connector, from which each arm's is chosen
 
 
 class Run(NamedTuple):
@@ -72,7 +52,8 @@ class TrainedArms(TrainedTrial):
     """What the models of all arms have in common, and how each comes to be.
 
     A model is trained when it is first asked for, and a stage that stands in the folder is not trained again. The
-    trial's own attributes are set before: `rows_` by stage, `settings_` and `parts_` of encoders, `jobs_`.
+    trial's own attributes are set before: `rows_` by stage, and those of `tuning`, `settings_` and `parts_` of
+    encoders, `jobs_`.
     """
 
     queries: int = option(1, "Audio tokens a window.", least=1)
@@ -82,12 +63,22 @@ class TrainedArms(TrainedTrial):
     layers: int = option(2, "Of the Q-Former.", least=1)
     ffn: int = option(1536, "Width of the Q-Former's feed-forward layers.", least=1)
     init: float = option(0.02, "Standard deviation of the Q-Former's weights at first (as BERT's).", least=0)
-    warm_start_steps: int = option(0, "Of a warm start of the connectors that is not the paper's; 0: none.", least=0)
+    warm_start_steps: int = option(
+        0,
+        "Of a warm start of the connectors that is not the paper's, in arms of their own beside the paper's; 0: none.",
+        least=0,
+    )
     steps1: int = option(80, "Of stage 1.", quick=3, least=1)
     steps2: int = option(120, "Of stage 2.", quick=3, least=1)
     activation_steps: int = option(12, "Of stage 3, one story each.", quick=2, least=1)
     batch: int = option(12, "Clips a step.", quick=4, least=1)
-    learning_rate: float = option(3e-4, "Of norms and connector.", least=0)
+    learning_rate: float | None = option(
+        None,
+        f"Of norms and connector; by default the best of {', '.join(f'{rate:g}' for rate in RATES)} on clips that "
+        "are held back, for each connector, without and with a warm start.",
+        quick=3e-4,
+        least=0,
+    )
     lora_learning_rate: float = option(1e-3, "Of the adapter.", least=0)
     activation_learning_rate: float = option(1e-4, "Of both in stage 3.", least=0)
     rehearsed: int = option(7, "Rows of stage 2 beside each story in the arm that rehearses; 0: no such arm.", least=0)
@@ -139,7 +130,7 @@ class TrainedArms(TrainedTrial):
         return self._ears(made, name)
 
     def _ears(self, made: SalmonnForConditionalGeneration, name: str) -> SalmonnForConditionalGeneration:
-        if name == SILENT:
+        if plain(name) == SILENT:
             made.audio_features = cast(AudioFeatures, ZeroFeatures(made.audio_features))
         return made
 
@@ -177,12 +168,13 @@ class TrainedArms(TrainedTrial):
             whisper = next(part for part in self.parts_ if hasattr(part, "transcribe"))
         model, tokenizer = models.load(self.model, device=self.device, dtype=self.dtype)
         self._share(model)
-        own = {question.instruction for job in self.jobs_ if job.name == SPEECH for question in job.questions}
+        spoken = (job for job in self.jobs_ if job.name in (SPEECH, HARD_SPEECH))
+        own = {question.instruction for job in spoken for question in job.questions}
         return Cascade(whisper, (model, tokenizer), transcribes={*INSTRUCTIONS["asr"], *WHAT_SAID, *own})
 
     def _trained(self, run: Run) -> Path:
         """The folder of an arm's trained model; a killed trial resumes at the last stage, or within it."""
-        if run.name in (ACTIVATED, REHEARSED):
+        if plain(run.name) in (ACTIVATED, REHEARSED):
             return self._activated(run)
         first, last = (self._stage(run, stage) for stage in ("stage1", "stage2"))
         if not _stands(last):
@@ -192,8 +184,8 @@ class TrainedArms(TrainedTrial):
         return last
 
     def _begin(self, run: Run) -> SalmonnForConditionalGeneration:
-        """The untrained model of an arm, after its warm start where one is asked for."""
-        name = run.name
+        """The untrained model of an arm, after its warm start where it is one of those that have one."""
+        name = plain(run.name)
         encoders = [for_speech(self.settings_)] if name == ONE else self.settings_
 
         def new() -> SalmonnForConditionalGeneration:
@@ -201,7 +193,7 @@ class TrainedArms(TrainedTrial):
             self._share(made.llm)
             return made
 
-        if not self.warm_start_steps or name == COLD:
+        if way(run.name) != WARM:
             return new()
         start = self._stage(run, "start")
         if not _stands(start):
@@ -217,47 +209,88 @@ class TrainedArms(TrainedTrial):
         """After stage 3; both arms of it learn from the same stories."""
         last = self._stage(run, "stage3")
         if not _stands(last):
-            model = self._load(self._trained(run._replace(name=MAIN)), run.name)
-            rows = self._stories(model, run.seed)
+            rows = self.rows_["stories"]  # the data's own, where it has some
+            if not all(row.answer for row in rows):
+                rows = self._written("written", run, rows)
+            model = self._load(self._trained(self._main(run)), run.name)
             say(f"training: {self._spelt(run)}")
             training: Any = {
                 "steps": self.activation_steps,
                 "learning_rate": self.activation_learning_rate,
                 "seed": run.seed,
             }
-            if run.name == REHEARSED:
+            if plain(run.name) == REHEARSED:
                 training |= {"rehearse": self.rows_["stage2"], "rehearsed": self.rehearsed}
             (fitted, _), _, peak = measure(lambda told: activate(model, [], last, stories=told, **training), rows)
             _finished(fitted, last, peak)
         return last
 
-    def _stories(self, model: SalmonnForConditionalGeneration, seed: int) -> list[AudioRow]:
-        """Stories to tune on: the data's own, or those that SALMONN writes, once a training run, after stage 2."""
-        rows = self.rows_["stories"]
-        if all(row.answer for row in rows):
-            return rows
-        file = self.workdir / f"written-{seed}.jsonl"  # the journals have the names of what is asked
+    def _written(self, name: str, run: Run, rows: Sequence[AudioRow], **settings: Any) -> list[AudioRow]:
+        """Stories that SALMONN writes after stage 2 at a weaker adapter, once for all arms that begin alike.
+
+        Args:
+            name: of the file that keeps them; the journals have the names of what is asked.
+            run: of an arm that begins so.
+            settings: of `write_stories`.
+        """
+        main = self._main(run)
+        file = self.workdir / f"{name}-{fingerprint(list(main))}.jsonl"
         if not file.exists():
-            write_rows(file, write_stories(model, rows, factor=self.factor, seed=seed))
+            model = self._load(self._trained(main), main.name)
+            write_rows(file, write_stories(model, rows, factor=self.factor, seed=run.seed, **settings))
         return read_rows(file)
 
+    def _main(self, run: Run) -> Run:
+        """SALMONN after stage 2, begun as another arm of that training run is."""
+        return Run(way(run.name) + MAIN, run.seed)
+
+    def rate(self, name: str) -> float:
+        """The learning rate of norms and connector in an arm: the one given, or the best for its connector and way."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        like = way(name) + (STACK if plain(name) == STACK else MAIN)
+        held, steps = self.rows_["tuning"], max(1, self.steps1 // 2)
+        asked = [(list(row.audio), row.instruction or instruction(row.task)) for row in held]
+
+        def score(rate: float) -> float:
+            model = self._begin(Run(like, self.seed))
+            fitted = self._fitted(model, self.rows_["stage1"], None, steps, rate, self.seed)
+            if not fitted.finished:
+                raise KeyboardInterrupt
+            lost = nats(model, asked, [row.answer for row in held])
+            return -sum(lost) / len(lost)
+
+        on = f"{len(held)} clips that no arm is trained on, in nats a token after {steps} steps"
+        return self.tuned(like, RATES, score, on=on)
+
     def _fit(self, model: SalmonnForConditionalGeneration, run: Run, out: Path, steps: int) -> None:
+        rate = self.rate(run.name)
         say(f"training: {self._spelt(run)}, {spelt(out.name)}")
         fitted, _, peak = measure(
-            lambda rows: fit(
-                model,
-                rows,
-                out,
-                steps=steps,
-                minutes=self.minutes,
-                batch_size=self.batch,
-                learning_rate=self.learning_rate,
-                lora_learning_rate=self.lora_learning_rate,
-                seed=run.seed,
-            ),
-            self.rows_[out.name],
+            lambda rows: self._fitted(model, rows, out, steps, rate, run.seed), self.rows_[out.name]
         )
         _finished(fitted, out, peak)
+
+    def _fitted(
+        self,
+        model: SalmonnForConditionalGeneration,
+        rows: Sequence[AudioRow],
+        out: Path | None,
+        steps: int,
+        rate: float,
+        seed: int,
+    ) -> TrainOutput:
+        return fit(
+            model,
+            rows,
+            out,
+            steps=steps,
+            minutes=self.minutes,
+            batch_size=self.batch,
+            learning_rate=rate,
+            lora_learning_rate=self.lora_learning_rate,
+            seed=seed,
+        )
 
     def _spelt(self, run: Run) -> str:
         return run.name + f", seed {run.seed}" * (self._runs > 1)

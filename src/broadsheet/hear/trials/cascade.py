@@ -98,6 +98,15 @@ class Cascade:
             answers = _put(answers, some, self._generate([prompts[place] for place in some], generation))
         return answers
 
+    def nats(self, requests: Sequence[tuple[Any, str]], texts: Sequence[tuple[str, str]]) -> list[tuple[float, float]]:
+        """Nats a token of two texts as the language model's answers to each (audio, instruction) request."""
+        prompts = [
+            TEMPLATE.format(transcript=transcript, instruction=instruction)
+            for transcript, (_, instruction) in zip(self.transcripts(requests), requests, strict=True)
+        ]
+        scores = -Teacher(self._local, cache=False).score(prompts, texts, per_token=True)
+        return [(float(first), float(second)) for first, second in scores]
+
     def _prompts(self, requests: Sequence[tuple[Any, str]], said: Sequence[str]) -> dict[int, str]:
         """What the language model is asked, by the request's place; nothing where the transcript answers."""
         return {

@@ -18,9 +18,13 @@ from broadsheet.hear.trials.metrics import OF_CLIPS, AudioQuestion, HearTask, co
 from broadsheet.trial.engine import Metric
 
 STORIES, FOLLOWED, NAMING = "stories", "stories followed", "stories name what is heard"
+HEARD = "stories of what is heard"
+HEARS = 0.2  # the highest WER at which an arm's stories are counted as of what is heard
 RULES = (
     "A story follows the request if it has 15 words or more, is not made of answers to other tasks, and does not "
-    "mostly repeat itself: fixed rules; nobody has read it for sense."
+    "mostly repeat itself: fixed rules; nobody has read it for sense. Stories of what is heard are those that follow "
+    "and name something in their clip, less the share that would name something in another clip of the test; they are "
+    f"0 for an arm whose WER is above {HEARS:g}."
 )
 
 LEAST_WORDS = 15
@@ -39,22 +43,30 @@ _FUNCTION_WORDS = frozenset(_FUNCTION.split())
 def stories(asked: Sequence[AudioQuestion], closed: Collection[str], max_new_tokens: int = 80) -> HearTask:
     """A story about the clips of each question, instead of what it asks.
 
-    Written greedily, with a light penalty on words that have come: without it, small models fall into loops.
+    Of what is heard are stories that follow and name it, less the share of the other clips of which they would name
+    something too: the rate at which shuffled audio would do as well. Written greedily, with a light penalty on words
+    that have come: without it, small models fall into loops.
 
     Args:
         closed: the answers that training has given.
         max_new_tokens: of a story.
     """
 
-    def judge(question: AudioQuestion, answer: str) -> dict[str, int]:
+    def judge(question: AudioQuestion, answer: str) -> dict[str, float]:
         right = {question.answer, str((question.about.get("speech") or {}).get("sentence", ""))}
-        follows = follows_story(answer, {*closed, *right})
-        return {FOLLOWED: int(follows), NAMING: int(mentions(answer, question.about))}
+        follows, names = follows_story(answer, {*closed, *right}), mentions(answer, question.about)
+        others = [mentions(answer, each.about) for each in asked if each.audio != question.audio]
+        chance = sum(others) / max(1, len(others))
+        return {FOLLOWED: int(follows), NAMING: int(names), HEARD: follows * (names - chance)}
 
     return HearTask(
         STORIES,
         [replace(each, instruction=instruction("story"), labels=()) for each in asked],
-        [Metric(FOLLOWED, binary=True, **OF_CLIPS), Metric(NAMING, binary=True, **OF_CLIPS)],
+        [
+            Metric(FOLLOWED, binary=True, **OF_CLIPS),
+            Metric(NAMING, binary=True, **OF_CLIPS),
+            Metric(HEARD, bounds=(-1.0, 1.0), **OF_CLIPS),
+        ],
         judge,
         {"max_new_tokens": max_new_tokens, "repetition_penalty": 1.1},
         2,
@@ -64,8 +76,11 @@ def stories(asked: Sequence[AudioQuestion], closed: Collection[str], max_new_tok
 def account(job: HearTask, answers: Sequence[str]) -> str:
     """How the stories of a job came out, as part of a sentence."""
     judged = [job.judge(*each) for each in zip(job.questions, answers, strict=True)]
-    follow, naming = (sum(each[metric] for each in judged) for metric in (FOLLOWED, NAMING))
-    return f"{follow} follow, {naming} name what is heard, {distinct_words(answers):.1f} different words each"
+    follow, naming, heard = (sum(each[metric] for each in judged) for metric in (FOLLOWED, NAMING, HEARD))
+    return (
+        f"{follow} follow, {naming} name what is heard, {heard:.1f} do both beyond chance, "
+        f"{distinct_words(answers):.1f} different words each"
+    )
 
 
 def follows_story(answer: str, closed: Collection[str] = ()) -> bool:

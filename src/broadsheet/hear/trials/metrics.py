@@ -23,7 +23,8 @@ from broadsheet.trial.results import ArmResult, Example
 from broadsheet.trial.stats import Floats
 
 WER, SOUNDS, OTHERS = "WER", "sound accuracy", "other accuracy"
-SPEECH = "speech"  # the job of transcripts
+HARD_WER, HARD_SOUNDS = "WER, hard", "sound accuracy, in noise"
+SPEECH, HARD_SPEECH = "speech", "hard speech"  # the jobs of transcripts
 SCORED = ("asr", "sound", "count", "voice", "order", "speech_sound", "qa")  # tasks of one right answer
 _APOSTROPHES = "'’ʼ"
 _ARTICLES = ("a", "an", "the")
@@ -58,22 +59,26 @@ class HearTask:
         judge: a question and an answer to values by output name.
         generation: of `generate`.
         blocks: timed turns that the questions fall into.
+        texts: whether answers are texts, which may be shown.
     """
 
     name: str
     questions: Sequence[AudioQuestion]
     metrics: Sequence[Metric]
-    judge: Callable[[AudioQuestion, str], Mapping[str, Any]]
+    judge: Callable[[AudioQuestion, Any], Mapping[str, Any]]
     generation: Mapping[str, Any]
     blocks: int = 4
+    texts: bool = True
 
-    def outputs(self, block: Sequence[AudioQuestion], answers: Sequence[str]) -> Outputs:
+    def outputs(self, block: Sequence[AudioQuestion], answers: Sequence[Any]) -> Outputs:
         """What the engine is given: the judged values, and the answers themselves."""
         judged = [self.judge(*each) for each in zip(block, answers, strict=True)]
         return {**{name: [each[name] for each in judged] for name in judged[0]}, f"{self.name}: answers": list(answers)}
 
     def examples(self, asked: Sequence[AudioQuestion], arms: Mapping[str, ArmResult]) -> list[Example]:
-        """Questions with what was answered to them."""
+        """Questions with what was answered to them; none where answers are no texts."""
+        if not self.texts:
+            return []
         answers = [
             {name: arm.samples[f"{self.name}: answers"][i] for name, arm in arms.items()} for i in range(len(asked))
         ]
@@ -129,12 +134,15 @@ def questions(rows: Sequence[AudioRow], seed: int = 0) -> list[AudioQuestion]:
 OF_CLIPS: dict[str, Any] = {"cluster": lambda question: question.audio, "counted": "clips"}
 
 
-def jobs(rows: Sequence[AudioRow], asked: Sequence[AudioQuestion], max_new_tokens: int) -> list[HearTask]:
+def jobs(
+    rows: Sequence[AudioRow], asked: Sequence[AudioQuestion], max_new_tokens: int, hard: bool = False
+) -> list[HearTask]:
     """Transcripts, names of sounds, and the other tasks of one right answer: those there are rows for.
 
     Args:
         rows, asked: the test rows, and each as it is asked.
         max_new_tokens: of an answer.
+        hard: whether they are of the harder test, whose metrics have names of their own.
     """
 
     def of(*tasks: str) -> list[AudioQuestion]:
@@ -144,13 +152,18 @@ def jobs(rows: Sequence[AudioRow], asked: Sequence[AudioQuestion], max_new_token
         return lambda question, answer: {metric: int(named(answer, question.answer, question.labels))}
 
     def transcript(question: AudioQuestion, answer: str) -> dict[str, tuple[int, int]]:
-        return {"words": word_errors(question.answer, answer)}
+        return {errors: word_errors(question.answer, answer)}
 
     generation = {"max_new_tokens": max_new_tokens}
-    wer = Metric(WER, "words", error_rate, higher_is_better=False, bounds=(0.0, float("inf")), **OF_CLIPS)
+    speech, errors, rate, sounds, accuracy = (
+        (HARD_SPEECH, "hard words", HARD_WER, "hard sounds", HARD_SOUNDS)
+        if hard
+        else (SPEECH, "words", WER, "sounds", SOUNDS)
+    )
+    wer = Metric(rate, errors, error_rate, higher_is_better=False, bounds=(0.0, float("inf")), **OF_CLIPS)
     made = [
-        HearTask(SPEECH, of("asr"), [wer], transcript, generation, 10),
-        HearTask("sounds", of("sound"), [Metric(SOUNDS, binary=True, **OF_CLIPS)], label(SOUNDS), generation),
+        HearTask(speech, of("asr"), [wer], transcript, generation, 10),
+        HearTask(sounds, of("sound"), [Metric(accuracy, binary=True, **OF_CLIPS)], label(accuracy), generation),
         HearTask("other tasks", of(*SCORED[2:]), [Metric(OTHERS, binary=True, **OF_CLIPS)], label(OTHERS), generation),
     ]
     return [job for job in made if job.questions]

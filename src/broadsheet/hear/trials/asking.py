@@ -1,0 +1,140 @@
+"""How the arms of SALMONN's trial are asked: who hears which clip, what counts, what is kept for a killed trial.
+
+Knows: questions, models that are trained, frames that several arms share. Does not know: what is claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from broadsheet.hear.data.rows import AudioRow
+from broadsheet.hear.encoders.audio_features import AudioFeatures
+from broadsheet.hear.trials.arms import Run, TrainedArms, for_speech, keep
+from broadsheet.hear.trials.cascade import PrecomputedFeatures, ZeroFeatures
+from broadsheet.hear.trials.following import HEARD, HEARS, STORIES
+from broadsheet.hear.trials.likelihoods import LIKELIHOODS, weigh
+from broadsheet.hear.trials.metrics import HARD_SPEECH, SPEECH, AudioQuestion, HearTask
+from broadsheet.hear.trials.peers import ExternalTranscriber
+from broadsheet.hear.trials.roster import CASCADE, ONE, SHUFFLED, SILENT, plain
+from broadsheet.models.reading import quiet
+from broadsheet.models.safefiles import read_json
+from broadsheet.trial.base import LazyModel, ModelArm
+from broadsheet.trial.engine import Arm, Outputs
+
+_CHOICES = range(2, 101)  # numbers of labels from which a cascade chooses
+_STORY_TOKENS = 15  # at least, of a story whose likelihood is measured
+
+
+@dataclass
+class AskedArms(TrainedArms):
+    """Trained arms that answer questions about clips."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._listeners: dict[Any, Callable[[Sequence[AudioQuestion]], Any]] = {}
+
+    def _arm(self, arm: ModelArm, model: LazyModel, job: HearTask) -> Arm:
+        def listen(given: Any) -> Outputs:
+            block, frames = given
+            made = model()
+            self._let_hear(made, arm.name, frames)
+            return self._outputs(arm.name, made, job, block)
+
+        def read(block: Sequence[AudioQuestion]) -> Outputs:
+            return self._outputs(arm.name, model(), job, block)
+
+        if arm.role == "peer":
+
+            def start() -> None:
+                model().encoder.start()
+
+            def close() -> None:
+                if (run := Run(self.peer_name_, self.seed)) in self.models_:
+                    getattr(self.models_[run], "encoder", ExternalTranscriber(())).close()
+
+            return Arm(arm.name, read, description=arm.description, prepare=start, close=close)
+        if arm.name == CASCADE:
+            return Arm(arm.name, read, description=arm.description, prepare=model.prepare)
+        shared = self._listener(arm.name)
+        return Arm(arm.name, listen, description=arm.description, prepare=model.prepare, shared=shared)
+
+    def _listener(self, name: str) -> Callable[[Sequence[AudioQuestion]], Any]:
+        """What encodes a block's clips, anew each time: one function for all arms with the same encoders and clips."""
+        other, one = plain(name) == SHUFFLED, plain(name) == ONE
+        parts = [self.parts_[self.settings_.index(for_speech(self.settings_))]] if one else self.parts_
+        key = (other, len(parts))
+        if key not in self._listeners:
+            shared = AudioFeatures(parts, keep=False)
+
+            def encode(block: Sequence[AudioQuestion]) -> Any:
+                clips = list(dict.fromkeys(clip for each in block for clip in (each.other if other else each.audio)))
+                return block, dict(zip(clips, shared.features_all(clips), strict=True))
+
+            self._listeners[key] = encode
+        return self._listeners[key]
+
+    def _let_hear(self, model: Any, name: str, frames: Mapping[str, Any]) -> None:
+        """Give a model the frames of clips that are encoded already; in silence zeros instead."""
+        given = PrecomputedFeatures(frames)
+        model.audio_features = ZeroFeatures(given) if plain(name) == SILENT else given
+
+    def _outputs(self, name: str, model: Any, job: HearTask, block: Sequence[AudioQuestion]) -> Outputs:
+        """What an arm answers to a block of questions, judged."""
+        seed = next(run.seed for run, made in self.models_.items() if made is model)
+        if job.name == LIKELIHOODS:
+            return job.outputs(
+                block, weigh(model, self._requests(name, block), self._texts(Run(name, seed), job, block))
+            )
+        outputs = job.outputs(block, self._answers(name, model, job, block))
+        if job.name == SPEECH:
+            self._keep_errors(f"{name}, seed {seed}", block, outputs)
+        if job.name == STORIES and self._error_rate(f"{name}, seed {seed}") > HEARS:
+            outputs = {**outputs, HEARD: [0.0] * len(block)}
+        return outputs
+
+    def _requests(self, name: str, block: Sequence[AudioQuestion]) -> list[tuple[list[str], str]]:
+        other = plain(name) == SHUFFLED
+        return [(list(each.other if other else each.audio), each.instruction) for each in block]
+
+    def _answers(self, name: str, model: Any, job: HearTask, block: Sequence[AudioQuestion]) -> list[str]:
+        """An arm's answers; a cascade chooses among labels where those are a closed set."""
+        choices: dict[str, Any] = {}
+        if name in self.untrained_:
+            closed = job.name not in (SPEECH, HARD_SPEECH)
+            choices["choices"] = [each.labels if closed and len(each.labels) in _CHOICES else () for each in block]
+        with quiet():
+            return list(model.answers(self._requests(name, block), **choices, **job.generation))
+
+    # A story and a caption of the same clip
+
+    def _texts(self, run: Run, job: HearTask, block: Sequence[AudioQuestion]) -> list[tuple[str, str]]:
+        """Of each clip of a block a story, written as those of stage 3 are, and its caption."""
+        clips = [AudioRow("story", question.audio, "") for question in job.questions]
+        told = self._written("told", run, clips, least_words=1, min_new_tokens=_STORY_TOKENS)
+        stories = {row.audio: row.answer for row in told}
+        return [(stories[question.audio], question.answer) for question in block]
+
+    # How well an arm hears decides what its stories count
+
+    def _keep_errors(self, run: str, block: Sequence[AudioQuestion], outputs: Outputs) -> None:
+        """Note the word errors of a training run clip by clip: a killed trial does not ask again."""
+        for question, counts in zip(block, outputs["words"], strict=True):
+            self._errors.setdefault(run, {})[" ".join(question.audio)] = list(counts)
+        keep(self._errors_file, self._errors)
+
+    def _error_rate(self, run: str) -> float:
+        """The WER of a training run on the test of plain speech; 0 where there is none."""
+        counts = self._errors.get(run, {}).values()
+        return sum(errors for errors, _ in counts) / max(1, sum(words for _, words in counts))
+
+    @property
+    def _errors_file(self) -> Any:
+        return self.workdir / "word-errors.json"
+
+    @property
+    def _errors(self) -> dict[str, dict[str, list[int]]]:
+        if not hasattr(self, "_kept_errors"):
+            self._kept_errors = read_json(self._errors_file) if self._errors_file.exists() else {}
+        return self._kept_errors
