@@ -175,7 +175,8 @@ class SalmonnForConditionalGeneration(AudioLanguageModel):
     """A causal language model that hears: it answers in text about audio.
 
     Use when: a text LLM should answer about speech, sounds and music in one model, its own weights unchanged.
-    Prefer a cascade (speech recognition, then the LLM) when only words matter: it reads better and needs no training.
+    Prefer a cascade (speech recognition, then the LLM) when only words matter and speech is unlike your rows: it needs
+    no training.
 
     Inputs: clips at 16 kHz (paths or waves) and an instruction; for training rows of task, audio, instruction, answer.
     Every clip goes through each encoder; the frames are brought to 50 Hz, normalised, concatenated on the feature axis,

@@ -244,7 +244,7 @@ class TrainedArms(TrainedTrial):
         """SALMONN after stage 2, begun as another arm of that training run is."""
         return Run(way(run.name) + MAIN, run.seed)
 
-    def rate(self, name: str) -> float:
+    def _rate(self, name: str) -> float:
         """The learning rate of norms and connector in an arm: the one given, or the best for its connector and way."""
         if self.learning_rate is not None:
             return self.learning_rate
@@ -264,7 +264,7 @@ class TrainedArms(TrainedTrial):
         return self.tuned(like, RATES, score, on=on)
 
     def _fit(self, model: SalmonnForConditionalGeneration, run: Run, out: Path, steps: int) -> None:
-        rate = self.rate(run.name)
+        rate = self._rate(run.name)
         say(f"training: {self._spelt(run)}, {spelt(out.name)}")
         fitted, _, peak = measure(
             lambda rows: self._fitted(model, rows, out, steps, rate, run.seed), self.rows_[out.name]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from broadsheet.hear.data.rows import AudioRow
@@ -84,9 +86,8 @@ class AskedArms(TrainedArms):
         """What an arm answers to a block of questions, judged."""
         seed = next(run.seed for run, made in self.models_.items() if made is model)
         if job.name == LIKELIHOODS:
-            return job.outputs(
-                block, weigh(model, self._requests(name, block), self._texts(Run(name, seed), job, block))
-            )
+            texts = self._texts(Run(name, seed), job, block)
+            return job.outputs(block, weigh(model, self._requests(name, block), texts))
         outputs = job.outputs(block, self._answers(name, model, job, block))
         if job.name == SPEECH:
             self._keep_errors(f"{name}, seed {seed}", block, outputs)
@@ -129,12 +130,11 @@ class AskedArms(TrainedArms):
         counts = self._errors.get(run, {}).values()
         return sum(errors for errors, _ in counts) / max(1, sum(words for _, words in counts))
 
-    @property
-    def _errors_file(self) -> Any:
-        return self.workdir / "word-errors.json"
+    @cached_property
+    def _errors(self) -> dict[str, dict[str, list[int]]]:
+        """Word errors and words, by training run and clips."""
+        return dict(read_json(self._errors_file)) if self._errors_file.exists() else {}
 
     @property
-    def _errors(self) -> dict[str, dict[str, list[int]]]:
-        if not hasattr(self, "_kept_errors"):
-            self._kept_errors = read_json(self._errors_file) if self._errors_file.exists() else {}
-        return self._kept_errors
+    def _errors_file(self) -> Path:
+        return self.workdir / "word-errors.json"

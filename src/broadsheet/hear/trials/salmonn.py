@@ -77,7 +77,7 @@ def claims_of(way: str = "") -> list[Claim]:
             LIKELIER,
             main,
             activated,
-            "where a story is asked for, a caption is likelier before activation and a story after it (Sec. 3.2)",
+            "it lifts stories over captions: where a story is asked for, a caption is likelier before, and a story after",
             least=0.2,
         ),
     ]
@@ -191,7 +191,7 @@ class SalmonnTrial(AskedArms):
         after = f"; in the warm arms after {self.warm_start_steps} steps of warm start" if self.warm_start_steps else ""
         told = f"{self.activation_steps} steps on stories written at {self.factor:g} of the adapter's scaling, "
         beside_it = f"; in rehearsal {self.rehearsed} rows of stage 2 beside each" if REHEARSED in self._chosen else ""
-        rates = {name: f"{self.rate(name):g}" for name in self._chosen if name not in self.untrained_}
+        rates = {name: f"{self._rate(name):g}" for name in self._chosen if name not in self.untrained_}
         spelt_rates = rates[MAIN] if len({*rates.values()}) == 1 else "as tuned"
         return {
             "encoders": ", ".join(_called(each) for each in self.settings_),
