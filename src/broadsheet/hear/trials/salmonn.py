@@ -77,7 +77,7 @@ def claims_of(way: str = "") -> list[Claim]:
             LIKELIER,
             main,
             activated,
-            "it lifts stories over captions: where a story is asked for, a caption is likelier before, and a story after",
+            "where a story is asked for, captions are likelier before activation, and stories after it",
             least=0.2,
         ),
     ]
