@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, progress
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
 FACTOR = 0.5  # of the adapter's scaling while stories are written: 4 becomes 2
 STEPS = 12  # one story each
 _PENALTY = 1.1  # of repetition
+_TOP_K = 50  # tokens that are drawn from, as `generate` does by itself
 _TOGETHER = 16  # stories that are written at once
 
 
@@ -89,7 +96,8 @@ class _Draws(LogitsProcessor):
 
     def __init__(self, generators: Sequence[torch.Generator], temperature: float, top_p: float) -> None:
         self.generators = generators
-        self.narrow = LogitsProcessorList([TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)])
+        warpers = [TemperatureLogitsWarper(temperature), TopKLogitsWarper(_TOP_K), TopPLogitsWarper(top_p)]
+        self.narrow = LogitsProcessorList(warpers)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits (batch, vocabulary) to logits with noise."""
