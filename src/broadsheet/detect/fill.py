@@ -13,7 +13,7 @@ import torch
 
 from broadsheet.console import InputError
 from broadsheet.models import token_budget_batches
-from broadsheet.models.seeds import seeded
+from broadsheet.seeds import seeded
 
 SpanFill = Callable[[Sequence[str], int], Sequence[str | None]]
 

@@ -22,7 +22,7 @@ from broadsheet.embed.data.writing import PROMPT, PassageWriter, mean_log_probs,
 from broadsheet.embed.losses.contrastive import ContrastiveObjective, ContrastKind, Item, checked
 from broadsheet.embed.losses.settings import constructor_settings
 from broadsheet.models import adapters
-from broadsheet.models.seeds import seeded
+from broadsheet.seeds import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -31,7 +31,7 @@ from broadsheet.hear.processing import SalmonnProcessor
 from broadsheet.hear.windows import Windows
 from broadsheet.models import adapters
 from broadsheet.models.pushing import push_saved
-from broadsheet.models.seeds import seeded
+from broadsheet.seeds import seeded
 
 RATE = 50.0  # frames per second that encoders are synchronised to
 

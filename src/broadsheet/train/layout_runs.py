@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from broadsheet.models.seeds import seeded
+from broadsheet.seeds import seeded
 from broadsheet.training.layouts.ranks import RankGrid
 from broadsheet.training.losses import token_losses
 

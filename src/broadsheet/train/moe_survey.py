@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from broadsheet.console import InputError, within
-from broadsheet.models.seeds import seeded
+from broadsheet.seeds import seeded
 from broadsheet.train.base import LossMethod
 from broadsheet.train.experts import layouts, routing
 from broadsheet.train.experts.routers import BIAS, Watch, experts, in_float32, install

@@ -26,8 +26,8 @@ from broadsheet.models import adapters, card
 from broadsheet.models import fingerprint as model_fingerprint
 from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import read_json
-from broadsheet.models.seeds import seeded
 from broadsheet.page.evidence import versions
+from broadsheet.seeds import seeded
 from broadsheet.training import memory, weights
 from broadsheet.training.distributed import entered_by_first, is_first, wait_for_all
 from broadsheet.training.objective import Objective, content, described

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
-from broadsheet.models.seeds import seeded
+from broadsheet.seeds import seeded
 from broadsheet.training.losses import token_losses
 
 if TYPE_CHECKING:

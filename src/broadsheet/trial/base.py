@@ -23,9 +23,9 @@ import numpy as np
 from broadsheet.cache import atomic_write, fingerprint, home
 from broadsheet.console import InputError, duration, say
 from broadsheet.methods import ForPaper
-from broadsheet.models.seeds import seeded
 from broadsheet.options import MOST_SEED, option
 from broadsheet.page.evidence import provenance, versions
+from broadsheet.seeds import seeded
 from broadsheet.took import Took
 from broadsheet.training.workdir import starting_over
 from broadsheet.trial.claims import Claim, JudgedClaim, judge

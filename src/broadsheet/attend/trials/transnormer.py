@@ -29,8 +29,8 @@ from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.data import corpora
 from broadsheet.models.safefiles import read_json
-from broadsheet.models.seeds import seeded
 from broadsheet.options import option
+from broadsheet.seeds import seeded
 from broadsheet.training.fit import fit
 from broadsheet.training.objective import Objective
 from broadsheet.training.schedules import SCHEDULES, Progress

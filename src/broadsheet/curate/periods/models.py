@@ -14,7 +14,7 @@ from torch.nn.functional import kl_div, log_softmax, softmax
 
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
-from broadsheet.models.seeds import seeded
+from broadsheet.seeds import seeded
 from broadsheet.training.losses import token_losses
 from broadsheet.training.objective import NextTokens
 from broadsheet.training.scratch import SIZES, size

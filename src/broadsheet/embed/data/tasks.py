@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -55,7 +55,6 @@ __all__ = [
     "sts",
     "training_pairs",
     "training_texts",
-    "tuning",
     "v_measure",
 ]
 
@@ -213,40 +212,6 @@ def training_pairs(n: int, *, words: int = 40, seed: int = 0, data: str = "pydoc
     """
     found = documentation(words, seed, data).pairs(n, held_out=False)
     return [{"query": entry.summary, "positive": entry.text} for entry in found]
-
-
-def tuning(
-    queries: int = 100,
-    passages: int = 300,
-    *,
-    words: int = 40,
-    seed: int = 0,
-    data: str = "pydocs",
-    without: Collection[str] = (),
-) -> RetrievalTask:
-    """A task of the packages that are trained on, to choose settings by: no test asks its queries.
-
-    Args:
-        queries, passages: at most.
-        words, seed, data: as in `training_pairs`.
-        without: passages that are trained on; none of them is asked for.
-
-    Raises:
-        InputError: no passage is left to ask for.
-    """
-    docs = documentation(words, seed, data)
-    able = [entry for entry in docs.pairs(len(docs.entries), held_out=False) if entry.text not in set(without)]
-    asked = able[:queries]
-    if not asked:
-        raise InputError("every passage is trained on, so none is left to choose settings by; train on fewer")
-    texts = {entry.id: entry.text for entry in docs.entries if not docs.held_out(entry.package)}
-    corpus = _corpus(texts, [entry.id for entry in asked], passages, seed)
-    return RetrievalTask(
-        [Query(entry.id, entry.summary) for entry in asked],
-        corpus,
-        {entry.id: {entry.id: 1} for entry in asked},
-        f"{len(asked)} other summaries",
-    )
 
 
 # Near-duplicates

@@ -18,7 +18,7 @@ from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
 from broadsheet.embed.losses.ntxent import cosines, minus_distances, nt_xent, unit_rows
 from broadsheet.embed.losses.settings import constructor_settings
-from broadsheet.models.seeds import seeded
+from broadsheet.seeds import seeded
 from broadsheet.training import memory
 from broadsheet.training.distributed import gather_rows
 from broadsheet.training.objective import Objective

@@ -17,7 +17,7 @@ from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.data import corpora
 from broadsheet.data.pydocs import is_pydocs
 from broadsheet.data.retrieval.metrics import evaluate
-from broadsheet.embed.data import tasks
+from broadsheet.embed.data import doc_tasks, tasks
 from broadsheet.embed.data.tasks import (
     CLUSTERING,
     DUPLICATES,
@@ -83,7 +83,7 @@ class EmbedderTrial(Trial):
     def tuning(self, trained: Collection[str]) -> RetrievalTask:
         """What learning rates are chosen by: documentation that is neither asked nor among the passages `trained`."""
         data = self.data if is_pydocs(self.data) else "pydocs"
-        return tasks.tuning(100, 300, words=self.words, seed=self.seed, data=data, without=trained)
+        return doc_tasks.tuning("summary", 100, 300, without=trained, words=self.words, seed=self.seed, data=data)
 
     def found(self, task: RetrievalTask, model: SentenceTransformer) -> float:
         """The mean nDCG@10 of an embedder on a task."""

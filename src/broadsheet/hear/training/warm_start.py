@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from broadsheet.console import InputError
 from broadsheet.hear.data.rows import AudioRow
-from broadsheet.models.seeds import seeded
+from broadsheet.seeds import seeded
 from broadsheet.training.fit import TrainOutput, fit
 from broadsheet.training.objective import Objective
 

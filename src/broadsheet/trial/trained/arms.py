@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from broadsheet.console import duration, say
-from broadsheet.models.seeds import seeded
 from broadsheet.options import option
+from broadsheet.seeds import seeded
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome, Trial
 from broadsheet.trial.claims import MIN_RUNS, JudgedClaim
 from broadsheet.trial.sampling import MOST_RUNS, seconds_of
