@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from broadsheet.embed.llm_embedder import Distill, LLMEmbedder
 
 BASE, INFONCE, KL = "untrained", "InfoNCE", "KL distillation"
-MAIN, SWEPT = "LLM-Embedder", "LLM-Embedder, grades sharpened"
+MAIN, SWEPT = "LLM-Embedder", "LLM-Embedder, sharp grades"
 # How each trained embedder is taught: the distillation of running text and of answers.
 TAUGHT: dict[str, tuple[Distill, Distill, str]] = {
     INFONCE: ("none", "none", "hard labels: the teacher's best for running text, the right body for answers"),
@@ -126,9 +126,13 @@ class LLMEmbedderTrial(TrainedTrial):
         self._scorer: LikelihoodScorer | None = self._load_scorer()
         self._depth = len(decoder_layers(self._scorer.model))
         self._dtype, self._place = str(self._scorer.model.dtype).removeprefix("torch."), str(self._scorer.model.device)
-        self._kinds = [TEXT, *([ANSWERS] if is_pydocs(self.data) else [])]
         self._cases = {(kind, test): self._cut(kind, test) for kind in self._kinds for test in (False, True)}
         return [self._task(kind) for kind in self._kinds]
+
+    @property
+    def _kinds(self) -> list[Kind]:
+        """What is asked: answers are those of documentation."""
+        return [TEXT, ANSWERS] if is_pydocs(self.data) else [TEXT]
 
     def _task(self, kind: Kind) -> EvalTask:
         train, test = self._cases[kind, False], self._cases[kind, True]
