@@ -1,6 +1,7 @@
 """The trial of BabelBERT: words of the test are seen nowhere before, layers are read as they are, and it runs."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from broadsheet.embed.data.lexicon import WordPair
 from broadsheet.embed.data.word_splits import held, shuffled, split_lexicon
 from broadsheet.embed.lexical_specialization import LexicalSpecialization
 from broadsheet.embed.modules.word_layers import cut_behind, depth, layer_vectors
+from broadsheet.embed.trials import lexical_specialization
 from broadsheet.embed.trials.lexical_specialization import (
     LAST,
     SHUFFLED,
@@ -187,8 +189,16 @@ def test_several_lists_train_one_model_and_are_asked_apart(tmp_path, tiny_folder
     translated = [f"w{i}a\teng\tf{i}\tfra\tt{i}" for i in range(30)]
     (tmp_path / "french.tsv").write_text("\n".join(translated), encoding="utf-8")
     lists = (str(tmp_path / "words.tsv"), str(tmp_path / "french.tsv"))
+    chosen_on: list[Any] = []
+    found = lexical_specialization._found_by_layer
+    monkeypatch.setattr(
+        lexical_specialization,
+        "_found_by_layer",
+        lambda model, asked: (chosen_on.append(asked), found(model, asked))[1],
+    )
     trial = LexicalTrial(model=str(tiny_folder), quick=True, words=lists, queries=4, steps=2, runs=1)
     result = trial.run()
+    assert chosen_on == [split.dev for split in trial._splits.values()], "not on what the test asks"
     assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
     assert {claim.metric for claim in result.judged} == {"MRR of words", "MRR of french"}
     asked = held(trial._splits)

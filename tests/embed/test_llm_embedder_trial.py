@@ -168,6 +168,8 @@ def test_each_arm_is_taught_as_it_says(tiny_folder):
     taught = {name: trial._taught_by(name, 0.3).tasks for name in (INFONCE, KL, MAIN, SWEPT)}
     losses = {name: (each["lrlm"].distill, each["qa"].distill) for name, each in taught.items()}
     assert losses == {INFONCE: ("none", "none"), KL: ("kl", "kl"), MAIN: ("kl", "graded"), SWEPT: ("kl", "graded")}
+    weights = {name: {task.contrastive_weight for task in each.values()} for name, each in taught.items()}
+    assert weights == {INFONCE: {0.2}, KL: {0.0}, MAIN: {0.0}, SWEPT: {0.0}}
     assert taught[MAIN]["lrlm"].teacher_temperature == 0.1
     assert taught[SWEPT]["qa"].teacher_temperature == 0.3
     assert {each["lrlm"].group.teacher_scores_margin for each in taught.values()} == {0.1}
@@ -175,6 +177,17 @@ def test_each_arm_is_taught_as_it_says(tiny_folder):
     paper = TASKS["lrlm"], TASKS["qa"]
     assert (paper[0].distill, paper[0].teacher_temperature, paper[0].group.teacher_scores_margin) == ("kl", 0.1, 0.1)
     assert (paper[1].distill, paper[1].teacher_temperature, paper[1].group) == ("graded", 1.0, taught[MAIN]["qa"].group)
+
+
+def test_what_is_trained_has_each_tasks_prompts_and_what_is_not_has_none(tiny_folder, monkeypatch):
+    trial = LLMEmbedderTrial(model=str(tiny_folder))
+    trial._asked = {TEXT: [], ANSWERS: []}
+    asked = []
+    monkeypatch.setattr(trials, "fetching_arm", lambda arm, model, scored, task: asked.append((arm.name, task)))
+    for name in (BASE, INFONCE, MAIN):
+        for kind in (TEXT, ANSWERS):
+            trial._arm(kind, ModelArm.of(name, None), LazyModel(lambda: None))
+    assert asked == [(BASE, "")] * 2 + [(name, task) for name in (INFONCE, MAIN) for task in ("lrlm", "qa")]
 
 
 def test_both_tasks_are_trained_and_asked_and_rates_and_grades_are_chosen(tmp_path, tiny_folder, monkeypatch):
@@ -200,6 +213,9 @@ def test_both_tasks_are_trained_and_asked_and_rates_and_grades_are_chosen(tmp_pa
     assert best.values["log-likelihood of answers"].estimate >= max(
         arm.values["log-likelihood of answers"].estimate for arm in result.arms if arm.name != NOTHING
     )
+    for taught, others in ((trial._taught[kind], trial._held[kind]) for kind in (TEXT, ANSWERS)):
+        assert (len(taught), len(others)) == (8, 4)
+        assert not {each.case.id for each in taught} & {each.case.id for each in others}, "others choose the rates"
     assert sum("What there is to gain in" in note for note in result.notes) == 2
     assert sum("[answer]" in example.item for example in shown(result)) >= 1
     trial.finish()

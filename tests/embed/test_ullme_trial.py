@@ -68,6 +68,10 @@ def test_the_trial_trains_every_arm_on_the_same_and_reports_the_direct_claim(sma
     notes = [note for note in result.notes if ": trained in 2 steps of 4" in note]
     assert len(notes) == len(ullme_trial.ARMS)
     assert differ(trial, *ullme_trial.ARMS)
+    for name, (fields, _) in ullme_trial.ARMS.items():
+        told = json.loads((trial.folder(name) / "training.json").read_text())["settings"]["objective"]
+        assert told["projector"] is False
+        assert {key: told[key] for key in fields} == fields
     fewer = ullme_trial.UllmeTrial(**options | {"also": ()})
     fewer.tasks()
     fewer.workdir = tmp_path / "fewer"

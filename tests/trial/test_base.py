@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -313,6 +314,36 @@ def test_what_a_training_draws_depends_on_its_seed_alone(tmp_path):
     assert first == later
     assert first[:3] == other[:3], "tuning is from the trial's own seed"
     assert not set(first[3:]) & set(other[3:])
+
+
+def test_the_best_of_whole_trainings_is_the_arms_own_and_the_others_are_removed(tmp_path):
+    trial, trained = LearntTrial().for_paper("alpha"), []
+    trial.workdir = tmp_path
+
+    def train(setting: float, folder: Path) -> Any:
+        trained.append(setting)
+        folder.mkdir()
+        (folder / "training.json").write_text(json.dumps(setting))
+        if setting == 3 and len(trained) == 3:
+            return SimpleNamespace(finished=False)
+        return SimpleNamespace(finished=True)
+
+    def score(folder: Path) -> float:
+        return -abs(json.loads((folder / "training.json").read_text()) - 2)
+
+    with pytest.raises(KeyboardInterrupt):
+        trial.best_run("Alpha", [1, 2, 3], train, score, on="other pairs")
+    shutil.rmtree(trial._tuning_run("Alpha", 3))  # a training that is stopped leaves no folder of that name
+    again = LearntTrial().for_paper("alpha")
+    again.workdir = tmp_path
+    assert again.best_run("Alpha", [1, 2, 3], train, score, on="other pairs") == 2
+    assert trained == [1, 2, 3, 3], "those that ended before are not trained again"
+    assert [each.name for each in tmp_path.iterdir() if each.is_dir()] == [again._tuning_run("Alpha", 2).name]
+    own = again.folder("Alpha")
+    assert not again.take_best("Alpha", 2, again.seed + 1, own), "it is of the trial's own seed"
+    assert again.take_best("Alpha", 2, again.seed, own)
+    assert json.loads((own / "training.json").read_text()) == 2
+    assert not again.take_best("Alpha", 2, again.seed, own)
 
 
 def test_an_arm_is_made_once_for_all_tasks_and_dropped(monkeypatch):
