@@ -13,11 +13,12 @@ import pytest
 from markupsafe import escape
 from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 from broadsheet import report
 from broadsheet.page import evidence
 from broadsheet.report.answer import TrialAnswer, difference
-from broadsheet.report.html import BRIEF, html
+from broadsheet.report.html import BRIEF, _tables, html
 from broadsheet.trial.claims import Claim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.results import Example, TrialResult, beside_chance
@@ -238,3 +239,22 @@ def test_an_index_lists_the_reports_of_a_folder(tmp_path):
     assert 'href="one.html"' in page
     assert str(escape(str(TrialAnswer(second)))) in page
     assert page.count("<article>") == 2
+
+
+def test_long_titles_are_folded_before_any_value_is():
+    names = [Text(name) for name in ("random order *", "sorted by length")]
+    values = {
+        "cosine of the next document": "▲ 0.378 0.351–0.405",
+        "gain of a related document": "▲ 0.0128 0.0086–0.0182",
+        "loss": "= 1.26 1.22–1.29",
+    }
+    columns = [(title, [Text(value)] * 2) for title, value in values.items()]
+
+    def printed(chosen):
+        (table,) = _tables(("", names), chosen, 80)
+        return ["".join(part.text for part in line) for line in Console(width=80).render_lines(table, pad=False)]
+
+    lines = printed(columns)
+    assert len(lines) == 4, "two of titles, and one for each name"
+    assert all(value in line for value in values.values() for line in lines[2:])
+    assert "cosine of the next document" in printed(columns[:1])[0], "where there is room, nothing is folded"

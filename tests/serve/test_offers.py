@@ -20,7 +20,7 @@ def test_a_form_becomes_a_command_and_what_is_empty_is_not_given():
         "aded", "--model", "tiny", "--quick", "--seed", "3", "--prompts", "12", "--megabytes", "1.5",
     ]  # fmt: skip
     assert OFFERS.arguments("gem", {"tune": ["full"], "init": [""]}) == ["gem", "--tune", "full"]
-    assert OFFERS.arguments("salmonn", {"also": ["cold", "text", ""]}) == ["salmonn", "--also", "cold,text"]
+    assert OFFERS.arguments("salmonn", {"also": ["one", "text", ""]}) == ["salmonn", "--also", "one,text"]
     assert OFFERS.arguments("first", {"titles": ["no"]}) == ["first", "--no-titles"]
 
 
@@ -41,7 +41,7 @@ def test_a_form_becomes_a_command_and_what_is_empty_is_not_given():
         ("aded", {"seed": ["-1"]}, "a whole number from 0"),
         ("aded", {"prompts": ["12", "13"]}, "2 times"),
         ("gem", {"tune": ["--peer"]}, "expected one of lora, full"),
-        ("salmonn", {"also": ["cold", "--peer"]}, "expected some of"),
+        ("salmonn", {"also": ["one", "--peer"]}, "expected some of"),
         ("first", {"titles": ["maybe"]}, "yes or no"),
     ],
 )

@@ -94,9 +94,12 @@ def brief(result: TrialResult, width: int) -> list[RenderableType]:
             for arm, cells in answer.rows
         ]
         columns.append((metric, cells))
-    lines += _tables(("", names), columns, width)[:1]
+    table = _tables(("", names), columns, width)[:1]
+    lines += table
     lines.append(Text("* baseline; ▲ better, ▼ worse, = no measurable difference; 95 % intervals", "dim"))
-    taken = len(said.wrap(Console(width=width), width - 2)) + len(names) + 5  # blank, header, legend, report, use
+    screen = Console(width=width)
+    rows = sum(len(screen.render_lines(each, pad=False)) for each in table)
+    taken = len(said.wrap(screen, width - 2)) + rows + 4  # blank, legend, report, use
     if answer.why and taken < BRIEF:
         lines.append(_hanging([("why    ", _first_lines(answer.why, width - 8, min(2, BRIEF - taken)), "")]))
     return lines
@@ -269,7 +272,7 @@ def _tables(names: tuple[str, list[Text]], columns: list[tuple[str, list[Text]]]
     groups: list[list[tuple[str, list[Text]]]] = []
     room = 0
     for title, cells in columns:
-        needed = 2 + max(*map(len, title.split()), *(cell.cell_len for cell in cells))
+        needed = 2 + _least_width(title, cells)
         if not groups or needed > room:
             groups.append([])
             room = width - edge
@@ -279,12 +282,19 @@ def _tables(names: tuple[str, list[Text]], columns: list[tuple[str, list[Text]]]
     for group in groups:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         table.add_column(names[0], overflow="fold")
-        for title, _ in group:
-            table.add_column(title, overflow="fold")
+        tight = edge + sum(2 + max(len(title), _least_width(title, cells)) for title, cells in group) > width
+        for title, cells in group:
+            # Where titles have to be folded, they are, and no cell is.
+            table.add_column(title, overflow="fold", width=_least_width(title, cells) if tight and group[1:] else None)
         for row in zip(names[1], *(cells for _, cells in group), strict=True):
             table.add_row(*row)
         tables.append(table)
     return tables
+
+
+def _least_width(title: str, cells: Sequence[Text]) -> int:
+    """Of a column whose title may be folded between words."""
+    return max(*map(len, title.split()), *(cell.cell_len for cell in cells))
 
 
 def _claims(view: View) -> list[RenderableType]:
