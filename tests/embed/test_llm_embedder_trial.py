@@ -123,6 +123,7 @@ def test_trial_runs_and_its_yardsticks_bound_it(tmp_path, tiny_folder, monkeypat
     result = trial.run()
     assert [arm.name for arm in result.arms] == [BASE, INFONCE, MAIN, NOTHING, RANDOM, WORDS, BEST]
     assert set(result.claims) == {("log-likelihood", baseline, MAIN) for baseline in (BASE, INFONCE)}
+    assert "grades" not in result.setting, "there are none of running text"
     assert {claim.kind for claim in result.judged} == {"claim", "control"}, "mean pooling is no trained retriever"
     assert all(arm.status == "ok" for arm in result.arms), [arm.error for arm in result.arms]
     likelihood = {arm.name: np.array(arm.samples["log-likelihood"]) for arm in result.arms}
@@ -179,6 +180,13 @@ def test_each_arm_is_taught_as_it_says(tiny_folder):
     assert (paper[1].distill, paper[1].teacher_temperature, paper[1].group) == ("graded", 1.0, taught[MAIN]["qa"].group)
 
 
+def test_without_other_queries_no_rate_is_chosen(tiny_folder):
+    trial = LLMEmbedderTrial(model=str(tiny_folder))
+    trial._held = {TEXT: [], ANSWERS: []}
+    with pytest.raises(InputError, match="to choose a rate by; give fewer"):
+        trial._rate(MAIN)
+
+
 def test_what_is_trained_has_each_tasks_prompts_and_what_is_not_has_none(tiny_folder, monkeypatch):
     trial = LLMEmbedderTrial(model=str(tiny_folder))
     trial._asked = {TEXT: [], ANSWERS: []}
@@ -209,6 +217,7 @@ def test_both_tasks_are_trained_and_asked_and_rates_and_grades_are_chosen(tmp_pa
         (metric, baseline) for metric in ("log-likelihood", "log-likelihood of answers") for baseline in (BASE, INFONCE)
     }
     assert {f"tuning of {name}" for name in (INFONCE, KL, MAIN, SWEPT)} <= set(result.setting)
+    assert SWEPT in result.setting["grades"]
     best = next(arm for arm in result.arms if arm.name == BEST)
     assert best.values["log-likelihood of answers"].estimate >= max(
         arm.values["log-likelihood of answers"].estimate for arm in result.arms if arm.name != NOTHING

@@ -305,17 +305,16 @@ class TransNormerTrial(TrainedTrial):
         if self.lr is not None:
             return self.lr
 
-        def score(rate: float) -> float:
-            out = self.folder(f"tuning of {name}, {rate:g}")
-            if not (out / "training.json").exists():
-                done = self._train(make, rate, max(10, self.steps // 3), self.seed, out)
-                if not done.finished:
-                    raise KeyboardInterrupt
+        def train(rate: float, out: Path) -> TrainOutput:
+            return self._train(make, rate, max(10, self.steps // 3), self.seed, out)
+
+        def score(out: Path) -> float:
             model = make()
             model.load_state_dict(load_file(out / "model.safetensors"))
             return -float(read(model.to(self._device).eval(), self._texts.tuning, 1).mean())
 
-        return self.tuned(name, RATES, score, on=f"{_TUNING_TEXTS} other texts, after a third of the steps")
+        about = f"{_TUNING_TEXTS} other texts, after a third of the steps"
+        return self.best_run(name, RATES, train, score, on=about)
 
     def _history(self, name: str) -> dict[str, float]:
         """Held-out loss by step."""

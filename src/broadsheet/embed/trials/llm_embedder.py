@@ -165,7 +165,7 @@ class LLMEmbedderTrial(TrainedTrial):
             "training": f"{self.steps} steps of {self.batch} queries with {self.group} keys each, one task a step, "
             f"temperature {self.temperature:g}, margin {self.teacher_scores_margin:g}, learning rate "
             + ", ".join(f"{rate:g} ({name})" for name, rate in self._rates.items()),
-            "grades": f"temperature {self._sharpened:g} ({SWEPT})",
+            **({"grades": f"temperature {self._sharpened:g} ({SWEPT})"} if SWEPT in self._rates else {}),
             "dtype": self._dtype,
             "device": self._place,
         }
@@ -180,7 +180,7 @@ class LLMEmbedderTrial(TrainedTrial):
         self._asked = {kind: scored[kind, True] for kind in self._kinds}
         # Others of the training packages choose the rates.
         self._taught = {kind: scored[kind, False][: self.train] for kind in self._kinds}
-        self._held = {kind: scored[kind, False][self.train :] or self._taught[kind] for kind in self._kinds}
+        self._held = {kind: scored[kind, False][self.train :] for kind in self._kinds}
         # For running text alone KL is the paper's.
         names = (INFONCE, KL, MAIN) if ANSWERS in self._kinds else (INFONCE, MAIN)
         self._rates = {name: self._rate(name) for name in names}
@@ -315,6 +315,8 @@ class LLMEmbedderTrial(TrainedTrial):
         """The learning rate given, or the one by which the arm's embedder fetches best."""
         if self.learning_rate is not None:
             return self.learning_rate
+        if not all(self._held.values()):
+            raise InputError(f"no queries are left beside --train {self.train} to choose a rate by; give fewer")
         rates = RATES["full" if self._whole else "lora"]
 
         def train(rate: float, out: Path) -> Any:

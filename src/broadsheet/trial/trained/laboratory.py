@@ -394,14 +394,11 @@ class Laboratory(TrainedTrial):
             when: in the training the choice is made, for the report.
         """
 
-        def score(setting: float) -> float:
-            out = self.folder(f"tuning of {name}, {setting:g}")
-            if not (out / "training.json").exists() and not train(setting, out).finished:
-                raise KeyboardInterrupt
+        def score(out: Path) -> float:
             return -self.tuning_loss(self._load(out))
 
         on = f"{len(self.held.tuning)} other documents"
-        return self.tuned(name, settings, score, on=f"{on}, {when}" if when else on)
+        return self.best_run(name, settings, train, score, on=f"{on}, {when}" if when else on)
 
     def _examples(self, texts: Sequence[Any], arms: Mapping[str, ArmResult]) -> list[Example]:
         """Beginnings of held-out documents, and what each arm makes of them."""
