@@ -201,12 +201,10 @@ class WhosHarryPotterTrial(ForgettingTrial):
         if arm.name in self._rates_found:
             return self._rates_found[arm.name]
 
-        def score(rate: float) -> float:
-            out = self.folder(f"tuning of {arm.name}, {rate:g}")
-            if not (out / "training.json").exists():
-                done = self._train(arm, self.seed, out, rate=rate)
-                if not done.finished:
-                    raise KeyboardInterrupt
+        def train(rate: float, out: Path) -> Any:
+            return self._train(arm, self.seed, out, rate=rate)
+
+        def score(out: Path) -> float:
             model = self._load(out)
             worse = self.tuning_loss(model) - self._tuning_before
             if arm.name == ASCENT:  # as far is a part of what it is; then the less that is lost the better
@@ -215,7 +213,7 @@ class WhosHarryPotterTrial(ForgettingTrial):
             return -math.log10(self.still_known(model) + 1e-3) - max(0.0, worse) / WORSE
 
         on = f"{len(self._tuning_prompts)} other prompts and {len(self.held.tuning)} other documents"
-        found: float = self.tuned(arm.name, RATES, score, on=on)
+        found: float = self.best_run(arm.name, RATES, train, score, on=on)
         self._rates_found[arm.name] = found
         return found
 
