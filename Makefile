@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Python compiles what is imported when it is: compiling all of it takes pip longer than the rest.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MINIMUM := .venv-minimum
 
@@ -82,17 +83,17 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@echo "installing broadsheet into $(VENV) (PyTorch is the largest part) …"
-	@$(PIP) install --quiet --editable .
+	@$(PIP) install --quiet --no-compile --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	@echo "installing broadsheet and its development tools into $(VENV) …"
-	@$(PIP) install --quiet --editable '.[dev]'
+	@$(PIP) install --quiet --no-compile --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-hear: pyproject.toml | $(VENV)/bin/python
 	@echo "installing broadsheet with ears into $(VENV) …"
-	@$(PIP) install --quiet --editable '.[hear]'
+	@$(PIP) install --quiet --no-compile --editable '.[hear]'
 	@touch $@ $(VENV)/.installed
 
 $(MINIMUM)/.installed: pyproject.toml
@@ -124,5 +125,5 @@ postgres:
 	fi
 
 $(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python
-	@$(PIP) install --quiet --editable '.[docs]'
+	@$(PIP) install --quiet --no-compile --editable '.[docs]'
 	@touch $@
