@@ -24,7 +24,8 @@ from broadsheet.embed.trials.lexical_specialization import (
     LexicalTrial,
     words_arm,
 )
-from broadsheet.trial.base import LazyModel, ModelArm
+from broadsheet.trial.base import ModelArm
+from broadsheet.trial.lazy import LazyModel
 
 
 def synonyms(count):

@@ -26,7 +26,8 @@ from broadsheet.embed.trials.fetching import (
     fetching_arm,
 )
 from broadsheet.embed.trials.llm_embedder import BASE, INFONCE, KL, MAIN, SWEPT, LLMEmbedderTrial
-from broadsheet.trial.base import LazyModel, ModelArm
+from broadsheet.trial.base import ModelArm
+from broadsheet.trial.lazy import LazyModel
 
 
 def documents(count, length=120):

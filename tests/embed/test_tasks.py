@@ -25,8 +25,9 @@ from broadsheet.embed.base import baseline
 from broadsheet.embed.data import doc_tasks, tasks
 from broadsheet.embed.data.tasks import LabelledText, Query, RetrievalTask, SentencePair, Triple, v_measure
 from broadsheet.embed.trials.base import clustering_task, duplicates_task, retrieval_task, sts_task
-from broadsheet.trial.base import EvalTask, LazyModel, ModelArm
+from broadsheet.trial.base import EvalTask, ModelArm
 from broadsheet.trial.engine import Arm, run_arms
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult
 
 

@@ -15,7 +15,8 @@ from broadsheet.data.retrieval.lists import RankList
 from broadsheet.embed.base import embedder
 from broadsheet.embed.data import tasks
 from broadsheet.embed.trials import ullme as ullme_trial
-from broadsheet.trial.base import LazyModel, ModelArm
+from broadsheet.trial.base import ModelArm
+from broadsheet.trial.lazy import LazyModel
 
 
 @pytest.fixture

@@ -34,7 +34,8 @@ from broadsheet.rank.trials.pg_rank import (
     PGRankTrial,
     losses,
 )
-from broadsheet.trial.base import LazyModel, ModelArm
+from broadsheet.trial.base import ModelArm
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult
 
 

@@ -21,12 +21,15 @@ from broadsheet.cli.trials import check_arms
 from broadsheet.console import InputError
 from broadsheet.options import construct, option
 from broadsheet.training.workdir import workdir
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Metric
+from broadsheet.trial.lazy import LazyModel, Memory
 from broadsheet.trial.results import Example
 from broadsheet.trial.trained.arms import TRAINING, TrainedTrial
 
 pytestmark = pytest.mark.usefixtures("home")
+
+GIB = 1 << 30
 
 
 @dataclass
@@ -366,6 +369,26 @@ def test_an_arm_is_made_once_for_all_tasks_and_dropped(monkeypatch):
 
 
 # What it says
+
+
+def test_a_trial_in_little_memory_gives_what_it_gives_in_much(monkeypatch):
+    trial = ToyTrial(n=12).for_paper("alpha")
+    plenty = trial.run()
+    trial.finish()
+    made: list[str] = []
+    make = LazyModel.__call__
+
+    def call(self: LazyModel) -> Any:
+        if self._made is None:
+            made.append(type(self.make()).__name__)
+        return make(self)
+
+    monkeypatch.setattr(LazyModel, "__call__", call)
+    own = iter(range(0, 1 << 40, GIB))  # every model takes a GiB, and none is ever free
+    monkeypatch.setattr("broadsheet.trial.lazy._of_machine", lambda: Memory(0, 8 * GIB, next(own)))
+    tight = tried("alpha", n=12)
+    assert min(made.count("Plain"), made.count("Alpha")) > 2  # made again and again
+    assert [arm.samples for arm in tight.arms] == [arm.samples for arm in plenty.arms]
 
 
 def test_two_tasks_are_one_result(monkeypatch):

@@ -31,6 +31,7 @@ from broadsheet.training.workdir import starting_over
 from broadsheet.trial.claims import Claim, JudgedClaim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.examples import together
+from broadsheet.trial.lazy import LazyModel, Shelf
 from broadsheet.trial.results import ArmResult, Curve, Distribution, Example, Role, TrialResult, joined, plural
 from broadsheet.trial.sampling import PilotSampling, seconds_of
 from broadsheet.trial.stats import MIN_UNITS
@@ -73,38 +74,6 @@ class ModelArm:
     ) -> ModelArm:
         """An arm of what is made already; its class says of which paper it is."""
         return cls(name, lambda: made, role, description, getattr(made, "paper", ""))
-
-
-class LazyModel:
-    """What a `ModelArm` makes, made when it is first asked for, once for all tasks.
-
-    Args:
-        make: what it raises is raised again for each task.
-    """
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self.make = make
-        self._made: Any = None
-        self._error: Exception | None = None
-
-    def __call__(self) -> Any:
-        if self._error:
-            raise self._error
-        if self._made is None:
-            try:
-                self._made = self.make()
-            except Exception as error:
-                self._error = error
-                raise
-        return self._made
-
-    def prepare(self) -> None:
-        """Make it now."""
-        self()
-
-    def drop(self) -> None:
-        """Let go of what was made."""
-        self._made = None
 
 
 @dataclass(frozen=True)
@@ -417,8 +386,9 @@ class Trial(ForPaper):
     def _run(self, arms: Sequence[ModelArm], tasks: Sequence[EvalTask], claims: Sequence[Claim]) -> Outcome:
         """Every task with every arm: one result an arm, with the metrics of all tasks. Speed is the first task's."""
         turns = [(arm, number) for number in range(self._runs) for arm in arms if number == 0 or arm.by_seed]
+        shelf = Shelf()
         lazy = {
-            (arm.name, number): LazyModel(arm.by_seed(self.seed + number) if arm.by_seed else arm.make)
+            (arm.name, number): LazyModel(arm.by_seed(self.seed + number) if arm.by_seed else arm.make, shelf)
             for arm, number in turns
         }
         wanted = [*((claim.baseline, claim.arm) for claim in claims), *self.also_compare()]
@@ -432,8 +402,9 @@ class Trial(ForPaper):
                 made = []
                 for arm, number in turns:
                     kept = self.workdir / f"{task.name}-{fingerprint(arm.name if not number else [arm.name, number])}"
-                    run = task.arm(arm, lazy[arm.name, number], kept)
-                    made.append(replace(run, role=self._role(arm), run_number=number))
+                    model = lazy[arm.name, number]
+                    run = task.arm(arm, model, kept)
+                    made.append(replace(run, role=self._role(arm), run_number=number, ready=model.again))
                 block_size = task.block_size or max(1, -(-len(task.items) // task.blocks))
                 pilot = None
                 if task.pilot and not self.quick:

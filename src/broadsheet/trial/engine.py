@@ -59,6 +59,7 @@ class Arm:
         role: `"baseline"` once; `"method"` for what the paper adds, `"sibling"` for related methods, `"peer"` for
             another library's implementation.
         prepare: called once before the warm-up (loading, training); its seconds are reported apart.
+        ready: called before each turn, its seconds not counted: makes again what memory had no room for meanwhile.
         close: called at the end, also after a failure.
         shared: work that several arms need, computed once a block for all arms that name the same function; its
             seconds count for each of them.
@@ -70,6 +71,7 @@ class Arm:
     role: Role = "method"
     description: str = ""
     prepare: Callable[[], None] | None = None
+    ready: Callable[[], None] | None = None
     close: Callable[[], None] | None = None
     shared: Callable[[Sequence[Any]], Any] | None = None
     run_number: int = 0
@@ -182,7 +184,7 @@ def run_arms(
     records = {arm.label: _Record() for arm in arms}
     baseline = next(arm for arm in arms if arm.role == "baseline")
     records[RERUN] = _Record()
-    runners = [*arms, Arm(RERUN, baseline.run, "sibling", shared=baseline.shared)]
+    runners = [*arms, Arm(RERUN, baseline.run, "sibling", ready=baseline.ready, shared=baseline.shared)]
     blocks = [items[start : start + block_size] for start in range(0, len(items), block_size)]
     made = _Made(arms, items, metrics, f"{plural(item)}/s", records, margins or {}, seed, resamples)
     wanted = _wanted(arms, baseline.name, pairs)
@@ -308,6 +310,8 @@ def _run_block(runners: Sequence[Arm], block: Sequence[Any], index: int, failed:
         if arm.label in failed:
             continue
         try:
+            if arm.ready:
+                arm.ready()
             given, shared_seconds, shared_bytes = block, 0.0, 0
             if arm.shared:
                 # The rerun of the baseline pays for its own shared work: it stands for a second, independent run.

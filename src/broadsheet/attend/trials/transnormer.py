@@ -35,9 +35,10 @@ from broadsheet.training.fit import fit
 from broadsheet.training.objective import Objective
 from broadsheet.training.schedules import SCHEDULES, Progress
 from broadsheet.training.trainer import TrainOutput
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.examples import excerpt, most_apart
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult, Curve, Example
 from broadsheet.trial.trained.arms import TRAINING, TrainedTrial
 

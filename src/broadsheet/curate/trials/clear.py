@@ -27,9 +27,10 @@ from broadsheet.teacher import Teacher
 from broadsheet.teacher.local import Local
 from broadsheet.training.fit import fit
 from broadsheet.training.trainer import TrainOutput
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.examples import most_apart
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult, Distribution, Example
 from broadsheet.trial.stats import labelled_auroc
 from broadsheet.trial.trained.arms import TrainedTrial

@@ -21,9 +21,10 @@ from broadsheet.curate.tables.tasks import EntityMatching, ErrorDetection, Imput
 from broadsheet.curate.trials.planted_tables import CHECKED, FILLED, PlantedCase, PlantedTask, planted
 from broadsheet.data import corpora
 from broadsheet.options import option
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.examples import excerpt, marked, most_apart
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult, Curve, Example
 from broadsheet.trial.stats import MIN_UNITS
 from broadsheet.trial.verdicts import Comparison

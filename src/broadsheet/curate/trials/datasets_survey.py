@@ -18,9 +18,10 @@ from broadsheet.curate.datasets_survey import Profile, Profiler
 from broadsheet.curate.trials.planted_sets import PlantedSet, passages, planted
 from broadsheet.data import corpora
 from broadsheet.options import option
-from broadsheet.trial.base import EvalTask, LazyModel, ModelArm, Trial
+from broadsheet.trial.base import EvalTask, ModelArm, Trial
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.examples import most_apart
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult, Example
 
 if TYPE_CHECKING:

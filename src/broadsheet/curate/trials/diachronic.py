@@ -24,9 +24,10 @@ from broadsheet.curate.periods.training import DONE, PeriodRecipe, on_device
 from broadsheet.data import corpora
 from broadsheet.options import option
 from broadsheet.training.scratch import SIZES, SplitTexts, apart
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.examples import excerpt, most_apart
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult, Example
 from broadsheet.trial.stats import auroc
 from broadsheet.trial.trained.arms import TrainedTrial

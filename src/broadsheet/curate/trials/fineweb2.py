@@ -23,8 +23,9 @@ from broadsheet.curate.recipe import COUNTS, DOCUMENTS, REASONS
 from broadsheet.methods import call_of
 from broadsheet.options import option
 from broadsheet.training.scratch import SIZES, SplitTexts, TokenBlocks, apart, joined, tokenizer
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.trained.laboratory import LEAST, LOSS, LabArm, Laboratory
 from broadsheet.trial.verdicts import Comparison
 

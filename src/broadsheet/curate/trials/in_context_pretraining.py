@@ -25,8 +25,9 @@ from broadsheet.curate.orders.vectors import encoder
 from broadsheet.options import option
 from broadsheet.training.losses import IGNORED, token_losses
 from broadsheet.training.scratch import tokens_of
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.trained.laboratory import LEAST, LOSS, LOSS_METRIC, LabArm, Laboratory
 from broadsheet.trial.verdicts import Comparison
 

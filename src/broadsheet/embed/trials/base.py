@@ -30,9 +30,10 @@ from broadsheet.embed.data.tasks import (
     Triple,
 )
 from broadsheet.options import option
-from broadsheet.trial.base import EvalTask, LazyModel, ModelArm, Trial
+from broadsheet.trial.base import EvalTask, ModelArm, Trial
 from broadsheet.trial.engine import Arm, Outputs
 from broadsheet.trial.examples import excerpt, first_found, marked, most_apart, standing
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult, Example
 from broadsheet.trial.stats import Floats
 

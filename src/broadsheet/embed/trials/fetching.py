@@ -14,9 +14,10 @@ from typing import Any, Literal
 import numpy as np
 
 from broadsheet.embed.data.chunks import Continuation
-from broadsheet.trial.base import LazyModel, ModelArm
+from broadsheet.trial.base import ModelArm
 from broadsheet.trial.engine import Arm, Metric, Outputs
 from broadsheet.trial.examples import ending, excerpt, most_apart
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult, Example
 
 NOTHING, RANDOM, WORDS, BEST = "no candidate", "random candidate", "BM25's first", "the teacher's best"

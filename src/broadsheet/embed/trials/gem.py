@@ -21,7 +21,8 @@ from broadsheet.data.resources import local
 from broadsheet.embed.data import tasks
 from broadsheet.embed.trials.base import GeneratingTrial, retrieval_task, sts_task, training_note
 from broadsheet.options import option
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult
 from broadsheet.trial.stats import spearman
 from broadsheet.trial.trained.arms import TrainedTrial

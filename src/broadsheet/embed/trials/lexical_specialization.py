@@ -24,9 +24,10 @@ from broadsheet.embed.data.tasks import sts
 from broadsheet.embed.data.word_splits import Questions, Split, apart, held, shuffled, split_lexicon
 from broadsheet.embed.trials.base import sts_task, training_note
 from broadsheet.options import option
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric, Outputs
 from broadsheet.trial.examples import first_found, most_apart
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult, Curve, Example
 from broadsheet.trial.trained.arms import TrainedTrial
 

@@ -39,8 +39,9 @@ from broadsheet.embed.trials.fetching import (
     yardstick,
 )
 from broadsheet.options import option
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.trained.arms import TrainedTrial
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from broadsheet.embed.data import tasks
 from broadsheet.embed.data.doc_tasks import examples
 from broadsheet.embed.trials.base import Count, GeneratingTrial, retrieval_task, training_note
 from broadsheet.options import option
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric, Outputs
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.trained.arms import TrainedTrial
 from broadsheet.trial.verdicts import Comparison
 

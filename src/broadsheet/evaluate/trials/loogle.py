@@ -27,9 +27,10 @@ from broadsheet.evaluate.trials import documentation
 from broadsheet.methods import call_of, hyperparameters, names_of, parse_calls, plain, settings, signature
 from broadsheet.options import option
 from broadsheet.page import papers
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.examples import excerpt, most_apart
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult, Curve, Example
 from broadsheet.trial.stats import Floats, interval
 

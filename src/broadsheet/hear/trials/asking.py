@@ -22,8 +22,9 @@ from broadsheet.hear.trials.peers import ExternalTranscriber
 from broadsheet.hear.trials.roster import CASCADE, ONE, SHUFFLED, SILENT, plain
 from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import read_json
-from broadsheet.trial.base import LazyModel, ModelArm
+from broadsheet.trial.base import ModelArm
 from broadsheet.trial.engine import Arm, Outputs
+from broadsheet.trial.lazy import LazyModel
 
 _CHOICES = range(2, 101)  # numbers of labels from which a cascade chooses
 _STORY_TOKENS = 15  # at least, of a story whose likelihood is measured

@@ -22,9 +22,10 @@ from broadsheet.options import option
 from broadsheet.rank.list_source import ListSource
 from broadsheet.rank.prompts.prompt import document_text
 from broadsheet.rank.trials.bias import position_bias
-from broadsheet.trial.base import EvalTask, LazyModel, ModelArm, Outcome, Trial
+from broadsheet.trial.base import EvalTask, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Metric
 from broadsheet.trial.examples import first_found, most_apart
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult, Curve, Example
 from broadsheet.trial.sampling import PILOT
 

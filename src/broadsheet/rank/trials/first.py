@@ -14,8 +14,9 @@ from broadsheet.console import InputError
 from broadsheet.options import option
 from broadsheet.rank.trials.base import FIRST_STAGE, bias, changed, orders_of, reranking
 from broadsheet.rank.trials.teaching import MOST_TRAINED, Lesson, TrainedRerankerTrial
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm
+from broadsheet.trial.lazy import LazyModel
 
 if TYPE_CHECKING:
     from broadsheet.rank.base import ListwiseReranker

@@ -22,8 +22,9 @@ from broadsheet.console import InputError, say, track
 from broadsheet.data.retrieval.metrics import evaluate_lists
 from broadsheet.options import option
 from broadsheet.rank.trials.base import FIRST_STAGE, RerankerTrial
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Outputs
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.trained.arms import TrainedTrial
 
 if TYPE_CHECKING:

@@ -25,9 +25,10 @@ from broadsheet.train.llm_pruner import LLMPruner, Pruned, calibration, multiply
 from broadsheet.training.fit import fit
 from broadsheet.training.scratch import SplitTexts, TokenBlocks, apart, document_losses, joined
 from broadsheet.training.trainer import TrainOutput
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.examples import excerpt, most_apart
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult, Example
 from broadsheet.trial.trained.arms import TrainedTrial
 from broadsheet.trial.trained.laboratory import LOSS, LOSS_METRIC

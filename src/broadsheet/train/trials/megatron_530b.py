@@ -19,8 +19,9 @@ from broadsheet.train.megatron_530b import ParallelPlanner
 from broadsheet.training.layouts.crew import Crew
 from broadsheet.training.layouts.pipeline import bubble
 from broadsheet.training.scratch import TokenBlocks, joined, tokenizer
-from broadsheet.trial.base import Claim, EvalTask, LazyModel, ModelArm, Outcome, Trial
+from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Metric
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import Curve, TrialResult
 from broadsheet.trial.verdicts import Comparison
 

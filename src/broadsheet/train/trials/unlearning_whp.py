@@ -22,8 +22,9 @@ from broadsheet.train.unlearning_whp import GenericLabels, WhosHarryPotter
 from broadsheet.training.fit import write
 from broadsheet.training.scratch import TokenBlocks, joined
 from broadsheet.training.trainer import TrainOutput
-from broadsheet.trial.base import Claim, LazyModel, ModelArm, Outcome
+from broadsheet.trial.base import Claim, ModelArm, Outcome
 from broadsheet.trial.engine import Arm
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.trained.laboratory import LEAST, LabArm
 from broadsheet.trial.verdicts import Comparison
 

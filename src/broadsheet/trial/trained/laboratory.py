@@ -27,9 +27,10 @@ from broadsheet.training.fit import fit
 from broadsheet.training.objective import NextTokens
 from broadsheet.training.scratch import SIZES, TokenBlocks, apart, document_losses, joined, size, tokenizer
 from broadsheet.training.trainer import TrainOutput
-from broadsheet.trial.base import EvalTask, LazyModel, ModelArm, Outcome
+from broadsheet.trial.base import EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.examples import excerpt, most_apart
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult, Curve, Example
 from broadsheet.trial.trained.arms import TrainedTrial
 
