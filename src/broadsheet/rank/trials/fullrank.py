@@ -56,7 +56,7 @@ class FullRankTrial(TrainedRerankerTrial):
     decode: Literal["permutation", "first_token"] = option(
         "permutation", "How an order is read off the model; first_token for lists of at most 26."
     )
-    candidates: int = option(20, "In a list, the best of the first stage.", least=3)
+    candidates: int = option(20, "In a list, the best of the first stage.", quick=6, least=3)
     window: int | None = option(None, "Of the sliding sweep; by default half of the candidates.", least=2)
     step: int | None = option(None, "Of the sliding sweep; by default half of the window.", least=1)
     words: int = option(30, "Of a passage that is searched and shown; 0: all.", least=0)
