@@ -188,9 +188,8 @@ def test_training_lists_come_from_the_train_split_and_from_packages_that_are_not
         assert len(row["documents"]) == 3
     seen.clear()
     docs = Documentation(documents())
-    monkeypatch.setattr(
-        "broadsheet.rank.list_source.ListSource._documentation", lambda self: (docs, corpora.load(collection))
-    )
+    read = docs, corpora.load(collection)
+    monkeypatch.setattr("broadsheet.rank.list_source.ListSource._documentation", read)
     train("first", "pydocs", tmp_path / "b", model=str(model), lists=9, candidates=4)
     packages = {entry.text: entry.package for entry in docs.entries}
     assert len(seen) == 9

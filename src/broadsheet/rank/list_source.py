@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from broadsheet.cache import fingerprint
@@ -53,7 +54,7 @@ class ListSource:
         if queries < 0 or candidates < 1:
             raise InputError(f"got {queries} queries of {candidates} candidates; expected from 0 and 1")
         if is_pydocs(self.data):
-            docs, corpus = self._documentation()
+            docs, corpus = self._documentation
             n = queries or 100
             if found:
                 lists, asked = docs.answerable(n, candidates, at_most=at_most)
@@ -75,12 +76,11 @@ class ListSource:
             raise InputError(f"{self.data} has no judged query with {kind} in the split {self.split!r}")
         return Lists(lists, beir.describe(), fingerprint([beir.fingerprint(), self.run]), asked)
 
-    def train(self, lists: int, candidates: int, depth: int = 0) -> Lists:
+    def train(self, lists: int, candidates: int, depth: int = 0, split: str = "") -> Lists:
         """At most `lists` lists to train on that hold a right passage: other packages of `pydocs`, another split.
 
-        A BEIR folder's `train` split is read, or the split named if that is not `test`.
-
         Args:
+            split: of a BEIR folder; by default its own if that is not `test`, else `train`.
             depth: how deep the first stage's list goes from which wrong candidates are drawn; by default they are its
                 best.
 
@@ -88,11 +88,11 @@ class ListSource:
             InputError: there are none.
         """
         if is_pydocs(self.data):
-            docs, corpus = self._documentation()
+            docs, corpus = self._documentation
             return Lists(docs.train(lists, candidates, depth=depth), corpus.describe(), docs.fingerprint())
         beir = Beir(local(self.data), self.words)
         run = read_run(Path(self.run)) if self.run else None
-        split = "train" if self.split == "test" else self.split
+        split = split or ("train" if self.split == "test" else self.split)
         found = [each for each in beir.lists(split, candidates=max(depth, candidates), run=run) if each.found]
         if not found:
             raise InputError(
@@ -103,6 +103,7 @@ class ListSource:
             found = [_thinned(each, candidates, self.seed) for each in found[:lists]]
         return Lists(found[:lists], beir.describe(), fingerprint([beir.fingerprint(), self.run]))
 
+    @cached_property
     def _documentation(self) -> tuple[Documentation, corpora.Corpus]:
         if self.run:
             raise InputError("--run ranks the documents of a BEIR folder: give that as the data")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -73,10 +74,9 @@ class RerankerTrial(Trial):
         Args:
             most: that are asked, where the claims decide how many.
         """
-        source = ListSource(self.data, self.words, self.titles, self.first_stage or "", self.split, self.seed)
         wanted = most if self.queries is None else 0 if self.queries == "all" else int(self.queries)
         decided = self.queries is None
-        items = self.lists_ = source.test(wanted, self.candidates, found=not self.unanswerable, at_most=decided)
+        items = self.lists_ = self._source.test(wanted, self.candidates, found=not self.unanswerable, at_most=decided)
         return EvalTask(
             "ordering",
             items.lists,
@@ -105,9 +105,13 @@ class RerankerTrial(Trial):
         """
         if self.split == "train" and not is_pydocs(self.data):
             raise InputError("got --split train, on which the arms are trained; expected another split")
-        source = ListSource(self.data, self.words, self.titles, self.first_stage or "", "train", self.seed)
         asked = {each.query for each in self.lists_.lists}
-        return [each for each in source.train(lists, candidates, depth).lists if each.query not in asked]
+        found = self._source.train(lists, candidates, depth, "train").lists
+        return [each for each in found if each.query not in asked]
+
+    @cached_property
+    def _source(self) -> ListSource:
+        return ListSource(self.data, self.words, self.titles, self.first_stage or "", self.split, self.seed)
 
     def arm(self, arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
         """The first stage's order, or a reranker's."""
