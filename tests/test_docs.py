@@ -755,7 +755,7 @@ def test_external_skeleton_reports_its_errors(tmp_path: Path) -> None:
     skeleton, _ = blocks(ROOT / "docs" / "external.md", "python")
     peer = tmp_path / "peer_arm.py"
     peer.write_text(skeleton)
-    from broadsheet.trial.external import external_arm
+    from broadsheet.trial.outside.external import external_arm
 
     arms = [
         Arm("baseline", lambda block: {"score": [0.0 for _ in block]}, role="baseline"),

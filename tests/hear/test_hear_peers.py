@@ -12,7 +12,7 @@ import torch
 from broadsheet.console import InputError
 from broadsheet.hear.trials import peers
 from broadsheet.models import wheels
-from broadsheet.trial.peers import Peer, PeerCall
+from broadsheet.trial.outside.peers import Peer, PeerCall
 
 LENGTHS = """
 import json, sys, wave

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from broadsheet.trial import peers
-from broadsheet.trial.peers import Peer
+from broadsheet.trial.outside import peers
+from broadsheet.trial.outside.peers import Peer
 
 COUNTER = '''
 """Counts words."""

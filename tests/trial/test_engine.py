@@ -19,7 +19,7 @@ from scipy import stats as distributions
 from broadsheet.page.evidence import finite, record
 from broadsheet.trial.claims import Claim, judge
 from broadsheet.trial.engine import RERUN, Arm, Measured, Metric, SamplePlan, _say_left, run_arms
-from broadsheet.trial.external import external_arm
+from broadsheet.trial.outside.external import external_arm
 from broadsheet.trial.results import TrialResult
 from broadsheet.trial.stats import auroc
 

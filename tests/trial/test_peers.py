@@ -14,8 +14,8 @@ import pytest
 import toy_peers
 
 from broadsheet.console import InputError
-from broadsheet.trial import peers
-from broadsheet.trial.external import ExternalProcess
+from broadsheet.trial.outside import peers
+from broadsheet.trial.outside.external import ExternalProcess
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path[:0] = {path!r}
 import pytest, toy_peers
-from broadsheet.trial import peers
+from broadsheet.trial.outside import peers
 peer = toy_peers.toy(Path({folder!r}))
 run = peers._run
 def dies(peer, command, **more):

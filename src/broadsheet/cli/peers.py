@@ -24,7 +24,7 @@ def peer(
     It says first what it costs. A second call finds what stands in the cache. What is printed on stdout is the command
     that an external arm runs (docs/external.md).
     """
-    from broadsheet.trial import peers
+    from broadsheet.trial.outside import peers
 
     if name is None:
         _list(list(peers.known().values()), as_json)

@@ -37,11 +37,11 @@ from broadsheet.data import corpora
 from broadsheet.methods import call_of, hyperparameters
 from broadsheet.options import option
 from broadsheet.page import discovery, papers
-from broadsheet.trial import peers
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Outputs
-from broadsheet.trial.external import ExternalProcess
 from broadsheet.trial.lazy import LazyModel
+from broadsheet.trial.outside import peers
+from broadsheet.trial.outside.external import ExternalProcess
 from broadsheet.trial.results import Curve
 from broadsheet.trial.sentences import sentence
 

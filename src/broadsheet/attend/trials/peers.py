@@ -19,8 +19,8 @@ from broadsheet.attend.trials.reader import DECODED
 from broadsheet.console import InputError
 from broadsheet.models import embedded, hub
 from broadsheet.trial.engine import Arm, Measured
-from broadsheet.trial.external import ExternalProcess
-from broadsheet.trial.peers import PeerCall
+from broadsheet.trial.outside.external import ExternalProcess
+from broadsheet.trial.outside.peers import PeerCall
 
 _FIELDS = ("loss", "seconds", "decode_seconds", "held", "right", "said")
 

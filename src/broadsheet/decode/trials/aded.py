@@ -26,12 +26,12 @@ from broadsheet.decode.trials import prompts as tasks
 from broadsheet.decode.trials.prompts import KINDS, DecodePrompt
 from broadsheet.decode.trials.timing import SOURCES, Reference, TimedWriter, Written, measured, step_seconds
 from broadsheet.options import option
-from broadsheet.trial import peers
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Metric
 from broadsheet.trial.examples import ending, excerpt, most_apart
-from broadsheet.trial.external import ExternalProcess
 from broadsheet.trial.lazy import LazyModel
+from broadsheet.trial.outside import peers
+from broadsheet.trial.outside.external import ExternalProcess
 from broadsheet.trial.results import ArmResult, Distribution, Example
 from broadsheet.trial.sampling import PILOT
 from broadsheet.trial.verdicts import Comparison

@@ -19,8 +19,8 @@ from broadsheet.decode.trials.prompts import DecodePrompt
 
 if TYPE_CHECKING:
     from broadsheet.decode.target import TargetModel
-    from broadsheet.trial.external import ExternalProcess
-    from broadsheet.trial.peers import PeerCall
+    from broadsheet.trial.outside.external import ExternalProcess
+    from broadsheet.trial.outside.peers import PeerCall
 
 WINDOW = 16  # last tokens that a draft is asked for (the authors of ADED: 16)
 

@@ -25,12 +25,12 @@ from broadsheet.detect.reading import ForwardPass, Reader
 from broadsheet.detect.trials.pairs import ContinuationWriter, PairConfig, TextPair, match, passages, write_pairs
 from broadsheet.options import option
 from broadsheet.page import papers
-from broadsheet.trial import peers
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Measured, Metric
 from broadsheet.trial.examples import excerpt, most_apart
-from broadsheet.trial.external import ExternalProcess
 from broadsheet.trial.lazy import LazyModel
+from broadsheet.trial.outside import peers
+from broadsheet.trial.outside.external import ExternalProcess
 from broadsheet.trial.results import ArmResult, Distribution, Example
 from broadsheet.trial.sampling import PILOT
 from broadsheet.trial.stats import Statistic, auroc, over_groups, tpr_at_fpr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from broadsheet.trial.peers import Peer
+from broadsheet.trial.outside.peers import Peer
 
 PEERS = (
     Peer(

@@ -21,8 +21,8 @@ from broadsheet.hear.data.mixing import wav_bytes
 from broadsheet.hear.encoders.resources import WHISPER
 from broadsheet.models import wheels
 from broadsheet.models.safefiles import read_json
-from broadsheet.trial.external import ExternalProcess
-from broadsheet.trial.peers import PeerCall
+from broadsheet.trial.outside.external import ExternalProcess
+from broadsheet.trial.outside.peers import PeerCall
 
 _TIMESTAMPS = [f"<|{step / 50:.2f}|>" for step in range(1501)]  # the last tokens of every Whisper, 0 to 30 s
 

@@ -44,8 +44,8 @@ from broadsheet.hear.trials.roster import (
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
 from broadsheet.report.words import memory
-from broadsheet.trial import peers
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
+from broadsheet.trial.outside import peers
 from broadsheet.trial.results import ArmResult, Curve, TrialResult
 from broadsheet.trial.sentences import sentence
 from broadsheet.trial.verdicts import Comparison
