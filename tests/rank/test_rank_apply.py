@@ -20,6 +20,7 @@ from broadsheet.options import construct
 from broadsheet.page import discovery
 from broadsheet.rank import reranking
 from broadsheet.rank.base import ListwiseReranker
+from broadsheet.rank.list_source import ListSource
 
 WORDS = ["hat", "mat", "red", "sea", "reed", "inn", "tree", "near", "rat", "stone"]
 QUERIES = 20
@@ -264,3 +265,15 @@ def test_a_run_about_other_queries_is_refused(collection, model, tmp_path):
     (tmp_path / "run.trec").write_text("other Q0 d1 1 1.0 x\n")
     with pytest.raises(InputError, match=r"names 1 queries that .* lacks, such as 'other'"):
         rerank(collection, tmp_path / "out.trec", model, first_stage=str(tmp_path / "run.trec"))
+
+
+def test_documentation_is_read_once_for_all_lists(collection, monkeypatch):
+    read: list[str] = []
+    corpus = corpora.load(collection)
+    monkeypatch.setattr("broadsheet.rank.list_source.corpora.load", lambda spec: read.append(spec) or corpus)
+    monkeypatch.setattr("broadsheet.rank.list_source.Documentation", lambda *_, **__: Documentation(documents()))
+    source = ListSource("pydocs")
+    assert source.test(3, 4).lists
+    assert source.train(3, 4).lists
+    assert source.train(3, 4, depth=8).lists
+    assert read == ["pydocs"]

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -375,19 +376,22 @@ def test_a_trial_in_little_memory_gives_what_it_gives_in_much(monkeypatch):
     trial = ToyTrial(n=12).for_paper("alpha")
     plenty = trial.run()
     trial.finish()
-    made: list[str] = []
+    events: list[tuple[str, str]] = []
     make = LazyModel.__call__
 
     def call(self: LazyModel) -> Any:
         if self._made is None:
-            made.append(type(self.make()).__name__)
+            events.append(("made", type(self.make()).__name__.lower()))
         return make(self)
 
     monkeypatch.setattr(LazyModel, "__call__", call)
     own = iter(range(0, 1 << 40, GIB))  # every model takes a GiB, and none is ever free
     monkeypatch.setattr("broadsheet.trial.lazy._of_machine", lambda: Memory(0, 8 * GIB, next(own)))
-    tight = tried("alpha", n=12)
-    assert min(made.count("Plain"), made.count("Alpha")) > 2  # made again and again
+    tight = tried("alpha", n=12, watch=lambda arm, number: events.append(("asked", arm.lower())))
+    assert min(events.count(("made", name)) for name in ("plain", "alpha")) > 2  # made again and again
+    turns = events[len(tight.arms) * 2 :]  # without the warm-ups, in which each is made
+    late = [(one, other) for one, other in pairwise(turns) if (one[0], other[0]) == ("asked", "made")]
+    assert all(one[1] != other[1] for one, other in late), "a model is made before its turn, not in it"
     assert [arm.samples for arm in tight.arms] == [arm.samples for arm in plenty.arms]
 
 

@@ -82,6 +82,23 @@ def test_small_models_stay_however_little_is_free():
     assert tight.made == ["a", "b", "c"]
 
 
+def test_room_is_made_for_the_largest_whatever_came_after_it():
+    models: dict[str, tuple[LazyModel, int]] = {}
+    making: list[str] = []
+
+    def memory() -> Memory:
+        held = sum(size for name, (each, size) in models.items() if each._made or name in making)
+        return Memory(9 * GIB - held, 9 * GIB, held)
+
+    shelf = Shelf(memory)
+    for name, size in (("big", 5), *((f"small {i}", 1) for i in range(4)), ("other", 5)):
+        models[name] = LazyModel(lambda name=name: making.append(name) or name, shelf), size * GIB
+        assert models[name][0]() == name
+        making.clear()
+    # Each may be as large as the first: it goes for the others, and the last of these for the other big one.
+    assert [name for name, (each, _) in models.items() if each._made] == ["small 0", "small 1", "small 2", "other"]
+
+
 def test_only_what_was_made_and_had_to_go_is_made_again(machine):
     machine.models["b"].again()
     assert machine.made == []
