@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Python compiles what is imported when it is: compiling all of it takes pip longer than the rest.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Python compiles what is imported; compiling all that is installed would nearly double pip's work.
+INSTALL := $(PIP) install --quiet --no-compile --editable
 MINIMUM := .venv-minimum
 
 export TOKENIZERS_PARALLELISM ?= false
@@ -60,7 +61,7 @@ evidence: $(VENV)/.installed-dev speech  ## record again what is older than its 
 	$(BIN)/python -m broadsheet.page.replay $(PAPER) $(if $(AGAIN),--again) $(if $(DATA),--data $(DATA))
 
 bench: $(VENV)/.installed-dev speech  ## measure speed ratios side by side
-	$(PIP) install -q -e ".[bench]"
+	$(INSTALL) '.[bench]'
 	$(BIN)/python benchmarks/curate.py
 	$(BIN)/python benchmarks/detect.py
 	$(BIN)/python benchmarks/attend.py
@@ -83,17 +84,17 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@echo "installing broadsheet into $(VENV) (PyTorch is the largest part) …"
-	@$(PIP) install --quiet --no-compile --editable .
+	@$(INSTALL) .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	@echo "installing broadsheet and its development tools into $(VENV) …"
-	@$(PIP) install --quiet --no-compile --editable '.[dev]'
+	@$(INSTALL) '.[dev]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-hear: pyproject.toml | $(VENV)/bin/python
 	@echo "installing broadsheet with ears into $(VENV) …"
-	@$(PIP) install --quiet --no-compile --editable '.[hear]'
+	@$(INSTALL) '.[hear]'
 	@touch $@ $(VENV)/.installed
 
 $(MINIMUM)/.installed: pyproject.toml
@@ -125,5 +126,5 @@ postgres:
 	fi
 
 $(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python
-	@$(PIP) install --quiet --no-compile --editable '.[docs]'
+	@$(INSTALL) '.[docs]'
 	@touch $@

@@ -6,7 +6,7 @@ import pytest
 
 from broadsheet.trial import lazy
 from broadsheet.trial.engine import Arm, Metric, run_arms
-from broadsheet.trial.lazy import LazyModel, Memory, Shelf
+from broadsheet.trial.lazy import LazyModel, Memory, ModelPool
 
 GIB = 1 << 30
 
@@ -16,7 +16,7 @@ class Machine:
 
     def __init__(self, size: int = 3 * GIB, whole: int = 9 * GIB) -> None:
         self.size, self.whole = size, whole
-        self.shelf = Shelf(self)
+        self.pool = ModelPool(self)
         self.models: dict[str, LazyModel] = {}
         self.made: list[str] = []
 
@@ -32,7 +32,7 @@ class Machine:
             self._making = 1  # it is there before whoever asked has it
             return name
 
-        self.models[name] = LazyModel(make, self.shelf)
+        self.models[name] = LazyModel(make, self.pool)
         return self.models[name]
 
     def held(self) -> list[str]:
@@ -90,9 +90,9 @@ def test_room_is_made_for_the_largest_whatever_came_after_it():
         held = sum(size for name, (each, size) in models.items() if each._made or name in making)
         return Memory(9 * GIB - held, 9 * GIB, held)
 
-    shelf = Shelf(memory)
+    pool = ModelPool(memory)
     for name, size in (("big", 5), *((f"small {i}", 1) for i in range(4)), ("other", 5)):
-        models[name] = LazyModel(lambda name=name: making.append(name) or name, shelf), size * GIB
+        models[name] = LazyModel(lambda name=name: making.append(name) or name, pool), size * GIB
         assert models[name][0]() == name
         making.clear()
     # Each may be as large as the first: it goes for the others, and the last of these for the other big one.
@@ -116,7 +116,7 @@ def test_what_making_raised_is_raised_again_and_takes_no_room(machine):
     def fails() -> None:
         raise ValueError("no such weights")
 
-    broken = LazyModel(fails, machine.shelf)
+    broken = LazyModel(fails, machine.pool)
     machine.ask("a")
     for _ in range(2):
         with pytest.raises(ValueError, match="no such weights"):

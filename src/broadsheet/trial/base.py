@@ -31,7 +31,7 @@ from broadsheet.training.workdir import starting_over
 from broadsheet.trial.claims import Claim, JudgedClaim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.examples import together
-from broadsheet.trial.lazy import LazyModel, Shelf
+from broadsheet.trial.lazy import LazyModel, ModelPool
 from broadsheet.trial.results import ArmResult, Curve, Distribution, Example, Role, TrialResult, joined, plural
 from broadsheet.trial.sampling import PilotSampling, seconds_of
 from broadsheet.trial.stats import MIN_UNITS
@@ -386,9 +386,9 @@ class Trial(ForPaper):
     def _run(self, arms: Sequence[ModelArm], tasks: Sequence[EvalTask], claims: Sequence[Claim]) -> Outcome:
         """Every task with every arm: one result an arm, with the metrics of all tasks. Speed is the first task's."""
         turns = [(arm, number) for number in range(self._runs) for arm in arms if number == 0 or arm.by_seed]
-        shelf = Shelf()
+        pool = ModelPool()
         lazy = {
-            (arm.name, number): LazyModel(arm.by_seed(self.seed + number) if arm.by_seed else arm.make, shelf)
+            (arm.name, number): LazyModel(arm.by_seed(self.seed + number) if arm.by_seed else arm.make, pool)
             for arm, number in turns
         }
         wanted = [*((claim.baseline, claim.arm) for claim in claims), *self.also_compare()]

@@ -28,12 +28,12 @@ class LazyModel:
 
     Args:
         make: what it raises is raised again for each task.
-        shelf: where models stand that share memory: this one may have to go while others work, and is made again.
+        pool: of models that share memory: this one may have to go while others work, and is made again.
     """
 
-    def __init__(self, make: Callable[[], Any], shelf: Shelf | None = None) -> None:
+    def __init__(self, make: Callable[[], Any], pool: ModelPool | None = None) -> None:
         self.make = make
-        self._shelf = shelf
+        self._pool = pool
         self._made: Any = None
         self._error: Exception | None = None
         self._away = False  # was let go of for others
@@ -43,13 +43,13 @@ class LazyModel:
             raise self._error
         if self._made is None:
             try:
-                self._made = self._shelf.make(self) if self._shelf else self.make()
+                self._made = self._pool.make(self) if self._pool else self.make()
                 self._away = False
             except Exception as error:
                 self._error = error
                 raise
-        if self._shelf:
-            self._shelf.used(self)
+        if self._pool:
+            self._pool.used(self)
         return self._made
 
     def prepare(self) -> None:
@@ -66,7 +66,7 @@ class LazyModel:
         self._away, self._made = self._made is not None, None
 
 
-class Shelf:
+class ModelPool:
     """Room for the models of a trial. Where the next one does not fit, others go, and are made again at their turn.
 
     Arms take turns, always in the same order: the one that has just had its turn is the one that is needed last, so
