@@ -27,7 +27,8 @@ from transformers import DynamicCache, LlamaForCausalLM
 
 from broadsheet.attend.transnormer import decayed_attention, log_decay
 from broadsheet.attend.transnormer_config import TransNormerCache
-from broadsheet.attend.trials.transnormer import Shape, decode_seconds
+from broadsheet.attend.trials.decoding import decode_seconds
+from broadsheet.attend.trials.transnormer import Shape
 from broadsheet.page import evidence
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.sentences import sentence

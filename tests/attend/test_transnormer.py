@@ -35,7 +35,7 @@ from broadsheet.attend.transnormer import (
     srmsnorm,
 )
 from broadsheet.attend.transnormer_config import TransNormerCache, TransNormerConfig
-from broadsheet.attend.trials.transnormer import read
+from broadsheet.attend.trials.bytetexts import read
 from broadsheet.console import InputError
 
 VOCABULARY = 61

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from shown import shown
 
-from broadsheet.attend.trials import transnormer
-from broadsheet.attend.trials.transnormer import BEGIN, TransNormerTrial, read
+from broadsheet.attend.trials import decoding, transnormer
+from broadsheet.attend.trials.bytetexts import BEGIN, read, split
+from broadsheet.attend.trials.transnormer import LLAMA, NO_DECAY, OURS, PLAIN, PRINTED, SCALED, Shape, TransNormerTrial
 from broadsheet.cache import home as cache_home
 from broadsheet.console import InputError
 from broadsheet.data import corpora
@@ -19,7 +21,7 @@ from broadsheet.options import construct, describe
 from broadsheet.trial.trained.arms import TRAINING
 
 SHAPE = {"texts": 6, "steps": 4, "length": 16, "batch": 2, "width": 16, "layers": 2, "heads": 2, "device": "cpu"}
-SHAPE |= {"runs": 2, "lr": 2e-3}
+SHAPE |= {"runs": 2, "lr": 2e-3, "decoded": 3}
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +35,8 @@ def corpus(tmp_path_factory):
 @pytest.fixture
 def trial(corpus, home, monkeypatch):
     """A trial of seconds: `trial(**options)`."""
-    monkeypatch.setattr(transnormer, "DECODE_CONTEXTS", (8, 40))
+    for name, value in (("SHORT", 8), ("MIDDLE", 12), ("LONG", (20, 40)), ("STEPS", 3)):
+        monkeypatch.setattr(decoding, name, value)
     return lambda **changes: TransNormerTrial(data=corpus, **SHAPE | changes)
 
 
@@ -41,28 +44,39 @@ def test_both_are_trained_on_the_same_and_compared(trial, monkeypatch):
     first = trial()
     result = first.run()
     arms = {arm.name: arm for arm in result.arms}
-    assert [arm.error for arm in result.arms] == [""] * 4
-    assert [arm.role for arm in result.arms] == ["baseline", "method", "sibling", "sibling"]
-    assert [arm.runs for arm in result.arms] == [2] * 4
+    assert list(arms) == [LLAMA, OURS, PRINTED, NO_DECAY, PLAIN, SCALED]
+    assert [arm.error for arm in result.arms] == [""] * 6
+    assert [arm.role for arm in result.arms] == ["baseline", "method", *["sibling"] * 4]
+    assert [arm.runs for arm in result.arms] == [2] * 6
     assert result.paper == "transnormer"
     assert result.claims == [
-        ("loss", "Llama", "TransNormer"),
-        (TRAINING, "Llama", "TransNormer"),
-        ("loss", "TransNormer, no decay", "TransNormer"),
+        ("loss", LLAMA, OURS),
+        (TRAINING, LLAMA, OURS),
+        ("kept of a text", LLAMA, OURS),
+        ("growth of decode time", LLAMA, OURS),
+        ("loss", NO_DECAY, OURS),
     ]
     assert {c.arm for c in result.comparisons if c.baseline == "Llama" and c.metric == "loss"} == set(arms) - {"Llama"}
     pairs = {(c.baseline, c.arm) for c in result.comparisons if c.baseline != "Llama"}
-    assert {("TransNormer", "TransNormer, Eq. 2"), ("TransNormer, no decay", "TransNormer")} <= pairs
+    assert {(OURS, PRINTED), (NO_DECAY, OURS), (PLAIN, OURS), (SCALED, OURS)} <= pairs
     assert all(c.runs == (2, 2) for c in result.comparisons if c.metric == "loss")
     assert all(np.asarray(arm.samples["parts"]).shape == (6, 8) for arm in result.arms)
     losses = [arm.values["loss"].estimate for arm in result.arms]
-    assert len(set(losses)) == 4
+    assert len(set(losses)) == 6
     learned, along, milliseconds, held = result.figures
     assert (list(learned.lines), learned.x) == (list(arms), [1, 2, 3, 4])
     assert list(along.lines) == list(arms)
-    assert held.lines["TransNormer"][0] == held.lines["TransNormer"][1] == 2 * (16 + 8) * 8 * 4
-    assert held.lines["Llama"] == [2 * 2 * 16 * 4 * n for n in (8, 40)]
+    assert held.x == milliseconds.x == [8, 12, 20, 30, 40]
+    assert held.lines[OURS] == [2 * (16 + 8) * 8 * 4] * 5
+    assert held.lines[LLAMA] == held.lines[SCALED] == [2 * 2 * 16 * 4 * n for n in held.x]
     assert all(value > 0 for line in milliseconds.lines.values() for value in line)
+    growth = arms[LLAMA].samples["growth of decode time"]
+    milliseconds_of = np.asarray(arms[LLAMA].samples["milliseconds"])
+    assert growth == pytest.approx(milliseconds_of[:, -1] / milliseconds_of[:, 0])
+    assert arms[LLAMA].samples["kept of a text"] == [2 * 2 * 16 * 4 * n / 2**20 for n in (20, 30, 40)]
+    share = (arms[PLAIN].values["loss"].estimate - losses[1]) / (losses[0] - losses[1])
+    note = f"Of TransNormer's gain over Llama, {100 * share:.0f} % is lost"
+    assert any(note in each for each in result.notes) == (losses[0] > losses[1])
     assert result.setting["model"] == "2 layers, width 16, 2 heads, from scratch"
     told = shown(result)[0].answers["TransNormer"]
     loss = math.log(float(told.removeprefix("each byte as one of ").partition(" ")[0]))
@@ -72,7 +86,7 @@ def test_both_are_trained_on_the_same_and_compared(trial, monkeypatch):
 
     # Killed after the first block: what was trained is not trained again, and the rest is as before.
     monkeypatch.setattr(TransNormerTrial, "_train", lambda *_: pytest.fail("trained again"))
-    (journal,) = first.workdir.glob("*.jsonl")
+    (journal,) = first.workdir.glob("held*.jsonl")
     journal.write_text(journal.read_text(encoding="utf-8").splitlines(keepends=True)[0], encoding="utf-8")
     again = trial()
     rerun = again.run()
@@ -94,7 +108,8 @@ def test_each_models_learning_rate_is_chosen_on_other_texts(trial, monkeypatch):
     result = made.run()
     assert [each for each in asked if each[1] == 12] == [(rate, 12) for rate in transnormer.RATES] * 2
     chosen = {name: made._rates[name] for name in ("Llama", "TransNormer")}
-    assert [rate for rate, steps in asked if steps == 36] == [chosen["Llama"], *[chosen["TransNormer"]] * 3] * 2
+    kinds = [LLAMA, OURS, OURS, OURS, OURS, LLAMA]
+    assert [rate for rate, steps in asked if steps == 36] == [chosen[kind] for kind in kinds] * 2
     for name, rate in chosen.items():
         assert result.setting[f"tuning of {name}"].startswith(f"{rate}, the best of 3 on ")
     texts = made._texts
@@ -104,25 +119,23 @@ def test_each_models_learning_rate_is_chosen_on_other_texts(trial, monkeypatch):
     assert [(c.arm, c.n) for c in times] == [(arm.name, 20) for arm in result.arms[1:]]
 
 
-def test_whole_documents_are_held_out(trial, corpus):
-    made = trial()
-    texts = made._texts = made._split(corpora.load(corpus))
+def test_whole_documents_are_held_out(corpus, home):
+    texts = split(corpora.load(corpus), corpus, 6, 16, 128, 0)
     assert texts.held_out.shape == (6, 129)
     assert (texts.held_out[:, 0] == BEGIN).all()
     stream = bytes(texts.stream[texts.stream != BEGIN].tolist())
     for text in texts.held_out:
         assert bytes(text[1:].tolist()) not in stream
-    first, second = (made._batch(step, seed=0) for step in (0, 1))
+    first, second = (texts.batch(step, 0, 2, 16) for step in (0, 1))
     torch.manual_seed(9)
-    assert torch.equal(made._batch(0, seed=0), first)
+    assert torch.equal(texts.batch(0, 0, 2, 16), first)
     assert not torch.equal(first, second)
-    assert not torch.equal(first, made._batch(0, seed=1))
+    assert not torch.equal(first, texts.batch(0, 1, 2, 16))
     assert first.shape == (2, 17)
 
 
-def test_rates_are_not_chosen_on_the_texts_that_are_asked_where_documents_are_few(trial, corpus):
-    made = trial(texts=1000)
-    texts = made._split(corpora.load(corpus))
+def test_rates_are_not_chosen_on_the_texts_that_are_asked_where_documents_are_few(corpus, home):
+    texts = split(corpora.load(corpus), corpus, 1000, 16, 128, 0)
     held = {tuple(text.tolist()) for text in texts.held_out}
     tuning = [tuple(text.tolist()) for text in texts.tuning]
     assert tuning
@@ -166,8 +179,8 @@ def test_what_both_models_do_not_have_is_not_offered():
 def test_an_arm_whose_loss_is_lost_is_reported(trial, monkeypatch):
     kept = transnormer.Shape.transnormer
 
-    def broken(shape, decay):
-        model = kept(shape, decay)
+    def broken(shape, decay, scale_embedding=True):
+        model = kept(shape, decay, scale_embedding)
         model.lm_head.weight.data.fill_(math.nan)
         return model
 
@@ -177,3 +190,57 @@ def test_an_arm_whose_loss_is_lost_is_reported(trial, monkeypatch):
     assert list(failed) == ["TransNormer"]
     assert "the loss is nan at step 0" in failed["TransNormer"]
     assert list(result.figures[0].lines) == list(result.figures[2].lines) == ["Llama"]
+
+
+def into_the_first_layer(model, ids):
+    seen = []
+    with_hook = model.model.layers[0].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    model(ids)
+    with_hook.remove()
+    return seen[0]
+
+
+def test_embeddings_are_multiplied_where_that_is_said_and_nowhere_else():
+    shape = Shape(16, 2, 2, block_size=8)
+    ids = torch.tensor([[1, 2, 3]])
+    for make, usual in ((lambda **given: shape.transnormer("code", **given), True), (partial(shape.llama, 64), False)):
+        torch.manual_seed(0)
+        scaled = make(scale_embedding=True).eval()
+        torch.manual_seed(0)
+        plain = make(scale_embedding=False).eval()
+        plain_first = plain.get_input_embeddings().weight[ids]
+        seen = [into_the_first_layer(model, ids) for model in (scaled, plain)]
+        torch.testing.assert_close(seen[0], 4 * plain_first)
+        torch.testing.assert_close(seen[1], plain_first)
+        torch.manual_seed(0)
+        assert torch.equal(make().eval()(ids).logits, (scaled if usual else plain)(ids).logits)
+
+
+def test_texts_to_decode_after_are_of_lengths_and_places_evenly_apart(monkeypatch):
+    monkeypatch.setattr(decoding, "LONG", (20, 40))
+    monkeypatch.setattr(decoding, "STEPS", 3)
+    whole = torch.arange(30)
+    first, second, third = decoding.cut(whole, 3)
+    assert first.tolist() == list(range(23))
+    assert second.tolist() == [*range(10, 30), *range(10), *range(10, 13)]
+    assert third.tolist() == [*range(20, 30), *range(20), *range(20, 30), *range(3)]
+    assert [decoding.contexts(each)[-1] for each in (first, second, third)] == [20, 30, 40]
+
+
+def test_what_is_decoded_after_a_text_is_what_a_whole_reading_says(tiny_model, monkeypatch):
+    for name, value in (("SHORT", 8), ("MIDDLE", 12), ("LONG", (20, 20)), ("STEPS", 3)):
+        monkeypatch.setattr(decoding, name, value)
+    model, seen = tiny_model(), []
+    text = torch.randint(3, 200, (23,), generator=torch.Generator().manual_seed(0))
+    model.register_forward_hook(
+        lambda module, given, options, output: seen.append(output.logits[0, -1]), with_kwargs=True
+    )
+    seconds, held = decoding.decoded(model, text)
+    places = [7, 8, 9, 10, 11, 12, 13, 14, 19, 20, 21, 22]
+    assert len(seconds) == len(held) == 3
+    logits = torch.stack(seen)
+    expected = model(text[None]).logits[0, places]
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+    config = model.config
+    row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    assert held == [row * n for n in (8, 12, 20)]

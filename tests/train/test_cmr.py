@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
@@ -36,11 +36,12 @@ def test_an_exponent_near_0_is_a_logarithm_and_blows_nothing_up():
 
 
 @settings(deadline=None, max_examples=12)
+@example(0.125, -0.40625, 0.0014395865449728484, 0.3125, 0.0)  # two falling terms that cancel are nearly as good
 @given(st.floats(0.01, 0.2), st.floats(-1.5, -0.3), st.floats(0.0005, 0.005), st.floats(0.3, 1.2), st.floats(-1, 1))
 def test_a_rise_and_a_fall_are_found_again(alpha2, s2, alpha3, s3, beta):
     law = RiseAndFall(-alpha2, s2, -alpha3, s3, beta)
     found = RiseAndFall.fit(TOKENS, law(TOKENS))
-    assert np.abs(found(TOKENS) - law(TOKENS)).max() < 1e-4
+    assert np.abs(found(TOKENS) - law(TOKENS)).max() < 1e-6
     assert found.s2 < found.s3
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from broadsheet.console import InputError
 from broadsheet.decode.draft import Draft
+from broadsheet.models.attention import is_sdpa
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -44,7 +45,7 @@ def check_model(model: PreTrainedModel, *, tree: bool) -> None:
     check_cache(DynamicCache(config=config), name)
     if not tree:
         return
-    attention = config.get_text_config(decoder=True)._attn_implementation
+    attention = _attention(model)
     if attention not in _TREE_ATTENTION:
         raise InputError(
             f"{name} runs with attention {attention!r}, which cannot take a tree mask; "
@@ -52,6 +53,12 @@ def check_model(model: PreTrainedModel, *, tree: bool) -> None:
         )
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise InputError(f"{name} takes no position_ids, which the nodes of a tree need; draft a chain (chain=True)")
+
+
+def _attention(model: PreTrainedModel) -> str:
+    """The name of the model's attention; its quick form for short texts takes the masks of "sdpa"."""
+    name = str(model.config.get_text_config(decoder=True)._attn_implementation)
+    return "sdpa" if is_sdpa(name) else name
 
 
 def check_cache(cache: Any, owner: str = "generate") -> None:
@@ -98,7 +105,7 @@ class TargetModel:
         self.cache = cache
         self.position = position
         self.tree = tree
-        self.attention = model.config.get_text_config(decoder=True)._attn_implementation
+        self.attention = _attention(model)
         self.length = int(cache.get_seq_length())
         self._padding = None if padding is None else padding.bool()
 

@@ -1,11 +1,12 @@
-"""Causal attention in blocks of queries: the same numbers as torch's, in less time on a CPU.
+"""Attention to short texts: the same numbers as torch's, in less time on a CPU.
 
 Knows how transformers finds an attention function, and what torch's kernel is slow at. Does not know any one model.
 
 The kernel takes 32 or 64 queries of one head at a time, and up to 512 keys at once, those that the causal mask hides
 with them. Here a block of queries meets only the keys up to its end, and the query heads that share a key/value head
-make one matrix. That takes a fifth to two fifths off at 512 tokens, and less on shorter texts; beyond, the kernel
-passes hidden keys over well enough itself.
+make one matrix. Without gradients that takes a fifth to two fifths off at 512 tokens, and less on shorter texts;
+beyond, the kernel passes hidden keys over well enough itself. With gradients in bfloat16 the kernel computes its
+products in float32, and products of whole texts take a half to a tenth of its time.
 """
 
 from __future__ import annotations
@@ -13,55 +14,58 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-IN_BLOCKS = "broadsheet_in_blocks"  # its name for transformers
+SHORT = "broadsheet_short"  # its name for transformers
 BLOCK = 64  # queries of a head; of 32, 64, 128 and 256 the fastest or near it for five shapes of heads, in both dtypes
-LONGEST = 512  # tokens
+LONGEST = 512  # tokens; causal attention with gradients is quicker up to twice as many
 
-_inside: dict[int, int] = {}  # by the id of a config: how many are inside `causal_in_blocks`
+_inside: dict[int, int] = {}  # by the id of a config: how many are inside `short_attention`
 _changing = threading.Lock()
 
 
 @contextmanager
-def causal_in_blocks(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model's causal attention runs in blocks of queries, where that is faster and no gradient is kept.
+def short_attention(model: nn.Module) -> Iterator[None]:
+    """Inside, attention to short texts is computed here, in all models of transformers that `model` holds.
 
-    That is on a CPU, without a mask, for 96 to 512 tokens, if the model has attention "sdpa" and `torch.compile` did
-    not rewrite it. All other attention stays torch's own.
+    That is on a CPU, for texts of 512 tokens at most, if a model has attention "sdpa" and `torch.compile` did not
+    rewrite it: without gradients from 96 tokens on, where attention is causal and there is no mask; with gradients in
+    bfloat16, whatever the mask, and without one up to 1,024 tokens. All other attention stays torch's own.
 
     Example:
-        with torch.inference_mode(), causal_in_blocks(model):
+        with torch.inference_mode(), short_attention(model):
             model(input_ids=ids, use_cache=False)
     """
-    config = model.config.get_text_config(decoder=True)
-    if model.device.type != "cpu" or torch.is_grad_enabled() or not is_sdpa(config._attn_implementation):
-        yield
-        return
+    found = [each for each in model.modules() if isinstance(each, PreTrainedModel) and each.device.type == "cpu"]
+    configs = {id(config): config for each in found for config in [each.config.get_text_config(decoder=True)]}
+    configs = {key: config for key, config in configs.items() if is_sdpa(config._attn_implementation)}
     with _changing:
-        _inside[id(config)] = _inside.get(id(config), 0) + 1
-        config._attn_implementation = IN_BLOCKS
+        for key, config in configs.items():
+            _inside[key] = _inside.get(key, 0) + 1
+            config._attn_implementation = SHORT
     try:
         yield
     finally:
         with _changing:
-            _inside[id(config)] -= 1
-            if not _inside[id(config)]:
-                del _inside[id(config)]
-                config._attn_implementation = "sdpa"
+            for key, config in configs.items():
+                _inside[key] -= 1
+                if not _inside[key]:
+                    del _inside[key]
+                    config._attn_implementation = "sdpa"
 
 
 def is_sdpa(attention: str | None) -> bool:
-    """Whether that is the name of torch's attention: by itself, or inside `causal_in_blocks`."""
-    return attention in ("sdpa", IN_BLOCKS)
+    """Whether that is the name of torch's attention: by itself, or inside `short_attention`."""
+    return attention in ("sdpa", SHORT)
 
 
 def attend_in_blocks(
@@ -100,6 +104,95 @@ def attend_in_blocks(
     return out.flatten(2, 3).transpose(1, 2)
 
 
+class AttentionByProducts(torch.autograd.Function):
+    """Attention of whole texts by matrix products, which keeps its weights for the backward pass.
+
+    Scores, the softmax and its gradient are float32; weights, and what they multiply, have the type of the values.
+
+    `apply(query, key, value, mask, causal, scale)` takes
+
+        query: (batch, heads, length, width).
+        key, value: (batch, key/value heads, keys, width); these heads divide those of `query`.
+        mask: (batch or 1, 1, length, keys), whether a query sees a key; None: it sees all.
+        causal: a query does not see keys behind it, of which there are `length`; there is no mask.
+        scale: of the products of queries and keys.
+
+    and returns (batch, heads, length, width of `value`), in the type of `value` and in memory by position first, 0 for
+    a query that sees nothing.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float
+    ) -> Tensor:
+        batch, heads, length, _ = query.shape
+        shared, groups = key.shape[1], heads // key.shape[1]
+        grouped = query.unflatten(1, (shared, groups))
+        keys, values = key.flatten(0, 1), value.flatten(0, 1)
+        out = value.new_empty(batch, length, shared, groups, value.shape[-1])
+        ctx.blocks = _blocks(length) if causal else [(0, length)]
+        kept = []
+        for start, end in ctx.blocks:
+            seen = end if causal else key.shape[2]
+            rows = grouped[:, :, :, start:end].flatten(2, 3).flatten(0, 1)  # (batch · shared, groups · block, width)
+            scores = torch.bmm(rows.float(), keys[:, :seen].float().mT).mul_(scale)
+            weights = _weights(scores.view(batch, heads, end - start, seen), start, mask, causal).to(value.dtype)
+            kept.append(weights.view(scores.shape))
+            found = torch.bmm(kept[-1], values[:, :seen])
+            out[:, start:end] = found.view(batch, shared, groups, end - start, -1).permute(0, 3, 1, 2, 4)
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.scale = scale
+        return out.flatten(2, 3).transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        query, key, value, *kept = ctx.saved_tensors
+        batch, heads, length, width = query.shape
+        shared, groups = key.shape[1], heads // key.shape[1]
+        dtype = value.dtype
+        grouped, given = (each.unflatten(1, (shared, groups)) for each in (query, gradient))
+        keys, values = key.flatten(0, 1).to(dtype), value.flatten(0, 1)
+        by_query = torch.empty(batch, shared, groups, length, width, dtype=dtype)
+        by_key, by_value = (torch.zeros(each.shape, dtype=torch.float32) for each in (keys, values))
+        for (start, end), weights in zip(ctx.blocks, kept, strict=True):
+            seen = weights.shape[-1]
+            rows, came = (each[:, :, :, start:end].flatten(2, 3).flatten(0, 1).to(dtype) for each in (grouped, given))
+            by_value[:, :seen] += torch.bmm(weights.mT, came)
+            inner = torch.bmm(came, values[:, :seen].mT).float()
+            inner = torch._softmax_backward_data(inner, weights.float(), -1, torch.float32)
+            inner = inner.mul_(ctx.scale).to(dtype)
+            found = torch.bmm(inner, keys[:, :seen])
+            by_query[:, :, :, start:end] = found.view(batch, shared, groups, end - start, width)
+            by_key[:, :seen] += torch.bmm(inner.mT, rows)
+        return (
+            by_query.view(query.shape).to(query.dtype),
+            by_key.view(key.shape).to(key.dtype),
+            by_value.view(value.shape).to(dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _weights(scores: Tensor, start: int, mask: Tensor | None, causal: bool) -> Tensor:
+    """Softmax of (batch, heads, queries, keys) over the keys that the queries from `start` on see."""
+    if causal:
+        scores.masked_fill_(_hidden(start, start + scores.shape[2]), -torch.inf)
+    elif mask is not None:
+        scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1)
+    if mask is not None and not (sees := mask.any(-1, keepdim=True)).all():
+        weights.masked_fill_(~sees, 0)
+    return weights
+
+
+@lru_cache(maxsize=4 * 2 * LONGEST // BLOCK)
+def _hidden(start: int, end: int) -> Tensor:
+    """Whether a key is behind a query of `start` to `end`: (queries, end)."""
+    return torch.ones(end - start, end, dtype=torch.bool).triu(start + 1)
+
+
 def _blocks(length: int) -> list[tuple[int, int]]:
     """Blocks of like size, as near to `BLOCK` as they come."""
     count = max(1, round(length / BLOCK))
@@ -124,24 +217,28 @@ def _attend(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: in blocks where that is faster, and "sdpa" everywhere else."""
+    """transformers' attention function: one of those above where it is faster, and "sdpa" everywhere else."""
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     length = query.shape[2]
+    torchs = partial(sdpa_attention_forward, module, query, key, value, attention_mask, dropout, scaling)
+    keeps, masked = torch.is_grad_enabled(), attention_mask is not None
     if (
-        not causal
-        or attention_mask is not None
-        or dropout
+        dropout
         or kwargs.get("position_bias") is not None
         or length != key.shape[2]
-        or not 1.5 * BLOCK <= length <= LONGEST
-        or torch.is_grad_enabled()
+        or length > (2 * LONGEST if keeps and causal and not masked else LONGEST)
         or torch.compiler.is_compiling()
     ):
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
-        )
-    return attend_in_blocks(query, key, value, scale=scaling).transpose(1, 2), None
+        return torchs(is_causal=is_causal, **kwargs)
+    if not keeps and causal and not masked and length >= 1.5 * BLOCK:
+        return attend_in_blocks(query, key, value, scale=scaling).transpose(1, 2), None
+    if keeps and value.dtype == torch.bfloat16 and (attention_mask is None or attention_mask.dtype == torch.bool):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        with torch.autocast("cpu", enabled=False):
+            found = AttentionByProducts.apply(query, key, value, attention_mask, causal and not masked, scale)
+        return found.transpose(1, 2), None
+    return torchs(is_causal=is_causal, **kwargs)
 
 
-AttentionInterface.register(IN_BLOCKS, _attend)
-AttentionMaskInterface.register(IN_BLOCKS, sdpa_mask)
+AttentionInterface.register(SHORT, _attend)
+AttentionMaskInterface.register(SHORT, sdpa_mask)

@@ -87,7 +87,8 @@ class RiseAndFall:
 def _fitted(x: Numbers, y: Numbers, terms: int) -> tuple[list[float], list[float]]:
     """Exponents, and coefficients of (x^s − 1) / s for each and of 1: where s is near 0 these stay apart from 1.
 
-    Given the exponents the best coefficients follow; so only exponents are searched, from the best of a grid on.
+    Given the exponents the best coefficients follow, so only exponents are searched: from the best of a grid for each
+    choice of signs, since a valley that crosses 0 may be too narrow for the grid.
     """
     from scipy.optimize import least_squares
 
@@ -100,7 +101,7 @@ def _fitted(x: Numbers, y: Numbers, terms: int) -> tuple[list[float], list[float
     logs = np.log(given / unit)
 
     def basis(exponents: Numbers) -> Array:
-        apart = [np.expm1(s * logs) / s for s in map(_away, exponents)]
+        apart = [np.expm1(s * logs) / s if s else logs for s in exponents]
         return np.stack([*apart, np.ones_like(logs)], 1)
 
     def rest(exponents: Array) -> Array:
@@ -114,7 +115,8 @@ def _fitted(x: Numbers, y: Numbers, terms: int) -> tuple[list[float], list[float
     ones = np.broadcast_to(every[-1], (len(starts), 1, len(logs)))
     spans, _ = np.linalg.qr(np.concatenate([every[chosen], ones], 1).mT)  # (starts, points, terms + 1)
     left = wanted - np.einsum("spt,st->sp", spans, np.einsum("spt,p->st", spans, wanted))
-    best = starts[np.argsort((left**2).sum(1))[:2]]
+    cost, upward = (left**2).sum(1), (starts >= 0).sum(1)
+    best = [starts[upward == n][cost[upward == n].argmin()] for n in range(terms + 1)]
     ends = {"bounds": (-STEEPEST - 1e-9, STEEPEST + 1e-9), "xtol": 1e-10, "ftol": 1e-10, "gtol": 1e-12, "max_nfev": 50}
     tries = [least_squares(rest, each, **ends) for each in best]
     exponents = sorted(_away(s) for s in min(tries, key=lambda each: float(each.cost)).x)

@@ -24,6 +24,7 @@ from broadsheet.cache import atomic_folder, fingerprint
 from broadsheet.console import InputError
 from broadsheet.models import adapters, card
 from broadsheet.models import fingerprint as model_fingerprint
+from broadsheet.models.attention import short_attention
 from broadsheet.models.reading import quiet
 from broadsheet.models.safefiles import read_json
 from broadsheet.page.evidence import versions
@@ -187,6 +188,7 @@ def fit(
             seeded(config.seed),
             weights.trained(model, config.method, config.lora_rank),
             weights.autocast(model, config.autocast) as dtype,
+            short_attention(model),
             memory.kept(),
         ):
             trainer = _trainer(model, rows, objective, config, arguments, run, dtype)

@@ -21,7 +21,7 @@ from broadsheet.embed.modules import masks
 from broadsheet.embed.modules.layers import LeftEarly, decoder_layers, leave_after
 from broadsheet.embed.modules.template import Template
 from broadsheet.models import adapters
-from broadsheet.models.attention import causal_in_blocks
+from broadsheet.models.attention import short_attention
 from broadsheet.models.tokens import head, token_id
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ class CausalEncoder(InputModule):
         """
         causal = (attention or self.attention) == "causal"
         given = self._arguments(self.backbone, input_ids, attention_mask, causal)
-        with self.precision(), causal_in_blocks(self.model), leave_after(self.layers, self.layer) as left:
+        with self.precision(), self._quick(), leave_after(self.layers, self.layer) as left:
             try:
                 output = self.backbone(input_ids=input_ids, use_cache=False, **given)
             except LeftEarly:
@@ -279,6 +279,10 @@ class CausalEncoder(InputModule):
     def precision(self) -> AbstractContextManager[Any]:
         """The context of forward passes: `autocast`, where one is set."""
         return nullcontext() if self.autocast is None else torch.autocast(self.device.type, dtype=self.autocast)
+
+    def _quick(self) -> AbstractContextManager[Any]:
+        """Quick attention where no gradient is kept; in training, who trains decides for the backward pass too."""
+        return nullcontext() if torch.is_grad_enabled() else short_attention(self.model)
 
     def _arguments(
         self, model: PreTrainedModel, ids: Tensor, attention_mask: Tensor | None, causal: bool

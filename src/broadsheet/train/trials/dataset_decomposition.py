@@ -106,7 +106,10 @@ class DatasetDecompositionTrial(LabTrial):
                 "more is learnt of as many tokens (54.4 against 51.5 with 8,192 tokens)",
                 least=LEAST,
             ),
-            Claim(PACE, JOINED, OURS, "steps cost less: attention looks at documents alone (−20 % of the time)"),
+            # At 1B and 8,192 tokens; at 160M it is 14 % of the time.
+            Claim(
+                PACE, JOINED, OURS, "steps cost less: attention looks at documents alone (−20 % of the time)", 1 / 0.8
+            ),
         ]
         if not self.quick:
             claims += [

@@ -316,6 +316,7 @@ class Laboratory(TrainedTrial):
 
     def _stepper(self, arm: LabArm) -> Callable[[int], None]:
         """A function that makes one step of an arm's training, as at that place of it."""
+        from broadsheet.models.attention import short_attention
         from broadsheet.training.weights import autocast_dtype
 
         model, rows = self.paced(arm).train(), self.rows(arm.rows, self.seed)
@@ -329,9 +330,10 @@ class Laboratory(TrainedTrial):
             places = [(number * size + i) % len(rows) for i in range(size)]
             batch = objective.collate([(place, rows[place]) for place in places])
             objective.step = number
-            with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
-                loss = objective.loss(model, {k: v.to(model.device) for k, v in batch.items()}, torch.Generator())
-            loss.backward()
+            with short_attention(model):
+                with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
+                    loss = objective.loss(model, {k: v.to(model.device) for k, v in batch.items()}, torch.Generator())
+                loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             if cuda:
