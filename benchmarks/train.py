@@ -11,6 +11,8 @@
    writing 32 after 16.
 4. *Processes.* `fit` in one process, and in two and four under torchrun, each with one thread and rows of its own: what
    they read together, over what one reads. No more than the machine's cores can be gained.
+5. *Attention.* Forward and backward of the default model's heads in bfloat16, by torch's kernel and by products, in
+   turns; and of the whole model's LoRA step, inside `short_attention` and outside.
 
 `--record` keeps the result as evidence/train.benchmark.json.
 """
@@ -25,14 +27,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from figures import ends, ratio, told
+from torch.nn.functional import scaled_dot_product_attention
 
 from broadsheet import models
 from broadsheet.data import corpora
+from broadsheet.models import adapters
+from broadsheet.models.attention import AttentionByProducts, short_attention
 from broadsheet.page import evidence
 from broadsheet.train import SALT, DropStage, LLMPruner, LossReweighting
 from broadsheet.train.base import LossMethod, MethodObjective
@@ -238,6 +244,68 @@ def processes(of: str, data: str, steps: int, rounds: int) -> list[dict[str, Any
     ]
 
 
+# Attention
+
+
+def attention(rounds: int) -> list[dict[str, Any]]:
+    """How many times as fast causal attention with its backward pass is by products, by (rows, tokens)."""
+    rows, draw = [], torch.Generator().manual_seed(0)
+    for count, length in ((32, 44), (16, 128), (8, 256), (4, 512), (2, 1024)):
+        given = [
+            torch.randn(count, heads, length, 64, generator=draw).bfloat16().requires_grad_() for heads in (9, 3, 3)
+        ]
+        upstream = torch.randn(count, 9, length, 64, generator=draw).bfloat16()
+
+        def kernel(query: Any, key: Any, value: Any) -> Any:
+            key, value = (each.repeat_interleave(3, 1) for each in (key, value))
+            return scaled_dot_product_attention(query, key, value, is_causal=True)
+
+        def products(query: Any, key: Any, value: Any) -> Any:
+            return AttentionByProducts.apply(query, key, value, None, True, 1 / 8)
+
+        def both(way: Any, given: Any = given, upstream: Any = upstream) -> None:
+            torch.autograd.grad(way(*given), given, upstream)
+
+        rows.append(
+            {"rows": count, "tokens": length, "times": paired(partial(both, kernel), partial(both, products), rounds)}
+        )
+    return rows
+
+
+def steps(rounds: int) -> list[dict[str, Any]]:
+    """How many times as fast a LoRA step of the default model is inside `short_attention`, by (rows, tokens)."""
+    model = models.load("default", dtype="float32").model
+    adapters.add(model, 16)
+    rows, draw = [], torch.Generator().manual_seed(0)
+    for count, length in ((32, 44), (8, 256), (4, 512)):
+        ids = torch.randint(1000, 40_000, (count, length), generator=draw)
+
+        def step(ids: Any = ids) -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                model.model(input_ids=ids, use_cache=False).last_hidden_state[:, -1].float().square().mean().backward()
+
+        def inside() -> None:
+            with short_attention(model):
+                step()
+
+        rows.append({"rows": count, "tokens": length, "times": paired(step, inside, rounds)})
+    return rows
+
+
+def paired(one: Callable[[], None], other: Callable[[], None], rounds: int) -> list[float]:
+    """How many times as fast `other` is, in turns, after a first turn that does not count."""
+    spent: list[list[float]] = []
+    with memory.kept():
+        for _ in range(rounds + 1):
+            pair = []
+            for do in (one, other):
+                begun = time.perf_counter()
+                do()
+                pair.append(time.perf_counter() - begun)
+            spent.append(pair)
+    return ratio(*map(list, zip(*spent[1:], strict=True)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="1M")
@@ -268,6 +336,13 @@ def main() -> None:
     print(f"own tokens a second of several processes of one thread, on {os.cpu_count()} cores")
     for row in several:
         print(f"  {row['processes']:<4} {told(row['tokens/s'], 0)}; {told(row['times'])} of one's")
+    alone, whole = attention(2 * arguments.rounds), steps(arguments.rounds)
+    print("attention by products in bfloat16, with its backward pass, is so many times as fast as torch's kernel")
+    for row in alone:
+        print(f"  {row['rows']:2} × {row['tokens']:<5,} {told(row['times'])}")
+    print("and a LoRA step of the default model")
+    for row in whole:
+        print(f"  {row['rows']:2} × {row['tokens']:<5,} {told(row['times'])}")
     if arguments.record:
         facts = {"data": arguments.data, "seed": 0}
         result = {
@@ -275,6 +350,7 @@ def main() -> None:
             "methods": rows,
             "pruned": cut,
             "processes": several,
+            "attention": {"alone": alone, "lora step": whole},
             "command": " ".join(["python", *sys.argv]),
         }
         print(

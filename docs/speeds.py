@@ -35,6 +35,18 @@ def train_speed() -> str:
     several = [
         (f"{row['processes']}", _rate(row["tokens/s"]), _times(row["times"])) for row in found.get("processes", [])
     ]
+    by = found.get("attention", {"alone": [], "lora step": []})
+    steps = {(row["rows"], row["tokens"]): row["times"] for row in by["lora step"]}
+    short = [
+        (f"{rows} × {tokens:,}", _times(row["times"]), _times(steps.get((rows, tokens))))
+        for row in by["alone"]
+        for rows, tokens in [(row["rows"], row["tokens"])]
+    ]
+    attended = [
+        "Attention by products, in bfloat16 and with its backward pass, beside torch's kernel; and a LoRA step of the "
+        "default model with it:",
+        table(("rows × tokens", "attention so many times as fast", "a step"), short),
+    ]
     return "\n\n".join(
         [
             _benchmark(found, "train"),
@@ -46,6 +58,7 @@ def train_speed() -> str:
             table(("what", "so many times as fast"), cut),
             "Processes of one thread, each with rows of its own:",
             table(("processes", "tokens of texts a second, together", "over one process"), several),
+            *(attended if short else []),
         ]
     )
 

@@ -19,8 +19,9 @@ from toys import Clock, Line, Squares, points, same, weights
 from transformers import TrainerCallback
 
 from broadsheet.console import InputError
+from broadsheet.models import attention
 from broadsheet.training.fit import FitConfig, fit
-from broadsheet.training.objective import Phase
+from broadsheet.training.objective import NextTokens, Phase
 from broadsheet.training.schedules import SCHEDULES
 from broadsheet.training.trainer import ObjectiveTrainer
 
@@ -370,6 +371,23 @@ def test_losses_are_computed_in_the_type_asked_for_but_weights_stay() -> None:
     own, apart = Own(), Typed()
     fit(own, points(), apart, **QUICK | {"autocast": "bfloat16"})
     assert (apart.types, own.autocast) == ({None}, None)
+
+
+def test_short_texts_are_attended_to_by_products_in_a_training_alone(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = []
+    apply = attention.AttentionByProducts.apply
+    monkeypatch.setattr(
+        attention.AttentionByProducts,
+        "apply",
+        lambda query, *given: lengths.append(query.shape[2]) or apply(query, *given),
+    )
+    model, ids = tiny_model(), torch.arange(3, 23)
+    rows = [{"input_ids": ids, "labels": ids} for _ in range(4)]
+    fit(model, rows, NextTokens(), **QUICK | {"autocast": "bfloat16", "steps": 1})
+    assert lengths == [20] * model.config.num_hidden_layers
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_activations_are_computed_again_where_that_is_asked_for() -> None:
