@@ -113,11 +113,11 @@ class TransNormerTrial(TrainedTrial):
 
     Every arm gets equal tokens, steps and optimizer, and is trained from several seeds; the learning rate is chosen for
     the Llama and for TransNormer, alike, on texts of their own. Beside the two models of the paper's claim stand
-    TransNormer without decay, with the decay the paper prints, and without the multiplier √D of its embeddings, which
-    the paper does not speak of; and a Llama with that multiplier, to tell what it alone buys. Held-out texts are eight
-    times as long as those of training: their first part gives the loss, what follows shows each model beyond its
-    training length. What a token costs is measured after up to 8,192 others. All models are small; what holds at this
-    scale need not hold at the paper's 385M and more.
+    TransNormer without decay, with the decay the paper prints, and without the multiplier √D of its embeddings; and a
+    Llama with that multiplier, to tell what it alone buys. Held-out texts are eight times as long as those of training:
+    their first part gives the loss, what follows shows each model beyond its training length. What a token costs is
+    measured after up to 8,192 others. All models are small; what holds at this scale need not hold at the paper's 385M
+    and more.
     """
 
     paper: ClassVar[str] = "transnormer"
