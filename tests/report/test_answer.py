@@ -197,6 +197,16 @@ def test_a_result_without_comparisons_has_an_answer_too():
     assert len(lines_of(long)) <= BRIEF
 
 
+def test_too_few_to_say_counts_what_the_metric_is_measured_on():
+    result = tried(n=3)
+    for arm in result.arms:
+        arm.n_items = 27  # with the items of other tasks
+    assert "too few to say (n = 3)" in " ".join(lines_of(result))
+    assert "too few to say (n = 3)" in " ".join(lines_of(result, full=True))
+    result.comparisons.clear()
+    assert "too few to say (n = 27)" in " ".join(lines_of(result, full=True))
+
+
 def test_the_report_begins_with_the_answer_its_figure_and_what_to_know_first():
     result = tried(notes=("Read <this> first.", "And that."))
     result.examples = [Example("The <passage> itself.", {"plain": "0.1", "method": "0.9"}, "Right: high.")]

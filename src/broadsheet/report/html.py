@@ -90,7 +90,7 @@ def brief(result: TrialResult, width: int) -> list[RenderableType]:
     for place, metric in enumerate(answer.metrics):
         cells = [
             Text.assemble((f"{cells[place].mark:1} ", _MARK_STYLES.get(cells[place].mark, "")))
-            + _cell(cells[place].value, "", view.grain(metric), arm.status, arm.n_items)
+            + _cell(cells[place].value, "", view.grain(metric), arm.status, view.units(arm, metric))
             for arm, cells in answer.rows
         ]
         columns.append((metric, cells))
@@ -120,7 +120,10 @@ def _everything(result: TrialResult, console: Console, width: int) -> None:
     head = [Text(result.title, "bold"), Text(result.question, "italic"), Text(setting, "dim")]
     names = [Text(arm.name + " *" * (arm.role == "baseline"), "bold" * (arm.role == "method")) for arm in view.arms]
     columns = [
-        (metric, [_cell(view.value(arm, metric), "", view.grain(metric), arm.status, arm.n_items) for arm in view.arms])
+        (
+            metric,
+            [_cell(view.value(a, metric), "", view.grain(metric), a.status, view.units(a, metric)) for a in view.arms],
+        )
         for metric in view.metrics
     ]
     columns.append(("memory", [Text(words.memory(arm.peak_bytes)) for arm in view.arms]))

@@ -116,6 +116,11 @@ class View:
         """What the arm reached on a metric or in speed."""
         return arm.items_per_second if metric == self.speed else arm.values.get(metric)
 
+    def units(self, arm: ArmResult, metric: str) -> int:
+        """How many units the arm's value rests on: those of its comparisons on the metric, else all its items."""
+        known = (c.n for c in self.comparisons if c.metric == metric and arm.name in (c.arm, c.baseline))
+        return next(known, arm.n_items)
+
     def grain(self, metric: str) -> float:
         """The step in which this metric's column is printed."""
         return words.grain(self.value(arm, metric) for arm in self.result.arms)
