@@ -26,13 +26,13 @@ from broadsheet.attend.trials.infllm import InfLLMTrial
 from broadsheet.attend.trials.lm_infinite import NO_CEILING, NO_FIRST_TOKENS, LMInfiniteTrial
 from broadsheet.attend.trials.longheads import LongHeadsTrial
 from broadsheet.attend.trials.longtexts import WORDS, long_texts
-from broadsheet.attend.trials.metrics import FULL, ONE_PIECE, TRUNCATION, LengthMetrics, Plan, outputs
+from broadsheet.attend.trials.metrics import FULL, ONE_PIECE, TRUNCATION, LengthMetrics, Plan, looked_up, outputs
 from broadsheet.console import InputError
 from broadsheet.data import corpora
 from broadsheet.options import construct
 from broadsheet.page import discovery
 from broadsheet.page.evidence import finite
-from broadsheet.trial.results import TrialResult
+from broadsheet.trial.results import ArmResult, TrialResult
 
 # The tiny model was trained on 256 positions, as it says: 200 lies within them, 300 and 360 beyond.
 OPTIONS = {"lengths": (200, 300, 360), "window": 64, "scored": 32, "texts": 2, "questions": 3}
@@ -146,16 +146,19 @@ def test_cost_is_that_at_the_last_length(result, tiny_model):
 
 
 def test_a_password_counts_once_it_is_told_and_its_word_comes_first(texts, tiny_model, monkeypatch):
-    asked = []
+    asked, begun = [], []
 
-    def answer(model, cache, questions):
+    def answer(model, cache, questions, told):
         """Knows the text's first password only, and would never say it."""
         asked.append(questions)
         [text] = [text for text in texts if text.questions[0].ids == questions[0]]
         logits = torch.zeros(len(questions), 272)
         logits[:, text.answers[0]] = 1
         logits[:, 0] = 2
-        return logits
+        places = [question.position + len(question.ids) for question in text.questions[: len(told)]]
+        assert [text.ids[place] for place in places] == text.answers[: len(told)]
+        begun.append({place - token for place, token in zip(places, told, strict=True)})
+        return logits, torch.full((len(questions),), torch.nan)
 
     monkeypatch.setattr(streaming, "ask", answer)
     reads = reader.LongTextReader(tiny_model(pad_token_id=0), Plan(LENGTHS, WINDOW, SCORED, 256))
@@ -168,6 +171,7 @@ def test_a_password_counts_once_it_is_told_and_its_word_comes_first(texts, tiny_
             np.testing.assert_array_equal(row["right"], known)
             np.testing.assert_array_equal(row["said"], known * 0)
             assert row["retrieval beyond 256"] == pytest.approx(np.nanmean(known[1:]))
+    assert begun == [{0}] * 6 + [{n - WINDOW - SCORED} for n in LENGTHS] * 2, "counted from where reading begins"
     assert {len(questions) for questions in asked} == {2, 3}  # what is told behind the length is not asked for
 
 
@@ -333,6 +337,30 @@ def test_every_arm_of_a_papers_trial_reads_in_its_own_way(setting, trial, method
     for i, name in enumerate(losses):
         for other in list(losses)[:i]:
             assert not np.allclose(losses[name], losses[other], atol=1e-6), (name, other)
+    looking = {arm.name for arm in result.arms if np.isfinite(np.array(arm.samples["attended"], dtype=float)).any()}
+    assert looking == ({trial.arm} if trial is not FlexPrefillTrial else set())
+    told = [note for note in result.notes if note.startswith("Asked for a password at")]
+    assert len(told) == 2 * len(looking)
+
+
+def test_what_was_looked_up_is_told_apart_by_whether_it_was_found():
+    plan = Plan(LENGTHS, WINDOW, SCORED, 256)
+    nan = np.nan
+    arm = ArmResult("InfLLM", "method")
+    arm.samples = {
+        "right": [[[1, nan], [1, 0], [0, 0]], [[0, 1], [1, 1], [0, 1]]],
+        "attended": [[[0.5, nan], [0.9, 0.1], [0.1, 0.1]], [[0.0, 1.0], [0.7, 0.7], [0.1, 0.9]]],
+    }
+    assert looked_up(arm, plan) == (
+        "Asked for a password at 200 tokens, InfLLM attended to it in 50% of its layers and heads: 75% where it was "
+        "found and 0% where it was missed."
+    )
+    assert "at 300 and 360 tokens" in (beyond := looked_up(arm, plan, "retrieval beyond 256"))
+    assert "45% of its layers and heads: 80% where it was found and 10% where it was missed" in beyond
+    arm.samples["attended"] = [[[nan, nan]] * 3] * 2
+    assert looked_up(arm, plan) == "", "full attention looks nothing up"
+    arm.samples["attended"] = [[[], [], []]] * 2
+    assert looked_up(arm, plan) == "", "a peer does not say"
 
 
 def test_in_another_papers_trial_a_method_brings_nothing_along(setting, unread):

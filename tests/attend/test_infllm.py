@@ -261,6 +261,23 @@ def test_weights_sum_to_one_and_no_token_counts_twice(method: InfLLM) -> None:
     assert (seen == torch.arange(1, N + 1)).all() == (method.top_k == 99)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [SMALL, replace(SMALL, top_k=99), replace(SMALL, top_k=0), replace(SMALL, per_head=True), replace(SMALL, n_init=0)],
+)
+def test_what_the_latest_token_attended_to_is_told(method: InfLLM) -> None:
+    of, tokens = layer(), torch.arange(N)
+    given = draw(of, rows=1)
+    told = token_loop(method, of, *(each[0] for each in given), cuts=[*range(1, N + 1)])
+    for cuts in ([], [N - 1], [8, 13, 30]):
+        for end in (1, 5, 8, 20, 21, 22, N):
+            state = InfLLMState(of, method)
+            read(state, tuple(each[:, :, :end] for each in given), [cut for cut in cuts if cut < end])
+            alike = state.select(torch.zeros(end, dtype=torch.long))  # a row for each token that is asked about
+            shares = alike.attended(tokens[:end])
+            close(shares, (told.weights[:, end - 1, :end] > 0).double().mean(0))
+
+
 def test_blocks_are_what_left_the_remainder_in_order() -> None:
     of = layer(width=8)
     query, key, value = draw(of)

@@ -368,6 +368,19 @@ def test_beams_padding_and_pieces_through_a_model(tiny_model: Callable[..., Any]
     assert torch.equal(model(ids).logits, stock)
 
 
+def test_what_the_latest_token_attended_to_is_told() -> None:
+    given = text()
+    _, lists = reference(given)
+    for end in (1, W, A, A + 1, LENGTH - 1, LENGTH):
+        memory = state()
+        in_pieces(memory, [each[:, :, :end] for each in given], [end])
+        for token in range(end):
+            shares = memory.attended(torch.full((ROWS,), token))
+            for row in range(ROWS):
+                read = [token // W in lists[row][head][end - 1] or token >= end // W * W for head in range(HEADS)]
+                assert shares[row] == pytest.approx(sum(read) / HEADS)
+
+
 def test_coverage_counts_what_the_heads_read_together(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model(pad_token_id=0)
     ids = torch.randint(3, 250, (2, 45), generator=torch.Generator().manual_seed(0))

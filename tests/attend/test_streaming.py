@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import count
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from broadsheet.attend.infllm import InfLLM
 from broadsheet.attend.lm_infinite import LMInfinite
+from broadsheet.attend.longheads import LongHeads
 from broadsheet.attend.memory import cache_bytes
 from broadsheet.attend.trials import streaming
 from broadsheet.attend.trials.streaming import ask, branch, read
@@ -71,10 +74,36 @@ def test_an_answer_is_that_of_the_text_read_with_the_question_behind_it(attendin
     monkeypatch.setattr(streaming, "_COPIES", copies)
     questions = [[5, 6, 7], [8], [9, 10, 11]]
     record = read(attending, ids, [30], chunk=8, decode=2, visitor=lambda cache, _: ask(attending, cache, questions))
-    for answer, question in zip(record.stops[0].visit, questions, strict=True):
+    answers, attended = record.stops[0].visit
+    assert attended.isnan().all(), "nothing was said of what tells the answers"
+    for answer, question in zip(answers, questions, strict=True):
         with torch.no_grad():
             expected = attending(torch.tensor([ids[:32] + question])).logits[0, -1]
         torch.testing.assert_close(answer, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["full attention", "LM-Infinite", "InfLLM", "LongHeads"])
+@pytest.mark.parametrize("copies", [1, 2**30])
+def test_how_much_of_the_model_attended_to_what_was_told_is_known(model, ids, name, copies, monkeypatch):
+    monkeypatch.setattr(streaming, "_COPIES", copies)
+    methods = {
+        "LM-Infinite": LMInfinite(n_global=2, n_local=12),
+        "InfLLM": InfLLM(n_local=12, n_init=2, block_size=4, top_k=2),
+        "LongHeads": LongHeads(chunk_size=4, attention_length=16),
+    }
+    questions, told = [[5, 6, 7], [8], [9, 10, 11], [12, 13]], [1, 20, 9, 81]
+    with methods[name](model) if name in methods else nullcontext():
+        record = read(model, ids, [80], chunk=8, decode=2, visitor=lambda cache, _: ask(model, cache, questions, told))
+        shares = record.stops[0].visit[1]
+        if name in ("full attention", "LM-Infinite"):
+            assert shares.isnan().all()
+            return
+        for share, question, token in zip(shares, questions, told, strict=True):
+            with torch.no_grad():
+                cache = model(torch.tensor([ids[:82] + question]), use_cache=True).cache
+            expected = [layer.attended(torch.tensor([token])) for layer in cache.layers]
+            assert share == pytest.approx(float(torch.stack(expected).mean()))
+    assert shares[0] == shares[3] == 1, "the first tokens and the latest are always attended to"
 
 
 def test_a_branch_reads_on_without_the_cache_it_came_from(attending, ids):

@@ -174,6 +174,7 @@ class InfLLMState(State):
         super().__init__(layer)
         self.method = method
         self.oldest = self._base = 0
+        self._searched = 0  # blocks that there were at the last lookup
         self._scored = method.top_k > 0 and method.representatives < method.block_size
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -188,6 +189,17 @@ class InfLLMState(State):
         if self.seen:
             chosen.blocks = self.blocks.select(rows)
         return chosen
+
+    def attended(self, tokens: Tensor) -> Tensor:
+        method = self.method
+        number = torch.div(tokens - method.n_init, method.block_size, rounding_mode="floor")  # of its block: (rows,)
+        always = (tokens < method.n_init) | (self.seen - tokens <= method.n_local)
+        if method.top_k:  # what waited to become a block when others were looked up
+            always |= number >= self._searched
+        if not self._searched:
+            return always.float()
+        looked_up = (self.selected[:, :, -1] == number[:, None, None]).any(-1).float().mean(1)
+        return torch.where(always, 1.0, looked_up)
 
     def bytes(self) -> Bytes:
         if not self.seen:
@@ -288,6 +300,7 @@ class InfLLMState(State):
             (rows, choosers, queries or 1, blocks).
         """
         rows, choosers, count, top_k = far.shape[0], self.blocks.choosers, len(self.blocks), self.method.top_k
+        self._searched = count
         if count <= top_k:
             return torch.arange(count, device=far.device).expand(rows, choosers, 1, count)
         far = far.to(self.representatives.dtype)

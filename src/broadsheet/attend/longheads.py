@@ -167,6 +167,11 @@ class ChunkState(State):
             at = stop
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
 
+    def attended(self, tokens: Tensor) -> Tensor:
+        number = tokens // self.chunk_size  # of its chunk: (rows,)
+        chosen = (self.chosen_ == number[:, None, None]).any(-1).float().mean(1)
+        return torch.where(number >= self.seen // self.chunk_size, 1.0, chosen)  # an unfinished chunk is always read
+
     def _attend_all(self, query: Tensor, key: Tensor, start: int) -> Tensor:
         """Plain causal attention of the tokens from `start`, at their true positions."""
         new = range(start, start + query.shape[2])

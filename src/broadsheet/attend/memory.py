@@ -81,6 +81,17 @@ class State(ABC):
                 setattr(chosen, name, [each.index_select(0, rows.to(each.device)) for each in held])
         return chosen
 
+    def attended(self, tokens: Tensor) -> Tensor | None:
+        """With what share of the layer's heads each row's latest token attended to an older one, in [0, 1].
+
+        Args:
+            tokens: (rows,), which one: its number, from the first token read.
+
+        Returns:
+            (rows,); None where that follows from the distance alone, since nothing is looked up.
+        """
+        return None
+
     def bytes(self) -> Bytes:
         """Bytes held, on the model's device unless a subclass keeps some elsewhere."""
         return Bytes(sum(tensor.numel() * tensor.element_size() for tensor in self._tensors()), 0)
@@ -237,6 +248,16 @@ class MemoryLayer(KeylessLayer):
                     output[block] = part[1].attend(*given).transpose(1, 2)
         self._parts = parts
         return output
+
+    def attended(self, tokens: Tensor) -> Tensor | None:
+        """As `State.attended`, of the whole batch: (batch,)."""
+        found = torch.full((self.batch_size,), torch.nan)
+        for rows, state in self._parts:
+            known = state.attended(tokens.to(self.device)[rows])
+            if known is None:
+                return None
+            found[rows.cpu()] = known.float().cpu()
+        return found
 
     @property
     def states(self) -> list[State]:

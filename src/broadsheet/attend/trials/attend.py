@@ -26,6 +26,7 @@ from broadsheet.attend.trials.metrics import (
     Plan,
     examples,
     figures,
+    looked_up,
     metrics,
     notes,
     outputs,
@@ -44,6 +45,7 @@ from broadsheet.trial.outside import peers
 from broadsheet.trial.outside.external import ExternalProcess
 from broadsheet.trial.results import Curve
 from broadsheet.trial.sentences import sentence
+from broadsheet.trial.verdicts import Comparison
 
 
 @dataclass(frozen=True)
@@ -291,6 +293,12 @@ class AttendTrial(Trial):
         told = notes(outcome.results, outcome.tasks[0].items, self._reader.plan, self._held, wanted, in_one_piece)
         kept = [c for c in outcome.comparisons if c.arm in in_one_piece and c.no_worse is not None]
         return told + [f"Quality: {sentence(comparison)}." for comparison in kept]
+
+    def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
+        """What a method looked up, where a claim is about what it finds."""
+        if not claim.metric.startswith("retrieval"):
+            return ""
+        return looked_up(outcome.usable[claim.arm], self._reader.plan, claim.metric)
 
     @property
     def _mixed(self) -> bool:

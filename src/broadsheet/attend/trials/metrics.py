@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from broadsheet.attend.trials.longtexts import LongText
 from broadsheet.trial.engine import Metric
 from broadsheet.trial.examples import excerpt, marked, most_apart
-from broadsheet.trial.results import ArmResult, Curve, Example
+from broadsheet.trial.results import ArmResult, Curve, Example, listed
 from broadsheet.trial.verdicts import compare_samples
 
 FULL, ONE_PIECE, TRUNCATION = "full attention", "full, one piece", "truncation"
@@ -68,6 +68,8 @@ class LengthMetrics:
         said: the same among the whole vocabulary.
         chosen: for each password whose word came first among the text's words, by its place among the passwords; empty
             where that is not known.
+        attended: for each password the share of layers and heads that attended to it when it was asked for; NaN where
+            that follows from the distance alone, empty where it is not known.
     """
 
     loss: float
@@ -77,6 +79,7 @@ class LengthMetrics:
     right: list[float]
     said: list[float]
     chosen: list[float] = field(default_factory=list)
+    attended: list[float] = field(default_factory=list)
 
 
 def outputs(plan: Plan, by_length: Sequence[LengthMetrics], by_position: list[float]) -> dict[str, Any]:
@@ -104,6 +107,7 @@ def outputs(plan: Plan, by_length: Sequence[LengthMetrics], by_position: list[fl
         "right": right.tolist(),
         "said": [each.said for each in by_length],
         "chosen": last.chosen,
+        "attended": [each.attended for each in by_length],
         "by position": by_position,
     }
 
@@ -261,8 +265,26 @@ def _on_retrieval(arms: dict[str, ArmResult], texts: Sequence[LongText], plan: P
             f"Greedy decoding would say the right one: {said}. A text's value is the share of its passwords; n counts "
             f"{len(texts)} texts, not their {asked * len(texts)} passwords."
         )
+        yield from filter(None, (looked_up(arm, plan, f"retrieval{suffix}") for arm in arms.values()))
         if not suffix and right < 0.5:
             yield "A model that misses most passwords with full attention shows little of what a method keeps."
+
+
+def looked_up(arm: ArmResult, plan: Plan, metric: str = "retrieval") -> str:
+    """How often what was asked for was among what an arm attended to, where it was found and where it was not, at the
+    lengths of a metric; empty where it looks nothing up, or where that is not known.
+    """
+    numbers = plan.groups[metric.removeprefix("retrieval")]
+    shares, right = (np.array(arm.samples[key], dtype=np.float64)[:, numbers] for key in ("attended", "right"))
+    if shares.shape != right.shape or np.isnan(shares).all():
+        return ""
+    by_outcome = {"where it was found": shares[right == 1], "where it was missed": shares[right == 0]}
+    apart = [f"{_mean(those):.0%} {where}" for where, those in by_outcome.items() if those.size]
+    lengths = listed([f"{plan.lengths[i]:,}" for i in numbers])
+    return (
+        f"Asked for a password at {lengths} tokens, {arm.name} attended to it in {_mean(shares):.0%} of its layers and "
+        f"heads: {listed(apart)}."
+    )
 
 
 def _on_sparse_loss(arms: dict[str, ArmResult], plan: Plan, name: str) -> Iterator[str]:

@@ -67,18 +67,22 @@ class LongTextReader:
         return self._metrics(record, record.stops[0])
 
     def _examiner(self, text: LongText, start: int = 0) -> Callable[[Cache, int], list[list[float]]]:
-        """A visitor that asks for every password told before the stop, read or not: `right`, `said` and `chosen`."""
+        """A visitor that asks for every password told before the stop, read or not: `right`, `said`, `chosen` and
+        `attended`."""
 
         def examine(cache: Cache, stop: int) -> list[list[float]]:
-            asked = [question.ids for question in text.questions if question.position < start + stop]
-            right, said, chosen = np.full((3, len(text.questions)), np.nan)
+            known = [question for question in text.questions if question.position < start + stop]
+            asked = [question.ids for question in known]
+            right, said, chosen, attended = np.full((4, len(text.questions)), np.nan)
             if asked:
-                logits = streaming.ask(self.model, cache, asked)
+                told = [question.position + len(question.ids) - start for question in known]
+                logits, shares = streaming.ask(self.model, cache, asked, told)
+                attended[: len(asked)] = shares.numpy()
                 answers = np.arange(len(asked))
                 chosen[: len(asked)] = logits[:, text.answers].argmax(1).numpy()
                 right[: len(asked)] = chosen[: len(asked)] == answers
                 said[: len(asked)] = logits.argmax(1).numpy() == np.asarray(text.answers)[answers]
-            return [right.tolist(), said.tolist(), chosen.tolist()]
+            return [right.tolist(), said.tolist(), chosen.tolist(), attended.tolist()]
 
         return examine
 

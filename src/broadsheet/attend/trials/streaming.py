@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from broadsheet.attend.layout import find_decoder
-from broadsheet.attend.memory import Bytes, cache_bytes
+from broadsheet.attend.memory import Bytes, MemoryLayer, cache_bytes
 from broadsheet.clock import cuda_in_use
 from broadsheet.console import say
 from broadsheet.models.batching import _out_of_memory, _release
@@ -128,27 +128,42 @@ def branch(cache: Cache, rows: int) -> Cache:
     return copied
 
 
-def ask(model: PreTrainedModel, cache: Cache, questions: Sequence[Sequence[int]]) -> Tensor:
+def ask(
+    model: PreTrainedModel, cache: Cache, questions: Sequence[Sequence[int]], told: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
     """What a model that has read a text expects after each question, each put to it on its own.
 
     Args:
         cache: of one row, filled; it is left as it was.
         questions: token ids.
+        told: for each question the number of the token that tells its answer.
 
     Returns:
-        (questions, vocabulary) float32 logits of the next token, on CPU.
+        (questions, vocabulary) float32 logits of the next token, on CPU; and (questions,) with what share of layers and
+        heads the question's last token attended to the one that tells: NaN where nothing is looked up.
     """
     rows = max(1, _COPIES // max(1, sum(cache_bytes(cache))))
     found: dict[int, Tensor] = {}
+    attended = torch.full((len(questions),), torch.nan)
     for length in sorted({len(question) for question in questions}):
         alike = [i for i, question in enumerate(questions) if len(question) == length]
         for start in range(0, len(alike), rows):
             group = alike[start : start + rows]
             ids = torch.tensor([list(questions[i]) for i in group], device=model.device)
+            read = branch(cache, len(group))
             with torch.no_grad():
-                output = model(input_ids=ids, cache=branch(cache, len(group)), use_cache=True, logits_to_keep=1)
+                output = model(input_ids=ids, cache=read, use_cache=True, logits_to_keep=1)
             found.update(zip(group, output.logits[:, -1].float().cpu(), strict=True))
-    return torch.stack([found[i] for i in range(len(questions))])
+            if told is not None:
+                attended[group] = _attended(read, torch.tensor([told[i] for i in group]))
+    return torch.stack([found[i] for i in range(len(questions))]), attended
+
+
+def _attended(cache: Cache, tokens: Tensor) -> Tensor:
+    """The mean over the layers that look up of `MemoryLayer.attended`, (rows,); NaN without such layers."""
+    layers = [layer.attended(tokens) for layer in cache.layers if isinstance(layer, MemoryLayer)]
+    known = [each for each in layers if each is not None]
+    return torch.stack(known).mean(0) if known else torch.full(tokens.shape, torch.nan)
 
 
 def _read(
