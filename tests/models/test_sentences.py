@@ -74,6 +74,18 @@ def test_what_was_saved_is_read_and_embeds_the_same(folder, road, monkeypatch):
         assert found.shape == (1, 16)
 
 
+@pytest.mark.parametrize("road", ROADS)
+def test_an_embedder_of_ours_is_read_on_every_road(tmp_path, tiny_model, tiny_tokenizer, road):
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    ours = embed.baseline("mean", str(tmp_path / "model"))
+    ours.save_pretrained(str(tmp_path / "ours"))
+    made = ROADS[road](str(tmp_path / "ours"))
+    found = made if road == "curate" else made.encode(["a"])
+    np.testing.assert_allclose(found, ours.encode(["a"]), atol=1e-5)
+    assert road == "curate" or type(made) is (embed.Embedder if road == "embed" else SentenceTransformer)
+
+
 def hub_kernel(folder: Path) -> str:
     edit(folder / "config.json", attn_implementation=KERNEL)
     return KERNEL

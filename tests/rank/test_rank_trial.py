@@ -17,23 +17,24 @@ from broadsheet.data.retrieval.lists import RankList
 from broadsheet.rank.base import ListwiseReranker
 from broadsheet.rank.list_source import ListSource
 from broadsheet.rank.trials import base as parts
+from broadsheet.rank.trials import dual
 from broadsheet.rank.trials import pg_rank as pg_rank_trial
 from broadsheet.rank.trials.base import FIRST_STAGE
-from broadsheet.rank.trials.first import MAIN, PERMUTATION, SHUFFLED, UNTRAINED, FirstTrial
-from broadsheet.rank.trials.fullrank import FULL, SLIDING, FullRankTrial, noisy_labels
-from broadsheet.rank.trials.pg_rank import (
-    ABOUT,
-    AFTER,
-    BEFORE,
+from broadsheet.rank.trials.dual import (
     CONTRASTIVE,
     FOR_MRR,
     FOR_NDCG,
+    LAMBDA,
+    LISTNET,
     NO_BASELINE,
-    RATES,
+    RANKNET,
     DualScorer,
-    PGRankTrial,
+    OnLists,
     losses,
 )
+from broadsheet.rank.trials.first import MAIN, PERMUTATION, SHUFFLED, UNTRAINED, FirstTrial
+from broadsheet.rank.trials.fullrank import FULL, SLIDING, FullRankTrial, noisy_labels
+from broadsheet.rank.trials.pg_rank import AFTER, BEFORE, LOSSES, RATES, PGRankTrial
 from broadsheet.trial.base import ModelArm
 from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult
@@ -267,43 +268,42 @@ def test_several_passes_beat_one_sweep_and_are_exact_without_noise():
 
 
 @pytest.fixture
-def pg_rank(options: dict[str, Any], taught_collection: Path) -> dict[str, Any]:
+def pg_rank(options: dict[str, Any], taught_collection: Path, model: Path, tmp_path: Path) -> dict[str, Any]:
     pytest.importorskip("sentence_transformers")
-    given = {key: options[key] for key in ("model", "queries", "candidates")}
+    from broadsheet.embed import baseline
+
+    baseline("mean", str(model)).save_pretrained(str(tmp_path / "encoder"))
+    given = {key: options[key] for key in ("queries", "candidates")} | {"model": str(tmp_path / "encoder")}
     return {**given, "data": str(taught_collection), "lists": 10, "batch": 4, "steps": 3, "runs": 2}
 
 
-def test_every_loss_trains_the_same_scorer_on_the_same_lists(pg_rank, monkeypatch):
+def test_every_loss_tunes_the_same_encoder_on_the_same_lists(pg_rank, monkeypatch):
     seen: dict[str, list[Any]] = {}
 
-    def watched(scorer, samples, seed):
-        def watch(name, loss):
-            def call(inputs, labels):
-                seen.setdefault(name, []).append((seed, inputs[0]))
-                return loss(inputs, labels)
+    class Watched(OnLists):
+        def loss(self, model, batch, generator):
+            seen.setdefault(self.name, []).append([each.query for each in batch["lists"]])
+            return super().loss(model, batch, generator)
 
-            return call
-
-        return {name: watch(name, loss) for name, loss in losses(scorer, samples, seed).items()}
-
-    monkeypatch.setattr(pg_rank_trial, "losses", watched)
+    monkeypatch.setattr(pg_rank_trial, "OnLists", Watched)
     trial = PGRankTrial(**pg_rank)
     result = trial.run()
     arms = {arm.name: arm for arm in result.arms}
-    assert list(arms) == [*ABOUT, pg_rank_trial.UNTRAINED, FIRST_STAGE]
+    assert list(arms) == [*LOSSES, pg_rank_trial.UNTRAINED, FIRST_STAGE]
     assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
-    assert [arm.runs for arm in result.arms] == [2] * len(ABOUT) + [1, 1]
+    assert [arm.runs for arm in result.arms] == [2] * len(LOSSES) + [1, 1]
+    assert {arm.name for arm in result.arms if arm.role == "peer"} == {LISTNET, RANKNET, LAMBDA}
     tests = {each.query for each in trial.lists_.lists}
-    for name in ABOUT:
+    for name in LOSSES:
         assert seen[name] == seen[CONTRASTIVE]
-        assert len(seen[name]) == 3 * (len(RATES) + 2)  # steps of each rate and each run
-        # Two seeds, two orders; the rates are tried in the order of the first.
-        assert {seed for seed, _ in seen[name]} == {0, 1}
+        assert len(seen[name]) == 3 * (len(RATES) + 1)  # each rate, the best of which is the first run; and the second
+        assert seen[name][:3] == seen[name][3:6], "the rates are tried in one order"
+        assert seen[name][:3] != seen[name][-3:], "another seed, another order"
         assert f"tuning of {name}" in result.setting
     dev = {each.query for each in trial._dev}
-    assert not dev & {query for _, batch in seen[FOR_NDCG] for query in batch}
+    assert not dev & {query for batch in seen[FOR_NDCG] for query in batch}
     assert tests
-    assert differ(trial, *ABOUT)
+    assert differ(trial, *LOSSES)
     assert set(result.claims) == {
         ("nDCG@10", CONTRASTIVE, FOR_NDCG),
         ("RR@10", CONTRASTIVE, FOR_MRR),
@@ -314,22 +314,49 @@ def test_every_loss_trains_the_same_scorer_on_the_same_lists(pg_rank, monkeypatc
     trial.finish()
 
 
-def test_a_dual_scorer_begins_as_the_cosine_and_learns_with_each_loss():
+def test_a_model_that_is_no_encoder_is_refused_with_what_makes_one_of_it(pg_rank, model):
+    for name in ("default", str(model)):
+        with pytest.raises(InputError, match="baseline\\('mean'"):
+            PGRankTrial(**pg_rank | {"model": name}).run()
+
+
+class Table(torch.nn.Module):
+    """An encoder that knows one vector for each letter."""
+
+    def __init__(self, vectors: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.letters = list(vectors)
+        self.table = torch.nn.Parameter(torch.stack(list(vectors.values())))
+
+    def preprocess(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        ids = torch.tensor([[self.letters.index(text)] for text in texts])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"sentence_embedding": self.table[features["input_ids"][:, 0]]}
+
+
+def test_a_dual_scorer_is_the_cosine_reads_each_text_once_and_learns_with_each_loss(monkeypatch):
     pytest.importorskip("sentence_transformers")
     generator = torch.Generator().manual_seed(0)
-    names = ["q", *"abcdef"]
-    vectors = {name: torch.nn.functional.normalize(torch.randn(8, generator=generator), dim=0) for name in names}
+    vectors = {name: 3 * torch.randn(8, generator=generator) for name in ["q", *"abcdef"]}
     one = RankList("1", "q", tuple("abcdef"), tuple("abcdef"), judged={"f": 1})
-    cosines = [float(vectors["q"] @ vectors[name]) for name in "abcdef"]
-    assert DualScorer(vectors).orders([one]) == [sorted(range(6), key=lambda i: -cosines[i])]
+    cosines = [float(torch.cosine_similarity(vectors["q"], vectors[name], dim=0)) for name in "abcdef"]
+    for together in (2, 32):
+        monkeypatch.setattr(dual, "_TOGETHER", together)
+        scorer = DualScorer(Table(vectors))
+        assert scorer.orders([one, one]) == [sorted(range(6), key=lambda i: -cosines[i])] * 2
+        assert scorer.read == 7
+        scores = scorer(scorer.preprocess([("q", name) for name in "fbad"]))["scores"]
+        np.testing.assert_allclose(scores.detach(), [20 * cosines["abcdef".index(name)] for name in "fbad"], rtol=1e-5)
     relevance = [torch.tensor([0, 0, 0, 0, 0, 1.0])]
-    for name in ABOUT.keys() - {NO_BASELINE}:  # which is there because it learns badly
-        scorer = DualScorer(vectors)
-        loss = losses(scorer, samples=16, seed=0)[name]
-        optimizer = torch.optim.Adam(scorer.head.parameters(), lr=0.05)
+    for name in LOSSES.keys() - {NO_BASELINE}:  # which is there because it learns badly
+        scorer = DualScorer(Table(vectors))
+        loss = losses(scorer, samples=16)[name]
+        optimizer = torch.optim.Adam(scorer.parameters(), lr=0.05)
         for _ in range(60):
             optimizer.zero_grad()
-            loss((["q"], [list("abcdef")]), relevance).backward()
+            loss((["q"], [list("abcdef")]), relevance, generator).backward()
             optimizer.step()
         assert scorer.orders([one])[0][0] == 5, name
 
@@ -338,10 +365,31 @@ def test_contrast_is_the_cross_entropy_of_the_right_passage():
     pytest.importorskip("sentence_transformers")
     vectors = {name: torch.eye(4)[i] for i, name in enumerate("qabc")}
     vectors["b"] = torch.tensor([0.1, 0.99**0.5, 0.0, 0.0])
-    scorer = DualScorer(vectors)
-    loss = losses(scorer, 4, 0)[CONTRASTIVE]((["q"], [["a", "b", "c"]]), [torch.tensor([0.0, 1.0, 0.0])])
+    loss = losses(DualScorer(Table(vectors)), 4)[CONTRASTIVE]
+    found = loss((["q"], [["a", "b", "c"]]), [torch.tensor([0.0, 1.0, 0.0])], torch.Generator())
     scores = np.exp(20 * np.array([0, 0.1, 0]))
-    assert loss.item() == pytest.approx(-np.log(scores[1] / scores.sum()), rel=1e-4)
+    assert found.item() == pytest.approx(-np.log(scores[1] / scores.sum()), rel=1e-4)
+
+
+def test_rankings_are_drawn_from_the_generator_of_the_step():
+    pytest.importorskip("sentence_transformers")
+    noise = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    vectors = {name: 1 + 0.2 * noise[i] for i, name in enumerate("qabcd")}  # near, so that the policy explores
+    loss = losses(DualScorer(Table(vectors)), 4)[FOR_NDCG]
+    given = (["q"], [list("abcd")]), [torch.tensor([0.0, 1.0, 0.0, 0.0])]
+    first, again, other = (loss(*given, torch.Generator().manual_seed(seed)).item() for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_texts_that_are_cut_are_counted(pg_rank):
+    trial = PGRankTrial(**pg_rank)
+    lists = lists_of(0, 1)
+    assert trial._cut(lists) == []
+    encoder = trial._encoder()
+    encoder.max_seq_length = 1
+    trial._encoder = lambda: encoder
+    long = [replace(lists[0], query="a hat on a mat", documents=("red sea", "b", "c"))]
+    assert trial._cut(long) == ["2 of 4 texts are longer than the 1 tokens that are read of each."]
 
 
 def test_tuned_rerankers_are_compared_on_real_lists(options, tiny_model, tiny_tokenizer, tmp_path):

@@ -146,15 +146,6 @@ class Embedder(SentenceTransformer):
             return vectors.float().cpu().numpy()
         return vectors if single else list(vectors)
 
-    def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
-        if class_ref.startswith("broadsheet.embed."):  # our own: no code of the folder's is imported
-            from importlib import import_module
-
-            module, _, name = class_ref.rpartition(".")
-            found: type = getattr(import_module(module), name)
-            return found
-        return super()._load_module_class_from_ref(class_ref, *args, **kwargs)
-
 
 def embedder(
     model: Any = "default",

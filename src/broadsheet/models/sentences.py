@@ -9,12 +9,13 @@ misses among the weights it fills with random numbers. All of that is refused be
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from broadsheet.console import InputError
 from broadsheet.models import hub, reading
-from broadsheet.models.loading import device_of, dtype_of
+from broadsheet.models.loading import device_of, dtype_of, fingerprint
 from broadsheet.models.safefiles import check_config, check_folder, check_safetensors, read_json, read_list
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ def load_sentences(spec: str | Path, kind: type[T], *, device: str | None = None
         options["dtype"] = dtype_of(dtype, place)
     try:
         with reading.quiet():
-            made = kind(
+            made = _knowing_ours(kind)(
                 str(folder), device=str(place), trust_remote_code=False, local_files_only=True, model_kwargs=options
             )
+            made.__class__ = kind
             lacking = [name for i, path in foreign.items() for name in _missing(made[i], path)]
     except InputError:
         raise
@@ -63,6 +65,26 @@ def load_sentences(spec: str | Path, kind: type[T], *, device: str | None = None
     if lacking:
         raise InputError(f"{spec} lacks {len(lacking)} of the weights its config asks for, such as {lacking[0]}")
     return made.eval()
+
+
+def _knowing_ours(kind: type[T]) -> type[T]:
+    """The class, also for broadsheet's modules, which sentence-transformers reads with `trust_remote_code` alone."""
+
+    class Reading(kind):  # type: ignore[misc, valid-type]
+        def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
+            if not class_ref.startswith(_OURS):
+                return super()._load_module_class_from_ref(class_ref, *args, **kwargs)
+            module, _, name = class_ref.rpartition(".")
+            found: type = getattr(import_module(module), name)
+            return found
+
+    return Reading
+
+
+def sentences_fingerprint(model: SentenceTransformer) -> str:
+    """The `models.fingerprint` of the language model in it."""
+    own: Any = getattr(model[0], "model", None)  # broadsheet's modules hold theirs there
+    return fingerprint(model.transformers_model if own is None else own)
 
 
 def sentences_folder(spec: str | Path) -> Path:

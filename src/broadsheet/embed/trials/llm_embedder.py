@@ -38,6 +38,7 @@ from broadsheet.embed.trials.fetching import (
     fetching_arm,
     yardstick,
 )
+from broadsheet.models.sentences import sentences_fingerprint
 from broadsheet.options import option
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm
@@ -153,7 +154,7 @@ class LLMEmbedderTrial(TrainedTrial):
         assert self._scorer
         known = {"model": {"name": self.model, "fingerprint": models.fingerprint(self._scorer.model)}}
         if self.encoder != _OWN:
-            known["encoder"] = {"name": self.encoder, "fingerprint": _fingerprint(self._start())}
+            known["encoder"] = {"name": self.encoder, "fingerprint": sentences_fingerprint(self._start())}
         return known
 
     def setting(self) -> Mapping[str, Any]:
@@ -400,8 +401,3 @@ def _row(kind: Kind, scored: Scored) -> dict[str, Any]:
     if right is None:
         return {**row, "history": keys, "teacher_scores": scores}
     return {**row, "pos": [keys.pop(right)], "neg": keys, "teacher_scores": [scores.pop(right), *scores]}
-
-
-def _fingerprint(model: SentenceTransformer) -> str:
-    lm = getattr(model[0], "model", None)
-    return models.fingerprint(model.transformers_model if lm is None else lm)

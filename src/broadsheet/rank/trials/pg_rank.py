@@ -1,14 +1,12 @@
-"""Try PG-RANK: scorers over a model's embeddings, trained for the metric itself or by losses that stand in for it.
+"""Try PG-RANK: a dual encoder tuned for the metric itself, or by losses that stand in for it.
 
-Knows: lists, frozen vectors of texts, the stage's and sentence-transformers' losses, rerankers. Does not know: how
-lists are made.
+Knows: lists, encoders of sentence-transformers, `training.fit`, rerankers. Does not know: how an encoder scores, what
+the losses are (both `dual`), how lists are made.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,49 +15,62 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from broadsheet import models
-from broadsheet.cache import atomic_write, fingerprint
-from broadsheet.console import InputError, say, track
+from broadsheet.cache import fingerprint
+from broadsheet.console import InputError
+from broadsheet.data import resources
 from broadsheet.data.retrieval.metrics import evaluate_lists
+from broadsheet.models.sentences import load_sentences, sentences_fingerprint
 from broadsheet.options import option
+from broadsheet.rank.trials import dual
 from broadsheet.rank.trials.base import FIRST_STAGE, RerankerTrial
+from broadsheet.rank.trials.dual import (
+    CONTRASTIVE,
+    FOR_MRR,
+    FOR_NDCG,
+    LAMBDA,
+    LISTNET,
+    NO_BASELINE,
+    RANKNET,
+    DualScorer,
+    OnLists,
+)
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Outputs
 from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.trained.arms import TrainedTrial
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from sentence_transformers import SentenceTransformer
 
     from broadsheet.data.retrieval.lists import RankList
     from broadsheet.rank.base import ListwiseReranker
+    from broadsheet.training.trainer import TrainOutput
 
-UNTRAINED, CONTRASTIVE = "untrained", "contrastive"
-LISTNET, RANKNET, LAMBDA = "ListNet", "RankNet", "LambdaLoss"
-FOR_NDCG, FOR_MRR, NO_BASELINE = "PG-RANK for nDCG@10", "PG-RANK for MRR@10", "PG-RANK without a baseline"
-ABOUT = {
-    CONTRASTIVE: "cross-entropy of the right passage among the candidates",
-    LISTNET: "sentence-transformers' loss",
-    RANKNET: "sentence-transformers' loss",
-    LAMBDA: "sentence-transformers' loss, with NDCG-Loss 2++",
-    FOR_NDCG: "policy gradient, leave-one-out baseline",
-    FOR_MRR: "policy gradient, leave-one-out baseline",
-    NO_BASELINE: "the same policy gradient for nDCG@10, every ranking credited with its whole utility",
+UNTRAINED = "untrained"
+# The role of each loss's arm, and what it is.
+LOSSES: dict[str, tuple[Literal["baseline", "sibling", "peer"] | None, str]] = {
+    CONTRASTIVE: ("baseline", "cross-entropy of the right passage among the candidates"),
+    LISTNET: ("peer", "sentence-transformers' loss"),
+    RANKNET: ("peer", "sentence-transformers' loss"),
+    LAMBDA: ("peer", "sentence-transformers' loss, with NDCG-Loss 2++"),
+    FOR_NDCG: (None, "policy gradient, leave-one-out baseline"),
+    FOR_MRR: (None, "policy gradient, leave-one-out baseline"),
+    NO_BASELINE: ("sibling", "the same policy gradient for nDCG@10, every ranking credited with its whole utility"),
 }
 BEFORE, AFTER = "before PG-RANK", "after PG-RANK"
-RATES = (3e-4, 1e-3, 3e-3)  # learning rates that each loss's is chosen from
+RATES = (1e-5, 3e-5, 1e-4)  # learning rates that each loss's is chosen from
 _DEV = 0.2  # of the training lists, to choose them on
-_SCALE = 20.0  # of cosines, at first
 
 
 @dataclass
 class PGRankTrial(RerankerTrial, TrainedTrial):
-    """A scorer trained for nDCG or MRR by policy gradient: does it beat one trained by a loss that stands in for them?
+    """A dual encoder tuned for nDCG or MRR by policy gradient: does it beat one tuned by a loss in their place?
 
-    The scorers are dual encoders on a frozen trunk: texts are embedded once by the model (mean of its last states), and
-    a linear map for queries and one for passages, both the identity at first, are trained on the candidates of a first
-    stage; a score is a scaled cosine. All losses start from the same scorer, see the same lists in the same order for
-    as many steps, and have their learning rate chosen alike on lists that no test asks: contrast, ListNet, RankNet and
-    LambdaLoss, and PG-RANK for nDCG@10, for MRR@10, and without the baseline that lowers its variance.
+    The encoder is a small one that retrieves already, as those that the paper begins with; a score is 20 times the
+    cosine of a query's and a passage's vector. All losses tune all its weights, from the same start, on the same lists
+    in the same order for as many steps, and have their learning rate chosen alike on lists that no test asks: contrast,
+    sentence-transformers' ListNet, RankNet and LambdaLoss, and PG-RANK for nDCG@10, for MRR@10, and without the
+    baseline that lowers its variance.
 
     With --reranker and --after, two rerankers instead: one that FIRST trained, and the same after PG-RANK on its
     identifiers' logits (`broadsheet apply pg_rank`).
@@ -68,14 +79,28 @@ class PGRankTrial(RerankerTrial, TrainedTrial):
     paper: ClassVar[str] = "pg_rank"
     title: ClassVar[str] = "Rank: train for the metric itself"
 
+    model: str = option(
+        "resource:minilm",
+        "The encoder that is tuned: a folder of sentence-transformers, as those that embedders are saved to, a hub id, "
+        "or a resource.",
+        metavar="MODEL",
+    )
     reranker: str | None = option(None, "A reranker before PG-RANK.", metavar="FOLDER")
     after: str | None = option(
         None, "The same after it, or after as many further steps of another loss.", metavar="FOLDER"
     )
-    lists: int = option(1500, "To train on, a fifth of them to choose learning rates on.", quick=60, least=10)
+    candidates: int = option(10, "In a list, the best of the first stage.", quick=5, least=2)
+    words: int = option(30, "Of a passage that is searched and shown; 0: all.", least=0)
+    lists: int = option(1500, "To train on, a fifth of them to choose learning rates on.", quick=40, least=10)
     queries: int | Literal["all"] | None = option(300, "Lists of the test; `all` of a BEIR folder.", quick=24)
-    steps: int = option(200, "Of training.", quick=10, least=1)
-    batch: int = option(32, "Lists of a step.", quick=8, least=1)
+    steps: int = option(100, "Of training.", quick=4, least=1)
+    batch: int = option(8, "Lists of a step.", quick=4, least=1)
+    learning_rate: float | None = option(
+        None,
+        f"By default the best of {', '.join(f'{rate:g}' for rate in RATES)} for each loss, by other training lists.",
+        quick=3e-5,
+        least=0,
+    )
     samples: int = option(32, "Rankings drawn a query and step.", least=2)
 
     def check(self) -> None:
@@ -85,7 +110,7 @@ class PGRankTrial(RerankerTrial, TrainedTrial):
     def question(self) -> str:
         if self.after:
             return "Does PG-RANK on the identifiers' logits improve a reranker that FIRST has trained?"
-        return f"Is a scorer over {self.model_name}'s embeddings better if it is trained for the metric itself?"
+        return f"Does {self.model} order passages better if it is tuned for the metric itself?"
 
     def tasks(self) -> list[EvalTask]:
         asked = self.ordering()
@@ -100,7 +125,8 @@ class PGRankTrial(RerankerTrial, TrainedTrial):
     def facts(self) -> dict[str, Any]:
         if not self.after:
             ids = [each.id for each in (*self._train_lists, *self._dev)]
-            return {**super().facts(), "training data": fingerprint(ids)}
+            self._known = sentences_fingerprint(self._encoder())
+            return {"model": {"name": self.model, "fingerprint": self._known}, "training data": fingerprint(ids)}
         folders = {"model": self.after, "before": self.reranker}
         return {
             key: {"name": name, "fingerprint": models.fingerprint(self._rerankers[str(name)].model)}
@@ -118,8 +144,8 @@ class PGRankTrial(RerankerTrial, TrainedTrial):
                 "model": f"{self.reranker}, and {self.after}",
             }
         return {
-            "scorer": "scaled cosine of two linear maps over frozen embeddings",
-            "training": f"{self.steps} steps of {self.batch} of {len(self._train_lists):,} lists, AdamW, "
+            "scorer": "20 times the cosine of the encoder's vectors",
+            "training": f"{self.steps} steps of {self.batch} of {len(self._train_lists):,} lists, all weights, AdamW, "
             + ", ".join(f"{rate:g} ({name})" for name, rate in self._rates.items())
             + f"; {self.samples} rankings drawn a query",
         }
@@ -139,20 +165,13 @@ class PGRankTrial(RerankerTrial, TrainedTrial):
                 ),
                 self.unranked(),
             ]
-        self._vectors = self._embedded()
-        self._rates = {name: self._rate(name) for name in ABOUT}
-        found = [
-            self.trained(
-                name,
-                partial(self._train, name),
-                self._read,
-                "baseline" if name == CONTRASTIVE else "sibling" if name == NO_BASELINE else None,
-                about,
-                paper if name.startswith("PG-RANK") else "",
-            )
-            for name, about in ABOUT.items()
-        ]
-        return [*found, ModelArm(UNTRAINED, lambda: DualScorer(self._vectors), description="cosine"), self.unranked()]
+        self._rates = {name: self._rate(name) for name in LOSSES}
+        found = []
+        for name, (role, about) in LOSSES.items():
+            of = paper if name in (FOR_NDCG, FOR_MRR, NO_BASELINE) else ""
+            found.append(self.trained(name, partial(self._train, name), self._read, role, about, of))
+        before = ModelArm(UNTRAINED, lambda: DualScorer(self._encoder()), description="the encoder as it is")
+        return [*found, before, self.unranked()]
 
     def arm(self, arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
         if self.after or arm.name == FIRST_STAGE:
@@ -185,185 +204,89 @@ class PGRankTrial(RerankerTrial, TrainedTrial):
     def notes(self, outcome: Outcome) -> list[str]:
         if self.after:
             return super().notes(outcome)
-        notes = super().notes(outcome)[:1]
-        for name in ABOUT:
-            record = self.folder(name) / "training.json"
-            if record.exists():
-                seconds = json.loads(record.read_text(encoding="utf-8"))["step_seconds"]
-                notes.append(f"{name}: {1000 * float(np.median(seconds)):.1f} ms a step of {self.batch} lists.")
-        return notes
+        return [*super().notes(outcome)[:1], *self._cut([*self._train_lists, *outcome.tasks[0].items])]
 
     def absence(self, claim: Claim, comparison: Any, outcome: Outcome) -> str:
         if self.after:
             return ""
         return (
-            "It tunes whole encoders on MS MARCO's queries; here the trunk is frozen, and linear maps learn from "
-            f"{len(self._train_lists):,} lists."
+            "It tunes encoders three times as large on MS MARCO's queries; here one reads "
+            f"{self.steps * self.batch:,} lists of {self.candidates}, {len(self._train_lists):,} different ones."
         )
 
-    # The scorers
+    # The encoder and its training
 
-    def _embedded(self) -> dict[str, Tensor]:
-        """Every query and passage, as text, to the mean of the model's last states; kept, so that it is not redone."""
-        import torch
-        from safetensors.torch import load_file, save_file
+    def _encoder(self) -> SentenceTransformer:
+        """The encoder as it is.
 
-        every = [*self.lists_.lists, *self._train_lists, *self._dev]
-        texts = list(dict.fromkeys(text for each in every for text in (each.query, *map(_text, each.documents))))
-        path = self.folder("vectors").with_suffix(".safetensors")
-        if not path.exists():
-            say(f"embedding {len(texts):,} texts with {self.model_name}")
-            made = _embed(self.loaded.model, self.loaded.tokenizer, texts)
-            self.release()
-            with atomic_write(path, "wb") as file:
-                save_file({"vectors": made}, file.name)
-        rows = load_file(path)["vectors"]
-        return dict(zip(texts, torch.nn.functional.normalize(rows, dim=-1), strict=True))
+        Raises:
+            InputError: it is none of sentence-transformers.
+        """
+        from sentence_transformers import SentenceTransformer
+
+        folder = resources.local(self.model)
+        if self.model == "default" or (folder.is_dir() and not (folder / "modules.json").is_file()):
+            raise InputError(
+                f"got --model {self.model}; expected an encoder of sentence-transformers: "
+                f"`broadsheet.embed.baseline('mean', {self.model!r}).save_pretrained(folder)` makes one of a language "
+                "model"
+            )
+        spec = folder if folder.is_dir() else self.model
+        return load_sentences(spec, SentenceTransformer, device=self.device, dtype=self.dtype)
 
     def _rate(self, name: str) -> float:
-        """The learning rate whose scorer orders the lists that are held from training best."""
+        """The learning rate given, or the one whose encoder orders the lists that are held from training best."""
+        if self.learning_rate is not None:
+            return self.learning_rate
 
-        def score(rate: float) -> float:
-            made = self._fitted(name, rate, self.seed)[0]
-            orders = made.orders(self._dev)
+        def train(rate: float, out: Path) -> TrainOutput:
+            return self._fit(name, rate, self.seed, out)
+
+        def score(out: Path) -> float:
+            orders = self._read(out).orders(self._dev)
             ids = [[each.ids[i] for i in order] for each, order in zip(self._dev, orders, strict=True)]
             return float(np.mean(evaluate_lists(self._dev, ids)["RR@10" if name == FOR_MRR else "nDCG@10"]))
 
-        return self.tuned(name, RATES, score, on=f"{len(self._dev)} lists that are not trained on")
+        return self.best_run(name, RATES, train, score, on=f"{len(self._dev)} lists that are not trained on")
 
-    def _train(self, name: str, seed: int, out: Path) -> None:
-        from safetensors.torch import save_file
+    def _train(self, name: str, seed: int, out: Path) -> TrainOutput | None:
+        if self.take_best(name, self._rates[name], seed, out):
+            return None
+        return self._fit(name, self._rates[name], seed, out)
 
-        made, seconds = self._fitted(name, self._rates[name], seed)
-        out.mkdir(parents=True, exist_ok=True)
-        save_file(made.head.state_dict(), out / "head.safetensors")
-        with atomic_write(out / "training.json") as file:
-            json.dump({"steps": self.steps, "seconds": sum(seconds), "step_seconds": seconds}, file)
+    def _fit(self, name: str, rate: float, seed: int, out: Path) -> TrainOutput:
+        from broadsheet.training.fit import fit
+
+        scorer = DualScorer(self._encoder())
+        return fit(
+            scorer,
+            self._train_lists,
+            OnLists(name, scorer, self.samples),
+            out,
+            steps=self.steps,
+            batch_size=self.batch,
+            learning_rate=rate,
+            weight_decay=0.01,
+            identity=self._known,
+            seed=seed,
+        )
 
     def _read(self, folder: Path) -> DualScorer:
-        from safetensors.torch import load_file
+        from safetensors.torch import load_model
 
-        made = DualScorer(self._vectors)
-        made.head.load_state_dict(load_file(folder / "head.safetensors"))
+        made = DualScorer(self._encoder())
+        load_model(made, folder / "model.safetensors")
         return made
 
-    def _fitted(self, name: str, rate: float, seed: int) -> tuple[DualScorer, list[float]]:
-        """A trained scorer, and the seconds of each step. The lists of a step hang on the seed alone."""
-        import torch
-
-        # Not `training.fit`: its own work takes longer than such a step, and the notes say how long the losses take.
-        made = DualScorer(self._vectors)
-        loss = losses(made, self.samples, seed)[name]
-        optimizer = torch.optim.AdamW(made.head.parameters(), lr=rate, weight_decay=0.01)
-        generator = torch.Generator().manual_seed(seed)
-        seconds = []
-        for _ in range(self.steps):
-            begin = time.perf_counter()
-            chosen = torch.randint(len(self._train_lists), (self.batch,), generator=generator).tolist()
-            lists = [self._train_lists[i] for i in chosen]
-            optimizer.zero_grad()
-            texts = [each.query for each in lists], [list(map(_text, each.documents)) for each in lists]
-            loss(texts, [torch.tensor(each.labels, dtype=torch.float32) for each in lists]).backward()
-            optimizer.step()
-            seconds.append(time.perf_counter() - begin)
-        return made, seconds
-
-
-class DualScorer:
-    """Scores of pairs from frozen vectors and two trained maps; called as sentence-transformers' losses call a
-    `CrossEncoder`.
-
-    Args:
-        vectors: (d,) of length 1, by text.
-    """
-
-    num_labels = 1
-
-    def __init__(self, vectors: Mapping[str, Tensor]) -> None:
-        import torch
-
-        self.vectors = vectors
-        width = len(next(iter(vectors.values())))
-        scale = torch.tensor(_SCALE).log()
-        self.head = torch.nn.ParameterDict({"query": torch.eye(width), "text": torch.eye(width), "scale": scale})
-        self.device = torch.device("cpu")
-
-    def preprocess(self, pairs: Sequence[tuple[str, str]], **_: Any) -> dict[str, Tensor]:
-        """(pairs, d) vectors of each side."""
-        import torch
-
-        return {
-            side: torch.stack([self.vectors[pair[i]] for pair in pairs]) for i, side in enumerate(("query", "text"))
-        }
-
-    def __call__(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """scores: (pairs,)."""
-        from torch.nn.functional import cosine_similarity
-
-        query, text = (tokens[side] @ self.head[side].T for side in ("query", "text"))
-        return {"scores": self.head["scale"].exp() * cosine_similarity(query, text)}
-
-    def orders(self, lists: Sequence[RankList]) -> list[list[int]]:
-        """Indices of each list's candidates, best first; equal scores stay in first-stage order."""
-        import torch
-
-        with torch.no_grad():
-            scores = [
-                self(self.preprocess([(each.query, _text(text)) for text in each.documents]))["scores"].numpy()
-                for each in lists
-            ]
-        return [np.argsort(-each, kind="stable").tolist() for each in scores]
-
-
-Loss = Callable[[tuple[list[str], list[list[str]]], "list[Tensor]"], "Tensor"]
-
-
-def losses(scorer: DualScorer, samples: int, seed: int) -> dict[str, Loss]:
-    """The losses compared, called with ([query], [[passage]]) and a list of relevances (n,)."""
-    import torch
-    from sentence_transformers.cross_encoder import losses as theirs
-
-    from broadsheet.rank.pg_rank import PlackettLucePolicyGradient
-
-    def contrastive(inputs: tuple[list[str], list[list[str]]], labels: list[Tensor]) -> Tensor:
-        queries, texts = inputs
-        pairs = [(query, text) for query, several in zip(queries, texts, strict=True) for text in several]
-        scores = scorer(scorer.preprocess(pairs))["scores"].split([len(several) for several in texts])
-        right = [relevance > 0 for relevance in labels]
-        each = [-one.log_softmax(-1)[held].mean() for one, held in zip(scores, right, strict=True)]
-        return torch.stack(each).mean()
-
-    def ours(utility: str, **settings: Any) -> Any:
-        return PlackettLucePolicyGradient(scorer, utility, n_samples=samples, seed=seed, **settings)
-
-    whole: dict[str, Any] = {"mini_batch_size": -1}  # all pairs of a step at once
-    model: Any = scorer
-    return {
-        CONTRASTIVE: contrastive,
-        LISTNET: theirs.ListNetLoss(model, **whole),
-        RANKNET: theirs.RankNetLoss(model, **whole),
-        LAMBDA: theirs.LambdaLoss(model, **whole),
-        FOR_NDCG: ours("ndcg@10"),
-        FOR_MRR: ours("mrr@10"),
-        NO_BASELINE: ours("ndcg@10", baseline="none", reward_to_go=False),
-    }
-
-
-def _text(document: Any) -> str:
-    """A passage as it is embedded."""
-    return document if isinstance(document, str) else f"{document['title']} {document['text']}"
-
-
-def _embed(model: Any, tokenizer: Any, texts: Sequence[str], batch_tokens: int = 4096) -> Tensor:
-    """(texts, d) float32: the mean of the last states of each text's tokens."""
-    import torch
-
-    ids = [tokenizer(text, verbose=False)["input_ids"] or [tokenizer.eos_token_id] for text in texts]
-    found = torch.empty(len(ids), model.config.get_text_config().hidden_size)
-    for batch in track(models.token_budget_batches([len(row) for row in ids], batch_tokens), "embedding"):
-        padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt").to(model.device)
-        with torch.no_grad():
-            states = model.base_model(**padded, use_cache=False).last_hidden_state.float()
-        mask = padded["attention_mask"][..., None]
-        found[batch] = ((states * mask).sum(1) / mask.sum(1)).cpu()
-    return found
+    def _cut(self, lists: Sequence[RankList]) -> list[str]:
+        """How many texts are longer than what the encoder reads of them."""
+        encoder = self._encoder()
+        queries, passages = dual.texts_of(lists)
+        texts = sorted({*queries, *(text for several in passages for text in several)})
+        most = encoder.max_seq_length
+        cut = (
+            0 if most is None else sum(len(ids) > most for ids in encoder.tokenizer(texts, verbose=False)["input_ids"])
+        )
+        return [f"{cut:,} of {len(texts):,} texts are longer than the {most:,} tokens that are read of each."] * bool(
+            cut
+        )

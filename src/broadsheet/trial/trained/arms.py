@@ -196,7 +196,8 @@ class TrainedTrial(Trial):
         return True
 
     def _training(self, arms: Sequence[ModelArm]) -> list[Comparison]:
-        """How fast arms were trained beside the baseline, from tenths of the runs, seed by seed.
+        """How fast arms were trained beside the baseline, and methods beside peers, from tenths of the runs, seed by
+        seed.
 
         The baseline's own runs, one beside the next, give the noise floor; with one run there is none, and nothing is
         compared, as in a trial that takes its times in turns (`of_training` is empty).
@@ -210,18 +211,21 @@ class TrainedTrial(Trial):
             return []
         logs = np.log(whole[baseline])
         floor = max((abs(float(np.mean(b - a))) for a, b in pairwise(logs)), default=0.0)
+        named = [arm for arm in arms if arm.name in whole]
+        pairs = [(baseline, arm.name) for arm in named if arm.name != baseline]
+        methods = [arm.name for arm in named if self._role(arm) == "method"]
+        pairs += [(arm.name, method) for arm in named if arm.role == "peer" for method in methods]
         return [
             compare_seconds(
-                whole[baseline].ravel(),
-                runs.ravel(),
-                baseline=baseline,
-                arm=name,
+                whole[first].ravel(),
+                whole[second].ravel(),
+                baseline=first,
+                arm=second,
                 metric=TRAINING,
                 noise_floor=floor,
                 margin=self._margins.get(TRAINING),
             )
-            for name, runs in whole.items()
-            if name != baseline
+            for first, second in pairs
         ]
 
     def _pace(self, name: str, seed: int) -> Floats:
