@@ -642,6 +642,21 @@ def test_the_time_of_training_is_compared_seed_by_seed():
     assert same.verdict == "no measurable difference"
 
 
+def test_the_time_of_training_is_compared_with_that_of_peers_too():
+    class Rivalled(SeededTrial):
+        def arms(self) -> list[ModelArm]:
+            plain, method = super().arms()
+            return [plain, method, replace(plain, name="peer", role="peer"), replace(plain, name="other", role=None)]
+
+        def run_folder(self, name: str, seed: int) -> Path:
+            return super().run_folder("Alpha" if name == "Alpha" else "plain", seed)
+
+    times = {(c.baseline, c.arm): c for c in seeded(Rivalled()).comparisons if c.metric == TRAINING}
+    assert times.keys() == {("plain", "Alpha"), ("plain", "peer"), ("plain", "other"), ("peer", "Alpha")}
+    assert times["peer", "Alpha"].difference == times["plain", "Alpha"].difference
+    assert times["plain", "peer"].difference.estimate == 1
+
+
 def test_as_many_items_are_asked_as_the_claim_needs(capsys):
     few = seeded(SeededTrial(pooled=True, runs=1, effect=3.0))
     many = seeded(SeededTrial(pooled=True, runs=1, effect=0.35))
