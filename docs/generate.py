@@ -234,7 +234,7 @@ def _value(view: View, arm: ArmResult, metric: str) -> str:
     if value is None:
         return "–"
     estimate, ends = words.bracket(value, view.grain(metric))
-    return f"{estimate} [{ends}]"
+    return estimate if words.constant(value) else f"{estimate} [{ends}]"
 
 
 def embed_axes() -> str:

@@ -309,7 +309,7 @@ def test_methods_can_be_chosen(setting, unread):
 
 
 def test_a_papers_trial_measures_against_what_stands_beside_its_method(setting, unread):
-    rival = "LM-Infinite, as many keys"
+    rival = "LM-Infinite with as many keys"
     result = InfLLMTrial(**setting).run()
     assert {arm.name: arm.role for arm in result.arms[2:]} == {"InfLLM": "method", rival: "sibling"}
     assert result.claims == [(metric, rival, "InfLLM") for metric in ("retrieval", "retrieval beyond 256")]
@@ -365,7 +365,7 @@ def test_what_was_looked_up_is_told_apart_by_whether_it_was_found():
 
 def test_in_another_papers_trial_a_method_brings_nothing_along(setting, unread):
     result = InfLLMTrial(**setting, methods=("lm_infinite", "infllm")).run()
-    assert [arm.name for arm in result.arms[2:]] == ["LM-Infinite", "InfLLM", "LM-Infinite, as many keys"]
+    assert [arm.name for arm in result.arms[2:]] == ["LM-Infinite", "InfLLM", "LM-Infinite with as many keys"]
 
 
 @pytest.mark.parametrize("trial", [InfLLMTrial(), LongHeadsTrial(), InfLLMTrial(window=48), LongHeadsTrial(window=64)])

@@ -496,6 +496,8 @@ def test_far_outliers_are_counted_not_drawn():
         (Interval(1234.56, 1234.55, 1234.57), ("1,234.56", "1,234.55–1,234.57")),
         (Interval(-0.012, -0.061, 0.037), ("−0.012", "−0.061 to 0.037")),
         (Interval(2.0, 2.0, 2.0), ("2.00", "2.00–2.00")),
+        (Interval(18.632813, 18.6328124, 18.6328129), ("18.6", "18.6–18.6")),
+        (Interval(0.0, 0.0, 0.0), ("0", "0–0")),
         (Interval(1.0, -math.inf, math.inf), ("1.00", "−∞ to ∞")),
         (Interval(-1e-17, -0.05, 0.05), ("0.000", "−0.050 to 0.050")),
     ],
@@ -537,6 +539,16 @@ def test_a_metric_with_a_chance_level_is_drawn_evenly():
     ]
     assert ">0.0<" in plots.whiskers("AUROC", rows, chance=0.5).svg()
     assert ">0.0<" not in plots.whiskers("seconds", rows).svg()
+
+
+def test_a_share_is_drawn_evenly_and_a_cost_is_not():
+    arms = arm(found=Interval(0.05, 0.04, 0.06)), arm("B", "method", found=Interval(0.9, 0.8, 0.99))
+    for bounds, even in (((0, 1), True), ((-math.inf, math.inf), False)):
+        compared = compare_samples(
+            [0.1, 0.0, 0.1, 0.0, 0.1, 0.0], [0.9] * 5 + [0.8], metric="found", baseline="A", arm="B", bounds=bounds
+        )
+        drawing = view.View(small(*arms, comparisons=[compared])).picture("found")
+        assert (">0.0<" in drawing.svg()) == even
 
 
 def test_several_of_an_item_are_spelled() -> None:

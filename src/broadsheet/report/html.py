@@ -262,7 +262,7 @@ def _cell(interval: Interval | None, unit: str = "", step: float = 0.0, status: 
     if interval is None:
         return Text("—", "dim") if status == "ok" else Text(status, "red")
     estimate, ends = words.bracket(interval, step)
-    if interval.low == interval.high:
+    if words.constant(interval):
         return Text(estimate + unit)
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return Text.assemble(estimate + unit, (f" too few to say (n = {n})" * bool(n), "dim"))

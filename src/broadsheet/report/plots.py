@@ -161,12 +161,13 @@ def in_lines(name: str, cells: int) -> list[str]:
     return [shorten(first, cells), *([shorten(" ".join(more), cells)] if more else [])]
 
 
-def whiskers(title: str, rows: Sequence[PlotRow], chance: float | None = None) -> Drawing:
+def whiskers(title: str, rows: Sequence[PlotRow], chance: float | None = None, bounded: bool = False) -> Drawing:
     """One line per arm: a dot at the estimate, a whisker over its interval, the baseline's value as a line through all.
 
     Args:
         rows: baseline first; a row without a value keeps its place and says why.
         chance: what a coin would score; drawn dotted.
+        bounded: the metric has a best value, as a share has, and reads evenly; costs may span orders of magnitude.
     """
     known = [row.value for row in rows if row.value]
     step = grain(known)
@@ -179,8 +180,8 @@ def whiskers(title: str, rows: Sequence[PlotRow], chance: float | None = None) -
     bottom = max(ends_at, default=top)
     ends = [end for value in known for end in (value.low, value.estimate, value.high)]
     positive = [end for end in ends if drawable(end)]
-    # A metric with a chance level has a bounded range, and reads evenly; costs may span orders of magnitude.
-    wide = chance is None and bool(positive) and min(positive) > 0 and max(positive) / min(positive) > 10
+    even = bounded or chance is not None
+    wide = not even and bool(positive) and min(positive) > 0 and max(positive) / min(positive) > 10
     axis = scale([*ends, chance], left, right, log=wide)
     drawing = Drawing(title, bottom + 24)
     _across(drawing, axis, bottom, ticks(axis, 3), top)

@@ -183,7 +183,8 @@ class View:
     def picture(self, metric: str) -> plots.Drawing:
         """A dot and a whisker for each arm."""
         title = f"{metric}, {unit}" if (unit := self.unit(metric)) else metric
-        return plots.whiskers(title, self._rows(metric), self.chance(metric))
+        bounded = any(c.metric == metric and c.higher_is_better and c.ceiling for c in self.comparisons)
+        return plots.whiskers(title, self._rows(metric), self.chance(metric), bounded)
 
     def pictures(self, but: str = "") -> list[plots.Drawing]:
         """A dot-and-whisker drawing per metric, `but` one; then speed against quality where three arms have both."""

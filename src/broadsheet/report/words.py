@@ -39,6 +39,12 @@ def bracket(interval: Interval, step: float = 0.0) -> tuple[str, str]:
     return number(interval.estimate, step), f"{low} to {high}" if interval.low < 0 else f"{low}–{high}"
 
 
+def constant(interval: Interval) -> bool:
+    """Whether an interval has no width but for rounding."""
+    width = interval.high - interval.low
+    return width < math.inf and width <= 1e-6 * max(abs(interval.low), abs(interval.high))
+
+
 def grain(intervals: Iterable[Interval | None]) -> float:
     """The step a column of intervals is printed in: three figures, more where a width needs them.
 
@@ -47,7 +53,7 @@ def grain(intervals: Iterable[Interval | None]) -> float:
     steps, sizes = [], []
     for interval in intervals:
         half = (interval.high - interval.low) / 2 if interval else math.nan
-        if interval and 0 < half < math.inf:
+        if interval and half < math.inf and not constant(interval):
             sizes.append(max(abs(interval.low), abs(interval.high)))
             width, size = math.floor(math.log10(half) + 1e-9), math.floor(math.log10(sizes[-1]))
             steps.append(10.0 ** min(width, max(width - 1, size - 2)))

@@ -9,7 +9,7 @@ from broadsheet.attend.base import Attention
 from broadsheet.attend.lm_infinite import LMInfinite
 from broadsheet.attend.trials.attend import AttendTrial, Win, lengths_option, window_option
 
-AS_MANY_KEYS = "LM-Infinite, as many keys"
+AS_MANY_KEYS = "LM-Infinite with as many keys"
 
 
 @dataclass
