@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from shown import shown
+from shown import reasons, shown
 
 from broadsheet.attend.trials import decoding, transnormer
 from broadsheet.attend.trials.bytetexts import BEGIN, read, split
@@ -77,6 +77,10 @@ def test_both_are_trained_on_the_same_and_compared(trial, monkeypatch):
     share = (arms[PLAIN].values["loss"].estimate - losses[1]) / (losses[0] - losses[1])
     note = f"Of TransNormer's gain over Llama, {100 * share:.0f} % is lost"
     assert any(note in each for each in result.notes) == (losses[0] > losses[1])
+    why = reasons(result)
+    assert "385 million weights and more, this one 13,872; it has read 128 bytes" in why["loss"], (
+        "two runs of four steps"
+    )
     assert result.setting["model"] == "2 layers, width 16, 2 heads, from scratch"
     told = shown(result)[0].answers["TransNormer"]
     loss = math.log(float(told.removeprefix("each byte as one of ").partition(" ")[0]))

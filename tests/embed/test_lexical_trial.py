@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shown import shown
+from shown import reasons, shown
 from training_runs import differ
 
 from broadsheet.console import InputError
@@ -207,6 +207,10 @@ def test_several_lists_train_one_model_and_are_asked_apart(tmp_path, tiny_folder
     assert not {word.casefold() for word in asked} & {word.casefold() for word in trained}
     assert all(split.train for split in trial._splits.values())
     assert sum("right answers on average" in note for note in result.notes) == 2
+    why = reasons(result)
+    assert why.keys() == {"MRR of words", "MRR of french"}, "one run decides nothing"
+    pairs = sum(len(split.train) for split in trial._splits.values())
+    assert all(f"learns from {pairs} pairs, {2 * trial.batch} of them drawn" in each for each in why.values())
     trial.finish()
 
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from shown import shown
+from shown import reasons, shown
 from small_docs import documentation
 from training_runs import differ
 
@@ -136,6 +136,9 @@ def test_trial_runs_and_its_yardsticks_bound_it(tmp_path, tiny_folder, monkeypat
         most = float(example.expected.removeprefix("Most: ").partition(",")[0])
         assert all(float(answer.partition(" ")[0]) <= most for answer in example.answers.values())
     assert sum("trained in 2 steps" in note for note in result.notes) == 2
+    for why in reasons(result).values():
+        assert why.startswith("It trains an encoder of 110 million weights")
+        assert f"{INFONCE} reaches" in why
     assert differ(trial, INFONCE, MAIN)
     assert trial.run().arms[2].samples == result.arms[2].samples  # goes on from what is kept
     trial.finish()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-from shown import shown
+from shown import reasons, shown
 
 from broadsheet import models
 from broadsheet.console import InputError
@@ -128,6 +128,8 @@ def test_the_ways_to_read_are_compared_on_the_same_questions(finished):
         place = [excerpt(answer) or "nothing" for answer in by_name[ENDS].samples["answer"]]
         assert example.answers[ENDS] in place
         assert example.expected.startswith("Right: ")
+    for why in reasons(result).values():
+        assert "figures are of GPT-4" in why
     notes = " ".join(result.notes)
     assert "two ends: 8 of 8 prompts lost their middle" in notes
     assert "not LooGLE's" not in notes

@@ -15,3 +15,14 @@ def shown(result: TrialResult) -> list[Example]:
         assert set(example.answers) <= arms
         assert all(answer.strip() and len(answer) < 500 for answer in example.answers.values())
     return result.examples
+
+
+def reasons(result: TrialResult) -> dict[str, str]:
+    """Why the gain of each claim that is not shown may be absent, as a note says it, by the claim's metric."""
+    found: dict[str, str] = {}
+    for claim in result.judged:
+        if claim.kind == "claim" and claim.verdict != "shown" and result.comparison(*claim.key):
+            gain = f"{claim.metric} of {claim.arm} over {claim.baseline}"
+            [note] = [note for note in result.notes if "absent here in" in note and gain in note]
+            found[claim.metric] = note.partition(". ")[2]
+    return found

@@ -22,10 +22,12 @@ from broadsheet.embed.trials.study_presets import PRESETS, Axes, StudyQuestion, 
 from broadsheet.embed.trials.token_prepending import TokenPrependingTrial
 from broadsheet.hear.trials.roster import SHUFFLED
 from broadsheet.hear.trials.salmonn import claims_of
+from broadsheet.page import discovery
+from broadsheet.page.papers import ours
 from broadsheet.rank.trials.first import FirstTrial
 from broadsheet.rank.trials.fullrank import FullRankTrial
 from broadsheet.rank.trials.pg_rank import PGRankTrial
-from broadsheet.trial.base import Claim
+from broadsheet.trial.base import Claim, Trial
 
 SOURCE = Path(broadsheet.__file__).parent
 SALMONN = claims_of()
@@ -62,6 +64,12 @@ def pooled(claims: list[Claim]) -> list[float | None]:
 def test_every_claim_has_a_sentence(call: ast.Call) -> None:
     assert any(isinstance(argument, ast.Starred) for argument in call.args) or len(call.args) >= 4
     assert not any(isinstance(argument, ast.Constant) and argument.value == "" for argument in call.args)
+
+
+@pytest.mark.parametrize("entry", sorted({each.trial for each in ours() if each.trial and each.kind == "method"}))
+def test_every_trial_says_why_a_gain_may_be_absent(entry: str) -> None:
+    kind = discovery.load(entry)
+    assert not issubclass(kind, Trial) or kind.absence is not Trial.absence
 
 
 def test_effects_are_the_papers_figures_in_the_unit_of_the_metric() -> None:

@@ -37,6 +37,7 @@ from broadsheet.trial.examples import excerpt, most_apart
 from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult, Curve, Example
 from broadsheet.trial.trained.arms import TRAINING, TrainedTrial
+from broadsheet.trial.verdicts import Comparison
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -289,6 +290,20 @@ class TransNormerTrial(TrainedTrial):
             "models are known to retrieve poorly. Small models say little of large ones."
         )
         return notes
+
+    def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
+        if claim.metric == TRAINING:
+            return (
+                "Its figure is of graphics cards and of texts of thousands of tokens; here a text has "
+                f"{self.length} bytes, and its chunks are matrix products on {self._device}."
+            )
+        if claim.metric != "loss":
+            return ""
+        size = sum(p.numel() for p in self._rivals[OURS].parameters())
+        return (
+            f"Its models have 385 million weights and more, this one {size:,}; it has read "
+            f"{self.steps * self.batch * self.length:,} bytes."
+        )
 
     def _by_context(self, outcome: Outcome, which: str) -> tuple[list[float], dict[str, list[float]]]:
         """Contexts, ascending, and each arm's value at each: the mean over texts where all texts have that context."""

@@ -34,6 +34,7 @@ from broadsheet.trial.outside.external import ExternalProcess
 from broadsheet.trial.results import ArmResult, Distribution, Example
 from broadsheet.trial.sampling import PILOT
 from broadsheet.trial.stats import Statistic, auroc, over_groups, tpr_at_fpr
+from broadsheet.trial.verdicts import Comparison
 
 _SHOWN_PAIRS, _SHOWN_CHARACTERS = 2, 400  # examples of a report, and of a text in them
 _PAIRS = 60  # that a model writes, where their number is not given
@@ -193,6 +194,11 @@ class DetectTrial(Trial):
             for kind in self._detectors()
             if kind.beats
         ]
+
+    def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
+        if self._texts.settings[0] == "white-box":
+            return ""
+        return f"It scores with GPT-J, of 6 billion weights; here {self.model_name} does."
 
     def also_compare(self) -> list[tuple[str, str]]:
         if not self._peer_call:

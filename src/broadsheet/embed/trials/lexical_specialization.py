@@ -30,6 +30,7 @@ from broadsheet.trial.examples import first_found, most_apart
 from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult, Curve, Example
 from broadsheet.trial.trained.arms import TrainedTrial
+from broadsheet.trial.verdicts import Comparison
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -162,6 +163,14 @@ class LexicalTrial(TrainedTrial):
             for name in self.words
             for baseline, says in ((UNTOUCHED, finds), (SHUFFLED, because))
         ]
+
+    def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
+        pairs = sum(len(split.train) for split in self._splits.values())
+        return (
+            "It trains mBERT and XLM-R on word sets of fifty languages, and finds that the number of pairs decides; "
+            f"here {self.encoder or self.model_name} learns from {pairs:,} pairs, {self.steps * self.batch:,} of them "
+            "drawn."
+        )
 
     def also_compare(self) -> list[tuple[str, str]]:
         return [(LAST, SPECIALISED), *([(START, SPECIALISED)] if self._trained != self._best else [])]

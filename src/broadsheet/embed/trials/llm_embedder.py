@@ -44,6 +44,7 @@ from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm
 from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.trained.arms import TrainedTrial
+from broadsheet.trial.verdicts import Comparison
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -223,6 +224,18 @@ class LLMEmbedderTrial(TrainedTrial):
         return notes + [
             training_note(name, self.folder(name)) for name in TAUGHT if (self.folder(name) / "training.json").exists()
         ]
+
+    def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
+        reached = ""
+        values = {name: arm.values.get(claim.metric) for name, arm in outcome.usable.items()}
+        mean = {name: value.estimate for name, value in values.items() if value}
+        if {BEST, NOTHING} <= mean.keys() and mean[BEST] > mean[NOTHING]:
+            share = (mean[claim.baseline] - mean[NOTHING]) / (mean[BEST] - mean[NOTHING])
+            reached = f" {claim.baseline} reaches {share:.0%} of what the best candidates give.".replace("-", "−")
+        return (
+            "It trains an encoder of 110 million weights for 10,000 steps by the likelihoods of a model of 7 billion; "
+            f"here it is {self.steps} steps of {self.batch} queries.{reached}"
+        )
 
     def _gains(self, kind: Kind, outcome: Outcome) -> list[str]:
         """What there is to gain in a task, and how much of it each arm reaches."""

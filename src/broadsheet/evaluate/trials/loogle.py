@@ -33,6 +33,7 @@ from broadsheet.trial.examples import excerpt, most_apart
 from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult, Curve, Example
 from broadsheet.trial.stats import Floats, interval
+from broadsheet.trial.verdicts import Comparison
 
 ENDS, WHOLE, RETRIEVED = "two ends", "whole document", "BM25 passages"
 _LIKELIHOOD = "log-likelihood"
@@ -131,6 +132,13 @@ class LooGLETrial(Trial):
         # Its figures are of answers that GPT-4 judges right (see the class), not of this metric.
         says = "the same model answers better from more of the document (GPT-4 with 32k and 8k tokens)"
         return [Claim(_LIKELIHOOD, ENDS, WHOLE, says)]
+
+    def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
+        longest = max(self._routes[1].max_length or 0, self.length)
+        return (
+            "Its figures are of GPT-4 with 32,000 tokens; models of 3 and 7 billion weights did far worse there too. "
+            f"Here {self.model_name} reads {longest:,} tokens at most."
+        )
 
     def figures(self, outcome: Outcome) -> list[Curve]:
         """Log-likelihood against where in the document the evidence of a short-dependency question stands."""
