@@ -125,7 +125,7 @@ def _measured(paper: Paper, result: TrialResult) -> str:
 
 def _stale(paper: Paper) -> str:
     old = stale(paper.id)
-    return f"It may not be that of the code as it is: {_text(old)}." if old else ""
+    return f"Perhaps out of date: {_text(old)}." if old else ""
 
 
 def _unmeasured(paper: Paper) -> str:

@@ -460,7 +460,7 @@ def test_show_says_when_evidence_is_older_than_its_code(run, monkeypatch):
     monkeypatch.setattr(staleness, "stale", lambda name: f"{name} changed since")
     status, out, _ = run("show", "lastde")
     assert status == 0
-    assert "It may not be that of the code as it is: lastde changed since." in out
+    assert "Perhaps out of date: lastde changed since." in out
     assert json.loads(run("show", "lastde", "--json")[1])["stale"] == "lastde changed since"
     monkeypatch.setattr(staleness, "stale", lambda name: "")
     assert "It may not be" not in run("show", "lastde")[1]

@@ -138,7 +138,7 @@ def test_an_answer_more_never_adds_a_rule():
 
 
 def test_a_rule_that_an_answer_contradicts_is_silent_and_one_that_is_not_answered_is_offered_with_if():
-    made = {each.paper.id: each for each in advice.advise({"goal": "search", "weights": "closed"}).papers}
+    made = {each.paper.id: each for each in advice.advise({"goal": "search", "weights": "frozen"}).papers}
     assert set(made) == {"token_prepending", "llm_embedder", "embedding_overview", "embedding_meets_llm"}
     assert made["token_prepending"].conditions == ()
     assert made["llm_embedder"].conditions == ("need: what is found feeds a language model",)
@@ -295,7 +295,7 @@ def test_at_most_nine_questions_are_asked_though_all_are_skipped():
 
 def test_a_goal_is_offered_its_own_cases_alone():
     assert set(advice.offered("need", {"goal": "rerank"})) == {"many-candidates", "own-metric"}
-    assert set(advice.offered("need", {"goal": "rerank", "weights": "closed"})) == {"many-candidates"}
+    assert set(advice.offered("need", {"goal": "rerank", "weights": "frozen"})) == {"many-candidates"}
     for goal in GOALS:
         own = {v for rule in advice.rules() if rule.when["goal"] == (goal,) for v in rule.when.get("need", ())}
         assert set(advice.offered("need", {"goal": goal})) == own
@@ -356,7 +356,7 @@ def test_the_flow_is_told_where_it_says_something_of_the_goal():
         "prompt a model as it is",
         "let a model label or write data for a small one, which then runs alone",
     )
-    assert advice.advise({"goal": "classify", "labels": "few", "unlabelled": "much", "weights": "closed"}).route == (
+    assert advice.advise({"goal": "classify", "labels": "few", "unlabelled": "much", "weights": "frozen"}).route == (
         "prompt a model as it is",
     )
     shifted = advice.advise({"goal": "classify", "labels": "many", "need": "shifted"})
@@ -372,10 +372,10 @@ def test_the_flow_is_told_where_it_says_something_of_the_goal():
     [
         ({}, {"dynamic", "static", "adapters", "prompt"}),
         ({"knowledge": "changing"}, {"dynamic"}),
-        ({"weights": "closed"}, {"dynamic", "prompt"}),
-        ({"weights": "closed", "knowledge": "stable"}, {"dynamic", "prompt"}),
-        ({"weights": "closed", "knowledge": "stable", "latency": "strict"}, {"prompt"}),
-        ({"weights": "closed", "knowledge": "in-model"}, {"dynamic", "prompt"}),
+        ({"weights": "frozen"}, {"dynamic", "prompt"}),
+        ({"weights": "frozen", "knowledge": "stable"}, {"dynamic", "prompt"}),
+        ({"weights": "frozen", "knowledge": "stable", "latency": "strict"}, {"prompt"}),
+        ({"weights": "frozen", "knowledge": "in-model"}, {"dynamic", "prompt"}),
         ({"weights": "all", "knowledge": "stable", "latency": "strict"}, {"static", "adapters"}),
         ({"weights": "adapters"}, {"dynamic", "adapters", "prompt"}),
     ],

@@ -168,29 +168,36 @@ def test_unknown_names_get_the_nearest_ones():
 
 
 def trial(verdict: str, role: str = "baseline", metric: str = "bits", no_worse: bool | None = None) -> dict:
+    claim = {"metric": "AUROC", "baseline": "plain", "arm": "new"}
+    came = {"helps": "shown", "hurts": "refuted here"}.get(verdict, "open")
     return {
         "arms": [{"name": "plain", "role": role}, {"name": "new", "role": "method"}],
         "comparisons": [
             {"metric": "AUROC", "baseline": "plain", "arm": "new", "verdict": verdict, "no_worse": no_worse},
             {"metric": metric, "baseline": "plain", "arm": "new", "verdict": "helps"},
         ],
-        "claims": [["AUROC", "plain", "new"]],
+        "judged": [claim | {"kind": "claim", "verdict": came}],
     }
 
 
-def schema_2(*verdicts: str) -> dict:
-    """A trial with its claims as they are kept now, and a control that came to nothing."""
-    claim = {"metric": "AUROC", "baseline": "plain", "arm": "new"}
-    judged = [claim | {"kind": "claim", "verdict": verdict} for verdict in verdicts]
-    rest = {key: value for key, value in trial("helps").items() if key != "claims"}
-    return rest | {"judged": [*judged, claim | {"kind": "control", "verdict": "open"}]}
+def judged(*verdicts: str) -> dict:
+    """A trial with claims that were judged so, and a control that came to nothing."""
+    [claim] = trial("helps")["judged"]
+    claims = [claim | {"verdict": verdict} for verdict in verdicts]
+    return trial("helps") | {"judged": [*claims, claim | {"kind": "control", "verdict": "open"}]}
+
+
+def before(verdict: str) -> dict:
+    """A trial of before schema 2, whose claims no rule has judged."""
+    rest = {key: value for key, value in trial(verdict).items() if key != "judged"}
+    return rest | {"claims": [["AUROC", "plain", "new"]]}
 
 
 @pytest.mark.parametrize(
     ("recorded", "oracles", "rung"),
     [
         (None, {"passed": 3, "failed": 0}, 0),
-        (trial("helps") | {"claims": []}, {"passed": 3, "failed": 0}, 0),
+        (trial("helps") | {"judged": []}, {"passed": 3, "failed": 0}, 0),
         (trial("helps"), None, 1),
         (trial("helps"), {"passed": 3, "failed": 1}, 1),
         (trial("hurts"), {"passed": 3, "failed": 0}, 2),
@@ -202,8 +209,9 @@ def schema_2(*verdicts: str) -> dict:
         (trial("helps", "peer", "texts/s"), {"passed": 3, "failed": 0}, 3),  # without a margin
         (trial("helps", "peer", "bits", True), {"passed": 3, "failed": 0}, 3),  # no cost
         (trial("helps") | {"demonstration": "made-up features"}, {"passed": 3, "failed": 0}, 0),
-        (schema_2("shown"), {"passed": 3, "failed": 0}, 3),
-        (schema_2("shown", "open"), {"passed": 3, "failed": 0}, 2),
+        (judged("shown"), {"passed": 3, "failed": 0}, 3),
+        (judged("shown", "open"), {"passed": 3, "failed": 0}, 2),
+        (before("helps"), {"passed": 3, "failed": 0}, 2),
         (trial("helps", "baseline", "texts/s"), {"passed": 3, "failed": 0}, 3),
     ],
 )
@@ -221,13 +229,15 @@ def test_each_rung_rests_on_the_one_below(monkeypatch, tmp_path, recorded, oracl
     ("recorded", "verdict"),
     [
         (None, ""),
-        (schema_2(), ""),
-        (schema_2("shown", "shown"), "shown"),
-        (schema_2("shown", "open"), "open"),
-        (schema_2("open", "refuted here"), "refuted here"),
+        (judged(), ""),
+        (judged("shown", "shown"), "shown"),
+        (judged("shown", "open"), "open"),
+        (judged("open", "refuted here"), "refuted here"),
         (trial("helps"), "shown"),
         (trial("hurts"), "refuted here"),
         (trial("no measurable difference"), "open"),
+        (before("helps"), "open"),
+        (before("hurts"), "open"),
     ],
 )
 def test_the_verdict_is_that_of_the_recorded_claims_controls_aside(monkeypatch, tmp_path, recorded, verdict):

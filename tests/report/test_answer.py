@@ -163,7 +163,8 @@ def test_several_claims_are_counted_and_those_that_are_not_shown_are_named():
     claims = (Claim("score", "plain", "method", effect=0.5), Claim("score", "other", "method", effect=0.5))
     result = tried(claims=claims, pairs=(("other", "method"),))
     assert [claim.verdict for claim in result.judged] == ["shown", "refuted here"]
-    assert "Of the paper's 2 claims 1 is shown and 1 is refuted here (score over other)." in str(TrialAnswer(result))
+    told = "1 is shown and 1 is refuted here (score over other; the interval excludes the paper's 0.5)."
+    assert f"Of the paper's 2 claims {told}" in str(TrialAnswer(result))
     both = tried(claims=(claims[0], Claim("score", "plain", "other", effect=0.5)))
     assert "Both claims of the paper are shown." in str(TrialAnswer(both))
     both.judged = [replace(claim, verdict="open", trained_once=True) for claim in both.judged]

@@ -26,7 +26,9 @@ def advise(
     need: Annotated[str | None, typer.Option(help="Which case of it.")] = None,
     labels: Annotated[str | None, typer.Option(help="none, few, some or many labelled examples.")] = None,
     unlabelled: Annotated[str | None, typer.Option(help="none, little, much or huge amounts of raw text.")] = None,
-    weights: Annotated[str | None, typer.Option(help="What may be trained: closed, adapters or all.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="What may be trained: adapters, all, or nothing (frozen).")
+    ] = None,
     size: Annotated[str | None, typer.Option(help="Of the model: small (below 10 B parameters) or large.")] = None,
     knowledge: Annotated[str | None, typer.Option(help="in-model, stable, changing or contrary.")] = None,
     machine: Annotated[str | None, typer.Option(help="cpu, gpu or cluster.")] = None,

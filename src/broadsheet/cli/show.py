@@ -110,7 +110,7 @@ def _show_brief(console: Console, paper: Paper) -> None:
         console.print(f"\nMeasured {recorded['provenance']['date'][:10]}", style="bold", markup=False)
         console.print(Padding(str(answer), (0, 0, 0, 2)), markup=False)
         if old := stale(paper.id) if paper.ours else "":
-            console.print(Padding(f"It may not be that of the code as it is: {old}.", (0, 0, 0, 2)), markup=False)
+            console.print(Padding(f"Perhaps out of date: {old}.", (0, 0, 0, 2)), markup=False)
     commands = [f"broadsheet try {paper.id} --quick"] * bool(paper.trial)
     commands += [f"broadsheet apply {paper.id} --help"] * bool(paper.apply)
     commands += [f"broadsheet map {paper.id}"] * (paper.id in surveys())
@@ -166,7 +166,7 @@ def _show_all(console: Console, paper: Paper) -> None:
 
         console.print(f"\n[bold]Evidence[/bold] recorded {recorded['provenance']['date']}")
         if old := stale(paper.id) if paper.ours else "":
-            console.print(f"It may not be that of the code as it is: {old}.", markup=False)
+            console.print(f"Perhaps out of date: {old}.", markup=False)
         console.print()
         terminal(TrialResult.from_dict(recorded), console, full=True)
     # Last, since reading options imports what they are of: everything above is on the screen by then.

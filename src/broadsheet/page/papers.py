@@ -203,10 +203,8 @@ class Paper:
 
 
 def _claims(trial: Mapping[str, Any]) -> list[str]:
-    """The verdict of each claim, controls aside; before schema 2, claims were (metric, baseline, arm)."""
-    verdicts = {(c["metric"], c["baseline"], c["arm"]): c["verdict"] for c in trial["comparisons"]}
-    came = {"helps": "shown", "hurts": "refuted here"}
-    before = [came.get(verdicts.get(tuple(claim), ""), "open") for claim in trial.get("claims", ())]
+    """The verdict of each claim, controls aside; those of before schema 2, which no effect was sought for, are open."""
+    before = ["open"] * len(trial.get("claims", ()))
     return before + [claim["verdict"] for claim in trial.get("judged", ()) if claim["kind"] == "claim"]
 
 

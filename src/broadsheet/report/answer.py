@@ -125,7 +125,9 @@ class TrialAnswer:
         parts = []
         for verdict, those in by_verdict.items():
             named = listed([f"{claim.metric} over {claim.baseline}" for claim in those])
-            named = f" ({named})" if verdict != "shown" and len(those) < 3 else ""
+            whys = {claiming.words(claim, self.result.comparison(*claim.key)).partition(": ")[2] for claim in those}
+            why = f"; {whys.pop()}" if verdict == "refuted here" and len(whys) == 1 else ""
+            named = f" ({named}{why})" if verdict != "shown" and len(those) < 3 else ""
             if len(those) == len(found):
                 once = ": arms were trained from one seed" * all(claim.trained_once for claim in those)
                 return f"{every} claims of the paper are {verdict}{named}{once}."
@@ -164,7 +166,7 @@ class TrialAnswer:
         if speed is None or c is speed or speed.verdict == "not measured":
             return ""
         if speed.verdict == "no measurable difference":
-            return ", at about the same speed"
+            return ", no measurable difference in speed"
         ratio, arm = speed.difference.estimate, next(arm for arm in self.result.arms if arm.name == c.arm)
         if 0.01 < ratio < 100 or not arm.items_per_second:
             return f", at {ratio:.2f}× the speed" if 0.1 <= ratio < 10 else f", at {ratio:.2g}× the speed"

@@ -184,6 +184,8 @@ def words(claim: JudgedClaim, comparison: Comparison | None) -> str:
     """
     if claim.verdict == "shown" and (claim.margin is None or comparison is None):
         return "shown"
+    if claim.kind == "claim" and not claim.tested and claim.margin is claim.target is None:
+        return "open: recorded before the present rules"
     if comparison is None or comparison.verdict == "not measured":
         return f"{claim.verdict}: not measured"
     if claim.trained_once:
@@ -193,8 +195,6 @@ def words(claim: JudgedClaim, comparison: Comparison | None) -> str:
     if claim.target is None:
         if claim.verdict == "refuted here":
             return "refuted here: it is worse"
-        if not claim.tested and claim.kind == "claim":
-            return "open: recorded before an effect was looked for"
         return "open: the paper gives no figure for it, and the metric has no ceiling"
     size = _size(claim, comparison)
     whose = "the paper's" if claim.effect is not None else "a quarter of the gap to the ceiling,"

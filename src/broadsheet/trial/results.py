@@ -181,8 +181,8 @@ class TrialResult:
     def from_dict(cls, data: Mapping[str, Any]) -> TrialResult:
         """The result that `to_dict` gave, also after JSON, where null stands for a number that is not finite.
 
-        Results of before schema 2 hold `claims` as (metric, baseline, arm): shown where the comparison helps, refuted
-        here where it hurts, else open.
+        Results of before schema 2 hold `claims` as (metric, baseline, arm), which the present rules did not judge: they
+        are open.
         """
 
         def span(values: Mapping[str, Any] | None) -> Interval | None:
@@ -213,19 +213,11 @@ class TrialResult:
             comparisons, arms, {c.metric: c.chance for c in comparisons if c.chance is not None}
         )
         figures = [(Curve if figure["kind"] == "curve" else Distribution)(**figure) for figure in data["figures"]]
-        verdicts = {(c.metric, c.baseline, c.arm): c.verdict for c in comparisons}
         judged = [JudgedClaim(**claim) for claim in data.get("judged", ())]
-        judged += [_judged_before(tuple(claim), verdicts) for claim in data.get("claims", ())]
+        judged += [JudgedClaim(*claim, verdict="open") for claim in data.get("claims", ())]
         examples = [Example(**example) for example in data.get("examples", ())]
         rest = {key: value for key, value in data.items() if key != "claims"} | {"examples": examples}
         return cls(**{**rest, "arms": arms, "comparisons": comparisons, "figures": figures, "judged": judged})
-
-
-def _judged_before(claim: Any, verdicts: Mapping[Any, str]) -> JudgedClaim:
-    """A claim as it was kept before schema 2: (metric, baseline, arm)."""
-    metric, baseline, arm = claim
-    came: dict[str | None, ClaimVerdict] = {"helps": "shown", "hurts": "refuted here"}
-    return JudgedClaim(metric, baseline, arm, verdict=came.get(verdicts.get(claim), "open"))
 
 
 def _number(value: float | None) -> float:

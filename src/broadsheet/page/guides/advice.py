@@ -325,7 +325,7 @@ def _route(flow: Flow | None, answers: Mapping[str, str]) -> tuple[str, ...]:
     if flow.decided == "open":
         return ("the survey leaves it open: look the knowledge up, or tune on texts that hold it",)
     found = [words[flow.decided]]
-    if flow.decided == "LLM" and answers.get("weights") != "closed" and answers.get("unlabelled") in ("much", "huge"):
+    if flow.decided == "LLM" and answers.get("weights") != "frozen" and answers.get("unlabelled") in ("much", "huge"):
         found.append(words["distil"])
     if answers.get("need") == "shifted":
         found.append(words["helped"])
@@ -337,11 +337,11 @@ def _injection(answers: Mapping[str, str]) -> tuple[Mapping[str, Any], ...]:
     if answers.get("goal") != "domain":
         return ()
     out = set()
-    if answers.get("weights") == "closed":
+    if answers.get("weights") == "frozen":
         out |= {"static", "adapters"}
     if answers.get("weights") == "adapters":
         out.add("static")
-    if answers.get("knowledge") in ("changing", "stable") and answers.get("weights") != "closed":
+    if answers.get("knowledge") in ("changing", "stable") and answers.get("weights") != "frozen":
         out.add("prompt")  # where nothing can be trained, a smaller model may write it there
     if answers.get("knowledge") == "changing":
         out |= {"static", "adapters"}

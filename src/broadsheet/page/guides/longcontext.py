@@ -400,7 +400,7 @@ def _applies(way: Way, made: LongInput, need: str | None) -> tuple[bool, str]:
         if context is None:
             return True, f"{way.because}; how long the model was trained on is not known"
         return False, f"{made.length:,} tokens are within the {context:,} that the model was trained on"
-    if way.length == "within" and made.beyond:
+    if made.beyond and (way.length == "within" or way.facets["phase"] == "decode"):
         return False, f"{made.length:,} tokens are more than the {context:,} that the model was trained on"
     share = made.attention_share
     if "slow-prefill" in way.needs and share is None:
