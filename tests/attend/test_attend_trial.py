@@ -14,7 +14,7 @@ import pytest
 import torch
 import toy_peers
 from rich.console import Console
-from shown import shown
+from shown import reasons, shown
 from torch.nn.functional import cross_entropy
 
 from broadsheet import models, report
@@ -341,6 +341,8 @@ def test_every_arm_of_a_papers_trial_reads_in_its_own_way(setting, trial, method
     assert looking == ({trial.arm} if trial is not FlexPrefillTrial else set())
     told = [note for note in result.notes if note.startswith("Asked for a password at")]
     assert len(told) == 2 * len(looking)
+    assert all("of its lookups, one a layer or head: " in note for note in told)
+    assert all(why.startswith(trial.scale) for why in reasons(result).values())
 
 
 def test_what_was_looked_up_is_told_apart_by_whether_it_was_found():
@@ -351,16 +353,15 @@ def test_what_was_looked_up_is_told_apart_by_whether_it_was_found():
         "right": [[[1, nan], [1, 0], [0, 0]], [[0, 1], [1, 1], [0, 1]]],
         "attended": [[[0.5, nan], [0.9, 0.1], [0.1, 0.1]], [[0.0, 1.0], [0.7, 0.7], [0.1, 0.9]]],
     }
-    assert looked_up(arm, plan) == (
-        "Asked for a password at 200 tokens, InfLLM attended to it in 50% of its layers and heads: 75% where it was "
-        "found and 0% where it was missed."
-    )
-    assert "at 300 and 360 tokens" in (beyond := looked_up(arm, plan, "retrieval beyond 256"))
-    assert "45% of its layers and heads: 80% where it was found and 10% where it was missed" in beyond
+    assert looked_up(arm, plan) == {"all": 0.5, "where it was found": 0.75, "where it was missed": 0.0}
+    beyond = {"all": 0.45, "where it was found": 0.8, "where it was missed": 0.1}
+    assert looked_up(arm, plan, "retrieval beyond 256") == pytest.approx(beyond)
     arm.samples["attended"] = [[[nan, nan]] * 3] * 2
-    assert looked_up(arm, plan) == "", "full attention looks nothing up"
+    assert looked_up(arm, plan) == {}, "full attention looks nothing up"
     arm.samples["attended"] = [[[], [], []]] * 2
-    assert looked_up(arm, plan) == "", "a peer does not say"
+    assert looked_up(arm, plan) == {}, "a peer does not say"
+    del arm.samples["attended"]
+    assert looked_up(arm, plan) == {}, "as in what was recorded before"
 
 
 def test_in_another_papers_trial_a_method_brings_nothing_along(setting, unread):

@@ -25,4 +25,5 @@ def reasons(result: TrialResult) -> dict[str, str]:
             gain = f"{claim.metric} of {claim.arm} over {claim.baseline}"
             [note] = [note for note in result.notes if "absent here in" in note and gain in note]
             found[claim.metric] = note.partition(". ")[2]
+    assert all(found.values()), "each has one"
     return found

@@ -67,7 +67,7 @@ def test_every_claim_has_a_sentence(call: ast.Call) -> None:
 
 
 @pytest.mark.parametrize("entry", sorted({each.trial for each in ours() if each.trial and each.kind == "method"}))
-def test_every_trial_says_why_a_gain_may_be_absent(entry: str) -> None:
+def test_every_trial_has_reasons_of_its_own_for_a_gain_that_is_absent(entry: str) -> None:
     kind = discovery.load(entry)
     assert not issubclass(kind, Trial) or kind.absence is not Trial.absence
 

@@ -59,6 +59,7 @@ class Win:
         over: the arm it wins over: full attention, or one of those that the trial puts `beside` the method.
         arm: the arm that wins; empty for the method's own.
         margin: where it is claimed to be no worse, instead: by how much it may be.
+        least: the smallest gain that would matter, where the paper gives no figure.
     """
 
     gain: str
@@ -68,6 +69,7 @@ class Win:
     arm: str = ""
     everywhere: bool = False
     margin: float | None = None
+    least: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class AttendTrial(Trial):
         arm: how its method is printed; by default its class's name.
         wins: what the paper says that it wins.
         one_piece: it changes a prefill in one piece, and is tried on that.
+        scale: of the paper's own measurements, beside which a gain may be absent here.
         pilot: texts that are read before it is decided how many the claims need. With five, not even the same outcome
             on each is a result (`verdicts`).
         most: texts that are read at most.
@@ -136,6 +139,9 @@ class AttendTrial(Trial):
     arm: ClassVar[str] = ""
     wins: ClassVar[tuple[Win, ...]] = (Win("loss"),)
     one_piece: ClassVar[bool] = False
+    scale: ClassVar[str] = (
+        "Models of 7 billion weights and more keep a long text better than the small ones tried here."
+    )
     pilot: ClassVar[int] = 6
     most: ClassVar[int] = 40
 
@@ -276,7 +282,8 @@ class AttendTrial(Trial):
                     continue
                 rival = full if win.over == FULL else win.over
                 meant = meant if win.everywhere else meant[-1:]
-                found += [Claim(name, rival, arm, win.says, win.effect, margin=win.margin) for name in meant]
+                sought: dict[str, Any] = {"effect": win.effect, "margin": win.margin, "least": win.least}
+                found += [Claim(name, rival, arm, win.says, **sought) for name in meant]
         return found
 
     def also_compare(self) -> list[tuple[str, str]]:
@@ -295,10 +302,15 @@ class AttendTrial(Trial):
         return told + [f"Quality: {sentence(comparison)}." for comparison in kept]
 
     def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
-        """What a method looked up, where a claim is about what it finds."""
-        if not claim.metric.startswith("retrieval"):
-            return ""
-        return looked_up(outcome.usable[claim.arm], self._reader.plan, claim.metric)
+        """The paper's scale, and what the method looked up, where a claim is about what it finds."""
+        missed = {}
+        if claim.metric.startswith("retrieval"):
+            missed = looked_up(outcome.usable[claim.arm], self._reader.plan, claim.metric)
+        return self.scale + (
+            f" Where {claim.arm} missed a password, {missed['where it was missed']:.0%} of its lookups gave it."
+            if "where it was missed" in missed
+            else ""
+        )
 
     @property
     def _mixed(self) -> bool:

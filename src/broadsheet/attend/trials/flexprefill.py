@@ -33,6 +33,9 @@ class FlexPrefillTrial(AttendTrial):
         Win("prefill seconds", _SAYS, arm=AUTHORS_ROUNDING),
         Win("loss", "its quality is about that of full attention (abstract)", everywhere=True, margin=0.02),
     )
+    scale: ClassVar[str] = (
+        "Its models have 7 to 9 billion weights, and its prompts up to 128,000 tokens; it is timed on graphics cards."
+    )
     one_piece: ClassVar[bool] = True
     most: ClassVar[int] = 7
 

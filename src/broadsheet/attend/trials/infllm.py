@@ -35,6 +35,7 @@ class InfLLMTrial(AttendTrial):
             everywhere=True,
         ),
     )
+    scale: ClassVar[str] = "Its models are Mistral-7B and Llama-3-8B, with windows of 4,096 tokens in texts of 145,000."
     pilot: ClassVar[int] = 10
     most: ClassVar[int] = 14
 

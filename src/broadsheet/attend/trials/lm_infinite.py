@@ -38,6 +38,7 @@ class LMInfiniteTrial(AttendTrial):
         # The ablation of the parts is a figure; no number is given.
         Win("loss beyond", "the mask alone, without the ceiling, breaks too (ablation of the parts)", None, NO_CEILING),
     )
+    scale: ClassVar[str] = "Its models have 6 and 7 billion weights, and read up to 32,000 tokens."
     most: ClassVar[int] = 8
 
     lengths: tuple[int, ...] = lengths_option(8192, 16384)

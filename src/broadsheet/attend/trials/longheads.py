@@ -31,9 +31,11 @@ class LongHeadsTrial(AttendTrial):
             "chunks that each head chooses serve better than a window of as many tokens",
             None,
             AS_MANY_KEYS,
+            least=0.02,
         ),
         Win("retrieval beyond", "its heads together find what a window does not reach (abstract)", None, AS_MANY_KEYS),
     )
+    scale: ClassVar[str] = "Its model is LLaMA-2-7B, in texts of up to 128,000 tokens."
     most: ClassVar[int] = 8
 
     lengths: tuple[int, ...] = lengths_option(8192, 12288)

@@ -265,26 +265,38 @@ def _on_retrieval(arms: dict[str, ArmResult], texts: Sequence[LongText], plan: P
             f"Greedy decoding would say the right one: {said}. A text's value is the share of its passwords; n counts "
             f"{len(texts)} texts, not their {asked * len(texts)} passwords."
         )
-        yield from filter(None, (looked_up(arm, plan, f"retrieval{suffix}") for arm in arms.values()))
+        for arm in arms.values():
+            yield from _on_lookups(arm, plan, f"retrieval{suffix}")
         if not suffix and right < 0.5:
             yield "A model that misses most passwords with full attention shows little of what a method keeps."
 
 
-def looked_up(arm: ArmResult, plan: Plan, metric: str = "retrieval") -> str:
-    """How often what was asked for was among what an arm attended to, where it was found and where it was not, at the
-    lengths of a metric; empty where it looks nothing up, or where that is not known.
+def looked_up(arm: ArmResult, plan: Plan, metric: str = "retrieval") -> dict[str, float]:
+    """In what share of an arm's lookups what was asked for was among what they gave, at the lengths of a metric.
+
+    Returns:
+        `"all"`, and `"where it was found"` and `"where it was missed"` as far as there are such passwords; nothing
+        where the arm looks nothing up, or where that is not known.
     """
     numbers = plan.groups[metric.removeprefix("retrieval")]
-    shares, right = (np.array(arm.samples[key], dtype=np.float64)[:, numbers] for key in ("attended", "right"))
-    if shares.shape != right.shape or np.isnan(shares).all():
-        return ""
-    by_outcome = {"where it was found": shares[right == 1], "where it was missed": shares[right == 0]}
-    apart = [f"{_mean(those):.0%} {where}" for where, those in by_outcome.items() if those.size]
-    lengths = listed([f"{plan.lengths[i]:,}" for i in numbers])
-    return (
-        f"Asked for a password at {lengths} tokens, {arm.name} attended to it in {_mean(shares):.0%} of its layers and "
-        f"heads: {listed(apart)}."
-    )
+    right = np.array(arm.samples["right"], dtype=np.float64)
+    shares = np.array(arm.samples.get("attended", []), dtype=np.float64)
+    if shares.shape != right.shape or np.isnan(shares[:, numbers]).all():
+        return {}
+    right, shares = right[:, numbers], shares[:, numbers]
+    found = {"all": shares[~np.isnan(shares)]}
+    found |= {"where it was found": shares[right == 1], "where it was missed": shares[right == 0]}
+    return {name: float(those.mean()) for name, those in found.items() if those.size}
+
+
+def _on_lookups(arm: ArmResult, plan: Plan, metric: str) -> Iterator[str]:
+    if found := looked_up(arm, plan, metric):
+        lengths = listed([f"{plan.lengths[i]:,}" for i in plan.groups[metric.removeprefix("retrieval")]])
+        share, apart = found.pop("all"), [f"{share:.0%} {where}" for where, share in found.items()]
+        yield (
+            f"Asked for a password at {lengths} tokens, {arm.name} attended to it in {share:.0%} of its lookups, one a "
+            f"layer or head: {listed(apart)}."
+        )
 
 
 def _on_sparse_loss(arms: dict[str, ArmResult], plan: Plan, name: str) -> Iterator[str]:

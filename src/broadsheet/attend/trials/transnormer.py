@@ -298,7 +298,10 @@ class TransNormerTrial(TrainedTrial):
                 f"{self.length} bytes, and its chunks are matrix products on {self._device}."
             )
         if claim.metric != "loss":
-            return ""
+            return (
+                "A state of fixed size pays where a text is long; here it has "
+                f"{decoding.LONG[0]:,} to {decoding.LONG[-1]:,} tokens."
+            )
         size = sum(p.numel() for p in self._rivals[OURS].parameters())
         return (
             f"Its models have 385 million weights and more, this one {size:,}; it has read "

@@ -197,7 +197,7 @@ class DetectTrial(Trial):
 
     def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
         if self._texts.settings[0] == "white-box":
-            return ""
+            return f"Its figure is a mean over 12 models that write and judge; here {self.model_name} does."
         return f"It scores with GPT-J, of 6 billion weights; here {self.model_name} does."
 
     def also_compare(self) -> list[tuple[str, str]]:
