@@ -23,7 +23,7 @@ from broadsheet.console import InputError
 from broadsheet.curate.orders.vectors import Sentences
 from broadsheet.detect.fill import T5Fill
 from broadsheet.models.loading import load_classifier, load_seq2seq
-from broadsheet.models.sentences import load_sentences
+from broadsheet.models.sentences import load_sentences, sentences_fingerprint
 
 KERNEL = "evil/kernel"
 ROADS: dict[str, Callable[[str], Any]] = {
@@ -84,6 +84,32 @@ def test_an_embedder_of_ours_is_read_on_every_road(tmp_path, tiny_model, tiny_to
     found = made if road == "curate" else made.encode(["a"])
     np.testing.assert_allclose(found, ours.encode(["a"]), atol=1e-5)
     assert road == "curate" or type(made) is (embed.Embedder if road == "embed" else SentenceTransformer)
+
+
+@pytest.mark.parametrize(
+    "name", ["cli.main", "embed.base.nn", "embed.base.Pooling", "embed.base.load", "embed.modules.encoder.Nothing"]
+)
+def test_what_is_no_module_of_ours_is_refused(tmp_path, tiny_model, tiny_tokenizer, name):
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    embed.baseline("mean", str(tmp_path / "model")).save_pretrained(str(tmp_path / "ours"))
+    rows = json.loads((tmp_path / "ours/modules.json").read_text())
+    rows[0]["type"] = f"broadsheet.{name}"
+    (tmp_path / "ours/modules.json").write_text(json.dumps(rows))
+    for road in ROADS.values():
+        with pytest.raises(InputError, match=r"is no module of an embedder|wants code of its own"):
+            road(str(tmp_path / "ours"))
+
+
+def test_a_fingerprint_knows_weights_pooling_and_prompts(folder):
+    def made(pooling: str = "mean", **prompts: str) -> str:
+        model = load_sentences(folder, SentenceTransformer)
+        model[1] = Pooling(16, pooling)
+        model.prompts = dict(prompts)
+        return sentences_fingerprint(model)
+
+    assert made() == made()
+    assert len({made(), made("cls"), made(query="query: "), made(query="ask: ")}) == 4
 
 
 def hub_kernel(folder: Path) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from shown import reasons
 from training_runs import differ
 
 from broadsheet.console import InputError
@@ -301,14 +303,18 @@ def test_every_loss_tunes_the_same_encoder_on_the_same_lists(pg_rank, monkeypatc
         assert seen[name][:3] != seen[name][-3:], "another seed, another order"
         assert f"tuning of {name}" in result.setting
     dev = {each.query for each in trial._dev}
-    assert not dev & {query for batch in seen[FOR_NDCG] for query in batch}
-    assert tests
+    learnt = {query for batch in seen[FOR_NDCG] for query in batch}
+    assert not any(one & other for one, other in combinations((dev, learnt, tests), 2))
+    assert all((dev, learnt, tests))
     assert differ(trial, *LOSSES)
     assert set(result.claims) == {
         ("nDCG@10", CONTRASTIVE, FOR_NDCG),
         ("RR@10", CONTRASTIVE, FOR_MRR),
         ("nDCG@10", NO_BASELINE, FOR_NDCG),
     }
+    assert [claim.kind for claim in result.judged] == ["claim", "claim", "control"]
+    assert all("here an encoder learns from" in why for why in reasons(result).values())
+    assert all(f"the nDCG@10 of {len(trial._dev)} lists" in result.setting[f"tuning of {name}"] for name in LOSSES)
     again = PGRankTrial(**pg_rank).run()
     assert {a.name: a.samples["order"] for a in again.arms} == {a.name: a.samples["order"] for a in result.arms}
     trial.finish()
@@ -321,15 +327,17 @@ def test_a_model_that_is_no_encoder_is_refused_with_what_makes_one_of_it(pg_rank
 
 
 class Table(torch.nn.Module):
-    """An encoder that knows one vector for each letter."""
+    """An encoder that knows one vector for each letter, with the prompt in front of it."""
 
-    def __init__(self, vectors: dict[str, torch.Tensor]) -> None:
+    def __init__(self, vectors: dict[str, torch.Tensor], prompts: dict[str, str] | None = None) -> None:
         super().__init__()
         self.letters = list(vectors)
+        self.prompts, self.default_prompt_name = prompts or {}, None
         self.table = torch.nn.Parameter(torch.stack(list(vectors.values())))
 
-    def preprocess(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        ids = torch.tensor([[self.letters.index(text)] for text in texts])
+    def preprocess(self, texts: list[str], prompt: str | None, task: str) -> dict[str, torch.Tensor]:
+        assert task in ("query", "document")
+        ids = torch.tensor([[self.letters.index((prompt or "") + text)] for text in texts])
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -361,6 +369,16 @@ def test_a_dual_scorer_is_the_cosine_reads_each_text_once_and_learns_with_each_l
         assert scorer.orders([one])[0][0] == 5, name
 
 
+def test_each_side_has_its_own_prompt():
+    vectors = {name: torch.eye(4)[i] for i, name in enumerate(["query: a", "passage: a", "passage: b", "a"])}
+    vectors["passage: b"] = vectors["query: a"]
+    for prompts in ({"query": "query: ", "passage": "passage: "}, {"query": "query: ", "document": "passage: "}):
+        scorer = DualScorer(Table(vectors, prompts))
+        assert scorer(scorer.preprocess([("a", "a"), ("a", "b")]))["scores"].tolist() == [0.0, 20.0]
+    plain = DualScorer(Table(vectors))
+    assert plain(plain.preprocess([("a", "a")]))["scores"].tolist() == [20.0]
+
+
 def test_contrast_is_the_cross_entropy_of_the_right_passage():
     pytest.importorskip("sentence_transformers")
     vectors = {name: torch.eye(4)[i] for i, name in enumerate("qabc")}
@@ -381,15 +399,17 @@ def test_rankings_are_drawn_from_the_generator_of_the_step():
     assert first == again != other
 
 
-def test_texts_that_are_cut_are_counted(pg_rank):
-    trial = PGRankTrial(**pg_rank)
-    lists = lists_of(0, 1)
-    assert trial._cut(lists) == []
-    encoder = trial._encoder()
-    encoder.max_seq_length = 1
-    trial._encoder = lambda: encoder
-    long = [replace(lists[0], query="a hat on a mat", documents=("red sea", "b", "c"))]
-    assert trial._cut(long) == ["2 of 4 texts are longer than the 1 tokens that are read of each."]
+def test_texts_that_are_cut_are_counted(pg_rank, tiny_tokenizer):
+    scorer = DualScorer(PGRankTrial(**pg_rank)._encoder())
+    lists = [replace(lists_of(0)[0], query="a hat on a mat", documents=("red sea", "b", "c"))]
+    assert scorer.cut(lists) == (0, 4)
+    scorer.encoder[0].max_seq_length = 1
+    assert scorer.cut(lists) == (2, 4), "by what an encoder of ours counts"
+    other = Table({"a": torch.ones(2)}, {"query": "a "})
+    other.tokenizer, other.max_seq_length = tiny_tokenizer(), 1
+    other.__class__.__getitem__ = lambda self, place: torch.nn.Identity()
+    short = [replace(lists[0], query="b")]
+    assert DualScorer(other).cut(short) == (2, 4), "a query is longer by its prompt"
 
 
 def test_tuned_rerankers_are_compared_on_real_lists(options, tiny_model, tiny_tokenizer, tmp_path):

@@ -8,11 +8,13 @@ misses among the weights it fills with random numbers. All of that is refused be
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from broadsheet.cache import fingerprint as content
 from broadsheet.console import InputError
 from broadsheet.models import hub, reading
 from broadsheet.models.loading import device_of, dtype_of, fingerprint
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     T = TypeVar("T", bound=SentenceTransformer)
 
 MODULES = "modules.json"
-_OURS = "broadsheet."
+_OURS = "broadsheet.embed."
 _TRUSTED = ("sentence_transformers.", _OURS)
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -70,21 +72,34 @@ def load_sentences(spec: str | Path, kind: type[T], *, device: str | None = None
 def _knowing_ours(kind: type[T]) -> type[T]:
     """The class, also for broadsheet's modules, which sentence-transformers reads with `trust_remote_code` alone."""
 
+    from torch.nn import Module
+
     class Reading(kind):  # type: ignore[misc, valid-type]
         def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
             if not class_ref.startswith(_OURS):
                 return super()._load_module_class_from_ref(class_ref, *args, **kwargs)
             module, _, name = class_ref.rpartition(".")
-            found: type = getattr(import_module(module), name)
+            found: Any = getattr(import_module(module), name, None)
+            if not (isinstance(found, type) and issubclass(found, Module) and found.__module__ == module):
+                raise InputError(f"{class_ref[:80]} is no module of an embedder")
             return found
 
     return Reading
 
 
 def sentences_fingerprint(model: SentenceTransformer) -> str:
-    """The `models.fingerprint` of the language model in it."""
+    """A fingerprint of its language model's weights, its modules' settings, and its prompts.
+
+    Raises:
+        InputError: no language model is in it.
+    """
     own: Any = getattr(model[0], "model", None)  # broadsheet's modules hold theirs there
-    return fingerprint(model.transformers_model if own is None else own)
+    inner = model.transformers_model if own is None else own
+    if inner is None:
+        raise InputError(f"got an embedder of {type(model[0]).__name__}; expected one with a model of transformers")
+    modules: list[Any] = list(model)
+    parts: list[Any] = [[type(each).__name__, getattr(each, "get_config_dict", dict)()] for each in modules]
+    return content([fingerprint(inner), json.loads(json.dumps(parts, default=str)), dict(model.prompts)])
 
 
 def sentences_folder(spec: str | Path) -> Path:

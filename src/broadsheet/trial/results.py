@@ -214,7 +214,9 @@ class TrialResult:
         )
         figures = [(Curve if figure["kind"] == "curve" else Distribution)(**figure) for figure in data["figures"]]
         judged = [JudgedClaim(**claim) for claim in data.get("judged", ())]
-        judged += [JudgedClaim(*claim, verdict="open") for claim in data.get("claims", ())]
+        judged += [
+            JudgedClaim(metric, baseline, arm, verdict="open") for metric, baseline, arm in data.get("claims", ())
+        ]
         examples = [Example(**example) for example in data.get("examples", ())]
         rest = {key: value for key, value in data.items() if key != "claims"} | {"examples": examples}
         return cls(**{**rest, "arms": arms, "comparisons": comparisons, "figures": figures, "judged": judged})

@@ -28,6 +28,8 @@ LISTNET, RANKNET, LAMBDA = "ListNet", "RankNet", "LambdaLoss"
 FOR_NDCG, FOR_MRR, NO_BASELINE = "PG-RANK for nDCG@10", "PG-RANK for MRR@10", "PG-RANK without a baseline"
 _SCALE = 20.0  # of cosines: in [−1, 1] they would make a nearly uniform policy
 _TOGETHER = 32  # texts of about the same length that are encoded at once
+# The sides of a pair: names of an encoder's prompts, the first that it has, as sentence-transformers looks for them.
+_SIDES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 Lists = tuple[list[str], list[list[str]]]  # queries, and the passages of each
 Loss = Callable[[Lists, "list[Tensor]", torch.Generator], Tensor]
@@ -38,7 +40,7 @@ class DualScorer(nn.Module):
     `CrossEncoder`.
 
     Args:
-        encoder: of queries and passages both. All its weights are tuned.
+        encoder: of queries and passages both, each with its own prompt where it has them. All its weights are tuned.
 
     Attributes:
         read: tokens that the last call read.
@@ -50,22 +52,32 @@ class DualScorer(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.read = 0
+        self._prompts: dict[str, str | None] = {}
+        for side, names in _SIDES.items():
+            name = next((name for name in names if name in encoder.prompts), encoder.default_prompt_name)
+            self._prompts[side] = encoder.prompts.get(name) if name else None
 
     @property
     def device(self) -> torch.device:
         return next(self.encoder.parameters()).device
 
     def preprocess(self, pairs: Sequence[tuple[str, str]], **_: Any) -> dict[str, Any]:
-        """Each text of the pairs once, in batches of about the same length, and where each side of a pair is."""
-        texts = sorted({text for pair in pairs for text in pair}, key=lambda text: (len(text), text))
-        place = {text: i for i, text in enumerate(texts)}
-        return {
-            "batches": [
-                self.encoder.preprocess(texts[first : first + _TOGETHER]) for first in range(0, len(texts), _TOGETHER)
-            ],
-            "query": torch.tensor([place[query] for query, _ in pairs]),
-            "passage": torch.tensor([place[passage] for _, passage in pairs]),
-        }
+        """Each text of a side once, in batches of about the same length, and where each side of a pair is."""
+        features: dict[str, Any] = {"batches": []}
+        before = 0
+        for side, texts in zip(_SIDES, zip(*pairs, strict=True), strict=True):
+            ordered = sorted(set(texts), key=lambda text: (len(text), text))
+            place = {text: before + i for i, text in enumerate(ordered)}
+            features[side] = torch.tensor([place[text] for text in texts])
+            features["batches"] += self._batches(ordered, side)
+            before += len(ordered)
+        return features
+
+    def _batches(self, texts: Sequence[str], side: str) -> list[dict[str, Any]]:
+        return [
+            self.encoder.preprocess(texts[first : first + _TOGETHER], prompt=self._prompts[side], task=side)
+            for first in range(0, len(texts), _TOGETHER)
+        ]
 
     def forward(self, features: Mapping[str, Any]) -> dict[str, Tensor]:
         """scores: (pairs,), float32."""
@@ -75,8 +87,25 @@ class DualScorer(nn.Module):
             moved = {key: each.to(self.device) if isinstance(each, Tensor) else each for key, each in batch.items()}
             found.append(self.encoder(moved)["sentence_embedding"])
         vectors = normalize(torch.cat(found).float(), dim=-1)  # (texts, d)
-        query, passage = (vectors[features[side].to(self.device)] for side in ("query", "passage"))
-        return {"scores": _SCALE * (query * passage).sum(-1)}
+        query, document = (vectors[features[side].to(self.device)] for side in _SIDES)
+        return {"scores": _SCALE * (query * document).sum(-1)}
+
+    def cut(self, lists: Sequence[RankList]) -> tuple[int, int]:
+        """How many of the lists' texts are longer than what the encoder reads of them, and how many there are."""
+        queries, passages = texts_of(lists)
+        sides = {"query": sorted(set(queries)), "document": sorted({text for several in passages for text in several})}
+        reader: Any = self.encoder[0]
+        most = self.encoder.max_seq_length
+        if hasattr(reader, "truncated_"):  # one of ours, which counts them
+            before = reader.truncated_
+            for side, texts in sides.items():
+                self._batches(texts, side)
+            longer = int(reader.truncated_) - before
+        else:
+            whole = [(self._prompts[side] or "") + text for side, texts in sides.items() for text in texts]
+            ids = self.encoder.tokenizer(whole, verbose=False)["input_ids"]
+            longer = 0 if most is None else sum(len(row) > most for row in ids)
+        return longer, sum(map(len, sides.values()))
 
     def orders(self, lists: Sequence[RankList]) -> list[list[int]]:
         """Indices of each list's candidates, best first; equal scores stay in first-stage order."""
@@ -107,7 +136,8 @@ class OnLists(Objective):
         return {"lists": [each for _, each in items]}
 
     def loss(self, model: Any, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
-        relevance = [torch.tensor(each.labels, dtype=torch.float32) for each in batch["lists"]]
+        place = self.scorer.device
+        relevance = [torch.tensor(each.labels, dtype=torch.float32, device=place) for each in batch["lists"]]
         return self._loss(texts_of(batch["lists"]), relevance, generator)
 
     def tokens(self, batch: Mapping[str, Any]) -> int:
@@ -122,7 +152,7 @@ def losses(scorer: DualScorer, samples: int) -> dict[str, Loss]:
         queries, passages = inputs
         pairs = [(query, passage) for query, several in zip(queries, passages, strict=True) for passage in several]
         scores = scorer(scorer.preprocess(pairs))["scores"].split([len(several) for several in passages])
-        right = [(relevance > 0).to(scorer.device) for relevance in labels]
+        right = [relevance > 0 for relevance in labels]
         return torch.stack([-one.log_softmax(-1)[held].mean() for one, held in zip(scores, right, strict=True)]).mean()
 
     def given(loss: Any) -> Loss:
@@ -141,7 +171,7 @@ def losses(scorer: DualScorer, samples: int) -> dict[str, Loss]:
         LAMBDA: given(theirs.LambdaLoss(model, **whole)),
         FOR_NDCG: ours("ndcg@10"),
         FOR_MRR: ours("mrr@10"),
-        NO_BASELINE: ours("ndcg@10", baseline="none", reward_to_go=False),
+        NO_BASELINE: ours("ndcg@10", baseline="none"),
     }
 
 
