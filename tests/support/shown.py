@@ -21,7 +21,8 @@ def reasons(result: TrialResult) -> dict[str, str]:
     """Why the gain of each claim that is not shown may be absent, as a note says it, by the claim's metric."""
     found: dict[str, str] = {}
     for claim in result.judged:
-        if claim.kind == "claim" and claim.verdict != "shown" and result.comparison(*claim.key):
+        made = result.comparison(*claim.key)
+        if claim.kind == "claim" and claim.verdict != "shown" and made and made.verdict != "helps":
             gain = f"{claim.metric} of {claim.arm} over {claim.baseline}"
             [note] = [note for note in result.notes if "absent here in" in note and gain in note]
             found[claim.metric] = note.partition(". ")[2]

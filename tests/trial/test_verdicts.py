@@ -424,6 +424,17 @@ def test_one_training_run_decides_no_claim_but_of_times(comparison, trained, ver
         )
 
 
+def test_a_claim_that_helps_alone_may_not_stand_beside_others():
+    helps = replace(made(0.5), p_value=0.03)
+    other = replace(made(0.0), metric="n", p_value=0.4)
+    claims = [Claim("m", "A", "B", effect=0.1), Claim("n", "A", "B", effect=0.1)]
+    first, second = judge(claims, [helps, other])
+    assert (helps.verdict, first.verdict, first.p_value) == ("helps", "open", 0.06)
+    assert words(first, helps) == "open: it helps, but not beyond chance where 2 claims are tested (p 0.06)"
+    assert "would show" in words(second, other)
+    assert judge(claims[:1], [helps])[0].verdict == "shown"
+
+
 def test_open_says_what_would_decide_and_so_much_would():
     comparison = made(0.0)
     [claim] = judge([Claim("m", "A", "B", effect=0.1)], [comparison])

@@ -470,7 +470,9 @@ class Trial(ForPaper):
         told: dict[str, list[str]] = {}
         for claim in judged:
             found = outcome.comparison(*claim.key)
-            if found is not None and claim.kind == "claim" and claim.verdict != "shown":
+            if found is None or found.verdict == "helps":
+                continue  # a gain that does not stand beside the other claims is not absent
+            if claim.kind == "claim" and claim.verdict != "shown":
                 why = self.absence(claim, found, outcome)
                 told.setdefault(why, []).append(f"{claim.metric} of {claim.arm} over {claim.baseline}")
         return [

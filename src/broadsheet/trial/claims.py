@@ -206,6 +206,8 @@ def words(claim: JudgedClaim, comparison: Comparison | None) -> str:
             return f"{claim.verdict}: it is {'no ' * (claim.verdict == 'shown')}worse by more than {size}"
     if claim.verdict == "refuted here":
         return f"refuted here: the interval excludes {whose} {size}"
+    if comparison.verdict == "helps" and claim.p_value is not None:
+        return f"open: it helps, but not beyond chance where {claim.tested} claims are tested (p {claim.p_value:.2g})"
     counted = comparison.counted or ("blocks" if comparison.test == TIMED else "items")
     if claim.needed_units is None and claim.needed_runs is None:
         return f"open: no number of {counted} would show {whose} {size} here"
