@@ -468,12 +468,11 @@ def test_a_claim_that_is_not_shown_gets_a_note_with_the_trials_reason(monkeypatc
     assert tried("alpha").notes == []
     monkeypatch.setattr(ToyTrial, "absence", lambda self, claim, comparison, outcome: "The numbers are small.")
     assert tried("alpha").notes == [], "only where the gain is absent"
-    monkeypatch.setattr("broadsheet.trial.claims.CONFIDENCE", 1.0)  # nothing is sure enough
-    helping = tried("alpha", seed=1)
+    with monkeypatch.context() as unsure:
+        unsure.setattr("broadsheet.trial.claims.CONFIDENCE", 1.0)
+        helping = tried("alpha", seed=1)
     assert [claim.verdict for claim in helping.judged] == ["open"]
     assert helping.notes == [], "what helps is not absent, though it is not shown"
-    monkeypatch.undo()
-    monkeypatch.setattr(ToyTrial, "absence", lambda self, claim, comparison, outcome: "The numbers are small.")
     assert tried("alpha", method="alpha(shift=-1)").notes == [
         "The gain that the paper reports is absent here in score of Alpha over plain. The numbers are small."
     ]
