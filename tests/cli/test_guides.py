@@ -366,6 +366,8 @@ def test_a_long_input_is_told_in_units_with_each_way_and_what_is_recorded_of_it(
         assert (recorded + f"broadsheet try {paper.id}" in words) == each.applies
         assert ("offload=True" in words) == (each.way.id == "infllm")
     assert "approximate; cache on the device 95 MB, fits" in lines_of(applies, "lm_infinite")
+    within = run(*LONG[:-1], "4k", "--memory", "1")[1].partition("Does not apply")[0]
+    assert "same output; cache on the device 189 MB, fits" in lines_of(within, "aded")
 
 
 @pytest.mark.parametrize(

@@ -340,8 +340,9 @@ def test_the_trained_length_is_the_border_and_where_it_is_not_known_both_sides_a
         ("new-model", ["transnormer"]),
     ],
 )
-def test_a_need_leaves_its_own_ways(need, ids):
-    assert sorted(applying(DEFAULT, 32768, need=need)) == ids, "their order is that of what was recorded"
+def test_a_need_leaves_its_own_ways(need, ids, monkeypatch):
+    monkeypatch.setattr(papers.Paper, "verdict", "open")  # what is refuted comes last
+    assert applying(DEFAULT, 32768, need=need) == ids
 
 
 def test_methods_for_long_attention_have_nothing_to_do_where_all_layers_slide():

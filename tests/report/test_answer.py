@@ -19,6 +19,7 @@ from broadsheet import report
 from broadsheet.page import evidence
 from broadsheet.report.answer import TrialAnswer, difference
 from broadsheet.report.html import BRIEF, _tables, html
+from broadsheet.report.view import View
 from broadsheet.trial.claims import Claim, judge
 from broadsheet.trial.engine import Arm, Metric, run_arms
 from broadsheet.trial.results import Example, TrialResult, beside_chance
@@ -169,6 +170,17 @@ def test_several_claims_are_counted_and_those_that_are_not_shown_are_named():
     assert "Both claims of the paper are shown." in str(TrialAnswer(both))
     both.judged = [replace(claim, verdict="open", trained_once=True) for claim in both.judged]
     assert "score over plain): arms were trained from one seed." in str(TrialAnswer(both))
+
+
+def test_a_control_is_not_what_the_paper_says():
+    claims = (
+        Claim("score", "plain", "method", "it helps"),
+        Claim("score", "plain", "other", "it hears", kind="control"),
+    )
+    said = {kind: sentence for kind, _, sentence in View(tried(claims=tuple(claims))).judged}
+    assert said["claim"].endswith(". The paper: it helps.")
+    assert said["control"].endswith(". It hears.")
+    assert "The paper" not in said["control"]
 
 
 def test_what_failed_or_is_a_demonstration_comes_before_other_notes():

@@ -97,9 +97,12 @@ class View:
             comparison = self.result.comparison(*claim.key)
             why = claim_words(claim, comparison).partition(": ")[2]
             said = f"{claim.metric} of {claim.arm} over {claim.baseline}" + f": {why}" * bool(why)
-            lines.append(
-                (claim.kind, claim.verdict, said + (f". The paper: {claim.sentence}." if claim.sentence else ""))
+            told = (
+                f"The paper: {claim.sentence}"
+                if claim.kind == "claim"
+                else claim.sentence[:1].upper() + claim.sentence[1:]
             )
+            lines.append((claim.kind, claim.verdict, said + f". {told}." * bool(claim.sentence)))
         return lines
 
     @cached_property

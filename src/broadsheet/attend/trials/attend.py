@@ -139,9 +139,7 @@ class AttendTrial(Trial):
     arm: ClassVar[str] = ""
     wins: ClassVar[tuple[Win, ...]] = (Win("loss"),)
     one_piece: ClassVar[bool] = False
-    scale: ClassVar[str] = (
-        "Models of 7 billion weights and more keep a long text better than the small ones tried here."
-    )
+    scale: ClassVar[str] = ""
     pilot: ClassVar[int] = 6
     most: ClassVar[int] = 40
 
@@ -303,14 +301,12 @@ class AttendTrial(Trial):
 
     def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
         """The paper's scale, and what the method looked up, where a claim is about what it finds."""
-        missed = {}
-        if claim.metric.startswith("retrieval"):
-            missed = looked_up(outcome.usable[claim.arm], self._reader.plan, claim.metric)
-        return self.scale + (
-            f" Where {claim.arm} missed a password, {missed['where it was missed']:.0%} of its lookups gave it."
-            if "where it was missed" in missed
-            else ""
-        )
+        asked = claim.metric.startswith("retrieval")
+        found = looked_up(outcome.usable[claim.arm], self._reader.plan, claim.metric) if asked else {}
+        missed = found.get("where it was missed")
+        if missed is None:
+            return self.scale
+        return f"{self.scale} Where {claim.arm} missed a password, {missed:.0%} of its lookups gave it.".lstrip()
 
     @property
     def _mixed(self) -> bool:

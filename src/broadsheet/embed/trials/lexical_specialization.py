@@ -167,7 +167,7 @@ class LexicalTrial(TrainedTrial):
     def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
         pairs = sum(len(split.train) for split in self._splits.values())
         return (
-            "It trains mBERT and XLM-R on word sets of fifty languages, and finds that the number of pairs decides; "
+            "It trains mBERT and XLM-R on word sets of fifty languages, and finds that more pairs help most; "
             f"here {self.encoder or self.model_name} learns from {pairs:,} pairs, {self.steps * self.batch:,} of them "
             "drawn."
         )

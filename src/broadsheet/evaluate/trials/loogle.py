@@ -134,10 +134,11 @@ class LooGLETrial(Trial):
         return [Claim(_LIKELIHOOD, ENDS, WHOLE, says)]
 
     def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
-        longest = max(self._routes[1].max_length or 0, self.length)
+        longest = self._routes[1].max_length
+        read = f"{longest:,} tokens at most" if longest else "documents as long as they are"
         return (
             "Its figures are of GPT-4 with 32,000 tokens; models of 3 and 7 billion weights did far worse there too. "
-            f"Here {self.model_name} reads {longest:,} tokens at most."
+            f"Here {self.model_name} reads {read}."
         )
 
     def figures(self, outcome: Outcome) -> list[Curve]:

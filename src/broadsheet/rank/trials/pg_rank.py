@@ -114,6 +114,8 @@ class PGRankTrial(RerankerTrial, TrainedTrial):
         return f"Does {self.model} order passages better if it is tuned for the metric itself?"
 
     def tasks(self) -> list[EvalTask]:
+        if not self.after:
+            self._known = sentences_fingerprint(self._encoder())  # refused here, before any data is read
         asked = self.ordering()
         if not self.after:
             found = self.training_lists(self.lists, self.candidates)
@@ -126,7 +128,6 @@ class PGRankTrial(RerankerTrial, TrainedTrial):
     def facts(self) -> dict[str, Any]:
         if not self.after:
             ids = [each.id for each in (*self._train_lists, *self._dev)]
-            self._known = sentences_fingerprint(self._encoder())
             return {"model": {"name": self.model, "fingerprint": self._known}, "training data": fingerprint(ids)}
         folders = {"model": self.after, "before": self.reranker}
         return {
