@@ -52,6 +52,18 @@ def test_progress_is_told_in_lines_where_no_terminal_shows_it(capsys, monkeypatc
     assert capsys.readouterr().err == ""
 
 
+def test_what_an_earlier_run_did_says_nothing_of_the_time_left(capsys, monkeypatch):
+    monkeypatch.setattr(console, "_EVERY", 0.05)
+    with progress("resumed", total=10, done=8) as bar:
+        time.sleep(0.12)
+        assert set(capsys.readouterr().err.splitlines()) == {"resumed: 8 of 10"}, "nothing is known yet"
+        bar.advance(bar.task_ids[0])
+        time.sleep(0.15)
+    for line in capsys.readouterr().err.splitlines()[1:]:
+        left = float(re.fullmatch(r"resumed: 9 of 10, about ([\d.]+) ms left", line).group(1))
+        assert left >= 100, "as long as the one that was done took"
+
+
 def test_an_error_within_a_progress_lets_the_next_one_be_told(capsys, monkeypatch):
     monkeypatch.setattr(console, "_EVERY", 0.05)
     with pytest.raises(ZeroDivisionError), progress("failing", total=1):

@@ -108,10 +108,17 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def progress(description: str, total: float | None = None, *, shown: bool = True) -> Iterator[Progress]:
+def progress(
+    description: str, total: float | None = None, *, done: int = 0, shown: bool = True, lines: bool = True
+) -> Iterator[Progress]:
     """A Rich progress display on stderr with one task; where stderr is no terminal, a plain line every half minute.
 
-    Of displays within displays the outermost alone is told in lines. Nothing is told where it is not to be `shown`.
+    Of displays within displays the outermost alone is told in lines.
+
+    Args:
+        done: by an earlier run: it counts as done, and not for how fast it goes. See `resumed` where it is found later.
+        shown: whether anything is told.
+        lines: whether lines are; False where the caller tells its own.
 
     Example:
         with progress("scoring", total=len(texts)) as bar:
@@ -140,8 +147,16 @@ def progress(description: str, total: float | None = None, *, shown: bool = True
     live = shown and console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=not live) as bar:
         bar.add_task(description, total=total)
-        with _told(bar, lines=not live) if shown and (not live or events.followed()) else nullcontext():
+        resumed(bar, done)
+        lines = lines and not live
+        with _told(bar, lines=lines) if shown and (lines or events.followed()) else nullcontext():
             yield bar
+
+
+def resumed(bar: Progress, done: int) -> None:
+    """So much was done by an earlier run; what is told of the time left rests on what is done from now on."""
+    [task] = bar.tasks
+    bar.reset(task.id, total=task.total, completed=done, kept=done)
 
 
 _EVERY = 30.0  # seconds between two lines about a progress that no terminal shows
@@ -176,7 +191,8 @@ def _told(bar: Progress, *, lines: bool) -> Iterator[None]:
             [task] = bar.tasks
             spent = told - begin
             whole = f" of {task.total:,.0f}" if task.total is not None else ""
-            left = task.total is not None and task.completed and spent / task.completed * (task.total - task.completed)
+            made = task.completed - task.fields["kept"]
+            left = task.total is not None and made and spent / made * (task.total - task.completed)
             say(f"{task.description}: {task.completed:,.0f}{whole}" + f", about {duration(left)} left" * bool(left))
 
     teller = threading.Thread(target=tell, name="progress", daemon=True)

@@ -1,5 +1,6 @@
 """The trial of BabelBERT: words of the test are seen nowhere before, layers are read as they are, and it runs."""
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -17,6 +18,8 @@ from broadsheet.embed.modules.word_layers import cut_behind, depth, layer_vector
 from broadsheet.embed.trials import lexical_specialization
 from broadsheet.embed.trials.lexical_specialization import (
     LAST,
+    PEER,
+    RATES,
     SHUFFLED,
     SPECIALISED,
     START,
@@ -168,7 +171,9 @@ def test_trial_runs_on_a_word_list(tmp_path, tiny_folder, monkeypatch):
     )
     result = trial.run()
     beside = [] if trial._best == 1 else [START]
-    assert [arm.name for arm in result.arms] == [UNTOUCHED, SPECIALISED, SHUFFLED, *beside, LAST]
+    assert [arm.name for arm in result.arms] == [UNTOUCHED, SPECIALISED, SHUFFLED, PEER, *beside, LAST]
+    assert result.comparison("MRR", PEER, SPECIALISED)
+    assert [arm.role for arm in result.arms[:4]] == ["baseline", "method", "sibling", "peer"]
     assert all(arm.status == "ok" for arm in result.arms), [arm.error for arm in result.arms]
     assert {"MRR", "P@1", "cosine of unlike words", "Spearman"} <= set(result.arms[1].values)
     assert set(result.claims) == {("MRR", baseline, SPECIALISED) for baseline in (UNTOUCHED, SHUFFLED)}
@@ -180,6 +185,34 @@ def test_trial_runs_on_a_word_list(tmp_path, tiny_folder, monkeypatch):
     assert found.answers[UNTOUCHED].startswith("✓") == (found.answers[UNTOUCHED][2:] in found.expected)
     assert len(result.figures[0].x) == 3
     assert differ(trial, SPECIALISED, SHUFFLED)
+    assert differ(trial, SPECIALISED, PEER)
+    trial.finish()
+
+
+def test_each_trained_arm_has_the_rate_that_finds_most_of_other_words(tmp_path, tiny_folder, monkeypatch):
+    monkeypatch.setenv("BROADSHEET_HOME", str(tmp_path / "home"))
+    lines = [f"{pair.first}\t{pair.second}\t{pair.label}" for pair in synonyms(30)]
+    (tmp_path / "words.tsv").write_text("\n".join(lines), encoding="utf-8")
+    told = {SPECIALISED: (0.2, 0.9, 0.5), SHUFFLED: (0.2, 0.3, 0.5), PEER: (0.6, 0.3, 0.5)}
+    tuned = iter([score for scores in told.values() for score in scores])
+    layers, asked = lexical_specialization._found, []
+
+    def found(dev, vectors):
+        asked.append(dev)
+        return layers(dev, vectors) if len(asked) == 1 else [next(tuned)]
+
+    monkeypatch.setattr(lexical_specialization, "_found", found)
+    words = (str(tmp_path / "words.tsv"),)
+    trial = LexicalTrial(model=str(tiny_folder), words=words, queries=6, steps=2, batch=4, runs=1, layer=1)
+    result = trial.run()
+    assert next(tuned, None) is None
+    assert asked == 10 * [next(iter(trial._splits.values())).dev], "not on what the test asks"
+    best = {SPECIALISED: RATES["full"][1], SHUFFLED: RATES["full"][2], PEER: RATES["full"][0]}
+    assert trial._rates == best
+    for name, rate in best.items():
+        made = json.loads((trial.folder(name) / "training.json").read_text())
+        assert made["settings"]["learning_rate"] == rate, "the arm is the run that was best"
+        assert f"{rate:g} ({name})" in result.setting["training"]
     trial.finish()
 
 
@@ -191,11 +224,11 @@ def test_several_lists_train_one_model_and_are_asked_apart(tmp_path, tiny_folder
     (tmp_path / "french.tsv").write_text("\n".join(translated), encoding="utf-8")
     lists = (str(tmp_path / "words.tsv"), str(tmp_path / "french.tsv"))
     chosen_on: list[Any] = []
-    found = lexical_specialization._found_by_layer
+    found = lexical_specialization._found
     monkeypatch.setattr(
         lexical_specialization,
-        "_found_by_layer",
-        lambda model, asked: (chosen_on.append(asked), found(model, asked))[1],
+        "_found",
+        lambda asked, vectors: (chosen_on.append(asked), found(asked, vectors))[1],
     )
     trial = LexicalTrial(model=str(tiny_folder), quick=True, words=lists, queries=4, steps=2, runs=1)
     result = trial.run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -414,6 +415,14 @@ def test_minutes_end_a_training_and_its_progress_is_told_in_lines(capsys: pytest
     assert len(lines) == 3
     assert " tokens/s, 0.5 of 2.0 minutes" in lines[0]
     assert "loss " in lines[0]
+    fit(Line(), points(), Squares(), clock=Clock(), **QUICK | {"steps": 100})
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training: step ")]
+    found = [re.search(r"step (\d+) of 100, .* tokens/s, about ([\d.]+) (s|min) left$", line) for line in lines]
+    assert len(lines) > 2
+    for each in found:
+        assert each
+        left = float(each[2]) * {"s": 1, "min": 60}[each[3]]
+        assert left == pytest.approx(100 - int(each[1]), rel=0.1), "a second a step"
 
 
 class Diary(TrainerCallback):

@@ -99,7 +99,7 @@ def map_corpus(
         documents = iter(corpus)
         done = resumed = _resume(partial, documents, batch_size)
         finished = False
-        with partial.open("ab", buffering=0) as file, progress("docs/s", corpus.count) as bar:
+        with partial.open("ab", buffering=0) as file, progress("docs/s", corpus.count, done=done) as bar:
             while not (finished or interrupted.is_set()):
                 batch = list(islice(documents, batch_size))
                 if batch:

@@ -67,8 +67,7 @@ class Ranks(PipelineExecutor):
         """
         missing = self.get_incomplete_ranks()
         try:
-            with without_logs(), progress("parts", self.tasks) as bar:
-                bar.update(bar.task_ids[0], completed=self.tasks - len(missing), description=self.name or "parts")
+            with without_logs(), progress(self.name or "parts", self.tasks, done=self.tasks - len(missing)) as bar:
                 if self.workers == 1:
                     for rank in missing:
                         self._run_for_rank(rank)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from broadsheet.console import InputError, interruptible, progress, say, stderr
+from broadsheet.console import InputError, duration, interruptible, progress, resumed, say, stderr
 from broadsheet.training.checkpoints import AtomicCheckpointTrainer
 from broadsheet.training.distributed import from_first, is_first, total, world
 from broadsheet.training.schedules import Progress
@@ -146,7 +146,8 @@ class TimedRun(TrainerCallback):
             self._say(f"{trainer.args.output_dir}: resuming after step {self.resumed_from:,} ({minutes:.1f} minutes)")
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(self)
-        with interruptible() as self._interrupted, progress("training", self.budget, shown=is_first()) as self._bar:
+        bar = progress("training", self.budget, shown=is_first(), lines=False)
+        with interruptible() as self._interrupted, bar as self._bar:
             self._last = self._saved = self._told = self.elapsed()
             trainer.train(resume_from_checkpoint=checkpoint)
             finished = not self._stopped
@@ -159,6 +160,7 @@ class TimedRun(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         if self.budget is None:
             self._bar.update(self._bar.task_ids[0], total=state.max_steps)
+        resumed(self._bar, int(state.global_step if self.budget is None else self._last))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         now = self.elapsed()
@@ -191,8 +193,14 @@ class TimedRun(TrainerCallback):
             self._told = self._last
             if not stderr().is_terminal:
                 told[0] += f" of {state.max_steps:,}" if self.budget is None else ""
-                limit = "" if self.budget is None else f" of {self.budget / 60:.1f}"
-                self._say(f"training: {', '.join(told)}, {self._last / 60:.1f}{limit} minutes")
+                self._say(f"training: {', '.join(told)}, {self._time(state)}")
+
+    def _time(self, state: Any) -> str:
+        """What has passed of the budget; without one, what is left at the pace of this call."""
+        if self.budget is not None:
+            return f"{self._last / 60:.1f} of {self.budget / 60:.1f} minutes"
+        pace = (self._last - self._spent) / max(1, state.global_step - self.resumed_from)
+        return f"about {duration(pace * (state.max_steps - state.global_step))} left"
 
     def _say(self, message: str) -> None:
         if is_first():

@@ -193,9 +193,8 @@ def run_arms(
     try:
         for arm in arms:
             _prepare(arm, records[arm.label], blocks[0][:1], warm=done < len(blocks))
-        with progress("running the arms", total=len(blocks)) as bar:
+        with progress("running the arms", total=len(blocks), done=done) as bar:
             index = done
-            bar.update(bar.task_ids[0], completed=index)
             made.tell(index, len(blocks), spent, block_size, plan is not None and not planned)
             while index < len(blocks):
                 if plan is not None and not planned and index * block_size >= plan.pilot:

@@ -5,7 +5,7 @@ Knows: word lists, their split, the layer that reads words best.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,10 +37,11 @@ if TYPE_CHECKING:
 
     from broadsheet.embed.data.induction import BilingualLexiconInduction
 
-SPECIALISED, SHUFFLED = "specialised", "specialised, pairs shuffled"
+SPECIALISED, SHUFFLED, PEER = "specialised", "specialised, pairs shuffled", "MultipleNegativesRankingLoss"
 UNTOUCHED, START, LAST = "untouched, best layer", "untouched, the layer trained", "untouched, last layer"
 LEAST = 0.02  # of MRR
 _USED = 4000  # synonym pairs of WordNet, the most used ones
+RATES = {"full": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3)}  # that each trained arm's is chosen from
 
 
 @dataclass
@@ -50,9 +51,10 @@ class LexicalTrial(TrainedTrial):
     Test words are looked up in a vocabulary by cosine; no pair with one of them is trained on, of whichever list. The
     plain baseline is the untouched model at the layer that finds most for other words, the input embeddings being layer
     0. The specialised model is trained at, and read off, the best layer from 1, so that training has weights to change;
-    another is trained as long on the same words paired by chance. How near unlike words are shows whether the model has
-    collapsed, and --sts what specialising costs on sentences. Several lists, such as synonyms and translations, train
-    one model and are asked apart.
+    another is trained as long on the same words paired by chance, and a third by sentence-transformers' own loss, which
+    does not know that several pairs of a batch may be of one set. Each has its best learning rate. How near unlike
+    words are shows whether the model has collapsed, and --sts what specialising costs on sentences. Several lists, such
+    as synonyms and translations, train one model and are asked apart.
     """
 
     paper: ClassVar[str] = "lexical_specialization"
@@ -82,7 +84,11 @@ class LexicalTrial(TrainedTrial):
     steps: int = option(100, "Of training.", quick=8, least=1)
     batch: int = option(64, "Pairs of a batch (the paper: 256).", least=2)
     learning_rate: float | None = option(
-        None, "By default 3e-5 for all weights, 2e-4 for adapters (the paper: 5e-6, in many more steps).", least=0
+        None,
+        f"By default the best of {', '.join(f'{rate:g}' for rate in RATES['full'])} for each arm (of adapters ten "
+        "times that), by the words that layers are chosen on; the paper: 5e-6, in many more steps.",
+        quick=3e-5,
+        least=0,
     )
     tune: Literal["full", "lora"] = option("full", "Train all weights, or adapters.")
     layer: int | None = option(
@@ -131,7 +137,8 @@ class LexicalTrial(TrainedTrial):
             + " to train on, none with a word of the test",
             "layers": f"{self._best} of {self._depth} read by the baseline, {self._trained} trained",
             "training": f"{self.steps} steps of {self.batch} pairs, {self.tune}, "
-            f"learning rate {self._rate:g}, temperature {method.temperature:g}, similarity {method.similarity}",
+            f"temperature {method.temperature:g}, similarity {method.similarity}, learning rate "
+            + ", ".join(f"{rate:g} ({name})" for name, rate in self._rates.items()),
         }
 
     def arms(self) -> list[ModelArm]:
@@ -144,13 +151,16 @@ class LexicalTrial(TrainedTrial):
         def back(folder: Path) -> SentenceTransformer:
             return load(folder, dtype=self.dtype)
 
-        sets = [pair for split in self._splits.values() for pair in split.train]
-        paired, chance = partial(self._train, sets), partial(self._train, shuffled(sets, self.seed))
-        about, by_chance = "trained on word sets", "trained as long on the same words, paired by chance"
+        def trained(name: str, about: str, role: Any = None, paper: str = "") -> ModelArm:
+            told = f"trained {about}, layer {self._trained}"
+            return self.trained(name, partial(self._train, name), back, role, told, paper)
+
+        self._rates = {name: self._rate(name) for name in (SPECIALISED, SHUFFLED, PEER)}
         return [
             untouched(UNTOUCHED, self._best, "baseline"),
-            self.trained(SPECIALISED, paired, back, None, f"{about}, layer {self._trained}", self._method.paper),
-            self.trained(SHUFFLED, chance, back, "sibling", f"{by_chance}, layer {self._trained}"),
+            trained(SPECIALISED, "on word sets", paper=self._method.paper),
+            trained(SHUFFLED, "as long on the same words, paired by chance", "sibling"),
+            trained(PEER, "on the same pairs by sentence-transformers' loss", "peer"),
             *([untouched(START, self._trained)] if self._trained != self._best else []),
             ModelArm(LAST, self._start, description="subword mean, as the model ends"),
         ]
@@ -173,7 +183,11 @@ class LexicalTrial(TrainedTrial):
         )
 
     def also_compare(self) -> list[tuple[str, str]]:
-        return [(LAST, SPECIALISED), *([(START, SPECIALISED)] if self._trained != self._best else [])]
+        return [
+            (PEER, SPECIALISED),
+            (LAST, SPECIALISED),
+            *([(START, SPECIALISED)] if self._trained != self._best else []),
+        ]
 
     def _called(self, name: str) -> str:
         """What stands behind the metrics of a list; nothing where there is one."""
@@ -199,14 +213,10 @@ class LexicalTrial(TrainedTrial):
             + " Layer 0 is the input embeddings: words one by one, without a model."
             * (best == 0),
         ]
-        folders = {name: self.folder(name) for name in (SPECIALISED, SHUFFLED)}
+        folders = {name: self.folder(name) for name in self._rates}
         return notes + [
             training_note(name, each) for name, each in folders.items() if (each / "training.json").exists()
         ]
-
-    @property
-    def _rate(self) -> float:
-        return self.learning_rate or (2e-4 if self.tune == "lora" else 3e-5)
 
     def _words(self, name: str) -> Split:
         if name == "abbreviations":
@@ -232,42 +242,86 @@ class LexicalTrial(TrainedTrial):
 
     def _layers(self, model: SentenceTransformer) -> tuple[int, int, Curve]:
         """The layers whose words find most of the dev words, from 0 and from 1, the lowest of equals; and a figure."""
-        values = np.mean([_found_by_layer(model, split.dev) for split in self._splits.values()], axis=0)
+        from broadsheet.embed.modules.word_layers import layer_vectors
+
+        say("choosing layers")
+        values = np.mean([_found(split.dev, partial(layer_vectors, model)) for split in self._splits.values()], axis=0)
         found: list[float | None] = values.tolist()
         title = "MRR of the untouched model by layer, on the words the layers are chosen on"
         curve = Curve(title, "layer", "MRR", [float(i) for i in range(len(found))], {"untouched": found})
         return int(values.argmax()), self.layer or 1 + int(values[1:].argmax()), curve
 
-    def _train(self, pairs: Sequence[WordPair], seed: int, out: Path) -> Any:
+    # The specialised models
+
+    def _rate(self, name: str) -> float:
+        """The learning rate given, or the one whose model finds most of the words that layers are chosen on."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+
+        def train(rate: float, out: Path) -> Any:
+            return self._fit(name, rate, self.seed, out)
+
+        def finds(folder: Path) -> float:
+            from broadsheet.embed.base import load
+
+            model = load(folder, dtype=self.dtype)
+            return float(np.mean([_found(split.dev, lambda words: [_encoded(model, words)]) for split in splits]))
+
+        splits = self._splits.values()
+        others = sum(len(split.dev.task().queries) for split in splits)
+        return self.best_run(name, RATES[self.tune], train, finds, on=f"the MRR of {others} other words")
+
+    def _train(self, name: str, seed: int, out: Path) -> Any:
+        if self.take_best(name, self._rates[name], seed, out):
+            return None
+        return self._fit(name, self._rates[name], seed, out)
+
+    def _fit(self, name: str, rate: float, seed: int, out: Path) -> Any:
         from broadsheet.embed.modules.word_layers import cut_behind
 
-        return self._method.fit(
-            cut_behind(self._start(own=True), self._trained),
-            pairs,
-            out,
-            held_out=held(self._splits),
-            batch_size=self.batch,
-            steps=self.steps,
-            method=self.tune,
-            learning_rate=self._rate,
-            seed=seed,
-        )
+        sets = [pair for split in self._splits.values() for pair in split.train]
+        model = cut_behind(self._start(own=True), self._trained)
+        settings: dict[str, Any] = {
+            "batch_size": self.batch,
+            "steps": self.steps,
+            "method": self.tune,
+            "learning_rate": rate,
+        }
+        if name == PEER:
+            return _ranked(model, sets, self._method.temperature, out, seed=seed, **settings)
+        pairs = shuffled(sets, self.seed) if name == SHUFFLED else sets
+        return self._method.fit(model, pairs, out, held_out=held(self._splits), seed=seed, **settings)
 
 
-def _found_by_layer(model: SentenceTransformer, dev: Questions) -> list[float]:
-    """The MRR of dev words by each layer of an untouched model."""
+def _ranked(
+    model: SentenceTransformer, pairs: Sequence[WordPair], temperature: float, out: Path, **settings: Any
+) -> Any:
+    """Pairs learned by sentence-transformers' loss: words of other pairs, in both columns, are a word's negatives."""
+    from datasets import Dataset
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    from broadsheet.embed.fitting import fit
+
+    rows = Dataset.from_dict({"word1": [pair.first for pair in pairs], "word2": [pair.second for pair in pairs]})
+    loss = MultipleNegativesRankingLoss(model, 1 / temperature, directions=("query_to_doc", "query_to_query"))
+    return fit(model, rows, loss, out, schedule="constant", warmup=0.0, **settings)
+
+
+def _found(dev: Questions, vectors: Callable[[list[str]], Sequence[Any]]) -> list[float]:
+    """The MRR of dev words by each of the (words, width) arrays that are made of words."""
     from broadsheet.embed.data.induction import induction_scores
-    from broadsheet.embed.modules.word_layers import layer_vectors
 
     task = dev.task()
-    say(f"choosing layers on {len(task.queries)} words")
     words = list(dict.fromkeys([*task.queries, *task.vocabulary]))
     where = {word: i for i, word in enumerate(words)}
     queries, vocabulary = ([where[word] for word in part] for part in (task.queries, task.vocabulary))
-    return [
-        induction_scores(task.ranks(vectors[queries], vectors[vocabulary]))["mrr"]
-        for vectors in layer_vectors(model, words)
-    ]
+    return [induction_scores(task.ranks(each[queries], each[vocabulary]))["mrr"] for each in vectors(words)]
+
+
+def _encoded(model: SentenceTransformer, words: list[str]) -> Any:
+    """(words, width) unit vectors, float64."""
+    vectors = np.asarray(model.encode(words, show_progress_bar=False), dtype=np.float64)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def words_task(task: BilingualLexiconInduction, split: Mapping[str, Any], called: str = "") -> EvalTask:
@@ -317,17 +371,13 @@ def words_arm(arm: ModelArm, model: LazyModel, task: BilingualLexiconInduction) 
     """
     made: dict[str, Any] = {}
 
-    def encode(words: list[str]) -> Any:
-        vectors = np.asarray(model().encode(words, show_progress_bar=False), dtype=np.float64)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
     def prepare() -> None:
-        made["vocabulary"] = encode(task.vocabulary)
+        made["vocabulary"] = _encoded(model(), task.vocabulary)
 
     def run(block: Sequence[int]) -> Outputs:
         from broadsheet.embed.data.induction import gold_ranks
 
-        queries = encode([task.queries[i] for i in block])
+        queries = _encoded(model(), [task.queries[i] for i in block])
         gold, excluded = [task.gold[i] for i in block], [task.excluded[i] for i in block]
         ranks = gold_ranks(queries, made["vocabulary"], gold, excluded)
         cosines = queries @ made["vocabulary"].T

@@ -209,7 +209,7 @@ def _encode(
         interruptible() as interrupted,
         (folder / VECTORS).open("ab") as vectors,
         (folder / IDS).open("ab") as ids,
-        progress("docs/s", share) as bar,
+        progress("docs/s", share, done=done) as bar,
     ):
         for documents in chunks:
             made = _vectors(embedder, documents, settings, dimensions)
