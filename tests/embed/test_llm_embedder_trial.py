@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from shown import reasons, shown
 from small_docs import documentation
 from training_runs import differ
@@ -13,7 +14,7 @@ from broadsheet.data.corpora import Document
 from broadsheet.embed.data import tasks
 from broadsheet.embed.data.chunks import Continuation, continuations
 from broadsheet.embed.data.doc_tasks import answers
-from broadsheet.embed.llm_embedder import TASKS
+from broadsheet.embed.llm_embedder import TASKS, LLMEmbedder
 from broadsheet.embed.trials import llm_embedder as trials
 from broadsheet.embed.trials.fetching import (
     ANSWERS,
@@ -25,7 +26,7 @@ from broadsheet.embed.trials.fetching import (
     Scored,
     fetching_arm,
 )
-from broadsheet.embed.trials.llm_embedder import BASE, INFONCE, KL, MAIN, SWEPT, LLMEmbedderTrial
+from broadsheet.embed.trials.llm_embedder import BASE, INFONCE, MAIN, PEER, SWEPT, LLMEmbedderTrial
 from broadsheet.trial.base import ModelArm
 from broadsheet.trial.lazy import LazyModel
 
@@ -122,7 +123,7 @@ def test_trial_runs_and_its_yardsticks_bound_it(tmp_path, tiny_folder, monkeypat
     data = {"model": str(tiny_folder), "data": str(tmp_path / "texts.jsonl"), "dtype": "float32", "encoder": "model"}
     trial = LLMEmbedderTrial(quick=True, runs=2, **data, **sizes)
     result = trial.run()
-    assert [arm.name for arm in result.arms] == [BASE, INFONCE, MAIN, NOTHING, RANDOM, WORDS, BEST]
+    assert [arm.name for arm in result.arms] == [BASE, INFONCE, PEER, MAIN, NOTHING, RANDOM, WORDS, BEST]
     assert set(result.claims) == {("log-likelihood", baseline, MAIN) for baseline in (BASE, INFONCE)}
     assert "grades" not in result.setting, "there are none of running text"
     assert {claim.kind for claim in result.judged} == {"claim", "control"}, "mean pooling is no trained retriever"
@@ -132,14 +133,14 @@ def test_trial_runs_and_its_yardsticks_bound_it(tmp_path, tiny_folder, monkeypat
     assert result.arms[-1].samples["nDCG@10"] == [1.0] * 6
     for example in shown(result):
         assert "[what follows]" in example.item
-        assert set(example.answers) == {BASE, INFONCE, MAIN, RANDOM, WORDS}
+        assert set(example.answers) == {BASE, INFONCE, PEER, MAIN, RANDOM, WORDS}
         most = float(example.expected.removeprefix("Most: ").partition(",")[0])
         assert all(float(answer.partition(" ")[0]) <= most for answer in example.answers.values())
     assert sum("trained in 2 steps" in note for note in result.notes) == 2
     for why in reasons(result).values():
         assert why.startswith("It trains an encoder of 110 million weights")
         assert f"{INFONCE} reaches" in why
-    assert differ(trial, INFONCE, MAIN)
+    assert differ(trial, INFONCE, PEER, MAIN)
     assert trial.run().arms[2].samples == result.arms[2].samples  # goes on from what is kept
     trial.finish()
 
@@ -170,11 +171,11 @@ def test_of_answers_the_right_body_is_the_label_and_stands_first():
 
 def test_each_arm_is_taught_as_it_says(tiny_folder):
     trial = LLMEmbedderTrial(model=str(tiny_folder), encoder="model", teacher_scores_margin=0.1)
-    taught = {name: trial._taught_by(name, 0.3).tasks for name in (INFONCE, KL, MAIN, SWEPT)}
+    taught = {name: trial._taught_by(name, 0.3).tasks for name in (INFONCE, PEER, MAIN, SWEPT)}
     losses = {name: (each["lrlm"].distill, each["qa"].distill) for name, each in taught.items()}
-    assert losses == {INFONCE: ("none", "none"), KL: ("kl", "kl"), MAIN: ("kl", "graded"), SWEPT: ("kl", "graded")}
+    assert losses == {INFONCE: ("none", "none"), PEER: ("kl", "kl"), MAIN: ("kl", "graded"), SWEPT: ("kl", "graded")}
     weights = {name: {task.contrastive_weight for task in each.values()} for name, each in taught.items()}
-    assert weights == {INFONCE: {0.2}, KL: {0.0}, MAIN: {0.0}, SWEPT: {0.0}}
+    assert weights == {INFONCE: {0.2}, PEER: {0.0}, MAIN: {0.0}, SWEPT: {0.0}}
     assert taught[MAIN]["lrlm"].teacher_temperature == 0.1
     assert taught[SWEPT]["qa"].teacher_temperature == 0.3
     assert {each["lrlm"].group.teacher_scores_margin for each in taught.values()} == {0.1}
@@ -182,6 +183,20 @@ def test_each_arm_is_taught_as_it_says(tiny_folder):
     paper = TASKS["lrlm"], TASKS["qa"]
     assert (paper[0].distill, paper[0].teacher_temperature, paper[0].group.teacher_scores_margin) == ("kl", 0.1, 0.1)
     assert (paper[1].distill, paper[1].teacher_temperature, paper[1].group) == ("graded", 1.0, taught[MAIN]["qa"].group)
+
+
+def test_the_peer_learns_the_same_distributions(tiny_folder):
+    trial = LLMEmbedderTrial(model=str(tiny_folder), encoder="model", temperature=0.05)
+    peer = trial._taught_by(PEER, 1.0)
+    model = trial._taught_by(MAIN, 1.0).embedder(str(tiny_folder))
+    generator = torch.Generator().manual_seed(1)
+    vectors = [torch.randn(5, 8, generator=generator) for _ in range(4)]
+    scores = torch.randn(5, 3, generator=generator)
+    theirs, own = peer.losses(model, ["lrlm"])["lrlm"], LLMEmbedder.losses(peer, model, ["lrlm"])["lrlm"]
+    assert type(theirs).__module__.startswith("sentence_transformers")
+    assert float(theirs.compute_loss_from_embeddings(vectors, scores)) == pytest.approx(
+        float(own.compute_loss_from_embeddings(vectors, scores)), rel=1e-5
+    )
 
 
 def test_without_other_queries_no_rate_is_chosen(tiny_folder):
@@ -214,13 +229,13 @@ def test_both_tasks_are_trained_and_asked_and_rates_and_grades_are_chosen(tmp_pa
     )
     result = trial.run()
     assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]
-    assert [arm.name for arm in result.arms][:5] == [BASE, INFONCE, KL, MAIN, SWEPT]
+    assert [arm.name for arm in result.arms][:5] == [BASE, INFONCE, PEER, MAIN, SWEPT]
     names = {"log-likelihood", "nDCG@10", "log-likelihood of answers", "nDCG@10 of answers"}
     assert all(set(arm.values) == names for arm in result.arms)
     assert {(c.metric, c.baseline) for c in result.judged} == {
         (metric, baseline) for metric in ("log-likelihood", "log-likelihood of answers") for baseline in (BASE, INFONCE)
     }
-    assert {f"tuning of {name}" for name in (INFONCE, KL, MAIN, SWEPT)} <= set(result.setting)
+    assert {f"tuning of {name}" for name in (INFONCE, PEER, MAIN, SWEPT)} <= set(result.setting)
     assert SWEPT in result.setting["grades"]
     best = next(arm for arm in result.arms if arm.name == BEST)
     assert best.values["log-likelihood of answers"].estimate >= max(

@@ -19,7 +19,6 @@ from broadsheet.console import InputError, say
 from broadsheet.data import corpora
 from broadsheet.data.pydocs import is_pydocs
 from broadsheet.embed.data import lexicon
-from broadsheet.embed.data.lexicon import WordPair
 from broadsheet.embed.data.tasks import sts
 from broadsheet.embed.data.word_splits import Questions, Split, apart, held, shuffled, split_lexicon
 from broadsheet.embed.trials.base import sts_task, training_note
@@ -278,6 +277,7 @@ class LexicalTrial(TrainedTrial):
 
     def _fit(self, name: str, rate: float, seed: int, out: Path) -> Any:
         from broadsheet.embed.modules.word_layers import cut_behind
+        from broadsheet.embed.trials.peers import fit_pairs
 
         sets = [pair for split in self._splits.values() for pair in split.train]
         model = cut_behind(self._start(own=True), self._trained)
@@ -288,23 +288,9 @@ class LexicalTrial(TrainedTrial):
             "learning_rate": rate,
         }
         if name == PEER:
-            return _ranked(model, sets, self._method.temperature, out, seed=seed, **settings)
+            return fit_pairs(model, sets, self._method.temperature, out, seed=seed, **settings)
         pairs = shuffled(sets, self.seed) if name == SHUFFLED else sets
         return self._method.fit(model, pairs, out, held_out=held(self._splits), seed=seed, **settings)
-
-
-def _ranked(
-    model: SentenceTransformer, pairs: Sequence[WordPair], temperature: float, out: Path, **settings: Any
-) -> Any:
-    """Pairs learned by sentence-transformers' loss: words of other pairs, in both columns, are a word's negatives."""
-    from datasets import Dataset
-    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-
-    from broadsheet.embed.fitting import fit
-
-    rows = Dataset.from_dict({"word1": [pair.first for pair in pairs], "word2": [pair.second for pair in pairs]})
-    loss = MultipleNegativesRankingLoss(model, 1 / temperature, directions=("query_to_doc", "query_to_query"))
-    return fit(model, rows, loss, out, schedule="constant", warmup=0.0, **settings)
 
 
 def _found(dev: Questions, vectors: Callable[[list[str]], Sequence[Any]]) -> list[float]:

@@ -53,12 +53,12 @@ if TYPE_CHECKING:
     from broadsheet.embed.data.feedback import LikelihoodScorer
     from broadsheet.embed.llm_embedder import Distill, LLMEmbedder
 
-BASE, INFONCE, KL = "untrained", "InfoNCE", "KL distillation"
+BASE, INFONCE, PEER = "untrained", "InfoNCE", "DistillKLDivLoss"
 MAIN, SWEPT = "LLM-Embedder", "LLM-Embedder, sharp grades"
 # How each trained embedder is taught: the distillation of running text and of answers.
 TAUGHT: dict[str, tuple[Distill, Distill, str]] = {
     INFONCE: ("none", "none", "hard labels: the teacher's best for running text, the right body for answers"),
-    KL: ("kl", "kl", "the teacher's distribution over a query's keys, temperature 0.1"),
+    PEER: ("kl", "kl", "sentence-transformers' loss on the same keys: the teacher's distribution, temperature 0.1"),
     MAIN: ("kl", "graded", "the paper's: KL for running text; for answers the teacher's order, temperature 1"),
     SWEPT: ("kl", "graded", "the same, the temperature of answers' grades chosen"),
 }
@@ -77,10 +77,10 @@ class LLMEmbedderTrial(TrainedTrial):
     earlier chunks of the document and chunks of others. Answers: a query asks what a function does, the output is its
     summary, the candidates are bodies of docstrings. BM25 finds the candidates. The model's mean log-likelihood of the
     output given each candidate teaches, on training documents and each task with its own loss, embedders for equal
-    steps: by hard labels, by KL, as the paper does, and so with sharper grades. Each has its best learning rate. On
-    packages that no training saw it is then asked how likely the output is with the candidate that each puts first.
-    With none, a random one, and the best one there is, the scale is known. Data other than pydocs ask for running text
-    alone.
+    steps: by hard labels, by the KL of sentence-transformers, as the paper does, and so with sharper grades. Each has
+    its best learning rate. On packages that no training saw it is then asked how likely the output is with the
+    candidate that each puts first. With none, a random one, and the best one there is, the scale is known. Data other
+    than pydocs ask for running text alone.
     """
 
     paper: ClassVar[str] = "llm_embedder"
@@ -184,16 +184,14 @@ class LLMEmbedderTrial(TrainedTrial):
         # Others of the training packages choose the rates.
         self._taught = {kind: scored[kind, False][: self.train] for kind in self._kinds}
         self._held = {kind: scored[kind, False][self.train :] for kind in self._kinds}
-        # For running text alone KL is the paper's.
-        names = (INFONCE, KL, MAIN) if ANSWERS in self._kinds else (INFONCE, MAIN)
-        self._rates = {name: self._rate(name) for name in names}
+        self._rates = {name: self._rate(name) for name in (INFONCE, PEER, MAIN)}
         self._sharpened = 1.0
         made = [ModelArm(BASE, self._start, "baseline", "as it is, without task prompts")]
         if ANSWERS in self._kinds:
             self._rates[SWEPT], self._sharpened = self._rates[MAIN], self._sharpness()
         for name in self._rates:
             paper = LLMEmbedder.paper if name == MAIN else ""
-            role: Any = "sibling" if name == SWEPT else None
+            role: Any = {SWEPT: "sibling", PEER: "peer"}.get(name)
             made.append(self.trained(name, partial(self._train, name), load, role, TAUGHT[name][-1], paper))
         return [*made, *(ModelArm(name, lambda: None, description=about) for name, about in YARDSTICKS.items())]
 
@@ -216,8 +214,8 @@ class LLMEmbedderTrial(TrainedTrial):
         return claims
 
     def also_compare(self) -> list[tuple[str, str]]:
-        pairs = [(NOTHING, BASE), (RANDOM, BASE), (WORDS, MAIN), (MAIN, BEST)]
-        return [(KL, MAIN), (SWEPT, MAIN), *pairs] if ANSWERS in self._kinds else pairs
+        pairs = [(PEER, MAIN), (NOTHING, BASE), (RANDOM, BASE), (WORDS, MAIN), (MAIN, BEST)]
+        return [(SWEPT, MAIN), *pairs] if ANSWERS in self._kinds else pairs
 
     def notes(self, outcome: Outcome) -> list[str]:
         notes = [note for kind in self._kinds for note in self._gains(kind, outcome)]
@@ -368,6 +366,7 @@ class LLMEmbedderTrial(TrainedTrial):
     def _taught_by(self, name: str, temperature: float) -> LLMEmbedder:
         from broadsheet.embed.data.groups import GroupConfig
         from broadsheet.embed.llm_embedder import LLMEmbedder, Task
+        from broadsheet.embed.trials.peers import ByDistillKLDivLoss
 
         of_text, of_answers, _ = TAUGHT[name]
         chosen = GroupConfig(select_positive="teacher", teacher_scores_margin=self.teacher_scores_margin or None)
@@ -378,7 +377,7 @@ class LLMEmbedderTrial(TrainedTrial):
             return Task(group, distill, 0.2 if distill == "none" else 0.0, teacher_temperature=sharp)
 
         tasks: dict[str, Task] = {TEXT.task: task(chosen, of_text), ANSWERS.task: task(labelled, of_answers)}
-        return LLMEmbedder(tasks, self.group, self.temperature)
+        return (ByDistillKLDivLoss if name == PEER else LLMEmbedder)(tasks, self.group, self.temperature)
 
     def _train(self, name: str, seed: int, out: Path) -> Any:
         temperature = self._sharpened if name == SWEPT else 1.0
