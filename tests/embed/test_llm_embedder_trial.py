@@ -136,12 +136,12 @@ def test_trial_runs_and_its_yardsticks_bound_it(tmp_path, tiny_folder, monkeypat
         assert set(example.answers) == {BASE, INFONCE, PEER, MAIN, RANDOM, WORDS}
         most = float(example.expected.removeprefix("Most: ").partition(",")[0])
         assert all(float(answer.partition(" ")[0]) <= most for answer in example.answers.values())
-    assert sum("trained in 2 steps" in note for note in result.notes) == 2
+    assert sum("trained in 2 steps" in note for note in result.notes) == 3
     for why in reasons(result).values():
         assert why.startswith("It trains an encoder of 110 million weights")
         assert f"{INFONCE} reaches" in why
     assert differ(trial, INFONCE, PEER, MAIN)
-    assert trial.run().arms[2].samples == result.arms[2].samples  # goes on from what is kept
+    assert trial.run().arms[3].samples == result.arms[3].samples  # goes on from what is kept
     trial.finish()
 
 
