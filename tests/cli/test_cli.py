@@ -143,7 +143,8 @@ def test_show_fits_a_screen_and_says_what_to_do(run, monkeypatch):
         elif not paper.entry:
             assert "Listed; not built yet" in out
         if recorded := evidence.read(paper.id, evidence.folder()):
-            assert str(TrialAnswer(TrialResult.from_dict(recorded))) in words
+            answer = TrialAnswer(TrialResult.from_dict(recorded))
+            assert all(told in words for told in (str(answer), *answer.beside))
         assert (f"broadsheet try {paper.id} --quick" in out) == bool(paper.trial)
         assert "Options of" not in out
 

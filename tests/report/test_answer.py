@@ -95,6 +95,7 @@ def test_what_was_recorded_is_answered_on_one_screen(paper):
     assert any("runs/x.html" in line for line in lines)
     assert lines[-1] == f"use     {answer.use}"
     assert len(lines_of(result, full=True)) > len(lines)
+    assert all(str(escape(told)) in html(result) for told in answer.beside)
 
 
 def test_an_answer_says_what_won_by_how_much_and_what_came_of_the_claim():
@@ -170,6 +171,67 @@ def test_several_claims_are_counted_and_those_that_are_not_shown_are_named():
     assert "Both claims of the paper are shown." in str(TrialAnswer(both))
     both.judged = [replace(claim, verdict="open", trained_once=True) for claim in both.judged]
     assert "score over plain): arms were trained from one seed." in str(TrialAnswer(both))
+
+
+def beside(**found: tuple[str, bool | None, float | None]) -> list[str]:
+    """The method beside a peer, by what each metric was found to be: its verdict, whether no worse, by which margin."""
+    result = tried(pairs=(("other", "method"),))
+    result.arms[2].role = "peer"
+    known = result.comparison("score", "other", "method")
+    units = {"memory": "MiB"}
+    result.comparisons += [
+        replace(known, metric=metric, unit=units.get(metric, ""), verdict=verdict, no_worse=no_worse, margin=margin)
+        for metric, (verdict, no_worse, margin) in found.items()
+    ]
+    result.comparisons.remove(known)
+    return TrialAnswer(result).beside
+
+
+SAME = "no measurable difference"
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"memory": ("helps", None, None), "F1": (SAME, True, 0.1)}, "cheaper in memory (−0.99 MiB). It leads."),
+        ({"memory": ("hurts", None, None), "F1": ("helps", True, 0.1)}, "It does not lead: it costs no less."),
+        (
+            {"memory": ("helps", None, None), "F1": ("hurts", False, 0.1), "accuracy": (SAME, True, 0.1)},
+            "worse in F1 (−0.99). It does not lead: F1 is worse.",
+        ),
+        (
+            {"memory": ("helps", None, None), "F1": (SAME, False, 0.1)},
+            "It does not lead: it is not shown to be no worse in F1 by 0.1.",
+        ),
+        ({"memory": ("helps", None, None), "F1": (SAME, None, None)}, "It does not lead: no --margin says by how much"),
+        ({"F1": (SAME, True, 0.1)}, "no measurable difference. It does not lead: it costs no less."),
+    ],
+)
+def test_a_method_beside_a_peer_leads_or_it_is_said_why_not(found, said):
+    [told] = beside(**found)
+    assert told.startswith("method beside other: ")
+    assert said in told
+
+
+def test_several_peers_share_a_sentence():
+    others = {f"peer {i}": 0.5 for i in range(3)}
+    result = tried(SHIFTS | others, pairs=tuple((name, "method") for name in others))
+    for arm in result.arms:
+        arm.role = "peer" if arm.name in others else arm.role
+    for i, name in enumerate(others):
+        known = result.comparison("score", name, "method")
+        result.comparisons.remove(known)
+        result.comparisons.append(replace(known, metric="bytes", verdict="helps" if i else "hurts"))
+        result.comparisons.append(replace(known, verdict=SAME, margin=0.1, no_worse=i != 1))
+    [told] = TrialAnswer(result).beside
+    assert told == (
+        "method leads peer 2: beside peer 0 it costs no less; "
+        "beside peer 1 it is not shown to be no worse in score by 0.1."
+    )
+
+
+def test_who_has_no_peer_stands_beside_none():
+    assert TrialAnswer(tried()).beside == []
 
 
 def test_a_control_is_not_what_the_paper_says():

@@ -661,6 +661,15 @@ def test_the_time_of_training_is_compared_with_that_of_peers_too():
     assert times["peer", "Alpha"].difference == times["plain", "Alpha"].difference
     assert times["plain", "peer"].difference.estimate == 1
 
+    class Untrained(Rivalled):
+        def arms(self) -> list[ModelArm]:
+            _, method, peer, other = super().arms()
+            return [ModelArm("plain", lambda: 0.0, "baseline"), method, peer, other]
+
+    [time] = [c for c in seeded(Untrained()).comparisons if c.metric == TRAINING]
+    assert (time.baseline, time.arm, time.difference) == ("peer", "Alpha", times["peer", "Alpha"].difference)
+    assert 0 < time.noise_floor < 0.05, "of the method's own runs"
+
 
 def test_as_many_items_are_asked_as_the_claim_needs(capsys):
     few = seeded(SeededTrial(pooled=True, runs=1, effect=3.0))

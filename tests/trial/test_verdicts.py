@@ -21,7 +21,7 @@ from broadsheet.trial.power import drawn_reach, known_reach, needed, rate_growth
 from broadsheet.trial.sampling import PilotSampling
 from broadsheet.trial.sentences import sentence
 from broadsheet.trial.stats import Interval, bootstrap, interval, joined_freedom, mean, wobble
-from broadsheet.trial.verdicts import Comparison, compare_samples, compare_seconds, holm, verdict
+from broadsheet.trial.verdicts import Comparison, compare_samples, compare_seconds, holm, margins, verdict
 
 REPETITIONS = 200
 
@@ -331,6 +331,13 @@ def test_no_worse_by_a_margin(shift, margin, no_worse, equivalent, direction):
     found = compare(a, b, margin=margin, higher_is_better=direction > 0)
     assert (found.no_worse, found.equivalent) == (no_worse, equivalent)
     assert (" no worse by more than 0.2" in sentence(found)) == (no_worse and not equivalent)
+
+
+def test_a_margin_may_be_of_a_metric_with_commas_in_its_name():
+    assert margins(["loss beyond 8", "192=0.05", "F1 = 0.1"]) == {"loss beyond 8,192": 0.05, "F1": 0.1}
+    for wrong in (["F1"], ["F1=0"], ["=1"], ["F1=x"], ["a=0.1", "b"]):
+        with pytest.raises(InputError, match="expected a metric and a number above 0"):
+            margins(wrong)
 
 
 def test_a_margin_is_told_with_the_items_that_moved_each_way():

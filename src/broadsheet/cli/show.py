@@ -108,7 +108,8 @@ def _show_brief(console: Console, paper: Paper) -> None:
 
         answer = TrialAnswer(TrialResult.from_dict(recorded))
         console.print(f"\nMeasured {recorded['provenance']['date'][:10]}", style="bold", markup=False)
-        console.print(Padding(str(answer), (0, 0, 0, 2)), markup=False)
+        for told in (str(answer), *answer.beside):
+            console.print(Padding(told, (0, 0, 0, 2)), markup=False)
         if old := stale(paper.id) if paper.ours else "":
             console.print(Padding(f"Perhaps out of date: {old}.", (0, 0, 0, 2)), markup=False)
     commands = [f"broadsheet try {paper.id} --quick"] * bool(paper.trial)

@@ -17,6 +17,7 @@ from typing import Any
 
 from broadsheet.console import InputError
 from broadsheet.page import discovery, evidence
+from broadsheet.page.beside import Found, leads
 from broadsheet.page.discovery import load
 
 __all__ = [
@@ -37,8 +38,6 @@ __all__ = [
 ]
 
 RUNGS = ("listed", "runs", "exact", "helps", "leads")
-_COSTS = ("/s", "seconds", "bytes", "tokens")
-_COST_UNITS = ("s", "ms", "s/query", "ms/token", "bytes", "MiB", "tokens")
 _LISTS = ("topics", "offers", "implements", "leaves_out")
 _KEYS = f"expected id, arxiv, kind, stage, title, and perhaps summary, {', '.join(_LISTS)}, stands_in"
 _WHOLE = 4  # letters: shorter words of a query have to be whole words of a row
@@ -130,7 +129,7 @@ class Paper:
         1 runs: a trial on a real model and real data is recorded (no demonstration), and a method's names its claims.
         2 exact: every numeric oracle case passed when last recorded. 3 helps: the recorded trial shows each claim of
         the paper, controls aside. 4 leads: the trial shows it faster or leaner than a peer's implementation, and no
-        worse than the peer in a quality by the margin that was given.
+        worse in a quality by the margin that was given, and worse in none.
         """
         trial = evidence.read(self.id, self.evidence_folder)
         if trial is None or trial.get("demonstration") or (self.kind == "method" and not _claims(trial)):
@@ -209,17 +208,14 @@ def _claims(trial: Mapping[str, Any]) -> list[str]:
 
 
 def _leads(trial: Mapping[str, Any]) -> bool:
-    """Whether a method costs less than a peer, and is no worse in a quality by a stated margin."""
+    """Whether a method leads a peer."""
     of = {role: {arm["name"] for arm in trial["arms"] if arm["role"] == role} for role in ("peer", "method")}
-    beside = [c for c in trial["comparisons"] if c["baseline"] in of["peer"] and c["arm"] in of["method"]]
-    cheaper = {(c["baseline"], c["arm"]) for c in beside if c["verdict"] == "helps" and _is_cost(c)}
-    as_good = {(c["baseline"], c["arm"]) for c in beside if c.get("no_worse") and not _is_cost(c)}
-    return bool(cheaper & as_good)
-
-
-def _is_cost(comparison: Mapping[str, Any]) -> bool:
-    """Whether a comparison is of time, memory or tokens."""
-    return comparison["metric"].endswith(_COSTS) or comparison.get("unit") in _COST_UNITS
+    found: dict[tuple[str, str], list[Found]] = {}
+    for c in trial["comparisons"]:
+        if c["baseline"] in of["peer"] and c["arm"] in of["method"]:
+            told = Found(c["metric"], c.get("unit", ""), c["verdict"], c.get("no_worse"))
+            found.setdefault((c["baseline"], c["arm"]), []).append(told)
+    return any(map(leads, found.values()))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from broadsheet.console import duration
+from broadsheet.page.beside import Found, is_cost, leads
 from broadsheet.page.papers import page
 from broadsheet.report import words
 from broadsheet.report.view import MARKS, View
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from broadsheet.trial.verdicts import Comparison
 
 _METRICS, _ROWS = 3, 4  # of the table
+_NAMED = 3  # metrics of a kind that are named of a method beside a peer
 ABSENT = "The gain that the paper reports is absent here in "  # how the base's note of a missing gain begins
 
 
@@ -146,6 +148,33 @@ class TrialAnswer:
         others = [note for note in self.result.notes if not note.startswith(ABSENT)]
         return next(iter([*told, *others]), "")
 
+    @cached_property
+    def beside(self) -> list[str]:
+        """How the method fares beside each peer: what it saves and what is lost, whether it leads, and if not, why.
+
+        Several peers share a sentence.
+        """
+        of = {role: [arm.name for arm in self.result.arms if arm.role == role] for role in ("peer", "method")}
+        method = next(iter([claim.arm for claim in self._claimed] + of["method"]), "")
+        pairs = {
+            peer: [c for c in self.result.comparisons if (c.baseline, c.arm) == (peer, method)] for peer in of["peer"]
+        }
+        found = {peer.removeprefix("peer: "): those for peer, those in pairs.items() if those}
+        if len(found) < 3:
+            told = {peer: (_shares(those), _why_not(those)) for peer, those in found.items()}
+            return [
+                f"{method} beside {peer}: {shares}. " + (f"It does not lead: {why}." if why else "It leads.")
+                for peer, (shares, why) in told.items()
+            ]
+        reasons: dict[str, list[str]] = {}
+        for peer, those in found.items():
+            reasons.setdefault(_why_not(those), []).append(peer)
+        led = reasons.pop("", [])
+        said = [f"beside {listed(peers)} {why}" for why, peers in reasons.items()]
+        return [
+            f"{method} leads {listed(led) or f'none of {len(found)} peers'}" + f": {'; '.join(said)}" * bool(said) + "."
+        ]
+
     @property
     def _failures(self) -> str:
         return " ".join(f"{arm.name} failed: {arm.error}." for arm in self.result.arms if arm.status == "failed")
@@ -212,6 +241,38 @@ class TrialAnswer:
         if paper.entry and paper.in_stage:
             return f"from broadsheet.{paper.stage} import {paper.entry[0].partition(':')[2]}"
         return f"broadsheet show {paper.id}"
+
+
+def _shares(found: list[Comparison]) -> str:
+    """What costs less and more, and what is better and worse, of a method beside a peer."""
+    costs = [c for c in found if is_cost(c.metric, c.unit)]
+    qualities = [c for c in found if c not in costs]
+    parts = []
+    for word, those, verdict in (
+        ("cheaper", costs, "helps"),
+        ("dearer", costs, "hurts"),
+        ("better", qualities, "helps"),
+        ("worse", qualities, "hurts"),
+    ):
+        named = [f"{c.metric} ({amount(c).partition(' [')[0]})" for c in those if c.verdict == verdict]
+        more = [f"{len(named) - _NAMED} more"] * (len(named) > _NAMED)
+        parts += [f"{word} in {listed(named[:_NAMED] + more)}"] * bool(named)
+    return "; ".join(parts) or "no measurable difference"
+
+
+def _why_not(found: list[Comparison]) -> str:
+    """Why a method does not lead a peer; empty where it does."""
+    costs = [c for c in found if is_cost(c.metric, c.unit)]
+    qualities = [c for c in found if c not in costs]
+    if leads(Found(c.metric, c.unit, c.verdict, c.no_worse) for c in found):
+        return ""
+    if not any(c.verdict == "helps" for c in costs):
+        return "it costs no less"
+    if worse := [c.metric for c in qualities if c.verdict == "hurts"]:
+        return f"{listed(worse)} {'is' if len(worse) == 1 else 'are'} worse"
+    if asked := [f"{c.metric} by {c.margin:g}" for c in qualities if c.margin is not None]:
+        return f"it is not shown to be no worse in {listed(asked)}"
+    return "no --margin says by how much a quality may be worse"
 
 
 def difference(c: Comparison) -> str:

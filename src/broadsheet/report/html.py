@@ -101,7 +101,13 @@ def brief(result: TrialResult, width: int) -> list[RenderableType]:
     rows = sum(len(screen.render_lines(each, pad=False)) for each in table)
     taken = len(said.wrap(screen, width - 2)) + rows + 4  # blank, legend, report, use
     if answer.why and taken < BRIEF:
-        lines.append(_hanging([("why    ", _first_lines(answer.why, width - 8, min(2, BRIEF - taken)), "")]))
+        told = _first_lines(answer.why, width - 8, min(2, BRIEF - taken))
+        taken += len(textwrap.wrap(told, width - 8))
+        lines.append(_hanging([("why    ", told, "")]))
+    for told in answer.beside:
+        if (needed := len(textwrap.wrap(told, width - 8))) <= BRIEF - taken:
+            taken += needed
+            lines.append(_hanging([("peer   ", told, "")]))
     return lines
 
 

@@ -558,13 +558,19 @@ def holm(p_values: Sequence[float | None]) -> list[float]:
 
 
 def margins(given: Sequence[str]) -> dict[str, float]:
-    """`["nDCG@10=0.01"]` as metric to margin.
+    """`["nDCG@10=0.01"]` as metric to margin; a metric's name may hold commas, at which `given` is split.
 
     Raises:
         InputError: it is no name and a number above 0.
     """
     found = {}
-    for each in given:
+    begun = ""
+    for number, part in enumerate(given, 1):
+        each = begun + part
+        if "=" not in part and number < len(given):
+            begun = f"{each},"
+            continue
+        begun = ""
         metric, _, size = each.rpartition("=")
         try:
             found[metric.strip()] = float(size)

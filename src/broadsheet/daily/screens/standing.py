@@ -61,6 +61,7 @@ class Measured:
     Attributes:
         judged: (kind, verdict, sentence) of each claim of the paper, then of each control.
         why: what to know first; may be empty.
+        beside: how the method fares beside each peer.
         drawings: the leading picture and as many others as fit a screen, each with its SVG.
         more: how many pictures are left out.
         setting: a few words each: on which model, on which data.
@@ -69,6 +70,7 @@ class Measured:
     question: str
     judged: tuple[tuple[str, str, str], ...]
     why: str
+    beside: tuple[str, ...]
     drawings: tuple[tuple[Drawing, str], ...]
     more: int
     setting: tuple[tuple[str, str], ...]
@@ -177,7 +179,8 @@ def _measured(paper: Paper) -> Measured | None:
     setting = tuple((name, str(found.setting[name])) for name in ("model", "data", "device") if found.setting.get(name))
     commit = str(found.provenance.get("commit") or "")
     more = len(metrics) + len(found.figures) - len(chosen)
-    return Measured(found.question, tuple(view.judged), answer.why, tuple(chosen), max(more, 0), setting, commit[:9])
+    told = (tuple(view.judged), answer.why, tuple(answer.beside))
+    return Measured(found.question, *told, tuple(chosen), max(more, 0), setting, commit[:9])
 
 
 @dataclass(frozen=True)

@@ -199,21 +199,23 @@ class TrainedTrial(Trial):
         """How fast arms were trained beside the baseline, and methods beside peers, from tenths of the runs, seed by
         seed.
 
-        The baseline's own runs, one beside the next, give the noise floor; with one run there is none, and nothing is
-        compared, as in a trial that takes its times in turns (`of_training` is empty).
+        The baseline's own runs (where it is not trained, the first method's), one beside the next, give the noise
+        floor; with one run there is none, and nothing is compared, as in a trial that takes its times in turns
+        (`of_training` is empty).
         """
         baseline = next((arm.name for arm in arms if arm.role == "baseline"), "")
         if len(self.seeds) < 2 or TRAINING not in self.of_training:
             return []
         paces = {arm.name: [self._pace(arm.name, seed) for seed in self.seeds] for arm in arms if arm.by_seed}
         whole = {name: np.stack(runs) for name, runs in paces.items() if all(len(run) for run in runs)}
-        if baseline not in whole or len({runs.shape for runs in whole.values()}) > 1:
-            return []
-        logs = np.log(whole[baseline])
-        floor = max((abs(float(np.mean(b - a))) for a, b in pairwise(logs)), default=0.0)
         named = [arm for arm in arms if arm.name in whole]
-        pairs = [(baseline, arm.name) for arm in named if arm.name != baseline]
         methods = [arm.name for arm in named if self._role(arm) == "method"]
+        known = [name for name in (baseline, *methods) if name in whole]
+        if not known or len({runs.shape for runs in whole.values()}) > 1:
+            return []
+        logs = np.log(whole[known[0]])
+        floor = max((abs(float(np.mean(b - a))) for a, b in pairwise(logs)), default=0.0)
+        pairs = [(baseline, arm.name) for arm in named if baseline in whole and arm.name != baseline]
         pairs += [(arm.name, method) for arm in named if arm.role == "peer" for method in methods]
         return [
             compare_seconds(
