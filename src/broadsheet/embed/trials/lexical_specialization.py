@@ -40,7 +40,7 @@ SPECIALISED, SHUFFLED, PEER = "specialised", "specialised, pairs shuffled", "Mul
 UNTOUCHED, START, LAST = "untouched, best layer", "untouched, the layer trained", "untouched, last layer"
 LEAST = 0.02  # of MRR
 _USED = 4000  # synonym pairs of WordNet, the most used ones
-RATES = {"full": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3)}  # that each trained arm's is chosen from
+RATES = {"full": (3e-5, 1e-4, 3e-4), "lora": (3e-4, 1e-3, 3e-3)}  # that each trained arm's is chosen from
 
 
 @dataclass
@@ -86,7 +86,7 @@ class LexicalTrial(TrainedTrial):
         None,
         f"By default the best of {', '.join(f'{rate:g}' for rate in RATES['full'])} for each arm (of adapters ten "
         "times that), by the words that layers are chosen on; the paper: 5e-6, in many more steps.",
-        quick=3e-5,
+        quick=1e-4,
         least=0,
     )
     tune: Literal["full", "lora"] = option("full", "Train all weights, or adapters.")
