@@ -26,8 +26,10 @@ import guides
 import map as goal_map
 import plans
 import speeds
-from forest import ForestRow, forest
+import truth
+from forest import forest
 from speeds import table
+from truth import rung, trial_of
 
 from broadsheet.console import InputError
 from broadsheet.data import resources, schemas
@@ -41,23 +43,16 @@ from broadsheet.hear.encoders.resources import SPEECH_EMBEDDING, WHISPER
 from broadsheet.hear.prompts import INSTRUCTIONS
 from broadsheet.models.embedded import DEFAULT
 from broadsheet.options import describe, form
-from broadsheet.page import evidence
-from broadsheet.page.papers import RUNGS, Paper, Stage, get_recipe, get_trial, load, ours, stages, which
+from broadsheet.page.papers import Paper, Stage, get_recipe, get_trial, load, ours, stages, which
 from broadsheet.page.staleness import all_stale
 from broadsheet.rank.prompts.formats import RequestRow
 from broadsheet.report import words
 from broadsheet.report.view import View
-from broadsheet.trial import claims as trial_claims
 from broadsheet.trial.results import ArmResult, TrialResult, listed
 from broadsheet.trial.sentences import sentence
 
 ROOT = Path(__file__).parents[1]
 _PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
-
-
-def rung(paper: Paper) -> str:
-    """`"2 exact"`, unbroken."""
-    return f"{paper.rung}&nbsp;{RUNGS[paper.rung]}"
 
 
 def files(paper: Paper) -> list[str]:
@@ -147,12 +142,6 @@ def has_page(name: str) -> bool:
 def has_reference(name: str) -> bool:
     """Whether a stage has a page of reference."""
     return (ROOT / "docs" / "reference" / f"{name}.md").exists()
-
-
-def trial_of(paper: Paper) -> TrialResult | None:
-    """The recorded trial, or None."""
-    recorded = evidence.read(paper.id)
-    return TrialResult.from_dict(recorded) if recorded else None
 
 
 def claims(paper: Paper) -> list[str]:
@@ -433,48 +422,6 @@ def columns() -> str:
     return "\n".join(lines)
 
 
-def truth() -> str:
-    """The state of every paper: rung, what came of its claims, how many were shown, refuted and open, and when."""
-    rows = []
-    for paper in sorted(ours(), key=lambda paper: -paper.rung):
-        result = trial_of(paper)
-        judged = [claim for claim in result.judged if claim.kind == "claim"] if result else []
-        counts = [sum(claim.verdict == verdict for claim in judged) for verdict in ("shown", "refuted here", "open")]
-        rows.append(
-            (
-                f"[`{paper.id}`](papers/{paper.id}.md)",
-                paper.stage,
-                rung(paper),
-                paper.verdict or "—",
-                " · ".join(map(str, counts)) if judged else "—",
-                result.provenance["date"][:10] if result else "—",
-            )
-        )
-    return table(("paper", "stage", "rung", "claims", "shown · refuted · open", "recorded"), rows)
-
-
-def truth_of_claims() -> str:
-    """Every recorded claim with what came of it and what it rests on."""
-    lines = []
-    for row in _claimed():
-        came = trial_claims.words(row.claim, row.comparison)
-        of = f"{row.claim.metric} of {row.claim.arm} over {row.claim.baseline}"
-        lines.append(f"- `{row.paper}`, {of}: **{row.claim.verdict}**{came.removeprefix(row.claim.verdict)}.")
-    return "\n".join(lines)
-
-
-def _claimed() -> list[ForestRow]:
-    found: list[ForestRow] = []
-    for paper in ours():
-        if result := trial_of(paper):
-            found += [
-                ForestRow(paper.id, claim, comparison)
-                for claim in result.judged
-                if claim.kind == "claim" and (comparison := result.comparison(*claim.key))
-            ]
-    return found
-
-
 def named_data() -> str:
     """The resources: what can be named, what it is, and under which licence."""
     return table(("name", "what", "from", "licence"), resources.table())
@@ -486,8 +433,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "downloads": downloads,
     "columns": columns,
     "papers": all_papers,
-    "truth": truth,
-    "truth of claims": truth_of_claims,
+    "truth": truth.papers,
+    "truth of claims": truth.claims,
+    "truth of peers": truth.peers,
     "axes of embed": embed_axes,
     "nodes of embed": embed_nodes,
     "downloads of hear": hear_downloads,
@@ -533,7 +481,7 @@ def part(name: str) -> str:
 # Files that are generated whole.
 PICTURES: dict[str, Callable[[], str]] = {
     "docs/hear-architecture.svg": lambda: picture.architecture_svg(*picture.small()),
-    "docs/evidence.svg": lambda: forest(_claimed()),
+    "docs/evidence.svg": lambda: forest(truth.claimed()),
     "docs/map.svg": lambda: goal_map.figure(goal_map.goals()),
     "src/broadsheet/page/options.json": lambda: forms(),
 }
