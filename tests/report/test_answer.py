@@ -209,7 +209,7 @@ SAME = "no measurable difference"
 )
 def test_a_method_beside_a_peer_leads_or_it_is_said_why_not(found, said):
     [told] = beside(**found)
-    assert told.startswith("method beside other: ")
+    assert told.startswith("Method beside other: ")
     assert said in told
 
 
@@ -225,7 +225,7 @@ def test_several_peers_share_a_sentence():
         result.comparisons.append(replace(known, verdict=SAME, margin=0.1, no_worse=i != 1))
     [told] = TrialAnswer(result).beside
     assert told == (
-        "method leads peer 2: beside peer 0 it costs no less; "
+        "Method leads peer 2: beside peer 0 it costs no less; "
         "beside peer 1 it is not shown to be no worse in score by 0.1."
     )
 

@@ -320,17 +320,26 @@ def test_a_ratio_is_the_mean_of_log_ratios():
 
 
 @pytest.mark.parametrize(
-    ("shift", "margin", "no_worse", "equivalent"),
-    [(0.0, 0.2, True, True), (0.0, 0.001, False, False), (1.0, 0.2, True, False), (-1.0, 0.2, False, False)],
+    ("shift", "margin", "no_worse", "equivalent", "said"),
+    [
+        (0.0, 0.2, True, True, "equal within 0.2"),
+        (0.0, 0.001, False, False, "may be worse by more than 0.001"),
+        (1.0, 0.2, True, False, ""),  # it helps
+        (0.012, 0.02, True, False, "no worse by more than 0.02"),
+        (-1.0, 0.2, False, False, "may be worse by more than 0.2"),
+    ],
 )
 @pytest.mark.parametrize("direction", [1, -1])
-def test_no_worse_by_a_margin(shift, margin, no_worse, equivalent, direction):
+def test_no_worse_by_a_margin(shift, margin, no_worse, equivalent, said, direction):
     rng = np.random.default_rng(0)
     a = rng.normal(size=100)
-    b = a + direction * shift + 0.1 * rng.normal(size=100)
+    noise = rng.normal(size=100)
+    b = a + direction * (shift + 0.1 * (noise - noise.mean()))
     found = compare(a, b, margin=margin, higher_is_better=direction > 0)
     assert (found.no_worse, found.equivalent) == (no_worse, equivalent)
-    assert (" no worse by more than 0.2" in sentence(found)) == (no_worse and not equivalent)
+    assert (f"; {said}" in sentence(found)) == bool(said)
+    assert ("worse by more than" in sentence(found)) == ("worse" in said)
+    assert "% of items better" in sentence(found)
 
 
 def test_a_margin_may_be_of_a_metric_with_commas_in_its_name():

@@ -160,10 +160,11 @@ class TrialAnswer:
             peer: [c for c in self.result.comparisons if (c.baseline, c.arm) == (peer, method)] for peer in of["peer"]
         }
         found = {peer.removeprefix("peer: "): those for peer, those in pairs.items() if those}
+        named = method[:1].upper() + method[1:]
         if len(found) < 3:
             told = {peer: (_shares(those), _why_not(those)) for peer, those in found.items()}
             return [
-                f"{method} beside {peer}: {shares}. " + (f"It does not lead: {why}." if why else "It leads.")
+                f"{named} beside {peer}: {shares}. " + (f"It does not lead: {why}." if why else "It leads.")
                 for peer, (shares, why) in told.items()
             ]
         reasons: dict[str, list[str]] = {}
@@ -172,7 +173,7 @@ class TrialAnswer:
         led = reasons.pop("", [])
         said = [f"beside {listed(peers)} {why}" for why, peers in reasons.items()]
         return [
-            f"{method} leads {listed(led) or f'none of {len(found)} peers'}" + f": {'; '.join(said)}" * bool(said) + "."
+            f"{named} leads {listed(led) or f'none of {len(found)} peers'}" + f": {'; '.join(said)}" * bool(said) + "."
         ]
 
     @property

@@ -69,6 +69,8 @@ def equal_by_design(c: Comparison) -> str:
 def margin_words(c: Comparison) -> str:
     """What two one-sided tests say of the margin, and which items moved; empty without a margin.
 
+    Of what helps it goes without saying that it is no worse.
+
     Example:
         "; no worse by more than 0.02 (8 % of items better, 5 % worse)"
     """
@@ -79,7 +81,7 @@ def margin_words(c: Comparison) -> str:
     moved = ""
     if c.items and c.better is not None and c.worse is not None:
         moved = f" ({c.better / c.items:.0%} of items better, {c.worse / c.items:.0%} worse)".replace("%", " %")
-    return f"; {words} {size}{moved}"
+    return moved if c.verdict == "helps" and not c.equivalent else f"; {words} {size}{moved}"
 
 
 def multiplicity_warning(comparisons: Sequence[Comparison]) -> str:

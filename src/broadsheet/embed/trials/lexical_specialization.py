@@ -197,21 +197,21 @@ class LexicalTrial(TrainedTrial):
 
     def notes(self, outcome: Outcome) -> list[str]:
         values, best, layer = self._curve.lines["untouched"], self._best, self._trained
-        notes = []
-        for name, task in self._asked.items():
-            right = float(np.mean([len(gold) for gold in task.gold]))
-            notes.append(
-                f"{name}: a word has {right:.1f} right answers on average; P@1 by chance is "
-                f"{right / len(task.vocabulary):.4f}. {task.missing_} pairs had no word in the vocabulary."
-            )
         others = sum(len(split.dev.task().queries) for split in self._splits.values())
-        notes += [
+        notes = [
             f"Layers were chosen on {others} other words: the untouched model reads words "
             f"best at layer {best} (MRR {values[best]:.3f} there; layer {layer}, which is trained, {values[layer]:.3f};"
             f" the last layer {values[-1]:.3f})."
             + " Layer 0 is the input embeddings: words one by one, without a model."
             * (best == 0),
         ]
+        for name, task in self._asked.items():
+            right = float(np.mean([len(gold) for gold in task.gold]))
+            without = f" {task.missing_} pairs had no word in the vocabulary."
+            notes.append(
+                f"{name}: a word has {right:.1f} right answers on average; P@1 by chance is "
+                f"{right / len(task.vocabulary):.4f}." + without * bool(task.missing_)
+            )
         folders = {name: self.folder(name) for name in self._rates}
         return notes + [
             training_note(name, each) for name, each in folders.items() if (each / "training.json").exists()
