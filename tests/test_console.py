@@ -52,16 +52,28 @@ def test_progress_is_told_in_lines_where_no_terminal_shows_it(capsys, monkeypatc
     assert capsys.readouterr().err == ""
 
 
-def test_what_an_earlier_run_did_says_nothing_of_the_time_left(capsys, monkeypatch):
-    monkeypatch.setattr(console, "_EVERY", 0.05)
-    with progress("resumed", total=10, done=8) as bar:
-        time.sleep(0.12)
-        assert set(capsys.readouterr().err.splitlines()) == {"resumed: 8 of 10"}, "nothing is known yet"
-        bar.advance(bar.task_ids[0])
-        time.sleep(0.15)
-    for line in capsys.readouterr().err.splitlines()[1:]:
-        left = float(re.fullmatch(r"resumed: 9 of 10, about ([\d.]+) ms left", line).group(1))
-        assert left >= 100, "as long as the one that was done took"
+@pytest.mark.parametrize(
+    ("completed", "kept", "total", "seconds", "left"),
+    [
+        (2, 0, 10, 4.0, 16.0),
+        (9, 8, 10, 4.0, 4.0),  # one since, in four seconds
+        (8, 8, 10, 4.0, 0.0),  # none yet
+        (10, 8, 10, 4.0, 0.0),
+        (3, 0, None, 4.0, 0.0),
+    ],
+)
+def test_the_time_left_rests_on_what_was_done_since(completed, kept, total, seconds, left):
+    assert console._left(completed, kept, total, seconds) == left
+
+
+def test_what_an_earlier_run_did_is_done_and_says_nothing_of_the_time_left():
+    with progress("resumed", total=10, done=8, shown=False) as bar:
+        [task] = bar.tasks
+        assert (task.completed, task.total, task.fields["kept"]) == (8, 10, 8)
+        begun = task.fields["begun"]
+        console.resumed(bar, 9)
+        assert (task.completed, task.total, task.fields["kept"]) == (9, 10, 9)
+        assert task.fields["begun"] >= begun
 
 
 def test_an_error_within_a_progress_lets_the_next_one_be_told(capsys, monkeypatch):

@@ -156,7 +156,7 @@ def progress(
 def resumed(bar: Progress, done: int) -> None:
     """So much was done by an earlier run; what is told of the time left rests on what is done from now on."""
     [task] = bar.tasks
-    bar.reset(task.id, total=task.total, completed=done, kept=done)
+    bar.reset(task.id, total=task.total, completed=done, kept=done, begun=time.monotonic())
 
 
 _EVERY = 30.0  # seconds between two lines about a progress that no terminal shows
@@ -170,9 +170,7 @@ def _told(bar: Progress, *, lines: bool) -> Iterator[None]:
     if not _telling.acquire(blocking=False):
         yield
         return
-    done = threading.Event()
-    begin = time.monotonic()
-
+    ended = threading.Event()
     followed: list[object] = [None]
 
     def follow() -> None:
@@ -182,28 +180,32 @@ def _told(bar: Progress, *, lines: bool) -> Iterator[None]:
             events.tell("progress", what=task.description, done=task.completed, of=task.total)
 
     def tell() -> None:
-        told = begin
-        while not done.wait(_STEP if events.followed() else _EVERY):
+        told = time.monotonic()
+        while not ended.wait(_STEP if events.followed() else _EVERY):
             follow()
             if not lines or time.monotonic() - told < _EVERY:
                 continue
             told = time.monotonic()
             [task] = bar.tasks
-            spent = told - begin
-            whole = f" of {task.total:,.0f}" if task.total is not None else ""
-            made = task.completed - task.fields["kept"]
-            left = task.total is not None and made and spent / made * (task.total - task.completed)
-            say(f"{task.description}: {task.completed:,.0f}{whole}" + f", about {duration(left)} left" * bool(left))
+            done = f"{task.completed:,.0f}" + (f" of {task.total:,.0f}" if task.total is not None else "")
+            left = _left(task.completed, task.fields["kept"], task.total, told - task.fields["begun"])
+            say(f"{task.description}: {done}" + f", about {duration(left)} left" * bool(left))
 
     teller = threading.Thread(target=tell, name="progress", daemon=True)
     teller.start()
     try:
         yield
     finally:
-        done.set()
+        ended.set()
         teller.join()
         follow()
         _telling.release()
+
+
+def _left(completed: float, kept: float, total: float | None, seconds: float) -> float:
+    """Seconds that are left, at the pace of what was done since `kept`; 0 where that is not known."""
+    made = completed - kept
+    return seconds / made * (total - completed) if total is not None and made > 0 else 0.0
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:

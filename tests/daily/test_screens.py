@@ -19,7 +19,9 @@ from broadsheet.daily.screens import guiding, routes, shown
 from broadsheet.daily.screens.standing import Standings
 from broadsheet.daily.store import Store, Topic
 from broadsheet.page import evidence, papers
+from broadsheet.report.answer import TrialAnswer
 from broadsheet.serve import guard
+from broadsheet.trial.results import TrialResult
 
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
 SCREENS = (
@@ -183,6 +185,13 @@ def test_a_paper_has_all_that_is_known_of_it(client: TestClient, store: Store) -
     assert len(page.xpath("//figure//svg")) >= 3
     assert not page.xpath("//*[@style] | //style")  # which the policy forbids
     assert page.xpath('//a[contains(@href, "doi.org")]/@href') == ["https://doi.org/10.1/x%20y"]
+
+
+def test_a_paper_says_how_its_method_fares_beside_others(client: TestClient) -> None:
+    told = TrialAnswer(TrialResult.from_dict(evidence.read("infllm", evidence.folder()) or {})).beside
+    assert told
+    assert f"Beside others. {' '.join(told)}" in words(get(client, "/papers/infllm"))
+    assert "Beside others." not in words(get(client, "/papers/lastde"))
 
 
 def test_a_paper_is_found_by_either_name_and_by_a_version(client: TestClient) -> None:

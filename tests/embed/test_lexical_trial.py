@@ -27,6 +27,7 @@ from broadsheet.embed.trials.lexical_specialization import (
     LexicalTrial,
     words_arm,
 )
+from broadsheet.embed.trials.peers import both_ways
 from broadsheet.trial.base import ModelArm
 from broadsheet.trial.lazy import LazyModel
 
@@ -186,6 +187,11 @@ def test_trial_runs_on_a_word_list(tmp_path, tiny_folder, monkeypatch):
     assert len(result.figures[0].x) == 3
     assert differ(trial, SPECIALISED, SHUFFLED)
     assert differ(trial, SPECIALISED, PEER)
+    kept = [json.loads((trial.folder(n) / "training.json").read_text())["settings"] for n in (SPECIALISED, PEER)]
+    ours, theirs = (each.pop("objective") for each in kept)
+    assert kept[0] == kept[1], "the same training"
+    assert "LabelNTXentLoss" in json.dumps(ours)
+    assert "MultipleNegativesRankingLoss" in json.dumps(theirs)
     trial.finish()
 
 
@@ -243,8 +249,25 @@ def test_several_lists_train_one_model_and_are_asked_apart(tmp_path, tiny_folder
     why = reasons(result)
     assert why.keys() == {"MRR of words", "MRR of french"}, "one run decides nothing"
     pairs = sum(len(split.train) for split in trial._splits.values())
-    assert all(f"learns from {pairs} pairs, {2 * trial.batch} of them drawn" in each for each in why.values())
+    assert all(f"draws {2 * trial.batch} times from {pairs} pairs." in each for each in why.values())
     trial.finish()
+
+
+def test_the_peer_sees_both_words_of_each_pair_as_the_paper_does(words):
+    generator = torch.Generator().manual_seed(0)
+    vectors = [torch.randn(6, 8, generator=generator) for _ in range(2)]
+    loss = both_ways(words, 0.1)
+    first, second = (float(loss.compute_loss_from_embeddings(each, None)) for each in (vectors, vectors[::-1]))
+    similar = torch.nn.functional.normalize(torch.cat(vectors), dim=-1)
+    similar = similar @ similar.T / 0.1
+    own = torch.eye(6, dtype=torch.bool).repeat(2, 2)
+    wrong = similar.masked_fill(own, -torch.inf)
+    for found, start in ((first, 0), (second, 6)):
+        right = similar[range(start, start + 6), range(6 - start, 12 - start)]
+        every = torch.cat([wrong[:6], wrong[6:]], 1)
+        # Each word of a pair stands beside all words of the others; the right one counts in both directions.
+        expected = (torch.logsumexp(torch.cat([every, right[:, None], right[:, None]], 1), 1) - right).mean()
+        assert found == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_shuffled_pairs_keep_their_words_and_languages_and_mean_nothing():

@@ -173,17 +173,26 @@ def test_several_claims_are_counted_and_those_that_are_not_shown_are_named():
     assert "score over plain): arms were trained from one seed." in str(TrialAnswer(both))
 
 
-def beside(**found: tuple[str, bool | None, float | None]) -> list[str]:
+def peered(**found: tuple[str, bool | None, float | None]) -> TrialResult:
     """The method beside a peer, by what each metric was found to be: its verdict, whether no worse, by which margin."""
     result = tried(pairs=(("other", "method"),))
     result.arms[2].role = "peer"
     known = result.comparison("score", "other", "method")
     units = {"memory": "MiB"}
+    result.comparisons = [c for c in result.comparisons if (c.baseline, c.arm) != ("other", "method")]
     result.comparisons += [
         replace(known, metric=metric, unit=units.get(metric, ""), verdict=verdict, no_worse=no_worse, margin=margin)
         for metric, (verdict, no_worse, margin) in found.items()
     ]
-    result.comparisons.remove(known)
+    return result
+
+
+def beside(
+    verdict: str = "shown", demonstration: str = "", **found: tuple[str, bool | None, float | None]
+) -> list[str]:
+    result = peered(**found)
+    result.judged[0] = replace(result.judged[0], verdict=verdict)
+    result.demonstration = demonstration
     return TrialAnswer(result).beside
 
 
@@ -193,18 +202,32 @@ SAME = "no measurable difference"
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ({"memory": ("helps", None, None), "F1": (SAME, True, 0.1)}, "cheaper in memory (−0.99 MiB). It leads."),
-        ({"memory": ("hurts", None, None), "F1": ("helps", True, 0.1)}, "It does not lead: it costs no less."),
+        ({"memory": ("helps", None, None), "F1": (SAME, True, 0.1)}, "leaner in memory (−0.99 MiB). It leads."),
+        ({"memory": ("hurts", None, None), "F1": ("helps", True, 0.1)}, "larger in memory (−0.99 MiB); better in F1"),
+        ({"memory": ("hurts", None, None), "F1": ("helps", True, 0.1)}, "It does not lead: it costs more."),
+        (
+            {"memory": ("helps", None, None), "F1": ("hurts", True, 2.0)},
+            "leaner in memory (−0.99 MiB); worse in F1 (−0.99). It leads.",
+        ),
         (
             {"memory": ("helps", None, None), "F1": ("hurts", False, 0.1), "accuracy": (SAME, True, 0.1)},
             "worse in F1 (−0.99). It does not lead: F1 is worse.",
         ),
         (
             {"memory": ("helps", None, None), "F1": (SAME, False, 0.1)},
-            "It does not lead: it is not shown to be no worse in F1 by 0.1.",
+            "It does not lead: it is not shown to be no worse in F1 by more than 0.1.",
         ),
-        ({"memory": ("helps", None, None), "F1": (SAME, None, None)}, "It does not lead: no --margin says by how much"),
-        ({"F1": (SAME, True, 0.1)}, "no measurable difference. It does not lead: it costs no less."),
+        (
+            {"memory": ("helps", None, None), "F1": (SAME, None, None)},
+            "It does not lead: no margin was named beforehand for any quality.",
+        ),
+        ({"F1": (SAME, True, 0.1)}, "no measurable difference. It does not lead: its costs were not measured."),
+        (
+            {"memory": (SAME, None, None), "F1": (SAME, True, 0.1)},
+            "no measurable difference. It does not lead: no cost is measurably lower.",
+        ),
+        ({"memory": ("helps", None, None)}, "It does not lead: no quality was compared."),
+        ({"memory": ("not measured", None, None)}, "too few to say. It does not lead: its costs were not measured."),
     ],
 )
 def test_a_method_beside_a_peer_leads_or_it_is_said_why_not(found, said):
@@ -225,9 +248,21 @@ def test_several_peers_share_a_sentence():
         result.comparisons.append(replace(known, verdict=SAME, margin=0.1, no_worse=i != 1))
     [told] = TrialAnswer(result).beside
     assert told == (
-        "Method leads peer 2: beside peer 0 it costs no less; "
-        "beside peer 1 it is not shown to be no worse in score by 0.1."
+        "Method leads peer 2, but not peer 0 (it costs more) and peer 1 (it is not shown to be no worse in score by "
+        "more than 0.1)."
     )
+
+
+def test_what_costs_less_leads_only_where_the_claims_are_shown_and_nothing_is_a_demonstration():
+    found = {"memory": ("helps", None, None), "F1": (SAME, True, 0.1)}
+    assert beside(verdict="shown", **found)[0].endswith("It leads.")
+    assert beside(verdict="refuted here", **found)[0].endswith("It costs less, and is no worse.")
+    assert beside(demonstration="its weights are random", **found) == []
+
+
+def test_peers_are_told_on_the_terminal():
+    result = peered(memory=("helps", None, None), F1=(SAME, True, 0.1))
+    assert "peers   Method beside other: leaner in memory (−0.99 MiB). It leads." in lines_of(result)
 
 
 def test_who_has_no_peer_stands_beside_none():

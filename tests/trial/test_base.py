@@ -668,7 +668,41 @@ def test_the_time_of_training_is_compared_with_that_of_peers_too():
 
     [time] = [c for c in seeded(Untrained()).comparisons if c.metric == TRAINING]
     assert (time.baseline, time.arm, time.difference) == ("peer", "Alpha", times["peer", "Alpha"].difference)
-    assert 0 < time.noise_floor < 0.05, "of the method's own runs"
+
+
+def test_a_training_is_as_noisy_as_the_noisier_of_two_arms():
+    class Noisy(SeededTrial):
+        slow: ClassVar[str] = ""
+
+        def arms(self) -> list[ModelArm]:
+            plain, method = super().arms()
+            return [plain, method, replace(plain, name="peer", role="peer")]
+
+        def run_folder(self, name: str, seed: int) -> Path:
+            return super().run_folder("plain" if name == "peer" else name, seed)
+
+        def _pace(self, name: str, seed: int) -> Any:
+            return np.full(10, 2.0 if name == self.slow and seed == 1 else 1.0)
+
+    for slow, floors in (
+        ("", {0.0}),
+        ("Alpha", {("plain", "Alpha"): np.log(2), ("plain", "peer"): 0.0, ("peer", "Alpha"): np.log(2)}),
+        ("peer", {("plain", "Alpha"): 0.0, ("plain", "peer"): np.log(2), ("peer", "Alpha"): np.log(2)}),
+    ):
+        Noisy.slow = slow
+        found = {(c.baseline, c.arm): c.noise_floor for c in seeded(Noisy()).comparisons if c.metric == TRAINING}
+        assert (found == pytest.approx(floors)) if slow else (set(found.values()) == floors)
+
+
+def test_a_run_that_was_made_while_tuning_is_not_timed_beside_others():
+    class Tuned(SeededTrial):
+        def arms(self) -> list[ModelArm]:
+            self._from_tuning.add("Alpha")
+            return super().arms()
+
+    [time] = [c for c in seeded(Tuned()).comparisons if c.metric == TRAINING]
+    assert time.n == 20, "two of three runs"
+    assert not [c for c in seeded(Tuned(runs=2)).comparisons if c.metric == TRAINING], "one alone has no noise floor"
 
 
 def test_as_many_items_are_asked_as_the_claim_needs(capsys):

@@ -343,7 +343,10 @@ def test_no_worse_by_a_margin(shift, margin, no_worse, equivalent, said, directi
 
 
 def test_a_margin_may_be_of_a_metric_with_commas_in_its_name():
-    assert margins(["loss beyond 8", "192=0.05", "F1 = 0.1"]) == {"loss beyond 8,192": 0.05, "F1": 0.1}
+    known = ["loss beyond 8,192", "F1, matches", "F1"]
+    given = ["loss beyond 8", "192=0.05", "F1", "matches=0.2", "F1 = 0.1"]
+    assert margins(given, known) == {"loss beyond 8,192": 0.05, "F1, matches": 0.2, "F1": 0.1}
+    assert margins(["F1,matches=0.2"], known) == margins(["F1, matches=0.2"]) == {"F1, matches": 0.2}
     for wrong in (["F1"], ["F1=0"], ["=1"], ["F1=x"], ["a=0.1", "b"]):
         with pytest.raises(InputError, match="expected a metric and a number above 0"):
             margins(wrong)

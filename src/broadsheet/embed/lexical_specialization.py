@@ -346,6 +346,7 @@ class LexicalSpecialization:
         learning_rate: float = 5e-6,
         schedule: str = "constant",
         warmup: float = 0.0,
+        loss: Any = None,
         **settings: Any,
     ) -> TrainOutput:
         """Train on word pairs; the defaults are the paper's.
@@ -355,6 +356,7 @@ class LexicalSpecialization:
             pairs: see `lexicon.load`.
             held_out: words of a test: every pair that holds one is left out, and their number is reported.
             batch_size: pairs.
+            loss: of sentence-transformers, of two words a row, to compare with; by default `LabelNTXentLoss`.
             settings: of `fitting.fit`.
 
         Raises:
@@ -380,7 +382,7 @@ class LexicalSpecialization:
         return fit(
             model,
             rows,
-            LabelNTXentLoss(model, self.temperature, self.similarity, self.gather_across_devices),
+            loss or LabelNTXentLoss(model, self.temperature, self.similarity, self.gather_across_devices),
             out,
             batch_size=min(batch_size, len(kept)),
             epochs=epochs,

@@ -17,7 +17,7 @@ from typing import Any
 
 from broadsheet.console import InputError
 from broadsheet.page import discovery, evidence
-from broadsheet.page.beside import Found, leads
+from broadsheet.page.beside import Found, leads, of_methods
 from broadsheet.page.discovery import load
 
 __all__ = [
@@ -129,7 +129,7 @@ class Paper:
         1 runs: a trial on a real model and real data is recorded (no demonstration), and a method's names its claims.
         2 exact: every numeric oracle case passed when last recorded. 3 helps: the recorded trial shows each claim of
         the paper, controls aside. 4 leads: the trial shows it faster or leaner than a peer's implementation, and no
-        worse in a quality by the margin that was given, and worse in none.
+        worse in a quality by the margin that was given, and found worse in none.
         """
         trial = evidence.read(self.id, self.evidence_folder)
         if trial is None or trial.get("demonstration") or (self.kind == "method" and not _claims(trial)):
@@ -208,14 +208,18 @@ def _claims(trial: Mapping[str, Any]) -> list[str]:
 
 
 def _leads(trial: Mapping[str, Any]) -> bool:
-    """Whether a method leads a peer."""
-    of = {role: {arm["name"] for arm in trial["arms"] if arm["role"] == role} for role in ("peer", "method")}
-    found: dict[tuple[str, str], list[Found]] = {}
-    for c in trial["comparisons"]:
-        if c["baseline"] in of["peer"] and c["arm"] in of["method"]:
-            told = Found(c["metric"], c.get("unit", ""), c["verdict"], c.get("no_worse"))
-            found.setdefault((c["baseline"], c["arm"]), []).append(told)
-    return any(map(leads, found.values()))
+    """Whether the method leads a peer."""
+    of = {role: [arm["name"] for arm in trial["arms"] if arm["role"] == role] for role in ("peer", "method")}
+    method = of_methods([claim["arm"] for claim in trial.get("judged", ()) if claim["kind"] == "claim"], of["method"])
+    beside = {
+        peer: [
+            Found(c["metric"], c.get("unit", ""), c["verdict"], c.get("no_worse"))
+            for c in trial["comparisons"]
+            if (c["baseline"], c["arm"]) == (peer, method)
+        ]
+        for peer in of["peer"]
+    }
+    return any(map(leads, beside.values()))
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from broadsheet.console import duration
-from broadsheet.page.beside import Found, is_cost, leads
+from broadsheet.page.beside import Cost, Found, cost, is_worse, leads, of_methods
 from broadsheet.page.papers import page
 from broadsheet.report import words
 from broadsheet.report.view import MARKS, View
 from broadsheet.trial import claims as claiming
 from broadsheet.trial.results import listed
-from broadsheet.trial.sentences import amount, equal_by_design, sensitivity, values
+from broadsheet.trial.sentences import amount, equal_by_design, margin_size, sensitivity, values
 
 if TYPE_CHECKING:
     from broadsheet.trial.claims import JudgedClaim
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 _METRICS, _ROWS = 3, 4  # of the table
 _NAMED = 3  # metrics of a kind that are named of a method beside a peer
+_WORDS: dict[Cost | None, dict[str, str]] = {
+    "time": {"helps": "faster", "hurts": "slower"},
+    "size": {"helps": "leaner", "hurts": "larger"},
+    None: {"helps": "better", "hurts": "worse"},
+}
 ABSENT = "The gain that the paper reports is absent here in "  # how the base's note of a missing gain begins
 
 
@@ -150,31 +155,33 @@ class TrialAnswer:
 
     @cached_property
     def beside(self) -> list[str]:
-        """How the method fares beside each peer: what it saves and what is lost, whether it leads, and if not, why.
+        """How the method fares beside each peer, and if it does not lead, why; nothing of a demonstration.
 
-        Several peers share a sentence.
+        Of one or two peers what costs less or more, and what is better or worse; more of them share a sentence.
         """
         of = {role: [arm.name for arm in self.result.arms if arm.role == role] for role in ("peer", "method")}
-        method = next(iter([claim.arm for claim in self._claimed] + of["method"]), "")
-        pairs = {
-            peer: [c for c in self.result.comparisons if (c.baseline, c.arm) == (peer, method)] for peer in of["peer"]
-        }
-        found = {peer.removeprefix("peer: "): those for peer, those in pairs.items() if those}
-        named = method[:1].upper() + method[1:]
+        method = of_methods([claim.arm for claim in self._claimed], of["method"])
+        pairs = [
+            (peer, [c for c in self.result.comparisons if (c.baseline, c.arm) == (peer, method)]) for peer in of["peer"]
+        ]
+        found = {peer.removeprefix("peer: "): _Beside(those) for peer, those in pairs if those}
+        if self.result.demonstration or not found:
+            return []
+        name = method[:1].upper() + method[1:]
+        led = "It leads" if self.result.verdict == "shown" else "It costs less, and is no worse"
         if len(found) < 3:
-            told = {peer: (_shares(those), _why_not(those)) for peer, those in found.items()}
             return [
-                f"{named} beside {peer}: {shares}. " + (f"It does not lead: {why}." if why else "It leads.")
-                for peer, (shares, why) in told.items()
+                f"{name} beside {peer}: {each}. "
+                + (f"It does not lead: {each.why_not}." if each.why_not else f"{led}.")
+                for peer, each in found.items()
             ]
         reasons: dict[str, list[str]] = {}
-        for peer, those in found.items():
-            reasons.setdefault(_why_not(those), []).append(peer)
-        led = reasons.pop("", [])
-        said = [f"beside {listed(peers)} {why}" for why, peers in reasons.items()]
-        return [
-            f"{named} leads {listed(led) or f'none of {len(found)} peers'}" + f": {'; '.join(said)}" * bool(said) + "."
-        ]
+        for peer, each in found.items():
+            reasons.setdefault(each.why_not, []).append(peer)
+        ahead = reasons.pop("", [])
+        behind = listed([f"{listed(peers)} ({why})" for why, peers in reasons.items()])
+        said = f"leads {listed(ahead)}" + f", but not {behind}" * bool(behind)
+        return [f"{name} {said if ahead else f'leads none of {len(found)} peers: {behind}'}."]
 
     @property
     def _failures(self) -> str:
@@ -244,36 +251,45 @@ class TrialAnswer:
         return f"broadsheet show {paper.id}"
 
 
-def _shares(found: list[Comparison]) -> str:
-    """What costs less and more, and what is better and worse, of a method beside a peer."""
-    costs = [c for c in found if is_cost(c.metric, c.unit)]
-    qualities = [c for c in found if c not in costs]
-    parts = []
-    for word, those, verdict in (
-        ("cheaper", costs, "helps"),
-        ("dearer", costs, "hurts"),
-        ("better", qualities, "helps"),
-        ("worse", qualities, "hurts"),
-    ):
-        named = [f"{c.metric} ({amount(c).partition(' [')[0]})" for c in those if c.verdict == verdict]
-        more = [f"{len(named) - _NAMED} more"] * (len(named) > _NAMED)
-        parts += [f"{word} in {listed(named[:_NAMED] + more)}"] * bool(named)
-    return "; ".join(parts) or "no measurable difference"
+class _Beside:
+    """A method beside one peer.
 
+    Args:
+        found: comparisons of the two.
+    """
 
-def _why_not(found: list[Comparison]) -> str:
-    """Why a method does not lead a peer; empty where it does."""
-    costs = [c for c in found if is_cost(c.metric, c.unit)]
-    qualities = [c for c in found if c not in costs]
-    if leads(Found(c.metric, c.unit, c.verdict, c.no_worse) for c in found):
-        return ""
-    if not any(c.verdict == "helps" for c in costs):
-        return "it costs no less"
-    if worse := [c.metric for c in qualities if c.verdict == "hurts"]:
-        return f"{listed(worse)} {'is' if len(worse) == 1 else 'are'} worse"
-    if asked := [f"{c.metric} by {c.margin:g}" for c in qualities if c.margin is not None]:
-        return f"it is not shown to be no worse in {listed(asked)}"
-    return "no --margin says by how much a quality may be worse"
+    def __init__(self, found: list[Comparison]) -> None:
+        self.found = found
+        self.kinds = {c.metric: cost(c.metric, c.unit) for c in found}
+
+    def __str__(self) -> str:
+        """What costs less and more, and what is better and worse."""
+        parts = []
+        for kind, words_of in _WORDS.items():
+            for verdict, word in words_of.items():
+                those = [c for c in self.found if self.kinds[c.metric] == kind and c.verdict == verdict]
+                named = [f"{c.metric} ({amount(c).partition(' [')[0]})" for c in those]
+                more = [f"{len(named) - _NAMED} more"] * (len(named) > _NAMED)
+                parts += [f"{word} in {listed(named[:_NAMED] + more)}"] * bool(named)
+        measured = any(c.verdict != "not measured" for c in self.found)
+        return "; ".join(parts) or ("no measurable difference" if measured else "too few to say")
+
+    @property
+    def why_not(self) -> str:
+        """Why the method does not lead the peer; empty where it does."""
+        by_metric = {c.metric: Found(c.metric, c.unit, c.verdict, c.no_worse) for c in self.found}
+        if leads(by_metric.values()):
+            return ""
+        costs = [c.verdict for c in self.found if self.kinds[c.metric] and c.verdict != "not measured"]
+        if "helps" not in costs:
+            missing = "no cost is measurably lower" if costs else "its costs were not measured"
+            return "it costs more" if "hurts" in costs else missing
+        qualities = [c for c in self.found if not self.kinds[c.metric]]
+        if worse := [c.metric for c in qualities if is_worse(by_metric[c.metric])]:
+            return f"{listed(worse)} {'is' if len(worse) == 1 else 'are'} worse"
+        if asked := [f"{c.metric} by more than {margin_size(c)}" for c in qualities if c.margin is not None]:
+            return f"it is not shown to be no worse in {listed(asked)}"
+        return "no margin was named beforehand for any quality" if qualities else "no quality was compared"
 
 
 def difference(c: Comparison) -> str:

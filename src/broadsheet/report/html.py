@@ -104,10 +104,9 @@ def brief(result: TrialResult, width: int) -> list[RenderableType]:
         told = _first_lines(answer.why, width - 8, min(2, BRIEF - taken))
         taken += len(textwrap.wrap(told, width - 8))
         lines.append(_hanging([("why    ", told, "")]))
-    for told in answer.beside:
-        if (needed := len(textwrap.wrap(told, width - 8))) <= BRIEF - taken:
-            taken += needed
-            lines.append(_hanging([("peer   ", told, "")]))
+    beside = " ".join(answer.beside)
+    if beside and taken < BRIEF:
+        lines.append(_hanging([("peers  ", _first_lines(beside, width - 8, BRIEF - taken), "")]))
     return lines
 
 

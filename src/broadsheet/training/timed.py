@@ -193,14 +193,15 @@ class TimedRun(TrainerCallback):
             self._told = self._last
             if not stderr().is_terminal:
                 told[0] += f" of {state.max_steps:,}" if self.budget is None else ""
-                self._say(f"training: {', '.join(told)}, {self._time(state)}")
+                self._say(f"training: {', '.join([*told, *self._time(state)])}")
 
-    def _time(self, state: Any) -> str:
-        """What has passed of the budget; without one, what is left at the pace of this call."""
+    def _time(self, state: Any) -> list[str]:
+        """What has passed of the budget; without one, what is left at the pace of this call, while there is some."""
         if self.budget is not None:
-            return f"{self._last / 60:.1f} of {self.budget / 60:.1f} minutes"
+            return [f"{self._last / 60:.1f} of {self.budget / 60:.1f} minutes"]
         pace = (self._last - self._spent) / max(1, state.global_step - self.resumed_from)
-        return f"about {duration(pace * (state.max_steps - state.global_step))} left"
+        left = pace * (state.max_steps - state.global_step)
+        return [f"about {duration(left)} left"] * (left > 0)
 
     def _say(self, message: str) -> None:
         if is_first():

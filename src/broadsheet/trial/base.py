@@ -307,7 +307,7 @@ class Trial(ForPaper):
         self.workdir.mkdir(parents=True, exist_ok=True)
         arms, claims = list(self.arms()), list(self.claims())
         self._margins = {claim.metric: claim.margin for claim in claims if claim.margin is not None}
-        self._margins |= margins(self.margin)
+        self._margins |= margins(self.margin, self._comparable(tasks))
         self._check(arms, tasks, claims)
         took = Took(self.tried, {name: value for name, value in self.given().items() if name != "seed"})
         self._announce(arms, took.before)
@@ -351,6 +351,11 @@ class Trial(ForPaper):
         """Remove what `run` kept to be resumed; called when its result is written."""
         shutil.rmtree(self.workdir, ignore_errors=True)
 
+    def _comparable(self, tasks: Sequence[EvalTask]) -> list[str]:
+        """What a margin may be of: the tasks' metrics, the speed, those of training."""
+        metrics = [metric.name for task in tasks for metric in task.metrics]
+        return [*metrics, f"{plural(tasks[0].item)}/s", *self.of_training]
+
     def _check(self, arms: Sequence[ModelArm], tasks: Sequence[EvalTask], claims: Sequence[Claim]) -> None:
         """See that the trial is the tried paper's own.
 
@@ -363,8 +368,8 @@ class Trial(ForPaper):
         if seconds_of(self.budget) and not any(task.pilot for task in tasks) and not self._extensible:
             raise InputError("got --budget; the number of items is fixed here, by the trial or by an option")
         metrics = [metric.name for task in tasks for metric in task.metrics]
-        known = [*metrics, f"{plural(tasks[0].item)}/s", *self.of_training]
-        if unknown := [name for name in margins(self.margin) if name not in known]:
+        known = self._comparable(tasks)
+        if unknown := [name for name in margins(self.margin, known) if name not in known]:
             raise InputError(f"got --margin {unknown[0]}=…; expected one of the metrics {', '.join(known)}")
         if len(set(metrics)) < len(metrics):
             raise ValueError(f"got metrics {metrics}; expected each name once")

@@ -76,12 +76,18 @@ def margin_words(c: Comparison) -> str:
     """
     if c.margin is None or c.no_worse is None:
         return ""
-    size = f"{100 * c.margin:g} %" if c.scale == "ratio" else f"{c.margin:g}{f' {c.unit}' if c.unit else ''}"
     words = "equal within" if c.equivalent else "no worse by more than" if c.no_worse else "may be worse by more than"
     moved = ""
     if c.items and c.better is not None and c.worse is not None:
         moved = f" ({c.better / c.items:.0%} of items better, {c.worse / c.items:.0%} worse)".replace("%", " %")
-    return moved if c.verdict == "helps" and not c.equivalent else f"; {words} {size}{moved}"
+    return moved if c.verdict == "helps" and not c.equivalent else f"; {words} {margin_size(c)}{moved}"
+
+
+def margin_size(c: Comparison) -> str:
+    """`"0.02 nats"`, `"5 %"` of a ratio; empty without a margin."""
+    if c.margin is None:
+        return ""
+    return f"{100 * c.margin:g} %" if c.scale == "ratio" else f"{c.margin:g}{f' {c.unit}' if c.unit else ''}"
 
 
 def multiplicity_warning(comparisons: Sequence[Comparison]) -> str:

@@ -7,7 +7,7 @@ how a result is told (`sentences`). Plain words and equations are in docs/verdic
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -557,28 +557,38 @@ def holm(p_values: Sequence[float | None]) -> list[float]:
     return adjusted
 
 
-def margins(given: Sequence[str]) -> dict[str, float]:
-    """`["nDCG@10=0.01"]` as metric to margin; a metric's name may hold commas, at which `given` is split.
+def margins(given: Sequence[str], known: Iterable[str] = ()) -> dict[str, float]:
+    """`["nDCG@10=0.01"]` as metric to margin.
+
+    Args:
+        given: what was written, split at commas: a part without a number belongs to the name that ends in the next one.
+        known: metrics, whose names are taken as they are spelled there, however blanks stand behind commas.
 
     Raises:
         InputError: it is no name and a number above 0.
     """
+    spelled = {_joined(name): name for name in known}
     found = {}
     begun = ""
     for number, part in enumerate(given, 1):
         each = begun + part
         if "=" not in part and number < len(given):
-            begun = f"{each},"
+            begun = f"{each}, "
             continue
         begun = ""
         metric, _, size = each.rpartition("=")
         try:
-            found[metric.strip()] = float(size)
+            found[spelled.get(_joined(metric), metric.strip())] = float(size)
         except ValueError:
             size = "0"
         if not metric.strip() or not float(size) > 0:
             raise InputError(f"got --margin {each}; expected a metric and a number above 0, such as nDCG@10=0.01")
     return found
+
+
+def _joined(name: str) -> str:
+    """A name without blanks around its commas: `"loss beyond 8,192"`, `"F1,matches"`."""
+    return ",".join(part.strip() for part in name.split(","))
 
 
 def _exp(value: float) -> float:

@@ -85,8 +85,8 @@ class LexicalTrial(TrainedTrial):
     learning_rate: float | None = option(
         None,
         f"By default the best of {', '.join(f'{rate:g}' for rate in RATES['full'])} for each arm (of adapters ten "
-        "times that), by the words that layers are chosen on; the paper: 5e-6, in many more steps.",
-        quick=1e-4,
+        "times that), by the words that layers are chosen on; with --quick the second. The paper: 5e-6, in many more "
+        "steps.",
         least=0,
     )
     tune: Literal["full", "lora"] = option("full", "Train all weights, or adapters.")
@@ -148,7 +148,7 @@ class LexicalTrial(TrainedTrial):
             return ModelArm(name, lambda: cut_behind(self._start(), layer), role, f"subword mean, layer {layer}")
 
         def back(folder: Path) -> SentenceTransformer:
-            return load(folder, dtype=self.dtype)
+            return load(folder, device=self.device, dtype=self.dtype)
 
         def trained(name: str, about: str, role: Any = None, paper: str = "") -> ModelArm:
             told = f"trained {about}, layer {self._trained}"
@@ -176,9 +176,9 @@ class LexicalTrial(TrainedTrial):
     def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
         pairs = sum(len(split.train) for split in self._splits.values())
         return (
-            "It trains mBERT and XLM-R on word sets of fifty languages, and finds that more pairs help most; "
-            f"here {self.encoder or self.model_name} learns from {pairs:,} pairs, {self.steps * self.batch:,} of them "
-            "drawn."
+            "It trains mBERT and XLM-R on word sets of fifty languages, and finds that how many pairs there are "
+            f"matters far more than which languages; here {self.encoder or self.model_name} draws "
+            f"{self.steps * self.batch:,} times from {pairs:,} pairs."
         )
 
     def also_compare(self) -> list[tuple[str, str]]:
@@ -256,6 +256,8 @@ class LexicalTrial(TrainedTrial):
         """The learning rate given, or the one whose model finds most of the words that layers are chosen on."""
         if self.learning_rate is not None:
             return self.learning_rate
+        if self.quick:
+            return RATES[self.tune][1]
 
         def train(rate: float, out: Path) -> Any:
             return self._fit(name, rate, self.seed, out)
@@ -263,12 +265,14 @@ class LexicalTrial(TrainedTrial):
         def finds(folder: Path) -> float:
             from broadsheet.embed.base import load
 
-            model = load(folder, dtype=self.dtype)
+            model = load(folder, device=self.device, dtype=self.dtype)
             return float(np.mean([_found(split.dev, lambda words: [_encoded(model, words)]) for split in splits]))
 
         splits = self._splits.values()
         others = sum(len(split.dev.task().queries) for split in splits)
-        return self.best_run(name, RATES[self.tune], train, finds, on=f"the MRR of {others} other words")
+        return self.best_run(
+            name, RATES[self.tune], train, finds, on=f"{others} other words, the mean of the lists' MRR"
+        )
 
     def _train(self, name: str, seed: int, out: Path) -> Any:
         if self.take_best(name, self._rates[name], seed, out):
@@ -277,7 +281,7 @@ class LexicalTrial(TrainedTrial):
 
     def _fit(self, name: str, rate: float, seed: int, out: Path) -> Any:
         from broadsheet.embed.modules.word_layers import cut_behind
-        from broadsheet.embed.trials.peers import fit_pairs
+        from broadsheet.embed.trials.peers import both_ways
 
         sets = [pair for split in self._splits.values() for pair in split.train]
         model = cut_behind(self._start(own=True), self._trained)
@@ -287,10 +291,9 @@ class LexicalTrial(TrainedTrial):
             "method": self.tune,
             "learning_rate": rate,
         }
-        if name == PEER:
-            return fit_pairs(model, sets, self._method.temperature, out, seed=seed, **settings)
         pairs = shuffled(sets, self.seed) if name == SHUFFLED else sets
-        return self._method.fit(model, pairs, out, held_out=held(self._splits), seed=seed, **settings)
+        loss = both_ways(model, self._method.temperature) if name == PEER else None
+        return self._method.fit(model, pairs, out, held_out=held(self._splits), loss=loss, seed=seed, **settings)
 
 
 def _found(dev: Questions, vectors: Callable[[list[str]], Sequence[Any]]) -> list[float]:

@@ -77,10 +77,10 @@ class LLMEmbedderTrial(TrainedTrial):
     earlier chunks of the document and chunks of others. Answers: a query asks what a function does, the output is its
     summary, the candidates are bodies of docstrings. BM25 finds the candidates. The model's mean log-likelihood of the
     output given each candidate teaches, on training documents and each task with its own loss, embedders for equal
-    steps: by hard labels, by the KL of sentence-transformers, as the paper does, and so with sharper grades. Each has
-    its best learning rate. On packages that no training saw it is then asked how likely the output is with the
-    candidate that each puts first. With none, a random one, and the best one there is, the scale is known. Data other
-    than pydocs ask for running text alone.
+    steps: by hard labels; by sentence-transformers' KL; as the paper does; and as the paper does with sharper grades.
+    Each has its best learning rate. For running text the paper's loss is that KL. On packages that no training saw it
+    is then asked how likely the output is with the candidate that each puts first. With none, a random one, and the
+    best one there is, the scale is known. Data other than pydocs ask for running text alone.
     """
 
     paper: ClassVar[str] = "llm_embedder"

@@ -1,26 +1,21 @@
-"""What trials of embedders compare with: the same training by sentence-transformers' own losses.
+"""What trials of embedders compare with: the losses of sentence-transformers that come nearest to a paper's.
 
-Knows: the losses of sentence-transformers that come nearest to a paper's. Does not know: data, arms, trials.
+Knows: those losses and their settings. Does not know: data, arms, trials.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MultipleNegativesRankingLoss
 from sentence_transformers.util import pairwise_cos_sim
 from torch import Tensor
 
-from broadsheet.embed.fitting import fit
 from broadsheet.embed.llm_embedder import LLMEmbedder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-    from broadsheet.embed.data.lexicon import WordPair
-    from broadsheet.training.trainer import TrainOutput
 
 
 class ByDistillKLDivLoss(LLMEmbedder):
@@ -42,12 +37,11 @@ class ByDistillKLDivLoss(LLMEmbedder):
         return {name: loss(name) for name in tasks}
 
 
-def fit_pairs(
-    model: SentenceTransformer, pairs: Sequence[WordPair], temperature: float, out: str | Path, **settings: Any
-) -> TrainOutput:
-    """Word pairs learned by `MultipleNegativesRankingLoss`: words of other pairs, in both columns, are negatives."""
-    from datasets import Dataset
+def both_ways(model: SentenceTransformer, temperature: float) -> MultipleNegativesRankingLoss:
+    """The loss for pairs of equals: both texts of the other rows are negatives of each text of a row.
 
-    rows = Dataset.from_dict({"word1": [pair.first for pair in pairs], "word2": [pair.second for pair in pairs]})
-    loss = MultipleNegativesRankingLoss(model, 1 / temperature, directions=("query_to_doc", "query_to_query"))
-    return fit(model, rows, loss, out, schedule="constant", warmup=0.0, **settings)
+    It takes no two rows to be of one set, and one softmax serves all directions.
+    """
+    return MultipleNegativesRankingLoss(
+        model, 1 / temperature, directions=("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+    )

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -128,10 +129,16 @@ class TrainedTrial(Trial):
             return score(folder)
 
         best = self.tuned(name, settings, run, on=on)
+        self._from_tuning.add(name)
         for setting in settings:
             if setting != best:
                 shutil.rmtree(self._tuning_run(name, setting), ignore_errors=True)
         return best
+
+    @cached_property
+    def _from_tuning(self) -> set[str]:
+        """Arms whose run from the trial's own seed is one of `best_run`'s."""
+        return set()
 
     def take_best(self, name: str, setting: float, seed: int, out: Path) -> bool:
         """Whether the run that `best_run` kept is that of this seed: then it now stands in `out`."""
@@ -199,22 +206,23 @@ class TrainedTrial(Trial):
         """How fast arms were trained beside the baseline, and methods beside peers, from tenths of the runs, seed by
         seed.
 
-        The baseline's own runs (where it is not trained, the first method's), one beside the next, give the noise
-        floor; with one run there is none, and nothing is compared, as in a trial that takes its times in turns
-        (`of_training` is empty).
+        The noise floor is the larger of both arms', each from its own runs, one beside the next; with one run there is
+        none, and nothing is compared, as in a trial that takes its times in turns (`of_training` is empty). A run that
+        was one of `best_run`'s, made at another time than the others, is left out with all of its seed.
         """
         baseline = next((arm.name for arm in arms if arm.role == "baseline"), "")
-        if len(self.seeds) < 2 or TRAINING not in self.of_training:
+        seeds = self.seeds[1:] if self._from_tuning else self.seeds
+        if len(seeds) < 2 or TRAINING not in self.of_training:
             return []
-        paces = {arm.name: [self._pace(arm.name, seed) for seed in self.seeds] for arm in arms if arm.by_seed}
+        paces = {arm.name: [self._pace(arm.name, seed) for seed in seeds] for arm in arms if arm.by_seed}
         whole = {name: np.stack(runs) for name, runs in paces.items() if all(len(run) for run in runs)}
+        if len({runs.shape for runs in whole.values()}) > 1:
+            return []
+        floors = {
+            name: max(abs(float(np.mean(b - a))) for a, b in pairwise(np.log(runs))) for name, runs in whole.items()
+        }
         named = [arm for arm in arms if arm.name in whole]
         methods = [arm.name for arm in named if self._role(arm) == "method"]
-        known = [name for name in (baseline, *methods) if name in whole]
-        if not known or len({runs.shape for runs in whole.values()}) > 1:
-            return []
-        logs = np.log(whole[known[0]])
-        floor = max((abs(float(np.mean(b - a))) for a, b in pairwise(logs)), default=0.0)
         pairs = [(baseline, arm.name) for arm in named if baseline in whole and arm.name != baseline]
         pairs += [(arm.name, method) for arm in named if arm.role == "peer" for method in methods]
         return [
@@ -224,7 +232,7 @@ class TrainedTrial(Trial):
                 baseline=first,
                 arm=second,
                 metric=TRAINING,
-                noise_floor=floor,
+                noise_floor=max(floors[first], floors[second]),
                 margin=self._margins.get(TRAINING),
             )
             for first, second in pairs
