@@ -114,7 +114,9 @@ def test_all_arms_of_first_go_on_from_one_model_and_are_trained_and_read_as_they
     trial.finish()
 
 
-def test_what_is_asked_or_chosen_by_is_not_learnt(options, seen):
+def test_what_is_asked_or_chosen_by_is_not_learnt(options, seen, tmp_path):
+    from broadsheet.embed import baseline
+
     trial = FirstTrial(**options | {"queries": "all"}, seed=1)
     trial.run()
     learnt, held = trial._learnt
@@ -131,8 +133,10 @@ def test_what_is_asked_or_chosen_by_is_not_learnt(options, seen):
         wrong = [i for i in row["ranking"] if not each.labels[i]]
         assert wrong == sorted(wrong, reverse=True), "the others as the teacher orders them"
     trial.finish()
-    for kind in (FirstTrial, PGRankTrial):
-        given = {name: options[name] for name in ("model", "data", "queries")}
+    encoder = tmp_path / "encoder"
+    baseline("mean", str(options["model"])).save_pretrained(str(encoder))
+    for kind, model in ((FirstTrial, options["model"]), (PGRankTrial, str(encoder))):
+        given = {"model": model} | {name: options[name] for name in ("data", "queries")}
         with pytest.raises(InputError, match="got --split train, on which the arms are trained"):
             kind(**given, split="train").run()
 
