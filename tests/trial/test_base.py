@@ -697,11 +697,23 @@ def test_a_training_is_as_noisy_as_the_noisier_of_two_arms():
 def test_a_run_that_was_made_while_tuning_is_not_timed_beside_others():
     class Tuned(SeededTrial):
         def arms(self) -> list[ModelArm]:
-            self._from_tuning.add("Alpha")
-            return super().arms()
+            def train(rate: float, folder: Path) -> None:
+                folder.mkdir(parents=True)
+                (folder / "training.json").write_text(json.dumps({"step_seconds": [0.5] * 41}))
+                (folder / "offset").write_text(str(2.0))
+
+            plain, method = super().arms()
+            best = self.best_run("Alpha", (0.1, 0.2), train, lambda folder: 1.0, on="others")
+
+            def taken(seed: int) -> None:
+                if not self.take_best("Alpha", best, seed, self.run_folder("Alpha", seed)):
+                    method.train(seed)  # type: ignore[misc]
+
+            return [plain, replace(method, train=taken)]
 
     [time] = [c for c in seeded(Tuned()).comparisons if c.metric == TRAINING]
     assert time.n == 20, "two of three runs"
+    assert time.difference.estimate == pytest.approx(2.0, rel=0.02)
     assert not [c for c in seeded(Tuned(runs=2)).comparisons if c.metric == TRAINING], "one alone has no noise floor"
 
 

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -129,24 +128,23 @@ class TrainedTrial(Trial):
             return score(folder)
 
         best = self.tuned(name, settings, run, on=on)
-        self._from_tuning.add(name)
         for setting in settings:
             if setting != best:
                 shutil.rmtree(self._tuning_run(name, setting), ignore_errors=True)
         return best
-
-    @cached_property
-    def _from_tuning(self) -> set[str]:
-        """Arms whose run from the trial's own seed is one of `best_run`'s."""
-        return set()
 
     def take_best(self, name: str, setting: float, seed: int, out: Path) -> bool:
         """Whether the run that `best_run` kept is that of this seed: then it now stands in `out`."""
         folder = self._tuning_run(name, setting)
         if seed != self.seed or not folder.exists():
             return False
+        self._taken(name).touch()
         folder.replace(out)
         return True
+
+    def _taken(self, name: str) -> Path:
+        """The mark of an arm whose run from the trial's own seed is one of `best_run`'s."""
+        return self.folder(f"tuning of {name}").with_suffix(".taken")
 
     def _tuning_run(self, name: str, setting: float) -> Path:
         return self.folder(f"tuning of {name}, {setting:g}")
@@ -211,7 +209,7 @@ class TrainedTrial(Trial):
         was one of `best_run`'s, made at another time than the others, is left out with all of its seed.
         """
         baseline = next((arm.name for arm in arms if arm.role == "baseline"), "")
-        seeds = self.seeds[1:] if self._from_tuning else self.seeds
+        seeds = self.seeds[1:] if any(self._taken(arm.name).exists() for arm in arms) else self.seeds
         if len(seeds) < 2 or TRAINING not in self.of_training:
             return []
         paces = {arm.name: [self._pace(arm.name, seed) for seed in seeds] for arm in arms if arm.by_seed}
