@@ -17,7 +17,8 @@ from scipy.stats import binom
 
 from broadsheet.console import InputError
 from broadsheet.trial.claims import Claim, JudgedClaim, judge, outcome, words
-from broadsheet.trial.power import drawn_reach, known_reach, needed, rate_growth
+from broadsheet.trial.engine import RESAMPLES
+from broadsheet.trial.power import drawn_reach, known_reach, needed, rate_growth, resolved
 from broadsheet.trial.sampling import PilotSampling
 from broadsheet.trial.sentences import sentence
 from broadsheet.trial.stats import Interval, bootstrap, interval, joined_freedom, mean, wobble
@@ -273,6 +274,17 @@ def test_the_bound_of_a_share_is_exact():
     found = compare(np.zeros(30), b, binary=True)
     most = 1 - 0.1 ** (1 / 30)  # so many may differ where none of 30 does: 9 times in 10, no more
     assert found.unit_error_bound == pytest.approx(math.sqrt(most / 30))
+
+
+def test_as_many_are_asked_as_several_claims_need_for_any_to_be_beyond_chance():
+    rng = np.random.default_rng(0)
+    sure = {n: compare(np.zeros(n), 10 + 0.01 * rng.normal(size=n), resamples=RESAMPLES) for n in range(5, 12)}
+    for tests in (1, 2, 3, 6):
+        enough = {n for n, found in sure.items() if tests * found.p_value < 0.05}
+        assert enough == set(range(resolved(tests, RESAMPLES), 12))
+    claims = [Claim("m", "A", "B", effect=5.0), Claim("m", "C", "B"), Claim("m", "D", "B", kind="control")]
+    for several, taken in ((claims[:1], 6), (claims, 6), ([*claims, Claim("n", "A", "B")], 7)):
+        assert PilotSampling(several, "texts", 6, 8, None).plan.decide([sure[6]], 6, 0.0) == taken
 
 
 def test_a_pilot_of_fewer_than_five_clusters_tells_nothing():

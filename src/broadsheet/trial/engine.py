@@ -37,6 +37,7 @@ SETTLED = 1.5  # a block on which the baseline's two times differ by more than t
 _UNSETTLED_SECONDS = 0.1  # and by more than this: shorter times are the clock's
 _TOLD_SECONDS = 30  # what takes longer is told beforehand
 _TRIES = 3  # of a block, before its time is left out
+RESAMPLES = 4000  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def run_arms(
     item: str = "item",
     per_item: int = 1,
     seed: int = 0,
-    resamples: int = 4000,
+    resamples: int = RESAMPLES,
     journal: Path | None = None,
     margins: Mapping[str, float] | None = None,
     plan: SamplePlan | None = None,

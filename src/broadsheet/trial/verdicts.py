@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from broadsheet.console import InputError
-from broadsheet.trial.power import binary_effect, detectable_effect, drawn_reach, known_reach, rank_growth, rate_growth
+from broadsheet.trial.power import (
+    TELLING,
+    binary_effect,
+    detectable_effect,
+    drawn_reach,
+    known_reach,
+    rank_growth,
+    rate_growth,
+)
 from broadsheet.trial.stats import (
     CONFIDENCE,
     MIN_UNITS,
@@ -40,7 +48,6 @@ Verdict = Literal["helps", "hurts", "no measurable difference", "not measured"]
 
 TIMED = "paired t on log ratios"  # the test of timed blocks
 _NO_WIDTH = 1e-9  # of the difference: rounding
-_TELLING = 6  # units that must differ before their signs can tell anything: 2 · ½⁶ < 5 % < 2 · ½⁵
 
 
 @dataclass(frozen=True)
@@ -455,7 +462,7 @@ def _resampled(
 ) -> _Found:
     """The bootstrap's answer. `units`: (n,) what each unit adds to a mean difference; None for other statistics."""
     whole, narrow, p_value = draws.interval(), draws.interval(2 * CONFIDENCE - 1), draws.p_value(floor)
-    if units is not None and 0 < (differ := int(np.count_nonzero(units))) < _TELLING and math.isfinite(whole.low):
+    if units is not None and 0 < (differ := int(np.count_nonzero(units))) < TELLING and math.isfinite(whole.low):
         # So few signs tell nothing: the truth is within ± the largest difference, on as many units as may differ.
         reach = clopper_pearson(differ, len(units))[1] * float(np.abs(units).max())
         whole, narrow = (Interval(w.estimate, min(w.low, -reach), max(w.high, reach)) for w in (whole, narrow))
