@@ -251,6 +251,9 @@ def test_several_peers_share_a_sentence():
         "Method leads peer 2, but not peer 0 (it costs more) and peer 1 (it is not shown to be no worse in score by "
         "more than 0.1)."
     )
+    result.judged[0] = replace(result.judged[0], verdict="refuted here")
+    [told] = TrialAnswer(result).beside
+    assert told.startswith("Method costs less than, and is no worse than, peer 2, but not peer 0 (it costs more)")
 
 
 def test_what_costs_less_leads_only_where_the_claims_are_shown_and_nothing_is_a_demonstration():

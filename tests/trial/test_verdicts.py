@@ -17,11 +17,10 @@ from scipy.stats import binom
 
 from broadsheet.console import InputError
 from broadsheet.trial.claims import Claim, JudgedClaim, judge, outcome, words
-from broadsheet.trial.engine import RESAMPLES
 from broadsheet.trial.power import drawn_reach, known_reach, needed, rate_growth, resolved
 from broadsheet.trial.sampling import PilotSampling
 from broadsheet.trial.sentences import sentence
-from broadsheet.trial.stats import Interval, bootstrap, interval, joined_freedom, mean, wobble
+from broadsheet.trial.stats import RESAMPLES, Interval, bootstrap, interval, joined_freedom, mean, wobble
 from broadsheet.trial.verdicts import Comparison, compare_samples, compare_seconds, holm, margins, verdict
 
 REPETITIONS = 200
@@ -282,9 +281,32 @@ def test_as_many_are_asked_as_several_claims_need_for_any_to_be_beyond_chance():
     for tests in (1, 2, 3, 6):
         enough = {n for n, found in sure.items() if tests * found.p_value < 0.05}
         assert enough == set(range(resolved(tests, RESAMPLES), 12))
+    assert needed(5.0, 1e-3, 6, tests=3, resamples=RESAMPLES).units == resolved(3, RESAMPLES)
+    assert needed(5.0, 1e-3, 6, tests=3).units == 5, "of no bootstrap"
     claims = [Claim("m", "A", "B", effect=5.0), Claim("m", "C", "B"), Claim("m", "D", "B", kind="control")]
     for several, taken in ((claims[:1], 6), (claims, 6), ([*claims, Claim("n", "A", "B")], 7)):
         assert PilotSampling(several, "texts", 6, 8, None).plan.decide([sure[6]], 6, 0.0) == taken
+
+
+@pytest.mark.parametrize("tests", [2, 4])
+def test_what_is_needed_shows_an_effect_where_several_claims_are_tested_together(tests):
+    units = needed(0.5, 1 / math.sqrt(30), 30, tests=tests).units
+    alone = needed(0.5, 1 / math.sqrt(30), 30).units
+    assert units > alone
+    p_values = {
+        n: stats.ttest_1samp(np.random.default_rng(0).normal(0.5, 1, size=(4000, n)), 0, axis=1).pvalue
+        for n in (units, alone)
+    }
+    assert np.mean(tests * p_values[units] < 0.05) == pytest.approx(0.8, abs=0.03)
+    assert np.mean(tests * p_values[alone] < 0.05) < 0.75
+    even = compare(np.zeros(30), stats.norm.ppf((np.arange(30) + 0.5) / 30))
+    claims = [Claim("m", "A", "B", effect=0.5), *(Claim("m", "A", f"C{i}") for i in range(tests - 1))]
+    taken = PilotSampling(claims, "lists", 1, 1000, None).plan.decide([even], 30, 0.0)
+    assert taken == needed(0.5, even.unit_error_bound, 30, tests=tests, resamples=RESAMPLES).units
+    unclear = compare(np.zeros(30), 0.3 + stats.norm.ppf((np.arange(30) + 0.5) / 30))
+    first, *_ = judge(claims, [unclear])
+    assert first.verdict == "open"
+    assert first.needed_units == needed(0.5, unclear.unit_error, 30, tests=tests, resamples=RESAMPLES).units
 
 
 def test_a_pilot_of_fewer_than_five_clusters_tells_nothing():

@@ -168,7 +168,8 @@ class TrialAnswer:
         if self.result.demonstration or not found:
             return []
         name = method[:1].upper() + method[1:]
-        led = "It leads" if self.result.verdict == "shown" else "It costs less, and is no worse"
+        shown = self.result.verdict == "shown"
+        led = "It leads" if shown else "It costs less, and is no worse"
         if len(found) < 3:
             return [
                 f"{name} beside {peer}: {each}. "
@@ -180,7 +181,8 @@ class TrialAnswer:
             reasons.setdefault(each.why_not, []).append(peer)
         ahead = reasons.pop("", [])
         behind = listed([f"{listed(peers)} ({why})" for why, peers in reasons.items()])
-        said = f"leads {listed(ahead)}" + f", but not {behind}" * bool(behind)
+        said = f"{'leads' if shown else 'costs less than, and is no worse than,'} {listed(ahead)}"
+        said += f", but not {behind}" * bool(behind)
         return [f"{name} {said if ahead else f'leads none of {len(found)} peers: {behind}'}."]
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from broadsheet.trial.power import needed
-from broadsheet.trial.stats import CONFIDENCE
+from broadsheet.trial.stats import CONFIDENCE, RESAMPLES
 from broadsheet.trial.verdicts import TIMED, Comparison, holm
 
 Kind = Literal["claim", "control"]
@@ -42,6 +42,11 @@ class Claim:
     kind: Kind = "claim"
     margin: float | None = None
     least: float | None = None
+
+    @property
+    def corrected(self) -> bool:
+        """Whether its p-value is corrected for the others: of claims to win, controls apart."""
+        return self.kind == "claim" and self.margin is None
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def judge(
     """
     found = {(c.metric, c.baseline, c.arm): c for c in comparisons}
     of = [found.get((claim.metric, claim.baseline, claim.arm)) for claim in claims]
-    tested = [i for i, claim in enumerate(claims) if claim.kind == "claim" and claim.margin is None]
+    tested = [i for i, claim in enumerate(claims) if claim.corrected]
     corrected = dict(zip(tested, holm([of[i].p_value if of[i] else None for i in tested]), strict=True))  # type: ignore[union-attr]
     judged = []
     for i, (claim, comparison) in enumerate(zip(claims, of, strict=True)):
@@ -112,7 +117,7 @@ def _judged(claim: Claim, comparison: Comparison | None, p_value: float | None, 
         target, p_value = claim.margin, None
         verdict = _no_worse(claim.margin, comparison)
         if verdict == "open" and comparison.unit_error is not None:
-            came = _needed(math.log1p(target) if comparison.scale == "ratio" else target, comparison)
+            came = _needed(math.log1p(target) if comparison.scale == "ratio" else target, comparison, 1)
     elif comparison is not None:
         target = target_of(claim, comparison)
         turned = comparison.turned()
@@ -130,11 +135,11 @@ def _judged(claim: Claim, comparison: Comparison | None, p_value: float | None, 
         ):
             verdict = "refuted here"
         elif reach is not None and comparison.unit_error is not None:
-            came = _needed(reach, comparison)
+            came = _needed(reach, comparison, tested)
     return JudgedClaim(**vars(claim), **came, verdict=verdict, target=target, p_value=p_value, tested=tested)
 
 
-def _needed(reach: float, comparison: Comparison) -> dict[str, Any]:
+def _needed(reach: float, comparison: Comparison, tested: int) -> dict[str, Any]:
     """What would decide an open claim."""
     would = needed(
         reach,
@@ -143,8 +148,15 @@ def _needed(reach: float, comparison: Comparison) -> dict[str, Any]:
         run_error=comparison.run_error,
         runs=max(comparison.runs),
         floor=comparison.noise_floor,
+        **tested_by(comparison, tested),
     )
     return {"needed_units": would.units, "needed_runs": would.runs}
+
+
+def tested_by(comparison: Comparison, tested: int) -> dict[str, Any]:
+    """What `needed` has to know of the test: how many claims are tested together, and the bootstrap, if one tests."""
+    drawn = comparison.test.startswith("paired bootstrap")
+    return {"tests": max(1, tested), "resamples": RESAMPLES if drawn else None}
 
 
 def _no_worse(margin: float, comparison: Comparison) -> ClaimVerdict:

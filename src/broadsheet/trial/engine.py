@@ -28,7 +28,7 @@ from broadsheet import events
 from broadsheet.clock import measure
 from broadsheet.console import duration, progress, say
 from broadsheet.trial.results import ArmResult, Role, beside_chance, plural
-from broadsheet.trial.stats import Interval, Statistic, interval, mean, over_runs
+from broadsheet.trial.stats import RESAMPLES, Interval, Statistic, interval, mean, over_runs
 from broadsheet.trial.verdicts import Comparison, Scale, compare_samples, compare_seconds
 
 Outputs = Mapping[str, Sequence[Any]]
@@ -37,7 +37,6 @@ SETTLED = 1.5  # a block on which the baseline's two times differ by more than t
 _UNSETTLED_SECONDS = 0.1  # and by more than this: shorter times are the clock's
 _TOLD_SECONDS = 30  # what takes longer is told beforehand
 _TRIES = 3  # of a block, before its time is left out
-RESAMPLES = 4000  # of the bootstrap
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,15 @@ def _wins_needed(disagreements: int) -> int:
 
 
 def needed(
-    effect: float, unit_error: float, units: int, *, run_error: float = 0.0, runs: int = 1, floor: float = 0.0
+    effect: float,
+    unit_error: float,
+    units: int,
+    *,
+    run_error: float = 0.0,
+    runs: int = 1,
+    floor: float = 0.0,
+    tests: int = 1,
+    resamples: int | None = None,
 ) -> Needed:
     """The units, and the training runs, with which an effect would be seen with 80 % power.
 
@@ -231,6 +239,8 @@ def needed(
         effect: more than 0, on the scale of the errors (the log for ratios).
         unit_error, run_error: standard errors from the choice of `units` units and from `runs` training runs an arm.
         floor: the noise floor, which the interval has to clear too.
+        tests: claims that are tested together.
+        resamples: of the bootstrap that gives the p-value; None where none does. See `resolved`.
     """
     reach = effect - floor
     if not reach > 0 or not math.isfinite(unit_error):
@@ -239,11 +249,10 @@ def needed(
     def seen(n: int, k: int) -> bool:
         own, repeated = unit_error**2 * units / n, run_error**2 * runs / k
         freedom = joined_freedom((own, n - 1.0), [(repeated, 2.0 * (k - 1))] if run_error else [])
-        return power_factor(float(freedom)) * math.sqrt(own + repeated) <= reach
+        return power_factor(float(freedom), tests) * math.sqrt(own + repeated) <= reach
 
-    return Needed(
-        _least(lambda n: seen(n, runs), MIN_UNITS), _least(lambda k: seen(units, k), 2) if run_error else None
-    )
+    start = MIN_UNITS if resamples is None else resolved(tests, resamples)
+    return Needed(_least(lambda n: seen(n, runs), start), _least(lambda k: seen(units, k), 2) if run_error else None)
 
 
 def resolved(tests: int, resamples: int) -> int:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from broadsheet.console import InputError, duration, say
-from broadsheet.trial.claims import Claim, target_of
-from broadsheet.trial.engine import RESAMPLES, SamplePlan
-from broadsheet.trial.power import needed, resolved
+from broadsheet.trial.claims import Claim, target_of, tested_by
+from broadsheet.trial.engine import SamplePlan
+from broadsheet.trial.power import needed
 from broadsheet.trial.stats import MIN_UNITS
 from broadsheet.trial.verdicts import Comparison
 
@@ -29,9 +29,8 @@ class PilotSampling:
     So what is needed is computed with the bound that the spread stays below in 9 of 10 cases (`unit_error_bound`):
     with the pilot's own spread, an effect was found in 67 (skewed) to 78 (normal) of 100 trials, for which 80 are
     promised; with the bound in 77 to 89, for a third more items. Where the pilot has fewer than five clusters, it tells
-    nothing, and all items are asked. Where several claims are tested together, so few units may be enough that no
-    p-value could tell so: then as many are asked as it takes. What training runs add is not in it: more items do not
-    lessen that.
+    nothing, and all items are asked. Claims that are tested together are each asked at 5 % over their number, and by
+    as many items as any p-value needs there. What training runs add is not in it: more items do not lessen that.
 
     Args:
         items: what is asked, in the plural; `pilot` of them before it is decided, `most` there are.
@@ -78,10 +77,9 @@ class PilotSampling:
             return self.most
         reach = math.log(target) if comparison.scale == "ratio" else target
         error = comparison.unit_error_bound if comparison.unit_error_bound is not None else comparison.unit_error
-        would = needed(reach, error or 0.0, comparison.n, floor=comparison.noise_floor).units
-        if would is not None and comparison.test.startswith("paired bootstrap"):
-            tested = sum(each.kind == "claim" and each.margin is None for each in self.claims)
-            would = max(would, resolved(max(1, tested), RESAMPLES))
+        tested = sum(each.corrected for each in self.claims) if claim.corrected else 1
+        of = tested_by(comparison, tested)
+        would = needed(reach, error or 0.0, comparison.n, floor=comparison.noise_floor, **of).units
         # Clusters, and timed blocks, are met in the proportion that the pilot met them.
         enough = self.most if would is None else -(-would * asked // comparison.n)
         self._told.append(f"{enough:,} would show {target:.3g} in {claim.metric} of {claim.arm} over {claim.baseline}")

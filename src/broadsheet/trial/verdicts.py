@@ -27,6 +27,7 @@ from broadsheet.trial.power import (
 from broadsheet.trial.stats import (
     CONFIDENCE,
     MIN_UNITS,
+    RESAMPLES,
     SURE,
     Draws,
     Floats,
@@ -144,7 +145,7 @@ def compare_samples(
     bounds: tuple[float, float] = (-math.inf, math.inf),
     margin: float | None = None,
     seed: int = 0,
-    resamples: int = 4000,
+    resamples: int = RESAMPLES,
     unit: str = "",
 ) -> Comparison:
     """Compare two arms on the same items: statistic(b) − statistic(a), paired.
