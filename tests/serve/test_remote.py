@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import openai
 import pytest
@@ -18,6 +21,7 @@ from broadsheet.serve.app import create_app
 from broadsheet.serve.guard import KeyRing
 from broadsheet.serve.models.named import Models
 from broadsheet.serve.models.writer import Writer
+from broadsheet.serve.protocol import CompletionRequest
 from broadsheet.teacher import Teacher
 
 CHAT = [{"role": "user", "content": "the hat on the mat"}]
@@ -156,7 +160,26 @@ def test_who_hangs_up_ends_the_request_behind(front, behind):
     assert engine.live == 1
     stream.close()
     wait_until(lambda: engine.live == 0)
-    assert all(each.queued == 0 for each in front.app.app.state.serving.models.queues)
+    wait_until(lambda: all(each.queued == 0 for each in front.app.app.state.serving.models.queues))
+
+
+def test_a_stream_whose_end_is_cancelled_keeps_no_room(monkeypatch):
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    writer = Models(["endpoint:tiny"]).get("tiny", Writer)
+    asked = CompletionRequest(model="tiny", prompt="a", max_tokens=90, stream=True)
+    monkeypatch.setattr(writer.client, "post", AsyncMock(return_value=SimpleNamespace(close=cancelled)))
+
+    async def end() -> None:
+        answered = await writer.answer(asked)
+        assert writer.engine.queued >= 90
+        with pytest.raises(asyncio.CancelledError):
+            await answered.close()
+        assert writer.engine.queued == 0
+
+    asyncio.run(end())
 
 
 def test_what_is_asked_at_once_is_bounded(before):

@@ -285,10 +285,10 @@ class RemoteAnswers(Answered):
         raise failure
 
     async def close(self) -> None:
-        if self._stream is not None:
-            with suppress(openai.APIError, OSError):
-                await self._stream.close()
-        self._held.close()
+        with self._held:  # whatever happens to the wait, cancelled as it may be
+            if self._stream is not None:
+                with suppress(openai.APIError, OSError):
+                    await self._stream.close()
 
     @property
     def _cost(self) -> int:
