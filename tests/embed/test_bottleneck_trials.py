@@ -63,7 +63,7 @@ def test_gem_against_pooling_with_what_generation_has_lost(options: dict[str, An
     assert len({round(value, 3) for value in perplexity.values()}) == 4  # the trained arms have moved, differently
     pairs = [(gem_trial.MEAN, gem_trial.MAIN), (gem_trial.MEAN, gem_trial.NTP), (gem_trial.CONTRAST, gem_trial.MAIN)]
     assert set(result.claims) == {(m, *pair) for m in ("Spearman", "nDCG@10") for pair in pairs}
-    assert {f"tuning of {name}" for name in (gem_trial.CONTRAST, gem_trial.MAIN)} <= set(result.setting)
+    assert {f"tuning of {name}" for name in (gem_trial.CONTRAST, gem_trial.NTP, gem_trial.MAIN)} <= set(result.setting)
     assert set(result.claims) <= {(c.metric, c.baseline, c.arm) for c in result.comparisons}
     assert sum("trained in 3 steps of 4" in note for note in result.notes) == 3
     assert sum("contrast alone: trained in 6 steps of 4" in note for note in result.notes) == 1
@@ -72,6 +72,19 @@ def test_gem_against_pooling_with_what_generation_has_lost(options: dict[str, An
     again = GEMTrial(**options).run()  # what was trained is read back
     assert {a.name: a.samples["nDCG@10"] for a in again.arms} == {a.name: a.samples["nDCG@10"] for a in result.arms}
     trial.finish()
+
+
+def test_rates_of_gem_are_chosen_by_passages_that_it_does_not_learn(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gem_trial, "_TUNING", 30)
+    trial = GEMTrial(**options | {"quick": False, "steps": 200, "batch": 4, "queries": 10, "passages": 40, "words": 15})
+    trial.tasks()
+    every = {row["positive"] for row in tasks.training_pairs(4000, words=15)}
+    assert len(trial._texts) == len(every) - 30, "all but those, where there are not as many as steps ask for"
+    task = trial.tuning(trial._texts)
+    assert not set(task.corpus.values()) & set(trial._texts)
+    assert len(task.queries) == 30
 
 
 def test_gem_trains_on_passages_that_are_not_searched(options: dict[str, Any], collection: Path) -> None:

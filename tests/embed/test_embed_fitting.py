@@ -10,8 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
+from transformers import BertConfig, BertModel
 
 from broadsheet.console import InputError
 from broadsheet.embed.base import Embedder, embedder, load
@@ -105,6 +110,35 @@ def test_lora_trains_its_matrices_alone_and_full_everything(made: Any) -> None:
     changed = [name for name, value in before.items() if not torch.equal(value, weights(two)[name])]
     assert any("embed_tokens" in name for name in changed)
     assert any("down_proj" in name for name in changed)
+
+
+@pytest.mark.parametrize(("autocast", "read"), [("bfloat16", torch.bfloat16), ("none", torch.float32)])
+def test_a_foreign_embedder_reads_in_the_type_asked_for_and_its_loss_does_not(
+    tmp_path: Path, tiny_tokenizer: Any, autocast: Any, read: torch.dtype
+) -> None:
+    config = BertConfig(vocab_size=272, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    tiny_tokenizer().save_pretrained(tmp_path / "bert")
+    plain = SentenceTransformer(modules=[Transformer(str(tmp_path / "bert")), Pooling(16, "mean")], device="cpu")
+    seen: list[Any] = []
+
+    class Seeing(MultipleNegativesRankingLoss):
+        def compute_loss_from_embeddings(self, embeddings: Any, labels: Any) -> torch.Tensor:
+            seen.append((torch.is_autocast_enabled("cpu"), *(each.dtype for each in embeddings)))
+            loss: torch.Tensor = super().compute_loss_from_embeddings(embeddings, labels)
+            return loss
+
+    products: list[torch.dtype] = []
+    inner: Any = plain[0]
+    product = inner.auto_model.encoder.layer[0].attention.self.query
+    product.register_forward_hook(lambda *given: products.append(given[-1].dtype))
+    fit(plain, Dataset.from_list(PAIRS), Seeing(plain), steps=2, batch_size=4, method="full", autocast=autocast)
+    assert set(seen) == {(False, torch.float32, torch.float32)}
+    assert set(products) == {read}
+    assert {weight.dtype for weight in plain.parameters()} == {torch.float32}
+    products.clear()
+    plain.encode(TEXTS)
+    assert set(products) == {torch.float32}, "after training all is as before"
 
 
 def test_merging_leaves_the_vectors_and_a_whole_model(made: Any, tmp_path: Path) -> None:

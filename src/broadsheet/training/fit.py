@@ -296,7 +296,7 @@ def _trainer(
     if not isinstance(objective, Objective):
         from broadsheet.training.columns import column_trainer
 
-        return column_trainer(model, rows, objective, args=arguments, **parts)
+        return column_trainer(model, rows, objective, autocast=dtype, args=arguments, **parts)
     step = config.batch_size * config.accumulate * arguments.world_size
     ordered = getattr(rows, "in_order", False)
     whole = len(rows) * (1 if ordered else config.epochs)

@@ -45,11 +45,12 @@ def text_losses(
         words = features["input_ids"].to(encoder.device)
         real = features["attention_mask"].to(encoder.device)
         with torch.no_grad():
-            logits = encoder.logits(words, real)[:, :-1].float()
-            logits[..., suppressed] = -torch.inf
             target = (real[:, 1:] & real[:, :-1]).bool()
-            nll = cross_entropy(logits.transpose(1, 2), words[:, 1:], reduction="none").where(target, 0)
-        found[batch, 0] = nll.double().sum(1).cpu().numpy()
+            logits = encoder.logits(words, real)[:, :-1][target].float()
+            logits[..., suppressed] = -torch.inf
+            nll = cross_entropy(logits, words[:, 1:][target], reduction="none").double()
+            sums = torch.zeros(target.shape, dtype=nll.dtype, device=nll.device).masked_scatter(target, nll).sum(1)
+        found[batch, 0] = sums.cpu().numpy()
         found[batch, 1] = target.sum(1).cpu().numpy()
     return found
 
