@@ -87,6 +87,21 @@ def test_folder_loads_as_it_was_saved(tiny_folder: Path, tiny_model: Callable, n
     assert models.load(tiny_folder, attn_implementation="eager").model.config._attn_implementation == "eager"
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_head_reads_packed_states_whatever_slice_it_is_given(tiny_folder: Path, rows: int) -> None:
+    import torch
+
+    model = models.load(tiny_folder, device="cpu", dtype="float32").model.requires_grad_(False)
+    head, seen = model.get_output_embeddings(), []
+    forward = head.forward
+    head.forward = lambda states: seen.append(states.stride()) or forward(states)
+    ids = torch.arange(rows * 9).reshape(rows, 9) + 3
+    kept = model(ids, logits_to_keep=2).logits
+    width = model.config.hidden_size
+    assert seen == [(2 * width, width, 1)]
+    assert torch.allclose(kept, model(ids).logits[:, -2:], atol=1e-6)
+
+
 def test_pad_token_becomes_the_end_token(tiny_folder: Path) -> None:
     config = json.loads((tiny_folder / "tokenizer_config.json").read_text())
     del config["pad_token"]

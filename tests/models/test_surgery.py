@@ -156,6 +156,16 @@ def test_a_pruned_model_takes_an_adapter():
     assert not torch.allclose(before, adapted, atol=1e-3)
 
 
+def test_an_adapter_of_a_narrow_model_has_wide_weights():
+    model = of("llama").bfloat16()
+    adapters.add(model, 2)
+    assert {each.dtype for each in model.parameters() if each.requires_grad} == {torch.float32}
+    assert {each.dtype for each in model.parameters() if not each.requires_grad} == {torch.bfloat16}
+    assert logits(model).dtype == torch.bfloat16
+    adapters.merge(model)
+    assert {each.dtype for each in model.parameters()} == {torch.bfloat16}
+
+
 def test_what_cannot_be_cut_is_refused():
     with pytest.raises(InputError, match="a Phi3ForCausalLM has no layers of the Llama family"):
         surgery.blocks(of("phi3"))

@@ -547,6 +547,18 @@ def test_a_difference_that_is_the_same_each_time_refutes_nothing():
     assert claim.verdict == "open"
 
 
+@pytest.mark.parametrize("runs", [1, 3])
+def test_yes_and_no_alike_on_all_items_leave_as_much_open_as_so_many_items_do(runs):
+    values = np.zeros((runs, 60))
+    found = compare(values, values, binary=True, runs=True, margin=0.1)
+    reach = found.difference.high
+    assert reach == pytest.approx(1 - 0.025 ** (1 / 60), rel=0.11)
+    assert found.difference == Interval(0.0, -reach, reach)
+    assert found.no_worse
+    [claim] = judge([Claim("m", "A", "B", least=0.2)], [found])
+    assert claim.verdict == "refuted here"
+
+
 @pytest.mark.parametrize(
     ("difference", "verdict", "said"),
     [

@@ -208,12 +208,14 @@ def attach(model: PreTrainedModel, folder: Path, spec: str, *, layers: int | Non
 
 
 def _inject(model: PreTrainedModel, config: Any) -> None:
-    """peft's layers in place, everything but their matrices frozen."""
+    """peft's layers in place, all but their matrices frozen; those are of float32 at least, as small updates need."""
     peft = _peft("an adapter")
     peft.inject_adapter_in_model(config, model)
     model.peft_config = {"default": config}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
+        if "lora_" in name and parameter.dtype.itemsize < 4:
+            parameter.data = parameter.data.float()
 
 
 def _peft(what: str) -> Any:

@@ -165,7 +165,19 @@ def _read(
     generation = getattr(model, "generation_config", None)  # a classifier has none
     if generation is not None and generation.pad_token_id is None:
         generation.pad_token_id = tokenizer.pad_token_id
+    if (head := model.get_output_embeddings()) is not None:
+        head.register_forward_pre_hook(_packed)
     return model.to(device).eval(), tokenizer
+
+
+def _packed(head: Any, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """States that lie one behind the other in memory, for the head over the vocabulary.
+
+    transformers gives it slices: the last position of each row, say. By a frozen weight torch multiplies a slice row by
+    row, and copies the whole vocabulary for each: on a CPU in bfloat16, 16 rows took 2 s in place of 7 ms.
+    """
+    states = given[0]
+    return (states.flatten(0, -2).contiguous().view(states.shape),)
 
 
 def _config_class(model_type: Any) -> Any:

@@ -267,7 +267,7 @@ def _drawn(asked: _Asked, a: Floats, b: Floats, seed: int, resamples: int) -> _F
     )
     units = _units(b.mean(0) - a.mean(0), asked.clusters) if a.ndim == 2 and statistic is mean else None
     growth = _growth(statistic, asked.bounds, _estimate(statistic, a), draws.units, asked.direction)
-    found = _resampled(draws, units, asked.noise_floor, asked.band, asked.direction, growth, seed)
+    found = _resampled(draws, units, float(asked.binary), asked.noise_floor, asked.band, asked.direction, growth, seed)
     return replace(found, test="paired bootstrap of log ratios") if asked.scale == "ratio" else found
 
 
@@ -455,17 +455,25 @@ def _growth(
 def _resampled(
     draws: Draws,
     units: Floats | None,
+    span: float,
     floor: float,
     margin: float | None,
     direction: int,
     growth: Callable[[float], float],
     seed: int,
 ) -> _Found:
-    """The bootstrap's answer. `units`: (n,) what each unit adds to a mean difference; None for other statistics."""
+    """The bootstrap's answer.
+
+    Args:
+        units: (n,) what each unit adds to a mean difference; None for other statistics.
+        span: the most that a unit may differ by, of values that say yes or no; of others, which are alike to the last
+            digit where they are alike, 0.
+    """
     whole, narrow, p_value = draws.interval(), draws.interval(2 * CONFIDENCE - 1), draws.p_value(floor)
-    if units is not None and 0 < (differ := int(np.count_nonzero(units))) < TELLING and math.isfinite(whole.low):
+    few = units is not None and int(np.count_nonzero(units)) < TELLING and math.isfinite(whole.low)
+    if units is not None and few and (largest := float(np.abs(units).max()) or span):
         # So few signs tell nothing: the truth is within ± the largest difference, on as many units as may differ.
-        reach = clopper_pearson(differ, len(units))[1] * float(np.abs(units).max())
+        reach = clopper_pearson(int(np.count_nonzero(units)), len(units))[1] * largest
         whole, narrow = (Interval(w.estimate, min(w.low, -reach), max(w.high, reach)) for w in (whole, narrow))
         p_value = 1.0
     if whole.low != 0 and math.isfinite(whole.low) and whole.high - whole.low <= _NO_WIDTH * abs(whole.low):
