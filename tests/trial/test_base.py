@@ -22,6 +22,7 @@ from broadsheet.cli.trials import check_arms
 from broadsheet.console import InputError
 from broadsheet.options import construct, option
 from broadsheet.training.workdir import workdir
+from broadsheet.trial import base
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome, Trial
 from broadsheet.trial.engine import Arm, Metric
 from broadsheet.trial.lazy import LazyModel, Memory
@@ -409,6 +410,21 @@ def test_two_tasks_are_one_result(monkeypatch):
     speeds = {c.metric for c in result.comparisons if c.metric.endswith("/s")}
     assert speeds == {"numbers/s"}, "speed is the first task's"
     assert {(c.metric, c.arm) for c in result.comparisons} >= {("score", "Alpha"), ("other", "Alpha")}
+
+
+@pytest.mark.parametrize(("scale", "timed"), [("difference", [True, False]), ("ratio", [True, True])])
+def test_of_later_tasks_blocks_are_run_again_only_where_they_measure_times(monkeypatch, scale, timed):
+    asked = []
+    run = base.run_arms
+    monkeypatch.setattr(base, "run_arms", lambda *a, timed, **given: asked.append(timed) or run(*a, **given))
+    other = Metric("other", scale=scale, of="score")
+    monkeypatch.setattr(
+        ToyTrial,
+        "tasks",
+        lambda self: [self.task("one", "score"), replace(self.task("two", "score"), metrics=[other])],
+    )
+    tried("alpha")
+    assert asked == timed
 
 
 def test_the_examples_are_those_of_its_tasks_with_the_arms_that_did_not_fail(monkeypatch):

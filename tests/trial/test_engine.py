@@ -368,16 +368,17 @@ def clocked(name: str, seconds, role: str = "method") -> Arm:
     return Arm(name, lambda block: Measured({"value": list(block)}, seconds=next(seconds)), role)  # type: ignore[arg-type]
 
 
-def test_a_block_on_which_the_baseline_disagrees_with_itself_is_run_again():
+@pytest.mark.parametrize("timed", [True, False])
+def test_a_block_on_which_the_baseline_disagrees_with_itself_is_run_again_for_its_time(timed):
     times = iter([1.0, 1.0, 9.0, 1.0, 1.01, *[1.0] * 20])  # the warm-up; in the second block 1 and 9, then 1 and 1.01
     arms = [clocked("a", times, "baseline"), clocked("b", iter([1.0] * 40))]
     turns = []
     arms[1].run = lambda block: (turns.append(block[0]), Measured({"value": list(block)}, seconds=0.5))[1]
-    results, comparisons = run_arms(arms, list(range(6)), [MEAN], block_size=1)
-    assert turns.count(0) == 3  # warm-up, once, and once more
+    results, comparisons = run_arms(arms, list(range(6)), [MEAN], block_size=1, timed=timed)
+    assert turns.count(0) == 2 + timed  # warm-up, once, and once more where the time is asked for
     assert results[0].samples["value"] == list(range(6))
     [speed] = [c for c in comparisons if c.metric == "items/s"]
-    assert (speed.n, speed.left_out) == (6, 0)
+    assert (speed.n, speed.left_out) == (5 + timed, 1 - timed)
     assert speed.noise_floor < 0.01
 
 

@@ -158,6 +158,7 @@ def run_arms(
     journal: Path | None = None,
     margins: Mapping[str, float] | None = None,
     plan: SamplePlan | None = None,
+    timed: bool = True,
 ) -> tuple[list[ArmResult], list[Comparison]]:
     """Run every arm on every item and compare them.
 
@@ -172,6 +173,7 @@ def run_arms(
             caller names it after everything that decides the outcome and removes it when the result is written.
         margins: metric to how much worse counts as no worse (`Comparison.margin`).
         plan: decides, after a pilot, how many of the items are asked; all of them by default.
+        timed: whether anybody reads the times; where nobody does, no block is run again for them.
 
     A block on which the baseline's two runs take very different times is run again; where they never agree, its time
     does not count. An arm that raises is reported as failed with its reason and takes no further part; the others go
@@ -204,7 +206,7 @@ def run_arms(
                     bar.update(bar.task_ids[0], total=len(blocks))
                     continue
                 begin = time.perf_counter()
-                finished = _settled_block(runners, blocks[index], index, records)
+                finished = _settled_block(runners, blocks[index], index, records, _TRIES if timed else 1)
                 seconds = time.perf_counter() - begin
                 _absorb(finished, records)
                 _write(journal, {"block": finished, "seconds": seconds})
@@ -271,15 +273,15 @@ def _prepare(arm: Arm, record: _Record, warm_up: Sequence[Any], *, warm: bool) -
 
 
 def _settled_block(
-    runners: Sequence[Arm], block: Sequence[Any], index: int, records: Mapping[str, _Record]
+    runners: Sequence[Arm], block: Sequence[Any], index: int, records: Mapping[str, _Record], most: int
 ) -> dict[str, Any]:
     """`_run_block`, again where the baseline's two times disagree; of the tries the one in which they agree best.
 
-    Each try starts with another arm. Where no try settles, the times are marked as unsettled.
+    Each of `most` tries starts with another arm. Where no try settles, the times are marked as unsettled.
     """
     failed = {name for name, record in records.items() if record.error}
     tries = []
-    for attempt in range(_TRIES):
+    for attempt in range(most):
         tries.append(_run_block(runners, block, index + attempt, failed))
         failed |= {name for name, made in tries[-1].items() if "error" in made}
         if _disagreement(tries[-1], runners) <= math.log(SETTLED):
