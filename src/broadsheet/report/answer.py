@@ -53,7 +53,7 @@ class TrialAnswer:
 
     Attributes:
         lead: the comparison that the answer is about: the paper's first claim that was measured, else that of the
-            method, else that of the best arm. None where nothing was compared.
+            method, or of the best of several, else that of the best arm. None where nothing was compared.
 
     Example:
         >>> str(TrialAnswer(result))  # doctest: +SKIP
@@ -74,10 +74,12 @@ class TrialAnswer:
     def lead(self) -> Comparison | None:
         result = self.result
         measured = (result.comparison(*claim.key) for claim in self._claimed)
-        methods = {arm.name for arm in result.arms if arm.role == "method"}
+        roles = {arm.name: arm.role for arm in result.arms}
         first = next(iter(self._view.metrics), "")
-        of_methods = (c for c in result.comparisons if c.metric == first and c.arm in methods)
-        return next((c for c in [*measured, *of_methods, *self._view.comparisons] if c is not None), None)
+        theirs = [c for c in result.comparisons if c.metric == first and roles[c.arm] == "method"]
+        beside = [c for c in theirs if roles[c.baseline] == "baseline"] or theirs
+        best = sorted(beside, key=lambda c: c.difference.estimate * (-1 if c.higher_is_better else 1))
+        return next((c for c in [*measured, *best, *self._view.comparisons] if c is not None), None)
 
     @property
     def _claimed(self) -> list[JudgedClaim]:

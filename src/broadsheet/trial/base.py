@@ -429,7 +429,7 @@ class Trial(ForPaper):
                     journal=self.workdir / f"{task.name}-{self._runs}.jsonl",
                     margins=self._margins,
                     plan=pilot.plan if pilot else None,
-                    # Of later tasks the speed is not told, but what they measure themselves: times and sizes are ratios.
+                    # Of later tasks no speed is told, but what they measure themselves: times and sizes are ratios.
                     timed=not turn or any(metric.scale == "ratio" for metric in task.metrics),
                 )
                 taken = max(result.n_items for result in results) or len(task.items)  # all arms failed at once
