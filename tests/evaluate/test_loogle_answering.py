@@ -43,7 +43,9 @@ def tokenizer(tiny_tokenizer):
 
 def one_by_one(question, model, tokenizer, max_length=None, limit=12):
     """The plain way: one prompt, no cache shared, no padding."""
-    ids = LooGLE(max_length=max_length).encode(question, tokenizer).ids
+    begins = LooGLE().instruction
+    group = [each for each in QUESTIONS if each.document == question.document and begins(each) == begins(question)]
+    ids = LooGLE(max_length=max_length).encode_together(group, tokenizer)[group.index(question)].ids
     gold = gold_tokens(question.gold, tokenizer)
     with torch.no_grad():
         logits = model(torch.tensor([ids + gold])).logits[0].log_softmax(-1)
@@ -82,14 +84,41 @@ def test_a_document_is_read_once_for_all_questions_with_one_instruction(model, t
 def test_prompts_that_are_cut_are_counted_and_said(model, tokenizer, capsys):
     found = answers(QUESTIONS, model, tokenizer, route=Route("two ends", max_length=100), max_new_tokens=1)
     whole = [len(LooGLE().encode(question, tokenizer).ids) for question in QUESTIONS]
-    assert [answer.prompt_tokens for answer in found] == [min(length, 100) for length in whole]
-    assert [answer.cut for answer in found] == [max(0, length - 100) for length in whole]
-    lost = sum(max(0, length - 100) for length in whole)
+    less = [max(whole[i] for i in (0, 1, 4)) - n if i in (0, 1, 4) else 0 for i, n in enumerate(whole)]
+    less = [n if n <= 10 else 0 for n in less]  # those of one instruction are cut at one place, but for a tenth
+    assert [answer.prompt_tokens for answer in found] == [min(n, 100) - m for n, m in zip(whole, less, strict=True)]
+    assert [answer.cut for answer in found] == [max(0, n - 100) + m for n, m in zip(whole, less, strict=True)]
+    lost = sum(max(0, length - 100) for length in whole) + sum(less)
+    assert any(less)
     assert f"two ends: {sum(n > 100 for n in whole)} of 6 prompts lost their middle, {lost:,} tokens" in (
         capsys.readouterr().err
     )
     answers(QUESTIONS[:1], model, tokenizer, max_new_tokens=1)
     assert capsys.readouterr().err == ""
+
+
+def test_prompts_that_are_cut_begin_their_ends_at_one_place(model, tokenizer):
+    short, long = ask("Who?"), ask("Who was that?")
+    own = [LooGLE(max_length=100).encode(each, tokenizer) for each in (short, long)]
+    cut = LooGLE(max_length=100).encode_together([short, long], tokenizer)
+    whole = [len(each.ids) + each.cut for each in own]
+    assert whole[0] < whole[1]
+    assert cut[1] == own[1], "the longest as alone"
+    assert [len(each.ids) + each.cut for each in cut] == whole
+    lost = whole[1] - whole[0]
+    assert (len(cut[0].ids), cut[0].ids[:50]) == (100 - lost, own[0].ids[:50])
+    assert cut[0].ids[50:] == own[0].ids[50 + lost :], "its question is whole"
+    assert [len(each.ids) for each in LooGLE(max_length=60).encode_together([short, long], tokenizer)] == [60, 60]
+    assert LooGLE().encode_together([short], tokenizer) == [LooGLE().encode(short, tokenizer)]
+    read = []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    try:
+        answers([short, long], model, tokenizer, route=Route("any", max_length=100), max_new_tokens=1)
+    finally:
+        hook.remove()
+    assert read[0] > (1, 60), "the document's end is read once too"
 
 
 def test_a_prompt_that_is_too_long_can_be_an_error(model, tokenizer):

@@ -12,7 +12,7 @@ from shown import reasons, shown
 
 from broadsheet import models
 from broadsheet.console import InputError
-from broadsheet.evaluate.trials.loogle import ENDS, RETRIEVED, WHOLE, LooGLETrial
+from broadsheet.evaluate.trials.loogle import RETRIEVED, LooGLETrial
 from broadsheet.page import papers
 from broadsheet.trial import engine
 from broadsheet.trial.examples import excerpt
@@ -78,6 +78,9 @@ def make(data, folder):
     return make
 
 
+ENDS, WHOLE = "100 tokens", "250 tokens"
+
+
 @pytest.fixture
 def trial(make, home, monkeypatch):
     """`make`, in a cache folder of its own, with `Louder` among the stage's methods."""
@@ -116,7 +119,7 @@ def test_the_ways_to_read_are_compared_on_the_same_questions(finished):
             "misplacement": 2,
         }
     by_name = {arm.name: arm for arm in result.arms}
-    assert set(by_name[ENDS].samples["prompt_tokens"]) == {100}
+    assert max(by_name[ENDS].samples["prompt_tokens"]) == 100
     assert min(by_name[WHOLE].samples["prompt_tokens"]) > 100
     assert by_name[WHOLE].samples["log-likelihood"] != by_name[names[3]].samples["log-likelihood"]
     assert Louder.installed == 3  # two documents, and the warm-up
@@ -131,7 +134,7 @@ def test_the_ways_to_read_are_compared_on_the_same_questions(finished):
     for why in reasons(result).values():
         assert "figures are of GPT-4" in why
     notes = " ".join(result.notes)
-    assert "two ends: 8 of 8 prompts lost their middle" in notes
+    assert "100 tokens: 8 of 8 prompts lost their middle" in notes
     assert "not LooGLE's" not in notes
 
 

@@ -98,9 +98,9 @@ def test_effects_are_the_papers_figures_in_the_unit_of_the_metric() -> None:
         ranked["lists/s"],
     ]
     assert effects(AdedTrial().claims()) == {"tokens/s": 1.9, "tokens per forward": None}
-    assert effects(LLMEmbedderTrial(encoder="folder").claims()[:1]) == {
-        "log-likelihood": pytest.approx(math.log(6.134 / 6.097), abs=1e-4)
-    }
+    # Of the gain by what is fetched at all, here 0.21 nats: outputs are shorter than the paper's.
+    share = math.log(6.134 / 6.097) / math.log(6.400 / 6.134)
+    assert [each.least for each in LLMEmbedderTrial(encoder="folder").claims()[:2]] == [pytest.approx(0.21 * share)] * 2
     assert {claim.effect for claim in SALMONN} == {None}, "it counts stories that follow, whatever they are about"
     assert all(claim.least for claim in SALMONN if claim.kind == "claim")
     assert all(claim.effect or claim.least for preset in PRESETS for claim in study(preset))

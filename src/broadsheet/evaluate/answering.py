@@ -4,7 +4,8 @@ Knows: questions and their prompts, tokens, key/value caches, greedy generation.
 changes a model.
 
 Questions on one document whose prompts begin with the same instruction are read together: the common prefix of these
-prompts is read once, the rest in batches that continue from copies of that cache.
+prompts is read once, the rest in batches that continue from copies of that cache. Prompts that are too long are cut at
+one place of the document.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Route:
 
     Args:
         name: as printed.
-        max_length: tokens of the prompt; a longer one keeps its two ends. None: as the `LooGLE` object says.
+        max_length: tokens of the prompt; a longer one keeps its two ends (`LooGLE.encode_together`). None: as the
+            `LooGLE` object says.
         passages: how many passages replace the document: those BM25 ranks first for the question, in the document's
             order; 0 for the document itself.
         passage_tokens: tokens of a passage.
@@ -222,7 +224,9 @@ class DocumentReader:
         if route.passages:
             passages = Passages(questions[0].document, self.tokenizer, route.passage_tokens)
             questions = [replace(each, document=passages.nearest(each, route.passages)) for each in questions]
-        encoded = [loogle.encode(question, self.tokenizer) for question in questions]
+            encoded = [loogle.encode(question, self.tokenizer) for question in questions]
+        else:
+            encoded = loogle.encode_together(questions, self.tokenizer)
         return [_Prompt(*row) for row in zip(encoded, golds, limits, strict=True)]
 
     def _answer_together(self, prompts: list[_Prompt]) -> list[Answer]:

@@ -160,6 +160,29 @@ class LooGLE:
             )
         return EncodedDocument(both_ends(ids, self.max_length), len(ids) - self.max_length)
 
+    def encode_together(
+        self, questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase
+    ) -> list[EncodedDocument]:
+        """Prompts of one task on one document as `encode` gives them, but cut at one place of the document.
+
+        `encode` counts the end of a prompt from behind: for a longer question it begins elsewhere in the document, and
+        no model can read it once for several. Here all ends begin where that of the longest prompt does, so that the
+        others lose as many tokens more as their question is shorter. A prompt that would lose more than a tenth keeps
+        its own end.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        made = [self.encode(question, tokenizer) for question in questions]
+        longest = max((len(each.ids) + each.cut for each in made if each.cut), default=0)
+        found = []
+        for each in made:
+            more, head = longest - len(each.ids) - each.cut, len(each.ids) // 2
+            if each.cut and more <= _MOST_LOST * len(each.ids):
+                each = EncodedDocument([*each.ids[:head], *each.ids[head + more :]], each.cut + more)
+            found.append(each)
+        return found
+
     def score(self, question: Question, prediction: str) -> dict[str, Score]:
         """Every metric of the question's task for one answer.
 
@@ -207,6 +230,9 @@ def mean(values: Sequence[Score]) -> float:
     pairs = [value if isinstance(value, tuple | list) else (value, 1) for value in values]
     possible = sum(pair[1] for pair in pairs)
     return sum(pair[0] for pair in pairs) / possible if possible else float("nan")
+
+
+_MOST_LOST = 0.1  # of a prompt, so that it is cut where others are
 
 
 def both_ends(ids: Sequence[int], length: int) -> list[int]:

@@ -35,8 +35,9 @@ from broadsheet.trial.results import ArmResult, Curve, Example
 from broadsheet.trial.stats import Floats, interval
 from broadsheet.trial.verdicts import Comparison
 
-ENDS, WHOLE, RETRIEVED = "two ends", "whole document", "BM25 passages"
+WHOLE, RETRIEVED = "whole document", "BM25 passages"
 _LIKELIHOOD = "log-likelihood"
+_LEAST = 0.1  # nats a token that would matter
 _BUCKETS = 5
 
 
@@ -44,16 +45,17 @@ _BUCKETS = 5
 class LooGLETrial(Trial):
     """The same questions on long documents, answered greedily by one model that gets the documents in several ways.
 
-    The plain baseline keeps the two ends of the prompt. Beside it stand the whole document (as far as the context and
-    --max-length reach), the passages that BM25 finds for the question, as long together as the two ends, and the whole
-    document under methods of `broadsheet.attend`.
+    A prompt that is too long keeps its two ends. The plain baseline is given --length tokens. Beside it stands more of
+    the document, as much as the context and --max-length take; the passages that BM25 finds for the question, together
+    as long as the baseline's prompt; and more of the document under methods of `broadsheet.attend`. The ways are named
+    by their tokens.
 
     Quality is what LooGLE scores, and how likely the gold answer is to the model after the prompt (mean log-probability
     of its tokens): a small model's answers lie near 0 on every metric, but which text it was given shows in that.
 
     What is claimed: the paper finds that the same model answers better from more of the document (GPT-4 by its judge,
-    with 32k against 8k tokens: 71.5 and 54.0 on short, 54.1 and 42.1 on long dependencies). So `whole document` is
-    claimed to beat `two ends` in log-likelihood. It also finds that retrieval serves short dependencies and not long
+    with 32k against 8k tokens: 71.5 and 54.0 on short, 54.1 and 42.1 on long dependencies). So more of the document is
+    claimed to beat the baseline in log-likelihood. It also finds that retrieval serves short dependencies and not long
     ones; too few long-dependency questions are asked here to claim that.
 
     The default data, `pydocs`, are not LooGLE's: its tasks, asked by rule of documentation that is installed here (see
@@ -84,7 +86,7 @@ class LooGLETrial(Trial):
     dtype: str = option("float32", "Of the model.", metavar="NAME")
 
     def question(self) -> str:
-        return f"Does {self.model_name} answer better from a whole document than from its two ends?"
+        return f"Does {self.model_name} answer better from more of a document than {self.length:,} tokens of it?"
 
     def tasks(self) -> list[EvalTask]:
         methods = self._methods()
@@ -115,7 +117,7 @@ class LooGLETrial(Trial):
         retrieval = self._routes[2]
         return {
             "data": self._source,
-            "two ends": f"{self.length:,} tokens of the prompt",
+            "prompts": f"{self.length:,} tokens, or {self._whole}; a longer one keeps its two ends",
             "retrieval": f"BM25, {retrieval.passages} passages of {retrieval.passage_tokens} tokens",
             "answers": f"greedy, at most {self.max_new_tokens} tokens, the first line",
             "dtype": self.dtype,
@@ -124,14 +126,15 @@ class LooGLETrial(Trial):
 
     def arms(self) -> list[ModelArm]:
         """A route each. Reading more of a document is what the benchmark's paper is about."""
-        arms = [ModelArm.of(each.name, each, "baseline" if each.name == ENDS else None) for each in self._routes]
+        arms = [ModelArm.of(each.name, each, None if i else "baseline") for i, each in enumerate(self._routes)]
         arms[1] = replace(arms[1], paper=self.paper)
         return arms
 
     def claims(self) -> list[Claim]:
         # Its figures are of answers that GPT-4 judges right (see the class), not of this metric.
         says = "the same model answers better from more of the document (GPT-4 with 32k and 8k tokens)"
-        return [Claim(_LIKELIHOOD, ENDS, WHOLE, says)]
+        less, more, *_ = (route.name for route in self._routes)
+        return [Claim(_LIKELIHOOD, less, more, says, least=_LEAST)]
 
     def absence(self, claim: Claim, comparison: Comparison, outcome: Outcome) -> str:
         longest = self._routes[1].max_length
@@ -188,6 +191,11 @@ class LooGLETrial(Trial):
         return notes
 
     @property
+    def _whole(self) -> str:
+        """How much of a document is more of it."""
+        return self._routes[1].name
+
+    @property
     def _n_documents(self) -> int:
         return len({question.document for question in self._asked})
 
@@ -215,15 +223,15 @@ class LooGLETrial(Trial):
         return asked, f"{self.data}: {len(chosen)} of {len(groups)} documents"
 
     def _ways(self, model: Any, methods: Mapping[str, ContextMethod]) -> list[Route]:
-        """The ways to read a document, the baseline first."""
+        """The ways to read a document, the baseline first, then more of it."""
         affordable = self.max_length or (4096 if model.device.type == "cpu" else None)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         room = context - self.max_new_tokens if context else None
         whole = min((limit for limit in (affordable, room) if limit), default=None)
         piece = min(256, max(32, self.length // 4))
         return [
-            Route(ENDS, max_length=self.length),
-            Route(WHOLE, max_length=whole),
+            Route(f"{self.length:,} tokens", max_length=self.length),
+            Route(f"{whole:,} tokens" if whole else WHOLE, max_length=whole),
             Route(RETRIEVED, max_length=whole, passages=max(1, self.length // piece), passage_tokens=piece),
             # Only a method that bounds the distances it places keys at can read beyond the model's context.
             *(
