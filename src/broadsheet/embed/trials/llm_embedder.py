@@ -200,7 +200,7 @@ class LLMEmbedderTrial(TrainedTrial):
         # The paper starts from BGE, a trained retriever; the model's own mean pooling is an untrained one.
         kind: Literal["claim", "control"] = "control" if self.encoder == _OWN else "claim"
         # Long-range language modelling: a perplexity of 6.400 with nothing fetched, of 6.134 by BGE, of 6.097 by
-        # LLM-Embedder, which adds a seventh to what BGE gives. Outputs are shorter here, and what is fetched gives more.
+        # LLM-Embedder, which adds a seventh to what BGE gives. Outputs are shorter here, so what is fetched gives more.
         likelier = _FETCHED * math.log(6.134 / 6.097) / math.log(6.400 / 6.134)
         fetched = "what it fetches makes {} likelier (Tables: {})"
         taught = "the model's likelihoods teach more than hard labels"
