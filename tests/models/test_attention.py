@@ -211,10 +211,10 @@ def test_training_in_float32_and_long_masked_texts_are_torchs(tiny_model: Any, b
         model(input_ids=ids(70)).logits.sum().backward()
         with torch.autocast("cpu", torch.bfloat16):
             model(input_ids=long, attention_mask=real).logits.sum().backward()
-            model(input_ids=ids(2 * attention.LONGEST + 1, rows=1)).logits.sum().backward()
+            model(input_ids=ids(attention.LONGEST_LEARNT + 1, rows=1)).logits.sum().backward()
             assert not by_products
-            model(input_ids=long).logits.sum().backward()
-    assert by_products == [(attention.LONGEST + 8, True)] * model.config.num_hidden_layers
+            model(input_ids=ids(attention.LONGEST_LEARNT, rows=1)).logits.sum().backward()
+    assert by_products == [(1536, True)] * model.config.num_hidden_layers
 
 
 def test_checkpointed_layers_are_read_again_alike(tiny_model: Any, by_products: list[Any]) -> None:

@@ -6,7 +6,9 @@ The kernel takes 32 or 64 queries of one head at a time, and up to 512 keys at o
 with them. Here a block of queries meets only the keys up to its end, and the query heads that share a key/value head
 make one matrix. Without gradients that takes a fifth to two fifths off at 512 tokens, and less on shorter texts;
 beyond, the kernel passes hidden keys over well enough itself. With gradients in bfloat16, plain matrix products took a
-fifth of the kernel's time at 44 tokens and seven tenths at 1,024 (`benchmarks/train.py`).
+fifth of the kernel's time at 44 tokens and seven tenths at 1,024 (`benchmarks/train.py`), and eight tenths at 1,536.
+What they keep for the backward pass grows with the square of the length: a layer of nine heads keeps 21 MB of a text of
+1,536 tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from transformers.masking_utils import sdpa_mask
 
 SHORT = "broadsheet_short"  # its name for transformers
 BLOCK = 64  # queries of a head; of 32, 64, 128 and 256 the fastest or near it for five shapes of heads, in both dtypes
-LONGEST = 512  # tokens; causal attention with gradients is quicker up to twice as many
+LONGEST = 512  # tokens
+LONGEST_LEARNT = 3 * LONGEST  # of causal attention with gradients, which is quicker for longer
 
 _inside: dict[int, int] = {}  # by the id of a config: how many are inside `short_attention`
 _changing = threading.Lock()
@@ -39,7 +42,7 @@ def short_attention(model: nn.Module) -> Iterator[None]:
 
     That is on a CPU, for texts of 512 tokens at most, if a model has attention "sdpa" and `torch.compile` did not
     rewrite it: without gradients from 96 tokens on, where attention is causal and there is no mask; with gradients in
-    bfloat16, whatever the mask, and without one up to 1,024 tokens. All other attention stays torch's own.
+    bfloat16, whatever the mask, and without one up to 1,536 tokens. All other attention stays torch's own.
 
     Example:
         with torch.inference_mode(), short_attention(model):
@@ -187,7 +190,7 @@ def _weights(scores: Tensor, start: int, mask: Tensor | None, causal: bool) -> T
     return weights
 
 
-@lru_cache(maxsize=4 * 2 * LONGEST // BLOCK)
+@lru_cache(maxsize=4 * LONGEST_LEARNT // BLOCK)
 def _hidden(start: int, end: int) -> Tensor:
     """Whether a key is behind a query of `start` to `end`: (queries, end)."""
     return torch.ones(end - start, end, dtype=torch.bool).triu(start + 1)
@@ -226,7 +229,7 @@ def _attend(
         dropout
         or kwargs.get("position_bias") is not None
         or length != key.shape[2]
-        or length > (2 * LONGEST if keeps and causal and not masked else LONGEST)
+        or length > (LONGEST_LEARNT if keeps and causal and not masked else LONGEST)
         or torch.compiler.is_compiling()
     ):
         return torchs(is_causal=is_causal, **kwargs)

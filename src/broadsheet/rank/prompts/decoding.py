@@ -6,7 +6,8 @@ Knows: causal LMs, batches of token ids. Does not know: queries, documents, wind
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from broadsheet.console import InputError
@@ -32,6 +33,8 @@ def read_next(
 ) -> list[list[float]]:
     """Logits of some tokens right after each prompt: one forward pass per prompt, nothing written.
 
+    They are float32's, also of a model in bfloat16, whose own logits near 30 are spaced by 0.125 and often tie.
+
     Args:
         model: in eval mode.
         prompts: token ids.
@@ -49,7 +52,7 @@ def read_next(
 
     def run(batch: Sequence[int]) -> list[list[float]]:
         last = torch.tensor([len(prompts[index]) - 1 for index in batch])
-        with torch.inference_mode():
+        with torch.inference_mode(), _exactly(model, {one for index in batch for one in wanted[index]}):
             logits = last_logits(model, _padded(model, [prompts[index] for index in batch]), last).float()
         rows = [logits[row, list(wanted[index])].tolist() for row, index in enumerate(batch)]
         if any(value != value for row in rows for value in row):
@@ -83,6 +86,34 @@ def last_logits(model: PreTrainedModel, input_ids: Tensor, positions: Tensor) ->
     kept, place = positions.unique(return_inverse=True)
     logits: Tensor = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
     return logits[rows, place]
+
+
+@contextmanager
+def _exactly(model: PreTrainedModel, tokens: set[int]) -> Iterator[None]:
+    """Inside, a head of less than float32 gives the logits of these tokens from its input and its rows in float32.
+
+    It does where the model computes few logits, by a plain matrix.
+    """
+    import torch
+    from torch.nn.functional import linear
+
+    head = model.get_output_embeddings()
+    narrow = type(head) is torch.nn.Linear and head.weight.dtype in (torch.bfloat16, torch.float16)
+    if not narrow or not keeps_logits(model):
+        yield
+        return
+    rows = torch.tensor(sorted(tokens), device=head.weight.device)
+
+    def widened(head: Any, given: tuple[Tensor], logits: Tensor) -> Tensor:
+        bias = None if head.bias is None else head.bias[rows].float()
+        exact = linear(given[0].float(), head.weight[rows].float(), bias)
+        return logits.float().index_copy(-1, rows, exact)
+
+    handle = head.register_forward_hook(widened)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def permutation(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 FIRST_STAGE = "first stage"
 MOST_LISTS = 1000  # that are asked, where the claims decide how many
 METRICS = [Metric(name, bounds=(0, 1)) for name in MEASURES]
+INVALID = "invalid outputs"  # the share of written orders that were completed, of a block
 _COUNTS = ("calls", "passages", "prompt_tokens", "output_tokens", "invalid_outputs", "cut_passages", "shortened_words")
 
 
@@ -47,6 +48,8 @@ class RerankerTrial(Trial):
     The lists come from documentation: the summary line of a docstring has to find its body among what BM25 finds
     (`pydocs`); or from a BEIR folder.
     """
+
+    shuffled: ClassVar[tuple[str, ...]] = ()  # arms that are given the candidates in random order
 
     reranker: str | None = option(
         None, "A trained reranker (`broadsheet apply first`); the model itself by default.", metavar="FOLDER"
@@ -117,7 +120,7 @@ class RerankerTrial(Trial):
         """The first stage's order, or a reranker's."""
         if arm.name == FIRST_STAGE:
             return first_stage(arm, self.candidates)
-        return reranking(arm, model, width=self.candidates)
+        return reranking(arm, model, width=self.candidates, shuffle=self.seed if arm.name in self.shuffled else None)
 
     def unranked(self, role: Any = None) -> ModelArm:
         """The first stage's order as an arm."""
@@ -167,12 +170,17 @@ def changed(reranker: ListwiseReranker, **settings: Any) -> ListwiseReranker:
     )
 
 
+def training_record(folder: str) -> dict[str, Any]:
+    """What is kept of the last training of the reranker in `folder`; nothing where there is no record."""
+    path = Path(folder).expanduser() / "training.json"
+    return dict(read_json(path)) if folder and path.is_file() else {}
+
+
 def training(folder: str) -> dict[str, str]:
     """How the reranker in `folder` was trained last, for a trial's setting; nothing where no record is kept."""
-    record = Path(folder).expanduser() / "training.json"
-    if not folder or not record.is_file():
+    kept = training_record(folder)
+    if not kept:
         return {}
-    kept = read_json(record)
     settings, objective = kept["settings"], kept["settings"]["objective"]
     how = ", ".join(
         f"{key} {value}" for key, value in objective.items() if key not in ("name", "lists") and value is not None
@@ -196,7 +204,7 @@ def reranking(arm: ModelArm, model: LazyModel, *, width: int, shuffle: int | Non
     """A reranker as an arm over blocks of lists.
 
     Its outputs are nDCG@10 and RR@10, the order it gave (padded with −1 to `width`), and for each query the block's
-    mean of what `stats_` counts.
+    mean of what `stats_` counts and its share of invalid outputs.
 
     Args:
         shuffle: the seed by which the candidates are shuffled before they are ranked; as they came by default. Orders
@@ -228,6 +236,7 @@ def _outputs(
     outputs: dict[str, list[Any]] = dict(evaluate_lists(block, rankings))
     outputs["order"] = [[*order, *[-1] * (width - len(order))] for order in orders]
     outputs |= {name: [value] * len(block) for name, value in counts.items()}
+    outputs[INVALID] = [counts.get("invalid_outputs", 0.0) / (counts.get("calls") or 1.0)] * len(block)
     return Measured(outputs, seconds)
 
 
