@@ -242,17 +242,32 @@ def test_position_bias_tells_a_copying_reranker_from_one_that_looks(monkeypatch)
 
 
 def test_full_ranking_reads_each_passage_once_and_windows_read_some_again(given):
-    result = FullRankTrial(**given | {"candidates": 8}).run()
+    result = FullRankTrial(**given | {"candidates": 10}).run()
     arms = {arm.name: arm for arm in result.arms}
     assert [arm.status for arm in result.arms] == ["ok"] * 3
-    assert arms[FULL].samples["passages"] == [8.0] * 6
+    assert arms[FULL].samples["passages"] == [10.0] * 6
     assert arms[FULL].samples["calls"] == [1.0] * 6
-    assert arms[SLIDING].samples["passages"] == [12.0] * 6  # windows of 4, step 2: three calls
-    assert arms[SLIDING].samples["calls"] == [3.0] * 6
+    assert arms[SLIDING].samples["passages"] == [16.0] * 6  # windows of 4, step 2: four calls
+    assert arms[SLIDING].samples["calls"] == [4.0] * 6
     assert set(result.claims) <= {(c.metric, c.baseline, c.arm) for c in result.comparisons}
     assert "Label builder" in "\n".join(result.notes)
     with pytest.raises(InputError, match="is full ranking"):
         FullRankTrial(**given | {"window": 5}).run()
+
+
+def test_full_ranking_is_claimed_to_be_better_of_a_reranker_that_learnt_whole_lists(model, tmp_path):
+    from broadsheet.rank.fullrank import FullRank
+    from broadsheet.rank.training.fitting import fit
+
+    row = {"query": "q", "documents": ["hat", "mat", "sea"], "ranking": [1, 0, 2]}
+    for name, sizes in (("whole", None), ("parts", (2, 2))):
+        reranker, settings = ListwiseReranker.load(model), {"minutes": None, "epochs": 1, "lists_per_step": 1}
+        fit(reranker, [row], FullRank(), out=tmp_path / name, sizes=sizes, **settings)
+    claimed = {
+        folder.name: [claim.metric for claim in FullRankTrial(reranker=str(folder)).claims()]
+        for folder in (tmp_path / "whole", tmp_path / "parts", model)
+    }
+    assert claimed == {"whole": ["nDCG@10", "lists/s"], "parts": ["lists/s"], "model": ["lists/s"]}
 
 
 def test_several_passes_beat_one_sweep_and_are_exact_without_noise():

@@ -242,6 +242,21 @@ def test_logits_are_those_of_a_plain_forward_pass(tokenizer, model):
         assert hit["logit"] == pytest.approx(logits[letters[hit["corpus_id"]]].item(), abs=1e-5)
 
 
+def test_identifiers_are_told_apart_in_bfloat16(tokenizer, tiny_model):
+    model = tiny_model(max_position_embeddings=4096).bfloat16()
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 100)  # logits as large as trained models'
+    prompts, letters = [[5, 6, 7], [9, 8, 7, 6]], [65, 66, 67, 68]
+    found = torch.tensor(decoding.read_next(model, prompts, [letters] * 2))
+    for prompt, row in zip(prompts, found, strict=True):
+        hidden = model.model(torch.tensor([prompt])).last_hidden_state[0, -1]
+        torch.testing.assert_close(row, model.lm_head.weight[letters].float() @ hidden.float(), atol=1e-4, rtol=1e-5)
+        assert not torch.equal(row, row.bfloat16().float())
+        plain = model(torch.tensor([prompt])).logits[0, -1]
+        assert plain.dtype == torch.bfloat16, "the model is as it was"
+        torch.testing.assert_close(row, plain[letters].float(), atol=0, rtol=0.01)
+    assert found.abs().max() > 8
+
+
 def test_a_model_that_cannot_keep_some_logits_only_is_read_whole(tokenizer, model):
     class Whole(torch.nn.Module):
         def __init__(self):

@@ -97,9 +97,8 @@ def _exactly(model: PreTrainedModel, tokens: set[int]) -> Iterator[None]:
     import torch
     from torch.nn.functional import linear
 
-    head = model.get_output_embeddings()
-    narrow = type(head) is torch.nn.Linear and head.weight.dtype in (torch.bfloat16, torch.float16)
-    if not narrow or not keeps_logits(model):
+    head = model.get_output_embeddings() if model.dtype in (torch.bfloat16, torch.float16) else None
+    if type(head) is not torch.nn.Linear or not keeps_logits(model):
         yield
         return
     rows = torch.tensor(sorted(tokens), device=head.weight.device)

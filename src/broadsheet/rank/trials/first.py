@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from broadsheet import models
 from broadsheet.console import InputError
 from broadsheet.options import option
-from broadsheet.rank.trials.base import FIRST_STAGE, bias, changed, orders_of, reranking
-from broadsheet.rank.trials.teaching import MOST_TRAINED, Lesson, TrainedRerankerTrial
+from broadsheet.rank.trials.base import FIRST_STAGE, INVALID, bias, changed, orders_of
+from broadsheet.rank.trials.teaching import NDCG, Lesson, TrainedRerankerTrial
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
-from broadsheet.trial.engine import Arm
-from broadsheet.trial.lazy import LazyModel
 
 if TYPE_CHECKING:
     from broadsheet.rank.base import ListwiseReranker
 
 WRITTEN, PERMUTATION, MAIN = "written order", "permutation", "first token"
 NO_RANKING, RANKING_ALONE = "first token, no ranking loss", "first token, ranking loss alone"
-SHUFFLED, UNTRAINED = "first token, shuffled input", "untrained, first token"
+SHUFFLED, WRITTEN_SHUFFLED = "first token, shuffled input", "written order, shuffled input"
+UNTRAINED = "untrained, first token"
 BEGUN = "after the easy lists, first token"
 
 
@@ -33,9 +32,12 @@ class FirstTrial(TrainedRerankerTrial):
 
     The same model is trained on the same lists three times: to write the whole ranking; by FIRST, whose logits of the
     first identifier are the ranking; and by FIRST's ranking loss without learning to write. The first writes its order,
-    the others are read by their first token, and so is one that is trained as the first: it shows what the ranking loss
-    adds. FIRST's reranker runs once more on shuffled candidates, which shows how much of its order is the order it was
-    given.
+    the others are read by their first token. A model that learnt to write alone is read by its first token too: that
+    shows what the ranking loss adds.
+
+    A written order that is broken is completed by the order of the candidates as they came, which helps it where they
+    came well ordered. So FIRST's reranker and the one that writes are tried on shuffled candidates too: that shows how
+    much of an order is the one that was given.
 
     With --reranker, nothing is trained: a reranker of `broadsheet apply first` is tried, with its written order and
     with the first token, beside the model it was before.
@@ -45,6 +47,7 @@ class FirstTrial(TrainedRerankerTrial):
     stage: ClassVar[str] = "rank"
     trained_on: ClassVar[str] = "a model of 7 billion parameters on 40,000 lists of 20, three times"
     title: ClassVar[str] = "Rank: the right passages first"
+    shuffled: ClassVar[tuple[str, ...]] = (SHUFFLED, WRITTEN_SHUFFLED)
 
     candidates: int = option(10, "In a list, the best of the first stage.", quick=5, least=2)
     window: int | None = option(None, "Passages in a call; by default the reranker's own (20).", least=2)
@@ -64,7 +67,7 @@ class FirstTrial(TrainedRerankerTrial):
         return f"Is the first token of {self.model_name}'s ranking as good an order as the whole of it, and faster?"
 
     def tasks(self) -> list[EvalTask]:
-        return [self.ordering() if self.reranker else self.ordering(most=MOST_TRAINED)]
+        return [self.asked()]
 
     @cached_property
     def tried_reranker(self) -> ListwiseReranker:
@@ -121,15 +124,19 @@ class FirstTrial(TrainedRerankerTrial):
 
         writing = FIRST(weight=0)
         ours, no_writing = FIRST(**fields), FIRST(lm=False, **{k: v for k, v in fields.items() if k != "importance"})
+        writes = {**token, "decode": "permutation"}
         main = self.learning(MAIN, taught(ours), None, "L_LM + λ·L_rank; nothing written", FIRST.paper)
+        written = self.learning(
+            WRITTEN, taught(writing, **writes), "baseline", "taught to write the ranking, and writes it"
+        )
+        again = "the first training run, its candidates shuffled"
         arms = [
-            self.learning(
-                WRITTEN, taught(writing, decode="permutation"), "baseline", "taught to write the ranking, and writes it"
-            ),
+            written,
             self.learning(NO_RANKING, taught(writing), None, "taught to write the ranking; nothing written"),
             self.learning(RANKING_ALONE, taught(no_writing), "sibling", "L_rank alone; nothing written", FIRST.paper),
             main,
-            self.reading(main, SHUFFLED, "sibling", "the same, its candidates shuffled", FIRST.paper, **token),
+            self.reading(main, SHUFFLED, "sibling", again, FIRST.paper, **token),
+            self.reading(written, WRITTEN_SHUFFLED, "sibling", again, **writes),
             ModelArm(UNTRAINED, lambda: self.tried_reranker, description="the model as it came, the same prompts"),
             self.unranked(),
         ]
@@ -156,39 +163,43 @@ class FirstTrial(TrainedRerankerTrial):
             ),
         ]
 
-    def arm(self, arm: ModelArm, model: LazyModel, kept: Path | None = None) -> Arm:
-        if arm.name == SHUFFLED:
-            return reranking(arm, model, width=self.candidates, shuffle=self.seed)
-        return super().arm(arm, model, kept)
-
     def claims(self) -> list[Claim]:
         faster = "the first token alone is faster than the written order"
         if self.reranker:
             better = "it orders candidates better than the first stage (BEIR, top 100)"
             return [
-                Claim("nDCG@10", FIRST_STAGE, MAIN, better),
+                Claim(NDCG, FIRST_STAGE, MAIN, better),
                 # Abstract: inference takes half the time (a reproduction, arXiv:2411.05508, saved 21 to 42 %).
                 Claim("lists/s", PERMUTATION, MAIN, faster, effect=2.0),
             ]
         return [
             # BEIR, mean nDCG@10: FIRST .543, RankZephyr, which writes, .537; taught to write alone .523, L_rank .517.
             Claim(
-                "nDCG@10", WRITTEN, MAIN, "the first token orders no worse than the written order (BEIR)", margin=0.01
+                self.quality, WRITTEN, MAIN, "the first token orders no worse than the written order (BEIR)", margin=0.01
             ),
-            Claim("nDCG@10", NO_RANKING, MAIN, "the ranking loss makes the first token's logits an order", effect=0.02),
-            Claim("nDCG@10", RANKING_ALONE, MAIN, "learning to write helps the ranking (ablation)", effect=0.026),
+            Claim(
+                self.quality, NO_RANKING, MAIN, "the ranking loss makes the first token's logits an order", effect=0.02
+            ),
+            Claim(self.quality, RANKING_ALONE, MAIN, "learning to write helps the ranking (ablation)", effect=0.026),
             Claim("lists/s", WRITTEN, MAIN, faster, effect=2.0),
         ]
 
     def also_compare(self) -> list[tuple[str, str]]:
         first = [] if self.reranker else [FIRST_STAGE, *[BEGUN] * bool(self.easy)]
         others = [UNTRAINED, *first, *(Path(name).name for name in self.also)]
-        return [(MAIN, SHUFFLED), *((name, MAIN) for name in others)]
+        shuffled = [] if self.reranker else [(WRITTEN, WRITTEN_SHUFFLED), (WRITTEN_SHUFFLED, SHUFFLED)]
+        return [(MAIN, SHUFFLED), *shuffled, *((name, MAIN) for name in others)]
 
     def notes(self, outcome: Outcome) -> list[str]:
         usable, notes = outcome.usable, super().notes(outcome)
         if {MAIN, SHUFFLED} <= usable.keys():
             notes.append(bias(usable[MAIN], usable[SHUFFLED], outcome.tasks[0].items, self.seed))
+        if WRITTEN in usable:
+            share = usable[WRITTEN].values[INVALID].estimate
+            notes.append(
+                f"{share:.0%} of the orders that {WRITTEN} wrote, over all its training runs, were broken and completed "
+                f"by the order of the candidates as they came; {WRITTEN_SHUFFLED} has no such help."
+            )
         writes = PERMUTATION if self.reranker else WRITTEN
         if {MAIN, writes} <= usable.keys():
             both = zip(orders_of(usable[MAIN]), orders_of(usable[writes]), strict=True)
