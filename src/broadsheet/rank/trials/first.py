@@ -175,7 +175,11 @@ class FirstTrial(TrainedRerankerTrial):
         return [
             # BEIR, mean nDCG@10: FIRST .543, RankZephyr, which writes, .537; taught to write alone .523, L_rank .517.
             Claim(
-                self.quality, WRITTEN, MAIN, "the first token orders no worse than the written order (BEIR)", margin=0.01
+                self.quality,
+                WRITTEN,
+                MAIN,
+                "the first token orders no worse than the written order (BEIR)",
+                margin=0.01,
             ),
             Claim(
                 self.quality, NO_RANKING, MAIN, "the ranking loss makes the first token's logits an order", effect=0.02
@@ -197,8 +201,8 @@ class FirstTrial(TrainedRerankerTrial):
         if WRITTEN in usable:
             share = usable[WRITTEN].values[INVALID].estimate
             notes.append(
-                f"{share:.0%} of the orders that {WRITTEN} wrote, over all its training runs, were broken and completed "
-                f"by the order of the candidates as they came; {WRITTEN_SHUFFLED} has no such help."
+                f"{share:.0%} of the orders that {WRITTEN} wrote, over all its training runs, were broken and "
+                f"completed by the order of the candidates as they came; {WRITTEN_SHUFFLED} has no such help."
             )
         writes = PERMUTATION if self.reranker else WRITTEN
         if {MAIN, writes} <= usable.keys():

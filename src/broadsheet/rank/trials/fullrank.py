@@ -137,7 +137,9 @@ class FullRankTrial(TrainedRerankerTrial):
         whole, weighted = (Lesson(loss, self._reading("full")) for loss in (plain, ours))
         said = "trained on whole lists, all candidates in one call"
         return [
-            self.learning(SLIDING, sliding, "baseline", f"trained on parts of that size, equally many passages a step; {about}"),
+            self.learning(
+                SLIDING, sliding, "baseline", f"trained on parts of that size, equally many passages a step; {about}"
+            ),
             self.learning(PLAIN, whole, "sibling", said, FullRank.paper),
             self.learning(FULL, weighted, None, f"{said}; first places weigh more", FullRank.paper),
             self.unranked(),
