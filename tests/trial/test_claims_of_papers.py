@@ -136,7 +136,7 @@ def test_the_effect_of_token_prepending_is_that_on_the_template_that_is_tried(te
 
 
 def test_where_the_paper_gives_no_figure_in_the_unit_there_is_no_effect() -> None:
-    assert [win.effect for win in (*LongHeadsTrial.wins, *FlexPrefillTrial.wins)] == [None] * 5
+    assert [win.effect for win in (*LongHeadsTrial.wins, *FlexPrefillTrial.wins)] == [None] * 6
     assert all(
         win.says for trial in (LMInfiniteTrial, InfLLMTrial, LongHeadsTrial, FlexPrefillTrial) for win in trial.wins
     )
