@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from io import StringIO
 from itertools import pairwise
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -431,6 +432,7 @@ def inside(drawing: plots.Drawing) -> bool:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(arms, max_size=5), st.none() | st.just(0.5))
+@hypothesis.example([plots.PlotRow("", "baseline", Interval(0.0, 0.0, 5e-324), None)], None)
 def test_whiskers_and_scatter_stay_inside(rows, chance):
     assert inside(plots.whiskers("t", rows, chance))
     assert inside(plots.scatter("t", rows, "x", "y"))

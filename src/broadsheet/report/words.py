@@ -53,7 +53,7 @@ def grain(intervals: Iterable[Interval | None]) -> float:
     steps, sizes = [], []
     for interval in intervals:
         half = (interval.high - interval.low) / 2 if interval else math.nan
-        if interval and half < math.inf and not constant(interval):
+        if interval and 0 < half < math.inf and not constant(interval):
             sizes.append(max(abs(interval.low), abs(interval.high)))
             width, size = math.floor(math.log10(half) + 1e-9), math.floor(math.log10(sizes[-1]))
             steps.append(10.0 ** min(width, max(width - 1, size - 2)))
