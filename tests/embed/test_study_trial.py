@@ -130,12 +130,12 @@ def test_what_is_claimed_is_compared_where_the_first_row_is_another():
     answers = {row.name: {"nDCG@10": np.linspace(0, 1, 12)[None]} for row in made.rows}
     (claim,) = made.claims
     assert claim.baseline != made.rows[0].name
-    compared = dense_retrieval_study._comparisons(made, answers, 0)
+    compared = dense_retrieval_study._comparisons(made, answers, 0, {})
     assert (claim.baseline, claim.arm) in {(each.baseline, each.arm) for each in compared}
 
 
 def test_each_training_takes_the_best_of_as_many_rates_and_that_run_is_the_table_s(run, whole, tmp_path, monkeypatch):
-    best = {1: 3e-4, 2: 3e-3, 3: 1e-3}
+    best = {1: 3e-4, 2: 1e-2, 3: 1e-3}
     scored = []
 
     def score(self, recipe, asked):
@@ -148,17 +148,17 @@ def test_each_training_takes_the_best_of_as_many_rates_and_that_run_is_the_table
     assert [(recipe.layers, recipe.learning_rate) for recipe in scored] == [
         (layers, rate) for layers in (1, 2) for rate in dense_retrieval_study.RATES
     ]
-    assert len(list((tmp_path / "home" / "study").glob("run-*"))) == 6
-    assert [re.search(r"learning rate (\S+)", arm.description)[1] for arm in result.arms[:2]] == ["0.0003", "0.003"]
+    assert len(list((tmp_path / "home" / "study").glob("run-*"))) == 2 * len(dense_retrieval_study.RATES)
+    assert [re.search(r"learning rate (\S+)", arm.description)[1] for arm in result.arms[:2]] == ["0.0003", "0.01"]
     assert {cell["steps"] for name in ("1 layers", "2 layers") for cell in result.provenance["cells"][name]} == {5}
     told = {name: text for name, text in result.setting.items() if name.startswith("tuning of ")}
     assert list(told) == ["tuning of layers 1", "tuning of layers 2"]
-    assert told["tuning of layers 1"].startswith("0.0003, the best of 3 on the summary of a docstring finds its body: ")
-    assert "the lowest or the highest that was tried: 0.0003 (layers 1), 0.003 (layers 2)." in "".join(result.notes)
+    assert told["tuning of layers 1"].startswith("0.0003, the best of 4 on the summary of a docstring finds its body: ")
+    assert "the lowest or the highest that was tried: 0.0003 (layers 1), 0.01 (layers 2)." in "".join(result.notes)
     # B is of the same trainings, and chooses the same rates; rows of one training share its rate.
     b = run(preset="B", **CHOSEN, layers=(1, 2))
     assert values(b, "2 layers, 5 steps") == values(result, "2 layers")
-    assert len(list((tmp_path / "home" / "study").glob("run-*"))) == 6
+    assert len(list((tmp_path / "home" / "study").glob("run-*"))) == 2 * len(dense_retrieval_study.RATES)
     middle = run(preset="A", **CHOSEN, backbones=whole[:1], layers=(3,))
     assert not any("that was tried" in note for note in middle.notes)
 
@@ -198,7 +198,7 @@ def test_rates_that_were_scored_are_not_scored_again_after_a_kill(run, monkeypat
     scored.remove("killed")
     assert scored == [(layers, rate) for layers in (1, 2) for rate in dense_retrieval_study.RATES]
     run(preset="A", **CHOSEN, layers=(1, 2), steps=6)
-    assert len(scored) == 12, "another training has its own choice"
+    assert len(scored) == 4 * len(dense_retrieval_study.RATES), "another training has its own choice"
 
 
 def test_sizes_are_made_here_where_no_model_is_given(run, monkeypatch):
@@ -269,6 +269,16 @@ def test_the_grid_is_every_combination(run):
     assert len({tuple(arm.samples["nDCG@10"]) for arm in result.arms}) > 4
 
 
+@pytest.mark.parametrize("preset", ["A", "C"])
+def test_a_margin_is_that_of_its_metric_whatever_is_asked(run, preset):
+    result = run(
+        preset=preset, layers=(1, 2), runs=1, margin=("nDCG@10=0.1",), **({"sets": ("name",)} if preset == "C" else {})
+    )
+    told = {c.metric: c.margin for c in result.comparisons}
+    assert {margin for metric, margin in told.items() if metric.startswith("nDCG@10")} == {0.1}
+    assert {margin for metric, margin in told.items() if not metric.startswith("nDCG@10")} == {None}
+
+
 def test_several_seeds_are_several_training_runs(run):
     single = [run(preset="A", layers=(1,), runs=n) for n in (1, 2)]
     one, two = (values(result, "1 layers") for result in single)
@@ -293,6 +303,7 @@ def test_bad_options_are_named(run):
         ({"losses": ("infonce", "infonce")}, "expected each value once"),
         ({"sets": ("/nowhere",), "preset": "C"}, "nowhere"),
         ({"steps": 0}, "got --steps 0"),
+        ({"margin": ("MRR=0.1",)}, "got --margin MRR; expected some of nDCG@10, RR@10"),
         ({"train_on": ("long",), "preset": "F"}, "got --train-on 'long'"),
     ):
         with pytest.raises(InputError, match=said):

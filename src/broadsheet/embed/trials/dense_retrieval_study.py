@@ -37,12 +37,12 @@ from broadsheet.trial.results import ArmResult, Curve, Example, TrialResult
 from broadsheet.trial.sampling import seconds_of
 from broadsheet.trial.stats import Floats, Interval, interval
 from broadsheet.trial.trained.arms import TrainedTrial
-from broadsheet.trial.verdicts import Comparison, compare_samples
+from broadsheet.trial.verdicts import Comparison, compare_samples, margins
 
 METRICS = {"nDCG@10": "nDCG@10", "RR@10": "RR@10", "Recall@10": "R@10", "Recall@100": "R@100"}
 _SEVERAL = ("nDCG@10", "RR@10")  # of a table that asks several questions
 _UNITS = (("B", 1e9), ("M", 1e6), ("k", 1e3))
-RATES = (3e-4, 1e-3, 3e-3)  # that each training's is chosen from; the first is the study's
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # that each training's is chosen from; the first is the study's
 SIZES = ("scratch:1M", "scratch:3M", "scratch:10M")
 _OF_SIZE = ("A", "B", "C")  # tables that are about sizes
 
@@ -129,6 +129,9 @@ class DenseRetrievalStudyTrial(TrainedTrial):
             InputError: an option, a model or the data cannot be used.
         """
         seconds_of(self.budget)  # refused before anything is trained
+        known = margins(self.margin, METRICS)
+        if unknown := known.keys() - METRICS.keys():
+            raise InputError(f"got --margin {min(unknown)}; expected some of {', '.join(METRICS)}")
         begin = time.monotonic()
         recipe, question = self._recipe(), self._question()
         self.study_ = Study(device=self.device or "", dtype=self.dtype or "")
@@ -141,7 +144,7 @@ class DenseRetrievalStudyTrial(TrainedTrial):
         made = self._tuned_table(made)
         while True:
             arms, records, answers = self._arms(made)
-            comparisons = _comparisons(made, answers, self.seed)
+            comparisons = _comparisons(made, answers, self.seed, known)
             judged = judge(made.claims, comparisons, trained=[row.name for row in made.rows if row.step])
             if not self._extended(judged, time.monotonic() - begin):
                 break
@@ -393,14 +396,30 @@ def _within(span: Interval) -> Interval:
     return Interval(span.estimate, max(0.0, span.low), min(1.0, span.high))
 
 
-def _comparisons(made: Table, answers: Mapping[str, Mapping[str, Floats]], seed: int) -> list[Comparison]:
-    """The baseline against every row, and the pairs; on a CPU a cell run again gives the same, so there is no floor."""
+def _comparisons(
+    made: Table, answers: Mapping[str, Mapping[str, Floats]], seed: int, known: Mapping[str, float]
+) -> list[Comparison]:
+    """The baseline against every row, and the pairs; on a CPU a cell run again gives the same, so there is no floor.
+
+    Args:
+        known: margins by metric, of whatever is asked.
+    """
     baseline = next(row.name for row in made.rows if row.role == "baseline")
     wanted = [(baseline, row.name) for row in made.rows if row.name != baseline]
     wanted += [pair for pair in made.pairs if pair not in wanted]
     wanted += [pair for claim in made.claims if (pair := (claim.baseline, claim.arm)) not in wanted]
     return [
-        compare_samples(values, answers[b][name], metric=name, baseline=a, arm=b, runs=True, bounds=(0, 1), seed=seed)
+        compare_samples(
+            values,
+            answers[b][name],
+            metric=name,
+            baseline=a,
+            arm=b,
+            runs=True,
+            bounds=(0, 1),
+            seed=seed,
+            margin=known.get(name.partition(" (")[0]),
+        )
         for a, b in wanted
         if {a, b} <= answers.keys()
         for name, values in answers[a].items()
