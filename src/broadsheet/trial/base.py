@@ -91,6 +91,9 @@ class EvalTask:
         blocks: timed turns of each arm; `block_size`, items in a turn, decides instead where it is given.
         pilot: items that are asked before it is decided how many of `items`, which are in random order, the claims
             need; 0: all are asked. The pilot has five blocks at least.
+        once: names of the arms that are asked, each by its first training run alone, where what is measured hangs on no
+            training (times, sizes): claims about it need no further runs. By default, and in the first task, every run
+            of every arm is asked.
         examples: the items that were asked, and the arms that did not fail by name, to a few items with what arms made
             of them, those on which they differ most first.
     """
@@ -106,6 +109,7 @@ class EvalTask:
     blocks: int = 10
     block_size: int | None = None
     pilot: int = 0
+    once: tuple[str, ...] = ()
     examples: Callable[[Sequence[Any], Mapping[str, ArmResult]], Sequence[Example]] | None = field(
         default=None, repr=False
     )
@@ -311,11 +315,13 @@ class Trial(ForPaper):
         self._check(arms, tasks, claims)
         took = Took(self.tried, {name: value for name, value in self.given().items() if name != "seed"})
         self._announce(arms, took.before)
+        untaught = [metric.name for task in tasks if task.once for metric in task.metrics]
         resumed, begin = any(self.workdir.iterdir()), time.monotonic()
         while True:
             outcome = self._run(arms, tasks, claims)
             outcome.comparisons.extend(self._training(arms))
-            judged = judge(claims, outcome.comparisons, [arm.name for arm in arms if arm.by_seed])
+            seeded_arms = [arm.name for arm in arms if arm.by_seed]
+            judged = judge(claims, outcome.comparisons, seeded_arms, untaught)
             if not self._extended(judged, time.monotonic() - begin):
                 break
         if not resumed:
@@ -405,7 +411,9 @@ class Trial(ForPaper):
             for turn, task in enumerate(tasks):
                 say(f"{task.name}: {task.about or f'{len(task.items)} {plural(task.item)}'}")
                 made = []
-                for arm, number in turns:
+                taking_part = [(a, n) for a, n in turns if not task.once or (a.name in task.once and n == 0)]
+                names = {arm.name for arm, _ in taking_part}
+                for arm, number in taking_part:
                     kept = self.workdir / f"{task.name}-{fingerprint(arm.name if not number else [arm.name, number])}"
                     model = lazy[arm.name, number]
                     run = task.arm(arm, model, kept)
@@ -422,11 +430,11 @@ class Trial(ForPaper):
                     list(task.items),
                     task.metrics,
                     block_size=block_size,
-                    pairs=list(dict.fromkeys(wanted)),
+                    pairs=[pair for pair in dict.fromkeys(wanted) if names.issuperset(pair)],
                     item=task.item,
                     per_item=task.per_item,
                     seed=self.seed,
-                    journal=self.workdir / f"{task.name}-{self._runs}.jsonl",
+                    journal=self.workdir / f"{task.name}-{1 if task.once else self._runs}.jsonl",
                     margins=self._margins,
                     plan=pilot.plan if pilot else None,
                     # Of later tasks no speed is told, but what they measure themselves: times and sizes are ratios.
@@ -438,7 +446,8 @@ class Trial(ForPaper):
                     power.append(told)
                 if len(tasks) > 1:
                     results = [replace(r, error=f"{task.name}: {r.error}") if r.error else r for r in results]
-                whole = [joined(a, b) for a, b in zip(whole, results, strict=True)] if turn else results
+                by_name = {result.name: result for result in results}
+                whole = [joined(a, by_name[a.name]) if a.name in by_name else a for a in whole] if turn else results
                 comparisons += [c for c in found if not turn or c.metric != f"{plural(task.item)}/s"]
         finally:
             for each in lazy.values():

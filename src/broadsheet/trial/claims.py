@@ -81,12 +81,16 @@ class JudgedClaim(Claim):
 
 
 def judge(
-    claims: Sequence[Claim], comparisons: Sequence[Comparison], trained: Collection[str] = ()
+    claims: Sequence[Claim],
+    comparisons: Sequence[Comparison],
+    trained: Collection[str] = (),
+    untaught: Collection[str] = (),
 ) -> list[JudgedClaim]:
     """What the comparisons make of the claims. Claims to win are corrected together; all others stand alone.
 
     Args:
         trained: names of the arms that are trained: one training run of these decides no claim, but of times.
+        untaught: metrics that hang on no training, so that one run decides there too.
     """
     found = {(c.metric, c.baseline, c.arm): c for c in comparisons}
     of = [found.get((claim.metric, claim.baseline, claim.arm)) for claim in claims]
@@ -96,7 +100,7 @@ def judge(
     for i, (claim, comparison) in enumerate(zip(claims, of, strict=True)):
         p_value = corrected.get(i) if comparison is not None and comparison.p_value is not None else None
         one = _judged(claim, comparison, p_value, len(tested) if claim.kind == "claim" else 0)
-        if comparison is not None and _trained_once(comparison, trained):
+        if comparison is not None and claim.metric not in untaught and _trained_once(comparison, trained):
             one = replace(one, verdict="open", needed_units=None, needed_runs=None, trained_once=True)
         judged.append(one)
     return judged

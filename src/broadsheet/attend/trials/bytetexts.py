@@ -22,6 +22,7 @@ from broadsheet.console import InputError, say
 from broadsheet.data import corpora
 from broadsheet.training.objective import Objective
 from broadsheet.training.schedules import SCHEDULES, Progress
+from broadsheet.training.scratch import near_duplicates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,12 +42,14 @@ class ByteTexts:
         held_out: (texts, 1 + STRETCH · length), a BEGIN and the first bytes of texts that are not in the stream.
         tuning: (16, 1 + length) of still other texts, for the loss along the way and the choice of learning rates.
         whole: (m,) the held-out texts in full, one after another, to be read before timed decoding.
+        dropped: documents that were too like a held-out or tuning text to be learnt from.
     """
 
     stream: Tensor
     held_out: Tensor
     tuning: Tensor
     whole: Tensor
+    dropped: int
 
     def batch(self, step: int, seed: int, rows: int, length: int) -> Tensor:
         """The texts of a step, (rows, length + 1): the same for every arm of that seed, whatever ran before."""
@@ -56,7 +59,9 @@ class ByteTexts:
 
 
 def split(corpus: corpora.Corpus, data: str, asked: int, length: int, wanted: int, seed: int) -> ByteTexts:
-    """Whole documents are held out: a sample of those long enough. A document equal to one of them is dropped.
+    """Whole documents are held out: a sample of those long enough, none a near duplicate of another in what is read.
+
+    Documents that are near duplicates of what is read of them are dropped.
 
     Args:
         data: the corpus's name, for messages.
@@ -70,8 +75,16 @@ def split(corpus: corpora.Corpus, data: str, asked: int, length: int, wanted: in
     documents = corpus.take(max(4000, wanted // 200), seed)
     random.Random(seed).shuffle(documents)
     long = STRETCH * length
-    known = {document.text: document for document in documents if len(document.text.encode()) >= long}
-    fit_to_ask = list(known.values())  # a text that is there twice is asked once
+    fit_to_ask: list[str] = []
+    asked_parts: list[str] = []  # what is read of them
+    for text in (document.text for document in documents):
+        whole = text.encode()
+        part = whole[:long].decode(errors="ignore")
+        if len(whole) >= long and not near_duplicates([part], asked_parts):
+            fit_to_ask.append(text)
+            asked_parts.append(part)
+        if len(fit_to_ask) == asked + TUNING_TEXTS:
+            break
     # Up to a third is left to choose learning rates on: never the texts that are asked.
     spared = min(TUNING_TEXTS, len(fit_to_ask) // 3)
     count = min(asked, len(fit_to_ask) - spared)
@@ -83,10 +96,10 @@ def split(corpus: corpora.Corpus, data: str, asked: int, length: int, wanted: in
         )
     if len(chosen) < asked:
         say(f"{len(chosen)} documents are held out, of {asked} wanted: {len(fit_to_ask)} are long enough")
-    out = {document.text for document in [*chosen, *tuning]}
-    stream = torch.cat(
-        [to_bytes(document.text) for document in documents if document.text not in out] or [to_bytes("")]
-    )
+    out = {*chosen, *tuning}
+    rest = [document.text for document in documents if document.text not in out]
+    like = near_duplicates(rest, asked_parts)
+    stream = torch.cat([to_bytes(text) for i, text in enumerate(rest) if i not in like] or [to_bytes("")])
     if len(stream) <= length:
         raise InputError(
             f"{data} leaves {len(stream)} bytes to train on; expected more than {length}, and a few "
@@ -94,9 +107,10 @@ def split(corpus: corpora.Corpus, data: str, asked: int, length: int, wanted: in
         )
     return ByteTexts(
         stream,
-        torch.stack([to_bytes(document.text)[: long + 1] for document in chosen]),
-        torch.stack([to_bytes(document.text)[: length + 1] for document in tuning]),
-        torch.cat([to_bytes(document.text) for document in chosen]),
+        torch.stack([to_bytes(text)[: long + 1] for text in chosen]),
+        torch.stack([to_bytes(text)[: length + 1] for text in tuning]),
+        torch.cat([to_bytes(text) for text in chosen]),
+        len(like),
     )
 
 
@@ -112,6 +126,12 @@ def read(model: PreTrainedModel, ids: Tensor, parts: int) -> np.ndarray:
     logits = model(ids[:, :-1], use_cache=False).logits.float()
     losses = cross_entropy(logits.mT, ids[:, 1:], reduction="none")
     return losses.unflatten(1, (parts, -1)).mean(-1).cpu().numpy().astype(np.float64)
+
+
+def next_byte_loss(model: Any, ids: Tensor) -> Tensor:
+    """The mean over texts (rows, length + 1), in nats; in float32 whatever the model computes in."""
+    logits = model(ids[:, :-1], use_cache=False).logits.float()
+    return cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
 
 class NextByte(Objective):
@@ -132,9 +152,7 @@ class NextByte(Objective):
         return {"input_ids": ids, "tokens": torch.tensor(ids[:, 1:].numel())}
 
     def loss(self, model: Any, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        ids = batch["input_ids"]
-        logits = model(ids[:, :-1], use_cache=False).logits
-        return cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        return next_byte_loss(model, batch["input_ids"])
 
     def parameter_groups(self, model: Any, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         return [{"params": list(model.parameters()), "weight_decay": weight_decay}]  # vectors decay too

@@ -31,12 +31,13 @@ GROWTH = Metric("growth of decode time", higher_is_better=False, scale="ratio", 
 KEPT = Metric("kept of a text", higher_is_better=False, scale="ratio", unit="MiB")
 
 
-def decoding_task(whole: Tensor, texts: int) -> EvalTask:
+def decoding_task(whole: Tensor, texts: int, once: tuple[str, ...]) -> EvalTask:
     """Texts to what a token costs after `LONG` tokens of each, and by how much more time than after `SHORT` ones.
 
     Args:
         whole: (n,) tokens that texts are cut from, from places evenly apart; repeated where they are too few.
         texts: how many, the first with the shortest context.
+        once: names of the arms that take part.
     """
     items = cut(whole, texts)
     return EvalTask(
@@ -49,6 +50,7 @@ def decoding_task(whole: Tensor, texts: int) -> EvalTask:
         f"{SHORT:,} of each, all arms in turns",
         fingerprint=fingerprint([each.tolist() for each in items]),
         block_size=1,
+        once=once,
     )
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -159,7 +160,15 @@ class TrainedTrial(Trial):
                 if arm.train is not None:
                     with suppress(Exception):
                         arm.train(seed)
-        return super()._run(arms, tasks, claims)
+        begin = time.monotonic()
+        outcome = super()._run(arms, tasks, claims)
+        self._asking.append(time.monotonic() - begin)
+        return outcome
+
+    @cached_property
+    def _asking(self) -> list[float]:
+        """Seconds in which all items were asked, each time."""
+        return []
 
     def run_folder(self, name: str, seed: int) -> Path:
         """Where the training run of the arm `name` from that seed is kept; that of the trial's own seed is `folder`."""
@@ -190,7 +199,8 @@ class TrainedTrial(Trial):
         budget = seconds_of(self.budget)
         if not self._extensible or not reachable:
             return False
-        left = spent / self._runs * max(reachable)
+        training = (spent - sum(self._asking)) / self._runs * (max(reachable) - self._runs)
+        left = training + self._asking[-1] / self._runs * max(reachable)
         if budget is not None and spent + left > budget:
             return False
         say(
@@ -204,9 +214,10 @@ class TrainedTrial(Trial):
         """How fast arms were trained beside the baseline, and methods beside peers, from tenths of the runs, seed by
         seed.
 
-        The noise floor is the larger of both arms', each from its own runs, one beside the next; with one run there is
-        none, and nothing is compared, as in a trial that takes its times in turns (`of_training` is empty). A run that
-        was one of `best_run`'s, made at another time than the others, is left out with all of its seed.
+        The noise floor is how far apart the seeds' own log ratios lie, the largest from the smallest: what slows both
+        arms of a seed is none. With one run there is none, and nothing is compared, as in a trial that takes its times
+        in turns (`of_training` is empty). A run that was one of `best_run`'s, made at another time than the others, is
+        left out with all of its seed.
         """
         baseline = next((arm.name for arm in arms if arm.role == "baseline"), "")
         seeds = self.seeds[1:] if any(self._taken(arm.name).exists() for arm in arms) else self.seeds
@@ -216,9 +227,6 @@ class TrainedTrial(Trial):
         whole = {name: np.stack(runs) for name, runs in paces.items() if all(len(run) for run in runs)}
         if len({runs.shape for runs in whole.values()}) > 1:
             return []
-        floors = {
-            name: max(abs(float(np.mean(b - a))) for a, b in pairwise(np.log(runs))) for name, runs in whole.items()
-        }
         named = [arm for arm in arms if arm.name in whole]
         methods = [arm.name for arm in named if self._role(arm) == "method"]
         pairs = [(baseline, arm.name) for arm in named if baseline in whole and arm.name != baseline]
@@ -230,7 +238,7 @@ class TrainedTrial(Trial):
                 baseline=first,
                 arm=second,
                 metric=TRAINING,
-                noise_floor=max(floors[first], floors[second]),
+                noise_floor=float(np.ptp(np.log(whole[first] / whole[second]).mean(1))),
                 margin=self._margins.get(TRAINING),
             )
             for first, second in pairs

@@ -33,6 +33,7 @@ from broadsheet.trial.examples import excerpt, most_apart
 from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.results import ArmResult, Curve, Example
 from broadsheet.trial.trained.arms import TrainedTrial
+from broadsheet.trial.trained.pace import stepper
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -316,28 +317,16 @@ class Laboratory(TrainedTrial):
 
     def _stepper(self, arm: LabArm) -> Callable[[int], None]:
         """A function that makes one step of an arm's training, as at that place of it."""
-        from broadsheet.models.attention import short_attention
-        from broadsheet.training.weights import autocast_dtype
-
-        model, rows = self.paced(arm).train(), self.rows(arm.rows, self.seed)
+        model, rows = self.paced(arm), self.rows(arm.rows, self.seed)
         size, objective = self._batch_of(rows), self.objective(arm.method(self.seed))
         objective.prepare(model)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)  # as a Trainer's is
-        dtype = autocast_dtype("auto", model.device)
-        cuda = model.device.type == "cuda"
+        make = stepper(model, lambda model, batch: objective.loss(model, batch, torch.Generator()))
 
         def step(number: int) -> None:
             places = [(number * size + i) % len(rows) for i in range(size)]
             batch = objective.collate([(place, rows[place]) for place in places])
             objective.step = number
-            with short_attention(model):
-                with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
-                    loss = objective.loss(model, {k: v.to(model.device) for k, v in batch.items()}, torch.Generator())
-                loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if cuda:
-                torch.cuda.synchronize()
+            make(batch)
 
         return step
 
