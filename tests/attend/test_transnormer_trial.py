@@ -11,13 +11,17 @@ import pytest
 import torch
 from shown import reasons, shown
 
-from broadsheet.attend.trials import decoding, transnormer
-from broadsheet.attend.trials.bytetexts import BEGIN, read, split
-from broadsheet.attend.trials.transnormer import LLAMA, NO_DECAY, OURS, PLAIN, PRINTED, SCALED, Shape, TransNormerTrial
+from broadsheet.attend.trials import bytetexts, decoding, pace, transnormer
+from broadsheet.attend.trials.bytetexts import BEGIN, next_byte_loss, read, split
+from broadsheet.attend.trials.pace import PACE
+from broadsheet.attend.trials.transnormer import LLAMA, NO_DECAY, OURS, PLAIN, Shape, TransNormerTrial
 from broadsheet.cache import home as cache_home
 from broadsheet.console import InputError
 from broadsheet.data import corpora
 from broadsheet.options import construct, describe
+from broadsheet.training import weights
+from broadsheet.trial.base import ModelArm
+from broadsheet.trial.lazy import LazyModel
 from broadsheet.trial.trained.arms import TRAINING
 
 SHAPE = {"texts": 6, "steps": 4, "length": 16, "batch": 2, "width": 16, "layers": 2, "heads": 2, "device": "cpu"}
@@ -44,31 +48,38 @@ def test_both_are_trained_on_the_same_and_compared(trial, monkeypatch):
     first = trial()
     result = first.run()
     arms = {arm.name: arm for arm in result.arms}
-    assert list(arms) == [LLAMA, OURS, PRINTED, NO_DECAY, PLAIN, SCALED]
-    assert [arm.error for arm in result.arms] == [""] * 6
-    assert [arm.role for arm in result.arms] == ["baseline", "method", *["sibling"] * 4]
-    assert [arm.runs for arm in result.arms] == [2] * 6
+    assert list(arms) == [LLAMA, OURS, NO_DECAY, PLAIN]
+    assert [arm.error for arm in result.arms] == [""] * 4
+    assert [arm.role for arm in result.arms] == ["baseline", "method", *["sibling"] * 2]
+    assert [arm.runs for arm in result.arms] == [2] * 4
     assert result.paper == "transnormer"
     assert result.claims == [
         ("loss", LLAMA, OURS),
-        (TRAINING, LLAMA, OURS),
+        (PACE.name, LLAMA, OURS),
         ("kept of a text", LLAMA, OURS),
         ("growth of decode time", LLAMA, OURS),
         ("loss", NO_DECAY, OURS),
     ]
     assert {c.arm for c in result.comparisons if c.baseline == "Llama" and c.metric == "loss"} == set(arms) - {"Llama"}
     pairs = {(c.baseline, c.arm) for c in result.comparisons if c.baseline != "Llama"}
-    assert {(OURS, PRINTED), (NO_DECAY, OURS), (PLAIN, OURS), (SCALED, OURS)} <= pairs
-    assert all(c.runs == (2, 2) for c in result.comparisons if c.metric == "loss")
+    assert pairs == {(NO_DECAY, OURS), (PLAIN, OURS)}
+    losses_compared = [c for c in result.comparisons if c.metric.startswith("loss")]
+    assert {(c.runs, c.scale) for c in losses_compared} == {((2, 2), "ratio")}
+    once = {PACE.name, "decode ms/token", "kept of a text", "growth of decode time"}
+    found = [(c.metric, c.baseline, c.arm, c.runs) for c in result.comparisons if c.metric in once]
+    assert sorted(found) == sorted((name, LLAMA, OURS, (1, 1)) for name in once)
+    assert {name for name, arm in arms.items() if once & set(arm.values)} == {LLAMA, OURS}
+    assert not any(claim.trained_once for claim in result.judged)
     assert all(np.asarray(arm.samples["parts"]).shape == (6, 8) for arm in result.arms)
     losses = [arm.values["loss"].estimate for arm in result.arms]
-    assert len(set(losses)) == 6
+    assert len(set(losses)) == 4
     learned, along, milliseconds, held = result.figures
     assert (list(learned.lines), learned.x) == (list(arms), [1, 2, 3, 4])
     assert list(along.lines) == list(arms)
     assert held.x == milliseconds.x == [8, 12, 20, 30, 40]
     assert held.lines[OURS] == [2 * (16 + 8) * 8 * 4] * 5
-    assert held.lines[LLAMA] == held.lines[SCALED] == [2 * 2 * 16 * 4 * n for n in held.x]
+    assert held.lines[LLAMA] == [2 * 2 * 16 * 4 * n for n in held.x]
+    assert list(held.lines) == list(milliseconds.lines) == [LLAMA, OURS]
     assert all(value > 0 for line in milliseconds.lines.values() for value in line)
     growth = arms[LLAMA].samples["growth of decode time"]
     milliseconds_of = np.asarray(arms[LLAMA].samples["milliseconds"])
@@ -99,23 +110,22 @@ def test_both_are_trained_on_the_same_and_compared(trial, monkeypatch):
     assert not list((cache_home() / "trials").iterdir())
 
 
-def test_each_models_learning_rate_is_chosen_on_other_texts(trial, monkeypatch):
+def test_each_arms_learning_rate_is_chosen_on_other_texts(trial, monkeypatch):
     asked = []
     whole = TransNormerTrial._train
 
-    def train(self, make, rate, steps, seed, out):
-        asked.append((rate, steps))
-        return whole(self, make, rate, steps, seed, out)
+    def train(self, name, rate, steps, seed, out):
+        asked.append((name, rate, steps))
+        return whole(self, name, rate, steps, seed, out)
 
     monkeypatch.setattr(TransNormerTrial, "_train", train)
     made = trial(lr=None, steps=36)
     result = made.run()
-    assert [each for each in asked if each[1] == 12] == [(rate, 12) for rate in transnormer.RATES] * 2
-    chosen = {name: made._rates[name] for name in ("Llama", "TransNormer")}
-    kinds = [LLAMA, OURS, OURS, OURS, OURS, LLAMA]
-    assert [rate for rate, steps in asked if steps == 36] == [chosen[kind] for kind in kinds] * 2
-    for name, rate in chosen.items():
-        assert result.setting[f"tuning of {name}"].startswith(f"{rate}, the best of 3 on ")
+    names = [LLAMA, OURS, NO_DECAY, PLAIN]
+    assert asked[: 4 * 4] == [(name, rate, 12) for name in names for rate in transnormer.RATES]
+    assert asked[4 * 4 :] == [(name, made._rates[name], 36) for _ in range(2) for name in names]
+    for name in names:
+        assert result.setting[f"tuning of {name}"].startswith(f"{made._rates[name]}, the best of 4 on ")
     texts = made._texts
     for tuned in texts.tuning:
         assert not any(torch.equal(tuned, held[: len(tuned)]) for held in texts.held_out)
@@ -138,6 +148,25 @@ def test_whole_documents_are_held_out(corpus, home):
     assert first.shape == (2, 17)
 
 
+def test_nothing_like_what_is_read_of_a_held_out_text_is_learnt_or_held_out_too(tmp_path, home):
+    def words(name, count):
+        return " ".join(f"{name}{i}" for i in range(count))
+
+    # Of a long text the first 128 bytes are read. Each of these shares them, or most of them, with one other.
+    texts = [f"{words(name, 30)} {words(name + 'x', 300)}" for name in "abcdef"]
+    again = [f"{words(name, 30)} {words(name + 'y', 3000)}" for name in "abc"]
+    short = [words(name, 20) for name in "def"]
+    others = [words(name, 20) for name in "ghij"]
+    path = tmp_path / "like.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in [*texts, *again, *short, *others]))
+    made = split(corpora.load(str(path)), str(path), 4, 16, 128, 0)
+    read_of = [bytes(text[1:].tolist()).decode() for text in [*made.held_out, *made.tuning]]
+    assert (len(made.held_out), len(made.tuning), made.dropped) == (4, 2, 6)
+    assert {text[0] for text in read_of} == set("abcdef"), "none is held out in two forms"
+    learnt = bytes(10 if each == BEGIN else each for each in made.stream.tolist()).decode().split("\n")[1:]
+    assert sorted(learnt) == others
+
+
 def test_rates_are_not_chosen_on_the_texts_that_are_asked_where_documents_are_few(corpus, home):
     texts = split(corpora.load(corpus), corpus, 1000, 16, 128, 0)
     held = {tuple(text.tolist()) for text in texts.held_out}
@@ -145,6 +174,55 @@ def test_rates_are_not_chosen_on_the_texts_that_are_asked_where_documents_are_fe
     assert tuning
     assert len(held) >= 2 * len(tuning)
     assert not any(text[: len(tuned)] == tuned for tuned in tuning for text in held)
+
+
+def test_training_computes_in_bfloat16_where_the_device_does_and_reading_in_float32(trial, monkeypatch):
+    for module in (weights, transnormer):
+        monkeypatch.setattr(module, "autocast_dtype", lambda name, device: torch.bfloat16 if name == "auto" else None)
+    seen = set()
+
+    def spied(model, *given, whole, **more):
+        seen.add((whole.__name__, torch.is_autocast_enabled("cpu")))
+        return whole(model, *given, **more)
+
+    for module, name in ((bytetexts, "next_byte_loss"), (bytetexts, "read"), (transnormer, "read")):
+        monkeypatch.setattr(module, name, partial(spied, whole=getattr(module, name)))
+    result = trial(quick=True, lr=None, steps=1).run()
+    assert seen == {("next_byte_loss", True), ("read", False)}
+    assert result.setting["device"] == "cpu; trained in bfloat16, read in float32"
+
+
+def test_a_loss_is_formed_in_float32_whatever_the_model_computes_in(tiny_model):
+    model, ids = tiny_model(), torch.randint(3, 270, (2, 13), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = next_byte_loss(model, ids)
+        logits = model(ids[:, :-1]).logits
+    assert logits.dtype == torch.bfloat16
+    by_hand = -logits.detach().double().log_softmax(-1).gather(-1, ids[:, 1:, None]).mean()
+    assert loss.item() == pytest.approx(float(by_hand), abs=1e-6)
+
+
+def test_steps_are_timed_on_new_models_and_long_texts_in_turns(monkeypatch):
+    monkeypatch.setattr(pace, "STEPS", 3)
+    texts, made, stepped = torch.arange(4 * 9).view(4, 9) % 257, [], []
+
+    def new(name):
+        made.append(name)
+        return name
+
+    def stepper(model, loss):
+        return lambda batch: stepped.append((model, batch["input_ids"].tolist()))
+
+    monkeypatch.setattr(pace, "stepper", stepper)
+    task = pace.pace_task(texts, new, ("one", "other"))
+    one, two, again = (texts[i : i + 2].tolist() for i in (0, 2, 0))
+    assert [item.tolist() for item in task.items] == [one, two, again]
+    assert (task.once, task.block_size) == (("one", "other"), 1)
+    assert "3 steps of training on 2 × 8 bytes" in task.about
+    arm = task.arm(ModelArm("one", lambda: pytest.fail("trained")), LazyModel(lambda: pytest.fail("trained")), None)
+    arm.prepare()
+    assert all(value >= 0 for value in arm.run(task.items)[PACE.name])
+    assert (made, stepped) == (["one"], [("one", one), ("one", two), ("one", again)])
 
 
 def test_loss_is_read_by_stretch(tiny_model):
@@ -207,17 +285,10 @@ def into_the_first_layer(model, ids):
 def test_embeddings_are_multiplied_where_that_is_said_and_nowhere_else():
     shape = Shape(16, 2, 2, block_size=8)
     ids = torch.tensor([[1, 2, 3]])
-    for make, usual in ((lambda **given: shape.transnormer("code", **given), True), (partial(shape.llama, 64), False)):
-        torch.manual_seed(0)
-        scaled = make(scale_embedding=True).eval()
-        torch.manual_seed(0)
-        plain = make(scale_embedding=False).eval()
-        plain_first = plain.get_input_embeddings().weight[ids]
-        seen = [into_the_first_layer(model, ids) for model in (scaled, plain)]
-        torch.testing.assert_close(seen[0], 4 * plain_first)
-        torch.testing.assert_close(seen[1], plain_first)
-        torch.manual_seed(0)
-        assert torch.equal(make().eval()(ids).logits, (scaled if usual else plain)(ids).logits)
+    made = [shape.transnormer("code"), shape.transnormer("code", scale_embedding=False), shape.llama(64)]
+    for factor, model in zip((4, 1, 1), made, strict=True):
+        first = model.get_input_embeddings().weight[ids]
+        torch.testing.assert_close(into_the_first_layer(model.eval(), ids), factor * first)
 
 
 def test_texts_to_decode_after_are_of_lengths_and_places_evenly_apart(monkeypatch):

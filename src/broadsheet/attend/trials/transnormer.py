@@ -166,7 +166,7 @@ class TransNormerTrial(TrainedTrial):
                 self._arm,
                 item="text",
                 about=f"{len(texts.held_out)} documents, each cut to {STRETCH * self.length} bytes; "
-                f"{texts.dropped} like them are not learnt from",
+                f"near duplicates that are not learnt from: {texts.dropped}",
                 fingerprint=fingerprint([int(texts.stream.sum()), len(texts.stream), texts.held_out.tolist()]),
                 block_size=4,
                 examples=self._examples,
