@@ -129,8 +129,8 @@ def read(model: PreTrainedModel, ids: Tensor, parts: int) -> np.ndarray:
 
 
 def next_byte_loss(model: Any, ids: Tensor) -> Tensor:
-    """The mean over texts (rows, length + 1), in nats; in float32 whatever the model computes in."""
-    logits = model(ids[:, :-1], use_cache=False).logits.float()
+    """The mean over texts (rows, length + 1), in nats."""
+    logits = model(ids[:, :-1], use_cache=False).logits
     return cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
 
