@@ -28,7 +28,12 @@ def test_nats_are_the_loss_of_an_answer_alone_and_in_a_batch(tiny_model: Callabl
     model.train()  # as a training leaves it
     assert nats(model, requests, TEXTS) == pytest.approx(alone, abs=1e-5)
     assert nats(model, requests, TEXTS, batch_size=2) == pytest.approx(alone, abs=1e-5)
+    widths: list[int] = []
+    forward = model.forward
+    model.forward = lambda **batch: widths.append(batch["input_ids"].shape[1]) or forward(**batch)
     pairs = weigh(model, requests, [(text, TEXTS[0]) for text in TEXTS])
+    assert widths[0] > widths[1], "the shorter texts are not padded to the longer ones"
+    assert pairs[2] != pairs[2][::-1]
     assert [first for first, _ in pairs] == pytest.approx(alone, abs=1e-5)
     assert pairs[0][0] == pytest.approx(pairs[0][1])
 

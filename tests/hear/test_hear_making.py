@@ -33,7 +33,7 @@ from broadsheet.hear.data.tasks import (
 from broadsheet.hear.data.voices import HARD_SPEEDS, RATES, SLOW
 
 SIZES = {"asr": 2, "sound": 2, "caption": 2, "count": 4, "voice": 2, "order": 2, "speech_sound": 4}
-SIZES |= {"stories": 2, "test": 2, "hard": 1}
+SIZES |= {"stories": 2, "test": 2, "hard": 1, "noisy": 2}
 SETTINGS = {**SIZES, "seed": 7}
 TINY = {**dict.fromkeys(SIZES, 0), "sound": 1, "seed": 3}
 
@@ -112,7 +112,7 @@ def test_each_file_holds_its_tasks_in_the_number_asked_for(made):
         ("slow", "asr"): 1,
         ("espeak", "asr"): 1,
         ("noise", "asr"): 1,
-        ("noise", "sound"): 1,
+        ("noise", "sound"): 2,
     }
     assert [(row["task"], row["answer"]) for row in rows_of(made, "stories")] == [("story", "")] * 2
     assert {row["split"] for row in [*stage2, *rows_of(made, "stories")]} == {"train"}
@@ -183,7 +183,7 @@ def test_rates_are_those_of_the_split(made):
 
 def test_noise_is_as_loud_as_the_row_says_and_nearly_as_loud_as_what_is_heard_in_it(made):
     noisy = [row for row in rows_of(made, "hard") if row["split"] == "noise"]
-    assert [row["task"] for row in noisy] == ["asr", "sound"]
+    assert [row["task"] for row in noisy] == ["asr", "sound", "sound"]
     for row in noisy:
         about = row["about"]
         heard = about["speech"] or about["sounds"][0]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broadsheet.console import InputError
+from broadsheet.hear.audio_lm import AudioLanguageModel
 from broadsheet.hear.data.rows import AudioRow
 from broadsheet.hear.trials.following import (
     FOLLOWED,
-    HEARD,
+    NAMED_STORIES,
     NAMING,
     account,
     closed_share,
@@ -21,6 +24,7 @@ from broadsheet.hear.trials.following import (
     stories,
 )
 from broadsheet.hear.trials.metrics import (
+    BATCH,
     HARD_SOUNDS,
     HARD_SPEECH,
     HARD_WER,
@@ -156,6 +160,7 @@ def test_every_task_is_judged_by_its_own_measure() -> None:
         "speech: answers": ["answer", "answer 1"],
     }
     assert sounds.outputs(sounds.questions, ["answer 0", "answer 0"])[SOUNDS] == [1, 0]
+    assert [job.metrics[0].chance for job in (speech, sounds, others)] == [None, 1 / 2, None]  # of two names
     assert [job.name for job in jobs(several[2:4], questions(several[2:4]), 9)] == ["sounds"]
 
 
@@ -223,14 +228,28 @@ def test_a_story_counts_by_how_much_better_it_fits_its_clip_than_the_others() ->
     job = stories(questions(several), (), 40)
     told = [STORY, STORY, STORY.replace("bell", "drum"), "bell"]  # the story is about a bell
     judged = job.outputs(job.questions, told)
-    assert judged[HEARD] == pytest.approx([1 - 1 / 3, 0 - 2 / 3, 1, 0])  # the last does not follow
-    assert float(np.mean(job.outputs(job.questions, [STORY] * 4)[HEARD])) == pytest.approx(0), "all clips alike"
+    assert judged[NAMED_STORIES] == pytest.approx([1 - 1 / 3, 0 - 2 / 3, 1, 0])  # the last does not follow
+    assert float(np.mean(job.outputs(job.questions, [STORY] * 4)[NAMED_STORIES])) == pytest.approx(0), "all clips alike"
 
 
 def test_the_harder_test_has_metrics_of_its_own() -> None:
     several = [*rows("asr", 2), *rows("sound", 2)]
     speech, sounds = jobs(several, questions(several), 9, hard=True)
+    assert sounds.metrics[0].chance == 1 / 2
     assert [metric.name for job in (speech, sounds) for metric in job.metrics] == [HARD_WER, HARD_SOUNDS]
     assert speech.name == HARD_SPEECH
     assert speech.outputs(speech.questions, ["answer", "answer 1"])["hard words"] == [(1, 2), (0, 2)]
     assert sounds.outputs(sounds.questions, ["answer 0", "answer 0"])[HARD_SOUNDS] == [1, 0]
+
+
+def test_turns_fill_batches_and_the_timed_task_has_ten() -> None:
+    several = [*rows("asr", 60), *rows("sound", 60)]
+    assert [job.turn for job in jobs(several, questions(several), 9)] == [6, BATCH]
+    assert [job.turn for job in jobs(several, questions(several), 9, hard=True)] == [BATCH, BATCH]
+    assert jobs(rows("asr", 3), questions(rows("asr", 3)), 9)[0].turn == 1
+    most = rows("asr", 500)
+    assert jobs(most, questions(most), 9)[0].turn == BATCH == default_batch()
+
+
+def default_batch() -> int:
+    return inspect.signature(AudioLanguageModel.answers).parameters["batch_size"].default

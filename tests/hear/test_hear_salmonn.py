@@ -116,6 +116,16 @@ def test_generation_goes_on_greedily_with_beams_and_with_draws(make: Make) -> No
     assert len(drawn) > 1
 
 
+def test_a_repetition_is_penalised_whatever_stands_beside_it(make: Make) -> None:
+    model = make()
+    requests = [(noise(16_000), "Who?"), (noise(16_000), "Who sings in the old house by the river, and to whom?")]
+    told = {"max_new_tokens": 12, "min_new_tokens": 12, "repetition_penalty": 5.0}
+    assert model.answers(requests, **told) == [model.answers([each], **told)[0] for each in requests]
+    once = model.generate(**model.prepared(requests[:1]), **told)[0].tolist()
+    assert len(set(once)) == 12
+    assert len(set(model.generate(**model.prepared(requests[:1]), max_new_tokens=12)[0].tolist())) < 12
+
+
 def test_it_hears_through_its_audio_tokens_alone(make: Make) -> None:
     model = make()
     batch = model.prepared([(noise(16_000, 1), "What is said?")])

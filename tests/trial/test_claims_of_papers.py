@@ -20,7 +20,7 @@ from broadsheet.embed.trials.gem import GEMTrial
 from broadsheet.embed.trials.llm_embedder import LLMEmbedderTrial
 from broadsheet.embed.trials.study_presets import PRESETS, Axes, StudyQuestion, StudyRecipe
 from broadsheet.embed.trials.token_prepending import TokenPrependingTrial
-from broadsheet.hear.trials.roster import SHUFFLED
+from broadsheet.hear.trials.roster import SHUFFLED, STACK
 from broadsheet.hear.trials.salmonn import claims_of
 from broadsheet.page import discovery
 from broadsheet.page.papers import ours
@@ -106,7 +106,7 @@ def test_effects_are_the_papers_figures_in_the_unit_of_the_metric() -> None:
     share = math.log(6.134 / 6.097) / math.log(6.400 / 6.134)
     assert [each.least for each in LLMEmbedderTrial(encoder="folder").claims()[:2]] == [pytest.approx(0.21 * share)] * 2
     assert {claim.effect for claim in SALMONN} == {None}, "it counts stories that follow, whatever they are about"
-    assert all(claim.least for claim in SALMONN if claim.kind == "claim")
+    assert [claim.least or claim.margin for claim in SALMONN if claim.kind == "claim"] == [0.1, 0.2, 0.05, 0.2]
     assert all(claim.effect or claim.least for preset in PRESETS for claim in study(preset))
     assert {claim.least for claim in study("F")} == {0.02}
     found = {preset: study(preset)[0].effect for preset in "ABCDEF"}
@@ -152,6 +152,9 @@ def test_texts_that_are_there_are_judged_by_the_black_box_figures() -> None:
 def test_what_no_paper_has_to_win_is_a_control() -> None:
     assert [claim.kind for claim in SALMONN] == ["control"] * 2 + ["claim"] * 4
     assert {claim.baseline for claim in SALMONN if claim.kind == "control"} == {SHUFFLED}
+    assert STACK not in {claim.baseline for claim in SALMONN}, "the paper does not compare its connector with that"
+    assert all("all arms have the warm start" in claim.sentence for claim in SALMONN)
+    assert not any("warm start" in claim.sentence for claim in claims_of(warmed=False))
     assert [claim.kind for claim in AdedTrial().claims()] == ["claim", "claim", "control", "control"]
     # BGE, from which the paper starts, is a trained retriever; the model's own mean pooling is not.
     own = LLMEmbedderTrial(encoder="model").claims()

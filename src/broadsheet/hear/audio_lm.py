@@ -6,13 +6,13 @@ subclass does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from broadsheet.console import InputError
@@ -157,7 +157,7 @@ class AudioLanguageModel(PreTrainedModel):
         # Padded on the left, whatever side it came with: a stable sort of the mask moves the padding to the front.
         order = mask.argsort(dim=1, stable=True)
         embeddings = embeddings.gather(1, order[..., None].expand_as(embeddings))
-        settings = {"max_new_tokens": 200, "do_sample": False, **generation}
+        settings = {"max_new_tokens": 200, "do_sample": False, **penalised(generation)}
         settings.setdefault("pad_token_id", self.processor.tokenizer.pad_token_id)
         settings.setdefault("eos_token_id", self.processor.tokenizer.eos_token_id)
         answers: Tensor = self.llm.generate(inputs_embeds=embeddings, attention_mask=mask.gather(1, order), **settings)
@@ -167,7 +167,7 @@ class AudioLanguageModel(PreTrainedModel):
         """The answer to an instruction about one clip, or a list of clips, by path or as waves at 16 kHz."""
         return self.answers([(audio, instruction)], **generation)[0]
 
-    def answers(self, requests: Sequence[tuple[Any, str]], batch_size: int = 16, **generation: Any) -> list[str]:
+    def answers(self, requests: Sequence[tuple[Any, str]], batch_size: int = 32, **generation: Any) -> list[str]:
         """The answers to several (audio, instruction) requests; cached frames are used where there are any."""
         written: list[str] = []
         for start in range(0, len(requests), batch_size):
@@ -199,6 +199,19 @@ class AudioLanguageModel(PreTrainedModel):
 
     def _heard(self, waves: Sequence[Tensor]) -> list[list[Tensor]]:
         return list(chain.from_iterable(self.audio_features.features_all(list(waves))))
+
+
+def penalised(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a `generate` that begins from embeddings, their repetition penalty in a processor of its own.
+
+    Transformers' own (5.x) leaves out as many of the first new tokens as the prompt has padding, as if ids of the
+    prompt came before them: what is penalised would depend on the rows beside it.
+    """
+    settings = dict(generation)
+    if (penalty := settings.pop("repetition_penalty", None)) is not None:
+        own = RepetitionPenaltyLogitsProcessor(float(penalty))
+        settings["logits_processor"] = [own, *settings.get("logits_processor", ())]
+    return settings
 
 
 def stack(clips: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], Tensor]:

@@ -142,6 +142,7 @@ def make_data(
     hard: Annotated[
         int, typer.Option(min=0, help="Held-out rows of slow speech, and as many by another program and in noise.")
     ] = 30,
+    noisy: Annotated[int, typer.Option(min=0, help="Held-out rows of sounds in noise.")] = 30,
     many_words: Annotated[bool, typer.Option("--many-words", help="Some 400 words instead of some 60.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a set made with other settings.")] = False,
 ) -> None:
@@ -152,7 +153,7 @@ def make_data(
     from broadsheet.hear import data as making
 
     sizes = {"asr": asr, "sound": sound, "caption": caption, "count": count, "voice": voice, "order": order}
-    sizes |= {"speech_sound": speech_sound, "stories": stories, "test": test, "hard": hard}
+    sizes |= {"speech_sound": speech_sound, "stories": stories, "test": test, "hard": hard, "noisy": noisy}
     made = making.make_data(out, seed=seed, seconds=seconds, **sizes, many_words=many_words, force=force)
     for name, number in made.counts.items():
         print(f"{name:8}  {number:,}")

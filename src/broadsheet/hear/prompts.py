@@ -6,7 +6,7 @@ Knows: text. Does not know: tokenizers, audio.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from broadsheet.console import InputError
@@ -97,7 +97,7 @@ INSTRUCTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def instruction(task: str, draw: random.Random | None = None, pools: dict[str, Sequence[str]] | None = None) -> str:
+def instruction(task: str, draw: random.Random | None = None, pools: Mapping[str, Sequence[str]] | None = None) -> str:
     """The instruction of a task: the fixed one, or one drawn from its pool.
 
     Raises:

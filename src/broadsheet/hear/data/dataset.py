@@ -70,6 +70,7 @@ def make_data(
     stories: int = 12,
     test: int = 60,
     hard: int = 30,
+    noisy: int = 30,
     many_words: bool = False,
     force: bool = False,
 ) -> Made:
@@ -89,7 +90,8 @@ def make_data(
         asr, sound, caption, count, voice, order, speech_sound: training rows of each task.
         stories: clips to write stories about.
         test: held-out rows of asr, and of sound; half as many of each other task.
-        hard: rows of speech with the slow rate, as many by espeak-ng, as many in noise, and as many of sounds in noise.
+        hard: rows of speech with the slow rate, as many by espeak-ng, and as many in noise.
+        noisy: rows of sounds in noise.
         many_words: let sentences have some 400 different words instead of some 60.
         force: replace a set with other settings.
 
@@ -102,7 +104,7 @@ def make_data(
     """
     out = Path(out)
     sizes = {"asr": asr, "sound": sound, "caption": caption, "count": count, "voice": voice, "order": order}
-    sizes |= {"speech_sound": speech_sound, "stories": stories, "test": test, "hard": hard}
+    sizes |= {"speech_sound": speech_sound, "stories": stories, "test": test, "hard": hard, "noisy": noisy}
     _check(seed, seconds, sizes)
     settings = {"format": FORMAT, "seed": seed, "seconds": float(seconds), "sizes": sizes, "many_words": many_words}
     with locked(out):
@@ -197,8 +199,9 @@ def _plan(seed: int, sizes: dict[str, int]) -> list[_Wanted]:
     add("stories.jsonl", "train", "story", sizes["stories"])
     for task in told:
         add("test.jsonl", "test", task, sizes["test"] if task in ("asr", "sound") else sizes["test"] // 2)
-    for split, task in (("slow", "asr"), ("espeak", "asr"), ("noise", "asr"), ("noise", "sound")):
-        add("hard.jsonl", split, task, sizes["hard"])
+    for split in ("slow", "espeak", "noise"):
+        add("hard.jsonl", split, "asr", sizes["hard"])
+    add("hard.jsonl", "noise", "sound", sizes["noisy"])
     return wanted
 
 

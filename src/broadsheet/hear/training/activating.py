@@ -5,6 +5,7 @@ Knows: the adapter's scaling, generation, `fit`. Does not know: where clips come
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +17,13 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     TemperatureLogitsWarper,
-    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from broadsheet.cache import fingerprint
 from broadsheet.console import InputError, progress
 from broadsheet.hear.data.rows import AudioRow, write_rows
-from broadsheet.hear.prompts import instruction
+from broadsheet.hear.prompts import INSTRUCTIONS, instruction
 from broadsheet.hear.training.fitting import fit
 from broadsheet.training.trainer import TrainOutput
 
@@ -35,6 +35,8 @@ STEPS = 12  # one story each
 _PENALTY = 1.1  # of repetition
 _TOP_K = 50  # tokens that are drawn from, as `generate` does by itself
 _TOGETHER = 16  # stories that are written at once
+# Stories are asked for in any words but the first of their pool, which evaluation uses: it was not trained on.
+_POOLS = {"story": INSTRUCTIONS["story"][1:]}
 
 
 def write_stories(
@@ -56,9 +58,10 @@ def write_stories(
     and what is asked: which rows stand beside it does not matter, but for rounding.
 
     Args:
-        rows: whose audio and instruction count; an instruction that is missing is the task's fixed one.
+        rows: whose audio and instruction count; an instruction that is missing is drawn for the clip, of a story from
+            all but the fixed one.
         factor: of the adapter's scaling meanwhile.
-        max_new_tokens, generation: of `generate`, which picks the largest of what the draws have changed.
+        max_new_tokens, generation: of `generate`, which takes what is drawn.
         least_words: a shorter story is written anew, at most `tries` times in all.
         temperature, top_p: of the draws.
 
@@ -67,7 +70,7 @@ def write_stories(
 
     Source: arXiv:2310.13289, Sec. 3.2 (activation tuning).
     """
-    asked = [replace(row, instruction=row.instruction or instruction(row.task or "story")) for row in rows]
+    asked = [replace(row, instruction=row.instruction or _drawn_instruction(row, seed)) for row in rows]
     settings = {"repetition_penalty": _PENALTY, "max_new_tokens": max_new_tokens, **generation}
     told: dict[int, str] = {}
     with model.scale_lora(factor), progress("writing stories", total=len(rows)) as bar:
@@ -92,24 +95,35 @@ def write_stories(
 
 
 class _Draws(LogitsProcessor):
-    """Adds Gumbel noise of its own to each row's logits: the largest is then a draw from their softmax."""
+    """Leaves each row one token, drawn from the softmax of its likeliest by the row's own generator."""
 
     def __init__(self, generators: Sequence[torch.Generator], temperature: float, top_p: float) -> None:
         self.generators = generators
-        warpers = [TemperatureLogitsWarper(temperature), TopKLogitsWarper(_TOP_K), TopPLogitsWarper(top_p)]
-        self.narrow = LogitsProcessorList(warpers)
+        self.narrow = LogitsProcessorList([TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)])
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Logits (batch, vocabulary) to logits with noise."""
-        drawn = [torch.empty(scores.shape[1]).exponential_(generator=each) for each in self.generators]
-        narrowed: Tensor = self.narrow(input_ids, scores)
-        return narrowed - torch.stack(drawn).to(scores.device).log()
+        """Logits (batch, vocabulary) to 0 for the token that is drawn and −∞ for all others."""
+        best, places = scores.topk(min(_TOP_K, scores.shape[1]))
+        # In the order of the vocabulary: two tokens that rounding lets change ranks change no draw.
+        places, order = places.sort(dim=1)
+        shares = self.narrow(input_ids, best.gather(1, order)).softmax(1).cumsum(1)  # (batch, 50)
+        drawn = torch.stack([torch.rand(1, generator=each) for each in self.generators]).to(scores.device)
+        chosen = (shares <= drawn * shares[:, -1:]).sum(1, keepdim=True)
+        return torch.full_like(scores, -torch.inf).scatter(1, places.gather(1, chosen), 0.0)
+
+
+def _names(row: AudioRow) -> list[str]:
+    return [Path(clip).name for clip in row.audio]
+
+
+def _drawn_instruction(row: AudioRow, seed: int) -> str:
+    """What is asked of a row that does not say it: the same for the same clips."""
+    return instruction(row.task or "story", random.Random(f"{seed} {_names(row)}"), _POOLS)
 
 
 def _generator(row: AudioRow, seed: int, attempt: int) -> torch.Generator:
     """Of a row's draws."""
-    names = [Path(clip).name for clip in row.audio]
-    return torch.Generator().manual_seed(int(fingerprint([seed, names, row.instruction, attempt])[:15], 16))
+    return torch.Generator().manual_seed(int(fingerprint([seed, _names(row), row.instruction, attempt])[:15], 16))
 
 
 def activate(
@@ -151,6 +165,7 @@ def activate(
         batch_size=1,
         learning_rate=learning_rate,
         lora_learning_rate=learning_rate,
+        pools=_POOLS,
         warmup=0.0,
         schedule="constant",
         seed=seed,

@@ -80,7 +80,8 @@ class _WarmStart(Objective):
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
         tokens, counts = self.model.connected(batch["features"], batch["lengths"])
-        found: Tensor = self.reader(tokens, counts, [target.cpu() for target in batch["targets"]])
+        with torch.autocast(tokens.device.type, enabled=False):  # sums over alignments, in float32
+            found: Tensor = self.reader(tokens, counts, [target.cpu() for target in batch["targets"]])
         return found
 
 
@@ -91,6 +92,7 @@ def warm_start(
     steps: int = 300,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
+    autocast: str = "auto",
     seed: int = 0,
 ) -> TrainOutput:
     """Train norms and connector so that audio tokens lie near the embeddings of the answers' words, in order.
@@ -100,7 +102,7 @@ def warm_start(
 
     Args:
         rows: with answers.
-        steps, batch_size, learning_rate, seed: of `training.fit`, with a linear decay.
+        steps, batch_size, learning_rate, autocast, seed: of `training.fit`, with a linear decay.
 
     Raises:
         InputError: no rows, or steps below 1.
@@ -124,7 +126,7 @@ def warm_start(
         method="given",
         warmup=min(0.5, 20 / steps),
         weight_decay=0.05,
-        autocast="none",
+        autocast=autocast,
         seed=seed,
     )
     if not warmed.finished:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor
 
 from broadsheet import models
@@ -28,16 +29,19 @@ from broadsheet.hear.training.activating import FACTOR, activate, write_stories
 from broadsheet.hear.training.fitting import TrainOutput, fit
 from broadsheet.hear.training.warm_start import warm_start
 from broadsheet.hear.trials.cascade import Cascade, ZeroFeatures
+from broadsheet.hear.trials.following import NAMED_STORIES, stories
 from broadsheet.hear.trials.likelihoods import nats
-from broadsheet.hear.trials.metrics import HARD_SPEECH, SPEECH, HearTask
+from broadsheet.hear.trials.metrics import HARD_SPEECH, SPEECH, AudioQuestion, HearTask, questions
 from broadsheet.hear.trials.peers import ExternalTranscriber
-from broadsheet.hear.trials.roster import ACTIVATED, CASCADE, MAIN, ONE, REHEARSED, SILENT, STACK, WARM, plain, way
+from broadsheet.hear.trials.roster import ACTIVATED, CASCADE, MAIN, ONE, REHEARSED, SILENT, STACK, cold, plain
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
+from broadsheet.training.weights import autocast_dtype
 from broadsheet.trial.trained.arms import TrainedTrial
 
 STAGES = ("start", "stage1", "stage2", "stage3")
-RATES = (1e-4, 3e-4, 1e-3)  # of norms and connector, from which each arm's is chosen
+RATES = (1e-4, 3e-4, 1e-3)  # of norms and connector, and of stage 3, from which each arm's is chosen
+_RATES = ", ".join(f"{rate:g}" for rate in RATES)
 
 
 class Run(NamedTuple):
@@ -62,10 +66,16 @@ class TrainedArms(TrainedTrial):
     heads: int = option(6, "Of the Q-Former.", least=1)
     layers: int = option(2, "Of the Q-Former.", least=1)
     ffn: int = option(1536, "Width of the Q-Former's feed-forward layers.", least=1)
-    init: float = option(0.02, "Standard deviation of the Q-Former's weights at first (as BERT's).", least=0)
+    init: float | None = option(
+        None,
+        "Standard deviation of the Q-Former's weights at first; by default 1 / √hidden, 0.051 at 384 (BERT's: 0.02).",
+        least=0,
+    )
     warm_start_steps: int = option(
-        0,
-        "Of a warm start of the connectors that is not the paper's, in arms of their own beside the paper's; 0: none.",
+        300,
+        "Of a warm start of the connectors, which is not the paper's, for all arms but those of `cold`; 0: none, and "
+        "all are trained by the paper's stages alone.",
+        quick=3,
         least=0,
     )
     steps1: int = option(80, "Of stage 1.", quick=3, least=1)
@@ -74,20 +84,27 @@ class TrainedArms(TrainedTrial):
     batch: int = option(12, "Clips a step.", quick=4, least=1)
     learning_rate: float | None = option(
         None,
-        f"Of norms and connector; by default the best of {', '.join(f'{rate:g}' for rate in RATES)} on clips that "
-        "are held back, for each connector, without and with a warm start.",
+        f"Of norms and connector; by default the best of {_RATES} on clips that are held back, for each connector and "
+        "for one encoder.",
         quick=3e-4,
         least=0,
     )
     lora_learning_rate: float = option(1e-3, "Of the adapter.", least=0)
-    activation_learning_rate: float = option(1e-4, "Of both in stage 3.", least=0)
-    rehearsed: int = option(7, "Rows of stage 2 beside each story in the arm that rehearses; 0: no such arm.", least=0)
-    factor: float = option(
-        FACTOR,
-        "Of the adapter's scaling while stage 3's stories are written (0.5: 4 becomes 2); an adapter that was trained "
-        "hard needs less.",
+    activation_learning_rate: float | None = option(
+        None,
+        f"Of both in stage 3; by default the best of {_RATES} by the stories about clips that are held back, for each "
+        "arm that has this stage.",
+        quick=1e-4,
         least=0,
     )
+    rehearsed: int = option(7, "Rows of stage 2 beside each story in the arm that rehearses; 0: no such arm.", least=0)
+    factor: float = option(
+        0.1,
+        f"Of the adapter's scaling while stage 3's stories are written (the paper: {FACTOR:g}, 4 becomes 2); an "
+        "adapter that was trained hard needs less.",
+        least=0,
+    )
+    story_tokens: int = option(80, "Of a story at most, when one is asked for.", least=1)
     minutes: float | None = option(None, "That each stage of each arm may take at most.", least=0.01)
 
     def __post_init__(self) -> None:
@@ -97,7 +114,7 @@ class TrainedArms(TrainedTrial):
         self.parts_: list[base.AudioEncoder] = []
         self.jobs_: list[HearTask] = []
         self.models_: dict[Run, Any] = {}
-        self.frozen_: dict[str, Tensor] = {}
+        self.frozen_: dict[tuple[str, torch.dtype], Tensor] = {}
         self.peer_name_, self.peer_command_ = "", list[str]()
 
     def _build(
@@ -110,7 +127,6 @@ class TrainedArms(TrainedTrial):
             seed=seed,
             device=self.device,
             dtype=self.dtype,
-            features=self.workdir / "features",
             connector=connector,
             num_queries=self.queries,
             window_seconds=self.window,
@@ -118,15 +134,17 @@ class TrainedArms(TrainedTrial):
             qformer_heads=self.heads,
             qformer_layers=self.layers,
             qformer_ffn=self.ffn,
-            qformer_init=self.init,
+            qformer_init=self._init,
         )
 
-    def _load(self, folder: Path, name: str) -> SalmonnForConditionalGeneration:
-        """A model of an arm, as it was saved; all share the frozen weights of one language model."""
-        made = SalmonnForConditionalGeneration.from_pretrained(
-            folder, device=self.device, features=self.workdir / "features"
-        )
-        self._share(made.llm)
+    @property
+    def _init(self) -> float:
+        return float(self.hidden**-0.5) if self.init is None else self.init
+
+    def _load(self, folder: Path, name: str, *, asked: bool = False) -> SalmonnForConditionalGeneration:
+        """A model of an arm, as it was saved, to be trained on; or, to be asked, as fast as it computes."""
+        made = SalmonnForConditionalGeneration.from_pretrained(folder, device=self.device, dtype=self.dtype)
+        self._share(made.llm, asked=asked)
         return self._ears(made, name)
 
     def _ears(self, made: SalmonnForConditionalGeneration, name: str) -> SalmonnForConditionalGeneration:
@@ -134,11 +152,19 @@ class TrainedArms(TrainedTrial):
             made.audio_features = cast(AudioFeatures, ZeroFeatures(made.audio_features))
         return made
 
-    def _share(self, llm: Any) -> None:
+    def _share(self, llm: Any, *, asked: bool = False) -> None:
+        """Let a language model have the frozen weights that all others have.
+
+        Args:
+            asked: whether it is to answer: without a --dtype in bfloat16, where the device computes in it.
+        """
+        fast = autocast_dtype("auto", llm.device) if asked and self.dtype is None else None
+        if fast is not None:
+            llm.to(fast)
         for name, weight in llm.named_parameters():
             if "lora_" not in name:
-                kept = self.frozen_.setdefault(name.replace(".base_layer", ""), weight.data)
-                if (kept.shape, kept.dtype, kept.device) == (weight.shape, weight.dtype, weight.device):
+                kept = self.frozen_.setdefault((name.replace(".base_layer", ""), weight.dtype), weight.data)
+                if (kept.shape, kept.device) == (weight.shape, weight.device):
                     weight.data = kept
 
     def _model(self, run: Run) -> Any:
@@ -149,7 +175,7 @@ class TrainedArms(TrainedTrial):
                 if run.name in self.untrained_:
                     made = self._cascade(run.name)
                 else:
-                    made = self._load(self._trained(run), run.name)
+                    made = self._load(self._trained(run), run.name, asked=True)
             except Exception as error:
                 made = error
             self.models_[run] = made
@@ -167,7 +193,7 @@ class TrainedArms(TrainedTrial):
         if name == CASCADE:
             whisper = next(part for part in self.parts_ if hasattr(part, "transcribe"))
         model, tokenizer = models.load(self.model, device=self.device, dtype=self.dtype)
-        self._share(model)
+        self._share(model, asked=True)
         spoken = (job for job in self.jobs_ if job.name in (SPEECH, HARD_SPEECH))
         own = {question.instruction for job in spoken for question in job.questions}
         return Cascade(whisper, (model, tokenizer), transcribes={*INSTRUCTIONS["asr"], *WHAT_SAID, *own})
@@ -184,7 +210,7 @@ class TrainedArms(TrainedTrial):
         return last
 
     def _begin(self, run: Run) -> SalmonnForConditionalGeneration:
-        """The untrained model of an arm, after its warm start where it is one of those that have one."""
+        """The untrained model of an arm, after its warm start where it has one."""
         name = plain(run.name)
         encoders = [for_speech(self.settings_)] if name == ONE else self.settings_
 
@@ -193,7 +219,7 @@ class TrainedArms(TrainedTrial):
             self._share(made.llm)
             return made
 
-        if way(run.name) != WARM:
+        if cold(run.name) or not self.warm_start_steps:
             return new()
         start = self._stage(run, "start")
         if not _stands(start):
@@ -209,46 +235,72 @@ class TrainedArms(TrainedTrial):
         """After stage 3; both arms of it learn from the same stories."""
         last = self._stage(run, "stage3")
         if not _stands(last):
-            rows = self.rows_["stories"]  # the data's own, where it has some
-            if not all(row.answer for row in rows):
-                rows = self._written("written", run, rows)
-            model = self._load(self._trained(self._main(run)), run.name)
+            rows = self._stories_of(run.seed)
+            rate = self._story_rate(run.name)
             say(f"training: {self._spelt(run)}")
-            training: Any = {
-                "steps": self.activation_steps,
-                "learning_rate": self.activation_learning_rate,
-                "seed": run.seed,
-            }
-            if plain(run.name) == REHEARSED:
-                training |= {"rehearse": self.rows_["stage2"], "rehearsed": self.rehearsed}
-            (fitted, _), _, peak = measure(lambda told: activate(model, [], last, stories=told, **training), rows)
+            (_, fitted), _, peak = measure(lambda told: self._tuned_on(told, run, last, rate), rows)
             _finished(fitted, last, peak)
         return last
 
-    def _written(self, name: str, run: Run, rows: Sequence[AudioRow], **settings: Any) -> list[AudioRow]:
-        """Stories that SALMONN writes after stage 2 at a weaker adapter, once for all arms that begin alike.
+    def _tuned_on(
+        self, told: Sequence[AudioRow], run: Run, out: Path | None, rate: float
+    ) -> tuple[SalmonnForConditionalGeneration, TrainOutput]:
+        """SALMONN after stage 3 on stories, at a learning rate."""
+        model = self._load(self._trained(Run(MAIN, run.seed)), run.name)
+        training: Any = {"steps": self.activation_steps, "learning_rate": rate, "seed": run.seed}
+        if run.name == REHEARSED:
+            training |= {"rehearse": self.rows_["stage2"], "rehearsed": self.rehearsed}
+        fitted, _ = activate(model, [], out, stories=told, **training)
+        return model, fitted
+
+    def _stories_of(self, seed: int) -> list[AudioRow]:
+        """What stage 3 of a training run learns: the data's own stories, where it has some."""
+        rows = self.rows_["stories"]
+        return rows if all(row.answer for row in rows) else self._written("written", seed, rows)
+
+    def _written(self, name: str, seed: int, rows: Sequence[AudioRow], **settings: Any) -> list[AudioRow]:
+        """Stories that SALMONN writes after stage 2 at a weaker adapter, once for all arms.
 
         Args:
             name: of the file that keeps them; the journals have the names of what is asked.
-            run: of an arm that begins so.
+            seed: of the training run.
             settings: of `write_stories`.
         """
-        main = self._main(run)
-        file = self.workdir / f"{name}-{fingerprint(list(main))}.jsonl"
+        file = self.workdir / f"{name}-{fingerprint([MAIN, seed])}.jsonl"
         if not file.exists():
-            model = self._load(self._trained(main), main.name)
-            write_rows(file, write_stories(model, rows, factor=self.factor, seed=run.seed, **settings))
+            model = self._load(self._trained(Run(MAIN, seed)), MAIN, asked=True)
+            write_rows(file, write_stories(model, rows, factor=self.factor, seed=seed, **settings))
         return read_rows(file)
 
-    def _main(self, run: Run) -> Run:
-        """SALMONN after stage 2, begun as another arm of that training run is."""
-        return Run(way(run.name) + MAIN, run.seed)
+    def _about_clips(self, asked: Sequence[AudioQuestion]) -> HearTask:
+        """Requests for a story about the clips of questions."""
+        return stories(asked, {row.answer for row in self.rows_["stage2"]}, self.story_tokens)
+
+    def _story_rate(self, name: str) -> float:
+        """The learning rate of stage 3 in an arm: the one given, or the best by stories of what is heard."""
+        if self.activation_learning_rate is not None:
+            return self.activation_learning_rate
+        job, told = self._about_clips(questions(self.rows_["tuning"], self.seed)), self._stories_of(self.seed)
+        requests = [(list(each.audio), each.instruction) for each in job.questions]
+
+        def score(rate: float) -> float:
+            model, fitted = self._tuned_on(told, Run(name, self.seed), None, rate)
+            if not fitted.finished:
+                raise KeyboardInterrupt
+            answers = model.answers(requests, **job.generation)
+            named = [job.judge(*each)[NAMED_STORIES] for each in zip(job.questions, answers, strict=True)]
+            return sum(named) / len(named)
+
+        return self.tuned(name, RATES, score, on=f"stories about {len(requests)} clips that no arm is trained on")
 
     def _rate(self, name: str) -> float:
-        """The learning rate of norms and connector in an arm: the one given, or the best for its connector and way."""
+        """The learning rate of norms and connector in an arm: the one given, or the best for its connector and ears.
+
+        An arm without the warm start has the rate of the same architecture with it.
+        """
         if self.learning_rate is not None:
             return self.learning_rate
-        like = way(name) + (STACK if plain(name) == STACK else MAIN)
+        like = plain(name) if plain(name) in (STACK, ONE) else MAIN
         held, steps = self.rows_["tuning"], max(1, self.steps1 // 2)
         asked = [(list(row.audio), row.instruction or instruction(row.task)) for row in held]
 

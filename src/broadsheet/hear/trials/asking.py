@@ -7,21 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from broadsheet.hear.data.rows import AudioRow
 from broadsheet.hear.encoders.audio_features import AudioFeatures
-from broadsheet.hear.trials.arms import Run, TrainedArms, for_speech, keep
+from broadsheet.hear.trials.arms import Run, TrainedArms, for_speech
 from broadsheet.hear.trials.cascade import PrecomputedFeatures, ZeroFeatures
-from broadsheet.hear.trials.following import HEARD, HEARS, STORIES
 from broadsheet.hear.trials.likelihoods import LIKELIHOODS, weigh
 from broadsheet.hear.trials.metrics import HARD_SPEECH, SPEECH, AudioQuestion, HearTask
 from broadsheet.hear.trials.peers import ExternalTranscriber
 from broadsheet.hear.trials.roster import CASCADE, ONE, SHUFFLED, SILENT, plain
 from broadsheet.models.reading import quiet
-from broadsheet.models.safefiles import read_json
 from broadsheet.trial.base import ModelArm
 from broadsheet.trial.engine import Arm, Outputs
 from broadsheet.trial.lazy import LazyModel
@@ -60,16 +56,20 @@ class AskedArms(TrainedArms):
             return Arm(arm.name, read, description=arm.description, prepare=start, close=close)
         if arm.name == CASCADE:
             return Arm(arm.name, read, description=arm.description, prepare=model.prepare)
-        shared = self._listener(arm.name)
+        shared = self._listener(arm.name, job)
         return Arm(arm.name, listen, description=arm.description, prepare=model.prepare, shared=shared)
 
-    def _listener(self, name: str) -> Callable[[Sequence[AudioQuestion]], Any]:
-        """What encodes a block's clips, anew each time: one function for all arms with the same encoders and clips."""
+    def _listener(self, name: str, job: HearTask) -> Callable[[Sequence[AudioQuestion]], Any]:
+        """What encodes a block's clips: one function for all arms with the same encoders and clips.
+
+        In the first job, which alone is timed, anew each time; in all others from the cache.
+        """
         other, one = plain(name) == SHUFFLED, plain(name) == ONE
         parts = [self.parts_[self.settings_.index(for_speech(self.settings_))]] if one else self.parts_
-        key = (other, len(parts))
+        timed = job.name == self.jobs_[0].name
+        key = (other, len(parts), timed)
         if key not in self._listeners:
-            shared = AudioFeatures(parts, keep=False)
+            shared = AudioFeatures(parts, keep=not timed)
 
             def encode(block: Sequence[AudioQuestion]) -> Any:
                 clips = list(dict.fromkeys(clip for each in block for clip in (each.other if other else each.audio)))
@@ -85,16 +85,10 @@ class AskedArms(TrainedArms):
 
     def _outputs(self, name: str, model: Any, job: HearTask, block: Sequence[AudioQuestion]) -> Outputs:
         """What an arm answers to a block of questions, judged."""
-        seed = next(run.seed for run, made in self.models_.items() if made is model)
         if job.name == LIKELIHOODS:
-            texts = self._texts(Run(name, seed), job, block)
-            return job.outputs(block, weigh(model, self._requests(name, block), texts))
-        outputs = job.outputs(block, self._answers(name, model, job, block))
-        if job.name == SPEECH:
-            self._keep_errors(f"{name}, seed {seed}", block, outputs)
-        if job.name == STORIES and self._error_rate(f"{name}, seed {seed}") > HEARS:
-            outputs = {**outputs, HEARD: [0.0] * len(block)}
-        return outputs
+            seed = next(run.seed for run, made in self.models_.items() if made is model)
+            return job.outputs(block, weigh(model, self._requests(name, block), self._texts(seed, job, block)))
+        return job.outputs(block, self._answers(name, model, job, block))
 
     def _requests(self, name: str, block: Sequence[AudioQuestion]) -> list[tuple[list[str], str]]:
         other = plain(name) == SHUFFLED
@@ -111,31 +105,9 @@ class AskedArms(TrainedArms):
 
     # A story and a caption of the same clip
 
-    def _texts(self, run: Run, job: HearTask, block: Sequence[AudioQuestion]) -> list[tuple[str, str]]:
+    def _texts(self, seed: int, job: HearTask, block: Sequence[AudioQuestion]) -> list[tuple[str, str]]:
         """Of each clip of a block a story, written as those of stage 3 are, and its caption."""
         clips = [AudioRow("story", question.audio, "") for question in job.questions]
-        told = self._written("told", run, clips, least_words=1, min_new_tokens=_STORY_TOKENS)
+        told = self._written("told", seed, clips, least_words=1, min_new_tokens=_STORY_TOKENS)
         stories = {row.audio: row.answer for row in told}
         return [(stories[question.audio], question.answer) for question in block]
-
-    # How well an arm hears decides what its stories count
-
-    def _keep_errors(self, run: str, block: Sequence[AudioQuestion], outputs: Outputs) -> None:
-        """Note the word errors of a training run clip by clip: a killed trial does not ask again."""
-        for question, counts in zip(block, outputs["words"], strict=True):
-            self._errors.setdefault(run, {})[" ".join(question.audio)] = list(counts)
-        keep(self._errors_file, self._errors)
-
-    def _error_rate(self, run: str) -> float:
-        """The WER of a training run on the test of plain speech; 0 where there is none."""
-        counts = self._errors.get(run, {}).values()
-        return sum(errors for errors, _ in counts) / max(1, sum(words for _, words in counts))
-
-    @cached_property
-    def _errors(self) -> dict[str, dict[str, list[int]]]:
-        """Word errors and words, by training run and clips."""
-        return dict(read_json(self._errors_file)) if self._errors_file.exists() else {}
-
-    @property
-    def _errors_file(self) -> Path:
-        return self.workdir / "word-errors.json"

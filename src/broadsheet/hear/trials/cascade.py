@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from broadsheet.hear.audio_lm import penalised
 from broadsheet.hear.data import audio
 from broadsheet.hear.processing import as_wave
 from broadsheet.hear.prompts import INSTRUCTIONS
@@ -70,7 +71,7 @@ class Cascade:
     def answers(
         self,
         requests: Sequence[tuple[Any, str]],
-        batch_size: int = 16,
+        batch_size: int = 32,
         *,
         choices: Sequence[Sequence[str]] = (),
         **generation: Any,
@@ -118,7 +119,7 @@ class Cascade:
     @torch.inference_mode()
     def _generate(self, prompts: Sequence[str], generation: dict[str, Any]) -> list[str]:
         """Answers to a batch of prompts, padded on the left; given as embeddings, as an audio model gets them."""
-        settings = {"max_new_tokens": 200, "do_sample": False, **generation}
+        settings = {"max_new_tokens": 200, "do_sample": False, **penalised(generation)}
         conversations: list[Any] = [[{"role": "user", "content": prompt}] for prompt in prompts]
         rows = [reading["ids"] for reading in self._local.read(conversations, int(settings["max_new_tokens"]))]
         longest = max(map(len, rows))

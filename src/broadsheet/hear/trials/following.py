@@ -18,13 +18,12 @@ from broadsheet.hear.trials.metrics import OF_CLIPS, AudioQuestion, HearTask, co
 from broadsheet.trial.engine import Metric
 
 STORIES, FOLLOWED, NAMING = "stories", "stories followed", "stories name what is heard"
-HEARD = "stories of what is heard"
-HEARS = 0.2  # the highest WER at which an arm's stories are counted as of what is heard
+NAMED_STORIES = "stories of what is heard"
 RULES = (
     "A story follows the request if it has 15 words or more, is not made of answers to other tasks, and does not "
     "mostly repeat itself: fixed rules; nobody has read it for sense. Stories of what is heard are those that follow "
-    "and name something in their clip, less the share that would name something in another clip of the test; they are "
-    f"0 for an arm whose WER is above {HEARS:g}."
+    "and name something in their clip, less the share that would name something in another clip of the test. The "
+    "request itself was not trained: stage 3 asks for its stories in other words."
 )
 
 LEAST_WORDS = 15
@@ -57,7 +56,7 @@ def stories(asked: Sequence[AudioQuestion], closed: Collection[str], max_new_tok
         follows, names = follows_story(answer, {*closed, *right}), mentions(answer, question.about)
         others = [mentions(answer, each.about) for each in asked if each.audio != question.audio]
         chance = sum(others) / max(1, len(others))
-        return {FOLLOWED: int(follows), NAMING: int(names), HEARD: follows * (names - chance)}
+        return {FOLLOWED: int(follows), NAMING: int(names), NAMED_STORIES: follows * (names - chance)}
 
     return HearTask(
         STORIES,
@@ -65,20 +64,20 @@ def stories(asked: Sequence[AudioQuestion], closed: Collection[str], max_new_tok
         [
             Metric(FOLLOWED, binary=True, **OF_CLIPS),
             Metric(NAMING, binary=True, **OF_CLIPS),
-            Metric(HEARD, bounds=(-1.0, 1.0), **OF_CLIPS),
+            Metric(NAMED_STORIES, bounds=(-1.0, 1.0), **OF_CLIPS),
         ],
         judge,
         {"max_new_tokens": max_new_tokens, "repetition_penalty": 1.1},
-        2,
     )
 
 
 def account(job: HearTask, answers: Sequence[str]) -> str:
     """How the stories of a job came out, as part of a sentence."""
     judged = [job.judge(*each) for each in zip(job.questions, answers, strict=True)]
-    follow, naming, heard = (sum(each[metric] for each in judged) for metric in (FOLLOWED, NAMING, HEARD))
+    metrics = (FOLLOWED, NAMING, NAMED_STORIES)
+    follow, naming, both = (sum(each[metric] for each in judged) for metric in metrics)
     return (
-        f"{follow} follow, {naming} name what is heard, {heard:.1f} do both beyond chance, "
+        f"{follow} follow, {naming} name what is heard, {both:.1f} do both beyond chance, "
         f"{distinct_words(answers):.1f} different words each"
     )
 
@@ -133,10 +132,12 @@ def mentions(answer: str, about: Mapping[str, Any]) -> bool:
             slept"}}`; either may be missing.
     """
     said = words(answer).split()
-    return any(contains(said, phrase) or contains(said, [*phrase[:-1], f"{phrase[-1]}s"]) for phrase in heard(about))
+    return any(
+        contains(said, phrase) or contains(said, [*phrase[:-1], f"{phrase[-1]}s"]) for phrase in phrases_heard(about)
+    )
 
 
-def heard(about: Mapping[str, Any]) -> list[list[str]]:
+def phrases_heard(about: Mapping[str, Any]) -> list[list[str]]:
     """What is heard, as phrases: sounds by name, and the content words of what is said."""
     sounds = [words(str(each["name"])).split() for each in about.get("sounds") or ()]
     sentence = words(str((about.get("speech") or {}).get("sentence", ""))).split()

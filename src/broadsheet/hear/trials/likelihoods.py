@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -26,7 +25,8 @@ LIKELIHOODS, RATIO, LIKELIER = "likelihoods", "story PPL / caption PPL", "storie
 def likelihoods(asked: Sequence[AudioQuestion]) -> HearTask:
     """A story about each clip against its caption, both as answers to a request for a story.
 
-    An arm's answer is two numbers: nats a token of the story and of the caption.
+    An arm's answer is two numbers: nats a token of the story and of the caption, the end of text included. A story that
+    was cut at its limit of tokens is charged with an end that its writer never wrote: one token of a hundred.
 
     Args:
         asked: whose right answers are captions.
@@ -41,7 +41,7 @@ def likelihoods(asked: Sequence[AudioQuestion]) -> HearTask:
         Metric(LIKELIER, binary=True, **OF_CLIPS),
     ]
     requests = [replace(each, instruction=instruction("story"), labels=()) for each in asked]
-    return HearTask(LIKELIHOODS, requests, metrics, judge, {}, 2, texts=False)
+    return HearTask(LIKELIHOODS, requests, metrics, judge, {}, texts=False)
 
 
 def perplexities(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -60,8 +60,9 @@ def weigh(
     """
     if isinstance(model, Cascade):
         return model.nats(requests, texts)
-    found = nats(model, [request for request in requests for _ in range(2)], list(chain.from_iterable(texts)))
-    return list(zip(found[::2], found[1::2], strict=True))
+    # Each on its own: beside a story, a caption of a few tokens would be padded to a hundred.
+    first, second = (nats(model, requests, list(column)) for column in zip(*texts, strict=True))
+    return list(zip(first, second, strict=True))
 
 
 @torch.inference_mode()

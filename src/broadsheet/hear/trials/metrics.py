@@ -26,6 +26,7 @@ WER, SOUNDS, OTHERS = "WER", "sound accuracy", "other accuracy"
 HARD_WER, HARD_SOUNDS = "WER, hard", "sound accuracy, in noise"
 SPEECH, HARD_SPEECH = "speech", "hard speech"  # the jobs of transcripts
 SCORED = ("asr", "sound", "count", "voice", "order", "speech_sound", "qa")  # tasks of one right answer
+BATCH = 32  # questions that are answered at once, as `answers` does
 _APOSTROPHES = "'’ʼ"
 _ARTICLES = ("a", "an", "the")
 
@@ -38,7 +39,7 @@ class AudioQuestion:
         audio: its clips.
         other: those of another row, which the shuffle control hears instead.
         labels: the answers of all test rows that are asked the same.
-        about: what is heard, as `following.heard` reads it.
+        about: what is heard, as `following.phrases_heard` reads it.
     """
 
     audio: tuple[str, ...]
@@ -58,7 +59,7 @@ class HearTask:
         metrics: over what `judge` gives.
         judge: a question and an answer to values by output name.
         generation: of `generate`.
-        blocks: timed turns that the questions fall into.
+        turn: questions of a timed turn: no more than are answered in one batch.
         texts: whether answers are texts, which may be shown.
     """
 
@@ -67,7 +68,7 @@ class HearTask:
     metrics: Sequence[Metric]
     judge: Callable[[AudioQuestion, Any], Mapping[str, Any]]
     generation: Mapping[str, Any]
-    blocks: int = 4
+    turn: int = BATCH
     texts: bool = True
 
     def outputs(self, block: Sequence[AudioQuestion], answers: Sequence[Any]) -> Outputs:
@@ -161,9 +162,12 @@ def jobs(
         else (SPEECH, "words", WER, "sounds", SOUNDS)
     )
     wer = Metric(rate, errors, error_rate, higher_is_better=False, bounds=(0.0, float("inf")), **OF_CLIPS)
+    names = {question.answer for question in of("sound")}
+    right = Metric(accuracy, binary=True, chance=1 / max(1, len(names)), **OF_CLIPS)
+    tenth = max(1, min(BATCH, -(-len(of("asr")) // 10)))  # plain speech is what is timed: ten turns at least
     made = [
-        HearTask(speech, of("asr"), [wer], transcript, generation, 10),
-        HearTask(sounds, of("sound"), [Metric(accuracy, binary=True, **OF_CLIPS)], label(accuracy), generation),
+        HearTask(speech, of("asr"), [wer], transcript, generation, BATCH if hard else tenth),
+        HearTask(sounds, of("sound"), [right], label(accuracy), generation),
         HearTask("other tasks", of(*SCORED[2:]), [Metric(OTHERS, binary=True, **OF_CLIPS)], label(OTHERS), generation),
     ]
     return [job for job in made if job.questions]

@@ -1,4 +1,4 @@
-"""The arms of SALMONN's trial by name, what each is, and those that begin with a warm start.
+"""The arms of SALMONN's trial by name, what each is, and those that begin without the warm start.
 
 Knows: names. Does not know: models, how an arm is trained or asked.
 """
@@ -7,16 +7,17 @@ from __future__ import annotations
 
 STACK, MAIN, ACTIVATED, REHEARSED = "stack and linear", "SALMONN", "SALMONN, activated", "activated with rehearsal"
 SHUFFLED, ONE, SILENT, CASCADE = "shuffled audio", "one encoder", "text alone", "cascade"
-WARM = "warm "  # before the name of an arm that begins with the warm start, which is ours and not the paper's
-WARMED = (STACK, MAIN, ACTIVATED, REHEARSED, SHUFFLED, ONE)  # arms that there are with a warm start too
+COLD = " without warm start"  # after the name of an arm that is trained by the paper's stages alone, as published
+SEEDED = (STACK, MAIN, ACTIVATED, ONE)  # arms on which a claim rests, or which a comparison with the baseline needs
 # By their names on the command line, those that may be left out.
 OPTIONAL = {
-    "activated": ACTIVATED,
-    "rehearsed": REHEARSED,
-    "shuffled": SHUFFLED,
-    "one": ONE,
-    "text": SILENT,
-    "cascade": CASCADE,
+    "activated": (ACTIVATED,),
+    "rehearsed": (REHEARSED,),
+    "shuffled": (SHUFFLED,),
+    "one": (ONE,),
+    "text": (SILENT,),
+    "cascade": (CASCADE,),
+    "cold": (STACK + COLD, MAIN + COLD, SHUFFLED + COLD),
 }
 _ABOUT = {
     STACK: "the frames of a window through one linear layer; all else is SALMONN's",
@@ -30,17 +31,17 @@ _ABOUT = {
 }
 
 
-def way(name: str) -> str:
-    """How an arm begins: `WARM`, or the paper's way, which is empty; in front of a plain name it gives that arm's."""
-    return WARM if name.startswith(WARM) else ""
-
-
 def plain(name: str) -> str:
-    """An arm's name without its way."""
-    return name.removeprefix(WARM)
+    """An arm's name without the words that it begins without a warm start."""
+    return name.removesuffix(COLD)
+
+
+def cold(name: str) -> bool:
+    """Whether an arm begins without the warm start where others have it."""
+    return name.endswith(COLD)
 
 
 def about(name: str) -> str:
     """An arm in one line; a name that is not known is a peer's."""
     told = _ABOUT.get(plain(name), "the peer's transcript, read by the language model without an adapter")
-    return told + ", after a warm start that is not the paper's" * bool(way(name))
+    return told + ", trained by the paper's stages alone, as published" * cold(name)

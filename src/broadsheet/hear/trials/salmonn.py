@@ -22,24 +22,26 @@ from broadsheet.hear.training.activating import FACTOR
 from broadsheet.hear.trials import sets
 from broadsheet.hear.trials.arms import STAGES, Run, for_speech, keep, spelt
 from broadsheet.hear.trials.asking import AskedArms
-from broadsheet.hear.trials.following import HEARD, RULES, STORIES, account, stories
+from broadsheet.hear.trials.following import NAMED_STORIES, RULES, STORIES, account
 from broadsheet.hear.trials.likelihoods import LIKELIER, LIKELIHOODS, likelihoods, perplexities
-from broadsheet.hear.trials.metrics import HARD_SOUNDS, HARD_WER, SCORED, SOUNDS, WER, HearTask, jobs, questions
+from broadsheet.hear.trials.metrics import HARD_SOUNDS, SCORED, SOUNDS, WER, HearTask, jobs, questions
 from broadsheet.hear.trials.notes import beside, loss_curve, trained
 from broadsheet.hear.trials.peers import command
 from broadsheet.hear.trials.roster import (
     ACTIVATED,
     CASCADE,
+    COLD,
     MAIN,
     ONE,
     OPTIONAL,
     REHEARSED,
+    SEEDED,
     SHUFFLED,
     SILENT,
     STACK,
-    WARM,
-    WARMED,
     about,
+    cold,
+    plain,
 )
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import option
@@ -47,43 +49,47 @@ from broadsheet.report.words import memory
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.outside import peers
 from broadsheet.trial.results import ArmResult, Curve, TrialResult
-from broadsheet.trial.sentences import sentence
 from broadsheet.trial.verdicts import Comparison
 
 
-def claims_of(way: str = "") -> list[Claim]:
-    """What the paper says it wins, of arms that begin in a way: the paper's, or with the warm start."""
-    main, activated = way + MAIN, way + ACTIVATED
+def claims_of(warmed: bool = True) -> list[Claim]:
+    """What the paper says it wins.
+
+    Args:
+        warmed: whether the arms begin with the warm start, which each claim then says.
+    """
+    after = "; all arms have the warm start, which is ours" if warmed else ""
     return [
-        Claim(WER, way + SHUFFLED, main, "it hears: another clip does not serve", kind="control"),
-        Claim(SOUNDS, way + SHUFFLED, main, "it hears: another clip does not serve", kind="control"),
-        Claim(
-            HARD_WER,
-            way + STACK,
-            main,
-            "a window-level Q-Former serves speech (Sec. 3.1); the plain connector beside it is ours",
-            least=0.02,
-        ),
-        Claim(HARD_SOUNDS, way + ONE, main, "a second encoder is needed for sounds (Sec. 3.1)", least=0.05),
+        Claim(WER, SHUFFLED, MAIN, f"it hears: another clip does not serve{after}", kind="control"),
+        Claim(SOUNDS, SHUFFLED, MAIN, f"it hears: another clip does not serve{after}", kind="control"),
+        Claim(HARD_SOUNDS, ONE, MAIN, f"a second encoder is needed for sounds (Sec. 3.1){after}", least=0.1),
         # The paper counts stories that follow the request, 0.00 before and 1.00 after, and gives no figure for these.
         Claim(
-            HEARD,
-            main,
-            activated,
-            "activation makes it follow what it was not trained to do, about what it hears (Sec. 3.2)",
+            NAMED_STORIES,
+            MAIN,
+            ACTIVATED,
+            f"activation makes it follow what it was not trained to do, about what it hears (Sec. 3.2){after}",
             least=0.2,
         ),
         Claim(
+            WER,
+            MAIN,
+            ACTIVATED,
+            f"activated, it transcribes as before (2.1, 4.9 and 9.1 % of words wrong become 2.1, 4.9 and 10.0){after}",
+            margin=0.05,
+        ),
+        Claim(
             LIKELIER,
-            main,
-            activated,
-            "where a story is asked for, captions are likelier before activation, and stories after it",
+            MAIN,
+            ACTIVATED,
+            f"where a story is asked for, captions are likelier before activation, and stories after it{after}",
             least=0.2,
         ),
     ]
 
 
 _PAPERS = (MAIN, ACTIVATED)
+_TOLD = (MAIN, ACTIVATED, REHEARSED)  # before activation and after it
 _SHORT = 8.0  # seconds; clips that are no longer are given a Whisper of this context
 
 
@@ -91,17 +97,19 @@ _SHORT = 8.0  # seconds; clips that are no longer are given a Whisper of this co
 class SalmonnTrial(AskedArms):
     """A causal LM gets ears: two frozen encoders, a connector, LoRA. Does it hear, and does it still do as it is told?
 
-    Every arm is trained on the same rows for as many steps: first transcripts, sounds and captions, then all tasks. It
-    is asked about clips that it has not heard, of sentences, orders and pitches that no training clip has; and, harder,
-    about slower speech, another program's voices, and speech and sounds in noise. SALMONN reads windows of frames with
-    a Q-Former; the baseline puts the frames of a window through one linear layer. Beside them: SALMONN hearing another
-    clip of the task; with one encoder; trained and asked in silence; and the cascade: Whisper's transcript, read by the
-    same model without an adapter. The last stage, activation, is an arm of its own: stories that the model writes at a
-    part of its adapter's scaling, learnt in as many steps. Another arm learns the same stories in as many steps with
-    rows of stage 2 beside each, so that it does not forget them; that is not the paper's.
+    Every arm is trained on the same rows for as many steps: a warm start of the connector, which is ours and not the
+    paper's; then the paper's stages, first transcripts, sounds and captions, then all tasks. It is asked about clips
+    that it has not heard, of sentences, orders and pitches that no training clip has; and, harder, about slower speech,
+    another program's voices, and speech and sounds in noise. SALMONN reads windows of frames with a Q-Former; the
+    baseline puts the frames of a window through one linear layer. Beside them: SALMONN hearing another clip of the
+    task; with one encoder; trained and asked in silence; and the cascade: Whisper's transcript, read by the same model
+    without an adapter. The last stage, activation, is an arm of its own: stories that the model writes at a part of its
+    adapter's scaling, learnt in as many steps. Another arm learns the same stories in as many steps with rows of stage
+    2 beside each, so that it does not forget them; that is not the paper's.
 
-    All of these begin as the paper's do, from random weights. --warm-start-steps adds arms that begin with a warm start
-    of their connector, which is ours: what the paper claims is not claimed of them, and what came of it is a note.
+    Without the warm start a training this short hears nothing, and a deaf model decides nothing: so what is judged has
+    it, all arms alike. The paper's stages as published, from random weights, are beside it, trained once (`cold`).
+    --warm-start-steps 0 leaves it out, and judges those.
 
     --data FOLDER holds stage1.jsonl, stage2.jsonl, stories.jsonl, test.jsonl and perhaps hard.jsonl; by default such a
     set is made.
@@ -124,12 +132,12 @@ class SalmonnTrial(AskedArms):
     test: int = option(60, "Test rows of asr and of sound, and half as many of each other task.", quick=6, least=1)
     hard: int = option(
         67,
-        "Clips of the harder test: so many of slower speech, by espeak-ng, of speech and of sounds in noise; 0: none.",
+        "Clips of the harder test: so many of slower speech, by espeak-ng, and of speech in noise; 0: none.",
         quick=3,
         least=0,
     )
-    stories: int = option(12, "Test clips that a story is asked about; 0: none.", quick=2, least=0)
-    story_tokens: int = option(80, "Of a story at most.", least=1)
+    noisy: int = option(250, "Clips of the harder test: sounds in noise; 0: none.", quick=3, least=0)
+    stories: int = option(40, "Test clips that a story is asked about; 0: none.", quick=2, least=0)
     peer: str | None = option(
         None,
         "A peer that transcribes for a second cascade: `faster_whisper` (`broadsheet peer` builds it), or a program "
@@ -157,8 +165,8 @@ class SalmonnTrial(AskedArms):
 
     def question(self) -> str:
         return (
-            f"Does {self.model_name} hear speech and sounds, does a window-level Q-Former serve it better than one "
-            "linear layer, and does it still do what it was not trained to do?"
+            f"Does {self.model_name} hear speech and sounds, does it need a second encoder for sounds, and does it "
+            "still do what it was not trained to do?"
         )
 
     def tasks(self) -> list[EvalTask]:
@@ -168,11 +176,10 @@ class SalmonnTrial(AskedArms):
         self._read_data()
         without = {REHEARSED} if not self.rehearsed else set()
         without |= {ONE} if len(self.parts_) == 1 else set()
+        without |= set() if self.warm_start_steps else {*OPTIONAL["cold"]}
         without |= set() if any(hasattr(part, "transcribe") for part in self.parts_) else {CASCADE}
-        wanted = [STACK, MAIN, *(name for short, name in OPTIONAL.items() if short in self.also)]
+        wanted = [STACK, MAIN, *(name for short, names in OPTIONAL.items() if short in self.also for name in names)]
         self._chosen = [name for name in wanted if name not in without]
-        if self.warm_start_steps:
-            self._chosen += [WARM + name for name in self._chosen if name in WARMED]
         if self._peer:
             self.peer_name_, self.peer_command_ = self._peer.label, command(self._peer, for_speech(self.settings_))
             self._chosen.append(self.peer_name_)
@@ -188,18 +195,21 @@ class SalmonnTrial(AskedArms):
 
     def setting(self) -> Mapping[str, Any]:
         """How the arms are made and trained, in words."""
-        after = f"; in the warm arms after {self.warm_start_steps} steps of warm start" if self.warm_start_steps else ""
+        after = f"; before these {self.warm_start_steps} steps of warm start, which is ours" * bool(
+            self.warm_start_steps
+        )
         told = f"{self.activation_steps} steps on stories written at {self.factor:g} of the adapter's scaling, "
         beside_it = f"; in rehearsal {self.rehearsed} rows of stage 2 beside each" if REHEARSED in self._chosen else ""
         rates = {name: f"{self._rate(name):g}" for name in self._chosen if name not in self.untrained_}
         spelt_rates = rates[MAIN] if len({*rates.values()}) == 1 else "as tuned"
+        story_rate = "as tuned" if (given := self.activation_learning_rate) is None else f"{given:g}"
         return {
             "encoders": ", ".join(_called(each) for each in self.settings_),
             "connector": f"{self.queries} audio token{'s' * (self.queries > 1)} a window of {self.window:.3g} s; "
-            f"Q-Former of {self.layers} layers, {self.hidden} wide",
+            f"Q-Former of {self.layers} layers, {self.hidden} wide, with weights of ±{self._init:.3f} at first",
             "training": f"{self.steps1} and {self.steps2} steps of {self.batch} rows, learning rate "
             f"{spelt_rates}, of the adapter {self.lora_learning_rate:g}{after}",
-            "activation": f"{told}learning rate {self.activation_learning_rate:g}{beside_it}",
+            "activation": f"{told}learning rate {story_rate}{beside_it}",
             "data": f"{self._source}; {len(self.rows_['stage2']):,} training rows, clips of at most "
             f"{self._seconds:.1f} s",
         }
@@ -207,10 +217,10 @@ class SalmonnTrial(AskedArms):
     def arms(self) -> list[ModelArm]:
         made = []
         for name in self._chosen:
-            role: Any = "baseline" if name == STACK else "peer" if name == self.peer_name_ else None
-            paper = SalmonnForConditionalGeneration.paper if name in _PAPERS else ""
+            role: Any = {STACK: "baseline", self.peer_name_: "peer"}.get(name, "sibling" if cold(name) else None)
+            paper = SalmonnForConditionalGeneration.paper if plain(name) in _PAPERS else ""
             by_seed = partial(self._by_seed, name.replace(SHUFFLED, MAIN))
-            seeded = None if name in self.untrained_ else by_seed
+            seeded = by_seed if name in SEEDED else None
             made.append(ModelArm(name, by_seed(self.seed), role, about(name), paper, seeded))
         return made
 
@@ -220,25 +230,20 @@ class SalmonnTrial(AskedArms):
     def _first_run(self, name: str) -> Run:
         return Run(name, self.seed)
 
-    @property
-    def _ways(self) -> tuple[str, ...]:
-        return ("", WARM) if self.warm_start_steps else ("",)
-
     def claims(self) -> list[Claim]:
-        return self._possible(claims_of())
-
-    def _possible(self, claims: Sequence[Claim]) -> list[Claim]:
         """Those of arms that take part and of metrics that there are."""
         metrics = {metric.name for job in self.jobs_ for metric in job.metrics}
+        claims = claims_of(bool(self.warm_start_steps))
         return [each for each in claims if each.metric in metrics and {each.baseline, each.arm} <= {*self._chosen}]
 
     def also_compare(self) -> list[tuple[str, str]]:
-        wanted = [(MAIN, WARM + MAIN), (SILENT, MAIN), (CASCADE, MAIN), (CASCADE, WARM + MAIN)]
-        for way in self._ways:
-            main, activated, rehearsed = way + MAIN, way + ACTIVATED, way + REHEARSED
-            wanted += [(way + STACK, main), (way + SHUFFLED, main), (way + ONE, main)]
-            wanted += [(main, activated), (main, rehearsed), (activated, rehearsed), (self.peer_name_, main)]
-        wanted.append((self.peer_name_, CASCADE))
+        wanted = [
+            (STACK, MAIN),  # a window-level Q-Former beside one linear layer: the paper has no such comparison
+            *((name, MAIN) for name in (SHUFFLED, ONE, SILENT, CASCADE, MAIN + COLD, self.peer_name_)),
+            *((MAIN, ACTIVATED), (MAIN, REHEARSED), (ACTIVATED, REHEARSED)),
+            *((name + COLD, MAIN + COLD) for name in (STACK, SHUFFLED)),
+            (self.peer_name_, CASCADE),
+        ]
         return [pair for pair in wanted if set(pair) <= set(self._chosen)]
 
     def figures(self, outcome: Outcome) -> list[Curve]:
@@ -253,18 +258,12 @@ class SalmonnTrial(AskedArms):
     def notes(self, outcome: Outcome) -> list[str]:
         usable = outcome.usable
         notes = [f"{MAIN} is the model after stage 2. What stage 3 makes of it is an arm of its own, {ACTIVATED}."]
+        pairs = [(MAIN, SHUFFLED), (MAIN, SILENT), (ACTIVATED, MAIN), (REHEARSED, MAIN), (MAIN + COLD, SHUFFLED + COLD)]
         notes += [
-            beside(usable[way + name].values, usable[control].values, way + name, control)
-            for way in self._ways
-            for name, control in (
-                (MAIN, way + SHUFFLED),
-                (MAIN, SILENT),
-                (ACTIVATED, way + MAIN),
-                (REHEARSED, way + MAIN),
-            )
-            if {way + name, control} <= set(usable)
+            beside(usable[name].values, usable[control].values, name, control)
+            for name, control in pairs
+            if {name, control} <= set(usable)
         ]
-        notes += self._after_warm_start(outcome)
         for job in self.jobs_:
             if job.name == STORIES:
                 notes += self._told(job, self._scaled(job, usable))
@@ -276,15 +275,8 @@ class SalmonnTrial(AskedArms):
             )
         return [*notes, *self._of_training(usable)]
 
-    def _after_warm_start(self, outcome: Outcome) -> list[str]:
-        """What the paper claims of its arms, held against those with a warm start."""
-        claims = [claim for claim in self._possible(claims_of(WARM)) if claim.kind == "claim"]
-        found = [outcome.comparison(each.metric, each.baseline, each.arm) for each in claims]
-        told = "; ".join(sentence(each) for each in found if each is not None)
-        return [f"After the warm start, which is not the paper's: {told}."] if told else []
-
     def _of_training(self, usable: Mapping[str, ArmResult]) -> list[str]:
-        """What each arm's training took, and all of them."""
+        """What each arm's first training run took, and of all of them the steps and the memory."""
         notes = list(filter(None, (trained(name, self._records(self._first_run(name))) for name in self._chosen)))
         runs = [Run(name, seed) for name in self._chosen for seed in self.seeds]
         records = {stage: [self._record(run, stage) for run in runs] for stage in STAGES}
@@ -306,6 +298,11 @@ class SalmonnTrial(AskedArms):
         if {MAIN, SHUFFLED} <= set(usable) and WER in usable[MAIN].values:
             own, others = (usable[name].values[WER].estimate for name in (MAIN, SHUFFLED))
             heard = f" Here {MAIN} has a WER of {own:.2f}, and of {others:.2f} where it hears another clip."
+        controls = [outcome.comparison(metric, SHUFFLED, MAIN) for metric in (WER, SOUNDS)]
+        if deaf := [each.metric for each in controls if each is not None and each.verdict != "helps"]:
+            heard += (
+                f" By its {' and '.join(deaf)}, another clip serves as well: it does not hear, and nothing is decided."
+            )
         return (
             "Its language model has 7 or 13 billion parameters, its encoders are far larger, and it is trained on "
             f"thousands of hours of recordings; here there are {len(self.rows_['stage2']):,} training rows and "
@@ -316,10 +313,12 @@ class SalmonnTrial(AskedArms):
 
     def _read_data(self) -> None:
         """The rows, the longest clip, and the encoders for clips of that length."""
-        sizes = {"seed": self.seed, "test": self.test, "stories": self.activation_steps, "hard": self.hard}
+        sizes = {"seed": self.seed, "test": self.test, "stories": self.activation_steps}
+        sizes |= {"hard": self.hard, "noisy": self.noisy}
         folder, self._made, self._source = sets.made_or_given(self.data, bool(self.quick), **sizes)
         rows = sets.rows_of(folder)
-        self.rows_ = rows if self.learning_rate is not None else sets.held_back(rows)
+        given = None not in (self.learning_rate, self.activation_learning_rate)
+        self.rows_ = rows if given else sets.held_back(rows)
         self._seconds = max(len(audio.read(clip)) for clip in sets.clips_of(*rows.values())) / base.SAMPLE_RATE
         if self._seconds <= _SHORT:
             short = {"context_seconds": _SHORT, "crop": True}
@@ -341,7 +340,7 @@ class SalmonnTrial(AskedArms):
             found += jobs(hard, questions(hard, self.seed), longest, hard=True)
         if self.stories:
             told = sets.drawn(asked, self.stories, self.seed)
-            found.append(stories(told, {row.answer for row in self.rows_["stage2"]}, self.story_tokens))
+            found.append(self._about_clips(told))
         captions = [row for row in self.rows_["test"] if row.task == "caption"]
         if self.stories and len(captions) > 1:
             drawn = sets.drawn(captions, max(2, self.test // 2), self.seed)
@@ -362,7 +361,8 @@ class SalmonnTrial(AskedArms):
         for row in self.rows_["hard"]:
             if row.task in SCORED[:2]:
                 kinds.setdefault((row.task, row.more.get("split")), []).append(row)
-        return [row for rows in kinds.values() for row in sets.drawn(rows, self.hard, self.seed)]
+        sizes = {"asr": self.hard, "sound": self.noisy}
+        return [row for (task, _), rows in kinds.items() for row in sets.drawn(rows, sizes[task], self.seed)]
 
     def _task(self, job: HearTask, known: str) -> EvalTask:
         keys = [question.audio and sets.draw(self.seed, question.audio) for question in job.questions]
@@ -374,7 +374,7 @@ class SalmonnTrial(AskedArms):
             item="clip",
             about=f"{len(job.questions)} questions",
             fingerprint=fingerprint([known, keys]),
-            blocks=job.blocks,
+            block_size=job.turn,
             examples=job.examples,
         )
 
@@ -385,12 +385,12 @@ class SalmonnTrial(AskedArms):
         told: dict[str, dict[float, list[str]]] = {}
         path = self.workdir / "scaling.json"
         kept = read_json(path) if path.exists() else {}
-        for name in self._activation(usable):
+        for name in [name for name in _TOLD if name in usable]:
             told[name] = {1.0: usable[name].samples[f"{STORIES}: answers"]}
             for factor in (FACTOR, 0.0):
                 key = f"{name} {factor:g}"
                 if key not in kept:
-                    block, frames = self._listener(name)(job.questions)
+                    block, frames = self._listener(name, job)(job.questions)
                     model = self._model(self._first_run(name))
                     self._let_hear(model, name, frames)
                     with model.scale_lora(factor):
@@ -398,10 +398,6 @@ class SalmonnTrial(AskedArms):
                     keep(path, kept)
                 told[name][factor] = kept[key]
         return told
-
-    def _activation(self, usable: Mapping[str, ArmResult]) -> list[str]:
-        """The arms before and after activation, of each way."""
-        return [way + name for way in self._ways for name in (MAIN, ACTIVATED, REHEARSED) if way + name in usable]
 
     def _told(self, job: HearTask, told: Mapping[str, Mapping[float, Sequence[str]]]) -> list[str]:
         """How stories come out at each of the adapter's scalings."""
@@ -415,7 +411,7 @@ class SalmonnTrial(AskedArms):
 
     def _weighed(self, usable: Mapping[str, ArmResult]) -> list[str]:
         """The perplexity of stories and of captions before and after activation."""
-        weighed = {name: usable[name].samples.get(f"{LIKELIHOODS}: answers") for name in self._activation(usable)}
+        weighed = {name: usable[name].samples.get(f"{LIKELIHOODS}: answers") for name in _TOLD if name in usable}
         told = [
             "{}: {:,.1f} and {:,.1f}".format(name, *perplexities(pairs)) for name, pairs in weighed.items() if pairs
         ]
