@@ -427,7 +427,15 @@ def test_each_architecture_has_the_rate_that_serves_clips_held_back(
 
     monkeypatch.setattr(arms, "fit", noted)
     monkeypatch.setattr(arms, "nats", lost)
-    options = parts | {"quick": False, "runs": 1, "also": ("one", "cold"), "stories": 0, "hard": 0, "noisy": 0, "test": 6}
+    options = parts | {
+        "quick": False,
+        "runs": 1,
+        "also": ("one", "cold"),
+        "stories": 0,
+        "hard": 0,
+        "noisy": 0,
+        "test": 6,
+    }
     trial = SalmonnTrial(**options)
     result = trial.run()
     assert {arm.status for arm in result.arms} == {"ok"}, [arm.error for arm in result.arms]

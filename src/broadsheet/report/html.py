@@ -94,12 +94,17 @@ def brief(result: TrialResult, width: int) -> list[RenderableType]:
             for arm, cells in answer.rows
         ]
         columns.append((metric, cells))
-    table = _tables(("", names), columns, width)[:1]
+    screen = Console(width=width)
+    taken = len(said.wrap(screen, width - 2)) + 4  # blank, legend, report, use
+    # Columns whose names or arms are broken over lines cost rows; without the last of them the others have room.
+    for kept in range(len(columns), 0, -1):
+        table = _tables(("", names), columns[:kept], width)[:1]
+        rows = sum(len(screen.render_lines(each, pad=False)) for each in table)
+        if taken + rows <= BRIEF:
+            break
+    taken += rows
     lines += table
     lines.append(Text("* baseline; ▲ better, ▼ worse, = no measurable difference; 95 % intervals", "dim"))
-    screen = Console(width=width)
-    rows = sum(len(screen.render_lines(each, pad=False)) for each in table)
-    taken = len(said.wrap(screen, width - 2)) + rows + 4  # blank, legend, report, use
     if answer.why and taken < BRIEF:
         told = _first_lines(answer.why, width - 8, min(2, BRIEF - taken))
         taken += len(textwrap.wrap(told, width - 8))
