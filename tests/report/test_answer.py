@@ -98,6 +98,19 @@ def test_what_was_recorded_is_answered_on_one_screen(paper):
     assert all(str(escape(told)) in html(result) for told in answer.beside)
 
 
+def test_names_that_break_over_lines_cost_the_last_columns_and_not_the_screen():
+    recorded = json.dumps(evidence.read("transnormer", evidence.folder()))
+    long = "TransNormer, no decay of any kind, in any layer, at any head"
+    result = TrialResult.from_dict(json.loads(recorded.replace("TransNormer, no decay", long)))
+    metrics = TrialAnswer(result).metrics
+    lines = lines_of(result, written=[Path("runs/x.json"), Path("runs/x.html")])
+    assert len(lines) <= BRIEF
+    assert lines[lines.index("") + 1].split() == [metrics[0]], "the first column alone is left, of several"
+    assert len(metrics) > 1
+    assert any(long in line for line in lines)
+    assert all(metric in html(result) for metric in metrics)
+
+
 def test_an_answer_says_what_won_by_how_much_and_what_came_of_the_claim():
     result = tried(notes=("Read this first.", "And that."))
     answer = TrialAnswer(result)
