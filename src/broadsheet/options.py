@@ -68,6 +68,16 @@ def option(
     return field(default=None, metadata={_METADATA: kept})  # filled in by `Options.__post_init__`
 
 
+def best_of(settings: Sequence[float]) -> str:
+    """How a help text tells the settings of an open-ended scale, as `Trial.tuned` chooses from them.
+
+    Example:
+        >>> best_of((1e-4, 3e-4, 1e-3))
+        'the best of 0.0001, 0.0003, 0.001 (of more, where an end is the best)'
+    """
+    return f"the best of {', '.join(f'{setting:g}' for setting in settings)} (of more, where an end is the best)"
+
+
 @dataclass
 class Options:
     """A dataclass of options: what was not given gets its default, and what is out of range is refused.

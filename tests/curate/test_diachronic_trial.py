@@ -120,7 +120,7 @@ def test_each_way_has_as_many_rates_to_choose_from_and_the_prior_too(data):
     trial.tasks()
     trial.workdir = Path(data).parent / "work"
     trial.arms()
-    assert {name: len(kept["scores"]) for name, kept in trial._tuning.items()} == dict.fromkeys(
+    assert {name: kept["given"] for name, kept in trial._tuning.items()} == dict.fromkeys(
         (PLAIN, OURS, TUNED, COUNTS), 3
     )
 

@@ -42,7 +42,7 @@ def test_kendall_s_tau_is_one_where_cosine_and_likelihood_agree(tiny_model, tiny
 
 
 def test_the_trial_trains_every_arm_on_the_same_and_reports_the_direct_claim(small, tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(ullme_trial, "RATES", (3e-4, 1e-3))
+    monkeypatch.setattr(ullme_trial, "RATES", (1e-4, 3e-4, 1e-3))
     sts = tmp_path / "sts.tsv"
     sts.write_text("score\tsentence1\tsentence2\n" + "".join(f"{i % 5}\tword {i}\tthing {i * i}\n" for i in range(12)))
     elsewhere = tmp_path / "elsewhere.jsonl"

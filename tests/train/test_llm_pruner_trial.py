@@ -95,6 +95,6 @@ def test_each_rate_is_chosen_from_as_many(given, tmp_path):
     trial.workdir = tmp_path
     trial.arms()
     assert set(trial._rates) == {TUNED, OURS, RANDOM_TUNED}
-    assert {len(kept["scores"]) for kept in trial._tuning.values()} == {3}
+    assert {kept["given"] for kept in trial._tuning.values()} == {3}
     with pytest.raises(InputError, match="got --lr 0"):
         LLMPrunerTrial(**{**given, "lr": 0.0}).check()

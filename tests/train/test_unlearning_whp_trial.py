@@ -142,7 +142,7 @@ def test_rates_are_chosen_alike_by_what_is_forgotten_and_what_is_lost(data, monk
     trial.tasks()
     trial.workdir = Path(data).parent
     trial.arms()
-    assert {name: len(kept["scores"]) for name, kept in trial._tuning.items()} == dict.fromkeys(
+    assert {name: kept["given"] for name, kept in trial._tuning.items()} == dict.fromkeys(
         (OURS, ASCENT, TRANSLATED, BARE), len(RATES)
     )
     known, lost = iter([1e-1, 1e-3, 1e-5]), iter([0.0, 0.01, 0.3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 from collections.abc import Callable
@@ -785,6 +786,46 @@ def test_every_arm_is_tuned_as_much_and_what_was_found_is_kept():
     assert trial._told_of_tuning() == {"tuning of plain": "3, the best of 3 on other pairs"}
     with pytest.raises(ValueError, match="expected as many for each arm"):
         trial.tuned("Alpha", [1, 2, 3, 4], score, on="other pairs")
+
+
+@pytest.mark.parametrize(
+    ("settings", "best", "asked"),
+    [
+        ([1e-4, 3e-4, 1e-3], 3e-4, [1e-4, 3e-4, 1e-3]),  # inside: all is said
+        ([1e-4, 3e-4, 1e-3], 3e-3, [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]),  # the next, and one more to see that it is the best
+        ([1e-4, 3e-4, 1e-3], 3e-5, [1e-4, 3e-4, 1e-3, 3e-5, 1e-5]),
+        ([1e-3, 2e-3, 4e-3, 8e-3], 1.0, [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]),  # no more than two
+        ([0.3, 0.1, 0.03], 1.0, [0.3, 0.1, 0.03, 1.0, 3.0]),
+    ],
+)
+def test_a_scale_without_ends_is_continued_while_its_best_is_an_end(settings, best, asked):
+    trial = ToyTrial().for_paper("alpha")
+    trial.workdir = Path(home()) / "tuning"
+    seen: list[float] = []
+
+    def score(setting: float) -> float:
+        seen.append(setting)
+        return -abs(math.log(setting / best))
+
+    found = min(asked, key=lambda setting: abs(math.log(setting / best)))
+    for _ in range(2):  # what was found is not asked again
+        assert trial.tuned("plain", settings, score, on="other pairs", open_ended=True) == found
+        assert seen == pytest.approx(asked)
+        assert trial.settings_tried("plain") == seen
+    end = " and the highest" if found == max(asked) else ""
+    told = f"{found}, the best{end} of {len(asked)} on other pairs"
+    assert trial._told_of_tuning() == {"tuning of plain": told}
+    trial.tuned("Alpha", settings, score, on="other pairs", open_ended=True)  # given as many: no complaint
+
+
+def test_settings_that_are_no_scale_are_not_continued():
+    trial = ToyTrial().for_paper("alpha")
+    trial.workdir = Path(home()) / "tuning"
+    assert trial.tuned("plain", [1, 3, 5], lambda setting: float(setting), on="other pairs") == 5
+    assert trial.settings_tried("plain") == [1, 3, 5]
+    assert trial._told_of_tuning() == {"tuning of plain": "5, the best of 3 on other pairs"}
+    with pytest.raises(ValueError, match="got 2 settings of an open-ended scale; expected 3 at least"):
+        trial.tuned("Alpha", [1.0, 3.0], float, on="other pairs", open_ended=True)
 
 
 def test_a_budget_for_a_fixed_number_of_items_is_refused():

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 Figure = Curve | Distribution
 Setting = TypeVar("Setting")
+MOST_BEYOND = 2  # settings beyond those given that an open-ended scale is continued by
 
 
 @dataclass(frozen=True)
@@ -254,34 +255,59 @@ class Trial(ForPaper):
         """Where the arm of that name, or a part of it, is kept until the trial's result is written."""
         return self.workdir / fingerprint(name)
 
-    def tuned(self, name: str, settings: Sequence[Setting], score: Callable[[Setting], float], *, on: str) -> Setting:
+    def tuned(
+        self,
+        name: str,
+        settings: Sequence[Setting],
+        score: Callable[[Setting], float],
+        *,
+        on: str,
+        open_ended: bool = False,
+    ) -> Setting:
         """The best setting of an arm by its score on data that the test does not use; kept, so that it is not redone.
 
-        Every tuned arm of a trial has to be given as many settings: a baseline is tuned as the method is.
+        Every tuned arm of a trial has to be given as many settings: a baseline is tuned as the method is. The best of a
+        few rates may be the end of them, and the truth lie further out: an open-ended scale is then continued.
 
         Args:
             name: of the arm.
             settings: to choose from; JSON values.
             score: of a setting, higher is better.
             on: what it is scored on, for the report.
+            open_ended: whether the settings are numbers, three at least and in order, of a scale that has no ends, such
+                as learning rates: while the best is the first or the last, the next one beyond it is tried, of at most
+                `MOST_BEYOND`.
 
         Raises:
-            ValueError: no settings, or two arms are given different numbers of them.
+            ValueError: no settings, fewer than three of an open-ended scale, or two arms are given different numbers of
+                them.
         """
-        counts = {other: len(kept["scores"]) for other, kept in self._tuning.items()} | {name: len(settings)}
+        if open_ended and len(settings) < 3:
+            raise ValueError(f"got {len(settings)} settings of an open-ended scale; expected 3 at least")
+        counts = {other: kept["given"] for other, kept in self._tuning.items()} | {name: len(settings)}
         if not settings or len(set(counts.values())) > 1:
             raise ValueError(f"got settings to choose from: {counts}; expected as many for each arm, one at least")
         path = self.folder(f"tuning of {name}").with_suffix(".json")
         scores: list[float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        for setting in settings[len(scores) :]:
-            say(f"tuning: {name}, {setting}")
-            with seeded(self.seed):
-                scores.append(float(score(setting)))
-            with atomic_write(path) as file:
-                json.dump(scores, file)
-        best = settings[int(np.argmax(scores))]
-        self._tuning[name] = {"scores": scores, "best": best, "on": on}
+        tried = list(settings)  # as many as there are scores, or will be; what lies beyond follows from the scores
+        done = 0
+        while done < len(tried):
+            if done == len(scores):
+                say(f"tuning: {name}, {tried[done]}")
+                with seeded(self.seed):
+                    scores.append(float(score(tried[done])))
+                with atomic_write(path) as file:
+                    json.dump(scores, file)
+            done += 1
+            if open_ended and done == len(tried) < len(settings) + MOST_BEYOND:
+                tried += cast(list[Setting], _beyond(cast(list[float], tried), scores[:done]))
+        best = tried[int(np.argmax(scores[:done]))]
+        self._tuning[name] = {"given": len(settings), "tried": tried, "best": best, "on": on, "open": open_ended}
         return best
+
+    def settings_tried(self, name: str) -> list[Any]:
+        """Those that an arm was tuned over, with what lay beyond the ones given."""
+        return list(self._tuning[name]["tried"])
 
     @cached_property
     def _tuning(self) -> dict[str, dict[str, Any]]:
@@ -476,10 +502,12 @@ class Trial(ForPaper):
         return []
 
     def _told_of_tuning(self) -> dict[str, str]:
-        return {
-            f"tuning of {name}": f"{kept['best']}, the best of {len(kept['scores'])} on {kept['on']}"
-            for name, kept in self._tuning.items()
-        }
+        told = {}
+        for name, kept in self._tuning.items():
+            best, tried = kept["best"], kept["tried"]
+            end = {min(tried): " and the lowest", max(tried): " and the highest"}.get(best, "") if kept["open"] else ""
+            told[f"tuning of {name}"] = f"{best}, the best{end} of {len(tried)} on {kept['on']}"
+        return told
 
     def _absent(self, judged: Sequence[JudgedClaim], outcome: Outcome) -> list[str]:
         """One note for each claim that this run does not show, and why that may be."""
@@ -495,3 +523,13 @@ class Trial(ForPaper):
             f"The gain that the paper reports is absent here in {' and '.join(gains)}." + f" {why}" * bool(why)
             for why, gains in told.items()
         ]
+
+
+def _beyond(tried: Sequence[float], scores: Sequence[float]) -> list[float]:
+    """The next setting of a scale past its end, if the best is that end: of 1, 3, 10 it is 30, or 0.3."""
+    best, scale = tried[int(np.argmax(scores))], sorted(tried)
+    if best == scale[-1]:
+        return [float(f"{scale[-2] * scale[-1] / scale[-3]:.3g}")]
+    if best == scale[0]:
+        return [float(f"{scale[1] * scale[0] / scale[2]:.3g}")]
+    return []

@@ -28,7 +28,7 @@ from broadsheet.cache import fingerprint
 from broadsheet.console import InputError
 from broadsheet.data import corpora
 from broadsheet.models.safefiles import read_json
-from broadsheet.options import option
+from broadsheet.options import best_of, option
 from broadsheet.seeds import seeded
 from broadsheet.training.fit import fit
 from broadsheet.training.trainer import TrainOutput
@@ -126,7 +126,7 @@ class TransNormerTrial(TrainedTrial):
     lr: float | None = option(
         None,
         "The highest learning rate of AdamW, reached after a tenth of the steps, then falling as a cosine; by default "
-        f"the best of {', '.join(f'{rate:g}' for rate in RATES)} after a third of the steps, for each arm.",
+        f"{best_of(RATES)} after a third of the steps, for each arm.",
         quick=2e-3,
     )
     width: int = option(128, "Of TransNormer; the Llama's MLP is widened to the same size.", least=1)
@@ -354,7 +354,7 @@ class TransNormerTrial(TrainedTrial):
             return -float(read(self._load(name, out), self._texts.tuning, 1).mean())
 
         about = f"{TUNING_TEXTS} other texts, after a third of the steps"
-        return self.best_run(name, RATES, train, score, on=about)
+        return self.best_run(name, RATES, train, score, on=about, open_ended=True)
 
     def _history(self, name: str) -> dict[str, float]:
         """Held-out loss by step."""

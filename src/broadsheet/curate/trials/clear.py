@@ -22,7 +22,7 @@ from broadsheet.curate.targets.exchanges import Exchange
 from broadsheet.curate.trials.planted import planted
 from broadsheet.models import adapters
 from broadsheet.models.safefiles import read_json
-from broadsheet.options import option
+from broadsheet.options import best_of, option
 from broadsheet.teacher import Teacher
 from broadsheet.teacher.local import Local
 from broadsheet.training.fit import fit
@@ -84,7 +84,7 @@ class ClearTrial(TrainedTrial):
     lora_rank: int = option(8, "Of the adapters.", least=1)
     lr: float | None = option(
         None,
-        f"The learning rate; by default the best of {', '.join(f'{rate:g}' for rate in RATES)} for all of the data.",
+        f"The learning rate; by default {best_of(RATES)} for all of the data.",
         quick=5e-4,
     )
     nli: str = option(
@@ -270,7 +270,8 @@ class ClearTrial(TrainedTrial):
             with self._adapted(out):
                 return -float(self._losses(self._tuning_rows).mean())
 
-        return self.tuned(ALL, RATES, score, on=f"{len(self._tuning_rows)} other rows; every arm takes it")
+        on = f"{len(self._tuning_rows)} other rows; every arm takes it"
+        return self.tuned(ALL, RATES, score, on=on, open_ended=True)
 
     def _found(self, folder: Path) -> Tuned:
         seeds = {self.run_folder(name, seed): seed for name in self._names for seed in self.seeds}

@@ -242,7 +242,7 @@ class DiachronicTrial(TrainedTrial):
             return -float(model.bits(self._held[place].tuning).mean())
 
         on = f"{len(self._held[place].tuning)} texts of {self._names[place]}, after a third of it"
-        return self.tuned(name, RATES[name], score, on=on)
+        return self.tuned(name, RATES[name], score, on=on, open_ended=True)
 
     def _prior(self) -> float:
         """How strong the prior of the counts is: what finds other planted change best."""

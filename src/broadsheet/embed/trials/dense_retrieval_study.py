@@ -28,7 +28,7 @@ from broadsheet.embed.modules.from_scratch import BATCH, LENGTH
 from broadsheet.embed.trials.base import Count, number
 from broadsheet.embed.trials.study_notes import of_backbones, of_rates, of_table
 from broadsheet.embed.trials.study_presets import PRESETS, Axes, PresetRow, Table, table
-from broadsheet.options import option
+from broadsheet.options import best_of, option
 from broadsheet.page.evidence import provenance, versions
 from broadsheet.trial.base import Outcome
 from broadsheet.trial.claims import judge
@@ -100,8 +100,8 @@ class DenseRetrievalStudyTrial(TrainedTrial):
     negatives: int = option(1, "Hard negatives of a query.", least=0)
     learning_rate: float | None = option(
         None,
-        f"Of all trainings, {RATES[0]:g} in the study; by default the best of "
-        f"{', '.join(f'{rate:g}' for rate in RATES)} for each, on queries that no table asks.",
+        f"Of all trainings, {RATES[0]:g} in the study; by default {best_of(RATES)} for each, on queries that no table "
+        "asks.",
         quick=RATES[1],
         least=0,
     )
@@ -168,7 +168,7 @@ class DenseRetrievalStudyTrial(TrainedTrial):
             notes=[
                 *made.notes,
                 *of_backbones(made, self._found(axes)),
-                *of_rates({name: kept["best"] for name, kept in self._tuning.items()}, RATES),
+                *of_rates({name: (kept["best"], self.settings_tried(name)) for name, kept in self._tuning.items()}),
                 *of_table(made, comparisons, records),
                 *self._absent(judged, Outcome([], arms, comparisons)),
             ],
@@ -192,7 +192,7 @@ class DenseRetrievalStudyTrial(TrainedTrial):
             return self.study_.score(replace(recipe, learning_rate=rate), asked)
 
         try:
-            rate = self.tuned(name, RATES, score, on="; ".join(task.about for task in asked))
+            rate = self.tuned(name, RATES, score, on="; ".join(task.about for task in asked), open_ended=True)
         except InputError:  # its rows fail, and say why
             return recipe
         return replace(recipe, learning_rate=rate)

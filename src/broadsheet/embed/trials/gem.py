@@ -18,7 +18,7 @@ from broadsheet.data.pydocs import is_pydocs
 from broadsheet.data.resources import local
 from broadsheet.embed.data import tasks
 from broadsheet.embed.trials.base import GeneratingTrial, retrieval_task, training_note
-from broadsheet.options import option
+from broadsheet.options import best_of, option
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.results import ArmResult
 from broadsheet.trial.trained.arms import TrainedTrial
@@ -58,8 +58,8 @@ class GEMTrial(GeneratingTrial, TrainedTrial):
     learning_rate: float = option(5e-4, "Of the first phase.", least=0)
     contrast_learning_rate: float | None = option(
         None,
-        f"Of the second phase; by default the best of {', '.join(f'{rate:g}' for rate in RATES)} for each arm, on "
-        "documentation that no test asks about and no arm learns.",
+        f"Of the second phase; by default {best_of(RATES)} for each arm, on documentation that no test asks about and "
+        "no arm learns.",
         quick=1e-4,
         least=0,
     )
@@ -205,7 +205,10 @@ class GEMTrial(GeneratingTrial, TrainedTrial):
         def train(rate: float, out: Path) -> TrainOutput:
             return self._second(name, rate, self.seed, out)
 
-        return self.best_run(name, RATES, train, lambda out: self.found(task, self.load(out)), on=task.about)
+        def score(out: Path) -> float:
+            return self.found(task, self.load(out))
+
+        return self.best_run(name, RATES, train, score, on=task.about, open_ended=True)
 
     def _train(self, name: str, seed: int, out: Path) -> TrainOutput | None:
         """An arm's training run; that of the trial's own seed may stand from the choice of rates."""

@@ -22,7 +22,7 @@ from broadsheet.embed.data import lexicon
 from broadsheet.embed.data.tasks import sts
 from broadsheet.embed.data.word_splits import Questions, Split, apart, held, shuffled, split_lexicon
 from broadsheet.embed.trials.base import sts_task, training_note
-from broadsheet.options import option
+from broadsheet.options import best_of, option
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric, Outputs
 from broadsheet.trial.examples import first_found, most_apart
@@ -84,7 +84,7 @@ class LexicalTrial(TrainedTrial):
     batch: int = option(64, "Pairs of a batch (the paper: 256).", least=2)
     learning_rate: float | None = option(
         None,
-        f"By default the best of {', '.join(f'{rate:g}' for rate in RATES['full'])} for each arm (of adapters ten "
+        f"By default {best_of(RATES['full'])} for each arm (of adapters ten "
         "times that), by the words that layers are chosen on; with --quick the second. The paper: 5e-6, in many more "
         "steps.",
         least=0,
@@ -270,9 +270,8 @@ class LexicalTrial(TrainedTrial):
 
         splits = self._splits.values()
         others = sum(len(split.dev.task().queries) for split in splits)
-        return self.best_run(
-            name, RATES[self.tune], train, finds, on=f"{others} other words, the mean of the lists' MRR"
-        )
+        on = f"{others} other words, the mean of the lists' MRR"
+        return self.best_run(name, RATES[self.tune], train, finds, on=on, open_ended=True)
 
     def _train(self, name: str, seed: int, out: Path) -> Any:
         if self.take_best(name, self._rates[name], seed, out):

@@ -40,7 +40,7 @@ from broadsheet.embed.trials.fetching import (
     yardstick,
 )
 from broadsheet.models.sentences import sentences_fingerprint
-from broadsheet.options import option
+from broadsheet.options import best_of, option
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm
 from broadsheet.trial.lazy import LazyModel
@@ -111,7 +111,7 @@ class LLMEmbedderTrial(TrainedTrial):
     temperature: float = option(0.01, "τ of cosines.", least=1e-6)
     learning_rate: float | None = option(
         None,
-        f"By default the best of {', '.join(f'{rate:g}' for rate in RATES['full'])} for each arm (of adapters ten "
+        f"By default {best_of(RATES['full'])} for each arm (of adapters ten "
         "times that), by other queries of the training packages.",
         quick=3e-5,
         least=0,
@@ -345,7 +345,7 @@ class LLMEmbedderTrial(TrainedTrial):
         def train(rate: float, out: Path) -> Any:
             return self._fit(name, rate, 1.0, self.seed, out)
 
-        return self.best_run(name, rates, train, self._fetches, on=self._other)
+        return self.best_run(name, rates, train, self._fetches, on=self._other, open_ended=True)
 
     def _sharpness(self) -> float:
         """The temperature of the grades by which an embedder, at the paper's best rate, fetches best."""
@@ -355,7 +355,7 @@ class LLMEmbedderTrial(TrainedTrial):
         def train(temperature: float, out: Path) -> Any:
             return self._fit(SWEPT, self._rates[MAIN], temperature, self.seed, out)
 
-        return self.best_run(SWEPT, TEMPERATURES, train, self._fetches, on=self._other)
+        return self.best_run(SWEPT, TEMPERATURES, train, self._fetches, on=self._other, open_ended=True)
 
     @property
     def _other(self) -> str:

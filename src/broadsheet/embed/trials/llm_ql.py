@@ -15,7 +15,7 @@ from broadsheet.data.resources import local
 from broadsheet.embed.data import tasks
 from broadsheet.embed.trials.base import Count, EmbedderTrial, retrieval_task, training_note
 from broadsheet.models.safefiles import read_json
-from broadsheet.options import option
+from broadsheet.options import best_of, option
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.trained.arms import TrainedTrial
 from broadsheet.trial.verdicts import Comparison
@@ -57,8 +57,8 @@ class LLMQLTrial(EmbedderTrial, TrainedTrial):
     batch: int = option(16, "Pairs a step, in both stages.", quick=4, least=2)
     learning_rate: float | None = option(
         None,
-        f"Of the contrastive stage's adapters; by default the best of {', '.join(f'{rate:g}' for rate in RATES)} for "
-        "each arm, on documentation that no test asks about.",
+        f"Of the contrastive stage's adapters; by default {best_of(RATES)} for each arm, on documentation that no test "
+        "asks about.",
         quick=1e-3,
         least=0,
     )
@@ -176,7 +176,7 @@ class LLMQLTrial(EmbedderTrial, TrainedTrial):
         def score(out: Path) -> float:
             return self.found(task, self.load(out))
 
-        return self.best_run(name, RATES, train, score, on=task.about)
+        return self.best_run(name, RATES, train, score, on=task.about, open_ended=True)
 
     def _train(self, name: str, seed: int, out: Path) -> TrainOutput | None:
         if self.take_best(name, self._rates[name], seed, out):

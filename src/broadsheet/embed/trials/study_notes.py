@@ -35,9 +35,9 @@ def of_backbones(made: Table, found: Mapping[str, StudyBackbone]) -> list[str]:
     return notes
 
 
-def of_rates(best: Mapping[str, float], rates: Sequence[float]) -> list[str]:
-    """Trainings whose best learning rate is an end of those that were tried."""
-    ends = [f"{rate:g} ({name})" for name, rate in best.items() if rate in (min(rates), max(rates))]
+def of_rates(best: Mapping[str, tuple[float, Sequence[float]]]) -> list[str]:
+    """Trainings whose best learning rate is an end of those that were tried, given with them."""
+    ends = [f"{rate:g} ({name})" for name, (rate, tried) in best.items() if rate in (min(tried), max(tried))]
     return [f"The best learning rate was the lowest or the highest that was tried: {', '.join(ends)}."] if ends else []
 
 

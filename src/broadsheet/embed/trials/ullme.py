@@ -18,7 +18,7 @@ from broadsheet.data.retrieval.lists import RankList
 from broadsheet.embed.data import tasks
 from broadsheet.embed.data.doc_tasks import examples
 from broadsheet.embed.trials.base import Count, GeneratingTrial, retrieval_task, training_note
-from broadsheet.options import option
+from broadsheet.options import best_of, option
 from broadsheet.trial.base import Claim, EvalTask, ModelArm, Outcome
 from broadsheet.trial.engine import Arm, Metric, Outputs
 from broadsheet.trial.lazy import LazyModel
@@ -75,8 +75,8 @@ class UllmeTrial(GeneratingTrial, TrainedTrial):
     also: tuple[str, ...] = option(("kept",), "Arms besides those of the claims.", choices=OPTIONAL, metavar="NAME,…")
     learning_rate: float | None = option(
         None,
-        f"Of the adapters; by default the best of {', '.join(f'{rate:g}' for rate in RATES)} for each arm after a "
-        "third of the steps, on documentation that no test asks about.",
+        f"Of the adapters; by default {best_of(RATES)} for each arm after a third of the steps, on documentation that "
+        "no test asks about.",
         quick=5e-4,
         least=0,
     )
@@ -190,7 +190,7 @@ class UllmeTrial(GeneratingTrial, TrainedTrial):
         def score(rate: float) -> float:
             return self.found(task, self._fit(name, rate, max(1, self.steps // 3), self.seed))
 
-        return self.tuned(name, RATES, score, on=f"{task.about}, after a third of the steps")
+        return self.tuned(name, RATES, score, on=f"{task.about}, after a third of the steps", open_ended=True)
 
     def _train(self, name: str, seed: int, out: Path) -> Any:
         return self._fit(name, self._rates[name], self.steps, seed, out)

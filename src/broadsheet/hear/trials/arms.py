@@ -35,13 +35,12 @@ from broadsheet.hear.trials.metrics import HARD_SPEECH, SPEECH, AudioQuestion, H
 from broadsheet.hear.trials.peers import ExternalTranscriber
 from broadsheet.hear.trials.roster import ACTIVATED, CASCADE, MAIN, ONE, REHEARSED, SILENT, STACK, cold, plain
 from broadsheet.models.safefiles import read_json
-from broadsheet.options import option
+from broadsheet.options import best_of, option
 from broadsheet.training.weights import autocast_dtype
 from broadsheet.trial.trained.arms import TrainedTrial
 
 STAGES = ("start", "stage1", "stage2", "stage3")
 RATES = (1e-4, 3e-4, 1e-3)  # of norms and connector, and of stage 3, from which each arm's is chosen
-_RATES = ", ".join(f"{rate:g}" for rate in RATES)
 
 
 class Run(NamedTuple):
@@ -84,7 +83,7 @@ class TrainedArms(TrainedTrial):
     batch: int = option(12, "Clips a step.", quick=4, least=1)
     learning_rate: float | None = option(
         None,
-        f"Of norms and connector; by default the best of {_RATES} on clips that are held back, for each connector and "
+        f"Of norms and connector; by default {best_of(RATES)} on clips that are held back, for each connector and "
         "for one encoder.",
         quick=3e-4,
         least=0,
@@ -92,7 +91,7 @@ class TrainedArms(TrainedTrial):
     lora_learning_rate: float = option(1e-3, "Of the adapter.", least=0)
     activation_learning_rate: float | None = option(
         None,
-        f"Of both in stage 3; by default the best of {_RATES} by the stories about clips that are held back, for each "
+        f"Of both in stage 3; by default {best_of(RATES)} by the stories about clips that are held back, for each "
         "arm that has this stage.",
         quick=1e-4,
         least=0,
@@ -291,7 +290,8 @@ class TrainedArms(TrainedTrial):
             named = [job.judge(*each)[NAMED_STORIES] for each in zip(job.questions, answers, strict=True)]
             return sum(named) / len(named)
 
-        return self.tuned(name, RATES, score, on=f"stories about {len(requests)} clips that no arm is trained on")
+        on = f"stories about {len(requests)} clips that no arm is trained on"
+        return self.tuned(name, RATES, score, on=on, open_ended=True)
 
     def _rate(self, name: str) -> float:
         """The learning rate of norms and connector in an arm: the one given, or the best for its connector and ears.
@@ -313,7 +313,7 @@ class TrainedArms(TrainedTrial):
             return -sum(lost) / len(lost)
 
         on = f"{len(held)} clips that no arm is trained on, in nats a token after {steps} steps"
-        return self.tuned(like, RATES, score, on=on)
+        return self.tuned(like, RATES, score, on=on, open_ended=True)
 
     def _fit(self, model: SalmonnForConditionalGeneration, run: Run, out: Path, steps: int) -> None:
         rate = self._rate(run.name)

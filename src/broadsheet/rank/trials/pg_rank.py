@@ -20,7 +20,7 @@ from broadsheet.console import InputError
 from broadsheet.data import resources
 from broadsheet.data.retrieval.metrics import evaluate_lists
 from broadsheet.models.sentences import load_sentences, sentences_fingerprint
-from broadsheet.options import option
+from broadsheet.options import best_of, option
 from broadsheet.rank.trials.base import FIRST_STAGE, RerankerTrial
 from broadsheet.rank.trials.dual import (
     CONTRASTIVE,
@@ -96,7 +96,7 @@ class PGRankTrial(RerankerTrial, TrainedTrial):
     batch: int = option(8, "Lists of a step.", quick=4, least=1)
     learning_rate: float | None = option(
         None,
-        f"By default the best of {', '.join(f'{rate:g}' for rate in RATES)} for each loss, by other training lists.",
+        f"By default {best_of(RATES)} for each loss, by other training lists.",
         quick=3e-5,
         least=0,
     )
@@ -251,7 +251,8 @@ class PGRankTrial(RerankerTrial, TrainedTrial):
             ids = [[each.ids[i] for i in order] for each, order in zip(self._dev, orders, strict=True)]
             return float(np.mean(evaluate_lists(self._dev, ids)["nDCG@10"]))
 
-        return self.best_run(name, RATES, train, score, on=f"the nDCG@10 of {len(self._dev)} lists that no arm learns")
+        on = f"the nDCG@10 of {len(self._dev)} lists that no arm learns"
+        return self.best_run(name, RATES, train, score, on=on, open_ended=True)
 
     def _train(self, name: str, seed: int, out: Path) -> TrainOutput | None:
         if self.take_best(name, self._rates[name], seed, out):

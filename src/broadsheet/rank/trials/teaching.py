@@ -20,7 +20,7 @@ from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.data import resources
 from broadsheet.data.retrieval.metrics import evaluate_lists
-from broadsheet.options import option
+from broadsheet.options import best_of, option
 from broadsheet.rank.prompts.prompt import document_text
 from broadsheet.rank.training.rows import training_rows
 from broadsheet.rank.trials.base import INVALID, RerankerTrial, changed, training, training_record
@@ -102,7 +102,8 @@ class TrainedRerankerTrial(RerankerTrial, TrainedTrial):
     batch: int = option(8, "Lists of a step.", quick=2, least=1)
     learning_rate: float | None = option(
         None,
-        "By default the best of three for each arm, after a third of the steps, on lists that no arm learns.",
+        f"By default {best_of(RATES['full'])} for each arm (of adapters ten times that), after a third of the steps, "
+        "on lists that no arm learns.",
         quick=5e-5,
         least=0,
     )
@@ -377,10 +378,10 @@ class TrainedRerankerTrial(RerankerTrial, TrainedTrial):
             return float(np.mean(self._judged(held, ids)))
 
         on = f"the {self.quality} of {len(held)} lists that no arm learns, after a third of the steps"
-        best = self.tuned(name, rates, score, on=on)
+        best = self.tuned(name, rates, score, on=on, open_ended=True)
         sharing = [other for other, each in self._lessons.items() if each.training == lesson.training]
         if steps < self.steps and all(other in self._tuning for other in sharing):
-            for rate in rates:
+            for rate in {rate for other in sharing for rate in self.settings_tried(other)}:
                 shutil.rmtree(self._run_of(lesson, rate, self.seed, steps), ignore_errors=True)
         return best
 

@@ -19,7 +19,7 @@ from broadsheet.console import InputError
 from broadsheet.data import corpora
 from broadsheet.models import adapters, surgery
 from broadsheet.models.safefiles import read_json
-from broadsheet.options import option
+from broadsheet.options import best_of, option
 from broadsheet.train.base import LossMethod, MethodObjective
 from broadsheet.train.llm_pruner import LLMPruner, Pruned, calibration, multiply_adds, removed
 from broadsheet.training.fit import fit
@@ -70,8 +70,8 @@ class LLMPrunerTrial(TrainedTrial):
     prompts: int = option(20, "Prompts that are gone on with, for the time it takes.", quick=4, least=2)
     lr: float | None = option(
         None,
-        f"The highest learning rate; by default the best of {', '.join(f'{rate:g}' for rate in RATES)} after a third "
-        "of the steps, for each arm that is trained.",
+        f"The highest learning rate; by default {best_of(RATES)} after a third of the steps, for each arm that is "
+        "trained.",
         quick=3e-4,
     )
     text_field: str = option("text", "The field of the data that holds the text.")
@@ -240,7 +240,8 @@ class LLMPrunerTrial(TrainedTrial):
             model = self._train(criterion, self.seed, max(3, self.steps // 3), rate, None)
             return -float(self._losses(model, [text[:_READ] for text in self.held.tuning]).mean())
 
-        return self.tuned(name, RATES, score, on=f"{len(self.held.tuning)} other documents, after a third of it")
+        on = f"{len(self.held.tuning)} other documents, after a third of it"
+        return self.tuned(name, RATES, score, on=on, open_ended=True)
 
     def _by_peer(self) -> Any:
         """The model as Torch-Pruning makes it: its graph finds the MLPs' groups, its Taylor score the units."""

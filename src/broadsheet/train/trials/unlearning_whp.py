@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from broadsheet.models.safefiles import read_json
-from broadsheet.options import option
+from broadsheet.options import best_of, option
 from broadsheet.train.base import LossMethod
 from broadsheet.train.trials.fictional import made_up
 from broadsheet.train.trials.forgetting import AGAIN_RATE, FAMILIARITY, FAMILIARITY_AGAIN, UNRELATED, ForgettingTrial
@@ -65,8 +65,7 @@ class WhosHarryPotterTrial(ForgettingTrial):
     forgetting: int = option(100, "Steps of a training that is to forget, at most.", quick=30, least=4)
     lr: float | None = option(
         None,
-        f"The learning rate of trainings that are to forget; by default the best of "
-        f"{', '.join(f'{rate:g}' for rate in RATES)} for each arm.",
+        f"The learning rate of trainings that are to forget; by default {best_of(RATES)} for each arm.",
         quick=1e-4,
     )
 
@@ -214,7 +213,7 @@ class WhosHarryPotterTrial(ForgettingTrial):
             return -math.log10(self.still_known(model) + 1e-3) - max(0.0, worse) / WORSE
 
         on = f"{len(self._tuning_prompts)} other prompts and {len(self.held.tuning)} other documents"
-        found: float = self.best_run(arm.name, RATES, train, score, on=on)
+        found: float = self.best_run(arm.name, RATES, train, score, on=on, open_ended=True)
         self._rates_found[arm.name] = found
         return found
 

@@ -108,6 +108,7 @@ class TrainedTrial(Trial):
         score: Callable[[Path], float],
         *,
         on: str,
+        open_ended: bool = False,
         done: str = "training.json",
     ) -> float:
         """The setting, such as a learning rate, by which an arm comes out best, of whole training runs.
@@ -118,7 +119,7 @@ class TrainedTrial(Trial):
         Args:
             train: with a setting, into the folder it is given.
             score: of the folder of a trained model, higher is better, on data that the test does not use.
-            name, on, done: as in `tuned` and `trained`.
+            name, on, open_ended, done: as in `tuned` and `trained`.
         """
 
         def run(setting: float) -> float:
@@ -128,8 +129,8 @@ class TrainedTrial(Trial):
             gc.collect()
             return score(folder)
 
-        best = self.tuned(name, settings, run, on=on)
-        for setting in settings:
+        best = self.tuned(name, settings, run, on=on, open_ended=open_ended)
+        for setting in self.settings_tried(name):
             if setting != best:
                 shutil.rmtree(self._tuning_run(name, setting), ignore_errors=True)
         return best

@@ -21,7 +21,7 @@ from broadsheet.cache import atomic_write, fingerprint
 from broadsheet.console import InputError, say
 from broadsheet.data import corpora
 from broadsheet.models.safefiles import read_json
-from broadsheet.options import option
+from broadsheet.options import best_of, option
 from broadsheet.training import memory
 from broadsheet.training.fit import fit
 from broadsheet.training.objective import NextTokens
@@ -97,8 +97,8 @@ class Laboratory(TrainedTrial):
     vocabulary: int = option(2048, "Tokens of a tokenizer that is trained on the texts.", least=257)
     lr: float | None = option(
         None,
-        f"The highest learning rate; by default the best of {', '.join(f'{rate:g}' for rate in RATES)} after a third "
-        "of the steps, for each arm that has its own.",
+        f"The highest learning rate; by default {best_of(RATES)} after a third of the steps, for each arm that has its "
+        "own.",
         quick=3e-3,
     )
     text_field: str = option("text", "The field of the data that holds the text.")
@@ -372,10 +372,16 @@ class Laboratory(TrainedTrial):
         def train(rate: float, out: Path) -> TrainOutput:
             return self._train(arm, self.seed, out, share=1 / 3, rate=rate)
 
-        return self.chosen(arm.name, RATES, train, "after a third of it")
+        return self.chosen(arm.name, RATES, train, "after a third of it", open_ended=True)
 
     def chosen(
-        self, name: str, settings: Sequence[float], train: Callable[[float, Path], TrainOutput], when: str = ""
+        self,
+        name: str,
+        settings: Sequence[float],
+        train: Callable[[float, Path], TrainOutput],
+        when: str = "",
+        *,
+        open_ended: bool = False,
     ) -> float:
         """The setting whose training leaves the lowest loss on the tuning documents; what is there is not redone.
 
@@ -384,13 +390,14 @@ class Laboratory(TrainedTrial):
             settings: as many as for every other choice of the trial.
             train: a setting's training into a folder.
             when: in the training the choice is made, for the report.
+            open_ended: as in `tuned`.
         """
 
         def score(out: Path) -> float:
             return -self.tuning_loss(self._load(out))
 
-        on = f"{len(self.held.tuning)} other documents"
-        return self.best_run(name, settings, train, score, on=f"{on}, {when}" if when else on)
+        on = f"{len(self.held.tuning)} other documents" + f", {when}" * bool(when)
+        return self.best_run(name, settings, train, score, on=on, open_ended=open_ended)
 
     def _examples(self, texts: Sequence[Any], arms: Mapping[str, ArmResult]) -> list[Example]:
         """Beginnings of held-out documents, and what each arm makes of them."""
