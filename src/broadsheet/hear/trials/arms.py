@@ -16,31 +16,29 @@ import torch
 from torch import Tensor
 
 from broadsheet import models
-from broadsheet.cache import atomic_write, fingerprint
+from broadsheet.cache import atomic_write
 from broadsheet.clock import measure
 from broadsheet.console import say
 from broadsheet.hear import base
-from broadsheet.hear.data.rows import AudioRow, read_rows, write_rows
+from broadsheet.hear.data.rows import AudioRow
 from broadsheet.hear.data.tasks import WHAT_SAID
 from broadsheet.hear.encoders.audio_features import AudioFeatures
 from broadsheet.hear.prompts import INSTRUCTIONS, instruction
 from broadsheet.hear.salmonn import SalmonnForConditionalGeneration
-from broadsheet.hear.training.activating import FACTOR, activate, write_stories
 from broadsheet.hear.training.fitting import TrainOutput, fit
 from broadsheet.hear.training.warm_start import warm_start
 from broadsheet.hear.trials.cascade import Cascade, ZeroFeatures
-from broadsheet.hear.trials.following import NAMED_STORIES, stories
 from broadsheet.hear.trials.likelihoods import nats
-from broadsheet.hear.trials.metrics import HARD_SPEECH, SPEECH, AudioQuestion, HearTask, questions
+from broadsheet.hear.trials.metrics import HARD_SPEECH, SPEECH, HearTask
 from broadsheet.hear.trials.peers import ExternalTranscriber
-from broadsheet.hear.trials.roster import ACTIVATED, CASCADE, MAIN, ONE, REHEARSED, SILENT, STACK, cold, plain
+from broadsheet.hear.trials.roster import CASCADE, MAIN, ONE, SILENT, STACK, cold, plain
 from broadsheet.models.safefiles import read_json
 from broadsheet.options import best_of, option
 from broadsheet.training.weights import autocast_dtype
 from broadsheet.trial.trained.arms import TrainedTrial
 
 STAGES = ("start", "stage1", "stage2", "stage3")
-RATES = (1e-4, 3e-4, 1e-3)  # of norms and connector, and of stage 3, from which each arm's is chosen
+RATES = (1e-4, 3e-4, 1e-3)  # from which each arm's is chosen
 
 
 class Run(NamedTuple):
@@ -56,7 +54,7 @@ class TrainedArms(TrainedTrial):
 
     A model is trained when it is first asked for, and a stage that stands in the folder is not trained again. The
     trial's own attributes are set before: `rows_` by stage, and those of `tuning`, `settings_` and `parts_` of
-    encoders, `jobs_`.
+    encoders, `jobs_`, and `longest_`: tokens of a transcript or a label at most.
     """
 
     queries: int = option(1, "Audio tokens a window.", least=1)
@@ -79,7 +77,6 @@ class TrainedArms(TrainedTrial):
     )
     steps1: int = option(80, "Of stage 1.", quick=3, least=1)
     steps2: int = option(120, "Of stage 2.", quick=3, least=1)
-    activation_steps: int = option(12, "Of stage 3, one story each.", quick=2, least=1)
     batch: int = option(12, "Clips a step.", quick=4, least=1)
     learning_rate: float | None = option(
         None,
@@ -89,21 +86,6 @@ class TrainedArms(TrainedTrial):
         least=0,
     )
     lora_learning_rate: float = option(1e-3, "Of the adapter.", least=0)
-    activation_learning_rate: float | None = option(
-        None,
-        f"Of both in stage 3; by default {best_of(RATES)} by the stories about clips that are held back, for each "
-        "arm that has this stage.",
-        quick=1e-4,
-        least=0,
-    )
-    rehearsed: int = option(7, "Rows of stage 2 beside each story in the arm that rehearses; 0: no such arm.", least=0)
-    factor: float = option(
-        0.1,
-        f"Of the adapter's scaling while stage 3's stories are written (the paper: {FACTOR:g}, 4 becomes 2); an "
-        "adapter that was trained hard needs less.",
-        least=0,
-    )
-    story_tokens: int = option(80, "Of a story at most, when one is asked for.", least=1)
     minutes: float | None = option(None, "That each stage of each arm may take at most.", least=0.01)
 
     def __post_init__(self) -> None:
@@ -115,6 +97,7 @@ class TrainedArms(TrainedTrial):
         self.models_: dict[Run, Any] = {}
         self.frozen_: dict[tuple[str, torch.dtype], Tensor] = {}
         self.peer_name_, self.peer_command_ = "", list[str]()
+        self.longest_ = 0
 
     def _build(
         self, encoders: Sequence[Mapping[str, Any]], connector: str, seed: int
@@ -199,11 +182,9 @@ class TrainedArms(TrainedTrial):
 
     def _trained(self, run: Run) -> Path:
         """The folder of an arm's trained model; a killed trial resumes at the last stage, or within it."""
-        if plain(run.name) in (ACTIVATED, REHEARSED):
-            return self._activated(run)
         first, last = (self._stage(run, stage) for stage in ("stage1", "stage2"))
-        if not _stands(last):
-            if not _stands(first):
+        if not stands(last):
+            if not stands(first):
                 self._fit(self._begin(run), run, first, self.steps1)
             self._fit(self._load(first, run.name), run, last, self.steps2)
         return last
@@ -221,7 +202,7 @@ class TrainedArms(TrainedTrial):
         if cold(run.name) or not self.warm_start_steps:
             return new()
         start = self._stage(run, "start")
-        if not _stands(start):
+        if not stands(start):
             say(f"warm start: {self._spelt(run)}")
             made = new()
             rows = [row for row in self.rows_["stage1"] if row.task in ("asr", "sound")]
@@ -229,69 +210,6 @@ class TrainedArms(TrainedTrial):
             keep(_beside(start), {"steps": warmed.steps, "seconds": warmed.seconds, "loss": warmed.last_loss})
             made.save_pretrained(start)
         return self._load(start, name)
-
-    def _activated(self, run: Run) -> Path:
-        """After stage 3; both arms of it learn from the same stories."""
-        last = self._stage(run, "stage3")
-        if not _stands(last):
-            rows = self._stories_of(run.seed)
-            rate = self._story_rate(run.name)
-            say(f"training: {self._spelt(run)}")
-            (_, fitted), _, peak = measure(lambda told: self._tuned_on(told, run, last, rate), rows)
-            _finished(fitted, last, peak)
-        return last
-
-    def _tuned_on(
-        self, told: Sequence[AudioRow], run: Run, out: Path | None, rate: float
-    ) -> tuple[SalmonnForConditionalGeneration, TrainOutput]:
-        """SALMONN after stage 3 on stories, at a learning rate."""
-        model = self._load(self._trained(Run(MAIN, run.seed)), run.name)
-        training: Any = {"steps": self.activation_steps, "learning_rate": rate, "seed": run.seed}
-        if run.name == REHEARSED:
-            training |= {"rehearse": self.rows_["stage2"], "rehearsed": self.rehearsed}
-        fitted, _ = activate(model, [], out, stories=told, **training)
-        return model, fitted
-
-    def _stories_of(self, seed: int) -> list[AudioRow]:
-        """What stage 3 of a training run learns: the data's own stories, where it has some."""
-        rows = self.rows_["stories"]
-        return rows if all(row.answer for row in rows) else self._written("written", seed, rows)
-
-    def _written(self, name: str, seed: int, rows: Sequence[AudioRow], **settings: Any) -> list[AudioRow]:
-        """Stories that SALMONN writes after stage 2 at a weaker adapter, once for all arms.
-
-        Args:
-            name: of the file that keeps them; the journals have the names of what is asked.
-            seed: of the training run.
-            settings: of `write_stories`.
-        """
-        file = self.workdir / f"{name}-{fingerprint([MAIN, seed])}.jsonl"
-        if not file.exists():
-            model = self._load(self._trained(Run(MAIN, seed)), MAIN, asked=True)
-            write_rows(file, write_stories(model, rows, factor=self.factor, seed=seed, **settings))
-        return read_rows(file)
-
-    def _about_clips(self, asked: Sequence[AudioQuestion]) -> HearTask:
-        """Requests for a story about the clips of questions."""
-        return stories(asked, {row.answer for row in self.rows_["stage2"]}, self.story_tokens)
-
-    def _story_rate(self, name: str) -> float:
-        """The learning rate of stage 3 in an arm: the one given, or the best by stories of what is heard."""
-        if self.activation_learning_rate is not None:
-            return self.activation_learning_rate
-        job, told = self._about_clips(questions(self.rows_["tuning"], self.seed)), self._stories_of(self.seed)
-        requests = [(list(each.audio), each.instruction) for each in job.questions]
-
-        def score(rate: float) -> float:
-            model, fitted = self._tuned_on(told, Run(name, self.seed), None, rate)
-            if not fitted.finished:
-                raise KeyboardInterrupt
-            answers = model.answers(requests, **job.generation)
-            named = [job.judge(*each)[NAMED_STORIES] for each in zip(job.questions, answers, strict=True)]
-            return sum(named) / len(named)
-
-        on = f"stories about {len(requests)} clips that no arm is trained on"
-        return self.tuned(name, RATES, score, on=on, open_ended=True)
 
     def _rate(self, name: str) -> float:
         """The learning rate of norms and connector in an arm: the one given, or the best for its connector and ears.
@@ -321,7 +239,7 @@ class TrainedArms(TrainedTrial):
         fitted, _, peak = measure(
             lambda rows: self._fitted(model, rows, out, steps, rate, run.seed), self.rows_[out.name]
         )
-        _finished(fitted, out, peak)
+        finished(fitted, out, peak)
 
     def _fitted(
         self,
@@ -375,7 +293,8 @@ def spelt(stage: str) -> str:
     return f"stage {stage.removeprefix('stage')}"
 
 
-def _stands(folder: Path) -> bool:
+def stands(folder: Path) -> bool:
+    """Whether a trained model is there, whole."""
     return (folder / "config.json").exists()
 
 
@@ -389,7 +308,7 @@ def keep(path: Path, value: Any) -> None:
         json.dump(value, file)
 
 
-def _finished(fitted: TrainOutput, out: Path, peak: int) -> None:
+def finished(fitted: TrainOutput, out: Path, peak: int) -> None:
     """Ends the trial where Ctrl-C has ended a training, whose checkpoint is kept; notes the memory that it took."""
     if not fitted.finished:
         raise KeyboardInterrupt

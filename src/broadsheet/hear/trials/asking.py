@@ -11,12 +11,13 @@ from typing import Any
 
 from broadsheet.hear.data.rows import AudioRow
 from broadsheet.hear.encoders.audio_features import AudioFeatures
-from broadsheet.hear.trials.arms import Run, TrainedArms, for_speech
+from broadsheet.hear.trials.arms import Run, for_speech
 from broadsheet.hear.trials.cascade import PrecomputedFeatures, ZeroFeatures
 from broadsheet.hear.trials.likelihoods import LIKELIHOODS, weigh
 from broadsheet.hear.trials.metrics import HARD_SPEECH, SPEECH, AudioQuestion, HearTask
 from broadsheet.hear.trials.peers import ExternalTranscriber
 from broadsheet.hear.trials.roster import CASCADE, ONE, SHUFFLED, SILENT, plain
+from broadsheet.hear.trials.telling import ToldArms
 from broadsheet.models.reading import quiet
 from broadsheet.trial.base import ModelArm
 from broadsheet.trial.engine import Arm, Outputs
@@ -27,7 +28,7 @@ _STORY_TOKENS = 15  # at least, of a story whose likelihood is measured
 
 
 @dataclass
-class AskedArms(TrainedArms):
+class AskedArms(ToldArms):
     """Trained arms that answer questions about clips."""
 
     def __post_init__(self) -> None:
@@ -108,6 +109,6 @@ class AskedArms(TrainedArms):
     def _texts(self, seed: int, job: HearTask, block: Sequence[AudioQuestion]) -> list[tuple[str, str]]:
         """Of each clip of a block a story, written as those of stage 3 are, and its caption."""
         clips = [AudioRow("story", question.audio, "") for question in job.questions]
-        told = self._written("told", seed, clips, least_words=1, min_new_tokens=_STORY_TOKENS)
+        told = self._written("told", seed, clips, (self._factor(seed),), least_words=1, min_new_tokens=_STORY_TOKENS)
         stories = {row.audio: row.answer for row in told}
         return [(stories[question.audio], question.answer) for question in block]

@@ -198,7 +198,8 @@ class SalmonnTrial(AskedArms):
         after = f"; before these {self.warm_start_steps} steps of warm start, which is ours" * bool(
             self.warm_start_steps
         )
-        told = f"{self.activation_steps} steps on stories written at {self.factor:g} of the adapter's scaling, "
+        factors = " or ".join(f"{factor:g}" for factor in self.factors_)
+        told = f"{self.activation_steps} steps on stories written at {factors} of the adapter's scaling, "
         beside_it = f"; in rehearsal {self.rehearsed} rows of stage 2 beside each" if REHEARSED in self._chosen else ""
         rates = {name: f"{self._rate(name):g}" for name in self._chosen if name not in self.untrained_}
         spelt_rates = rates[MAIN] if len({*rates.values()}) == 1 else "as tuned"
@@ -334,10 +335,10 @@ class SalmonnTrial(AskedArms):
             scored = ", ".join(SCORED)
             raise InputError(f"{self._source}: test.jsonl has no row that is scored; expected tasks {scored}")
         asked, hard = questions(rows, self.seed), self._hard_rows()
-        longest = min(200, 8 + max(len(self._tokenizer(row.answer)["input_ids"]) for row in [*rows, *hard]))
-        found = jobs(rows, asked, longest)
+        self.longest_ = min(200, 8 + max(len(self._tokenizer(row.answer)["input_ids"]) for row in [*rows, *hard]))
+        found = jobs(rows, asked, self.longest_)
         if hard:
-            found += jobs(hard, questions(hard, self.seed), longest, hard=True)
+            found += jobs(hard, questions(hard, self.seed), self.longest_, hard=True)
         if self.stories:
             told = sets.drawn(asked, self.stories, self.seed)
             found.append(self._about_clips(told))
@@ -407,7 +408,7 @@ class SalmonnTrial(AskedArms):
             scaling = config.lora_alpha / config.lora_rank
             parts = [f"at scaling {factor * scaling:g}: {account(job, each)}" for factor, each in by_factor.items()]
             notes.append(f"{name}, asked for {len(job.questions)} stories, {'; '.join(parts)}.")
-        return [*notes, RULES] if notes else []
+        return [*self._how_written(), *notes, RULES] if notes else []
 
     def _weighed(self, usable: Mapping[str, ArmResult]) -> list[str]:
         """The perplexity of stories and of captions before and after activation."""
