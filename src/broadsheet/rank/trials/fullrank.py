@@ -62,7 +62,6 @@ class FullRankTrial(TrainedRerankerTrial):
     candidates: int = option(10, "In a list, the best of the first stage.", quick=6, least=3)
     window: int | None = option(None, "Of the sliding sweep; by default two fifths of the candidates.", least=2)
     step: int | None = option(None, "Of the sliding sweep; by default half of the window.", least=1)
-    words: int = option(30, "Of a passage that is searched and shown; 0: all.", least=0)
 
     def check(self) -> None:
         self._window = self.window or max(2, 2 * self.candidates // 5)

@@ -96,10 +96,11 @@ class TrainedRerankerTrial(RerankerTrial, TrainedTrial):
         quick=12,
         least=1,
     )
+    words: int = option(12, "Of a passage that is searched and shown; 0: all.", least=0)
     easy: int = option(3000, "Easy lists that all arms begin with, at most; 0: the model as it came.", quick=8, least=0)
     lists: int = option(1000, "To train on, at most, a tenth of them to choose learning rates on.", quick=20, least=10)
-    steps: int = option(100, "Of training.", quick=2, least=1)
-    batch: int = option(8, "Lists of a step.", quick=2, least=1)
+    steps: int = option(80, "Of training.", quick=2, least=1)
+    batch: int = option(4, "Lists of a step.", quick=2, least=1)
     learning_rate: float | None = option(
         None,
         f"By default {best_of(RATES['full'])} for each arm (of adapters ten times that), after a third of the steps, "
