@@ -122,10 +122,11 @@ def test_each_arms_learning_rate_is_chosen_on_other_texts(trial, monkeypatch):
     made = trial(lr=None, steps=36)
     result = made.run()
     names = [LLAMA, OURS, NO_DECAY, PLAIN]
-    assert asked[: 4 * 4] == [(name, rate, 12) for name in names for rate in transnormer.RATES]
-    assert asked[4 * 4 :] == [(name, made._rates[name], 36) for _ in range(2) for name in names]
+    tuned = [(name, rate, 12) for name in names for rate in made.settings_tried(name)]
+    assert asked == tuned + [(name, made._rates[name], 36) for _ in range(2) for name in names]
     for name in names:
-        assert result.setting[f"tuning of {name}"].startswith(f"{made._rates[name]}, the best of 4 on ")
+        assert made.settings_tried(name)[:4] == [*transnormer.RATES]
+        assert result.setting[f"tuning of {name}"].startswith(f"{made._rates[name]}, the best ")
     texts = made._texts
     for tuned in texts.tuning:
         assert not any(torch.equal(tuned, held[: len(tuned)]) for held in texts.held_out)

@@ -135,7 +135,8 @@ def test_what_is_claimed_is_compared_where_the_first_row_is_another():
 
 
 def test_each_training_takes_the_best_of_as_many_rates_and_that_run_is_the_table_s(run, whole, tmp_path, monkeypatch):
-    best = {1: 3e-4, 2: 1e-2, 3: 1e-3}
+    best = {1: 3e-4, 2: 1.0, 3: 1e-3}
+    tried = {1: (*dense_retrieval_study.RATES, 1e-4), 2: (*dense_retrieval_study.RATES, 3e-2, 1e-1)}
     scored = []
 
     def score(self, recipe, asked):
@@ -146,19 +147,19 @@ def test_each_training_takes_the_best_of_as_many_rates_and_that_run_is_the_table
     monkeypatch.setattr(Study, "score", score)
     result = run(preset="A", **CHOSEN, layers=(1, 2))
     assert [(recipe.layers, recipe.learning_rate) for recipe in scored] == [
-        (layers, rate) for layers in (1, 2) for rate in dense_retrieval_study.RATES
+        (layers, rate) for layers, rates in tried.items() for rate in rates
     ]
-    assert len(list((tmp_path / "home" / "study").glob("run-*"))) == 2 * len(dense_retrieval_study.RATES)
-    assert [re.search(r"learning rate (\S+)", arm.description)[1] for arm in result.arms[:2]] == ["0.0003", "0.01"]
+    assert len(list((tmp_path / "home" / "study").glob("run-*"))) == 5 + 6
+    assert [re.search(r"learning rate (\S+)", arm.description)[1] for arm in result.arms[:2]] == ["0.0003", "0.1"]
     assert {cell["steps"] for name in ("1 layers", "2 layers") for cell in result.provenance["cells"][name]} == {5}
     told = {name: text for name, text in result.setting.items() if name.startswith("tuning of ")}
     assert list(told) == ["tuning of layers 1", "tuning of layers 2"]
-    assert told["tuning of layers 1"].startswith("0.0003, the best of 4 on the summary of a docstring finds its body: ")
-    assert "the lowest or the highest that was tried: 0.0003 (layers 1), 0.01 (layers 2)." in "".join(result.notes)
+    assert told["tuning of layers 1"].startswith("0.0003, the best of 5 on the summary of a docstring finds its body: ")
+    assert "the lowest or the highest that was tried: 0.1 (layers 2)." in "".join(result.notes)
     # B is of the same trainings, and chooses the same rates; rows of one training share its rate.
     b = run(preset="B", **CHOSEN, layers=(1, 2))
     assert values(b, "2 layers, 5 steps") == values(result, "2 layers")
-    assert len(list((tmp_path / "home" / "study").glob("run-*"))) == 2 * len(dense_retrieval_study.RATES)
+    assert len(list((tmp_path / "home" / "study").glob("run-*"))) == 5 + 6
     middle = run(preset="A", **CHOSEN, backbones=whole[:1], layers=(3,))
     assert not any("that was tried" in note for note in middle.notes)
 
@@ -196,9 +197,10 @@ def test_rates_that_were_scored_are_not_scored_again_after_a_kill(run, monkeypat
         run(preset="A", **CHOSEN, layers=(1, 2))
     run(preset="A", **CHOSEN, layers=(1, 2))
     scored.remove("killed")
-    assert scored == [(layers, rate) for layers in (1, 2) for rate in dense_retrieval_study.RATES]
+    rates = (*dense_retrieval_study.RATES, 3e-2, 1e-1)  # the best is an end
+    assert scored == [(layers, rate) for layers in (1, 2) for rate in rates]
     run(preset="A", **CHOSEN, layers=(1, 2), steps=6)
-    assert len(scored) == 4 * len(dense_retrieval_study.RATES), "another training has its own choice"
+    assert len(scored) == 4 * len(rates), "another training has its own choice"
 
 
 def test_sizes_are_made_here_where_no_model_is_given(run, monkeypatch):
