@@ -34,6 +34,10 @@ class InputError(ValueError):
     """
 
 
+class DivergenceError(InputError):
+    """A training whose loss is no longer finite: at a lower learning rate it may go well."""
+
+
 def within(options: object, **ranges: tuple[float | None, float | None]) -> None:
     """See that attributes of `options` are numbers within their bounds; a bound of None is none, and NaN is no number.
 

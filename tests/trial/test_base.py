@@ -20,7 +20,7 @@ import torch
 
 from broadsheet.cache import home
 from broadsheet.cli.trials import check_arms
-from broadsheet.console import InputError, duration
+from broadsheet.console import DivergenceError, InputError, duration
 from broadsheet.options import construct, option
 from broadsheet.training.workdir import workdir
 from broadsheet.trial import base
@@ -816,6 +816,31 @@ def test_a_scale_without_ends_is_continued_while_its_best_is_an_end(settings, be
     told = f"{found}, the best{end} of {len(asked)} on other pairs"
     assert trial._told_of_tuning() == {"tuning of plain": told}
     trial.tuned("Alpha", settings, score, on="other pairs", open_ended=True)  # given as many: no complaint
+
+
+def test_a_setting_that_diverges_or_has_no_number_is_the_worst():
+    trial = ToyTrial().for_paper("alpha")
+    trial.workdir = Path(home()) / "tuning"
+    asked: list[float] = []
+
+    def score(rate: float) -> float:
+        asked.append(rate)
+        if rate > 1:
+            raise DivergenceError("the loss is inf at step 3")
+        return float("nan") if rate < 0.1 else rate
+
+    for _ in range(2):  # what is kept says so too
+        assert trial.tuned("plain", [0.01, 0.1, 1.0], score, on="other pairs", open_ended=True) == 1.0
+        assert asked == [0.01, 0.1, 1.0, 10.0]
+    assert trial._told_of_tuning() == {"tuning of plain": "1.0, the best of 4 on other pairs"}
+
+    def fails(rate: float) -> float:
+        raise InputError("no such file")
+
+    with pytest.raises(InputError, match="no such file"):
+        trial.tuned("Alpha", [0.01, 0.1, 1.0], fails, on="other pairs")
+    with pytest.raises(DivergenceError, match="Beta: no setting of"):
+        trial.tuned("Beta", [2.0, 3.0, 4.0], score, on="other pairs")
 
 
 def test_settings_that_are_no_scale_are_not_continued():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 
-from broadsheet.console import InputError
+from broadsheet.console import DivergenceError, InputError
 from broadsheet.training.checkpoints import AtomicCheckpointTrainer
 from broadsheet.training.distributed import total
 from broadsheet.training.objective import Objective
@@ -114,12 +114,12 @@ class TrainedWeights(AtomicCheckpointTrainer, ScheduledByProgress):
         """Count what a pass of all processes has read, and refuse a loss that is not finite.
 
         Raises:
-            InputError: the loss is not finite.
+            DivergenceError: the loss is not finite.
         """
         bad = not torch.isfinite(loss)
         examples, tokens, lost = (int(each) for each in total([examples, tokens, bad], loss.device))
         if lost:
-            raise InputError(
+            raise DivergenceError(
                 f"the loss is {loss.item()} at step {self.state.global_step}: the model has diverged or its weights are"
                 " damaged; start again with a lower learning rate, or with autocast='none'"
             )

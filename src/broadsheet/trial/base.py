@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 import numpy as np
 
 from broadsheet.cache import atomic_write, fingerprint, home
-from broadsheet.console import InputError, duration, say
+from broadsheet.console import DivergenceError, InputError, duration, say
 from broadsheet.methods import ForPaper
 from broadsheet.options import MOST_SEED, option
 from broadsheet.page.evidence import provenance, versions
@@ -267,7 +268,8 @@ class Trial(ForPaper):
         """The best setting of an arm by its score on data that the test does not use; kept, so that it is not redone.
 
         Every tuned arm of a trial has to be given as many settings: a baseline is tuned as the method is. The best of a
-        few rates may be the end of them, and the truth lie further out: an open-ended scale is then continued.
+        few rates may be the end of them, and the truth lie further out: an open-ended scale is then continued. A
+        setting by which a training diverges, or whose score is no number, is the worst there is.
 
         Args:
             name: of the arm.
@@ -281,6 +283,7 @@ class Trial(ForPaper):
         Raises:
             ValueError: no settings, fewer than three of an open-ended scale, or two arms are given different numbers of
                 them.
+            DivergenceError: by all settings.
         """
         if open_ended and len(settings) < 3:
             raise ValueError(f"got {len(settings)} settings of an open-ended scale; expected 3 at least")
@@ -295,12 +298,14 @@ class Trial(ForPaper):
             if done == len(scores):
                 say(f"tuning: {name}, {tried[done]}")
                 with seeded(self.seed):
-                    scores.append(float(score(tried[done])))
+                    scores.append(_finite(score, tried[done]))
                 with atomic_write(path) as file:
                     json.dump(scores, file)
             done += 1
             if open_ended and done == len(tried) < len(settings) + MOST_BEYOND:
                 tried += cast(list[Setting], _beyond(cast(list[float], tried), scores[:done]))
+        if max(scores[:done]) == -math.inf:
+            raise DivergenceError(f"{name}: no setting of {tried} brings a finite score; give lower ones")
         best = tried[int(np.argmax(scores[:done]))]
         self._tuning[name] = {"given": len(settings), "tried": tried, "best": best, "on": on, "open": open_ended}
         return best
@@ -523,6 +528,16 @@ class Trial(ForPaper):
             f"The gain that the paper reports is absent here in {' and '.join(gains)}." + f" {why}" * bool(why)
             for why, gains in told.items()
         ]
+
+
+def _finite(score: Callable[[Setting], float], setting: Setting) -> float:
+    """The score of a setting; −∞ where a training diverges by it, or where it is no number."""
+    try:
+        value = float(score(setting))
+    except DivergenceError as error:
+        say(str(error))
+        return -math.inf
+    return value if math.isfinite(value) else -math.inf
 
 
 def _beyond(tried: Sequence[float], scores: Sequence[float]) -> list[float]:
